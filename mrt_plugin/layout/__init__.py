@@ -1,0 +1,1 @@
+"""Rows: how an encoded group becomes the tokens that a model sees."""

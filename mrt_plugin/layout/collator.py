@@ -1,0 +1,82 @@
+"""From prepared groups to a batch of rows, in either layout."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from mrt_plugin.layout.group_row import GroupRow, as_group_row, best_fit_decreasing, expand, split_group
+from mrt_plugin.layout.rows import build_rows
+
+
+@dataclass
+class GroupedResponseCollator:
+    """Collate groups into rows of tensors (`mrt_plugin.layout.rows.Rows`, as a dict).
+
+    The batch is the same set of pairs in both layouts, so a layout never changes what one step means. A group longer
+    than `row_length` is split over several rows, each with the prompt.
+
+    Args:
+        tokenizer: gives the pad token and the padding side.
+        layout: `shared_prefix`, or `expanded` for one pair per row.
+        row_length: tokens a row may hold; unlimited by default.
+        packing: put several groups (in `expanded`: several pairs) into a row. Needs `row_length`.
+        padding: accepted for callers that pass it (Axolotl); rows are always padded to the longest.
+        pad_to_multiple_of: round the padded length up.
+        return_tensors: only `pt`.
+
+    Example:
+
+    ```python
+    from mrt_plugin import GroupedResponseCollator
+
+    collator = GroupedResponseCollator(tokenizer, layout="shared_prefix", row_length=4096)
+    batch = collator([row_of_group_1, row_of_group_2])  # rows as `build_group_row` makes them
+    batch["input_ids"].shape  # [rows, tokens]
+    ```
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    layout: str = "shared_prefix"
+    row_length: int | None = None
+    packing: bool = True
+    padding: bool | str = True
+    pad_to_multiple_of: int | None = None
+    return_tensors: str = "pt"
+
+    def __post_init__(self) -> None:
+        if self.layout not in ("shared_prefix", "expanded"):
+            raise ValueError(f"layout={self.layout!r}: a collator needs shared_prefix or expanded.")
+        if self.return_tensors != "pt":
+            raise ValueError(f"return_tensors={self.return_tensors!r}: only 'pt' is supported.")
+        if self.tokenizer.pad_token_id is None:
+            raise ValueError("The tokenizer has no pad token: set tokenizer.pad_token before building the collator.")
+
+    def __call__(self, examples: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+        """Collate groups, given as a list or (from Axolotl's multipack sampler) as a list of lists."""
+        groups: list[GroupRow] = []
+        for example in examples:
+            for row in [example] if isinstance(example, dict) else example:
+                groups.append(as_group_row(row))
+        rows = build_rows(
+            self._arrange(groups),
+            self.tokenizer.pad_token_id,
+            padding_side=self.tokenizer.padding_side,
+            pad_to_multiple_of=self.pad_to_multiple_of,
+        )
+        batch: dict[str, torch.Tensor] = rows.to_batch()
+        return batch
+
+    def _arrange(self, groups: list[GroupRow]) -> list[list[GroupRow]]:
+        if self.layout == "expanded":
+            items = [pair for group in groups for pair in expand(group)]
+        elif self.row_length is None:
+            items = groups
+        else:
+            items = [part for group in groups for part in split_group(group, self.row_length)]
+        if not self.packing or self.row_length is None:
+            return [[item] for item in items]
+        bins = best_fit_decreasing([len(item["input_ids"]) for item in items], self.row_length)
+        return [[items[index] for index in sorted(chosen)] for chosen in bins]
