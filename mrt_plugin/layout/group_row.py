@@ -1,9 +1,9 @@
 """The tokens of one group: the prompt once, then one segment per response, with what each token weighs in the loss."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
+from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.options import LossAggregation
 
 IGNORE = -100
@@ -21,7 +21,7 @@ class GroupRow(TypedDict):
     input_ids: list[int]
     """T token ids."""
     labels: list[int]
-    """T labels: the token's own id where it is trained, -100 elsewhere. A model predicts them from one token before."""
+    """T labels: the token's own id where it is trained, else -100. Each is predicted from the token before it."""
     loss_weights: list[float]
     """T coefficients c of the labels; 0 where nothing is trained."""
     prefix_length: int
@@ -30,22 +30,6 @@ class GroupRow(TypedDict):
     """Tokens of each segment; they sum to T - prefix_length."""
     segment_units: list[float]
     """Each response's share of the units that the step's loss is divided by."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One prompt with one response as tokens.
-
-    `trained[t]` says whether the model is trained to produce `input_ids[t]`.
-    """
-
-    input_ids: Sequence[int]
-    trained: Sequence[bool]
-
-    @property
-    def trained_length(self) -> int:
-        """L, the number of trained tokens."""
-        return sum(self.trained)
 
 
 def shared_length(pairs: Sequence[Pair]) -> int:
@@ -172,7 +156,7 @@ def expand(row: GroupRow) -> list[GroupRow]:
 
 
 def split_group(row: GroupRow, row_length: int) -> list[GroupRow]:
-    """Split a group into as few rows of at most `row_length` tokens as best-fit decreasing finds, each with the prompt.
+    """Split a group into rows of at most `row_length` tokens, each with the prompt, as few as best-fit decreasing finds.
 
     Raises:
         ValueError: if the prompt and one response alone are longer than `row_length`.

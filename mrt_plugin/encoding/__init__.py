@@ -1,0 +1,1 @@
+"""Encoding: chat template and tokenizer to token ids and loss masks."""

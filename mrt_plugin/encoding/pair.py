@@ -1,0 +1,20 @@
+"""One prompt with one response as tokens: what encoding hands to layout."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt with one response as tokens.
+
+    `trained[t]` says whether the model is trained to produce `input_ids[t]`.
+    """
+
+    input_ids: Sequence[int]
+    trained: Sequence[bool]
+
+    @property
+    def trained_length(self) -> int:
+        """L, the number of trained tokens."""
+        return sum(self.trained)
