@@ -1,0 +1,143 @@
+"""Small real tokenizers and models, built in memory in well under a second: no hub, no mocks.
+
+```python
+tok = tiny.tokenizer()                                    # ChatML, with pad token
+tok = tiny.tokenizer(family="gemma")                      # a template of tests/templates.py with its tokens
+tok = tiny.tokenizer(chat_template=None, pad_token=None)  # a base model's
+path = tiny.model_dir(tmp_path, tok)                      # a seeded Llama saved with its tokenizer, to load by path
+```
+"""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from templates import CHATML, FAMILIES, SPECIAL_TOKENS
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+TEXT = """
+Name a fruit that grows on trees. An apple is a fruit. A pear is a fruit too, and so is a plum or a cherry.
+What is the capital of France? The capital of France is Paris. What is the capital of Italy? It is Rome.
+Write one sentence about the sea. The sea is calm tonight and the moon is bright over the water.
+How many apples are left if Tom has twelve and eats five? Tom has 12 - 5 = 7 apples left. The answer is 7.
+Explain why the sky is blue. Light from the sun is scattered by the air, and blue light is scattered the most.
+Give me a short story about a dog. Once upon a time there was a small brown dog who lived near the river.
+user assistant system tool model developer answer question think final analysis You are a helpful assistant.
+Please list three colours: red, green and blue. Then tell me which of them you like best, and say why you do.
+""".strip().split("\n")  # fmt: skip
+
+VOCABULARY = 1000
+"""At most; TEXT yields 566. A model has 1024 rows, more than its tokenizer uses, as many real ones do."""
+
+
+@cache
+def _bpe() -> str:
+    """A byte-level BPE tokenizer of at most `VOCABULARY` tokens as JSON; any text round-trips through it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT * 4, trainer)
+    return str(tokenizer.to_str())
+
+
+def tokenizer(
+    directory: Path | str | None = None,
+    *,
+    family: str | None = None,
+    chat_template: str | None = CHATML,
+    eos_token: str | None = None,
+    bos_token: str | None = None,
+    pad_token: str | None = "<|pad|>",
+    add_bos: bool = False,
+    add_eos: bool = False,
+    padding_side: str = "right",
+) -> PreTrainedTokenizerFast:
+    """A fast byte-level BPE tokenizer of at most 1000 tokens.
+
+    Args:
+        directory: save it there too.
+        family: a name in `templates.FAMILIES`; sets the template, EOS and BOS that belong to it.
+        chat_template: Jinja text, or None for a base model's tokenizer.
+        eos_token: by default `<|im_end|>` with a template and `<|endoftext|>` without.
+        bos_token: one of the special tokens, or None for a tokenizer without BOS.
+        pad_token: None for a tokenizer without one.
+        add_bos: the tokenizer puts BOS in front of every text (as Llama's does).
+        add_eos: the tokenizer puts EOS behind every text (as T5's does).
+    """
+    if family is not None:
+        known = FAMILIES[family]
+        chat_template, eos_token, bos_token = known.template, eos_token or known.eos_token, known.bos_token
+        add_bos = add_bos or known.add_bos
+    eos_token = eos_token or ("<|endoftext|>" if chat_template is None else "<|im_end|>")
+    backend = Tokenizer.from_str(_bpe())
+    if add_bos or add_eos:
+        bos_token = bos_token or ("<|bos|>" if add_bos else None)
+        single = [*([bos_token] if add_bos else []), "$A", *([eos_token] if add_eos else [])]
+        backend.post_processor = processors.Sequence(
+            [
+                processors.ByteLevel(trim_offsets=False),
+                processors.TemplateProcessing(
+                    single=single,
+                    special_tokens=[(t, backend.token_to_id(t)) for t in single if t != "$A"],
+                ),
+            ]
+        )
+    special = {"eos_token": eos_token, "bos_token": bos_token, "pad_token": pad_token}
+    built = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        padding_side=padding_side,
+        model_max_length=4096,
+        **{name: token for name, token in special.items() if token is not None},
+    )
+    built.chat_template = chat_template
+    if directory is not None:
+        built.save_pretrained(directory)
+    return built
+
+
+def llama(
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    *,
+    layers: int = 2,
+    hidden: int = 64,
+    seed: int = 0,
+    **config: Any,
+) -> LlamaForCausalLM:
+    """A seeded Llama in float32: 2 layers, hidden 64, 4 heads, 2 key-value heads, about 1000 tokens.
+
+    Its linear layers are multiples of 64 in both directions, so that bitsandbytes loads it in 4 bit.
+    """
+    settings: dict[str, Any] = {
+        "vocab_size": 1024,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+        "bos_token_id": None if tokenizer is None else tokenizer.bos_token_id,
+        "eos_token_id": None if tokenizer is None else tokenizer.eos_token_id,
+        "pad_token_id": None if tokenizer is None else tokenizer.pad_token_id,
+    }
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**settings | config))
+    torch.random.set_rng_state(state)
+    return model
+
+
+def model_dir(directory: Path | str, tokenizer_: PreTrainedTokenizerFast | None = None, **config: Any) -> str:
+    """Save a `llama(**config)` with its tokenizer and return the path, to load like any model by name."""
+    tokenizer_ = tokenizer_ or tokenizer()
+    llama(tokenizer_, **config).save_pretrained(directory)
+    tokenizer_.save_pretrained(directory)
+    return str(directory)
