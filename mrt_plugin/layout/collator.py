@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from mrt_plugin.layout.group_row import GroupRow, as_group_row, best_fit_decreasing, expand, split_group
-from mrt_plugin.layout.rows import build_rows
+from mrt_plugin.layout.rows import Rows, build_rows
 
 
 @dataclass
@@ -66,8 +65,22 @@ class GroupedResponseCollator:
             padding_side=self.tokenizer.padding_side,
             pad_to_multiple_of=self.pad_to_multiple_of,
         )
-        batch: dict[str, torch.Tensor] = rows.to_batch()
-        return batch
+        return {**rows.to_batch(), "stats": self._stats(groups, rows)}
+
+    def _stats(self, groups: list[GroupRow], rows: Rows) -> dict[str, int]:
+        """What the batch holds, for the logs; filler groups, which train nothing, count as tokens only."""
+        real = [group for group in groups if any(group["segment_units"])]
+        tokens = int(rows.attention_mask.sum())
+        expanded = sum(
+            len(group["segment_lengths"]) * group["prefix_length"] + sum(group["segment_lengths"]) for group in groups
+        )
+        return {
+            "groups": len(real),
+            "pairs": sum(len(group["segment_lengths"]) for group in real),
+            "tokens": tokens,
+            "slots": rows.input_ids.numel(),
+            "saved_tokens": expanded - tokens,
+        }
 
     def _arrange(self, groups: list[GroupRow]) -> list[list[GroupRow]]:
         if self.layout == "expanded":

@@ -78,6 +78,8 @@ def build_group_row(
     >>> row["input_ids"], row["prefix_length"], row["segment_lengths"]
     ([5, 6, 7, 6, 8], 1, [2, 2])
     """
+    # The first token of a pair has nothing before it to be predicted from.
+    pairs = [Pair(pair.input_ids, [False, *pair.trained[1:]]) for pair in pairs]
     lengths = [pair.trained_length for pair in pairs]
     if min(lengths) == 0:
         raise ValueError("A response without trained tokens cannot be laid out: drop it before.")

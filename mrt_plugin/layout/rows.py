@@ -48,15 +48,6 @@ class Rows:
         """[R, T] int64: 1 on tokens, 0 on padding."""
         return (self.group_ids != PADDING).long()
 
-    @property
-    def pairs(self) -> int:
-        """Responses in these rows."""
-        starts = self.segment_ids > 0
-        previous_group = torch.nn.functional.pad(self.group_ids[:, :-1], (1, 0), value=PADDING)
-        previous_segment = torch.nn.functional.pad(self.segment_ids[:, :-1], (1, 0), value=PADDING)
-        new = (self.group_ids != previous_group) | (self.segment_ids != previous_segment)
-        return int((starts & new).sum())
-
 
 def build_rows(
     packed: Sequence[Sequence[GroupRow]],

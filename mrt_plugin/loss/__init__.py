@@ -1,0 +1,1 @@
+"""Loss: the weighted negative log-likelihood of the trained tokens."""

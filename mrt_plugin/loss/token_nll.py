@@ -1,0 +1,190 @@
+"""The negative log-likelihood of each trained token, without the logits of the others."""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mrt_plugin.layout.group_row import IGNORE
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 1024
+"""Trained tokens whose logits exist at once. At a vocabulary of 128k in fp32 that is 0.5 GiB."""
+
+
+class TokenNLL:
+    """Run a causal language model once and return the NLL of its labels.
+
+    The output head is applied to trained positions only, `chunk` of them at a time, and its logits are recomputed in
+    the backward pass, so the logits of a prompt never exist and those of the responses never exist all at once. The
+    model is given no labels, so a forward that some kernel library replaced does not compute a loss of its own.
+
+    A model whose forward does more to the logits than the transformations known here (`logit_transform`) is noticed at
+    the first call, by comparing one of its own logits vectors; it then runs its own head on the trained positions.
+
+    Example:
+
+    ```python
+    compute = TokenNLL(model)
+    nll = compute({"input_ids": input_ids}, labels)  # [B, T]; loss = nll.sum() / (labels != -100).sum()
+    ```
+    """
+
+    def __init__(self, model: nn.Module, chunk: int = CHUNK) -> None:
+        """Args: model: the unwrapped model (it may be a PeftModel); chunk: trained tokens per piece."""
+        self.head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
+        if self.head is None:
+            raise ValueError(f"{type(model).__name__} has no output embeddings: a causal language model is needed.")
+        self.transform = logit_transform(model.config)
+        self.chunk = chunk
+        self.correct_tokens = torch.zeros((), dtype=torch.int64)
+        """Trained tokens whose most likely prediction was right, since the last `take_correct_tokens`."""
+        self._own_head: bool | None = None
+
+    def bound(self, model: nn.Module) -> Callable[[Mapping[str, Any], torch.Tensor], torch.Tensor]:
+        """`compute(forward_kwargs, labels)` that runs `model`, which may be wrapped for distributed training."""
+        return lambda forward_kwargs, labels: self(model, forward_kwargs, labels)
+
+    def __call__(self, model: nn.Module, forward_kwargs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
+        """Per-token NLL.
+
+        Args:
+            model: what to call; the model given at construction, or its distributed wrapper.
+            forward_kwargs: arguments of the model's forward, without labels, for inputs of shape [B, T].
+            labels: [B, T]; the label at t is predicted from position t-1; -100 is not trained. Position 0 never is.
+
+        Returns:
+            [B, T] float32, 0 where the label is -100.
+        """
+        targets = labels[:, 1:]
+        where = targets != IGNORE
+        flat_targets = targets[where]
+        heard = _Heard()
+        with self._listen(heard, where):
+            outputs = model(**forward_kwargs)
+        if self._own_head is None:
+            self._own_head = not self._transform_explains(outputs.logits, heard)
+        if self._own_head:
+            if heard.used_own_head:
+                flat = nn.functional.cross_entropy(outputs.logits[0].float(), flat_targets, reduction="none")
+                self._count(outputs.logits[0].argmax(-1), flat_targets)
+            else:  # the call that noticed: once more, through the model's own head
+                return self(model, forward_kwargs, labels)
+        else:
+            flat = self._chunked(heard, flat_targets)
+        nll = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
+        shifted = nn.functional.pad(where, (1, 0), value=False)
+        return nll.masked_scatter(shifted, flat)
+
+    def take_correct_tokens(self) -> torch.Tensor:
+        """The count of rightly predicted tokens since the last call, which it resets."""
+        taken = self.correct_tokens
+        self.correct_tokens = torch.zeros_like(taken)
+        return taken
+
+    @contextmanager
+    def _listen(self, heard: "_Heard", where: torch.Tensor) -> Any:
+        """Take the head's input at the trained positions; let the model's own head see one position only."""
+
+        def before_head(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            (hidden,) = args
+            device = hidden.device.type
+            if torch.is_autocast_enabled(device):
+                heard.autocast = torch.autocast(device, torch.get_autocast_dtype(device))
+            heard.hidden = hidden[:, :-1][where]
+            heard.first = hidden[:1, :1].detach()
+            if self._own_head:
+                heard.used_own_head = True
+                return (heard.hidden.unsqueeze(0),)
+            return (hidden[:1, :1],)
+
+        handle = self.head.register_forward_pre_hook(before_head)
+        try:
+            yield
+        finally:
+            handle.remove()
+        if heard.hidden is None:
+            raise RuntimeError(
+                "The model's forward did not use its output embeddings. Remove the kernel or patch that replaces its "
+                "head (a fused loss, say), or report the model's name."
+            )
+
+    @torch.no_grad()
+    def _transform_explains(self, logits: torch.Tensor, heard: "_Heard") -> bool:
+        with heard.autocast or _nothing():
+            ours = self.transform(self.head(heard.first)).float()
+        if torch.allclose(ours, logits[:1, :1].float(), rtol=1e-3, atol=1e-3):
+            return True
+        logger.info("The model changes its logits in a way not known here: its own head runs on the trained tokens.")
+        return False
+
+    def _chunked(self, heard: "_Heard", targets: torch.Tensor) -> torch.Tensor:
+        assert heard.hidden is not None
+        if len(targets) == 0:  # keeps the graph, so that every rank has gradients to reduce
+            return heard.hidden.float().sum(-1) + 0.0 * self.head(heard.first).float().sum()
+        pieces = []
+        for hidden, target in zip(heard.hidden.split(self.chunk), targets.split(self.chunk), strict=True):
+            if hidden.requires_grad or any(parameter.requires_grad for parameter in self.head.parameters()):
+                nll, predicted = checkpoint(
+                    self._piece, hidden, target, heard.autocast, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                nll, predicted = self._piece(hidden, target, heard.autocast)
+            pieces.append(nll)
+            self._count(predicted, target)
+        return torch.cat(pieces)
+
+    def _piece(
+        self, hidden: torch.Tensor, target: torch.Tensor, autocast: AbstractContextManager[Any] | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with autocast or _nothing():
+            logits = self.transform(self.head(hidden)).float()
+        return nn.functional.cross_entropy(logits, target, reduction="none"), logits.detach().argmax(-1)
+
+    def _count(self, predicted: torch.Tensor, targets: torch.Tensor) -> None:
+        self.correct_tokens = self.correct_tokens.to(targets.device) + (predicted == targets).sum()
+
+
+class _Heard:
+    """What the head was given during one forward."""
+
+    def __init__(self) -> None:
+        self.hidden: torch.Tensor | None = None
+        self.first: torch.Tensor = torch.empty(0)
+        self.autocast: AbstractContextManager[Any] | None = None
+        self.used_own_head = False
+
+
+@contextmanager
+def _nothing() -> Any:
+    yield
+
+
+def logit_transform(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What the model's forward does to the head's output: soft-capping (Gemma 2, 3) or scaling (Granite, Cohere).
+
+    Args:
+        config: the model's config; a nested text config is used where there is one.
+    """
+    values = config.get_text_config().to_dict()
+    cap, scale, divisor = (
+        values.get("final_logit_softcapping"),
+        values.get("logit_scale"),
+        values.get("logits_scaling"),
+    )
+
+    def transform(logits: torch.Tensor) -> torch.Tensor:
+        if divisor is not None:
+            logits = logits / divisor
+        if scale is not None:
+            logits = logits * scale
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    return transform

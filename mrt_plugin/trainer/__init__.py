@@ -1,0 +1,6 @@
+"""Training on groups: the behaviour as a mixin, and TRL's SFTTrainer with it."""
+
+from mrt_plugin.trainer.config import MultiResponseSFTConfig
+from mrt_plugin.trainer.sft import MultiResponseSFTTrainer
+
+__all__ = ["MultiResponseSFTConfig", "MultiResponseSFTTrainer"]

@@ -1,0 +1,92 @@
+"""The TRL configuration of a multi-response run."""
+
+from dataclasses import dataclass
+
+from trl import SFTConfig
+
+from mrt_plugin.options import MultiResponseOptions, check_options
+
+
+@dataclass
+class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
+    """`trl.SFTConfig` with the options of `mrt_plugin.options.MultiResponseOptions`.
+
+    Batch sizes count groups. `max_length` limits one prompt with one response: a longer pair is dropped, counted and
+    reported, never cut, because a cut response teaches the model to stop mid-sentence. Options of `SFTConfig` that a
+    grouped trainer cannot honour are refused by name.
+
+    Raises:
+        ValueError: naming the option and what to do.
+
+    Example:
+
+    ```python
+    from mrt_plugin import MultiResponseSFTConfig
+
+    args = MultiResponseSFTConfig(
+        output_dir="out", selector="random_k", k=4, max_length=2048, row_length=8192, per_device_train_batch_size=2
+    )
+    ```
+    """
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        refuse_collisions(self)
+        if self.row_length is None:
+            self.row_length = self.max_length
+        check_row_length(self.row_length, self.max_length)
+        # TRL's chunked loss patches the model's forward; ours is chunked by itself and asks for no labels.
+        self.loss_type = "nll"
+        super().__post_init__()
+
+
+def check_row_length(row_length: int | None, max_length: int | None) -> None:
+    """Check that a row takes the longest pair.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if row_length is not None and (max_length is None or row_length < max_length):
+        raise ValueError(
+            f"row_length={row_length} is below max_length={max_length}: a row must take at least one prompt with one "
+            "response. Raise row_length or lower max_length."
+        )
+
+
+def refuse_collisions(config: SFTConfig) -> None:
+    """Refuse every option of `SFTConfig` that would be silently ignored.
+
+    Raises:
+        ValueError: naming the option and what to do.
+    """
+    refused: list[tuple[bool, str]] = [
+        (config.packing, "packing=True: groups are packed by row_packing=True and row_length."),
+        (bool(config.eval_packing), "eval_packing=True: groups are packed by row_packing=True and row_length."),
+        (config.padding_free, "padding_free=True: use row_packing=True, which packs groups into rows without leaks."),
+        (
+            config.completion_only_loss is False,
+            "completion_only_loss=False: only responses are trained on, since a prompt is not a response to anything.",
+        ),
+        (
+            config.assistant_only_loss,
+            "assistant_only_loss=True: leave it out. Every assistant turn of a response is trained, and nothing else.",
+        ),
+        (
+            config.loss_type not in (None, "nll", "chunked_nll"),
+            f"loss_type={config.loss_type!r}: use loss_aggregation; the loss is the negative log-likelihood.",
+        ),
+        (config.label_smoothing_factor != 0, "label_smoothing_factor: the loss is the plain log-likelihood."),
+        (config.truncation_mode != "keep_start", "truncation_mode: pairs over max_length are dropped, never cut."),
+        (
+            config.train_sampling_strategy == "group_by_length",
+            "train_sampling_strategy='group_by_length': packing makes even rows; use 'random' or 'sequential'.",
+        ),
+        (
+            bool(config.dataset_kwargs and config.dataset_kwargs.get("skip_prepare_dataset")),
+            "dataset_kwargs={'skip_prepare_dataset': True}: prepared groups are recognised by their columns.",
+        ),
+        (config.batch_eval_metrics, "batch_eval_metrics=True: the logits that metrics would need never exist."),
+    ]
+    for is_set, reason in refused:
+        if is_set:
+            raise ValueError(f"MultiResponseSFTConfig does not take {reason}")

@@ -1,0 +1,204 @@
+"""The behaviour of training on groups, for any trainer that descends from `transformers.Trainer`."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from transformers import Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from mrt_plugin.layout.collator import GroupedResponseCollator
+from mrt_plugin.layout.group_row import IGNORE, GroupRow
+from mrt_plugin.layout.rows import Rows
+from mrt_plugin.loss.step_loss import step_loss
+from mrt_plugin.loss.token_nll import TokenNLL
+from mrt_plugin.options import MultiResponseOptions
+from mrt_plugin.trainer.layout_choice import choose_layout
+from mrt_plugin.trainer.meter import Meter, batch_counts
+from mrt_plugin.trainer.prepare import COLUMNS, is_prepared
+
+logger = logging.getLogger(__name__)
+
+
+class MultiResponseTrainerMixin(Trainer):
+    """Trains on prepared groups; put it before a trainer class and call `set_up_groups` after its `__init__`.
+
+    The loss is that of `mrt_plugin.loss.step_loss`, divided by the units of the whole optimizer step: of all its
+    micro-batches on all processes. Evaluation returns the token-weighted mean NLL over all held-out tokens.
+
+    Example:
+
+    ```python
+    class MyTrainer(MultiResponseTrainerMixin, SomeTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.set_up_groups(options, [self.data_collator])
+    ```
+    """
+
+    loss_is_scaled_for_ga = True  # read by transformers >= 5.19
+
+    def set_up_groups(self, options: MultiResponseOptions, collators: list[GroupedResponseCollator]) -> None:
+        """Choose the layout, prove it, and make the collators build it.
+
+        Raises:
+            ValueError: if the options, or the way of running, cannot be honoured.
+        """
+        self._refuse_parallelism()
+        self.model_accepts_loss_kwargs = True  # read by transformers < 5.19: the loss is scaled by the units already
+        model = self.accelerator.unwrap_model(self.model)
+        self._token_nll = TokenNLL(model)
+        self._meter = Meter()
+        choice = choose_layout(
+            model,
+            self.train_dataset,
+            options,
+            compute=self._token_nll.bound(model),
+            tokenizer=collators[0].tokenizer,
+            gradient_checkpointing=bool(self.args.gradient_checkpointing),
+        )
+        self.layout = choice.layout
+        self._backend = choice.backend
+        for collator in collators:
+            collator.layout = choice.layout
+            collator.packing = collator.packing and choice.can_pack
+
+    def _refuse_parallelism(self) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                "torch.nn.DataParallel is not supported: start one process per GPU (torchrun or accelerate launch), "
+                "or set CUDA_VISIBLE_DEVICES to one GPU."
+            )
+        parallelism = self.accelerator.parallelism_config
+        if parallelism is not None and parallelism.non_data_parallel_size > 1:
+            raise ValueError(
+                "Context, sequence and tensor parallelism split a row, and a group must stay whole: use DDP, FSDP or "
+                "DeepSpeed ZeRO."
+            )
+
+    # ------------------------------------------------------------------ data
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = list(COLUMNS)
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[[Any], Any] | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> Any:
+        # accelerate repeats rows until the batches are even on all processes, which would count them twice.
+        multiple = batch_size * self.accelerator.num_processes
+        if self.accelerator.num_processes > 1 and isinstance(dataset, Dataset) and is_prepared(dataset):
+            dataset = with_fillers(dataset, multiple)
+        return super()._get_dataloader(
+            dataset,
+            description,
+            batch_size,
+            sampler_fn=sampler_fn,
+            is_training=is_training,
+            dataloader_key=dataloader_key,
+        )
+
+    # ------------------------------------------------------------------ loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+        """The units of the whole optimizer step, over its micro-batches and all processes."""
+        units = sum((batch["units"].double().sum().to(device) for batch in batch_samples), torch.zeros((), device=device))
+        counts = sum((batch_counts(batch) for batch in batch_samples), torch.zeros(5, dtype=torch.float64))
+        totals = self._sum_over_processes(torch.cat([units.double().reshape(1).cpu(), counts]))
+        if self.model.training:
+            self._meter.add_batches(totals[1:])
+        return totals[0].float().to(device)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """This micro-batch's part of the step's loss, and no outputs: the logits of a whole row never exist."""
+        rows = Rows.from_batch(inputs)
+        nll = self._backend.token_nll(model, rows, self._token_nll.bound(model))
+        if num_items_in_batch is None:
+            units = self._sum_over_processes(rows.units.sum().reshape(1))[0]
+        else:
+            units = torch.as_tensor(num_items_in_batch, device=nll.device)
+        loss = step_loss(nll, rows.loss_weights, units, self.accelerator.num_processes)
+        trained = (rows.labels != IGNORE).sum()
+        correct = self._token_nll.take_correct_tokens().to(trained.device)
+        trained, correct = self._sum_over_processes(torch.stack([trained, correct])).tolist()
+        self._meter.add_predictions(trained, correct)
+        return (loss, {}) if return_outputs else loss
+
+    def _sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
+        if self.accelerator.num_processes == 1:
+            return values
+        gathered: torch.Tensor = self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum")
+        return gathered.to(values.device)
+
+    # ------------------------------------------------------------------ evaluation
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, None, None]:
+        """The mean NLL of the batch's tokens; its sums go to `evaluation_loop`."""
+        rows = Rows.from_batch(self._prepare_inputs(inputs))
+        with torch.no_grad(), self.compute_loss_context_manager():
+            nll = self._backend.token_nll(model, rows, self._token_nll.bound(model))
+        tokens = (rows.labels != IGNORE).sum()
+        sums = torch.stack([nll.double().sum(), tokens.double(), self._token_nll.take_correct_tokens().double()])
+        self._eval_sums = self._eval_sums.to(sums.device) + sums
+        return nll.sum() / tokens.clamp_min(1), None, None
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """As in `Trainer`, with the loss taken over all tokens instead of averaged over batches."""
+        began = time.perf_counter()
+        self._eval_sums = torch.zeros(3, dtype=torch.float64)
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        nll, tokens, correct = self._sum_over_processes(self._eval_sums).tolist()
+        if tokens:
+            output.metrics[f"{metric_key_prefix}_loss"] = nll / tokens
+            output.metrics[f"{metric_key_prefix}_mean_token_accuracy"] = correct / tokens
+            output.metrics[f"{metric_key_prefix}_tokens"] = int(tokens)
+        self._meter.paused_seconds += time.perf_counter() - began
+        return output
+
+    # ------------------------------------------------------------------ logs
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add throughput, token accuracy and what the layout saved to the training logs."""
+        if "loss" in logs:
+            logs.update(self._meter.read())
+            self._meter = Meter()
+        super().log(logs, *args, **kwargs)
+
+
+def with_fillers(dataset: Dataset, multiple: int) -> Dataset:
+    """The dataset, extended to a multiple of `multiple` rows by fillers that train nothing and weigh nothing."""
+    missing = -len(dataset) % multiple
+    if not missing:
+        return dataset
+    token = dataset[0]["input_ids"][0]
+    filler = GroupRow(
+        input_ids=[token],
+        labels=[IGNORE],
+        loss_weights=[0.0],
+        prefix_length=0,
+        segment_lengths=[1],
+        segment_units=[0.0],
+    )
+    plain = dataset.select_columns(list(COLUMNS))
+    return concatenate_datasets([plain, Dataset.from_list([dict(filler)] * missing, features=plain.features)])

@@ -1,0 +1,239 @@
+"""From groups to a prepared dataset: select, encode, drop what is too long, lay out."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from mrt_plugin.encoding import Encoder
+from mrt_plugin.layout.group_row import GroupRow, build_group_row, expand, split_group
+from mrt_plugin.options import MultiResponseOptions
+from mrt_plugin.selection import select_indices
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = tuple(GroupRow.__annotations__)
+"""The columns of a prepared dataset: those of a `GroupRow`."""
+
+
+@dataclass
+class PrepareReport:
+    """What preparation did, in counts that add up.
+
+    `groups + dropped_groups` is the number of groups read; `pairs + dropped_pairs` the number of responses selected.
+    """
+
+    groups: int = 0
+    rows: int = 0
+    """Rows of the prepared dataset: more than `groups` where long groups were split."""
+    pairs: int = 0
+    trained_tokens: int = 0
+    tokens_expanded: int = 0
+    """Tokens a forward pass sees when the prompt is copied for each response."""
+    tokens_shared: int = 0
+    """Tokens it sees when the prompt is there once per row."""
+    dropped_pairs: int = 0
+    """Pairs longer than max_length."""
+    dropped_groups: int = 0
+    """Groups that lost all their pairs."""
+
+    @property
+    def token_ratio(self) -> float:
+        """Expanded over shared tokens: the speed-up if tokens were all that costs."""
+        return self.tokens_expanded / max(self.tokens_shared, 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All counts and the token ratio."""
+        return {**asdict(self), "token_ratio": self.token_ratio}
+
+
+def prepare_groups(
+    groups: Dataset,
+    tokenizer: Any,
+    options: MultiResponseOptions,
+    *,
+    max_length: int | None,
+    seed: int,
+    expanded_form: bool = False,
+    split_rows: bool = False,
+    num_proc: int | None = None,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    description: str = "train",
+) -> tuple[Dataset, PrepareReport]:
+    """Make a dataset whose rows are `GroupRow`s, one per group.
+
+    Args:
+        groups: as `load_groups` returns them.
+        tokenizer: with its chat template, if any.
+        options: selector, k and the rest; `row_length` is used where `split_rows` is set.
+        max_length: tokens one prompt with one response may have; longer pairs are dropped and counted.
+        seed: of the selection, unless `options.selection_seed` is set.
+        expanded_form: rows of whole pairs, with no shared prefix.
+        split_rows: split groups longer than `options.row_length` into several rows of the dataset, for callers whose
+            rows must not be longer. The collator splits them otherwise.
+        num_proc: processes; the result does not depend on it.
+        chat_template_kwargs: handed to the chat template.
+        description: names the dataset in progress bars and messages.
+
+    Returns:
+        The prepared dataset and the counts.
+
+    Raises:
+        ValueError: if every group was dropped.
+    """
+    if options.selection_seed is not None:
+        seed = options.selection_seed
+    chosen = select_indices(
+        groups,
+        options.selector,
+        k=options.k,
+        alpha=options.alpha,
+        similarity=options.similarity,
+        embedder=options.embedder,
+        seed=seed,
+        num_proc=num_proc,
+    )
+    encoder = Encoder(tokenizer, prompt_format=options.prompt_format, chat_template_kwargs=chat_template_kwargs)
+    prepared = groups.map(
+        _prepare_batch,
+        with_indices=True,
+        batched=True,
+        batch_size=64,
+        fn_kwargs={
+            "encoder": encoder,
+            "chosen": chosen,
+            "options": options,
+            "max_length": max_length,
+            "expanded_form": expanded_form,
+            "split_rows": split_rows,
+        },
+        remove_columns=groups.column_names,
+        num_proc=num_proc,
+        desc=f"Encoding the {description} groups",
+    )
+    report = _report(groups, chosen, prepared)
+    prepared = prepared.remove_columns([name for name in prepared.column_names if name not in COLUMNS])
+    _announce(report, options, max_length, description)
+    return prepared, report
+
+
+def is_prepared(dataset: Dataset) -> bool:
+    """Whether the rows are `GroupRow`s already."""
+    return set(COLUMNS) <= set(dataset.column_names)
+
+
+def _prepare_batch(
+    batch: dict[str, list[Any]],
+    indices: Sequence[int],
+    *,
+    encoder: Encoder,
+    chosen: Sequence[Sequence[int]],
+    options: MultiResponseOptions,
+    max_length: int | None,
+    expanded_form: bool,
+    split_rows: bool,
+) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, "group", "pairs", "expanded", "shared")}
+    for position, index in enumerate(indices):
+        kept, mean_length = _encode_kept(batch, position, chosen[index], encoder, options)
+        kept = [(pair, weight) for pair, weight in kept if max_length is None or len(pair.input_ids) <= max_length]
+        if sum(weight for _, weight in kept) <= 0:
+            continue
+        row = build_group_row(
+            [pair for pair, _ in kept], options.loss_aggregation, [weight for _, weight in kept], mean_length
+        )
+        for part in _arrange(row, options, expanded_form, split_rows):
+            for name in COLUMNS:
+                columns[name].append(part[name])  # type: ignore[literal-required]
+            count, prefix = len(part["segment_lengths"]), part["prefix_length"]
+            columns["group"].append(index)
+            columns["pairs"].append(count)
+            columns["expanded"].append(count * prefix + sum(part["segment_lengths"]))
+            columns["shared"].append(len(part["input_ids"]))
+    return columns
+
+
+def _encode_kept(
+    batch: dict[str, list[Any]], position: int, chosen: Sequence[int], encoder: Encoder, options: MultiResponseOptions
+) -> tuple[list[tuple[Any, float]], float | None]:
+    """The chosen pairs with their weights, and the mean trained length over the whole pool where the loss needs it."""
+    responses = batch["responses"][position]
+    weights = batch["weights"][position] if "weights" in batch else [1.0] * len(responses)
+    needs_pool = options.loss_aggregation == "prompt"
+    wanted = range(len(responses)) if needs_pool else chosen
+    pairs = dict(
+        zip(
+            wanted,
+            encoder.encode_group(batch["prompt"][position], [responses[index] for index in wanted]),
+            strict=True,
+        )
+    )
+    mean_length = sum(pair.trained_length for pair in pairs.values()) / len(pairs) if needs_pool else None
+    return [(pairs[index], weights[index]) for index in chosen], mean_length
+
+
+def _arrange(row: GroupRow, options: MultiResponseOptions, expanded_form: bool, split_rows: bool) -> list[GroupRow]:
+    if expanded_form:
+        row = _join_pairs(expand(row))
+    if split_rows and options.row_length is not None:
+        return split_group(row, options.row_length)
+    return [row]
+
+
+def _join_pairs(pairs: list[GroupRow]) -> GroupRow:
+    """One row with no shared prefix whose segments are whole pairs."""
+    return GroupRow(
+        input_ids=[token for pair in pairs for token in pair["input_ids"]],
+        labels=[label for pair in pairs for label in pair["labels"]],
+        loss_weights=[weight for pair in pairs for weight in pair["loss_weights"]],
+        prefix_length=0,
+        segment_lengths=[length for pair in pairs for length in pair["segment_lengths"]],
+        segment_units=[units for pair in pairs for units in pair["segment_units"]],
+    )
+
+
+def _report(groups: Dataset, chosen: Sequence[Sequence[int]], prepared: Dataset) -> PrepareReport:
+    kept_groups = len(set(prepared["group"])) if len(prepared) else 0
+    pairs = sum(prepared["pairs"]) if len(prepared) else 0
+    return PrepareReport(
+        groups=kept_groups,
+        rows=len(prepared),
+        pairs=pairs,
+        trained_tokens=sum(sum(label != -100 for label in labels) for labels in prepared["labels"]),
+        tokens_expanded=sum(prepared["expanded"]) if len(prepared) else 0,
+        tokens_shared=sum(prepared["shared"]) if len(prepared) else 0,
+        dropped_pairs=sum(len(indices) for indices in chosen) - pairs,
+        dropped_groups=len(groups) - kept_groups,
+    )
+
+
+def _announce(report: PrepareReport, options: MultiResponseOptions, max_length: int | None, description: str) -> None:
+    if report.groups == 0:
+        raise ValueError(
+            f"Every group of the {description} data was dropped: none of the {report.dropped_pairs} selected pairs "
+            f"fits max_length={max_length}. Raise max_length."
+        )
+    logger.info(
+        "%s: %d groups, %d pairs (%.2f per prompt), %d trained tokens; %d tokens a pass expanded, %d shared (ratio "
+        "%.2f).",
+        description,
+        report.groups,
+        report.pairs,
+        report.pairs / report.groups,
+        report.trained_tokens,
+        report.tokens_expanded,
+        report.tokens_shared,
+        report.token_ratio,
+    )
+    if report.dropped_pairs:
+        logger.warning(
+            "%s: dropped %d pairs longer than max_length=%s (%.1f %% of those selected), and with them %d groups that "
+            "had no other. Raise max_length to keep them.",
+            description,
+            report.dropped_pairs,
+            max_length,
+            100 * report.dropped_pairs / (report.dropped_pairs + report.pairs),
+            report.dropped_groups,
+        )
