@@ -7,8 +7,6 @@ os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Iterator
-
 import pytest
 import tiny
 import torch
@@ -24,6 +22,6 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of a 2-layer Llama saved with its ChatML tokenizer; do not write into it."""
-    yield tiny.model_dir(tmp_path_factory.mktemp("tiny_model"))
+    return tiny.model_dir(tmp_path_factory.mktemp("tiny_model"))
