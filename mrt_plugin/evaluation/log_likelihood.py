@@ -1,0 +1,85 @@
+"""The log-likelihood of responses under a model: what every likelihood-based measure starts from."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from mrt_plugin.encoding.pair import Pair
+from mrt_plugin.layout.group_row import IGNORE
+
+
+def pad_pairs(pairs: Sequence[Pair], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`input_ids`, `labels` and `attention_mask`, each [B, T] int64, padded on the right."""
+    width = max(len(pair.input_ids) for pair in pairs)
+    input_ids = torch.full((len(pairs), width), pad_token_id)
+    labels = torch.full((len(pairs), width), IGNORE)
+    mask = torch.zeros((len(pairs), width), dtype=torch.int64)
+    for index, pair in enumerate(pairs):
+        length = len(pair.input_ids)
+        tokens = torch.tensor(pair.input_ids)
+        input_ids[index, :length] = tokens
+        labels[index, :length] = torch.where(torch.tensor(pair.trained), tokens, IGNORE)
+        mask[index, :length] = 1
+    return input_ids, labels, mask
+
+
+@torch.no_grad()
+def log_likelihoods(
+    model: PreTrainedModel,
+    pairs: Sequence[Pair],
+    *,
+    batch_tokens: int = 8192,
+    progress: Callable[[int], None] = lambda pairs: None,
+) -> np.ndarray:
+    """Summed log-probability of each pair's trained tokens, [n] float64, in nats.
+
+    The result does not depend on the order of the pairs nor, up to rounding, on the batch size. The model is put in
+    evaluation mode while it is measured, and left as it was.
+
+    Args:
+        model: a causal language model, with or without an adapter; measured on the device it is on.
+        pairs: encoded pairs, each with at least one trained token.
+        batch_tokens: tokens of a forward, padding included.
+        progress: called after each forward with the pairs it held.
+
+    Example:
+
+    ```python
+    pairs = [encoder.encode(group["prompt"], response) for response in group["responses"]]
+    probability = np.exp(log_likelihoods(model, pairs))
+    ```
+    """
+    result = np.zeros(len(pairs))
+    training = model.training
+    model.eval()
+    try:
+        for chosen in _batches([len(pair.input_ids) for pair in pairs], batch_tokens):
+            # Padding is masked and to the right, so the pad token may be any: it is never seen.
+            input_ids, labels, mask = (part.to(model.device) for part in pad_pairs([pairs[i] for i in chosen], 0))
+            wanted = labels[:, 1:] != IGNORE
+            columns = wanted.any(dim=0).nonzero().squeeze(1)
+            # Logits only where some pair of the batch is trained: the prompt's never exist.
+            logits = model(
+                input_ids=input_ids, attention_mask=mask, logits_to_keep=columns, use_cache=False
+            ).logits.float()
+            targets, wanted = labels[:, 1:][:, columns], wanted[:, columns]
+            token = logits.gather(2, targets.clamp(min=0)[:, :, None]).squeeze(2) - logits.logsumexp(dim=2)
+            result[chosen] = torch.where(wanted, token, 0.0).double().sum(dim=1).cpu().numpy()
+            progress(len(chosen))
+    finally:
+        model.train(training)
+    return result
+
+
+def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length, each at most `batch_tokens` with its padding (or one pair)."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
