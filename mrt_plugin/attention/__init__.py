@@ -1,0 +1,8 @@
+"""Attention: the backends that compute a shared prompt once, and the proof that one is exact on a given model."""
+
+from mrt_plugin.attention.backend import Backend, Compute
+from mrt_plugin.attention.expanded import ExpandedBackend
+from mrt_plugin.attention.family import NotShareable
+from mrt_plugin.attention.resolve import resolve_backend
+
+__all__ = ["Backend", "Compute", "ExpandedBackend", "NotShareable", "resolve_backend"]

@@ -1,0 +1,70 @@
+"""The reference backend: one dense 4-D mask per kind of layer, handed to the model's own attention."""
+
+from typing import Any
+
+import torch
+
+from mrt_plugin.attention.backend import Compute
+from mrt_plugin.attention.family import CHUNKED, FULL, SLIDING, Family, NotShareable, read_family
+from mrt_plugin.attention.rule import visible
+from mrt_plugin.layout.rows import Rows
+
+
+class DenseBackend:
+    """Shared-prefix rows through transformers' `sdpa` or `eager` attention and a mask of T x T per row.
+
+    Exact for every family whose layers all are attention, attention dropout included. Time and memory grow with the
+    square of the row: use it to compare with, or for short rows.
+
+    Example:
+
+    ```python
+    backend = DenseBackend(model.config)
+    backend.prepare_model(model)
+    nll = backend.token_nll(model, rows, compute)  # [R, T]
+    ```
+    """
+
+    name = "dense"
+
+    def __init__(self, config: Any) -> None:
+        self.family: Family = read_family(config)
+        if self.family.stateful:
+            raise NotShareable(
+                f"prefix_backend=dense: {self.family.model_type} has layers ({', '.join(self.family.stateful)}) that "
+                "carry a state along the row, which no mask can separate. Use prefix_backend=fork or layout=expanded."
+            )
+
+    def prepare_model(self, model: Any) -> None:
+        """Keep `sdpa` or `eager` as the model has it; give it one of them otherwise."""
+        wanted = model.config._attn_implementation
+        # sdpa drops soft-capping without a word in the older releases; eager has every family's own arithmetic.
+        if self.family.softcap is not None or wanted not in ("sdpa", "eager"):
+            wanted = "sdpa" if model._supports_sdpa and self.family.softcap is None else "eager"
+        if model.config._attn_implementation != wanted:
+            model.set_attn_implementation(wanted)
+
+    def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
+        """One forward of all rows."""
+        dtype = model.dtype if model.config._attn_implementation == "eager" else None
+        masks = {kind: self._mask(kind, rows, dtype) for kind in self.family.kinds}
+        kwargs = {
+            "input_ids": rows.input_ids,
+            "position_ids": rows.position_ids,
+            # A family with one kind of layer takes the mask itself, the others one per kind.
+            "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
+            "use_cache": False,
+        }
+        return compute(kwargs, rows.labels)
+
+    def _mask(self, kind: str, rows: Rows, dtype: torch.dtype | None) -> torch.Tensor:
+        """bool for sdpa; for eager, which adds the mask to the scores, 0 or the lowest number of `dtype`."""
+        assert kind in (FULL, SLIDING, CHUNKED)
+        seen = visible(
+            rows,
+            window=self.family.window if kind == SLIDING else None,
+            chunk=self.family.chunk if kind == CHUNKED else None,
+        )
+        if dtype is None:
+            return seen
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)

@@ -1,0 +1,46 @@
+"""The plain path: one pair per row, through the model as it is."""
+
+from typing import Any
+
+import torch
+
+from mrt_plugin.attention.backend import Compute
+from mrt_plugin.layout.rows import Rows
+
+
+class ExpandedBackend:
+    """Rows of one pair each, with the attention mask that any trainer would pass. Exact for every family.
+
+    Rows that hold several pairs need a shared-prefix backend, whose rule keeps pairs apart as well (a pair is then a
+    group of one segment and no shared prefix).
+
+    Example:
+
+    ```python
+    nll = ExpandedBackend().token_nll(model, rows, compute)  # [R, T]
+    ```
+    """
+
+    name = "expanded"
+
+    def prepare_model(self, model: Any) -> None:
+        """Nothing: the model is used as it is."""
+
+    def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
+        """One forward of all rows.
+
+        Raises:
+            ValueError: if a row holds more than one pair.
+        """
+        if bool((rows.group_ids > 0).any() | (rows.segment_ids == 0).any() | (rows.segment_ids > 1).any()):
+            raise ValueError(
+                "The plain forward needs one pair per row: collate with layout='expanded' and packing=False, or use a "
+                "shared-prefix backend."
+            )
+        kwargs = {
+            "input_ids": rows.input_ids,
+            "attention_mask": rows.attention_mask,
+            "position_ids": rows.position_ids,
+            "use_cache": False,
+        }
+        return compute(kwargs, rows.labels)

@@ -1,0 +1,69 @@
+"""What a model family asks of attention, read from its configuration."""
+
+from dataclasses import dataclass
+
+from transformers import PretrainedConfig
+
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+
+
+class NotShareable(ValueError):
+    """This model cannot share a prompt exactly as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """The facts that decide how a model may share a prompt."""
+
+    model_type: str
+    """transformers' name of the architecture."""
+    kinds: tuple[str, ...]
+    """The kinds of layer that the model has, e.g. `("full_attention", "sliding_attention")`, sorted."""
+    window: int | None
+    """Positions a sliding layer sees, the query's own included."""
+    chunk: int | None
+    """Positions per chunk of a chunked layer."""
+    softcap: float | None
+    """The bound that attention scores are squashed to, by softcap · tanh(score / softcap)."""
+    dropout: float
+    """Probability that training drops an attention weight."""
+
+    @property
+    def stateful(self) -> tuple[str, ...]:
+        """The kinds of layer that carry a state along the row: no attention mask can separate responses there."""
+        return tuple(kind for kind in self.kinds if kind not in (FULL, SLIDING, CHUNKED))
+
+
+def read_family(config: PretrainedConfig) -> Family:
+    """Read a configuration the way `transformers.masking_utils.create_masks_for_generate` does.
+
+    Example:
+
+    >>> from transformers import LlamaConfig
+    >>> read_family(LlamaConfig()).kinds
+    ('full_attention',)
+    """
+    text = config.get_text_config()
+    # Configurations only carry the attributes that their family uses.
+    window = getattr(text, "sliding_window", None)
+    chunk = getattr(text, "attention_chunk_size", None)
+    layer_types = getattr(text, "layer_types", None)
+    if layer_types is not None:
+        kinds = set(layer_types)
+    elif window is not None:
+        kinds = {SLIDING}
+    elif chunk is not None:
+        kinds = {CHUNKED}
+    else:
+        kinds = {FULL}
+    dropout = getattr(text, "attention_dropout", None)
+    if dropout is None:
+        dropout = getattr(text, "attn_pdrop", None)
+    return Family(
+        model_type=text.model_type,
+        kinds=tuple(sorted(kinds)),
+        window=window,
+        chunk=chunk,
+        softcap=getattr(text, "attn_logit_softcapping", None),
+        dropout=float(dropout or 0.0),
+    )

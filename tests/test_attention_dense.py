@@ -1,0 +1,79 @@
+"""The reference backend against one pair at a time."""
+
+import pytest
+import torch
+from families import PAD, WINDOW, assert_equivalent, build, plain_compute, random_group
+from transformers import AutoConfig
+
+from mrt_plugin.attention.dense import DenseBackend
+from mrt_plugin.attention.expanded import ExpandedBackend
+from mrt_plugin.attention.family import NotShareable
+from mrt_plugin.attention.rule import visible
+from mrt_plugin.layout.group_row import expand
+from mrt_plugin.layout.rows import build_rows
+
+PACKED = [[random_group(7, [3, 5, 1]), random_group(2, [4])], [random_group(20, [2, 9])]]
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+def test_llama_equals_one_pair_at_a_time(implementation: str, padding_side: str) -> None:
+    model = build("llama", attn_implementation=implementation)
+    assert_equivalent(
+        DenseBackend(model.config), "llama", PACKED, padding_side=padding_side, attn_implementation=implementation
+    )
+
+
+def test_the_rule_on_a_small_row() -> None:
+    rows = build_rows([[random_group(3, [1, 2]), random_group(1, [1])]], PAD, pad_to_multiple_of=10)
+    # Two prompt tokens, segments of 2 and 3; a group without a shared prefix; one token of padding.
+    expected = """
+    1.........
+    11........
+    111.......
+    1111......
+    11..1.....
+    11..11....
+    11..111...
+    .......1..
+    .......11.
+    .........1
+    """.split()
+    found = ["".join(".1"[int(cell)] for cell in line) for line in visible(rows)[0, 0]]
+    assert found == expected
+
+
+def test_the_window_counts_positions_not_row_indices() -> None:
+    rows = build_rows([[random_group(4, [WINDOW, WINDOW])]], PAD)
+    mask = visible(rows, window=4)[0, 0]
+    second = 3 + 1 + WINDOW  # the second segment starts at position 3 again and sees positions 0 to 3
+    assert torch.nonzero(mask[second]).flatten().tolist() == [0, 1, 2, second]
+
+
+def test_chunks_count_positions() -> None:
+    rows = build_rows([[random_group(4, [3, 3])]], PAD)
+    mask = visible(rows, chunk=4)[0, 0]
+    second = 3 + 4  # position 3: the last of the first chunk
+    assert torch.nonzero(mask[second]).flatten().tolist() == [0, 1, 2, second]
+    assert torch.nonzero(mask[second + 2]).flatten().tolist() == [second + 1, second + 2]
+
+
+def test_a_state_along_the_row_is_refused() -> None:
+    config = AutoConfig.for_model(
+        "qwen3_next", layer_types=["linear_attention", "full_attention"], num_hidden_layers=2
+    )
+    with pytest.raises(NotShareable, match="linear_attention.*prefix_backend=fork or layout=expanded"):
+        DenseBackend(config)
+
+
+def test_expanded_rows_go_through_the_model_as_it_is() -> None:
+    pairs = [[pair] for row in PACKED for group in row for pair in expand(group)]
+    for name in ("llama",):
+        assert_equivalent(ExpandedBackend(), name, pairs)
+
+
+def test_expanded_refuses_rows_of_several_pairs() -> None:
+    model = build("llama")
+    rows = build_rows(PACKED, PAD)
+    with pytest.raises(ValueError, match="one pair per row"):
+        ExpandedBackend().token_nll(model, rows, plain_compute(model))
