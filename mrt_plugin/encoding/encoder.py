@@ -1,0 +1,249 @@
+"""From a prompt and its responses to token ids, with a mark on every token that is trained."""
+
+import json
+import logging
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, get_args
+
+from mrt_plugin.encoding.messages import EncodingError, Message, prompt_messages, response_messages, roles
+from mrt_plugin.encoding.pair import Pair
+from mrt_plugin.encoding.spans import Span, find_spans
+from mrt_plugin.encoding.tokenizer import check_tokenizer, special_token_texts
+from mrt_plugin.options import PromptFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+Tools = Sequence[dict[str, Any]] | str | None
+"""Tool schemas, or their JSON."""
+
+
+@dataclass
+class Encoder:
+    """Encodes pairs of a prompt and a response. Only what the assistant says in the response is trained.
+
+    In chat form the conversation is rendered once by the tokenizer's chat template, tokenized as it is (the template
+    writes BOS, if any), and the trained tokens are taken from the assistant's turns in that text, their end tokens
+    included (`mrt_plugin.encoding.spans`). Assistant turns of the prompt, tool results and later user turns are not
+    trained. A turn that the template does not close gets the tokenizer's EOS if it is the last.
+
+    In plain form prompt and response are joined and tokenized together, with the special tokens that the tokenizer
+    adds but never a second BOS, and one EOS at the end, trained.
+
+    Labels come from these marks, never from comparing ids, so a pad token that equals EOS does no harm. Nothing is
+    truncated. A token that begins in the prompt and ends in the response is trained.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        prompt_format: `chat`, `plain`, or `auto`: chat where the tokenizer has a template. Messages are always chat.
+        chat_template_kwargs: handed to the template, `{"enable_thinking": False}` for example.
+
+    Raises:
+        EncodingError: for a slow tokenizer, an unknown format, or `chat` without a template.
+
+    Example:
+
+    ```python
+    from mrt_plugin.encoding import Encoder
+
+    encoder = Encoder(tokenizer)
+    pairs = encoder.encode_group("Name a fruit.", ["An apple.", "A pear."])
+    ids = [token for token, trained in zip(pairs[0].input_ids, pairs[0].trained) if trained]
+    tokenizer.decode(ids)  # 'An apple.<|im_end|>'
+    ```
+    """
+
+    tokenizer: "PreTrainedTokenizerBase"
+    prompt_format: PromptFormat = "auto"
+    chat_template_kwargs: dict[str, Any] | None = None
+    _special: list[str] = field(init=False, repr=False)
+    _told: set[str] = field(init=False, repr=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        if self.prompt_format not in get_args(PromptFormat):
+            known = ", ".join(get_args(PromptFormat))
+            raise EncodingError(f"prompt_format={self.prompt_format!r} is unknown: choose one of {known}.")
+        check_tokenizer(self.tokenizer)
+        if self.prompt_format == "chat" and not self.tokenizer.chat_template:
+            raise EncodingError(_no_template("prompt_format='chat'"))
+        self._special = special_token_texts(self.tokenizer)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was logged is no part of what an encoder is: datasets fingerprints it by its pickle.
+        return {**self.__dict__, "_told": set()}
+
+    def encode(
+        self, prompt: str | Sequence[Message], response: str | Sequence[Message], *, tools: Tools = None
+    ) -> Pair:
+        """Encode one pair. For several responses to one prompt, `encode_group` does it faster."""
+        return self.encode_group(prompt, [response], tools=tools)[0]
+
+    def encode_group(
+        self,
+        prompt: str | Sequence[Message],
+        responses: Sequence[str | Sequence[Message]],
+        *,
+        tools: Tools = None,
+    ) -> list[Pair]:
+        """Encode a prompt with each of its responses.
+
+        Args:
+            prompt: a string or messages.
+            responses: strings or lists of messages, in which every assistant turn is trained.
+            tools: tool schemas (or their JSON) that the template shows to the model.
+
+        Returns:
+            One pair per response, in their order.
+
+        Raises:
+            EncodingError: if the messages are malformed, the tokenizer has no template for them, or the template
+                cannot render them or leaves out what an assistant says.
+        """
+        if not responses:
+            return []
+        try:
+            if self._is_chat(prompt, responses):
+                return self._encode_chat(prompt, responses, json.loads(tools) if isinstance(tools, str) else tools)
+            return self._encode_plain(str(prompt), [str(response) for response in responses])
+        except EncodingError as error:
+            text = repr(prompt)
+            raise EncodingError(f"{error} (In the group of the prompt {text[:120]}{'...' * (len(text) > 120)})") from (
+                error.__cause__
+            )
+
+    def _is_chat(self, prompt: Any, responses: Sequence[Any]) -> bool:
+        has_messages = not all(isinstance(value, str) for value in (prompt, *responses))
+        if self.prompt_format == "plain" and has_messages:
+            raise EncodingError(
+                "prompt_format='plain' takes strings, but this group has messages. Use prompt_format='auto' or "
+                "'chat', or turn the messages into text."
+            )
+        if has_messages and not self.tokenizer.chat_template:
+            raise EncodingError(_no_template("The data holds messages"))
+        return self.prompt_format != "plain" and bool(self.tokenizer.chat_template)
+
+    def _encode_chat(
+        self,
+        prompt: str | Sequence[Message],
+        responses: Sequence[str | Sequence[Message]],
+        tools: Sequence[dict[str, Any]] | None,
+    ) -> list[Pair]:
+        render = partial(self._render, tools=tools)
+        asked = prompt_messages(prompt)
+        prompt_text = render(asked, True)
+        texts, spans = [], []
+        for response in responses:
+            messages = [*asked, *response_messages(response)]
+            self._tell_of_repeated_roles(messages)
+            text = render(messages, False)
+            found = find_spans(messages, len(asked), text, prompt_text, render, self._special, self._tell)
+            texts.append(text)
+            spans.append(found)
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return [
+            self._mark_spans(ids, offsets, found)
+            for ids, offsets, found in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
+        ]
+
+    def _render(self, messages: Sequence[Message], generation_prompt: bool, *, tools: Any) -> str:
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages),
+                    tools=tools or None,  # some templates write tool boilerplate for an empty list
+                    add_generation_prompt=generation_prompt,
+                    tokenize=False,
+                    **(self.chat_template_kwargs or {}),
+                )
+            )
+        except Exception as error:  # a template is a program: it raises whatever it likes
+            raise EncodingError(
+                f"The chat template cannot render a conversation with the roles {roles(messages)}: "
+                f"{type(error).__name__}: {error}. Some templates need alternating user and assistant turns or know "
+                "no system or tool role: change the messages, or set another chat template."
+            ) from error
+
+    def _mark_spans(self, input_ids: list[int], offsets: list[tuple[int, int]], spans: Sequence[Span]) -> Pair:
+        """Mark the tokens whose characters lie in a span, or that reach into its start."""
+        trained = [False] * len(input_ids)
+        for span in spans:
+            begin = bisect_right(offsets, span.start, key=_end)
+            end = bisect_right(offsets, span.stop, key=_end)
+            trained[begin:end] = [True] * (end - begin)
+        if not spans[-1].closed:
+            if self.tokenizer.eos_token_id is None:
+                self._tell("no end", "Neither the chat template nor the tokenizer has a token that ends a response.")
+            else:
+                self._tell(
+                    "eos added",
+                    "The chat template does not end an assistant's turn with a special token: "
+                    f"{self.tokenizer.eos_token!r} is added after the last one and trained.",
+                )
+                input_ids = [*input_ids, self.tokenizer.eos_token_id]
+                trained.append(True)
+        return Pair(input_ids, trained)
+
+    def _encode_plain(self, prompt: str, responses: Sequence[str]) -> list[Pair]:
+        eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
+        if eos is None:
+            raise EncodingError("Plain text needs an EOS token to end a response: set tokenizer.eos_token.")
+        for response in responses:
+            if not response.strip():
+                raise EncodingError("A response is empty: there is nothing to train on. Drop it.")
+        encoded = self.tokenizer(
+            [prompt + response for response in responses],
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        pairs = []
+        for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            begin = next((index for index, (_, stop) in enumerate(offsets) if stop > len(prompt)), None)
+            if begin is None:
+                raise EncodingError("The tokenizer turns a response into no tokens at all. Drop it.")
+            if bos is not None and begin >= 2 and ids[0] == ids[1] == bos:  # written in the text, and added
+                ids, begin = ids[1:], begin - 1
+            if len(ids) >= 2 and ids[-1] == ids[-2] == eos:
+                ids = ids[:-1]
+            if ids[-1] != eos:
+                ids = [*ids, eos]
+            pairs.append(Pair(ids, [False] * begin + [True] * (len(ids) - begin)))
+        return pairs
+
+    def _tell_of_repeated_roles(self, messages: Sequence[Message]) -> None:
+        for before, after in pairwise(messages):
+            if before["role"] == after["role"] != "tool":
+                self._tell(
+                    "repeated roles",
+                    f"Some conversations have two {after['role']!r} messages in a row; they are kept as they are.",
+                )
+
+    def _tell(self, topic: str, message: str) -> None:
+        """Log once per encoder and topic."""
+        if topic not in self._told:
+            self._told.add(topic)
+            logger.warning(message)
+
+
+def _end(offset: tuple[int, int]) -> int:
+    return offset[1]
+
+
+def _no_template(what: str) -> str:
+    return (
+        f"{what}, but the tokenizer has no chat template. Use the model's instruction-tuned tokenizer, set "
+        "tokenizer.chat_template (TRL: chat_template_path; Axolotl: chat_template), or give prompts and responses "
+        "as strings with prompt_format='plain'."
+    )

@@ -1,0 +1,170 @@
+"""Messages: their checks, and the marks by which a turn is found again in a rendered conversation."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+Message = dict[str, Any]
+"""A chat message: `role`, `content` (a string or a list of parts), and what else its template knows."""
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""The fields in which the families keep a turn's thinking."""
+
+THINK_TAG = re.compile(r"(</?think>)")
+
+
+class EncodingError(ValueError):
+    """A prompt or response that cannot be turned into tokens; the message says why and what to do."""
+
+
+def without_none(value: Any) -> Any:
+    """A copy without the None-valued keys that Arrow adds to every message when one message has the key.
+
+    Example:
+
+    >>> without_none([{"role": "user", "content": "Hi", "tool_calls": None}])
+    [{'role': 'user', 'content': 'Hi'}]
+    """
+    if isinstance(value, dict):
+        return {key: without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [without_none(item) for item in value]
+    return value
+
+
+def prompt_messages(prompt: str | Sequence[Message]) -> list[Message]:
+    """The prompt as messages; a string is one user turn.
+
+    Raises:
+        EncodingError: for an empty list, a malformed message, or a prompt that ends with an assistant's turn.
+    """
+    messages = _messages(prompt, "prompt", "user")
+    if messages[-1]["role"] == "assistant":
+        raise EncodingError(
+            "The prompt ends with an assistant's turn, so there is nothing to respond to. Move that turn into the "
+            "response, or end the prompt with a user or tool message."
+        )
+    return messages
+
+
+def response_messages(response: str | Sequence[Message]) -> list[Message]:
+    """The response as messages; a string is one assistant turn.
+
+    Raises:
+        EncodingError: for an empty list, a malformed or empty message, or a response that does not begin and end with
+            an assistant's turn.
+    """
+    messages = _messages(response, "response", "assistant")
+    for place, index in (("begins", 0), ("ends", -1)):
+        role = messages[index]["role"]
+        if role != "assistant":
+            raise EncodingError(
+                f"The response {place} with a {role!r} message (roles: {roles(messages)}). A response is what the "
+                f"model says: it {place} with an assistant's turn. Move the other messages into the prompt or drop "
+                "them."
+            )
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant" and not any(texts(message)):
+            raise EncodingError(
+                f"The assistant's turn in message {index} of the response is empty: there is nothing to train on. "
+                "Drop the response or give the turn its text."
+            )
+    return messages
+
+
+def roles(messages: Iterable[Message]) -> str:
+    """The roles in order, for error messages."""
+    return ", ".join(message["role"] for message in messages)
+
+
+def _messages(value: str | Sequence[Message], name: str, role: str) -> list[Message]:
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if not isinstance(value, (list, tuple)) or not value:
+        raise EncodingError(f"The {name} must be a string or a list of messages that is not empty, not {value!r}.")
+    for index, message in enumerate(value):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise EncodingError(
+                f"Message {index} of the {name} is {message!r}. A message is a dict with a `role` and a `content`, "
+                'like {"role": "user", "content": "Hi"}.'
+            )
+        if not isinstance(message.get("content"), (str, list, type(None))):
+            raise EncodingError(
+                f"The content of message {index} of the {name} is a {type(message['content']).__name__}; it must be "
+                "a string or a list of parts."
+            )
+    return list(without_none(value))
+
+
+def content_text(message: Message) -> str:
+    """The text of a message's content, the parts of a list joined by newlines."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content if isinstance(part, dict) and "text" in part)
+
+
+def called_functions(message: Message) -> list[str]:
+    """The names of the functions that a message calls."""
+    calls = [call.get("function", call) for call in message.get("tool_calls") or []]
+    return [call["name"] for call in calls if "name" in call]
+
+
+def texts(message: Message) -> list[str]:
+    """Everything a turn says: content, thinking and called functions, without surrounding whitespace."""
+    found = [content_text(message), *(message.get(key) or "" for key in REASONING), *called_functions(message)]
+    return [text.strip() for text in found]
+
+
+def marked(message: Message, mark: Callable[[], str]) -> Message:
+    """A copy of a message in which each text is a fresh mark and everything else is as it was.
+
+    Think tags, whitespace around a text, empty fields and the shape of tool calls are kept, so that a template takes
+    the same branches for the copy as for the message.
+
+    Example:
+
+    >>> marks = iter(["M1", "M2"])
+    >>> marked({"role": "assistant", "content": "<think>Two.</think>\\n2"}, lambda: next(marks))
+    {'role': 'assistant', 'content': '<think>M1</think>\\nM2'}
+    """
+    copy = dict(message)
+    for key in ("content", *REASONING):
+        if key in message:
+            copy[key] = _marked_content(message[key], mark)
+    if message.get("tool_calls"):
+        copy["tool_calls"] = [_marked_call(call, mark) for call in message["tool_calls"]]
+    return copy
+
+
+def _marked_content(content: Any, mark: Callable[[], str]) -> Any:
+    if isinstance(content, list):
+        return [
+            {**part, "text": _marked_text(part["text"], mark)} if isinstance(part, dict) and "text" in part else part
+            for part in content
+        ]
+    return _marked_text(content, mark) if isinstance(content, str) else content
+
+
+def _marked_text(text: str, mark: Callable[[], str]) -> str:
+    pieces = []
+    for piece in THINK_TAG.split(text):
+        core = piece.strip()
+        if core and not THINK_TAG.fullmatch(piece):
+            before = piece.index(core)
+            piece = piece[:before] + mark() + piece[before + len(core) :]
+        pieces.append(piece)
+    return "".join(pieces)
+
+
+def _marked_call(call: dict[str, Any], mark: Callable[[], str]) -> dict[str, Any]:
+    if "function" in call:
+        return {**call, "function": _marked_call(call["function"], mark)}
+    copy = {**call, "name": mark()}
+    arguments = call.get("arguments")
+    if isinstance(arguments, str) and arguments.strip():
+        copy["arguments"] = json.dumps({mark(): mark()})
+    elif isinstance(arguments, dict) and arguments:
+        copy["arguments"] = {mark(): mark()}
+    return copy

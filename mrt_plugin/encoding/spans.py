@@ -1,0 +1,217 @@
+"""Where the assistant's turns lie in a rendered conversation.
+
+The trained tokens are those of the assistant's own turns, found in the text that the model will see. Cutting at the
+length of the prompt rendered alone is wrong for the many templates whose prompt is not a prefix of the conversation:
+thinking models drop or add think blocks, some move the system text, some end a generation prompt in `<think>`.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+from mrt_plugin.encoding.messages import (
+    REASONING,
+    THINK_TAG,
+    EncodingError,
+    Message,
+    called_functions,
+    content_text,
+    marked,
+)
+
+Render = Callable[[Sequence[Message], bool], str]
+"""Renders messages as text; the flag adds the generation prompt."""
+
+Tell = Callable[[str, str], None]
+"""Logs a message once per topic."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters `start` to `stop` of a rendered conversation: what the model is trained to write in one turn.
+
+    `closed` says whether it ends in a special token, which is where generation stops.
+    """
+
+    start: int
+    stop: int
+    closed: bool
+
+
+def find_spans(
+    messages: Sequence[Message],
+    first: int,
+    text: str,
+    prompt_text: str,
+    render: Render,
+    special_tokens: Sequence[str],
+    tell: Tell,
+) -> list[Span]:
+    """The spans of the assistant's turns from message `first` on.
+
+    A span begins where the template's generation prompt would have ended and ends with the turn's end token.
+    Whitespace that a template writes after the end token is left out: generation has stopped before it.
+
+    Args:
+        messages: the whole conversation.
+        first: the index of the response's first message.
+        text: `messages` rendered.
+        prompt_text: `messages[:first]` rendered with the generation prompt.
+        render: renders other messages the same way.
+        special_tokens: the texts of the tokenizer's special tokens.
+        tell: receives what is odd but works.
+
+    Raises:
+        EncodingError: if a turn cannot be located or the template leaves out what it says.
+    """
+    spans = []
+    last = len(messages) - 1
+    for index in range(first, len(messages)):
+        if messages[index]["role"] != "assistant":
+            continue
+        before = prompt_text if index == first else render(messages[:index], True)
+        through = text if index == last else render(messages[: index + 1], False)
+        content = None
+        if text.startswith(before):
+            start = len(before)
+        else:
+            content = _locate_content(messages, index, text, render)
+            start = _start_before(content, messages, index, text, render, tell)
+        if text.startswith(through):
+            span = _close_at_end(text, start, len(through), special_tokens)
+        else:
+            content = content or _locate_content(messages, index, text, render)
+            span = _close_after(text, start, content.stop, special_tokens)
+        _check_turn(messages[index], text[span.start : span.stop], index == last, tell)
+        spans.append(span)
+    return spans
+
+
+@dataclass(frozen=True)
+class _Content:
+    """Where a turn's content lies in the text, and the marks that were put in its place to find it."""
+
+    start: int
+    stop: int
+    marks: "_Marks"
+
+
+class _Marks:
+    """Fresh words that do not occur in `text`."""
+
+    def __init__(self, text: str) -> None:
+        self.stem = next(stem for stem in (f"mark{number}x" for number in count(7919)) if stem not in text)
+        self.count = 0
+
+    def __call__(self) -> str:
+        self.count += 1
+        return f"{self.stem}{self.count}e"
+
+
+def _locate_content(messages: Sequence[Message], index: int, text: str, render: Render) -> _Content:
+    """Render the conversation once more with marks for what message `index` says, and compare around the marks."""
+    marks = _Marks(text)
+    twin = render([*messages[:index], marked(messages[index], marks), *messages[index + 1 :]], False)
+    found = list(re.finditer(f"{marks.stem}\\d+e", twin))
+    if found:
+        before, after = twin[: found[0].start()], twin[found[-1].end() :]
+        if text.startswith(before) and text.endswith(after) and len(before) + len(after) <= len(text):
+            return _Content(len(before), len(text) - len(after), marks)
+    raise EncodingError(
+        f"The assistant's turn in message {index} cannot be located in the rendered conversation: the chat template "
+        "leaves it out, or renders other parts differently depending on what it says. Use a chat template that "
+        "renders each turn independently of the words in it."
+    )
+
+
+def _start_before(
+    content: _Content, messages: Sequence[Message], index: int, text: str, render: Render, tell: Tell
+) -> int:
+    """The span's start: left of the content, after as much of the generation prompt as the conversation has.
+
+    Both are read between the end of the previous message and the turn's content, so that nothing of the previous
+    message can be taken for the turn. Where that does not work out, the span starts at the content.
+    """
+    if index == 0:
+        return content.start
+    marks = content.marks
+    already = marks.count
+    previous = marked(messages[index - 1], marks)
+    if marks.count == already:  # the previous message says nothing that could be marked
+        return content.start
+    last_mark = f"{marks.stem}{marks.count}e"
+    prompt = render([*messages[: index - 1], previous], True)
+    turn = marked(messages[index], marks)
+    conversation = render([*messages[: index - 1], previous, turn, *messages[index + 1 :]], False)
+    header = prompt.rpartition(last_mark)[2]
+    frame = conversation.rpartition(last_mark)[2].partition(marks.stem)[0]
+    if last_mark not in prompt or last_mark not in conversation or not text[: content.start].endswith(frame):
+        return content.start
+    common = 0
+    while common < min(len(header), len(frame)) and header[common] == frame[common]:
+        common += 1
+    if common < len(header):
+        tell(
+            "generation prompt",
+            f"The chat template's generation prompt ends in {header[common:]!r}, which it leaves out when it renders "
+            "the whole conversation. The response is trained after what both have in common, a context that differs "
+            "from the one at inference. Templates with options (`chat_template_kwargs`, for example "
+            "enable_thinking) can often be made to agree.",
+        )
+    return content.start - (len(frame) - common)
+
+
+def _close_at_end(text: str, start: int, end: int, special_tokens: Sequence[str]) -> Span:
+    """The turn fills `text[start:end]`: stop after its last special token unless words follow it."""
+    stop = start + len(text[start:end].rstrip())
+    if text.endswith(tuple(special_tokens), start, stop):
+        return Span(start, stop, True)
+    return Span(start, end, False)
+
+
+def _close_after(text: str, start: int, end: int, special_tokens: Sequence[str]) -> Span:
+    """The turn's content stops at `end`: stop after the first special token behind it."""
+    closing = re.compile("|".join(re.escape(token) for token in special_tokens)).search(text, end)
+    return Span(start, end, False) if closing is None else Span(start, closing.end(), True)
+
+
+def _check_turn(message: Message, rendered: str, final: bool, tell: Tell) -> None:
+    """Refuse a turn whose words the template left out."""
+    content = content_text(message)
+    if not _occurs(content, rendered):
+        answer = THINK_TAG.split(content)[-1]
+        if not _occurs(answer, rendered):
+            raise EncodingError(
+                f"The chat template does not render what the assistant says: {_short(content)} is not in its turn, "
+                f"{_short(rendered)}. Use a chat template that renders it unchanged."
+            )
+        if final:
+            raise EncodingError(
+                f"The chat template drops the thinking from the response {_short(content)}, so it would not be "
+                "trained. Remove <think>...</think> from the responses, move it to `reasoning_content` if the "
+                "template renders that, or set a chat template that keeps it."
+            )
+        tell("old thinking", "The chat template drops the thinking of a response's earlier turns: it is not trained.")
+    for key in REASONING:
+        if isinstance(message.get(key), str) and not _occurs(message[key], rendered):
+            tell(
+                key,
+                f"The chat template does not render the {key!r} of some assistant turns: it is not trained. Set a "
+                "chat template that renders it if it should be.",
+            )
+    for name in called_functions(message):
+        if not _occurs(name, rendered):
+            raise EncodingError(
+                f"The chat template does not render the call of {name!r} in an assistant's turn, so it would not be "
+                "trained. Set a chat template that knows `tool_calls`, or write the call into `content`."
+            )
+
+
+def _occurs(words: str, rendered: str) -> bool:
+    """Whether `rendered` contains `words`, whitespace aside."""
+    return words.strip() in rendered or "".join(words.split()) in "".join(rendered.split())
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:77] + "...")
