@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from datasets import Dataset
 
-from mrt_plugin.attention import ExpandedBackend, NotShareable, prove, resolve_backend
-from mrt_plugin.layout.group_row import GroupRow
+from mrt_plugin.attention import Backend, ExpandedBackend, NotShareable, prove, resolve_backend
+from mrt_plugin.layout.group_row import GroupRow, as_group_row
 from mrt_plugin.options import MultiResponseOptions
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,79 @@ class LayoutChoice:
     """The layout of a run and the attention backend that computes it."""
 
     layout: str
-    backend: Any
+    backend: Backend
     can_pack: bool
+    """Whether rows may hold several groups (in `expanded`: several pairs)."""
     reason: str
+
+
+def choose_layout(
+    model: Any,
+    dataset: Dataset,
+    options: MultiResponseOptions,
+    *,
+    compute: Callable[[dict[str, Any], torch.Tensor], torch.Tensor],
+    tokenizer: Any,
+    gradient_checkpointing: bool,
+) -> LayoutChoice:
+    """Resolve `layout` and `prefix_backend` for a model and its prepared data.
+
+    `auto` shares the prompt where that saves tokens, a backend can do it, and the proof finds the same numbers;
+    otherwise it expands, and says why in one log line. A step means the same either way.
+
+    Raises:
+        ValueError: if `layout="shared_prefix"` was asked for and cannot be had, with the reason.
+    """
+    ratio, group = _look_at(dataset)
+    try:
+        if options.layout == "expanded":
+            raise NotShareable("layout=expanded was asked for")
+        if options.layout == "auto" and ratio < WORTH_SHARING:
+            raise NotShareable(f"sharing the prompt would save too little: the token ratio is {ratio:.2f}")
+        backend = _proved_backend(model, group, options, compute, tokenizer, gradient_checkpointing)
+        choice = LayoutChoice("shared_prefix", backend, True, f"token ratio {ratio:.2f}")
+    except NotShareable as refusal:
+        if options.layout == "shared_prefix":
+            raise
+        choice = LayoutChoice("expanded", ExpandedBackend(), False, str(refusal))
+    logger.info("Layout %s with backend %s: %s.", choice.layout, choice.backend.name, choice.reason)
+    return choice
+
+
+def _proved_backend(
+    model: Any,
+    group: GroupRow,
+    options: MultiResponseOptions,
+    compute: Callable[[dict[str, Any], torch.Tensor], torch.Tensor],
+    tokenizer: Any,
+    gradient_checkpointing: bool,
+) -> Backend:
+    backend = resolve_backend(
+        options.prefix_backend,
+        model.config,
+        device_type=model.device.type,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    before = model.config._attn_implementation
+    backend.prepare_model(model)
+    if options.prefix_check:
+        try:
+            prove(model, backend, group, compute=compute, pad_token_id=tokenizer.pad_token_id)
+        except NotShareable:
+            model.set_attn_implementation(before)
+            raise
+    return backend
+
+
+def _look_at(dataset: Dataset) -> tuple[float, GroupRow]:
+    """The token ratio over a sample of the rows, and its longest group that has several responses if there is one."""
+    sample = dataset.select(range(min(len(dataset), SAMPLED_ROWS)))
+    expanded, shared = 0, 0
+    best, best_rank = 0, (False, 0)
+    for index, (prefix, lengths) in enumerate(zip(sample["prefix_length"], sample["segment_lengths"], strict=True)):
+        expanded += len(lengths) * prefix + sum(lengths)
+        shared += prefix + sum(lengths)
+        rank = (len(lengths) > 1, prefix + sum(lengths))
+        if rank > best_rank:
+            best, best_rank = index, rank
+    return expanded / shared, as_group_row(sample[best])

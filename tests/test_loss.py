@@ -1,0 +1,164 @@
+"""Per-token NLL against the model's own full logits, for families that change their logits and those that do not."""
+
+import pytest
+import tiny
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    OPTConfig,
+)
+
+from mrt_plugin.layout.group_row import IGNORE
+from mrt_plugin.loss.step_loss import step_loss
+from mrt_plugin.loss.token_nll import TokenNLL
+
+SMALL = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL),
+    "tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
+    "softcap": Gemma2Config(**SMALL, final_logit_softcapping=2.0),
+    "divided": GraniteConfig(**SMALL, logits_scaling=8.0),
+    "scaled": CohereConfig(**SMALL, logit_scale=0.25),
+    "gpt2": GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0),
+    "opt": OPTConfig(
+        vocab_size=300, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, dropout=0.0
+    ),
+}
+
+
+def build(name):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager")
+    # logits far from zero, so that a forgotten cap or scale shows
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(30)
+    return model
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(3, 300, (3, 17), generator=generator)
+    labels = torch.where(torch.rand((3, 17), generator=generator) < 0.6, input_ids, IGNORE)
+    labels[2] = IGNORE
+    return input_ids, labels
+
+
+def reference(model, input_ids, labels):
+    logits = model(input_ids=input_ids, use_cache=False).logits.float()
+    log_probs = logits.log_softmax(-1)
+    nll = torch.zeros(labels.shape)
+    for row in range(labels.shape[0]):
+        for t in range(1, labels.shape[1]):
+            if labels[row, t] != IGNORE:
+                nll[row, t] = -log_probs[row, t - 1, labels[row, t]]
+    return nll
+
+
+def gradient(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_nll_and_gradients_are_those_of_the_full_logits(name, chunk):
+    input_ids, labels = batch()
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2))
+    plain = build(name)
+    expected = reference(plain, input_ids, labels)
+    (weights * expected).sum().backward()
+    model = build(name)
+    compute = TokenNLL(model, chunk=chunk)
+    nll = compute(model, {"input_ids": input_ids, "use_cache": False}, labels)
+    (weights * nll).sum().backward()
+    assert torch.allclose(nll, expected, rtol=1e-5, atol=1e-5)
+    assert (gradient(model) - gradient(plain)).norm() < 1e-5 * gradient(plain).norm()
+    predicted = plain(input_ids=input_ids).logits[:, :-1].argmax(-1)
+    right = ((predicted == labels[:, 1:]) & (labels[:, 1:] != IGNORE)).sum()
+    assert compute.take_correct_tokens() == right
+    assert compute.take_correct_tokens() == 0
+
+
+def test_a_transformation_not_known_here_is_noticed():
+    """The model's own head then runs on the trained tokens, and the numbers stay its own."""
+
+    class Shouting(type(build("llama"))):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits * 1.5 + 0.1 * output.logits**2
+            return output
+
+    input_ids, labels = batch()
+    model = build("llama")
+    model.__class__ = Shouting
+    expected = reference(model, input_ids, labels)
+    compute = TokenNLL(model)
+    for _ in range(2):
+        nll = compute(model, {"input_ids": input_ids, "use_cache": False}, labels)
+        assert torch.allclose(nll, expected, rtol=1e-5, atol=1e-5)
+    assert nll.requires_grad
+
+
+def test_the_logits_of_a_prompt_never_exist():
+    """The head sees trained positions only, a chunk at a time."""
+    input_ids, labels = batch()
+    model = build("llama")
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.numel() // output.shape[-1]))
+    compute = TokenNLL(model, chunk=4)
+    compute(model, {"input_ids": input_ids, "use_cache": False}, labels)
+    assert max(seen) <= 4
+    seen.clear()
+    compute(model, {"input_ids": input_ids, "use_cache": False}, labels).sum().backward()
+    trained = int((labels[:, 1:] != IGNORE).sum())
+    assert sum(seen) == 2 * trained + 1  # forward, recomputed for the backward, and the model's own one position
+
+
+def test_nothing_trained_still_has_a_graph():
+    input_ids, labels = batch()
+    model = build("llama")
+    nll = TokenNLL(model)(model, {"input_ids": input_ids, "use_cache": False}, torch.full_like(labels, IGNORE))
+    assert nll.sum() == 0
+    nll.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_bfloat16_autocast():
+    input_ids, labels = batch()
+    model = build("llama")
+    expected = reference(model, input_ids, labels)
+    compute = TokenNLL(model, chunk=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        nll = compute(model, {"input_ids": input_ids, "use_cache": False}, labels)
+        full = model(input_ids=input_ids).logits.float().log_softmax(-1)
+    assert nll.dtype == torch.float32
+    expected = -full[:, :-1].gather(2, labels[:, 1:].clamp(min=0)[..., None])[..., 0] * (labels[:, 1:] != IGNORE)
+    assert torch.allclose(nll[:, 1:], expected, rtol=1e-2, atol=1e-2)
+
+
+def test_step_loss_divides_by_the_units_of_the_step():
+    nll, weights = torch.tensor([[0.0, 2.0, 4.0]]), torch.tensor([[0.0, 1.0, 0.5]])
+    assert step_loss(nll, weights, torch.tensor(8.0)) == 0.5
+    assert step_loss(nll, weights, torch.tensor(8.0), processes=2) == 1.0
+    assert step_loss(nll, torch.zeros(1, 3), torch.tensor(0.0)) == 0.0
+
+
+def test_a_model_without_a_head_is_refused():
+    from transformers import LlamaModel
+
+    with pytest.raises(ValueError, match="no output embeddings"):
+        TokenNLL(LlamaModel(CONFIGS["llama"]))
+    assert TokenNLL(tiny.llama()).chunk > 0

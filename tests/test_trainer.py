@@ -1,0 +1,384 @@
+"""The TRL trainer: its loss is what the formulas say, however a step is cut, and everything around it works."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from mrt_plugin import MultiResponseSFTConfig, MultiResponseSFTTrainer
+
+FRUITS = ["apple", "pear", "plum", "cherry", "small brown dog", "calm sea tonight", "bright moon over the water"]
+
+
+def make_groups(count: int = 8, responses: int = 3, weights: bool = False) -> Dataset:
+    """Groups whose prompts and responses have mixed lengths."""
+    rows = []
+    for index in range(count):
+        prompt = "Name a fruit that grows on trees. " * (1 + index % 3) + f"Number {index}:"
+        pool = [
+            f" {FRUITS[(index + j) % 7]} and {' and '.join(FRUITS[: j + 1 + index % 2])}" for j in range(responses)
+        ]
+        row = {"id": str(index), "prompt": prompt, "responses": pool}
+        if weights:
+            row["weights"] = [0.5 + j for j in range(responses)]
+        rows.append(row)
+    return Dataset.from_list(rows)
+
+
+class GradientTap(TrainerCallback):
+    """Keeps the gradient of every optimizer step."""
+
+    def __init__(self):
+        self.gradients = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        self.gradients.append(
+            torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]).double()
+        )
+
+
+def config(tmp_path, **overrides) -> MultiResponseSFTConfig:
+    settings = {
+        "output_dir": str(tmp_path / "out"),
+        "report_to": "none",
+        "use_cpu": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "max_grad_norm": 0.0,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 1,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "selector": "all",
+        "max_length": 512,
+        "disable_tqdm": True,
+        "train_sampling_strategy": "sequential",
+        "prefix_check": False,
+    }
+    return MultiResponseSFTConfig(**settings | overrides)
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def one_step(tmp_path, groups, **overrides):
+    """Loss and gradient of one optimizer step over all groups."""
+    tap = GradientTap()
+    trainer = MultiResponseSFTTrainer(
+        model=tiny.llama(),
+        args=config(tmp_path, max_steps=1, **overrides),
+        train_dataset=groups,
+        processing_class=tiny.tokenizer(),
+        callbacks=[tap],
+    )
+    trainer.train()
+    return SimpleNamespace(loss=losses(trainer)[0], gradient=tap.gradients[0], trainer=trainer)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_one_response_expanded_is_trls_sft_trainer(tmp_path, chat):
+    """Step by step over two epochs, on the same rows in the same order."""
+    groups = make_groups(10, 1)
+    tokenizer = tiny.tokenizer(family="llama3") if chat else tiny.tokenizer(chat_template=None)
+    if chat:
+        rows = [
+            {
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                "completion": [{"role": "assistant", "content": row["responses"][0]}],
+            }
+            for row in groups
+        ]
+    else:
+        rows = [{"prompt": row["prompt"], "completion": row["responses"][0]} for row in groups]
+    common = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    ours = MultiResponseSFTTrainer(
+        model=tiny.llama(),
+        args=config(tmp_path, layout="expanded", row_packing=False, train_sampling_strategy="random", **common),
+        train_dataset=groups,
+        processing_class=tokenizer,
+    )
+    ours.train()
+    reference_args = {
+        key: value
+        for key, value in config(tmp_path, train_sampling_strategy="random", **common).to_dict().items()
+        if key in SFTConfig.__dataclass_fields__ and key not in ("push_to_hub_token", "hub_token")
+    }
+    theirs = SFTTrainer(
+        model=tiny.llama(),
+        args=SFTConfig(**reference_args),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+    )
+    theirs.train()
+    first, *rest = zip(losses(ours), losses(theirs), strict=True)
+    assert len(rest) == 2 * math.ceil(10 / 8) - 1
+    assert first[0] == pytest.approx(first[1], rel=1e-6)
+    for mine, reference in rest:
+        assert mine == pytest.approx(reference, rel=2e-4)
+
+
+@pytest.mark.parametrize("aggregation", ["token", "prompt", "response"])
+def test_shared_prefix_equals_expanded(tmp_path, aggregation):
+    groups = make_groups(8, 4, weights=True)
+    common = {"loss_aggregation": aggregation, "per_device_train_batch_size": 8}
+    expanded = one_step(tmp_path, groups, layout="expanded", row_packing=False, **common)
+    for backend in ("dense", "sdpa"):
+        for packing in (True, False):
+            shared = one_step(
+                tmp_path, groups, layout="shared_prefix", prefix_backend=backend, row_packing=packing, **common
+            )
+            assert shared.trainer.layout == "shared_prefix"
+            assert shared.loss == pytest.approx(expanded.loss, rel=1e-5)
+            assert relative(shared.gradient, expanded.gradient) < 1e-4
+
+
+@pytest.mark.parametrize("aggregation", ["token", "prompt", "response"])
+@pytest.mark.parametrize("layout", ["expanded", "shared_prefix"])
+def test_a_step_does_not_depend_on_its_micro_batches(tmp_path, aggregation, layout):
+    groups = make_groups(8, 3, weights=True)
+    common = {"loss_aggregation": aggregation, "layout": layout}
+    whole = one_step(tmp_path, groups, per_device_train_batch_size=8, **common)
+    for micro_batches in (2, 4, 8):
+        parts = one_step(
+            tmp_path,
+            groups,
+            per_device_train_batch_size=8 // micro_batches,
+            gradient_accumulation_steps=micro_batches,
+            **common,
+        )
+        assert parts.loss == pytest.approx(whole.loss, rel=1e-5)
+        assert relative(parts.gradient, whole.gradient) < 1e-5
+
+
+@pytest.mark.parametrize("aggregation", ["token", "prompt", "response"])
+def test_the_loss_is_the_formula_one_pair_at_a_time(tmp_path, aggregation):
+    """A slow reference: the plain model on each pair alone, and the design's sums written out."""
+    groups = make_groups(5, 3, weights=True)
+    run = one_step(tmp_path, groups, loss_aggregation=aggregation, per_device_train_batch_size=5)
+    model, tokenizer = tiny.llama(), tiny.tokenizer()
+    total, units = 0.0, 0.0
+    for row in groups:
+        head = tokenizer.apply_chat_template(
+            [{"role": "user", "content": row["prompt"]}], add_generation_prompt=True, tokenize=False
+        )
+        lengths, sums = [], []
+        for response in row["responses"]:
+            prompt_ids = tokenizer(head, add_special_tokens=False)["input_ids"]
+            ids = prompt_ids + tokenizer(f"{response}<|im_end|>", add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            trained = range(len(prompt_ids), len(ids))
+            lengths.append(len(trained))
+            sums.append(-sum(log_probs[t - 1, ids[t]].item() for t in trained))
+        weights = row["weights"]
+        mean_length = sum(lengths) / len(lengths)
+        for weight, length, nll in zip(weights, lengths, sums, strict=True):
+            if aggregation == "token":
+                total, units = total + weight * nll, units + weight * length
+            elif aggregation == "prompt":
+                total, units = total + weight * nll / (mean_length * sum(weights)), units + weight / sum(weights)
+            else:
+                total, units = total + weight * nll / length, units + weight
+    assert run.loss == pytest.approx(total / units, rel=1e-5)
+
+
+def test_prompt_aggregation_takes_the_mean_length_of_the_whole_pool(tmp_path):
+    """M_x is a fact of the pool: keeping fewer responses does not change the weight of a token."""
+    groups = make_groups(1, 3)
+    few = one_step(tmp_path, groups, loss_aggregation="prompt", selector="random_k", k=1)
+    row = few.trainer.train_dataset[0]
+    weight = max(row["loss_weights"])
+    encoder_lengths = []
+    for j in range(3):
+        alone = Dataset.from_list([{**groups[0], "responses": [groups[0]["responses"][j]]}])
+        prepared = one_step(tmp_path, alone, loss_aggregation="token").trainer.train_dataset[0]
+        encoder_lengths.append(prepared["segment_units"][0])
+    assert weight == pytest.approx(3 / sum(encoder_lengths))
+
+
+def test_eval_loss_is_the_mean_over_all_tokens_whatever_the_batch_size(tmp_path):
+    groups = make_groups(7, 3)
+    seen = []
+    for size, layout in ((1, "expanded"), (3, "shared_prefix"), (7, "shared_prefix")):
+        trainer = MultiResponseSFTTrainer(
+            model=tiny.llama(),
+            args=config(tmp_path, per_device_eval_batch_size=size, layout=layout, selector="random_k", k=2),
+            train_dataset=groups,
+            eval_dataset=groups,
+            processing_class=tiny.tokenizer(),
+        )
+        seen.append(trainer.evaluate()["eval_loss"])
+        assert trainer.evaluate(groups)["eval_loss"] == pytest.approx(seen[-1])
+    whole = one_step(tmp_path, groups, per_device_train_batch_size=7).loss
+    assert seen == pytest.approx([whole] * 3, rel=1e-5)
+
+
+def test_lora_checkpointing_accumulation_evaluation_and_the_best_checkpoint(tmp_path):
+    groups = make_groups(12, 3)
+    trainer = MultiResponseSFTTrainer(
+        model=tiny.model_dir(tmp_path / "model"),
+        args=config(
+            tmp_path,
+            num_train_epochs=3,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            gradient_checkpointing=True,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_loss",
+            learning_rate=1e-2,
+        ),
+        train_dataset=groups,
+        eval_dataset=groups.select(range(4)),
+        peft_config=LoraConfig(r=4, target_modules="all-linear"),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
+    )
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logged[-1]["loss"] < logged[0]["loss"]
+    assert logged[0]["responses_per_prompt"] == 3
+    for name in ("tokens_per_second", "pairs_per_second", "mean_token_accuracy", "prompt_tokens_saved_share"):
+        assert logged[0][name] >= 0
+    best = min(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-5)
+
+
+def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path):
+    def build(folder, **overrides):
+        return MultiResponseSFTTrainer(
+            model=tiny.llama(),
+            args=config(
+                tmp_path / folder,
+                num_train_epochs=2,
+                per_device_train_batch_size=2,
+                save_strategy="steps",
+                save_steps=3,
+                train_sampling_strategy="random",
+                selector="random_k",
+                k=2,
+                **overrides,
+            ),
+            train_dataset=make_groups(8, 3),
+            processing_class=tiny.tokenizer(),
+        )
+
+    whole = build("whole")
+    whole.train()
+    stopped = build("parts")
+    stopped.add_callback(_StopAfter(3))
+    stopped.train()
+    resumed = build("parts")
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed)[-5:] == pytest.approx(losses(whole)[-5:], rel=1e-5)
+    for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+class _StopAfter(TrainerCallback):
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.steps
+
+
+def test_qlora_on_the_cpu_learns_and_its_adapter_reloads(tmp_path):
+    path = tiny.model_dir(tmp_path / "model")
+    groups = make_groups(8, 3)
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    trainer = MultiResponseSFTTrainer(
+        model=path,
+        args=config(tmp_path, num_train_epochs=4, learning_rate=1e-2, gradient_checkpointing=True),
+        train_dataset=groups,
+        eval_dataset=groups,
+        quantization_config=quantization,
+        peft_config=LoraConfig(r=8, target_modules="all-linear"),
+    )
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    after = trainer.evaluate()["eval_loss"]
+    assert after < before - 0.1
+    trainer.save_model(str(tmp_path / "adapter"))
+    from peft import PeftModel
+
+    base = AutoModelForCausalLM.from_pretrained(path, quantization_config=quantization)
+    again = MultiResponseSFTTrainer(
+        model=PeftModel.from_pretrained(base, str(tmp_path / "adapter")),
+        args=config(tmp_path),
+        train_dataset=groups,
+        eval_dataset=groups,
+        processing_class=tiny.tokenizer(),
+    )
+    assert again.evaluate()["eval_loss"] == pytest.approx(after, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"packing": True}, "packing=True"),
+        ({"eval_packing": True}, "eval_packing"),
+        ({"padding_free": True}, "padding_free"),
+        ({"completion_only_loss": False}, "completion_only_loss"),
+        ({"assistant_only_loss": True}, "assistant_only_loss"),
+        ({"loss_type": "dft"}, "loss_type"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"train_sampling_strategy": "group_by_length"}, "group_by_length"),
+        ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "skip_prepare_dataset"),
+        ({"k": 0}, "k=0"),
+        ({"alpha": -1.0}, "alpha"),
+        ({"layout": "folded"}, "auto, shared_prefix, expanded"),
+        ({"loss_aggregation": "word"}, "token, prompt, response"),
+        ({"prefix_backend": "flash"}, "auto, flex, sdpa, fork, dense"),
+        ({"selector": "worst_k"}, "random_k"),
+        ({"row_length": 100}, "below max_length=512"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(tmp_path, options, named):
+    with pytest.raises(ValueError, match=named):
+        config(tmp_path, **options)
+
+
+@pytest.mark.parametrize("name", ["data_collator", "formatting_func", "compute_loss_func", "compute_metrics"])
+def test_arguments_that_cannot_be_honoured_are_refused_by_name(tmp_path, name):
+    with pytest.raises(ValueError, match=name):
+        MultiResponseSFTTrainer(
+            model="no such model", args=config(tmp_path), train_dataset=make_groups(2), **{name: print}
+        )
+
+
+def test_bad_data_is_found_before_the_model_is_loaded(tmp_path):
+    bad = Dataset.from_list([{"prompt": "a", "responses": ["b"], "scores": [float("nan")]}])
+    with pytest.raises(ValueError, match="scores"):
+        MultiResponseSFTTrainer(model="no such model", args=config(tmp_path), train_dataset=bad)
+
+
+def test_pairs_over_max_length_are_dropped_and_counted(tmp_path, caplog):
+    groups = make_groups(4, 2)
+    long = Dataset.from_list([{"id": "long", "prompt": "a", "responses": ["b " * 400, "a pear"]}])
+    from datasets import concatenate_datasets
+
+    run = one_step(tmp_path, concatenate_datasets([groups, long]), max_length=200)
+    report = run.trainer.prepare_reports["train"]
+    assert (report.dropped_pairs, report.pairs, report.groups, report.dropped_groups) == (1, 9, 5, 0)
+    assert "dropped 1 pairs longer than max_length=200" in caplog.text
+    with pytest.raises(ValueError, match="Every group of the train data was dropped"):
+        one_step(tmp_path, long, max_length=3, row_length=3)
+
+
+def test_auto_expands_where_sharing_buys_nothing(tmp_path):
+    assert one_step(tmp_path, make_groups(4, 1), layout="auto").trainer.layout == "expanded"
+    assert one_step(tmp_path, make_groups(4, 4), layout="auto").trainer.layout == "shared_prefix"
