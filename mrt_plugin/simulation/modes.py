@@ -1,9 +1,9 @@
 """A grouped dataset with known modes: every prompt has several right answers, each with a known probability.
 
 A prompt asks for a suggestion ("Suggest a drink for a rainy morning."). Each subject has its own answers, and an
-answer can be worded in several ways; one answer in one wording is a mode, so a prompt has 6 x 3 of them. How likely each
-is depends on the prompt: weather and occasion pull towards some answers and wordings, through latent vectors drawn once
-per world. What one prompt teaches therefore says something about the others, as in real data.
+answer can be worded in several ways; one answer in one wording is a mode, so a prompt has 6 x 3 of them. How likely
+each is depends on the prompt: weather and occasion pull towards some answers and wordings, through latent vectors that
+are drawn once per world. What one prompt teaches therefore says something about the others, as in real data.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,53 @@
+# make demo   sets everything up in .venv and runs the main job on generated data (demo_output/)
+# make test   sets everything up and runs the tests, then those that need no Axolotl on the newest releases
+# make lint   ruff and mypy
+# Another Python: make demo PYTHON=python3.12. Nothing outside this folder is written, but for pip's cache.
+
+PYTHON ?= python3
+VENV := .venv
+NEWEST := .venv-newest
+INSTALLED := $(VENV)/.installed
+NEWEST_INSTALLED := $(NEWEST)/.installed
+
+# The tests are small: more threads per process would only wait for each other. No hub is asked for anything.
+TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 AXOLOTL_DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help install demo test test-oldest test-newest lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+install: $(INSTALLED)
+
+# A stamp: set up again only when the requirements change.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or newer is needed (make PYTHON=...)"; exit 1; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[axolotl,qlora,embeddings,plots,test,dev]'
+	@touch $@
+
+$(NEWEST_INSTALLED): pyproject.toml constraints-newest.txt | $(INSTALLED)
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet -c constraints-newest.txt -e '.[qlora,plots,test]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(VENV)/bin/mrt demo --output demo_output
+
+test: test-oldest test-newest
+
+test-oldest: $(INSTALLED)
+	$(TESTING) $(VENV)/bin/python -m pytest
+
+test-newest: $(NEWEST_INSTALLED)
+	$(TESTING) $(NEWEST)/bin/python -m pytest -m 'not axolotl' -p no:cacheprovider
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) $(NEWEST) build dist *.egg-info demo_output

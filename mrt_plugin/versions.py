@@ -1,0 +1,85 @@
+"""Which versions of the libraries we plug into are supported, and which are installed.
+
+The ranges have one home, the package's own requirements in `pyproject.toml`; they are read from its metadata.
+"""
+
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+
+@dataclass(frozen=True)
+class Library:
+    """One library we use: the versions supported and the one found."""
+
+    name: str
+    supported: str
+    """A PEP 440 specifier such as `<1.17,>=1.9`; empty where any version will do."""
+    found: str | None
+    """The installed version; None where the library is missing."""
+    extra: str | None
+    """The extra that needs it; None for a core dependency."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it can be used as it is: found in the supported range, or optional and absent."""
+        if self.found is None:
+            return self.extra is not None
+        return self.in_range
+
+    @property
+    def in_range(self) -> bool:
+        """Whether a version was found and it is in the supported range."""
+        return self.found is not None and Requirement(f"{self.name}{self.supported}").specifier.contains(
+            self.found, prereleases=True
+        )
+
+    @property
+    def remedy(self) -> str:
+        """What to run when it is not ok, or to get what is missing."""
+        if self.extra is None or self.found is not None:
+            return f"pip install '{self.name}{self.supported}'"
+        return f"pip install 'mrt-plugin[{self.extra}]'"
+
+
+def libraries(*, tools: bool = False) -> list[Library]:
+    """The libraries in the package's requirements, core ones first.
+
+    Args:
+        tools: also those that only testing and developing need.
+
+    Example:
+
+    >>> [library.name for library in libraries()][:3]
+    ['torch', 'transformers', 'trl']
+    """
+    result = []
+    for line in metadata.requires("mrt-plugin") or []:
+        requirement = Requirement(line)
+        extra = _extra(requirement)
+        if tools or extra not in ("test", "dev"):
+            result.append(Library(requirement.name, str(requirement.specifier), _installed(requirement.name), extra))
+    return sorted(result, key=lambda library: library.extra is not None)
+
+
+def python_version() -> str:
+    """The running Python's version."""
+    return platform.python_version()
+
+
+def _extra(requirement: Requirement) -> str | None:
+    if requirement.marker is None:
+        return None
+    extras = metadata.metadata("mrt-plugin").get_all("Provides-Extra") or []
+    if requirement.marker.evaluate({"extra": ""}):
+        return None
+    return next((extra for extra in extras if requirement.marker.evaluate({"extra": extra})), None)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
