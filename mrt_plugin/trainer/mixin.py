@@ -111,9 +111,10 @@ class MultiResponseTrainerMixin(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         """The units of the whole optimizer step, over its micro-batches and all processes."""
-        units = sum((batch["units"].double().sum().to(device) for batch in batch_samples), torch.zeros((), device=device))
-        counts = sum((batch_counts(batch) for batch in batch_samples), torch.zeros(5, dtype=torch.float64))
-        totals = self._sum_over_processes(torch.cat([units.double().reshape(1).cpu(), counts]))
+        sums = torch.zeros(6, dtype=torch.float64)
+        for batch in batch_samples:
+            sums += torch.cat([batch["units"].double().sum().reshape(1).cpu(), batch_counts(batch)])
+        totals = self._sum_over_processes(sums)
         if self.model.training:
             self._meter.add_batches(totals[1:])
         return totals[0].float().to(device)

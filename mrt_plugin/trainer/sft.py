@@ -1,14 +1,15 @@
 """Multi-response training on TRL's `SFTTrainer`."""
 
+from dataclasses import fields
 from typing import Any
 
 from datasets import Dataset, DatasetDict
-from transformers import ProcessorMixin
 from trl import SFTTrainer
 
 from mrt_plugin.encoding import prepare_tokenizer
 from mrt_plugin.groups import load_groups
 from mrt_plugin.layout.collator import GroupedResponseCollator
+from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.trainer.config import MultiResponseSFTConfig
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
 from mrt_plugin.trainer.prepare import PrepareReport, is_prepared, prepare_groups
@@ -70,9 +71,7 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
             eval_dataset = {name: _checked(dataset) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = _checked(eval_dataset)
-        super().__init__(
-            model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs
-        )
+        super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.data_collator = GroupedResponseCollator(
             self._tokenizer,
             row_length=args.row_length,
@@ -120,11 +119,8 @@ def _checked(dataset: Any) -> Dataset:
     return load_groups(dataset)
 
 
-def _keep_all(options: MultiResponseSFTConfig) -> Any:
-    from dataclasses import fields
-
-    from mrt_plugin.options import MultiResponseOptions
-
+def _keep_all(options: MultiResponseOptions) -> MultiResponseOptions:
+    """The same options, without a selection: of held-out groups every response is scored."""
     values = {item.name: getattr(options, item.name) for item in fields(MultiResponseOptions)}
     return MultiResponseOptions(**{**values, "selector": "all"})
 
