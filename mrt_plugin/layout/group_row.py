@@ -158,7 +158,7 @@ def expand(row: GroupRow) -> list[GroupRow]:
 
 
 def split_group(row: GroupRow, row_length: int) -> list[GroupRow]:
-    """Split a group into rows of at most `row_length` tokens, each with the prompt: as few as best-fit decreasing makes.
+    """Split a group into rows of at most `row_length` tokens, each with the prompt: as few as best-fit decreasing can.
 
     Raises:
         ValueError: if the prompt and one response alone are longer than `row_length`.
