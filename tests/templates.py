@@ -87,7 +87,8 @@ GEMMA = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<start_of_turn>model\\n' }}{%- endif %}"""
 
-# No generation prompt: an answer follows [/INST] at once. Only the last user turn carries the system text.
+# No generation prompt: an answer follows [/INST] at once. The system text goes into the user turn that comes last of
+# all messages, so it disappears from the prompt as soon as an answer follows.
 MISTRAL = """\
 {{- bos_token }}
 {%- set system = '' %}
@@ -97,7 +98,7 @@ MISTRAL = """\
 {%- endif %}
 {%- for message in messages %}
 {%- if message.role == 'user' %}
-{%- if loop.last or (loop.index0 == messages | length - 2 and messages[-1].role == 'assistant') %}
+{%- if loop.last %}
 {{- '[INST] ' + system + message.content + ' [/INST]' }}
 {%- else %}
 {{- '[INST] ' + message.content + ' [/INST]' }}

@@ -8,6 +8,7 @@ path = tiny.model_dir(tmp_path, tok)                      # a seeded Llama saved
 ```
 """
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ VOCABULARY = 1000
 
 
 @cache
-def _bpe() -> str:
+def _byte_level() -> str:
     """A byte-level BPE tokenizer of at most `VOCABULARY` tokens as JSON; any text round-trips through it."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -48,6 +49,29 @@ def _bpe() -> str:
     return str(tokenizer.to_str())
 
 
+@cache
+def _sentencepiece() -> str:
+    """A BPE tokenizer as SentencePiece makes them (Llama 2, Mistral, Gemma): ▁ for a space, bytes where all fails."""
+    first = Tokenizer(models.BPE())
+    first.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    first.train_from_iterator(
+        TEXT * 4,
+        trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL_TOKENS, show_progress=False),
+    )
+    trained = json.loads(first.to_str())["model"]
+    vocabulary = dict(trained["vocab"])
+    for byte in range(256):
+        vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
+    merges = [tuple(merge) for merge in trained["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    return str(tokenizer.to_str())
+
+
 def tokenizer(
     directory: Path | str | None = None,
     *,
@@ -59,8 +83,10 @@ def tokenizer(
     add_bos: bool = False,
     add_eos: bool = False,
     padding_side: str = "right",
+    kind: str = "byte_level",
+    trim_offsets: bool = False,
 ) -> PreTrainedTokenizerFast:
-    """A fast byte-level BPE tokenizer of at most 1000 tokens.
+    """A fast BPE tokenizer of at most 1000 tokens.
 
     Args:
         directory: save it there too.
@@ -71,25 +97,23 @@ def tokenizer(
         pad_token: None for a tokenizer without one.
         add_bos: the tokenizer puts BOS in front of every text (as Llama's does).
         add_eos: the tokenizer puts EOS behind every text (as T5's does).
+        kind: `byte_level` (GPT-2, Llama 3, Qwen) or `sentencepiece` (Llama 2, Mistral, Gemma).
+        trim_offsets: offsets leave out the space in front of a word (as Llama 3's do); only `byte_level`.
     """
     if family is not None:
         known = FAMILIES[family]
         chat_template, eos_token, bos_token = known.template, eos_token or known.eos_token, known.bos_token
         add_bos = add_bos or known.add_bos
     eos_token = eos_token or ("<|endoftext|>" if chat_template is None else "<|im_end|>")
-    backend = Tokenizer.from_str(_bpe())
+    backend = Tokenizer.from_str(_byte_level() if kind == "byte_level" else _sentencepiece())
+    steps = [processors.ByteLevel(trim_offsets=True)] if trim_offsets else []
     if add_bos or add_eos:
         bos_token = bos_token or ("<|bos|>" if add_bos else None)
         single = [*([bos_token] if add_bos else []), "$A", *([eos_token] if add_eos else [])]
-        backend.post_processor = processors.Sequence(
-            [
-                processors.ByteLevel(trim_offsets=False),
-                processors.TemplateProcessing(
-                    single=single,
-                    special_tokens=[(t, backend.token_to_id(t)) for t in single if t != "$A"],
-                ),
-            ]
-        )
+        ids = [(token, backend.token_to_id(token)) for token in single if token != "$A"]
+        steps.append(processors.TemplateProcessing(single=single, special_tokens=ids))
+    if steps:
+        backend.post_processor = processors.Sequence(steps)
     special = {"eos_token": eos_token, "bos_token": bos_token, "pad_token": pad_token}
     built = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -141,3 +165,14 @@ def model_dir(directory: Path | str, tokenizer_: PreTrainedTokenizerFast | None 
     llama(tokenizer_, **config).save_pretrained(directory)
     tokenizer_.save_pretrained(directory)
     return str(directory)
+
+
+def trained_runs(tokenizer_: PreTrainedTokenizerFast, pair: Any) -> list[str]:
+    """The text of each run of trained tokens in an encoded pair."""
+    runs: list[list[int]] = []
+    for position, (token, trained) in enumerate(zip(pair.input_ids, pair.trained, strict=True)):
+        if trained:
+            if position == 0 or not pair.trained[position - 1]:
+                runs.append([])
+            runs[-1].append(token)
+    return [tokenizer_.decode(run) for run in runs]

@@ -76,13 +76,14 @@ def find_spans(
         if text.startswith(before):
             start = len(before)
         else:
+            _tell_of_context(before, text, tell)
             content = _locate_content(messages, index, text, render)
-            start = _start_before(content, messages, index, text, render, tell)
+            start = _start_before(content, messages, index, text, render)
         if text.startswith(through):
             span = _close_at_end(text, start, len(through), special_tokens)
         else:
             content = content or _locate_content(messages, index, text, render)
-            span = _close_after(text, start, content.stop, special_tokens)
+            span = _close_after(text, start, content, special_tokens)
         _check_turn(messages[index], text[span.start : span.stop], index == last, tell)
         spans.append(span)
     return spans
@@ -90,34 +91,43 @@ def find_spans(
 
 @dataclass(frozen=True)
 class _Content:
-    """Where a turn's content lies in the text, and the marks that were put in its place to find it."""
+    """Where a turn's content lies in the text, and what the template writes behind it when it is the last turn."""
 
     start: int
     stop: int
-    marks: "_Marks"
+    closing: str
 
 
 class _Marks:
-    """Fresh words that do not occur in `text`."""
+    """Fresh words whose stem does not occur in `text`."""
 
-    def __init__(self, text: str) -> None:
-        self.stem = next(stem for stem in (f"mark{number}x" for number in count(7919)) if stem not in text)
+    def __init__(self, text: str, name: str = "turn") -> None:
+        self.stem = next(stem for stem in (f"{name}{number}x" for number in count(7919)) if stem not in text)
         self.count = 0
 
     def __call__(self) -> str:
         self.count += 1
         return f"{self.stem}{self.count}e"
 
+    def any_in(self, text: str) -> bool:
+        """Whether a mark is in the text."""
+        return self.stem in text
+
+    def around(self, text: str) -> tuple[str, str]:
+        """The text before the first mark and after the last."""
+        return text.partition(self.stem)[0], re.split(f"{self.stem}\\d+e", text)[-1]
+
 
 def _locate_content(messages: Sequence[Message], index: int, text: str, render: Render) -> _Content:
     """Render the conversation once more with marks for what message `index` says, and compare around the marks."""
     marks = _Marks(text)
-    twin = render([*messages[:index], marked(messages[index], marks), *messages[index + 1 :]], False)
-    found = list(re.finditer(f"{marks.stem}\\d+e", twin))
-    if found:
-        before, after = twin[: found[0].start()], twin[found[-1].end() :]
-        if text.startswith(before) and text.endswith(after) and len(before) + len(after) <= len(text):
-            return _Content(len(before), len(text) - len(after), marks)
+    turn = marked(messages[index], marks)
+    twin = render([*messages[:index], turn, *messages[index + 1 :]], False)
+    before, after = marks.around(twin)
+    fits = text.startswith(before) and text.endswith(after) and len(before) + len(after) <= len(text)
+    if marks.any_in(twin) and fits:
+        closing = marks.around(render([*messages[:index], turn], False))[1]
+        return _Content(len(before), len(text) - len(after), closing)
     raise EncodingError(
         f"The assistant's turn in message {index} cannot be located in the rendered conversation: the chat template "
         "leaves it out, or renders other parts differently depending on what it says. Use a chat template that "
@@ -125,9 +135,7 @@ def _locate_content(messages: Sequence[Message], index: int, text: str, render: 
     )
 
 
-def _start_before(
-    content: _Content, messages: Sequence[Message], index: int, text: str, render: Render, tell: Tell
-) -> int:
+def _start_before(content: _Content, messages: Sequence[Message], index: int, text: str, render: Render) -> int:
     """The span's start: left of the content, after as much of the generation prompt as the conversation has.
 
     Both are read between the end of the previous message and the turn's content, so that nothing of the previous
@@ -135,31 +143,30 @@ def _start_before(
     """
     if index == 0:
         return content.start
-    marks = content.marks
-    already = marks.count
-    previous = marked(messages[index - 1], marks)
-    if marks.count == already:  # the previous message says nothing that could be marked
-        return content.start
-    last_mark = f"{marks.stem}{marks.count}e"
+    asked, said = _Marks(text, "asked"), _Marks(text)
+    previous = marked(messages[index - 1], asked)
+    turn = marked(messages[index], said)
     prompt = render([*messages[: index - 1], previous], True)
-    turn = marked(messages[index], marks)
     conversation = render([*messages[: index - 1], previous, turn, *messages[index + 1 :]], False)
-    header = prompt.rpartition(last_mark)[2]
-    frame = conversation.rpartition(last_mark)[2].partition(marks.stem)[0]
-    if last_mark not in prompt or last_mark not in conversation or not text[: content.start].endswith(frame):
+    if not (asked.any_in(prompt) and asked.any_in(conversation) and said.any_in(conversation)):
         return content.start
-    common = 0
-    while common < min(len(header), len(frame)) and header[common] == frame[common]:
-        common += 1
-    if common < len(header):
-        tell(
-            "generation prompt",
-            f"The chat template's generation prompt ends in {header[common:]!r}, which it leaves out when it renders "
-            "the whole conversation. The response is trained after what both have in common, a context that differs "
-            "from the one at inference. Templates with options (`chat_template_kwargs`, for example "
-            "enable_thinking) can often be made to agree.",
-        )
-    return content.start - (len(frame) - common)
+    header = asked.around(prompt)[1]
+    frame = asked.around(said.around(conversation)[0])[1]
+    if not text.endswith(frame, 0, content.start):
+        return content.start
+    return content.start - (len(frame) - _common_length(header, frame))
+
+
+def _tell_of_context(before: str, text: str, tell: Tell) -> None:
+    """Tell that a turn is trained after something else than what the model sees when it is asked for that turn."""
+    agree = _common_length(before, text)
+    tell(
+        "context",
+        "The chat template renders what comes before a response differently with the response than alone, as at "
+        f"inference: {_short(before[agree:])} became {_short(text[agree:])}. Only the assistant's own words are "
+        "trained, but after a context that inference does not have. The template's options (`chat_template_kwargs`, "
+        "for example enable_thinking) can often make the two agree.",
+    )
 
 
 def _close_at_end(text: str, start: int, end: int, special_tokens: Sequence[str]) -> Span:
@@ -170,10 +177,19 @@ def _close_at_end(text: str, start: int, end: int, special_tokens: Sequence[str]
     return Span(start, end, False)
 
 
-def _close_after(text: str, start: int, end: int, special_tokens: Sequence[str]) -> Span:
-    """The turn's content stops at `end`: stop after the first special token behind it."""
-    closing = re.compile("|".join(re.escape(token) for token in special_tokens)).search(text, end)
-    return Span(start, end, False) if closing is None else Span(start, closing.end(), True)
+def _close_after(text: str, start: int, content: _Content, special_tokens: Sequence[str]) -> Span:
+    """The turn's content is known: stop after the end token behind it.
+
+    `content.closing` is what the template writes behind this turn when it is the last. Where the conversation has the
+    same, the turn ends as that does; where it has another end token instead (GPT-OSS), it ends after that one.
+    """
+    special = re.compile("|".join(re.escape(token) for token in special_tokens) or "(?!)")
+    common = content.stop + _common_length(content.closing, text[content.stop :])
+    shared = list(special.finditer(text, content.stop, common))
+    if shared:
+        return Span(start, shared[-1].end(), True)
+    other = special.search(text, content.stop) if special.search(content.closing) else None
+    return Span(start, common, False) if other is None else Span(start, other.end(), True)
 
 
 def _check_turn(message: Message, rendered: str, final: bool, tell: Tell) -> None:
@@ -209,8 +225,30 @@ def _check_turn(message: Message, rendered: str, final: bool, tell: Tell) -> Non
 
 
 def _occurs(words: str, rendered: str) -> bool:
-    """Whether `rendered` contains `words`, whitespace aside."""
-    return words.strip() in rendered or "".join(words.split()) in "".join(rendered.split())
+    """Whether `rendered` says `words`: the texts between their think tags, in order, whitespace aside.
+
+    The tags themselves may be part of the header (a generation prompt that ends in `<think>`).
+    """
+    if words.strip() in rendered:
+        return True
+    rest = "".join(rendered.split())
+    for piece in THINK_TAG.sub("\n", words).split("\n"):
+        _, found, rest = rest.partition("".join(piece.split())) if piece.strip() else ("", "found", rest)
+        if not found:
+            return False
+    return True
+
+
+def _common_length(first: str, second: str) -> int:
+    """The length of the longest common prefix, by bisection: long prompts are compared by the machine."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _short(text: str) -> str:
