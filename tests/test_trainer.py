@@ -43,8 +43,9 @@ class GradientTap(TrainerCallback):
         )
 
 
-def config(tmp_path, **overrides) -> MultiResponseSFTConfig:
-    settings = {
+def trl_settings(tmp_path) -> dict:
+    """What `SFTConfig` and ours share."""
+    return {
         "output_dir": str(tmp_path / "out"),
         "report_to": "none",
         "use_cpu": True,
@@ -57,13 +58,14 @@ def config(tmp_path, **overrides) -> MultiResponseSFTConfig:
         "num_train_epochs": 1,
         "gradient_checkpointing": False,
         "bf16": False,
-        "selector": "all",
         "max_length": 512,
         "disable_tqdm": True,
-        "train_sampling_strategy": "sequential",
-        "prefix_check": False,
     }
-    return MultiResponseSFTConfig(**settings | overrides)
+
+
+def config(tmp_path, **overrides) -> MultiResponseSFTConfig:
+    ours = {"selector": "all", "train_sampling_strategy": "sequential", "prefix_check": False}
+    return MultiResponseSFTConfig(**trl_settings(tmp_path) | ours | overrides)
 
 
 def losses(trainer) -> list[float]:
@@ -111,14 +113,9 @@ def test_one_response_expanded_is_trls_sft_trainer(tmp_path, chat):
         processing_class=tokenizer,
     )
     ours.train()
-    reference_args = {
-        key: value
-        for key, value in config(tmp_path, train_sampling_strategy="random", **common).to_dict().items()
-        if key in SFTConfig.__dataclass_fields__ and key not in ("push_to_hub_token", "hub_token")
-    }
     theirs = SFTTrainer(
         model=tiny.llama(),
-        args=SFTConfig(**reference_args),
+        args=SFTConfig(**trl_settings(tmp_path) | common),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from mrt_plugin.encoding import Encoder
-from mrt_plugin.layout.group_row import GroupRow, build_group_row, expand, split_group
+from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, expand, split_group
 from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.selection import select_indices
 
@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = tuple(GroupRow.__annotations__)
 """The columns of a prepared dataset: those of a `GroupRow`."""
+
+_COUNTS = ("group", "pairs", "expanded", "shared", "trained")
 
 
 @dataclass
@@ -135,7 +137,7 @@ def _prepare_batch(
     expanded_form: bool,
     split_rows: bool,
 ) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, "group", "pairs", "expanded", "shared")}
+    columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, *_COUNTS)}
     for position, index in enumerate(indices):
         kept, mean_length = _encode_kept(batch, position, chosen[index], encoder, options)
         kept = [(pair, weight) for pair, weight in kept if max_length is None or len(pair.input_ids) <= max_length]
@@ -152,6 +154,7 @@ def _prepare_batch(
             columns["pairs"].append(count)
             columns["expanded"].append(count * prefix + sum(part["segment_lengths"]))
             columns["shared"].append(len(part["input_ids"]))
+            columns["trained"].append(sum(label != IGNORE for label in part["labels"]))
     return columns
 
 
@@ -195,15 +198,16 @@ def _join_pairs(pairs: list[GroupRow]) -> GroupRow:
 
 
 def _report(groups: Dataset, chosen: Sequence[Sequence[int]], prepared: Dataset) -> PrepareReport:
-    kept_groups = len(set(prepared["group"])) if len(prepared) else 0
-    pairs = sum(prepared["pairs"]) if len(prepared) else 0
+    # datasets.map leaves no columns where no batch had a row
+    counts = {name: prepared[name][:] if len(prepared) else [] for name in _COUNTS}
+    kept_groups, pairs = len(set(counts["group"])), sum(counts["pairs"])
     return PrepareReport(
         groups=kept_groups,
         rows=len(prepared),
         pairs=pairs,
-        trained_tokens=sum(sum(label != -100 for label in labels) for labels in prepared["labels"]),
-        tokens_expanded=sum(prepared["expanded"]) if len(prepared) else 0,
-        tokens_shared=sum(prepared["shared"]) if len(prepared) else 0,
+        trained_tokens=sum(counts["trained"]),
+        tokens_expanded=sum(counts["expanded"]),
+        tokens_shared=sum(counts["shared"]),
         dropped_pairs=sum(len(indices) for indices in chosen) - pairs,
         dropped_groups=len(groups) - kept_groups,
     )
