@@ -237,7 +237,7 @@ def test_lora_checkpointing_accumulation_evaluation_and_the_best_checkpoint(tmp_
             save_strategy="epoch",
             load_best_model_at_end=True,
             metric_for_best_model="eval_loss",
-            learning_rate=1e-2,
+            learning_rate=3e-3,
         ),
         train_dataset=groups,
         eval_dataset=groups.select(range(4)),

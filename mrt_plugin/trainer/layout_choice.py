@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from mrt_plugin.attention import Backend, ExpandedBackend, NotShareable, prove, resolve_backend
+from mrt_plugin.attention import Backend, ExpandedBackend, NotShareable, resolve_backend
 from mrt_plugin.layout.group_row import GroupRow, as_group_row
 from mrt_plugin.options import MultiResponseOptions
 
@@ -79,14 +79,7 @@ def _proved_backend(
         device_type=model.device.type,
         gradient_checkpointing=gradient_checkpointing,
     )
-    before = model.config._attn_implementation
     backend.prepare_model(model)
-    if options.prefix_check:
-        try:
-            prove(model, backend, group, compute=compute, pad_token_id=tokenizer.pad_token_id)
-        except NotShareable:
-            model.set_attn_implementation(before)
-            raise
     return backend
 
 
