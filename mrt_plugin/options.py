@@ -35,8 +35,8 @@ class MultiResponseOptions:
 
     selector: str = option(
         "random_k",
-        "Which responses of a prompt's pool are kept: random_k, best_k, diverse_k, diverse_best_k or all. In an "
-        "Axolotl recipe the dataset's `type` names it instead.",
+        "Which responses of a prompt's pool are kept: random_k, best_k, diverse_k, diverse_best_k, filter_then_spread "
+        "or all. In an Axolotl recipe the dataset's `type` names it instead.",
     )
     k: int = option(4, "Responses kept per prompt. A pool with fewer is kept whole, and counted.", ge=1)
     alpha: float = option(
@@ -51,8 +51,8 @@ class MultiResponseOptions:
     )
     embedder: str = option(
         "lexical",
-        "diverse_k and diverse_best_k: `lexical` (character n-grams, nothing to download), `sentence-transformers` "
-        "(all-MiniLM-L6-v2), or the name or path of any sentence-transformers model.",
+        "The selectors that compare responses: `lexical` (character n-grams, nothing to download), "
+        "`sentence-transformers` (all-MiniLM-L6-v2), or the name or path of any sentence-transformers model.",
     )
     selection_seed: int | None = option(
         None, "Seed of the selection. By default the run's data_seed, or its seed.", ge=0

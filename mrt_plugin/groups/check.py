@@ -1,0 +1,187 @@
+"""Checking groups: the one place that says what a group must be."""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mrt_plugin.groups.keys import canonical, group_id, prompt_key
+from mrt_plugin.groups.messages import Message, Part, clean_messages, kind, response_text
+from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.report import GroupReport
+from mrt_plugin.groups.shapes import RawGroup
+
+
+@dataclass
+class Group:
+    """A checked group: N >= 1 responses that are not empty, and one score and one weight for each, if any."""
+
+    id: str
+    prompt: str | list[Message]
+    responses: list[Any]
+    scores: list[float] | None
+    weights: list[float] | None
+
+
+class Checker:
+    """Checks groups one by one; remembers what must agree between them."""
+
+    def __init__(self, problems: Problems, report: GroupReport) -> None:
+        self.problems = problems
+        self.report = report
+        self.forms: dict[str, tuple[str, str]] = {}
+        self.prompts: set[str] = set()
+        self.ids: dict[str, int] = {}
+
+    def check_all(self, groups: Iterable[RawGroup]) -> Iterator[Group]:
+        """The groups that can be trained on. Problems go to `problems`, decisions are counted in `report`."""
+        for raw in groups:
+            group = self.check(raw)
+            if group:
+                self.report.count_group(len(group.responses))
+                yield group
+
+    def check(self, raw: RawGroup) -> Group | None:
+        """One group, or None if it is dropped (counted) or has a problem (noted)."""
+        before = len(self.problems.found)
+        prompt = self._text_or_messages(raw.prompt, "prompt", raw.place, raw.columns["prompt"])
+        if prompt is not None and not (prompt.strip() if isinstance(prompt, str) else prompt):
+            self.problems.add(raw.place, raw.columns["prompt"], "it is empty: write the prompt, or remove the row.")
+        responses = self._responses(raw)
+        scores = self._numbers(raw, "scores", raw.scores)
+        weights = self._numbers(raw, "weights", raw.weights)
+        if prompt is None or len(self.problems.found) > before:
+            return None
+
+        kept = [index for index, response in enumerate(responses) if response is not None]
+        if not kept:
+            self.report.groups_without_responses.add(raw.place)
+            return None
+        self._agree(raw, "scores", "absent" if scores is None else "given")
+        self._agree(raw, "weights", "absent" if weights is None else "given")
+        responses = [responses[index] for index in kept]
+        scores = scores and [scores[index] for index in kept]
+        weights = weights and [weights[index] for index in kept]
+        if weights is not None and not sum(weights) > 0:
+            what = "all weights are 0: give at least one response a positive weight."
+            self.problems.add(raw.place, raw.columns["weights"], what)
+        self._count_repeats(raw, prompt, responses)
+        return Group(self._id(raw, prompt, responses), prompt, responses, scores, weights)
+
+    def _responses(self, raw: RawGroup) -> list[Any]:
+        """The responses, with None for each that is empty."""
+        column = raw.columns["responses"]
+        if raw.responses is None:
+            return []
+        if not isinstance(raw.responses, list):
+            what = f"{kind(raw.responses)}: it must be a list of responses, each a string or a list of messages."
+            self.problems.add(raw.place, column, what)
+            return []
+        responses = []
+        for index, value in enumerate(raw.responses):
+            response = None
+            if value is not None:
+                found = len(self.problems.found)
+                response = self._text_or_messages(value, "response", raw.place_of(index), column)
+                if len(self.problems.found) > found:
+                    continue
+            if response is None or not response_text(response).strip():
+                self.report.empty_responses.add(raw.place_of(index))
+                response = None
+            responses.append(response)
+        return responses
+
+    def _text_or_messages(self, value: Any, part: Part, place: str, column: str) -> Any:
+        """The string or the cleaned messages; None after a problem."""
+        if value is None:
+            self.problems.add(place, column, f"it is missing: write the {part}, or remove the row.")
+            return None
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                what = "it holds half of a surrogate pair (a broken emoji, most likely): repair or remove it."
+                self.problems.add(place, column, what)
+                return None
+            form = "a string"
+        elif isinstance(value, list):
+            found = len(self.problems.found)
+            value = clean_messages(value, part, lambda what: self.problems.add(place, column, what))
+            if len(self.problems.found) > found:
+                return None
+            form = "a list of messages"
+        else:
+            self.problems.add(place, column, f"{kind(value)}: it must be a string or a list of messages.")
+            return None
+        first, where = self.forms.setdefault(part, (form, place))
+        if form != first:
+            self.problems.add(place, column, f"{form}, but {where} has {first}: use one form for all {part}s.")
+            return None
+        return value
+
+    def _numbers(self, raw: RawGroup, name: str, values: Any) -> list[float] | None:
+        """Scores or weights: one finite number for each response."""
+        column, one = raw.columns[name], name[:-1]
+        if values is None:
+            return None
+        if not isinstance(values, list):
+            self.problems.add(raw.place, column, f"{kind(values)}: it must be a list of numbers, one per response.")
+            return None
+        if isinstance(raw.responses, list) and len(values) != len(raw.responses):
+            what = f"{len(values)} for {len(raw.responses)} responses: give one {one} for each response."
+            self.problems.add(raw.place, column, what)
+            return None
+        for index, value in enumerate(values):
+            if value is None:
+                what = f"the {one} is missing: give one for each response, or none at all."
+            elif isinstance(value, bool) or not isinstance(value, int | float):
+                what = f"the {one} is {kind(value)}: it must be a number."
+            elif not _is_finite(value):
+                what = f"the {one} is {value}: it must be finite. Remove the response or score it again."
+            elif name == "weights" and value < 0:
+                what = f"the weight is {value}: it must be at least 0."
+            else:
+                continue
+            self.problems.add(raw.place_of(index), column, what)
+            return None
+        return [float(value) for value in values]
+
+    def _agree(self, raw: RawGroup, name: str, state: str) -> None:
+        first, where = self.forms.setdefault(name, (state, raw.place))
+        if state != first:
+            what = f"{state} here, but {first} in {where}: give {name} for all groups or for none."
+            self.problems.add(raw.place, raw.columns[name], what)
+
+    def _count_repeats(self, raw: RawGroup, prompt: Any, responses: list[Any]) -> None:
+        seen: set[bytes] = set()
+        for response in responses:
+            spelled = canonical(response)
+            if spelled in seen:
+                self.report.duplicate_responses.add(raw.place)
+            seen.add(spelled)
+        key = prompt_key(prompt)
+        if key in self.prompts:
+            self.report.duplicate_prompts.add(raw.place)
+        self.prompts.add(key)
+
+    def _id(self, raw: RawGroup, prompt: Any, responses: list[Any]) -> str:
+        """The id given, or one from the content; the second of two identical rows gets `-2`, and so on."""
+        if raw.id is None:
+            name = group_id(prompt, responses)
+            self.ids[name] = self.ids.get(name, 0) + 1
+            return name if self.ids[name] == 1 else f"{name}-{self.ids[name]}"
+        name = str(raw.id)
+        if isinstance(raw.id, bool) or not isinstance(raw.id, int | str) or not name:
+            self.problems.add(raw.place, "id", f"{kind(raw.id)}: it must be a string or a whole number, not empty.")
+        elif name in self.ids:
+            what = f"{name!r} is the id of an earlier row too: ids must differ. Remove the column to have them made."
+            self.problems.add(raw.place, "id", what)
+        self.ids[name] = 1
+        return name
+
+
+def _is_finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number too large for a float
+        return False

@@ -1,0 +1,61 @@
+"""Names that depend on content alone: the id of a group, the key of a prompt, and which prompts are held out."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+
+def canonical(value: Any) -> bytes:
+    """One spelling of a string or of messages: the same content gives the same bytes in any process and key order."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def digest(*parts: bytes, size: int = 8) -> bytes:
+    """A hash of several byte strings that cannot be mistaken for that of their concatenation."""
+    state = hashlib.blake2b(digest_size=size)
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.digest()
+
+
+def prompt_key(prompt: Any) -> str:
+    """A stable name of a prompt (string or messages), whatever its responses.
+
+    Example:
+
+    >>> prompt_key("What is 2 + 2?")
+    '52ea9ad4a2936bd0b24e3ed4c2b37c73'
+    """
+    return digest(b"prompt", canonical(prompt), size=16).hex()
+
+
+def group_id(prompt: Any, responses: Sequence[Any]) -> str:
+    """A stable name of a group that depends neither on its place in the data nor on the order of its responses."""
+    return digest(b"group", canonical(prompt), *sorted(map(canonical, responses))).hex()
+
+
+def held_out(prompt: Any, share: float, seed: int = 0) -> bool:
+    """Whether a prompt belongs to the held-out `share` of all prompts.
+
+    The answer depends on the prompt and the seed alone: rows that repeat a prompt fall on the same side, and adding
+    data moves no prompt across.
+
+    Args:
+        prompt: string or messages.
+        share: in [0, 1], the expected share of distinct prompts held out.
+        seed: another seed, another split.
+
+    Raises:
+        ValueError: if `share` is outside [0, 1].
+
+    Example:
+
+    >>> sum(held_out(f"prompt {number}", share=0.1) for number in range(1000))
+    98
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share={share!r} must be between 0 and 1.")
+    drawn = int.from_bytes(digest(b"held out", str(seed).encode(), canonical(prompt)), "little")
+    return drawn < share * 2**64

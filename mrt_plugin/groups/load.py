@@ -1,0 +1,132 @@
+"""`load_groups`: from whatever holds the data to a checked dataset of groups."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+from datasets import Dataset, Features, Json, List, Value
+
+from mrt_plugin.groups.check import Checker, Group
+from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.report import GroupReport
+from mrt_plugin.groups.shapes import read_raw_groups
+from mrt_plugin.groups.sources import open_source
+
+CHUNK = 1000
+"""Groups held in memory at a time while they are written."""
+
+
+def load_groups(source: Any, *, split: str = "train") -> Dataset:
+    """Read prompts with several responses each, check them, and say what was dropped.
+
+    Args:
+        source: a JSONL, JSON or Parquet file, a directory written by `save_to_disk`, a hub id, or a
+            `datasets.Dataset`. Its rows are either groups (`prompt`, `responses`, and optionally `scores`, `weights`,
+            `id`), or flat (`prompt` and `completion`, or `messages`, and optionally `score`, `weight`), which are
+            regrouped by prompt. Of `messages`, everything up to the last user message is the prompt.
+        split: for the hub and a `DatasetDict`, which split; files have none.
+
+    Returns:
+        A dataset kept on disk, with the columns `id` (string), `prompt` (string or list of messages), `responses`
+        (list of strings, or of lists of messages) and, if given, `scores` and `weights` (lists of floats).
+
+    Raises:
+        DataError: with up to 20 problems, each with its row, column and remedy.
+
+    Example:
+
+    ```python
+    from mrt_plugin import load_groups
+
+    groups = load_groups("pool.jsonl")
+    groups[0]["prompt"], groups[0]["responses"]
+    # ('What is 2 + 2?', ['4', 'Four.', '2 + 2 = 4'])
+    ```
+    """
+    return read_groups(source, split=split)[0]
+
+
+def read_groups(source: Any, *, split: str = "train") -> tuple[Dataset, GroupReport]:
+    """`load_groups`, together with the counts of what was read, kept and dropped."""
+    opened = open_source(source, split)
+    problems, report = Problems(opened.name), GroupReport(opened.name)
+    raw = read_raw_groups(opened.rows(problems), problems, report)
+    groups = _until_problem(Checker(problems, report).check_all(raw), problems)
+    path = _store(groups, problems)
+    if path is None:
+        dropped = report.groups_without_responses.count
+        if dropped:
+            problems.fail(f"all {dropped:,} groups were dropped, since none has a response that is not empty.")
+        problems.fail("it is empty: write at least one row.")
+    report.log()
+    return Dataset.from_file(str(path)), report
+
+
+def _until_problem(groups: Iterable[Group], problems: Problems) -> Iterator[Group]:
+    """After the first problem nothing is worth writing any more, but the rest is still checked."""
+    for group in groups:
+        if not problems.found:
+            yield group
+
+
+def _store(groups: Iterator[Group], problems: Problems) -> Path | None:
+    """Write the groups to a file of the datasets cache, named by its content; None if there are none.
+
+    Nothing is left behind if the data has problems, which are raised here.
+
+    The content's hash in the name means that changed data is never taken for the old, that equal data keeps its
+    fingerprint (so what `datasets` caches downstream stays valid), and that processes may write at the same time.
+    """
+    first = next(groups, None)
+    if first is None:
+        problems.raise_any()
+        return None
+    features = _features(first)
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "mrt_groups"
+    folder.mkdir(parents=True, exist_ok=True)
+    state = hashlib.blake2b(repr(features).encode(), digest_size=16)
+    handle, name = tempfile.mkstemp(dir=folder, suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb") as file, pyarrow.ipc.new_stream(file, features.arrow_schema) as writer:
+            rest = chain([first], groups)
+            while chunk := list(islice(rest, CHUNK)):
+                columns = {column: [_spelled(getattr(group, column)) for group in chunk] for column in features}
+                state.update(json.dumps(columns).encode())
+                writer.write_table(Dataset.from_dict(columns, features=features).data.table)
+        problems.raise_any()
+        path = folder / f"{state.hexdigest()}.arrow"
+        if not path.exists():
+            os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path
+
+
+def _features(group: Group) -> Features:
+    """The columns. A message is stored as JSON: Arrow would force one set of fields on all, and fill it with None."""
+    messages = List(Json())
+    text = Value("string")
+    features = {
+        "id": text,
+        "prompt": text if isinstance(group.prompt, str) else messages,
+        "responses": List(text if isinstance(group.responses[0], str) else messages),
+    }
+    if group.scores is not None:
+        features["scores"] = List(Value("float64"))
+    if group.weights is not None:
+        features["weights"] = List(Value("float64"))
+    return Features(features)
+
+
+def _spelled(value: Any) -> Any:
+    """Messages as JSON text, spelled here: the encoder of `datasets` rounds numbers to nine digits."""
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return [_spelled(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,138 @@
+"""Conversations: what a list of messages must look like as a prompt and as a response, and the text in it.
+
+Fields beyond `role` and `content` (`tool_calls`, `tool_call_id`, `name`, `reasoning_content`, ...) are kept as they
+are, for the chat template to read.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, Literal
+
+from datasets import Json
+
+Message = dict[str, Any]
+Part = Literal["prompt", "response"]
+
+FOLLOWERS = {
+    "start of the prompt": ("system", "developer", "user"),
+    "start of the response": ("assistant",),
+    "system": ("system", "developer", "user"),
+    "developer": ("system", "developer", "user"),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("tool", "assistant"),
+}
+"""Which roles may come after which. Most chat templates refuse anything else."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def clean_messages(value: list[Any], part: Part, complain: Callable[[str], None]) -> list[Message]:
+    """The messages of a prompt or of a response, without their empty fields.
+
+    A prompt is any system messages, then user turns and answers in turn, ending with a `user` or a `tool` message. A
+    response starts and ends with an `assistant` message; `tool` and `user` messages may come between.
+
+    Args:
+        value: the list as it was read.
+        part: which of the two it is.
+        complain: called with each problem, which names the message by its index.
+    """
+    messages = []
+    for index, item in enumerate(value):
+        problem = _message_problem(item)
+        if problem:
+            complain(f"message {index} {problem}")
+            return []
+        messages.append({key: field for key, field in item.items() if field is not None})
+
+    if not messages:
+        return []
+    before = f"start of the {part}"
+    for index, message in enumerate(messages):
+        if message["role"] not in FOLLOWERS[before]:
+            after = f"at the {before}" if index == 0 else f"after a message from `{before}`"
+            hint = "merge or reorder the messages"
+            if part == "response" and index == 0:
+                hint = "a response starts with the assistant's turn; what comes before it belongs to the prompt"
+            complain(
+                f"message {index} is from `{message['role']}` {after}, where only "
+                f"{' or '.join(f'`{role}`' for role in FOLLOWERS[before])} can be: {hint}."
+            )
+            return []
+        before = message["role"]
+    if part == "prompt" and before == "assistant":
+        complain("the prompt ends with an assistant turn: move that turn into the responses.")
+    elif part == "prompt" and before in ("system", "developer"):
+        complain("the prompt has no user message: add one.")
+    elif part == "response" and before != "assistant":
+        complain(f"the response ends with a message from `{before}`: it must end with an assistant turn.")
+    return messages
+
+
+def _message_problem(item: Any) -> str | None:
+    if not isinstance(item, dict):
+        return f"is {kind(item)}, not an object with `role` and `content`."
+    message = {key: field for key, field in item.items() if field is not None}
+    if "role" not in message:
+        hint = " (rename `from` to `role` and `value` to `content`)" if "from" in message else ""
+        return f"has no `role`{hint}: its fields are {', '.join(sorted(message)) or 'none'}."
+    role, content = message["role"], message.get("content")
+    if role not in ROLES:
+        return f"has the unknown role {role!r}: use one of {', '.join(ROLES)}."
+    if isinstance(content, list):
+        for entry in content:
+            if not isinstance(entry, dict) or entry.get("type") != "text" or not isinstance(entry.get("text"), str):
+                return 'has content that is not text: only parts like {"type": "text", "text": ...} can be trained on.'
+    elif content is not None and not isinstance(content, str):
+        return f"has content that is {kind(content)}, not a string."
+    if role == "user" and not message_text(message).strip():
+        return "is from `user` and has no text: write what the user says in `content`."
+    if role == "assistant" and content is None and len(message) == 1:
+        return "is from `assistant` and has no content: give it `content` or `tool_calls`."
+    return _storage_problem(message)
+
+
+def _storage_problem(message: Message) -> str | None:
+    """What would not survive the way through an Arrow file."""
+    try:
+        text = json.dumps(message, ensure_ascii=False, allow_nan=False)
+        text.encode()
+        Json().decode_example(text)
+    except UnicodeEncodeError:
+        return "holds half of a surrogate pair (a broken emoji, most likely): repair or remove the character."
+    except (TypeError, ValueError) as problem:
+        return f"holds a value that JSON cannot carry ({problem}): write it as a string."
+    return None
+
+
+def message_text(message: Message) -> str:
+    """The text of one message's content."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
+
+
+def response_text(response: str | list[Message]) -> str:
+    """The text that stands for a response where texts are compared: what the assistant says, and the calls it makes.
+
+    Example:
+
+    >>> response_text([{"role": "assistant", "content": "4"}])
+    '4'
+    """
+    if isinstance(response, str):
+        return response
+    said = []
+    for message in response:
+        if message["role"] == "assistant":
+            said.append(message_text(message))
+            said += [json.dumps(call, sort_keys=True, ensure_ascii=False) for call in message.get("tool_calls") or []]
+    return "\n".join(part for part in said if part)
+
+
+def kind(value: Any) -> str:
+    """The type of a value in words that fit JSON and Python alike."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "missing"}
+    if type(value) in names:
+        return names[type(value)]
+    return "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"

@@ -1,0 +1,75 @@
+"""What reading a dataset did to it: nothing is dropped or kept against expectation without being counted."""
+
+import logging
+from dataclasses import dataclass, field
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Tally:
+    """How often something happened, and where first."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, place: str) -> None:
+        """Count one at `place`."""
+        self.count += 1
+        self.first = self.first or place
+
+
+@dataclass
+class GroupReport:
+    """The counts of one `read_groups`.
+
+    `responses` counts what was kept; `smallest` and `largest` are the pool sizes N found.
+    """
+
+    source: str
+    rows: int = 0
+    groups: int = 0
+    responses: int = 0
+    smallest: int = 0
+    largest: int = 0
+    regrouped: bool = False
+    empty_responses: Tally = field(default_factory=Tally)
+    groups_without_responses: Tally = field(default_factory=Tally)
+    duplicate_responses: Tally = field(default_factory=Tally)
+    duplicate_prompts: Tally = field(default_factory=Tally)
+    ignored_columns: tuple[str, ...] = ()
+
+    def count_group(self, responses: int) -> None:
+        """Count a group that is kept, with its N."""
+        self.groups += 1
+        self.responses += responses
+        self.smallest = min(self.smallest, responses) if self.smallest else responses
+        self.largest = max(self.largest, responses)
+
+    def summary(self) -> str:
+        """The line that says what there is."""
+        sizes = str(self.smallest) if self.smallest == self.largest else f"{self.smallest} to {self.largest}"
+        regrouped = f", regrouped by prompt from {self.rows:,} rows" if self.regrouped else ""
+        return f"{self.source}: {self.groups:,} groups, {self.responses:,} responses ({sizes} each){regrouped}."
+
+    def notes(self) -> list[str]:
+        """One line for each decision a user should know of."""
+        lines = []
+        for what, tally, why in (
+            ("empty responses dropped", self.empty_responses, ""),
+            ("groups dropped for having no response", self.groups_without_responses, ""),
+            ("repeated responses kept", self.duplicate_responses, "a repeated answer counts as a likelier answer"),
+            ("repeated prompts kept as groups of their own", self.duplicate_prompts, "held-out splits go by prompt"),
+        ):
+            if tally.count:
+                reason = f"; {why}" if why else ""
+                lines.append(f"{self.source}: {what}: {tally.count:,} (first: {tally.first}){reason}.")
+        if self.ignored_columns:
+            lines.append(f"{self.source}: these columns are not used: {', '.join(self.ignored_columns)}.")
+        return lines
+
+    def log(self) -> None:
+        """Log the summary, and a warning for each decision."""
+        logger.info(self.summary())
+        for line in self.notes():
+            logger.warning(line)

@@ -1,0 +1,140 @@
+"""From rows to groups: rows that are groups already, and flat rows that are regrouped by their prompt."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from mrt_plugin.groups.keys import canonical, digest
+from mrt_plugin.groups.messages import clean_messages, kind
+from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.report import GroupReport
+from mrt_plugin.groups.sources import Row
+
+GROUPED = ("prompt", "responses", "scores", "weights", "id")
+
+
+@dataclass
+class RawGroup:
+    """A group as it was read, not checked yet, with the names that its columns have in the source."""
+
+    place: str
+    prompt: Any
+    responses: Any
+    scores: Any = None
+    weights: Any = None
+    id: Any = None
+    columns: dict[str, str] = field(default_factory=lambda: {name: name for name in GROUPED})
+    """What the source calls `prompt`, `responses`, `scores`, `weights` and `id`."""
+    places: list[str] | None = None
+    """Where each response was read, if not all in one row."""
+
+    def place_of(self, response: int) -> str:
+        """The place of one response."""
+        return self.places[response] if self.places else f"{self.place}, response {response}"
+
+
+COMPLETIONS = {"prompt": "prompt", "responses": "completion", "scores": "score", "weights": "weight"}
+CONVERSATIONS = {"prompt": "messages", "responses": "messages", "scores": "score", "weights": "weight"}
+
+EXPECTED = "`prompt` and `responses`, or `prompt` and `completion`, or `messages`"
+
+
+def read_raw_groups(rows: Iterable[Row], problems: Problems, report: GroupReport) -> Iterator[RawGroup]:
+    """Groups in the order of their first row. The first row's columns decide the shape of all."""
+    rows = iter(rows)
+    first = next(rows, None)
+    if first is None:
+        return
+    found = first[1].keys()
+    needed: tuple[str, ...]
+    if {"prompt", "responses"} <= found:
+        needed, known = ("prompt", "responses"), set(GROUPED)
+    elif {"prompt", "completion"} <= found:
+        needed, known = ("prompt", "completion"), {*COMPLETIONS.values(), "id"}
+    elif "messages" in found:
+        needed, known = ("messages",), {*CONVERSATIONS.values(), "id"}
+    else:
+        names = ", ".join(f"`{name}`" for name in found) or "none"
+        problems.fail(f"it needs the columns {EXPECTED}; it has {names}. Rename the columns.")
+    report.ignored_columns = tuple(name for name in found if name not in known)
+
+    counted = _complete(first, rows, needed, problems, report)
+    if "responses" in needed:
+        for place, row in counted:
+            yield RawGroup(place, **{name: row.get(name) for name in GROUPED})  # type: ignore[arg-type]
+    else:
+        report.regrouped = True
+        yield from _regroup(counted, problems, "messages" in needed)
+
+
+def _complete(
+    first: Row, rest: Iterator[Row], needed: tuple[str, ...], problems: Problems, report: GroupReport
+) -> Iterator[Row]:
+    """The rows that have the needed columns."""
+    row: Row | None = first
+    while row is not None:
+        report.rows += 1
+        missing = [name for name in needed if name not in row[1]]
+        for name in missing:
+            problems.add(row[0], name, f"missing, though the first row has it; this row has {', '.join(row[1])}.")
+        if not missing:
+            yield row
+        row = next(rest, None)
+
+
+def _regroup(rows: Iterable[Row], problems: Problems, conversations: bool) -> Iterator[RawGroup]:
+    """Rows of one response each, gathered by prompt. Holds the data in memory: a prompt may come back at any time."""
+    columns = CONVERSATIONS if conversations else COMPLETIONS
+    groups: dict[bytes, RawGroup] = {}
+    for place, row in rows:
+        if conversations:
+            prompt, response = split_conversation(row["messages"], place, problems)
+        else:
+            prompt, response = row["prompt"], row["completion"]
+        if not isinstance(prompt, str | list):
+            if not conversations:
+                problems.add(place, "prompt", f"{kind(prompt)}: it must be a string or a list of messages.")
+            continue
+        try:
+            key = digest(canonical(prompt), size=16)
+        except (TypeError, ValueError) as problem:
+            problems.add(place, columns["prompt"], f"it cannot be written as JSON ({problem}): use strings.")
+            continue
+        if key not in groups:
+            groups[key] = RawGroup(place, prompt, [], [], [], columns=columns, places=[])
+        group = groups[key]
+        group.responses.append(response)
+        group.scores.append(row.get("score"))
+        group.weights.append(row.get("weight"))
+        group.places.append(place)  # type: ignore[union-attr]
+    for group in groups.values():
+        group.scores = None if all(score is None for score in group.scores) else group.scores
+        group.weights = None if all(weight is None for weight in group.weights) else group.weights
+        yield group
+
+
+def split_conversation(messages: Any, place: str, problems: Problems) -> tuple[Any, Any]:
+    """The prompt is everything up to the last user message, the response everything after it.
+
+    So earlier answers of the assistant belong to the prompt and are not trained on, and the tool calls and results
+    between the last question and its final answer belong to the response.
+    """
+    if not isinstance(messages, list):
+        problems.add(place, "messages", f"{kind(messages)}: it must be a list of messages.")
+        return None, None
+    last = max(
+        (index for index, item in enumerate(messages) if isinstance(item, dict) and item.get("role") == "user"),
+        default=None,
+    )
+    if last is None:
+        problems.add(place, "messages", "no message from `user`: a conversation needs a question to answer.")
+        return None, None
+    if last == len(messages) - 1:
+        problems.add(place, "messages", "it ends with a user message: the assistant's answer is missing.")
+        return None, None
+    complaints: list[str] = []
+    prompt = clean_messages(messages[: last + 1], "prompt", complaints.append)
+    response = clean_messages(messages[last + 1 :], "response", complaints.append)
+    for complaint in complaints:
+        problems.add(place, "messages", complaint)
+    return (None, None) if complaints else (prompt, response)

@@ -1,0 +1,147 @@
+"""Reading rows, as dicts with their place, from a file, the hub or a dataset in memory."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+from datasets import Dataset, DatasetDict, Features, IterableDataset, LargeList, List, load_dataset, load_from_disk
+
+from mrt_plugin.groups.problems import Problems
+
+Row = tuple[str, dict[str, Any]]
+"""A row with its place: `line N` from 1 in JSONL, `row N` from 0 elsewhere."""
+
+FILE_TYPES = (".jsonl", ".ndjson", ".json", ".parquet")
+
+
+@dataclass
+class Source:
+    """Something to read rows from, and what to call it in messages."""
+
+    name: str
+    rows: Callable[[Problems], Iterator[Row]]
+
+
+def open_source(source: Any, split: str) -> Source:
+    """Find out what `source` is, without reading it yet.
+
+    Raises:
+        DataError: if it is none of the things that can be read.
+    """
+    if isinstance(source, DatasetDict):
+        if split not in source:
+            Problems("the dataset").fail(f"it has no split {split!r}: choose one of {', '.join(source)}.")
+        source = source[split]
+    if isinstance(source, Dataset | IterableDataset):
+        dataset = source
+        return Source("the dataset", lambda problems: _dataset_rows(dataset))
+    if not isinstance(source, str | Path):
+        Problems("load_groups").fail(f"{type(source).__name__} cannot be read: give a path, a hub id or a Dataset.")
+
+    path = Path(source).expanduser()
+    if path.is_file():
+        readers = {".parquet": _parquet_rows, ".json": _json_rows, ".jsonl": _line_rows, ".ndjson": _line_rows}
+        if path.suffix.lower() not in readers:
+            Problems(str(source)).fail(f"the file type is unknown: it must end in one of {', '.join(FILE_TYPES)}.")
+        reader = readers[path.suffix.lower()]
+        return Source(str(source), lambda problems: reader(path, problems))
+    if path.suffix.lower() in FILE_TYPES:
+        Problems(str(source)).fail(f"there is no such file (looked in {path.absolute().parent}).")
+    return Source(str(source), lambda problems: _loaded_rows(str(source), split, problems))
+
+
+def _line_rows(path: Path, problems: Problems) -> Iterator[Row]:
+    """JSONL: one object a line; blank lines carry nothing and are passed over."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            place = f"line {number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if not text.strip():
+                    continue
+                row = json.loads(text)
+            except UnicodeDecodeError as problem:
+                problems.add(place, None, f"not UTF-8 text at byte {problem.start + 1} of the line: convert the file.")
+                continue
+            except json.JSONDecodeError as problem:
+                problems.add(place, None, f"not JSON at character {problem.colno} ({problem.msg}): mend the line.")
+                continue
+            except RecursionError:
+                problems.add(place, None, "JSON nested too deeply to be a group: mend the line.")
+                continue
+            if isinstance(row, dict):
+                yield place, row
+            else:
+                problems.add(place, None, "not a JSON object: each line is one object with named columns.")
+
+
+def _json_rows(path: Path, problems: Problems) -> Iterator[Row]:
+    """JSON: a list of objects. A file that starts with an object is read as JSONL, which often bears this name too."""
+    with path.open("rb") as file:
+        start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not start.startswith(b"["):
+        yield from _line_rows(path, problems)
+        return
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as problem:
+        problems.fail(f"not UTF-8 text at byte {problem.start + 1}: convert the file.", problem)
+    except (json.JSONDecodeError, RecursionError) as problem:
+        problems.fail(f"not JSON ({problem}): mend the file.", problem)
+    for number, row in enumerate(rows):
+        if isinstance(row, dict):
+            yield f"row {number}", row
+        else:
+            problems.add(f"row {number}", None, "not a JSON object: the list holds one object per row.")
+
+
+def _parquet_rows(path: Path, problems: Problems) -> Iterator[Row]:
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        features = Features.from_arrow_schema(file.schema_arrow)
+    except (pyarrow.ArrowException, OSError) as problem:
+        problems.fail(f"not a Parquet file ({problem}): write it again.", problem)
+    number = 0
+    for batch in file.iter_batches(batch_size=256):
+        for row in batch.to_pylist():
+            yield f"row {number}", _without_filler(features.decode_example(row), features)
+            number += 1
+
+
+def _dataset_rows(dataset: Dataset | IterableDataset) -> Iterator[Row]:
+    features = dataset.features
+    for number, row in enumerate(dataset.with_format(None)):
+        yield f"row {number}", row if features is None else _without_filler(row, features)
+
+
+def _loaded_rows(name: str, split: str, problems: Problems) -> Iterator[Row]:
+    """A directory written by `save_to_disk`, or anything that `load_dataset` finds under the name."""
+    try:
+        if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
+            dataset = load_from_disk(name)
+        else:
+            dataset = load_dataset(name, split=split)
+    except Exception as problem:  # the hub client has dozens of kinds; each becomes one message with its cause
+        problems.fail(
+            f"no such file, and it could not be loaded as a dataset (split {split!r}): "
+            f"{type(problem).__name__}: {problem}",
+            problem,
+        )
+    yield from open_source(dataset, split).rows(problems)
+
+
+def _without_filler(row: dict[str, Any], features: Features) -> dict[str, Any]:
+    """Arrow gives all structs of a column the same keys and fills in None; JSON columns are stored as written."""
+    return {key: _drop_none(value, features[key]) for key, value in row.items()}
+
+
+def _drop_none(value: Any, feature: Any) -> Any:
+    if isinstance(feature, dict) and isinstance(value, dict):
+        return {key: _drop_none(item, feature[key]) for key, item in value.items() if item is not None}
+    if isinstance(feature, List | LargeList) and isinstance(value, list):
+        return [_drop_none(item, feature.feature) for item in value]
+    return value

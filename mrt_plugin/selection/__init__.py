@@ -1,0 +1,7 @@
+"""Selection: which K of a prompt's N responses are kept."""
+
+from mrt_plugin.selection.registry import SELECTORS, get_selector
+from mrt_plugin.selection.report import SelectionReport
+from mrt_plugin.selection.run import run_selection, select, select_indices
+
+__all__ = ["SELECTORS", "SelectionReport", "get_selector", "run_selection", "select", "select_indices"]

@@ -1,0 +1,16 @@
+"""`diverse_k` (DKoN): K responses that cover the pool, scores left aside."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mrt_plugin.selection.facility_location import maximise
+from mrt_plugin.selection.pool import Choice, Pool, Selector, Settings
+
+
+def choose(pools: Sequence[Pool], settings: Settings) -> list[Choice]:
+    """Greedy facility location with all weights 1."""
+    return maximise(pools, [np.ones(len(pool.keys)) for pool in pools], settings)
+
+
+SELECTOR = Selector(choose, needs_embeddings=True)

@@ -1,0 +1,65 @@
+"""What a selection did."""
+
+import logging
+from dataclasses import dataclass
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class SelectionReport:
+    """The counts of one selection."""
+
+    selector: str
+    k: int | None
+    similarity: str
+    groups: int = 0
+    candidates: int = 0
+    kept: int = 0
+    whole: int = 0
+    """Groups with N <= K, which keep all."""
+    short: int = 0
+    """Groups with N < K."""
+    weightless: int = 0
+    """Responses of weight 0, which are no candidates."""
+    later_picks: int = 0
+    """Picks after a group's first, where picks have gains."""
+    zero_gain: int = 0
+    """Those of them that gained nothing."""
+
+    @property
+    def zero_gain_share(self) -> float:
+        """The share of picks after the first that covered nothing new."""
+        return self.zero_gain / self.later_picks if self.later_picks else 0.0
+
+    def summary(self) -> str:
+        """The line that says what was kept."""
+        line = f"{self.selector}: kept {self.kept:,} of {self.candidates:,} responses of {self.groups:,} groups"
+        if self.k is not None and self.whole:
+            line += f"; {self.whole:,} groups have no more than k={self.k} and were kept whole"
+        if self.later_picks:
+            line += (
+                f"; {self.zero_gain_share:.1%} of the {self.later_picks:,} picks after a group's first gained nothing"
+            )
+        return line + "."
+
+    def notes(self) -> list[str]:
+        """One line for each thing a user should know of."""
+        lines = []
+        if self.short:
+            lines.append(f"{self.selector}: {self.short:,} groups have fewer than k={self.k} responses and keep all.")
+        if self.weightless:
+            lines.append(f"{self.selector}: {self.weightless:,} responses have weight 0 and were not considered.")
+        if self.zero_gain_share > 0.5:
+            hint = " similarity='rescaled' gives later picks more to gain." if self.similarity == "paper" else ""
+            lines.append(
+                f"{self.selector}: {self.zero_gain_share:.0%} of the picks after a group's first gained nothing: the "
+                f"first ones cover the pool, and the rest went by score, then by chance.{hint}"
+            )
+        return lines
+
+    def log(self) -> None:
+        """Log the summary, and a warning for each note."""
+        logger.info(self.summary())
+        for line in self.notes():
+            logger.warning(line)
