@@ -19,6 +19,7 @@ from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.trainer.layout_choice import choose_layout
 from mrt_plugin.trainer.meter import Meter, batch_counts
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared
+from mrt_plugin.trainer.quantized_cpu import keep_trainable
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class MultiResponseTrainerMixin(Trainer):
         self._refuse_parallelism()
         self.model_accepts_loss_kwargs = True  # read by transformers < 5.19: the loss is scaled by the units already
         model = self.accelerator.unwrap_model(self.model)
+        keep_trainable(model)
         self._token_nll = TokenNLL(model)
         self._meter = Meter()
         choice = choose_layout(
