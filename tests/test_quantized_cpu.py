@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from mrt_plugin.trainer.quantized_cpu import keep_trainable
 
 
-@pytest.mark.parametrize("evaluated_before", [False, True])
-def test_an_evaluation_leaves_the_gradients_alone(tiny_model_dir, evaluated_before):
+@pytest.mark.parametrize(("evaluated_before", "tolerance"), [(False, 1e-6), (True, 0.01)])
+def test_an_evaluation_leaves_the_gradients_alone(tiny_model_dir, evaluated_before, tolerance):
     pytest.importorskip("bitsandbytes")
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     model = AutoModelForCausalLM.from_pretrained(
@@ -35,5 +35,6 @@ def test_an_evaluation_leaves_the_gradients_alone(tiny_model_dir, evaluated_befo
         evaluate()
     keep_trainable(model)
     evaluate()
-    # Without it the difference is 0.3 of the norm on CPUs with AVX512-BF16, and 0 on others.
-    assert (gradient() - before).norm() <= 1e-5 * before.norm()
+    # Without it the difference is 0.3 of the norm on CPUs with AVX512-BF16, and 0 on others. Weights that were packed
+    # before have lost some digits of their scales for good.
+    assert (gradient() - before).norm() <= tolerance * before.norm()
