@@ -8,14 +8,22 @@ def keep_trainable(model: Any) -> None:
     """Tell bitsandbytes not to repack a model's 4-bit weights for inference.
 
     On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a 4-bit layer's weights the first time that it runs in
-    evaluation mode, and never back: what it computes from then on has no gradient with respect to its input. After one
-    evaluation the adapters of a two-layer Llama had gradients that were wrong by 0.30 of their norm. Elsewhere this
-    changes nothing.
+    evaluation mode, and not back for training: what the layer computes from then on has no gradient with respect to its
+    input. After one evaluation the adapters of a two-layer Llama had gradients that were wrong by 0.30 of their norm.
+    Elsewhere this changes nothing.
+
+    Raises:
+        ValueError: if the weights were repacked already. Undoing it is lossy, so the model has to be loaded again.
     """
     bitsandbytes = sys.modules.get("bitsandbytes")
     if bitsandbytes is None:
         return
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit) and module.weight.device.type == "cpu":
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                raise ValueError(
+                    "This 4-bit model has run in evaluation mode on CPU, and bitsandbytes repacked its weights for "
+                    "inference only: its gradients would be wrong. Load the model again and train it before anything "
+                    "else."
+                )
             module.support_avx512bf16_for_cpu = False
-            module.state_dict()  # as it saves weights unpacked, it unpacks those that were packed before
