@@ -8,8 +8,8 @@ def keep_trainable(model: Any) -> None:
     """Tell bitsandbytes not to repack a model's 4-bit weights for inference.
 
     On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a 4-bit layer's weights the first time that it runs in
-    evaluation mode, and not back for training: what the layer computes from then on has no gradient with respect to its
-    input. After one evaluation the adapters of a two-layer Llama had gradients that were wrong by 0.30 of their norm.
+    evaluation mode, and not back for training: what the layer computes from then on has no gradient with respect to
+    its input. After one evaluation the adapters of a two-layer Llama had gradients that were wrong by 0.30 of their norm.
     Elsewhere this changes nothing.
 
     Raises:

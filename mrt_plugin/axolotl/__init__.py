@@ -1,0 +1,24 @@
+"""The Axolotl plugin: `plugins: [mrt_plugin.axolotl.MultiResponsePlugin]`.
+
+Every registered selector is a dataset type, `type: mrt_plugin.axolotl.<selector>`. Axolotl imports a type as a module
+and calls its `load`, so a module of one function is made for each selector here, and a new selector needs no file.
+"""
+
+import sys
+from types import ModuleType
+
+from mrt_plugin.axolotl.plugin import MultiResponsePlugin
+from mrt_plugin.axolotl.strategy import loader
+from mrt_plugin.selection import SELECTORS
+
+__all__ = ["MultiResponsePlugin"]
+
+
+def _dataset_type(name: str) -> ModuleType:
+    module = ModuleType(f"{__name__}.{name}", f"`type: {__name__}.{name}`: a grouped dataset, chosen by {name}.")
+    module.load = loader(name)  # type: ignore[attr-defined]
+    return module
+
+
+for _name in SELECTORS:
+    sys.modules[f"{__name__}.{_name}"] = _dataset_type(_name)

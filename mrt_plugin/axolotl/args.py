@@ -1,0 +1,102 @@
+"""The schema of a recipe's `mrt:` block, derived from `mrt_plugin.options`."""
+
+import dataclasses
+from difflib import get_close_matches
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+
+from mrt_plugin.options import MultiResponseOptions
+
+DATASET_KEYS = ("path", "name", "split", "type", "ds_type", "data_files", "revision")
+"""Keys of a dataset entry that an override is matched by."""
+
+DATASET_OPTIONS = ("k", "alpha", "similarity", "embedder", "selection_seed", "prompt_format")
+"""Options that may differ between the datasets of a run."""
+
+
+def _fields(names: list[str], *, optional: bool) -> dict[str, Any]:
+    hints = get_type_hints(MultiResponseOptions)
+    fields: dict[str, Any] = {}
+    for item in dataclasses.fields(MultiResponseOptions):
+        if item.name in names:
+            hint = hints[item.name] | None if optional else hints[item.name]
+            default = None if optional else item.default
+            fields[item.name] = (hint, Field(default, description=item.metadata["help"], ge=item.metadata["ge"]))
+    return fields
+
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_OPTIONS = [item.name for item in dataclasses.fields(MultiResponseOptions) if item.name != "selector"]
+_KEYS: dict[str, Any] = dict.fromkeys(DATASET_KEYS, (str | list[str] | None, None))
+
+DatasetOverride = create_model(
+    "DatasetOverride", __config__=_STRICT, **_KEYS, **_fields(list(DATASET_OPTIONS), optional=True)
+)
+MrtBlock = create_model(
+    "MrtBlock",
+    __config__=_STRICT,
+    **_fields(_OPTIONS, optional=False),
+    max_length=(
+        int | None,
+        Field(None, ge=2, description="Tokens that one prompt with one response may have; sequence_len by default."),
+    ),
+    datasets=(
+        list[DatasetOverride] | None,  # type: ignore[valid-type]
+        Field(None, description="Options of single datasets, matched by the keys given."),
+    ),
+)
+
+
+def parse_block(block: Any) -> dict[str, Any]:
+    """The `mrt:` block with its defaults filled in.
+
+    Raises:
+        ValueError: naming every unknown key and every value of the wrong type.
+
+    Example:
+
+    >>> parse_block({"k": 8})["k"], parse_block(None)["layout"]
+    (8, 'auto')
+    """
+    if block is None:
+        block = {}
+    if not isinstance(block, dict):
+        raise ValueError(f"mrt: must hold options, one `name: value` per line, not {block!r}.")
+    try:
+        parsed = MrtBlock.model_validate(block)
+    except ValidationError as error:
+        raise ValueError("The mrt: block of the recipe:\n" + "\n".join(map(_readable, error.errors()))) from None
+    return parsed.model_dump(exclude_none=True)
+
+
+def _readable(error: Any) -> str:
+    place = "  mrt." + ".".join(str(part) for part in error["loc"])
+    if error["type"] != "extra_forbidden":
+        return f"{place}: {error['msg']} (found {error['input']!r})."
+    name = str(error["loc"][-1])
+    if name == "selector":
+        return f"{place} is not an option here: the dataset names it, `type: mrt_plugin.axolotl.{error['input']}`."
+    inside = "datasets" in error["loc"]
+    known = [*DATASET_KEYS, *DATASET_OPTIONS] if inside else list(MrtBlock.model_fields)
+    if inside and name in MrtBlock.model_fields:
+        return f"{place} cannot differ between datasets: set mrt.{name}."
+    guess = get_close_matches(name, known, n=1)
+    return f"{place} is not an option" + (f": did you mean {guess[0]}?" if guess else f". Known: {', '.join(known)}.")
+
+
+class MultiResponseArgs(BaseModel):
+    """What the plugin adds to Axolotl's configuration."""
+
+    mrt: dict[str, Any] | None = Field(None, description="Options of multi-response training.")
+
+    @field_validator("mrt", mode="before")
+    @classmethod
+    def _check(cls, value: Any) -> dict[str, Any]:
+        return parse_block(value)
+
+
+def options_of(block: dict[str, Any], **changes: Any) -> MultiResponseOptions:
+    """The options in a parsed block, with `changes`."""
+    names = {item.name for item in dataclasses.fields(MultiResponseOptions)}
+    return MultiResponseOptions(**{**{name: value for name, value in block.items() if name in names}, **changes})

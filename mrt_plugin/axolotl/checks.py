@@ -1,0 +1,126 @@
+"""Options of Axolotl that a grouped run cannot honour: each is refused by name, with what to do instead."""
+
+from collections.abc import Callable
+from typing import Any
+
+Check = tuple[str, Callable[[Any], bool], str]
+"""A key of the recipe, the values of it that are refused, and what to do instead."""
+
+_PACKS = "Groups are packed by sample_packing, or by mrt.row_packing without it."
+_OWN_LOSS = (
+    "The loss is computed in chunks from the trained tokens alone; this replaces one that never runs. Remove it."
+)
+_WHOLE_GROUPS = "It would split a row, and a group must stay whole. Use DDP, FSDP or DeepSpeed ZeRO."
+
+
+def _more_than_one(value: Any) -> bool:
+    return isinstance(value, int) and value > 1
+
+
+REFUSED: list[Check] = [
+    ("rl", bool, "This plugin is for supervised fine-tuning. Remove `rl:`, or this plugin."),
+    ("reward_model", bool, "This plugin trains language models."),
+    ("process_reward_model", bool, "This plugin trains language models."),
+    ("pretraining_dataset", bool, "Groups are chosen from whole pools; use `datasets:`."),
+    ("streaming", bool, "Groups are chosen from whole pools; use `datasets:` without streaming."),
+    ("skip_prepare_dataset", bool, "Groups have to be prepared. Remove it."),
+    (
+        "train_on_inputs",
+        bool,
+        "Only responses are trained on: a prompt shared by K responses would count K times. Remove it.",
+    ),
+    (
+        "excess_length_strategy",
+        lambda value: str(value).lower() == "truncate",
+        "A response cut short teaches the model to stop mid-sentence, and the rows' other columns would not be cut. "
+        "Use `drop` (pairs over mrt.max_length are dropped and counted) or `raise`.",
+    ),
+    ("eval_sequence_len", bool, "Held-out groups obey sequence_len and mrt.max_length. Remove it."),
+    (
+        "eval_sample_packing",
+        lambda value: value is True,
+        "Axolotl's packing drops the last incomplete batch, and eval_loss is over all held-out tokens. Remove it: "
+        "held-out groups are packed by mrt.row_packing.",
+    ),
+    (
+        "dataloader_drop_last",
+        lambda value: value is True,
+        "It would drop held-out groups, and eval_loss is over all held-out tokens. Remove it.",
+    ),
+    ("batch_flattening", bool, _PACKS),
+    ("use_pose", bool, "Position ids are those of a prompt with one response. Remove it."),
+    ("multipack_real_batches", lambda value: value is not None, "Rows are rebuilt by the collator. Remove it."),
+    ("group_by_length", bool, "Packing makes rows even. Remove it."),
+    ("chunked_cross_entropy", bool, _OWN_LOSS),
+    ("flash_attn_cross_entropy", bool, _OWN_LOSS),
+    ("use_eaft", bool, _OWN_LOSS),
+    ("orpo_alpha", bool, _OWN_LOSS),
+    ("cut_cross_entropy", bool, _OWN_LOSS),
+    ("liger_cross_entropy", bool, _OWN_LOSS),
+    (
+        "liger_fused_linear_cross_entropy",
+        bool,
+        _OWN_LOSS + " liger_rms_norm, liger_glu_activation and liger_rope stay.",
+    ),
+    ("kd_trainer", bool, "Distillation brings its own trainer. Remove it, or this plugin."),
+    ("trainer_cls", bool, "This plugin brings its own trainer. Remove it."),
+    ("context_parallel_size", _more_than_one, _WHOLE_GROUPS),
+    ("sequence_parallel_degree", _more_than_one, _WHOLE_GROUPS),
+    ("tensor_parallel_size", _more_than_one, _WHOLE_GROUPS),
+    ("processor_type", bool, "Groups are text. Remove it."),
+    ("do_bench_eval", bool, "It needs the logits of whole rows, which never exist. Evaluate after training."),
+    ("do_causal_lm_eval", bool, "It reads one example per row. Evaluate after training."),
+    ("eval_table_size", bool, "It reads one example per row. Use `axolotl inference` after training."),
+    ("generate_samples", bool, "It reads one example per row. Use `axolotl inference` after training."),
+]
+
+REFUSED_PLUGINS = {
+    "CutCrossEntropyPlugin": _OWN_LOSS,
+    "KDPlugin": "Distillation brings its own trainer. Remove it, or this plugin.",
+    "DiffusionPlugin": "It brings its own trainer. Remove it, or this plugin.",
+    "HatcheryPlugin": "It brings its own trainer. Remove it, or this plugin.",
+    "NemoGymPlugin": "It is for reinforcement learning. Remove it, or this plugin.",
+}
+
+
+def refuse_options(cfg: Any) -> None:
+    """Refuse what cannot be honoured.
+
+    Raises:
+        ValueError: naming every such option.
+    """
+    found = [
+        f"  {key}: {cfg.get(key)!r} cannot be combined with mrt_plugin.axolotl.MultiResponsePlugin. {remedy}"
+        for key, refused, remedy in REFUSED
+        if cfg.get(key) is not None and refused(cfg.get(key))
+    ]
+    for plugin in cfg.get("plugins") or []:
+        remedy = REFUSED_PLUGINS.get(str(plugin).rsplit(".", 1)[-1])
+        if remedy:
+            found.append(f"  plugins: {plugin} cannot be combined with this plugin. {remedy}")
+    if found:
+        raise ValueError("Options of the recipe that grouped training cannot honour:\n" + "\n".join(found))
+
+
+def check_lengths(cfg: Any, block: dict[str, Any]) -> tuple[int, int]:
+    """The limit of a pair and of a row, in tokens.
+
+    Raises:
+        ValueError: if they do not fit into each other or into sequence_len.
+    """
+    sequence_len = int(cfg.get("sequence_len") or 512)  # Axolotl's own default
+    row_length = block.get("row_length") or sequence_len
+    max_length = block.get("max_length") or sequence_len
+    if row_length > sequence_len:
+        raise ValueError(
+            f"mrt.row_length={row_length} is above sequence_len={sequence_len}, and Axolotl drops longer rows. Set "
+            f"sequence_len: {row_length} and mrt.max_length: {max_length}, and remove mrt.row_length."
+        )
+    if max_length > row_length:
+        raise ValueError(
+            f"mrt.max_length={max_length} is above the {row_length} tokens of a row: a row must take at least one "
+            "prompt with one response. Lower mrt.max_length, or raise sequence_len."
+        )
+    if cfg.get("sample_packing") and not block["row_packing"]:
+        raise ValueError("mrt.row_packing: false contradicts sample_packing: true. Remove one of them.")
+    return max_length, row_length

@@ -1,0 +1,128 @@
+"""A fingerprint of everything that a prepared dataset depends on and that Axolotl's cache does not look at.
+
+Axolotl 0.19.0 names a prepared dataset by a hash of some fields of the recipe. Neither plugin options, nor the bytes
+of the data file, nor the seed, nor the tokenizer's files are among them, so it would silently reuse an old one.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, snapshot_download
+
+import mrt_plugin
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "tekken.json",
+)
+
+RECIPE_KEYS = (
+    "seed",
+    "sequence_len",
+    "sample_packing",
+    "tokenizer_type",
+    "tokenizer_use_fast",
+    "tokenizer_legacy",
+    "tokenizer_use_mistral_common",
+    "added_tokens_overrides",
+    "special_tokens",
+    "tokens",
+    "chat_template",
+    "chat_template_jinja",
+    "chat_template_kwargs",
+    "default_system_message",
+    "excess_length_strategy",
+)
+"""Fields of the recipe that what we prepare depends on."""
+
+
+def recipe_fingerprint(cfg: Any, block: dict[str, Any]) -> str:
+    """A fingerprint of the `mrt:` options, of the recipe's fields that matter, and of the tokenizer's content."""
+    fields = {name: cfg.get(name) for name in RECIPE_KEYS}
+    tokenizer = cfg.get("tokenizer_config") or cfg.get("base_model_config") or cfg.get("base_model")
+    return _digest(
+        {
+            "mrt_plugin": mrt_plugin.__version__,
+            "options": block,
+            "recipe": fields,
+            "tokenizer": _tokenizer_content(str(tokenizer), cfg.get("revision_of_model")),
+            "chat_template": _jinja_content(fields["chat_template_jinja"]),
+        }
+    )
+
+
+def entry_fingerprint(entry: dict[str, Any], recipe: str) -> str:
+    """A fingerprint of one dataset entry: the entry, its data's content, and the recipe's fingerprint."""
+    return _digest({"recipe": recipe, "entry": dict(entry), "content": _data_content(entry)})
+
+
+def local_files(entry: dict[str, Any]) -> list[Path]:
+    """The files on this machine that an entry reads, sorted; none if the data is elsewhere."""
+    path = Path(str(entry.get("path")))
+    if path.is_file():
+        return [path]
+    named = entry.get("data_files") or []
+    files = [Path(name) for name in ([named] if isinstance(named, str) else named)]
+    if files:
+        return sorted(file for file in files if file.is_file())
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
+
+
+def _data_content(entry: dict[str, Any]) -> str:
+    files = local_files(entry)
+    if files:
+        return _content(files)
+    name = str(entry.get("path"))
+    try:  # a dataset of the hub: the commit that its revision points to
+        return str(HfApi().dataset_info(name, revision=entry.get("revision")).sha)
+    except Exception as error:
+        # No hub, no such dataset, or another kind of address: Axolotl's loader will say so if it cannot read it.
+        logger.info("The content of dataset %s is not part of the cache's key: %s.", name, type(error).__name__)
+        return "unknown"
+
+
+def _tokenizer_content(name: str, revision: str | None) -> str:
+    folder = Path(name)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(TOKENIZER_FILES)))
+        except Exception as error:
+            # Axolotl loads the tokenizer next and reports what is wrong with it.
+            logger.info("The content of tokenizer %s is not part of the cache's key: %s.", name, type(error).__name__)
+            return f"{name}@{revision}"
+    return _content(sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}))
+
+
+def _jinja_content(template: Any) -> str:
+    """`chat_template_jinja` may be a template or the path of one."""
+    if not isinstance(template, str) or "{" in template:
+        return str(template)
+    path = Path(template)
+    return _content([path]) if path.is_file() else template
+
+
+def _content(files: Iterable[Path]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(file.name.encode() + b"\0")
+        with file.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def _digest(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

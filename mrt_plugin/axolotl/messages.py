@@ -1,0 +1,30 @@
+"""Axolotl prints messages below WARNING of its own loggers only. Ours are counts and decisions: they are shown too."""
+
+import logging
+import os
+import sys
+
+from axolotl.logging_config import AxolotlOrWarnErrorFilter, ColorfulFormatter
+
+
+class _BelowWarning(logging.Filter):
+    """Warnings and errors are printed by Axolotl already."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING
+
+
+def show_messages() -> None:
+    """Print the INFO messages of `mrt_plugin`, on the main process. May be called again for modules loaded since."""
+    ours = logging.getLogger("mrt_plugin")
+    if not ours.handlers and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(ColorfulFormatter("[%(asctime)s] [%(levelname)s] [%(name)s] %(message)s"))
+        handler.addFilter(_BelowWarning())
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+    for name, logger in list(logging.Logger.manager.loggerDict.items()):
+        if name.startswith("mrt_plugin") and isinstance(logger, logging.Logger):
+            for item in list(logger.filters):  # Axolotl's logger class adds one to every logger
+                if isinstance(item, AxolotlOrWarnErrorFilter):
+                    logger.removeFilter(item)

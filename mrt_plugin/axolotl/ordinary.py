@@ -1,0 +1,111 @@
+"""Datasets of Axolotl's own types beside grouped ones: every row becomes a group of one response.
+
+The plugin puts this type in place of the entry's own, which is kept in the entry's mark.
+"""
+
+import logging
+from typing import Any
+
+from axolotl.prompt_tokenizers import DatasetWrappingStrategy
+from axolotl.utils.data.wrappers import get_dataset_wrapper
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.schemas.datasets import SFTDataset
+from datasets import Dataset
+
+from mrt_plugin.axolotl.checks import check_lengths
+from mrt_plugin.axolotl.entries import ORDINARY, Mark
+from mrt_plugin.axolotl.strategy import FEATURES, required_mark
+from mrt_plugin.encoding.pair import Pair
+from mrt_plugin.groups import held_out
+from mrt_plugin.layout.group_row import build_group_row
+
+logger = logging.getLogger(__name__)
+
+
+def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> "OrdinaryDataset":
+    """The `load` that Axolotl calls."""
+    return OrdinaryDataset(tokenizer, cfg, required_mark(ds_cfg, ORDINARY))
+
+
+class OrdinaryDataset(DatasetWrappingStrategy):  # type: ignore[misc]
+    """Let Axolotl tokenize an entry by its own type, and make each row a group of one."""
+
+    def __init__(self, tokenizer: Any, cfg: Any, mark: Mark) -> None:
+        self._tokenizer = tokenizer
+        self._cfg = cfg
+        self._mark = mark
+        self._max_length, _ = check_lengths(cfg, cfg.mrt)
+
+    def wrap_dataset(
+        self, dataset: Dataset, process_count: int | None = None, keep_in_memory: bool | None = False, **kwargs: Any
+    ) -> Dataset:
+        """One group of one response per row; rows with nothing to train or that are too long are dropped, counted."""
+        entry = DictDefault(SFTDataset(**(self._mark.wrapped or {})).model_dump(exclude_none=True))
+        if (
+            entry.type == "chat_template"
+            and not (self._mark.wrapped or {}).get("chat_template")
+            and self._cfg.chat_template
+        ):
+            # What Axolotl does for entries of this type (`normalize_cfg_datasets`).
+            entry.chat_template = self._cfg.chat_template
+            entry.chat_template_jinja = self._cfg.chat_template_jinja
+        base, _, style = entry.type.partition(":") if isinstance(entry.type, str) else (None, "", None)
+        tokenized, _ = get_dataset_wrapper(
+            dataset_config=entry,
+            tokenizer=self._tokenizer,
+            cfg=self._cfg,
+            dataset_base_type=base,
+            dataset=dataset,
+            dataset_prompt_style=style or None,
+        )
+        part = tokenized
+        if self._mark.part != "all":
+            part = tokenized.filter(
+                _in_part,
+                fn_kwargs={"wanted": self._mark.part == "held_out", "share": self._mark.share, "seed": self._cfg.seed},
+                num_proc=process_count,
+                desc=f"Finding the {self._mark.part} rows",
+            )
+        prepared = part.map(
+            _as_group,
+            fn_kwargs={"aggregation": self._cfg.mrt.loss_aggregation, "max_length": self._max_length},
+            batched=True,
+            remove_columns=tokenized.column_names,
+            features=FEATURES,
+            num_proc=process_count,
+            desc="Making groups of one",
+        )
+        logger.info(
+            "%s (type %s), %s part: %d rows are groups of one response; %d dropped, longer than %d tokens or with "
+            "nothing to train.",
+            entry.path,
+            entry.type,
+            self._mark.part,
+            len(prepared),
+            len(part) - len(prepared),
+            self._max_length,
+        )
+        return prepared
+
+
+def _in_part(row: dict[str, Any], *, wanted: bool, share: float, seed: int) -> bool:
+    """Whether the row's prompt, the tokens before the first trained one, is on the wanted side."""
+    tokens, trained = row["input_ids"], [label != -100 for label in row["labels"]]
+    prompt = tokens[: trained.index(True)] if True in trained else []
+    return held_out(" ".join(map(str, prompt or tokens)), share, seed) == wanted
+
+
+def _as_group(batch: dict[str, list[Any]], *, aggregation: Any, max_length: int) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
+    for tokens, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        # The first token of a row is predicted from nothing; in a packed row it would be from another group.
+        trained = [False, *(label != -100 for label in labels[1:])]
+        if len(tokens) > max_length or not any(trained):
+            continue
+        row: dict[str, Any] = {
+            **build_group_row([Pair(tokens, trained)], aggregation),
+            "attention_mask": [1] * len(tokens),
+        }
+        for name in FEATURES:
+            columns[name].append(row[name])
+    return columns

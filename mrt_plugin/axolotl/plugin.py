@@ -1,0 +1,95 @@
+"""The plugin that a recipe loads."""
+
+import logging
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin
+
+from mrt_plugin.axolotl.args import options_of, parse_block
+from mrt_plugin.axolotl.checks import check_lengths, refuse_options
+from mrt_plugin.axolotl.entries import mark_entries
+from mrt_plugin.axolotl.fingerprint import recipe_fingerprint
+from mrt_plugin.axolotl.messages import show_messages
+from mrt_plugin.layout.collator import GroupedResponseCollator
+from mrt_plugin.versions import libraries
+
+logger = logging.getLogger(__name__)
+
+
+class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
+    """Multi-response training in Axolotl.
+
+    Example:
+
+    ```yaml
+    plugins:
+      - mrt_plugin.axolotl.MultiResponsePlugin
+    datasets:
+      - path: data/pool.jsonl
+        type: mrt_plugin.axolotl.random_k
+    mrt:
+      k: 4
+    ```
+    """
+
+    def register(self, cfg: Any) -> None:
+        """Check the recipe and prepare its dataset entries; whatever is raised here reaches the user at once.
+
+        Raises:
+            ValueError: naming the option and the remedy.
+        """
+        show_messages()
+        for library in libraries():
+            if library.name == "axolotl" and not library.in_range:
+                logger.warning("Axolotl %s is not tested with this plugin, %s is.", library.found, library.supported)
+        block = parse_block(cfg.get("mrt"))
+        refuse_options(cfg)
+        check_lengths(cfg, block)
+        if cfg.get("seed") is None:
+            cfg["seed"] = 42  # Axolotl's own default, which it fills in only after this
+        mark_entries(cfg, block, recipe_fingerprint(cfg, block))
+        cfg["mrt"] = block
+        if cfg.get("sample_packing"):
+            # Axolotl drops the last incomplete batch of a packed dataset, and with these unset of a held-out one too.
+            cfg["eval_sample_packing"] = False
+            cfg["dataloader_drop_last"] = False
+
+    def get_input_args(self) -> str:
+        """The schema of `mrt:`."""
+        return "mrt_plugin.axolotl.args.MultiResponseArgs"
+
+    def get_training_args_mixin(self) -> str:
+        """The options, as fields of the training arguments."""
+        return "mrt_plugin.options.MultiResponseOptions"
+
+    def get_training_args(self, cfg: Any) -> dict[str, Any]:
+        """The values of those fields."""
+        _, row_length = check_lengths(cfg, cfg.mrt)
+        options = options_of(cfg.mrt, row_length=row_length)
+        return vars(options)
+
+    def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> tuple[type, dict[str, Any]]:
+        """The collator; the trainer tells it the layout."""
+        _, row_length = check_lengths(cfg, cfg.mrt)
+        return GroupedResponseCollator, {"row_length": row_length, "packing": cfg.mrt.row_packing}
+
+    def get_trainer_cls(self, cfg: Any) -> type:
+        """Axolotl's trainer with the behaviour of `MultiResponseTrainerMixin`."""
+        from mrt_plugin.axolotl.trainer import MultiResponseAxolotlTrainer
+
+        show_messages()
+        return MultiResponseAxolotlTrainer
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        """Check that no other plugin's trainer took this one's place.
+
+        Raises:
+            ValueError: naming the trainer.
+        """
+        from mrt_plugin.axolotl.trainer import MultiResponseAxolotlTrainer
+
+        if not isinstance(trainer, MultiResponseAxolotlTrainer):
+            raise ValueError(
+                f"{type(trainer).__name__} is another plugin's trainer: list mrt_plugin.axolotl.MultiResponsePlugin "
+                "first, or remove the other plugin."
+            )

@@ -1,0 +1,126 @@
+"""How a grouped dataset is prepared inside Axolotl: from the rows that it read to rows of tokens."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from axolotl.prompt_tokenizers import DatasetWrappingStrategy
+from datasets import Dataset, Features, List, Value
+
+from mrt_plugin.axolotl.args import options_of
+from mrt_plugin.axolotl.checks import check_lengths
+from mrt_plugin.axolotl.entries import PREFIX, Mark
+from mrt_plugin.encoding import prepare_tokenizer
+from mrt_plugin.groups import held_out, load_groups
+from mrt_plugin.trainer.prepare import prepare_groups
+
+logger = logging.getLogger(__name__)
+
+FEATURES = Features(
+    {
+        "input_ids": List(Value("int32")),
+        "labels": List(Value("int64")),
+        "loss_weights": List(Value("float32")),
+        "prefix_length": Value("int64"),
+        "segment_lengths": List(Value("int64")),
+        "segment_units": List(Value("float64")),
+        "attention_mask": List(Value("int8")),
+    }
+)
+"""Columns of every prepared dataset. Axolotl removes `attention_mask` for some models, and fails without it."""
+
+
+def loader(selector: str) -> Callable[..., "GroupedDataset"]:
+    """The `load` that Axolotl calls for `type: mrt_plugin.axolotl.<selector>`."""
+
+    def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> GroupedDataset:
+        return GroupedDataset(tokenizer, cfg, required_mark(ds_cfg, selector), selector)
+
+    return load
+
+
+def required_mark(ds_cfg: Any, kind: str) -> Mark:
+    """The mark that the plugin left on the entry.
+
+    Raises:
+        ImportError: if the plugin is not loaded. Of the errors of a dataset type, Axolotl shows this kind.
+    """
+    mark = Mark.of(ds_cfg)
+    if mark is None:
+        raise ImportError(
+            f"type: {PREFIX}{kind} needs the plugin, and the recipe does not load it. Add\n"
+            "plugins:\n  - mrt_plugin.axolotl.MultiResponsePlugin"
+        )
+    return mark
+
+
+class GroupedDataset(DatasetWrappingStrategy):
+    """Select, encode and lay out the groups of one dataset entry."""
+
+    def __init__(self, tokenizer: Any, cfg: Any, mark: Mark, selector: str) -> None:
+        prepare_tokenizer(tokenizer)
+        self._tokenizer = tokenizer
+        self._cfg = cfg
+        self._mark = mark
+        self._max_length, row_length = check_lengths(cfg, cfg.mrt)
+        self._options = options_of(cfg.mrt, **mark.options, selector=selector, row_length=row_length)
+
+    def wrap_dataset(
+        self, dataset: Dataset, process_count: int | None = None, keep_in_memory: bool | None = False, **kwargs: Any
+    ) -> Dataset:
+        """Rows of tokens (`GroupRow`) of the entry's training or held-out prompts.
+
+        Raises:
+            DataError: if the rows are not groups.
+            ValueError: if no prompt is left, or every pair is too long.
+        """
+        groups = self._part(load_groups(self._mark.file or dataset))
+        prepared, report = prepare_groups(
+            groups,
+            self._tokenizer,
+            self._options,
+            max_length=self._max_length,
+            seed=self._cfg.seed,
+            expanded_form=self._options.layout == "expanded" and bool(self._cfg.sample_packing),
+            split_rows=True,
+            num_proc=process_count,
+            chat_template_kwargs=self._cfg.chat_template_kwargs,
+            description="held-out" if self._mark.part == "held_out" else "train",
+        )
+        if report.dropped_pairs and self._cfg.excess_length_strategy == "raise":
+            raise ValueError(
+                f"{report.dropped_pairs} pairs are longer than {self._max_length} tokens and excess_length_strategy "
+                "is `raise`. Raise mrt.max_length and sequence_len, or drop them with `drop`."
+            )
+        if report.rows > report.groups:
+            logger.info(
+                "Groups longer than %s tokens were split: %d groups are %d rows, and micro_batch_size counts rows.",
+                self._options.row_length,
+                report.groups,
+                report.rows,
+            )
+        return with_features(prepared)
+
+    def _part(self, groups: Dataset) -> Dataset:
+        if self._mark.part == "all":
+            return groups
+        wanted = self._mark.part == "held_out"
+        chosen = [
+            index
+            for index, prompt in enumerate(groups["prompt"])
+            if held_out(prompt, self._mark.share, self._cfg.seed) == wanted
+        ]
+        if not chosen:
+            raise ValueError(
+                f"val_set_size: {self._mark.share} leaves no prompt of {len(groups)} for the {self._mark.part} part: "
+                + ("raise it." if wanted else "lower it.")
+            )
+        logger.info("%s: %d of %d prompts.", self._mark.part, len(chosen), len(groups))
+        return groups.select(chosen)
+
+
+def with_features(prepared: Dataset) -> Dataset:
+    """The prepared rows with the columns and types that all datasets of a run must share."""
+    masks = [[1] * len(tokens) for tokens in prepared["input_ids"]]
+    plain = prepared.select_columns([name for name in FEATURES if name != "attention_mask"])
+    return plain.add_column("attention_mask", masks).cast(FEATURES)  # type: ignore[call-arg]

@@ -1,0 +1,33 @@
+"""Axolotl's trainer on groups."""
+
+from typing import Any
+
+from axolotl.core.trainers import AxolotlTrainer
+from datasets import Dataset
+
+from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
+from mrt_plugin.trainer.prepare import is_prepared
+
+
+class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  # type: ignore[misc]
+    """`AxolotlTrainer` for groups; Axolotl builds it when the plugin is loaded."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for dataset in (self.train_dataset, self.eval_dataset):
+            if dataset is not None:
+                _check_rows(dataset)
+        # Both of the plugin's making: the training arguments have its mixin, the collators its class.
+        options: Any = self.args
+        collators: list[Any] = [self.data_collator, self.eval_data_collator]
+        self.set_up_groups(options, collators)
+
+
+def _check_rows(dataset: Dataset) -> None:
+    """Raises: ValueError: if a dataset of the run came to Axolotl tokenized already."""
+    if is_prepared(dataset) and not dataset.data.column("prefix_length").null_count:
+        return
+    raise ValueError(
+        "A dataset of the recipe is tokenized already (columns input_ids, attention_mask, labels), so Axolotl did not "
+        "hand it to the plugin. Give its text, with a dataset type of Axolotl or of this plugin."
+    )
