@@ -178,8 +178,8 @@ def _mark(entry: dict[str, Any], mark: Mark) -> dict[str, Any]:
         mark = replace(mark, wrapped=entry)
         entry = {**entry, "type": PREFIX + ORDINARY}
     elif _is_json_file(entry):
-        # Arrow forces one schema on all messages, and its errors name no line: Axolotl reads lines of text, and we read
-        # the file ourselves.
+        # Arrow forces one schema on all messages, and its errors name no line. So Axolotl reads lines of text, and the
+        # file is read once more by `load_groups`.
         mark = replace(mark, file=str(entry["path"]))
         entry = {**entry, "ds_type": "text"}
     return {**entry, "conversation": mark.as_text()}

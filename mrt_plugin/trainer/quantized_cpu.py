@@ -9,8 +9,8 @@ def keep_trainable(model: Any) -> None:
 
     On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a 4-bit layer's weights the first time that it runs in
     evaluation mode, and not back for training: what the layer computes from then on has no gradient with respect to
-    its input. After one evaluation the adapters of a two-layer Llama had gradients that were wrong by 0.30 of their norm.
-    Elsewhere this changes nothing.
+    its input. After one evaluation the adapters of a two-layer Llama had gradients that were wrong by 0.30 of their
+    norm. Elsewhere this changes nothing.
 
     Raises:
         ValueError: if the weights were repacked already. Undoing it is lossy, so the model has to be loaded again.
