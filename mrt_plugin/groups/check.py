@@ -50,6 +50,9 @@ class Checker:
         responses = self._responses(raw)
         scores = self._numbers(raw, "scores", raw.scores)
         weights = self._numbers(raw, "weights", raw.weights)
+        if raw.responses:
+            self._agree(raw, "scores", "absent" if raw.scores is None else "given")
+            self._agree(raw, "weights", "absent" if raw.weights is None else "given")
         if prompt is None or len(self.problems.found) > before:
             return None
 
@@ -57,8 +60,6 @@ class Checker:
         if not kept:
             self.report.groups_without_responses.add(raw.place)
             return None
-        self._agree(raw, "scores", "absent" if scores is None else "given")
-        self._agree(raw, "weights", "absent" if weights is None else "given")
         responses = [responses[index] for index in kept]
         scores = scores and [scores[index] for index in kept]
         weights = weights and [weights[index] for index in kept]
@@ -74,7 +75,7 @@ class Checker:
         if raw.responses is None:
             return []
         if not isinstance(raw.responses, list):
-            what = f"{kind(raw.responses)}: it must be a list of responses, each a string or a list of messages."
+            what = f"it is {kind(raw.responses)}; it must be a list of responses, each a string or a list of messages."
             self.problems.add(raw.place, column, what)
             return []
         responses = []
@@ -111,11 +112,11 @@ class Checker:
                 return None
             form = "a list of messages"
         else:
-            self.problems.add(place, column, f"{kind(value)}: it must be a string or a list of messages.")
+            self.problems.add(place, column, f"it is {kind(value)}; it must be a string or a list of messages.")
             return None
         first, where = self.forms.setdefault(part, (form, place))
         if form != first:
-            self.problems.add(place, column, f"{form}, but {where} has {first}: use one form for all {part}s.")
+            self.problems.add(place, column, f"it is {form}, but {where} has {first}: use one form for all {part}s.")
             return None
         return value
 
@@ -125,21 +126,23 @@ class Checker:
         if values is None:
             return None
         if not isinstance(values, list):
-            self.problems.add(raw.place, column, f"{kind(values)}: it must be a list of numbers, one per response.")
+            self.problems.add(
+                raw.place, column, f"it is {kind(values)}; it must be a list of numbers, one per response."
+            )
             return None
         if isinstance(raw.responses, list) and len(values) != len(raw.responses):
-            what = f"{len(values)} for {len(raw.responses)} responses: give one {one} for each response."
+            what = f"it has {len(values)} for {len(raw.responses)} responses: give one {one} for each response."
             self.problems.add(raw.place, column, what)
             return None
         for index, value in enumerate(values):
             if value is None:
                 what = f"the {one} is missing: give one for each response, or none at all."
             elif isinstance(value, bool) or not isinstance(value, int | float):
-                what = f"the {one} is {kind(value)}: it must be a number."
+                what = f"the {one} is {kind(value)}; it must be a number."
             elif not _is_finite(value):
-                what = f"the {one} is {value}: it must be finite. Remove the response or score it again."
+                what = f"the {one} is {str(value)[:24]}; it must be finite. Remove the response or score it again."
             elif name == "weights" and value < 0:
-                what = f"the weight is {value}: it must be at least 0."
+                what = f"the weight is {value}; it must be at least 0."
             else:
                 continue
             self.problems.add(raw.place_of(index), column, what)
@@ -149,7 +152,7 @@ class Checker:
     def _agree(self, raw: RawGroup, name: str, state: str) -> None:
         first, where = self.forms.setdefault(name, (state, raw.place))
         if state != first:
-            what = f"{state} here, but {first} in {where}: give {name} for all groups or for none."
+            what = f"they are {state} here, but {first} in {where}: give {name} for all groups or for none."
             self.problems.add(raw.place, raw.columns[name], what)
 
     def _count_repeats(self, raw: RawGroup, prompt: Any, responses: list[Any]) -> None:
@@ -172,7 +175,9 @@ class Checker:
             return name if self.ids[name] == 1 else f"{name}-{self.ids[name]}"
         name = str(raw.id)
         if isinstance(raw.id, bool) or not isinstance(raw.id, int | str) or not name:
-            self.problems.add(raw.place, "id", f"{kind(raw.id)}: it must be a string or a whole number, not empty.")
+            self.problems.add(
+                raw.place, "id", f"it is {kind(raw.id)}; it must be a string or a whole number, not empty."
+            )
         elif name in self.ids:
             what = f"{name!r} is the id of an earlier row too: ids must differ. Remove the column to have them made."
             self.problems.add(raw.place, "id", what)

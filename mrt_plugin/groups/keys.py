@@ -26,7 +26,7 @@ def prompt_key(prompt: Any) -> str:
     Example:
 
     >>> prompt_key("What is 2 + 2?")
-    '52ea9ad4a2936bd0b24e3ed4c2b37c73'
+    'f09fab26c8508154c2d44498da3a2b1e'
     """
     return digest(b"prompt", canonical(prompt), size=16).hex()
 
@@ -53,7 +53,7 @@ def held_out(prompt: Any, share: float, seed: int = 0) -> bool:
     Example:
 
     >>> sum(held_out(f"prompt {number}", share=0.1) for number in range(1000))
-    98
+    112
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share={share!r} must be between 0 and 1.")

@@ -13,6 +13,7 @@ import datasets
 import pyarrow
 from datasets import Dataset, Features, Json, List, Value
 
+from mrt_plugin.groups.adapters import check_source, guess_source, read_source
 from mrt_plugin.groups.check import Checker, Group
 from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.report import GroupReport
@@ -23,15 +24,17 @@ CHUNK = 1000
 """Groups held in memory at a time while they are written."""
 
 
-def load_groups(source: Any, *, split: str = "train") -> Dataset:
+def load_groups(data: Any, *, split: str = "train", source: str | None = None) -> Dataset:
     """Read prompts with several responses each, check them, and say what was dropped.
 
     Args:
-        source: a JSONL, JSON or Parquet file, a directory written by `save_to_disk`, a hub id, or a
+        data: a JSONL, JSON or Parquet file, a directory written by `save_to_disk`, a hub id, or a
             `datasets.Dataset`. Its rows are either groups (`prompt`, `responses`, and optionally `scores`, `weights`,
             `id`), or flat (`prompt` and `completion`, or `messages`, and optionally `score`, `weight`), which are
             regrouped by prompt. Of `messages`, everything up to the last user message is the prompt.
         split: for the hub and a `DatasetDict`, which split; files have none.
+        source: the public format the rows are in, such as `nectar` or `code_contests:language=cpp`; see
+            docs/sources.md. By default one of the shapes above.
 
     Returns:
         A dataset kept on disk, with the columns `id` (string), `prompt` (string or list of messages), `responses`
@@ -39,6 +42,7 @@ def load_groups(source: Any, *, split: str = "train") -> Dataset:
 
     Raises:
         DataError: with up to 20 problems, each with its row, column and remedy.
+        ValueError: for an unknown `source` (the known ones are listed), or an option that it does not have.
 
     Example:
 
@@ -50,20 +54,30 @@ def load_groups(source: Any, *, split: str = "train") -> Dataset:
     # ('What is 2 + 2?', ['4', 'Four.', '2 + 2 = 4'])
     ```
     """
-    return read_groups(source, split=split)[0]
+    return read_groups(data, split=split, source=source)[0]
 
 
-def read_groups(source: Any, *, split: str = "train") -> tuple[Dataset, GroupReport]:
+def read_groups(data: Any, *, split: str = "train", source: str | None = None) -> tuple[Dataset, GroupReport]:
     """`load_groups`, together with the counts of what was read, kept and dropped."""
-    opened = open_source(source, split)
+    if source is not None:
+        check_source(source)
+    opened = open_source(data, split)
     problems, report = Problems(opened.name), GroupReport(opened.name)
-    raw = read_raw_groups(opened.rows(problems), problems, report)
+    rows = opened.rows(problems)
+    if source is None:
+        raw = read_raw_groups(rows, problems, report, hint=guess_source)
+    else:
+        raw = read_source(rows, source, problems, report)
     groups = _until_problem(Checker(problems, report).check_all(raw), problems)
     path = _store(groups, problems)
     if path is None:
         dropped = report.groups_without_responses.count
         if dropped:
             problems.fail(f"all {dropped:,} groups were dropped, since none has a response that is not empty.")
+        if report.left_out:
+            problems.fail(
+                "nothing is left: " + ", ".join(f"{t.count:,} {what}" for what, t in report.left_out.items())
+            )
         problems.fail("it is empty: write at least one row.")
     report.log()
     return Dataset.from_file(str(path)), report
@@ -126,7 +140,7 @@ def _features(group: Group) -> Features:
 
 
 def _spelled(value: Any) -> Any:
-    """Messages as JSON text, spelled here: the encoder of `datasets` rounds numbers to nine digits."""
+    """Messages as JSON text, spelled here: the encoder of `datasets` rounds numbers to 9 digits (its decoder keeps 15)."""
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
     return [_spelled(item) for item in value] if isinstance(value, list) else value

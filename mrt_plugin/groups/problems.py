@@ -29,7 +29,7 @@ class DataError(ValueError):
 
     Attributes:
         source: the file, hub id or dataset that was read.
-        problems: up to 20 of them, in the order of the rows.
+        problems: up to 20 of them, in the order in which they were found.
     """
 
     def __init__(self, source: str, problems: list[Problem]) -> None:

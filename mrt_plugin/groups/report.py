@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 logger = logging.getLogger(__name__)
 
 
+def plural(count: int, noun: str) -> str:
+    """`1 group`, `2,000 groups`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 @dataclass
 class Tally:
     """How often something happened, and where first."""
@@ -38,6 +43,8 @@ class GroupReport:
     duplicate_responses: Tally = field(default_factory=Tally)
     duplicate_prompts: Tally = field(default_factory=Tally)
     ignored_columns: tuple[str, ...] = ()
+    left_out: dict[str, Tally] = field(default_factory=dict)
+    """What an adapter left out on purpose, by reason."""
 
     def count_group(self, responses: int) -> None:
         """Count a group that is kept, with its N."""
@@ -48,9 +55,10 @@ class GroupReport:
 
     def summary(self) -> str:
         """The line that says what there is."""
+        counts = f"{plural(self.groups, 'group')}, {plural(self.responses, 'response')}"
         sizes = str(self.smallest) if self.smallest == self.largest else f"{self.smallest} to {self.largest}"
-        regrouped = f", regrouped by prompt from {self.rows:,} rows" if self.regrouped else ""
-        return f"{self.source}: {self.groups:,} groups, {self.responses:,} responses ({sizes} each){regrouped}."
+        regrouped = f", regrouped by prompt from {plural(self.rows, 'row')}" if self.regrouped else ""
+        return f"{self.source}: {counts} ({sizes} each){regrouped}."
 
     def notes(self) -> list[str]:
         """One line for each decision a user should know of."""
@@ -64,6 +72,8 @@ class GroupReport:
             if tally.count:
                 reason = f"; {why}" if why else ""
                 lines.append(f"{self.source}: {what}: {tally.count:,} (first: {tally.first}){reason}.")
+        for what, tally in self.left_out.items():
+            lines.append(f"{self.source}: left out: {tally.count:,} {what} (first: {tally.first}).")
         if self.ignored_columns:
             lines.append(f"{self.source}: these columns are not used: {', '.join(self.ignored_columns)}.")
         return lines

@@ -1,6 +1,6 @@
 """From rows to groups: rows that are groups already, and flat rows that are regrouped by their prompt."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,8 +39,16 @@ CONVERSATIONS = {"prompt": "messages", "responses": "messages", "scores": "score
 EXPECTED = "`prompt` and `responses`, or `prompt` and `completion`, or `messages`"
 
 
-def read_raw_groups(rows: Iterable[Row], problems: Problems, report: GroupReport) -> Iterator[RawGroup]:
-    """Groups in the order of their first row. The first row's columns decide the shape of all."""
+def read_raw_groups(
+    rows: Iterable[Row],
+    problems: Problems,
+    report: GroupReport,
+    hint: Callable[[dict[str, Any]], str] = lambda row: "",
+) -> Iterator[RawGroup]:
+    """Groups in the order of their first row. The first row's columns decide the shape of all.
+
+    `hint` may say what else a row of an unknown shape could be.
+    """
     rows = iter(rows)
     first = next(rows, None)
     if first is None:
@@ -55,7 +63,7 @@ def read_raw_groups(rows: Iterable[Row], problems: Problems, report: GroupReport
         needed, known = ("messages",), {*CONVERSATIONS.values(), "id"}
     else:
         names = ", ".join(f"`{name}`" for name in found) or "none"
-        problems.fail(f"it needs the columns {EXPECTED}; it has {names}. Rename the columns.")
+        problems.fail(f"it needs the columns {EXPECTED}; it has {names}. Rename the columns.{hint(first[1])}")
     report.ignored_columns = tuple(name for name in found if name not in known)
 
     counted = _complete(first, rows, needed, problems, report)
@@ -76,7 +84,9 @@ def _complete(
         report.rows += 1
         missing = [name for name in needed if name not in row[1]]
         for name in missing:
-            problems.add(row[0], name, f"missing, though the first row has it; this row has {', '.join(row[1])}.")
+            problems.add(
+                row[0], name, f"it is missing, though the first row has it; this row has {', '.join(row[1])}."
+            )
         if not missing:
             yield row
         row = next(rest, None)
@@ -93,7 +103,7 @@ def _regroup(rows: Iterable[Row], problems: Problems, conversations: bool) -> It
             prompt, response = row["prompt"], row["completion"]
         if not isinstance(prompt, str | list):
             if not conversations:
-                problems.add(place, "prompt", f"{kind(prompt)}: it must be a string or a list of messages.")
+                problems.add(place, "prompt", f"it is {kind(prompt)}; it must be a string or a list of messages.")
             continue
         try:
             key = digest(canonical(prompt), size=16)
@@ -120,7 +130,7 @@ def split_conversation(messages: Any, place: str, problems: Problems) -> tuple[A
     between the last question and its final answer belong to the response.
     """
     if not isinstance(messages, list):
-        problems.add(place, "messages", f"{kind(messages)}: it must be a list of messages.")
+        problems.add(place, "messages", f"it is {kind(messages)}; it must be a list of messages.")
         return None, None
     last = max(
         (index for index, item in enumerate(messages) if isinstance(item, dict) and item.get("role") == "user"),

@@ -3,6 +3,8 @@
 import logging
 from dataclasses import dataclass
 
+from mrt_plugin.groups.report import plural
+
 logger = logging.getLogger(__name__)
 
 
@@ -34,24 +36,23 @@ class SelectionReport:
 
     def summary(self) -> str:
         """The line that says what was kept."""
-        line = f"{self.selector}: kept {self.kept:,} of {self.candidates:,} responses of {self.groups:,} groups"
-        if self.k is not None and self.whole:
-            line += f"; {self.whole:,} groups have no more than k={self.k} and were kept whole"
+        line = f"{self.selector}: kept {self.kept:,} of {plural(self.candidates, 'response')} of "
+        line += plural(self.groups, "group")
+        if self.whole:
+            line += f"; {plural(self.whole, 'pool')} of at most k={self.k} kept whole"
         if self.later_picks:
-            line += (
-                f"; {self.zero_gain_share:.1%} of the {self.later_picks:,} picks after a group's first gained nothing"
-            )
+            line += f"; {self.zero_gain_share:.1%} of {plural(self.later_picks, 'pick')} after the first gained nothing"
         return line + "."
 
     def notes(self) -> list[str]:
         """One line for each thing a user should know of."""
         lines = []
         if self.short:
-            lines.append(f"{self.selector}: {self.short:,} groups have fewer than k={self.k} responses and keep all.")
+            lines.append(f"{self.selector}: pools smaller than k={self.k}, kept whole: {self.short:,}.")
         if self.weightless:
-            lines.append(f"{self.selector}: {self.weightless:,} responses have weight 0 and were not considered.")
+            lines.append(f"{self.selector}: responses of weight 0, never kept: {self.weightless:,}.")
         if self.zero_gain_share > 0.5:
-            hint = " similarity='rescaled' gives later picks more to gain." if self.similarity == "paper" else ""
+            hint = " similarity='rescaled' leaves later picks more to gain." if self.similarity == "paper" else ""
             lines.append(
                 f"{self.selector}: {self.zero_gain_share:.0%} of the picks after a group's first gained nothing: the "
                 f"first ones cover the pool, and the rest went by score, then by chance.{hint}"
