@@ -1,0 +1,114 @@
+"""The best number of responses per prompt: the least variance that a budget can buy, in either layout.
+
+A prompt with K responses costs C_p + K·C_r where the prompt is computed once (`shared_prefix`) and K·(C_p + C_r) where
+it is copied for each response (`expanded`). Under the second, K = 1 is the best whenever prompts are left to add.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+PaidLayout = Literal["shared_prefix", "expanded"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a prompt and a response cost, in any unit: tokens, seconds or money."""
+
+    prompt: float
+    """C_p"""
+    response: float
+    """C_r"""
+    layout: PaidLayout = "shared_prefix"
+
+    def of_prompt(self, k: float) -> float:
+        """The cost of one prompt with K responses."""
+        if self.layout == "shared_prefix":
+            return self.prompt + k * self.response
+        return k * (self.prompt + self.response)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a budget buys at one K."""
+
+    k: int
+    prompts: int
+    """n: as many as the budget pays for, at most those owned. 0 if it does not pay for one."""
+    pairs: float
+    """n times the mean of min(K, N_x): a pool with fewer than K responses is kept whole."""
+    cost: float
+    variance: float
+    """Var[L] in squared units of the loss; infinite where n = 0."""
+
+
+def best_k_formula(ratio: float, costs: Costs) -> float:
+    """k* = sqrt((V_{y|x}/V_x)·(C_p/C_r)) where the prompt is paid once (arXiv 2606.00544); 1 where it is copied.
+
+    The optimum over real numbers with as many prompts as the budget buys: infinite for a ratio at or below 0.
+
+    Args:
+        ratio: V_x / V_{y|x}.
+
+    Example:
+
+    >>> round(best_k_formula(0.187 / 1.33, Costs(prompt=4, response=1)), 2)
+    5.33
+    """
+    if costs.layout == "expanded":
+        return 1.0
+    return math.sqrt(costs.prompt / costs.response / ratio) if ratio > 0 else math.inf
+
+
+def choices(v_x: float, v_yx: float, costs: Costs, *, pool_sizes: Sequence[int], budget: float) -> list[Choice]:
+    """What a budget buys at each K from 1 to the largest pool.
+
+    Args:
+        v_x: variance between prompts; taken as 0 when below.
+        v_yx: variance between responses to a prompt.
+        costs: of a prompt and a response.
+        pool_sizes: N of each prompt owned. If the budget pays for fewer prompts, they are drawn at random.
+        budget: in the unit of the costs.
+
+    Raises:
+        ValueError: if the budget does not pay for one prompt with one response.
+
+    Example:
+
+    >>> [(row.k, row.prompts) for row in choices(0.2, 1.0, Costs(4, 1), pool_sizes=[3] * 100, budget=400)]
+    [(1, 80), (2, 66), (3, 57)]
+    """
+    sizes = np.asarray(pool_sizes)
+    if budget < costs.of_prompt(1):
+        raise ValueError(
+            f"A budget of {budget:g} does not pay for one prompt with one response, which costs "
+            f"{costs.of_prompt(1):g}: raise it."
+        )
+    rows = []
+    for k in range(1, int(sizes.max()) + 1):
+        kept = np.minimum(sizes, k)
+        cost = costs.of_prompt(float(kept.mean()))
+        prompts = min(len(sizes), int(budget / cost * (1 + 1e-12)))
+        noise = max(v_x, 0.0) + v_yx * float((1 / kept).mean())
+        rows.append(
+            Choice(
+                k=k,
+                prompts=prompts,
+                pairs=prompts * float(kept.mean()),
+                cost=prompts * cost,
+                variance=noise / prompts if prompts else math.inf,
+            )
+        )
+    return rows
+
+
+def best_choice(rows: Sequence[Choice]) -> Choice:
+    """The one of least variance; of equals, the one with fewer responses.
+
+    As V_x / V_{y|x} falls, the best K can only rise: each K's variance is a straight line in that ratio, steeper for
+    larger K. So an interval of the ratio is an interval of the best K.
+    """
+    return min(rows, key=lambda row: (row.variance, row.k))
