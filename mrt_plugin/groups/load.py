@@ -75,9 +75,8 @@ def read_groups(data: Any, *, split: str = "train", source: str | None = None) -
         if dropped:
             problems.fail(f"all {dropped:,} groups were dropped, since none has a response that is not empty.")
         if report.left_out:
-            problems.fail(
-                "nothing is left: " + ", ".join(f"{t.count:,} {what}" for what, t in report.left_out.items())
-            )
+            counts = ", ".join(f"{tally.count:,} {what}" for what, tally in report.left_out.items())
+            problems.fail(f"nothing is left of it. Left out: {counts}.")
         problems.fail("it is empty: write at least one row.")
     report.log()
     return Dataset.from_file(str(path)), report

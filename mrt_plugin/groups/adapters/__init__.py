@@ -1,0 +1,85 @@
+"""Adapters: public formats with several responses per prompt, by name."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mrt_plugin.groups.adapters.adapter import Adapter, Mismatch, check_row, read_adapted
+from mrt_plugin.groups.adapters.alpaca_eval import ALPACA_EVAL
+from mrt_plugin.groups.adapters.code_contests import CODE_CONTESTS
+from mrt_plugin.groups.adapters.fields import FIELDS
+from mrt_plugin.groups.adapters.gold_labelled import GOLD_LABELLED
+from mrt_plugin.groups.adapters.gsm8k_solutions import GSM8K_SOLUTIONS
+from mrt_plugin.groups.adapters.helpsteer2 import HELPSTEER2
+from mrt_plugin.groups.adapters.hh_rlhf import HH_RLHF
+from mrt_plugin.groups.adapters.mosaic import MOSAIC_1K
+from mrt_plugin.groups.adapters.nectar import NECTAR
+from mrt_plugin.groups.adapters.spec import parse_source
+from mrt_plugin.groups.adapters.trl import TRL_COMPLETION, TRL_PREFERENCE
+from mrt_plugin.groups.adapters.ultrafeedback import ULTRAFEEDBACK
+from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.report import GroupReport
+from mrt_plugin.groups.shapes import RawGroup
+from mrt_plugin.groups.sources import Row
+
+ADAPTERS: dict[str, Adapter] = {
+    adapter.name: adapter
+    for adapter in (
+        ULTRAFEEDBACK,
+        NECTAR,
+        HELPSTEER2,
+        HH_RLHF,
+        GOLD_LABELLED,
+        CODE_CONTESTS,
+        MOSAIC_1K,
+        TRL_PREFERENCE,
+        TRL_COMPLETION,
+        ALPACA_EVAL,
+        GSM8K_SOLUTIONS,
+        FIELDS,
+    )
+}
+"""Every source, by name. A new one is a file and a line here."""
+
+__all__ = ["ADAPTERS", "check_source", "guess_source", "read_source"]
+
+
+def check_source(source: str) -> None:
+    """Check how a source is written, without reading anything.
+
+    Raises:
+        ValueError: for an unknown source (the known ones are listed), an unknown option or a value it cannot take.
+
+    Example:
+
+    >>> check_source("code_contests:language=cpp")
+    """
+    parse_source(source, ADAPTERS)
+
+
+def read_source(rows: Iterable[Row], source: str, problems: Problems, report: GroupReport) -> Iterator[RawGroup]:
+    """Groups from the rows of a named source."""
+    adapter, options = parse_source(source, ADAPTERS)
+    return read_adapted(rows, adapter, options, problems, report, guess_source)
+
+
+def guess_source(row: dict[str, Any]) -> str:
+    """A sentence naming the sources whose fields a row has; empty if there are none.
+
+    Example:
+
+    >>> guess_source({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"})
+    " It has the fields of source 'trl_preference'."
+    """
+    fitting = [adapter for adapter in ADAPTERS.values() if adapter.row is not None and _fits(row, adapter)]
+    most = max((len(adapter.row.__required_keys__) for adapter in fitting), default=0)
+    # An HH-RLHF row is a TRL preference row too: where one names what the other does, both are worth naming.
+    names = [repr(adapter.name) for adapter in fitting if len(adapter.row.__required_keys__) == most]
+    return f" It has the fields of source {' or '.join(names)}." if names else ""
+
+
+def _fits(row: dict[str, Any], adapter: Adapter) -> bool:
+    try:
+        check_row(row, adapter.row)
+    except Mismatch:
+        return False
+    return True

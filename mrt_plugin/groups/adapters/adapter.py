@@ -1,0 +1,186 @@
+"""What an adapter is, and how rows of a foreign shape are read through one."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import is_typeddict
+
+from mrt_plugin.groups.messages import kind
+from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.report import GroupReport, Tally
+from mrt_plugin.groups.shapes import GROUPED, RawGroup, read_raw_groups
+from mrt_plugin.groups.sources import Row
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """One thing of a row that is left out on purpose. It is counted under `what`, a plural."""
+
+    what: str
+
+
+class Mismatch(Exception):
+    """A row does not have the shape that its source says. Names the field and what is wrong with it."""
+
+    def __init__(self, name: str, what: str) -> None:
+        super().__init__(f"{name}: {what}")
+        self.name, self.what = name, what
+
+
+Converted = Iterator[dict[str, Any] | LeftOut]
+"""Rows that `load_groups` reads by itself (`prompt` with `responses` or with `completion`), and what was left out."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One public format, by name.
+
+    Adding one is a file with a `TypedDict` of the fields it reads, a function, and a line in the registry.
+    """
+
+    name: str
+    about: str
+    """One line: what the data is and what its scores are."""
+    row: Any
+    """A `TypedDict` of the fields that are read; others may be there."""
+    convert: Callable[..., Converted]
+    """From one checked row to rows of ours. Its keyword arguments are the options of the source."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """What the format calls our `prompt`, `responses`, `scores`, `weights`, for messages."""
+
+
+def read_adapted(
+    rows: Iterable[Row],
+    adapter: Adapter,
+    options: Mapping[str, Any],
+    problems: Problems,
+    report: GroupReport,
+    guess: Callable[[dict[str, Any]], str],
+) -> Iterator[RawGroup]:
+    """Groups from rows of the adapter's shape. Problems are noted by place; what is left out is counted.
+
+    Args:
+        rows: of the source, with their places.
+        adapter: how to read them.
+        options: keyword arguments of `adapter.convert`.
+        problems: collects what is wrong. A first row of another shape is raised at once.
+        report: counts what is left out.
+        guess: says which other source a row may be of, or nothing.
+    """
+    converted = _convert_all(rows, adapter, options, problems, report, guess)
+    for group in read_raw_groups(converted, problems, report):
+        group.columns = {**{name: name for name in GROUPED}, **adapter.columns}
+        yield group
+
+
+def _convert_all(
+    rows: Iterable[Row],
+    adapter: Adapter,
+    options: Mapping[str, Any],
+    problems: Problems,
+    report: GroupReport,
+    guess: Callable[[dict[str, Any]], str],
+) -> Iterator[Row]:
+    first = True
+    for place, row in rows:
+        try:
+            for item in adapter.convert(check_row(row, adapter.row), **options):
+                if isinstance(item, LeftOut):
+                    report.left_out.setdefault(item.what, Tally()).add(place)
+                else:
+                    yield place, item
+        except Mismatch as mismatch:
+            if first:
+                found = ", ".join(f"`{name}`" for name in row) or "none"
+                expected = f"source {adapter.name!r} expects {describe(adapter.row)}" if adapter.row else ""
+                problems.fail(
+                    f"{expected or f'source {adapter.name!r} was told other fields'}; {place} has {found}. "
+                    f"`{mismatch.name}`: {mismatch.what}{guess(row)}"
+                )
+            problems.add(place, mismatch.name, mismatch.what)
+        first = False
+
+
+def check_row(row: dict[str, Any], shape: Any) -> dict[str, Any]:
+    """The fields of the shape, checked.
+
+    Raises:
+        Mismatch: for the first field that is missing or of another type.
+    """
+    if shape is None:
+        return row
+    try:
+        return dict(_checker(shape).validate_python(row))
+    except ValidationError as error:
+        raise _mismatch(error, row) from None
+
+
+@cache
+def _checker(shape: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(shape)
+
+
+def _mismatch(error: ValidationError, row: dict[str, Any]) -> Mismatch:
+    """The first error in our words, with what else the field may be."""
+    errors = error.errors(include_url=False, include_context=False)
+    first = errors[0]
+    steps = _steps(first["loc"], row)
+    name = str(steps[0]) if steps else "row"
+    if first["type"] == "missing":
+        holder = first["input"]
+        if len(steps) == 1:
+            return Mismatch(name, "the field is missing.")
+        found = ", ".join(f"`{key}`" for key in holder) if isinstance(holder, dict) else kind(holder)
+        return Mismatch(name, f"`{_path(steps[:-1])}` has no `{steps[-1]}`; it has {found or 'no fields'}.")
+    allowed = [other["msg"].removeprefix("Input should be ") for other in errors if _steps(other["loc"], row) == steps]
+    return Mismatch(name, f"`{_path(steps)}` is {kind(first['input'])}, where {' or '.join(allowed)} belongs.")
+
+
+def _steps(location: tuple[int | str, ...], row: dict[str, Any]) -> list[int | str]:
+    """The keys and indices in an error's location, without the branches of unions that pydantic names in between."""
+    steps: list[int | str] = []
+    value: Any = row
+    for step in location:
+        if (isinstance(value, dict) and step in value) or (isinstance(value, list) and isinstance(step, int)):
+            value = value[step]  # type: ignore[index]
+        elif not (isinstance(value, dict) and step == location[-1]):
+            continue
+        steps.append(step)
+    return steps
+
+
+def _path(steps: list[int | str]) -> str:
+    text = ""
+    for step in steps:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+    return text
+
+
+def describe(shape: Any) -> str:
+    """The fields of a `TypedDict` that a row must have, in words.
+
+    Example:
+
+    >>> from typing_extensions import TypedDict
+    >>> Answer = TypedDict("Answer", {"answer": str, "rank": float})
+    >>> describe(TypedDict("Row", {"prompt": str, "answers": list[Answer]}))
+    'the fields `prompt`, `answers` (each with `answer`, `rank`)'
+    """
+    return f"the fields {_fields(shape)}"
+
+
+def _fields(shape: Any) -> str:
+    hints = get_type_hints(shape)
+    names = [name for name in hints if name in shape.__required_keys__]
+    return ", ".join(f"`{name}`{_inside(hints[name])}" for name in names)
+
+
+def _inside(hint: Any) -> str:
+    if is_typeddict(hint):
+        return f" (with {_fields(hint)})" if hint.__required_keys__ else ""
+    if get_origin(hint) is list and is_typeddict(get_args(hint)[0]):
+        return f" (each with {_fields(get_args(hint)[0])})"
+    return ""

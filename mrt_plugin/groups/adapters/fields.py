@@ -1,0 +1,68 @@
+"""Any other shape, by naming its fields: `fields:prompt=question,responses=candidates.text`."""
+
+from typing import Any
+
+from mrt_plugin.groups.adapters.adapter import Adapter, Converted, Mismatch
+from mrt_plugin.groups.messages import kind
+
+
+def convert(
+    row: dict[str, Any],
+    *,
+    prompt: str,
+    responses: str = "",
+    completion: str = "",
+    scores: str = "",
+    score: str = "",
+    weights: str = "",
+    weight: str = "",
+    id: str = "",
+) -> Converted:
+    """A group (`responses`) or one response of a group (`completion`), from the fields that the options name.
+
+    A name with dots is a path; a list on the way is gone through item by item.
+    """
+    if bool(responses) == bool(completion):
+        raise ValueError(
+            "source 'fields' needs either responses= (rows that hold a pool) or completion= (rows of one response)."
+        )
+    names = {"prompt": prompt, "responses": responses, "scores": scores, "weights": weights}
+    if completion:
+        names = {"prompt": prompt, "completion": completion, "score": score, "weight": weight}
+    yield {ours: find(row, name) for ours, name in (names | {"id": id}).items() if name}
+
+
+def find(row: dict[str, Any], name: str) -> Any:
+    """The value at a name or a dotted path.
+
+    Example:
+
+    >>> find({"answers": [{"text": "4"}, {"text": "Four."}]}, "answers.text")
+    ['4', 'Four.']
+    """
+    if name in row:  # a name may have dots in it
+        return row[name]
+    value: Any = row
+    for step, key in enumerate(name.split(".")):
+        value = _step(value, key, name, ".".join(name.split(".")[:step]))
+    return value
+
+
+def _step(value: Any, key: str, name: str, walked: str) -> Any:
+    if isinstance(value, list):
+        return [_step(item, key, name, walked) for item in value]
+    first = name.split(".")[0]
+    if not isinstance(value, dict):
+        raise Mismatch(first, f"`{walked}` is {kind(value)}, so that `{name}` leads nowhere.")
+    if key not in value:
+        where = f"`{walked}` has no `{key}`; it has" if walked else "the field is missing; the row has"
+        raise Mismatch(first, f"{where} {', '.join(f'`{other}`' for other in value) or 'no fields'}.")
+    return value[key]
+
+
+FIELDS = Adapter(
+    "fields",
+    "Any other shape: name its fields, `fields:prompt=question,responses=candidates.text,scores=candidates.reward`",
+    None,
+    convert,
+)

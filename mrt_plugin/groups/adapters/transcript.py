@@ -1,0 +1,34 @@
+"""Conversations written as one text: `\\n\\nHuman: ...\\n\\nAssistant: ...`, as HH-RLHF and Nectar have them."""
+
+import re
+
+from mrt_plugin.groups.messages import Message
+
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def parse_transcript(text: str) -> list[Message] | None:
+    """The turns of a transcript, stripped; None if it does not start with the human or the turns do not alternate.
+
+    Example:
+
+    >>> parse_transcript("\\n\\nHuman: 2 + 2?\\n\\nAssistant: 4")
+    [{'role': 'user', 'content': '2 + 2?'}, {'role': 'assistant', 'content': '4'}]
+    """
+    before, *parts = TURN.split(text)
+    if before.strip() or not parts:
+        return None
+    turns = [
+        {"role": ROLES[speaker], "content": said.strip()}
+        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    expected = ["user", "assistant"] * len(turns)
+    if [turn["role"] for turn in turns] != expected[: len(turns)]:
+        return None
+    return turns
+
+
+def has_empty_turn(turns: list[Message]) -> bool:
+    """Whether someone says nothing, which no chat template can render sensibly."""
+    return not all(turn["content"] for turn in turns)

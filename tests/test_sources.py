@@ -1,0 +1,298 @@
+"""Sources: every public format, from a small file in its true schema to the groups it means."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mrt_plugin.groups import DataError, load_groups, read_groups
+from mrt_plugin.groups.adapters import ADAPTERS, guess_source
+from mrt_plugin.groups.adapters.transcript import parse_transcript
+from mrt_plugin.groups.adapters.trl import convert_preference
+
+FOLDER = Path(__file__).parent / "data" / "sources"
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def load(source: str, name: str | None = None) -> Dataset:
+    return load_groups(FOLDER / f"{name or source.split(':')[0]}.jsonl", source=source)
+
+
+def jsonl(folder: Path, *rows: Any) -> Path:
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+class TestFormats:
+    def test_ultrafeedback(self) -> None:
+        groups = load("ultrafeedback")
+        assert groups["prompt"][1] == "How many legs has a beetle?"
+        assert groups["responses"][1] == ["Six.", "Eight, like a spider."]
+        assert groups["scores"][:] == [[7.5, 2.0, 9.0, 6.0], [8.0, 1.0]]
+
+    def test_ultrafeedback_leaves_out_what_has_no_such_score(self) -> None:
+        groups, report = read_groups(FOLDER / "ultrafeedback.jsonl", source="ultrafeedback:score=fine_grained")
+        assert groups["scores"][:] == [[4.25, 1.5, 5.0, 3.5], [4.75]]
+        assert groups["responses"][1] == ["Six."]
+        assert {what: tally.count for what, tally in report.left_out.items()} == {
+            "completions without the score `fine_grained`": 1
+        }
+        assert "left out: 1 completions without the score `fine_grained` (first: line 2)" in " ".join(report.notes())
+        assert load("ultrafeedback:score=honesty")["scores"][:] == [[5.0, 2.0, 5.0], [5.0]]
+
+    def test_nectar(self) -> None:
+        groups = load("nectar")
+        assert groups["prompt"][0] == [user("Give me a word for a small river.")]
+        assert [turn["role"] for turn in groups["prompt"][1]] == ["user", "assistant", "user"]
+        assert groups["responses"][0] == ["A brook.", "Stream", "Ocean, perhaps."]
+        assert groups["scores"][:] == [[2.0, 1.0, 0.0], [1.0, 0.0]]
+
+    def test_helpsteer2(self) -> None:
+        groups = load("helpsteer2")
+        assert len(groups) == 2
+        assert groups["prompt"][0] == [user("Why is the sea salty?")]
+        assert groups["prompt"][1] == [
+            user("What is a fjord?"),
+            assistant("A long inlet between cliffs."),
+            user("Who made them?"),
+        ]
+        assert groups["responses"][1] == ["Glaciers carved them.", "Vikings, with spades."]
+        assert groups["scores"][0] == pytest.approx([11 / 3, 2 / 3])
+        assert load("helpsteer2:score=verbosity")["scores"][0] == [1.0, 0.0]
+
+    def test_hh_rlhf(self) -> None:
+        groups, report = read_groups(FOLDER / "hh_rlhf.jsonl", source="hh_rlhf")
+        assert groups["prompt"][:] == [
+            [user("How do I boil an egg?")],
+            [user("Hello"), assistant("Hello. What is it about?"), user("A knot that holds.")],
+        ]
+        assert groups["responses"][1] == ["Try a bowline.\n\nIt does not slip.", "Use glue."]
+        assert groups["scores"][:] == [[1.0, 0.0]] * 2
+        assert report.left_out["pairs that differ before the last answer"].count == 1
+
+    def test_gold_labelled(self) -> None:
+        groups = load("gold_labelled")
+        assert groups["prompt"][:] == [
+            "Shorten the sentence.\n\nInput:\nThe cat, which was grey, sat on the mat.",
+            "Name a prime number above ten.",
+        ]
+        assert groups["scores"][0] == [1.25, 0.5, -0.75]
+
+    @pytest.mark.parametrize(
+        ("options", "sizes", "left_out"), [("", [2], 3), (":language=cpp", [1, 1], 3), (":language=any", [4, 1], 0)]
+    )
+    def test_code_contests(self, options: str, sizes: list[int], left_out: int) -> None:
+        groups, report = read_groups(FOLDER / "code_contests.jsonl", source=f"code_contests{options}")
+        assert [len(pool) for pool in groups["responses"]] == sizes
+        assert sum(tally.count for tally in report.left_out.values()) == left_out
+        assert "scores" not in groups.column_names
+        assert report.groups_without_responses.count == 2 - len(sizes)
+
+    def test_code_contests_with_incorrect_solutions(self) -> None:
+        groups = load("code_contests:language=python3,incorrect=true")
+        assert groups["responses"][0][-1] == "print(input())"
+        assert groups["scores"][:] == [[1.0, 1.0, 0.0]]
+
+    def test_mosaic(self) -> None:
+        groups, report = read_groups(FOLDER / "mosaic_1k.jsonl", source="mosaic_1k")
+        assert groups["id"][:] == ["mosaic_0001_v0", "mosaic_0002_v0"]
+        assert groups["responses"][1] == ["Heron (1)", "Second Wind (1)", "Salt and Tar (1)", "Marigold (1)"]
+        assert report.left_out["prompt variants beyond variants=1"].count == 6
+
+    @pytest.mark.parametrize(
+        ("mode", "picked"),
+        [("cyclic_one", ["Heron (1)", "Second Wind (2)", "Salt and Tar (3)"]), ("same_one,index=3", ["Marigold"] * 3)],
+    )
+    def test_mosaic_modes(self, mode: str, picked: list[str]) -> None:
+        groups, report = read_groups(FOLDER / "mosaic_1k.jsonl", source=f"mosaic_1k:variants=3,responses={mode}")
+        assert len(groups) == 6
+        assert all(len(pool) == 1 for pool in groups["responses"])
+        for pool, expected in zip(groups["responses"][3:], picked, strict=True):
+            assert pool[0].startswith(expected)
+        assert {tally.count for tally in report.left_out.values()} == {2, 18}  # 2 x 1 variant, 6 x 3 responses
+
+    def test_trl_preference(self) -> None:
+        groups = load("trl_preference")
+        assert groups["prompt"][0] == "The opposite of loud is"
+        assert groups["responses"][0] == [" quiet.", " loud."]
+        assert groups["scores"][0] == [1.0, 0.0]
+
+    def test_trl_preference_with_an_implicit_prompt(self, tmp_path: Path) -> None:
+        groups = load("trl_preference", "trl_preference_conversations")
+        assert groups["prompt"][0] == [user("Where does cork come from?")]
+        assert groups["responses"][0] == [[assistant("From the bark of an oak.")], [assistant("From a mine.")]]
+        assert groups["prompt"][1] == [user("Hello"), assistant("Hello."), user("And rubber?")]
+        assert groups["scores"][:] == [[8.5, 3.0], [9.0, 2.0]]
+        path = jsonl(tmp_path, {"chosen": "The sky is blue.", "rejected": "The sky is black."})
+        group = load_groups(path, source="trl_preference")[0]
+        assert group["prompt"] == "The sky is "
+        assert group["responses"] == ["blue.", "black."]
+
+    def test_trl_completion(self) -> None:
+        groups = load("trl_completion")
+        assert groups["responses"][0] == [[assistant("A lute.")], [assistant("A drum.")]]
+        assert groups["scores"][:] == [[1.0, 0.0], [1.0]]
+
+    def test_alpaca_eval(self) -> None:
+        groups = load("alpaca_eval")
+        assert groups["responses"][:] == [
+            ["Use a small knife.", "Rub the point on sandpaper."],
+            ["The Warm Crumb.", "Crust & Co."],
+        ]
+
+    def test_gsm8k_solutions(self) -> None:
+        groups = load("gsm8k_solutions")
+        assert groups["responses"][1][0] == "10/2 = <<10/2=5>>5\nA: 5"
+        assert groups["scores"][:] == [[1.0, 0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 0.0, 1.0]]
+
+    def test_fields(self, tmp_path: Path) -> None:
+        groups = load("fields:prompt=meta.question,responses=candidates.text,scores=candidates.reward")
+        assert groups["prompt"][1] == "Which metal is liquid?"
+        assert groups["responses"][1] == ["Mercury.", "Gallium, in your hand.", "Tin."]
+        assert groups["scores"][1] == [1.0, 0.8, 0.0]
+        rows = [{"q.a": "Hot?", "a": text, "w": weight} for text, weight in (("Yes.", 1), ("No.", 2))]
+        flat = load_groups(jsonl(tmp_path, *rows), source="fields:prompt=q.a, completion=a, weight=w")
+        assert flat[0]["responses"] == ["Yes.", "No."]
+        assert flat[0]["weights"] == [1.0, 2.0]
+
+    @pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"fields"}))
+    def test_a_file_a_table_and_a_dataset_are_read_alike(self, name: str, tmp_path: Path) -> None:
+        """Arrow fills every struct with all fields: absent and None must mean the same."""
+        dataset = Dataset.from_json(str(FOLDER / f"{name}.jsonl"), cache_dir=str(tmp_path))
+        dataset.to_parquet(tmp_path / "data.parquet")
+        expected = load(name).to_list()
+        assert load_groups(dataset, source=name).to_list() == expected
+        assert load_groups(tmp_path / "data.parquet", source=name).to_list() == expected
+
+
+class TestProblems:
+    def test_unknown_source_lists_the_known(self) -> None:
+        with pytest.raises(ValueError, match="'nectr' is unknown") as caught:
+            load_groups(FOLDER / "nectar.jsonl", source="nectr")
+        assert "Did you mean 'nectar'?" in str(caught.value)
+        assert all(name in str(caught.value) for name in ADAPTERS)
+
+    @pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"fields"}))
+    def test_another_shape_says_what_was_expected_and_found(self, name: str, tmp_path: Path) -> None:
+        path = jsonl(tmp_path, {"frage": "2 + 2?", "antwort": "4"})
+        with pytest.raises(DataError) as caught:
+            load_groups(path, source=name)
+        text = str(caught.value)
+        assert all(f"`{field}`" in text for field in ADAPTERS[name].row.__required_keys__)
+        assert "line 1 has `frage`, `antwort`" in text
+
+    def test_the_right_source_is_named(self) -> None:
+        with pytest.raises(DataError, match="fields of source 'ultrafeedback'"):
+            load("nectar", "ultrafeedback")
+        with pytest.raises(DataError, match="source 'helpsteer2'"):
+            load_groups(FOLDER / "helpsteer2.jsonl")
+        with pytest.raises(DataError, match="source 'hh_rlhf' or 'trl_preference'"):
+            load_groups(FOLDER / "hh_rlhf.jsonl")
+
+    @pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"fields"}))
+    def test_every_format_is_recognised(self, name: str) -> None:
+        row = json.loads((FOLDER / f"{name}.jsonl").read_text().splitlines()[0])
+        assert f"'{name}'" in guess_source(row)
+
+    @pytest.mark.parametrize(
+        ("source", "row", "words"),
+        [
+            ("nectar", {"prompt": "a", "answers": [{"answer": "b"}]}, ["`answers[0]` has no `rank`; it has `answer`"]),
+            ("nectar", {"prompt": "a", "answers": "b"}, ["`answers` is a string, where a valid list belongs"]),
+            ("hh_rlhf", {"chosen": ["a"], "rejected": "b"}, ["`chosen` is a list, where a valid string belongs"]),
+            ("gold_labelled", {"instruction": "a", "answers": ["b"], "gold_scores": []}, ["0 scores for 1 answers"]),
+            (
+                "trl_preference",
+                {"prompt": "a", "chosen": 1, "rejected": "b"},
+                ["`chosen` is a number, where a valid string or a valid list belongs"],
+            ),
+            ("trl_preference", {"chosen": "a", "rejected": [assistant("b")]}, ["one of chosen and rejected"]),
+            ("trl_preference", {"chosen": "yes", "rejected": "no"}, ["no beginning in common"]),
+            (
+                "mosaic_1k",
+                {"id": 1, "prompt_variants": ["a", "b"], "responses": [["c"]]},
+                ["1 lists for 2 prompt variants"],
+            ),
+            (
+                "code_contests",
+                {"description": "a", "solutions": {"language": [3], "solution": []}},
+                ["1 languages for 0"],
+            ),
+            ("fields:prompt=a.b,responses=c", {"a": {"x": 1}, "c": []}, ["`a` has no `b`; it has `x`"]),
+            ("fields:prompt=a,responses=c", {"x": 1, "y": 2}, ["line 1 has `x`, `y`", "`a`"]),
+        ],
+    )
+    def test_wrong_shapes(self, source: str, row: Any, words: list[str], tmp_path: Path) -> None:
+        with pytest.raises(DataError) as caught:
+            load_groups(jsonl(tmp_path, row), source=source)
+        assert all(part in str(caught.value) for part in words), str(caught.value)
+
+    def test_a_later_row_is_named_by_its_line_and_the_rest_is_checked(self, tmp_path: Path) -> None:
+        good = {"prompt": "a", "answers": [{"answer": "b", "rank": 1}]}
+        bad = {"prompt": "a", "answers": [{"answer": "b", "rank": "first"}]}
+        with pytest.raises(DataError) as caught:
+            load_groups(jsonl(tmp_path, good, bad, good, {"prompt": "a"}), source="nectar")
+        assert [(problem.place, problem.column) for problem in caught.value.problems] == [
+            ("line 2", "answers"),
+            ("line 4", "answers"),
+        ]
+
+    def test_a_problem_names_the_columns_of_the_source(self, tmp_path: Path) -> None:
+        row = {"instruction": " ", "answers": ["b"], "gold_scores": [float("nan")]}
+        with pytest.raises(DataError) as caught:
+            load_groups(jsonl(tmp_path, row), source="gold_labelled")
+        assert {problem.column for problem in caught.value.problems} == {"instruction", "gold_scores"}
+
+    @pytest.mark.parametrize(
+        ("source", "words"),
+        [
+            ("nectar:score=1", "It has none"),
+            ("code_contests:langauge=cpp", "language=python3|python2|cpp|java|any (default python3)"),
+            ("code_contests:language=ada", "language='ada'"),
+            ("code_contests:cpp", "option=value"),
+            ("mosaic_1k:variants=5", "variants='5'"),
+            ("fields:responses=a", "needs prompt"),
+            ("fields:prompt=a", "either responses= .* or completion="),
+            ("", "is unknown"),
+        ],
+    )
+    def test_options(self, source: str, words: str) -> None:
+        with pytest.raises(ValueError, match=words.replace("|", r"\|").replace("(d", r"\(d").replace("n3)", r"n3\)")):
+            load_groups(FOLDER / "fields.jsonl", source=source)
+
+    def test_nothing_left(self, tmp_path: Path) -> None:
+        path = jsonl(tmp_path, {"chosen": "no transcript", "rejected": "none either"})
+        with pytest.raises(DataError, match="nothing is left of it. Left out: 1 pairs with a transcript"):
+            load_groups(path, source="hh_rlhf")
+
+
+WORDS = st.text(st.sampled_from("ab \n:é"), max_size=8)
+
+
+class TestProperties:
+    @given(st.lists(WORDS, min_size=1, max_size=6))
+    def test_a_transcript_is_read_as_it_was_written(self, texts: list[str]) -> None:
+        speakers = ["Human", "Assistant"] * len(texts)
+        transcript = "".join(f"\n\n{speaker}: {text}" for speaker, text in zip(speakers, texts, strict=False))
+        turns = parse_transcript(transcript)
+        assert turns is not None
+        assert [turn["content"] for turn in turns] == [text.strip() for text in texts]
+
+    @given(WORDS, WORDS, WORDS)
+    def test_an_implicit_prompt_and_its_responses_join_to_the_texts(self, common: str, one: str, other: str) -> None:
+        row = {"chosen": f"{common} {one}", "rejected": f"{common} {other}"}
+        [group] = convert_preference(row)  # type: ignore[arg-type]
+        assert group["prompt"].startswith(f"{common} ")
+        assert [group["prompt"] + response for response in group["responses"]] == [row["chosen"], row["rejected"]]
