@@ -139,7 +139,7 @@ def _features(group: Group) -> Features:
 
 
 def _spelled(value: Any) -> Any:
-    """Messages as JSON text, spelled here: the encoder of `datasets` rounds numbers to 9 digits (its decoder keeps 15)."""
+    """Messages as JSON text: the encoder of `datasets` would round numbers to 9 digits (its decoder keeps 15)."""
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
     return [_spelled(item) for item in value] if isinstance(value, list) else value
