@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from trl import SFTConfig
 
 from mrt_plugin.options import MultiResponseOptions, check_options
+from mrt_plugin.selection import get_selector
 
 
 @dataclass
@@ -31,6 +32,7 @@ class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
 
     def __post_init__(self) -> None:
         check_options(self)
+        get_selector(self.selector)
         refuse_collisions(self)
         if self.row_length is None:
             self.row_length = self.max_length

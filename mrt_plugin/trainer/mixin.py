@@ -117,8 +117,8 @@ class MultiResponseTrainerMixin(Trainer):
         for batch in batch_samples:
             sums += torch.cat([batch["units"].double().sum().reshape(1).cpu(), batch_counts(batch)])
         totals = self._sum_over_processes(sums)
-        if self.model.training:
-            self._meter.add_batches(totals[1:])
+        # After an evaluation the model is still in evaluation mode here; only training asks for the units of a step.
+        self._meter.add_batches(totals[1:])
         return totals[0].float().to(device)
 
     def compute_loss(
@@ -130,7 +130,7 @@ class MultiResponseTrainerMixin(Trainer):
     ) -> Any:
         """This micro-batch's part of the step's loss, and no outputs: the logits of a whole row never exist."""
         rows = Rows.from_batch(inputs)
-        nll = self._backend.token_nll(model, rows, self._token_nll.bound(model))
+        nll = self._nll(model, rows)
         if num_items_in_batch is None:
             units = self._sum_over_processes(rows.units.sum().reshape(1))[0]
         else:
@@ -141,6 +141,10 @@ class MultiResponseTrainerMixin(Trainer):
         trained, correct = self._sum_over_processes(torch.stack([trained, correct])).tolist()
         self._meter.add_predictions(trained, correct)
         return (loss, {}) if return_outputs else loss
+
+    def _nll(self, model: torch.nn.Module, rows: Rows) -> torch.Tensor:
+        """[R, T]; a backend reads the model itself, and runs what distributed training wrapped around it."""
+        return self._backend.token_nll(self.model, rows, self._token_nll.bound(model))
 
     def _sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
         if self.accelerator.num_processes == 1:
@@ -160,7 +164,7 @@ class MultiResponseTrainerMixin(Trainer):
         """The mean NLL of the batch's tokens; its sums go to `evaluation_loop`."""
         rows = Rows.from_batch(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
-            nll = self._backend.token_nll(model, rows, self._token_nll.bound(model))
+            nll = self._nll(model, rows)
         tokens = (rows.labels != IGNORE).sum()
         sums = torch.stack([nll.double().sum(), tokens.double(), self._token_nll.take_correct_tokens().double()])
         self._eval_sums = self._eval_sums.to(sums.device) + sums

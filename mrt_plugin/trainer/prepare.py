@@ -113,6 +113,8 @@ def prepare_groups(
         },
         remove_columns=groups.column_names,
         num_proc=num_proc,
+        # datasets recognises a module's function by its name, so a result of other code could be reused
+        load_from_cache_file=False,
         desc=f"Encoding the {description} groups",
     )
     report = _report(groups, chosen, prepared)
