@@ -1,0 +1,99 @@
+"""Augmentation: which of many generated prompts say something new (arXiv 2403.11124).
+
+A generated prompt is kept only if its n-grams overlap little with those of each prompt it stems from, or is close to.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mrt_plugin.planning.diversity import CUT, Tokenize, ngrams, words
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A generated prompt, and the prompts it was generated from (its supports), where they are known."""
+
+    prompt: str
+    supports: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a candidate is kept, and the overlap that decided it."""
+
+    kept: bool
+    overlap: float
+    """The largest Jaccard overlap with a support, with an owned prompt or with a candidate kept before."""
+    nearest: str | None
+    """The prompt it overlaps with most."""
+
+
+def filter_candidates(
+    candidates: Sequence[Candidate],
+    owned: Sequence[str],
+    *,
+    threshold: float = 0.3,
+    order: int = 2,
+    tokenize: Tokenize = words,
+) -> list[Verdict]:
+    """Keep the candidates whose n-grams are new, greedily: each one kept is compared with the ones that follow.
+
+    The Jaccard overlap of two prompts is the size of the intersection of their n-gram sets over that of their union.
+    A candidate is compared with its supports, with all owned prompts, and with every candidate kept before it.
+
+    Args:
+        candidates: in the order they are tried.
+        owned: the prompts there are.
+        threshold: a candidate with an overlap at or above it is dropped.
+        order: tokens of an n-gram.
+        tokenize: text to tokens.
+
+    Returns:
+        One verdict per candidate. A candidate shorter than an n-gram is dropped with an overlap of 1.
+
+    Raises:
+        ValueError: for a threshold outside (0, 1].
+
+    Example:
+
+    >>> found = filter_candidates([Candidate("Name a big fruit."), Candidate("Who was Ada?")], ["Name a fruit."])
+    >>> [(item.kept, round(item.overlap, 2)) for item in found]
+    [(False, 0.4), (True, 0.0)]
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold={threshold!r} must be above 0 and at most 1.")
+    texts: list[str] = []
+    sizes: list[int] = []
+    where: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+
+    def grams_of(text: str) -> set[tuple[Any, ...]]:
+        return set(ngrams(tokenize(text)[:CUT], order))
+
+    def add(text: str, grams: set[tuple[Any, ...]]) -> None:
+        for gram in grams:
+            where[gram].append(len(texts))
+        texts.append(text)
+        sizes.append(len(grams))
+
+    for text in owned:
+        add(text, grams_of(text))
+    verdicts = []
+    for candidate in candidates:
+        grams = grams_of(candidate.prompt)
+        if not grams:
+            verdicts.append(Verdict(False, 1.0, None))
+            continue
+        # Only prompts that share an n-gram can overlap: the index finds them without comparing with all.
+        shared = Counter(place for gram in grams for place in where.get(gram, ()))
+        found = [(common / (len(grams) + sizes[place] - common), texts[place]) for place, common in shared.items()]
+        for support in candidate.supports:
+            theirs = grams_of(support)
+            found.append((len(grams & theirs) / len(grams | theirs), support))
+        overlap, nearest = max(found, key=lambda item: item[0], default=(0.0, None))
+        kept = overlap < threshold
+        if kept:
+            add(candidate.prompt, grams)
+        verdicts.append(Verdict(kept, overlap, nearest if overlap > 0 else None))
+    return verdicts
