@@ -41,7 +41,8 @@ class SelectionReport:
         if self.whole:
             line += f"; {plural(self.whole, 'pool')} of at most k={self.k} kept whole"
         if self.later_picks:
-            line += f"; {self.zero_gain_share:.1%} of {plural(self.later_picks, 'pick')} after the first gained nothing"
+            picks = plural(self.later_picks, "pick")
+            line += f"; {self.zero_gain_share:.1%} of {picks} after a group's first gained nothing"
         return line + "."
 
     def notes(self) -> list[str]:
