@@ -8,7 +8,7 @@ import pytest
 import tiny
 from datasets import Dataset
 from datasets.fingerprint import Hasher
-from templates import NO_END
+from templates import NO_END, QWEN3
 from transformers import ByT5Tokenizer
 
 from mrt_plugin.encoding import Encoder, EncodingError, prepare_tokenizer
@@ -144,6 +144,28 @@ def test_what_the_generation_prompt_already_gives_is_not_trained():
     assert "<think>\n\n</think>\n\nA pear." in tokenizer.decode(pair.input_ids)
 
 
+def test_tool_calls_and_thinking_where_the_prompt_is_no_prefix():
+    # The generation prompt opens a think block that turns before the last question do not have.
+    tokenizer = tiny.tokenizer(family="think_opener")
+    response = [
+        assistant(tool_calls=CALL),
+        {"role": "tool", "content": "a pear"},
+        assistant("A pear."),
+        user("Another?"),
+        assistant("A plum."),
+    ]
+    assert tiny.trained_runs(tokenizer, Encoder(tokenizer).encode(QUESTION, response)) == [
+        '\n<tool_call>\n{"name": "lookup", "arguments": {"what": "fruit"}}\n</tool_call><|im_end|>',
+        "A pear.<|im_end|>",
+        "\n</think>\n\nA plum.<|im_end|>",
+    ]
+    # The generation prompt closes a think block that the response fills.
+    tokenizer = tiny.tokenizer(family="qwen3")
+    encoder = Encoder(tokenizer, chat_template_kwargs={"enable_thinking": False})
+    pair = encoder.encode(QUESTION, "<think>Red ones.</think>An apple.")
+    assert tiny.trained_runs(tokenizer, pair) == ["Red ones.\n</think>\n\nAn apple.<|im_end|>"]
+
+
 def test_thinking_that_the_template_drops_is_an_error(caplog):
     encoder = Encoder(tiny.tokenizer(family="deepseek_r1"))
     with pytest.raises(EncodingError, match="drops the thinking.*<think>Red.*Remove.*Name a fruit"):
@@ -190,6 +212,26 @@ def test_a_template_without_an_end_token_gets_eos_once_at_the_end(caplog):
     assert caplog.text.count("does not end an assistant's turn") == 1
 
 
+@pytest.mark.parametrize(
+    ("close", "trained"),
+    [
+        ("<|end|><|im_end|>", ["A pear.<|end|><|im_end|>", "<think></think>A plum.<|end|><|im_end|>"]),
+        ("", ["A pear.", "<think></think>A plum.<|im_end|>"]),  # the next header is a special token, but not its end
+    ],
+)
+def test_the_end_of_a_turn_that_reads_differently_as_the_last(close, trained):
+    """The empty think block of the last turn alone means that no beginning of the conversation is one of its own."""
+    template = (
+        "{% for m in messages %}{{ '<|User|>' if m.role == 'user' else '<|Assistant|>' }}"
+        "{{ '<think></think>' if loop.last and m.role == 'assistant' }}{{ m.content }}"
+        "{% if m.role == 'assistant' %}CLOSE{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|Assistant|>{% endif %}"
+    )
+    tokenizer = tiny.tokenizer(chat_template=template.replace("CLOSE", close))
+    response = [assistant("A pear."), user("Another?"), assistant("A plum.")]
+    assert tiny.trained_runs(tokenizer, Encoder(tokenizer).encode(QUESTION, response)) == trained
+
+
 def test_bos_is_the_templates_and_not_doubled():
     tokenizer = tiny.tokenizer(family="llama3")
     assert tokenizer("Hi")["input_ids"][0] == tokenizer.bos_token_id  # a careless encoder would add a second
@@ -223,7 +265,8 @@ def test_arrow_s_empty_fields_change_nothing():
     responses = [[[assistant("A pear.")]], [[assistant("A plum.", reasoning_content="Hm.")]]]
     dataset = Dataset.from_dict({"prompt": prompts, "responses": responses})
     assert dataset[0]["prompt"][0]["tool_calls"] is None  # Arrow gave every message every field
-    encoder = Encoder(tiny.tokenizer(family="qwen3"))
+    template = QWEN3.replace("message.reasoning_content is string", "'reasoning_content' in message")
+    encoder = Encoder(tiny.tokenizer(chat_template=template))
     for row, prompt, group in zip(dataset, prompts, responses, strict=True):
         assert encoder.encode_group(row["prompt"], row["responses"]) == encoder.encode_group(prompt, group)
 

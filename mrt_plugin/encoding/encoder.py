@@ -30,7 +30,7 @@ class Encoder:
 
     In chat form the conversation is rendered once by the tokenizer's chat template, tokenized as it is (the template
     writes BOS, if any), and the trained tokens are taken from the assistant's turns in that text, their end tokens
-    included (`mrt_plugin.encoding.spans`). Assistant turns of the prompt, tool results and later user turns are not
+    included (`mrt_plugin.encoding.spans`) and the whitespace behind those left out (TRL trains it). Assistant turns of the prompt, tool results and later user turns are not
     trained. A turn that the template does not close gets the tokenizer's EOS if it is the last.
 
     In plain form prompt and response are joined and tokenized together, with the special tokens that the tokenizer
