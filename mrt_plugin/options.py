@@ -33,6 +33,12 @@ class MultiResponseOptions:
     ```
     """
 
+    source: str | None = option(
+        None,
+        "The public format that the data is in, with its options: `nectar`, `ultrafeedback:score=fine_grained`, "
+        "`fields:prompt=question,responses=answers.text`; see docs/sources.md. By default rows hold groups, or one "
+        "response each.",
+    )
     selector: str = option(
         "random_k",
         "Which responses of a prompt's pool are kept: random_k, best_k, diverse_k, diverse_best_k, filter_then_spread "

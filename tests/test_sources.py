@@ -296,3 +296,27 @@ class TestProperties:
         [group] = convert_preference(row)  # type: ignore[arg-type]
         assert group["prompt"].startswith(f"{common} ")
         assert [group["prompt"] + response for response in group["responses"]] == [row["chosen"], row["rejected"]]
+
+
+class TestInARun:
+    def test_the_trainer_reads_a_source(self, tmp_path: Path, tiny_model_dir: str) -> None:
+        from mrt_plugin import MultiResponseSFTConfig, MultiResponseSFTTrainer
+
+        trainer = MultiResponseSFTTrainer(
+            model=tiny_model_dir,
+            train_dataset=Dataset.from_json(str(FOLDER / "helpsteer2.jsonl"), cache_dir=str(tmp_path)),
+            args=MultiResponseSFTConfig(
+                output_dir=str(tmp_path), source="helpsteer2", k=2, report_to=[], bf16=False, use_cpu=True
+            ),
+        )
+        assert trainer.prepare_reports["train"].pairs == 4
+
+    @pytest.mark.axolotl
+    def test_a_recipe_names_a_source(self) -> None:
+        from mrt_plugin.axolotl.args import parse_block
+
+        assert (
+            parse_block({"datasets": [{"path": "a.jsonl", "source": "nectar"}]})["datasets"][0]["source"] == "nectar"
+        )
+        with pytest.raises(ValueError, match="'nectr' is unknown"):
+            parse_block({"source": "nectr"})

@@ -6,12 +6,13 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
+from mrt_plugin.groups.adapters import check_source
 from mrt_plugin.options import MultiResponseOptions
 
 DATASET_KEYS = ("path", "name", "split", "type", "ds_type", "data_files", "revision")
 """Keys of a dataset entry that an override is matched by."""
 
-DATASET_OPTIONS = ("k", "alpha", "similarity", "embedder", "selection_seed", "prompt_format")
+DATASET_OPTIONS = ("source", "k", "alpha", "similarity", "embedder", "selection_seed", "prompt_format")
 """Options that may differ between the datasets of a run."""
 
 
@@ -52,7 +53,7 @@ def parse_block(block: Any) -> dict[str, Any]:
     """The `mrt:` block with its defaults filled in.
 
     Raises:
-        ValueError: naming every unknown key and every value of the wrong type.
+        ValueError: naming every unknown key and every value of the wrong type, or an unknown source.
 
     Example:
 
@@ -67,7 +68,11 @@ def parse_block(block: Any) -> dict[str, Any]:
         parsed = MrtBlock.model_validate(block)
     except ValidationError as error:
         raise ValueError("The mrt: block of the recipe:\n" + "\n".join(map(_readable, error.errors()))) from None
-    return parsed.model_dump(exclude_none=True)
+    options = parsed.model_dump(exclude_none=True)
+    for holder in (options, *options.get("datasets", [])):
+        if "source" in holder:
+            check_source(holder["source"])
+    return options
 
 
 def _readable(error: Any) -> str:

@@ -74,7 +74,7 @@ class GroupedDataset(DatasetWrappingStrategy):
             DataError: if the rows are not groups.
             ValueError: if no prompt is left, or every pair is too long.
         """
-        groups = self._part(load_groups(self._mark.file or dataset))
+        groups = self._part(load_groups(self._mark.file or dataset, source=self._options.source))
         prepared, report = prepare_groups(
             groups,
             self._tokenizer,

@@ -66,11 +66,11 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         if train_dataset is None:
             raise ValueError("train_dataset is required: groups, as mrt_plugin.load_groups returns them.")
         self.prepare_reports: dict[str, PrepareReport] = {}
-        train_dataset = _checked(train_dataset)
+        train_dataset = _checked(train_dataset, args.source)
         if isinstance(eval_dataset, dict):
-            eval_dataset = {name: _checked(dataset) for name, dataset in eval_dataset.items()}
+            eval_dataset = {name: _checked(dataset, args.source) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
-            eval_dataset = _checked(eval_dataset)
+            eval_dataset = _checked(eval_dataset, args.source)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.data_collator = GroupedResponseCollator(
             self._tokenizer,
@@ -90,7 +90,7 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         dataset_name: str,
     ) -> Dataset:
         """Select, encode and lay out; a prepared dataset is returned as it is."""
-        dataset = _checked(dataset)
+        dataset = _checked(dataset, args.source)
         if is_prepared(dataset):
             return dataset
         training = dataset_name == "train"
@@ -112,11 +112,14 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         return prepared
 
 
-def _checked(dataset: Any) -> Dataset:
-    """Prepared rows as they are; anything else as validated groups."""
-    if isinstance(dataset, Dataset) and is_prepared(dataset):
-        return dataset
-    return load_groups(dataset)
+def _checked(dataset: Any, source: str | None) -> Dataset:
+    """Prepared rows as they are; anything else as validated groups, read as `source` if it is not groups yet."""
+    if isinstance(dataset, Dataset):
+        if is_prepared(dataset):
+            return dataset
+        if {"id", "prompt", "responses"} <= set(dataset.column_names):
+            source = None
+    return load_groups(dataset, source=source)
 
 
 def _keep_all(options: MultiResponseOptions) -> MultiResponseOptions:
