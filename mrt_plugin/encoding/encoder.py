@@ -30,8 +30,10 @@ class Encoder:
 
     In chat form the conversation is rendered once by the tokenizer's chat template, tokenized as it is (the template
     writes BOS, if any), and the trained tokens are taken from the assistant's turns in that text, their end tokens
-    included (`mrt_plugin.encoding.spans`) and the whitespace behind those left out (TRL trains it). Assistant turns of the prompt, tool results and later user turns are not
-    trained. A turn that the template does not close gets the tokenizer's EOS if it is the last.
+    included (`mrt_plugin.encoding.spans`). The whitespace that some templates write behind an end token is not
+    trained, which is the one difference from TRL where a template is prefix-preserving. Nor are assistant turns of
+    the prompt, tool results and later user turns. A last turn that the template does not close gets the tokenizer's
+    EOS.
 
     In plain form prompt and response are joined and tokenized together, with the special tokens that the tokenizer
     adds but never a second BOS, and one EOS at the end, trained.
