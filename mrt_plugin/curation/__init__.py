@@ -1,0 +1,26 @@
+"""Curation: rules that drop, change or flag, in order; every row in is kept, changed or dropped for a reason."""
+
+from mrt_plugin.curation.config import DEFAULT, RULES, parse_rules
+from mrt_plugin.curation.held_out import SplitReport, split_held_out
+from mrt_plugin.curation.leakage import LeakageReport, measure_leakage
+from mrt_plugin.curation.ledger import Entry, Ledger
+from mrt_plugin.curation.mix import MixPart, mix, plan_mix
+from mrt_plugin.curation.run import Curated, curate, write_events
+
+__all__ = [
+    "DEFAULT",
+    "RULES",
+    "Curated",
+    "Entry",
+    "LeakageReport",
+    "Ledger",
+    "MixPart",
+    "SplitReport",
+    "curate",
+    "measure_leakage",
+    "mix",
+    "parse_rules",
+    "plan_mix",
+    "split_held_out",
+    "write_events",
+]

@@ -1,0 +1,130 @@
+"""`leakage`: prompts that are also in a benchmark, or on the other side of a split."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import Dataset
+from pydantic import Field, field_validator
+
+from mrt_plugin.curation.near import NearIndex, prompt_signatures, signature
+from mrt_plugin.curation.rule import DropOrFlag, PoolRule, PoolVerdict, Tools
+from mrt_plugin.curation.text import normalised, prompt_text
+from mrt_plugin.groups.keys import digest
+from mrt_plugin.groups.messages import response_text
+from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.sources import open_source
+
+
+class Leakage(PoolRule):
+    """Drops groups whose prompt is nearly the same as one of a benchmark, or of another set that is to be held out. No
+    default: name the files (anything that `load_groups` reads; a prompt column is enough). A score on a benchmark
+    whose questions were trained on says nothing.
+    """
+
+    name: ClassVar[str] = "leakage"
+
+    files: list[str] = Field(min_length=1, description="Files with the prompts that must not be trained on.")
+    column: str = Field("prompt", description="Their column: a string, or a list of messages.")
+    threshold: float = Field(0.8, gt=0, le=1, description="The similarity from which two prompts are the same.")
+    action: DropOrFlag = Field("drop", description="`drop` or `flag`.")
+
+    @field_validator("files")
+    @classmethod
+    def _exist(cls, files: list[str]) -> list[str]:
+        for file in files:
+            if Path(file).suffix and not Path(file).exists():
+                raise ValueError(f"there is no file {file} (looked in {Path(file).absolute().parent}).")
+        return files
+
+    def judge_pool(self, groups: Dataset, tools: Tools) -> PoolVerdict:
+        """Index the held-out prompts, then look up each group's."""
+        held_out = np.array([signature(text) for file in self.files for text in _prompts(file, self.column)])
+        near = near_any(prompt_signatures(groups, tools.num_proc), held_out, self.threshold)
+        verdict = PoolVerdict()
+        found = verdict.dropped if self.action == "drop" else verdict.flagged
+        found.update((int(position), "near a held-out prompt") for position in np.flatnonzero(near))
+        return verdict
+
+
+def _prompts(file: str, column: str) -> list[str]:
+    problems, texts = Problems(file), []
+    for place, row in open_source(file, "train").rows(problems):
+        if isinstance(row.get(column), str | list):
+            texts.append(prompt_text(row[column]))
+        else:
+            problems.add(place, column, f"no prompt here; the row has {', '.join(row) or 'nothing'}. Set `column`.")
+    problems.raise_any()
+    return texts
+
+
+@dataclass
+class LeakageReport:
+    """What a training set and a held-out set have in common."""
+
+    train_groups: int
+    held_out_groups: int
+    near_train_groups: int = 0
+    """Training groups whose prompt is near a held-out one."""
+    near_held_out_groups: int = 0
+    """Held-out groups whose prompt is near a training one."""
+    shared_responses: int = 0
+    """Held-out responses that are also in the training set, word for word, case and white space aside. Short answers
+    are expected to be."""
+    examples: list[str] = field(default_factory=list)
+    """Ids of some of the training groups."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """One line."""
+        return (
+            f"leakage: {self.near_train_groups:,} of {self.train_groups:,} training prompts are near a held-out one, "
+            f"{self.near_held_out_groups:,} of {self.held_out_groups:,} held-out prompts near a training one; "
+            f"{self.shared_responses:,} held-out responses are also in the training set."
+        )
+
+
+def measure_leakage(
+    train: Dataset, held_out: Dataset, *, threshold: float = 0.8, num_proc: int | None = None
+) -> LeakageReport:
+    """How much of a held-out set is in the training set.
+
+    Args:
+        train: groups.
+        held_out: groups.
+        threshold: the Jaccard similarity of character 5-grams from which two prompts are the same.
+        num_proc: processes that hash the prompts.
+
+    Example:
+
+    ```python
+    print(measure_leakage(load_groups("train.jsonl"), load_groups("test.jsonl")).summary())
+    ```
+    """
+    signed_train, signed_held_out = (prompt_signatures(side, num_proc) for side in (train, held_out))
+    near = near_any(signed_train, signed_held_out, threshold)
+    answers = {name for batch in train["responses"] for name in map(_answer_key, batch)}
+    return LeakageReport(
+        len(train),
+        len(held_out),
+        int(near.sum()),
+        int(near_any(signed_held_out, signed_train, threshold).sum()),
+        sum(_answer_key(response) in answers for batch in held_out["responses"] for response in batch),
+        [train[int(position)]["id"] for position in np.flatnonzero(near)[:5]],
+    )
+
+
+def near_any(signatures: np.ndarray, others: np.ndarray, threshold: float) -> np.ndarray:
+    """Whether each of some texts is near any of some others, [n] bool, by their signatures, [n, 128] and [m, 128]."""
+    index = NearIndex(threshold)
+    for number, signed in enumerate(np.unique(others, axis=0)):
+        index.insert(number, signed)
+    return np.array([bool(index.near(signed)) for signed in signatures], dtype=bool)
+
+
+def _answer_key(response: Any) -> bytes:
+    return digest(normalised(response_text(response)).encode())

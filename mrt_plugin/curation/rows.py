@@ -1,0 +1,122 @@
+"""Taking responses out of groups, and putting changed ones in, on Arrow's buffers: nothing is decoded."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow
+from datasets import Dataset, Features
+from datasets.fingerprint import Hasher
+
+PER_RESPONSE = ("responses", "scores", "weights", "finish_reasons")
+"""The columns that hold one item per response, where a dataset has them."""
+
+
+def keep_responses(
+    groups: Dataset, kept: Sequence[Sequence[int]], changed: Mapping[tuple[int, int], Any], fingerprint: str
+) -> Dataset:
+    """The groups with only some of their responses.
+
+    Args:
+        groups: n groups.
+        kept: for each of them, the indices of the responses that stay, rising.
+        changed: new responses by (position of the group, index of the response in it).
+        fingerprint: names the result: what it depends on besides the groups.
+    """
+    return (
+        groups.with_format("arrow")
+        .map(
+            _keep,
+            with_indices=True,
+            fn_kwargs={"kept": kept, "changed": changed, "feature": groups.features["responses"].feature},
+            batched=True,
+            features=groups.features,
+            new_fingerprint=Hasher.hash((groups._fingerprint, fingerprint)),
+            desc="Keeping the curated",
+        )
+        .with_format(None)
+    )
+
+
+def _keep(
+    table: pyarrow.Table,
+    indices: list[int],
+    kept: Sequence[Sequence[int]],
+    changed: Mapping[tuple[int, int], Any],
+    feature: Any,
+) -> pyarrow.Table:
+    chosen = [kept[index] for index in indices]
+    ends = pyarrow.array(np.cumsum([0, *map(len, chosen)]), type=pyarrow.int32())
+    for name in PER_RESPONSE:
+        if name not in table.column_names:
+            continue
+        column = table.column(name).combine_chunks()
+        starts = column.offsets.to_numpy()[:-1]
+        items = [start + item for start, stay in zip(starts, chosen, strict=True) for item in stay]
+        values = column.values
+        if name == "responses":
+            places = [(index, item) for index, stay in zip(indices, chosen, strict=True) for item in stay]
+            new = {place: changed[place] for place in places if place in changed}
+            if new:
+                # New texts go behind the old ones, and are then picked like them.
+                behind = dict(zip(new, range(len(values), len(values) + len(new)), strict=True))
+                items = [behind.get(place, item) for place, item in zip(places, items, strict=True)]
+                values = pyarrow.concat_arrays([values, _encoded(list(new.values()), feature)])
+        taken = values.take(pyarrow.array(items, pyarrow.int64()))
+        lists = pyarrow.ListArray.from_arrays(ends, taken, type=column.type)
+        table = table.set_column(table.column_names.index(name), name, lists)
+    return table
+
+
+def _encoded(responses: list[Any], feature: Any) -> pyarrow.Array:
+    spelled = {"response": [_spelled(response) for response in responses]}
+    return (
+        Dataset.from_dict(spelled, features=Features({"response": feature})).data.column("response").combine_chunks()
+    )
+
+
+def _spelled(value: Any) -> Any:
+    """Messages as JSON text, spelled here: the encoder of `datasets` rounds numbers to nine digits."""
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return [_spelled(item) for item in value] if isinstance(value, list) else value
+
+
+def repeat_groups(groups: Dataset, positions: Sequence[int]) -> Dataset:
+    """The groups at some positions, in that order. The second time a group occurs its id ends in `#2`, and so on."""
+    repeated = groups.select(positions)
+    seen: dict[int, int] = {}
+    ids = []
+    for position, name in zip(positions, repeated["id"], strict=True):
+        seen[position] = seen.get(position, 0) + 1
+        ids.append(name if seen[position] == 1 else f"{name}#{seen[position]}")
+    if max(seen.values(), default=1) == 1:
+        return repeated
+    taken = set(groups["id"])
+    clash = next((name for name in ids if "#" in name and name in taken), None)
+    if clash is not None:
+        raise ValueError(f"a copy of a group would be named {clash!r}, which is the id of another: rename that one.")
+    return with_ids(repeated, ids)
+
+
+def with_ids(groups: Dataset, ids: Sequence[str]) -> Dataset:
+    """The groups with other ids."""
+    place = groups.column_names.index("id")
+    column = pyarrow.array(list(ids), groups.features["id"].pa_type)
+
+    def rename(table: pyarrow.Table, indices: list[int]) -> pyarrow.Table:
+        return table.set_column(place, "id", column.take(pyarrow.array(indices, pyarrow.int64())))
+
+    return (
+        groups.with_format("arrow")
+        .map(
+            rename,
+            with_indices=True,
+            batched=True,
+            features=groups.features,
+            new_fingerprint=Hasher.hash((groups._fingerprint, list(ids))),
+            desc="Naming copies",
+        )
+        .with_format(None)
+    )

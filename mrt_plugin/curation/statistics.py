@@ -1,0 +1,119 @@
+"""What a dataset is made of: kinds of task, numbers of responses, lengths."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from mrt_plugin.curation.rule import Tools
+from mrt_plugin.curation.text import prompt_text
+from mrt_plugin.curation.token_length import token_counts
+from mrt_plugin.groups.messages import response_text
+
+QUANTILES = (0.05, 0.5, 0.95, 1.0)
+
+_KINDS = {
+    "code": r"```|\b(?:python|javascript|typescript|java|c\+\+|c#|rust|golang|sql|html|css|bash|regex|api|latex)\b"
+    r"|\b(?:write|implement|fix|debug|refactor)\b.{0,40}\b(?:function|code|program|script|class|query|algorithm)\b",
+    "mathematics": r"\b(?:how many|how much|calculate|compute|solve|equation|integral|derivative|probability|percent"
+    r"|percentage|prove|sum of|what is the value)\b|\d\s*[-+*/^=]\s*\d",
+    "translation": r"\btranslat(?:e|ion)\b"
+    r"|\b(?:in|into|to) (?:french|german|spanish|italian|chinese|japanese|arabic|hindi|russian|portuguese|korean)\b",
+    "summarisation": r"\b(?:summari[sz]e|summary|tl;?dr|key points|main points|abstract of)\b",
+    "rewriting": r"\b(?:rewrite|rephrase|paraphrase|edit|proofread|correct (?:the|this|my)|improve (?:the|this|my)"
+    r"|shorten|simplify|make (?:it|this))\b",
+    "classification": r"\b(?:classify|categori[sz]e|label|sentiment|which of the following|true or false"
+    r"|multiple choice)\b",
+    "extraction": r"\b(?:extract|identify (?:all|the)|find all|list (?:all|every) .{0,30}(?:in|from) the)\b",
+    "creative writing": r"\b(?:poem|story|song|lyrics|haiku|sonnet|novel|screenplay|dialogue|joke|limerick|essay"
+    r"|blog post|speech|letter|slogan|tagline|script for)\b",
+    "brainstorming": r"\b(?:ideas?|brainstorm|suggest(?:ions?)?|recommend(?:ations?)?|give me (?:\w+ ){0,2}\w+s"
+    r"|list (?:of|\w+))\b",
+    "advice": r"\b(?:should i|how (?:do|can|should|to)|tips|advice|help me|best way)\b",
+    "explanation": r"\b(?:explain|describe|why|what (?:is|are|was|were|does)|who|when|where|difference between"
+    r"|tell me about)\b",
+}
+"""Patterns, tried in this order on the prompt in lower case. A rough guide, for English; the rest is `other`."""
+
+_COMPILED = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
+
+
+def task_type(prompt: Any) -> str:
+    """The kind of task that a prompt looks like, by its words.
+
+    Example:
+
+    >>> task_type("Write a Python function that adds two numbers."), task_type("Tell me about Rome.")
+    ('code', 'explanation')
+    """
+    text = prompt_text(prompt)[:2000].lower()
+    return next((kind for kind, pattern in _COMPILED.items() if pattern.search(text)), "other")
+
+
+def statistics(groups: Dataset, *, tokenizer: Any = None) -> dict[str, Any]:
+    """Task types, responses per prompt, and lengths.
+
+    Lengths are in tokens of the tokenizer, or without one estimated as UTF-8 bytes / 4.
+
+    Args:
+        groups: as `load_groups` gives them.
+        tokenizer: of the run.
+
+    Returns:
+        `groups`, `responses`, `tokens` (counted or estimated), `responses_per_prompt`, `prompt_length` and
+        `response_length` (each with its mean and quantiles), and `task_types`: for each its groups, responses, share
+        of the groups and median response length.
+
+    Example:
+
+    ```python
+    statistics(load_groups("pool.jsonl"))["task_types"]["code"]["groups"]
+    # 29
+    ```
+    """
+    tools = Tools(tokenizer)
+    sizes: list[int] = []
+    prompts: list[int] = []
+    lengths: list[list[int]] = []
+    kinds: list[str] = []
+    for prompt, responses in _rows(groups):
+        counted = token_counts([prompt_text(prompt), *map(response_text, responses)], tools)
+        sizes.append(len(responses))
+        prompts.append(counted[0])
+        lengths.append(counted[1:])
+        kinds.append(task_type(prompt))
+    types: dict[str, Any] = {}
+    for kind, count in sorted(Counter(kinds).items(), key=lambda item: (-item[1], item[0])):
+        own = [length for found, several in zip(kinds, lengths, strict=True) if found == kind for length in several]
+        types[kind] = {
+            "groups": count,
+            "share": count / len(kinds),
+            "responses": len(own),
+            "median_response_length": float(np.median(own)),
+        }
+    return {
+        "groups": len(sizes),
+        "responses": sum(sizes),
+        "tokens": "counted" if tokenizer is not None else "estimated",
+        "responses_per_prompt": _spread(sizes),
+        "prompt_length": _spread(prompts),
+        "response_length": _spread([length for several in lengths for length in several]),
+        "task_types": types,
+    }
+
+
+def _rows(groups: Dataset) -> Iterator[tuple[Any, Sequence[Any]]]:
+    for batch in groups.select_columns(["prompt", "responses"]).iter(batch_size=256):
+        yield from zip(batch["prompt"], batch["responses"], strict=True)  # type: ignore[index]
+
+
+def _spread(values: Sequence[int]) -> dict[str, float]:
+    if not values:
+        return {}
+    found = {
+        f"p{round(100 * q)}": float(value) for q, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)
+    }
+    return {"mean": float(np.mean(values)), **found}
