@@ -16,7 +16,7 @@ class Library:
 
     name: str
     supported: str
-    """A PEP 440 specifier such as `<1.17,>=1.9`; empty where any version will do."""
+    """A PEP 440 specifier such as `>=1.9,<1.17`; empty where any version will do."""
     found: str | None
     """The installed version; None where the library is missing."""
     extra: str | None
@@ -60,7 +60,7 @@ def libraries(*, tools: bool = False) -> list[Library]:
         requirement = Requirement(line)
         extra = _extra(requirement)
         if tools or extra not in ("test", "dev"):
-            result.append(Library(requirement.name, str(requirement.specifier), _installed(requirement.name), extra))
+            result.append(Library(requirement.name, _in_order(requirement), _installed(requirement.name), extra))
     return sorted(result, key=lambda library: library.extra is not None)
 
 
@@ -76,6 +76,11 @@ def _extra(requirement: Requirement) -> str | None:
     if requirement.marker.evaluate({"extra": ""}):
         return None
     return next((extra for extra in extras if requirement.marker.evaluate({"extra": extra})), None)
+
+
+def _in_order(requirement: Requirement) -> str:
+    """The specifier with its lower bound first."""
+    return ",".join(sorted(str(requirement.specifier).split(","), key=lambda bound: bound.startswith("<")))
 
 
 def _installed(name: str) -> str | None:

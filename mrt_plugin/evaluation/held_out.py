@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel
 
 from mrt_plugin.encoding import Encoder
-from mrt_plugin.evaluation.log_likelihood import log_likelihoods
+from mrt_plugin.evaluation.log_likelihood import Model, log_likelihoods
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class HeldOut:
     tokens: int
 
 
-def held_out_nll(model: PreTrainedModel, encoder: Encoder, groups: Iterable[Mapping[str, Any]], **how: Any) -> HeldOut:
+def held_out_nll(model: Model, encoder: Encoder, groups: Iterable[Mapping[str, Any]], **how: Any) -> HeldOut:
     """Measure a model on groups it was not trained on.
 
     Args:
@@ -45,9 +44,9 @@ def held_out_nll(model: PreTrainedModel, encoder: Encoder, groups: Iterable[Mapp
     """
     pairs, owner = [], []
     for number, group in enumerate(groups):
-        for response in group["responses"]:
-            pairs.append(encoder.encode(group["prompt"], response))
-            owner.append(number)
+        encoded = encoder.encode_group(group["prompt"], group["responses"])
+        pairs += encoded
+        owner += [number] * len(encoded)
     if not pairs:
         raise ValueError("There is nothing to evaluate: the held-out data has no groups.")
     nll = -log_likelihoods(model, pairs, **how)

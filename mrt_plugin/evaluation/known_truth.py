@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from transformers import PreTrainedModel
 
 from mrt_plugin.encoding import Encoder
-from mrt_plugin.evaluation.log_likelihood import log_likelihoods
+from mrt_plugin.evaluation.log_likelihood import Model, log_likelihoods
 
 
 class KnownTruth(Protocol):
@@ -37,9 +36,7 @@ class TruthDistance:
     prompts: int
 
 
-def truth_distance(
-    model: PreTrainedModel, encoder: Encoder, truths: Sequence[KnownTruth], **how: Any
-) -> TruthDistance:
+def truth_distance(model: Model, encoder: Encoder, truths: Sequence[KnownTruth], **how: Any) -> TruthDistance:
     """Compare a model with a known truth by scoring every mode of every prompt.
 
     Args:
@@ -56,7 +53,7 @@ def truth_distance(
     print(f"KL to the truth {distance.kl:.3f} nats")
     ```
     """
-    pairs = [encoder.encode(truth.prompt, mode) for truth in truths for mode in truth.modes]
+    pairs = [pair for truth in truths for pair in encoder.encode_group(truth.prompt, truth.modes)]
     scores = log_likelihoods(model, pairs, **how)
     stops = np.cumsum([len(truth.modes) for truth in truths])
     return distance_of(np.split(scores, stops[:-1]), truths)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from mrt_plugin.evaluation.log_likelihood import Model
 
 
 def load_model(
@@ -14,7 +16,7 @@ def load_model(
     load_in_4bit: bool = False,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
-) -> PreTrainedModel | PeftModel:
+) -> Model:
     """Load a causal language model in evaluation mode.
 
     Args:

@@ -4,10 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import IGNORE
+
+Model = PreTrainedModel | PeftModel
+"""A causal language model, with or without an adapter."""
 
 
 def pad_pairs(pairs: Sequence[Pair], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -27,7 +31,7 @@ def pad_pairs(pairs: Sequence[Pair], pad_token_id: int) -> tuple[torch.Tensor, t
 
 @torch.no_grad()
 def log_likelihoods(
-    model: PreTrainedModel,
+    model: Model,
     pairs: Sequence[Pair],
     *,
     batch_tokens: int = 8192,

@@ -89,7 +89,7 @@ def pretrain(
     model.train()
     losses = []
     for step in range(steps):
-        input_ids, labels, mask = pad_pairs(draw(step), model.config.pad_token_id)
+        input_ids, labels, mask = pad_pairs(draw(step), 0)  # padding is masked: any token will do
         loss = model(input_ids=input_ids, attention_mask=mask, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -105,11 +105,6 @@ def pretrain(
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write model and tokenizer as any library that loads a model by path expects them."""
-    shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
-    try:
-        model.save_pretrained(folder)
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

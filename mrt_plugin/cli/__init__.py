@@ -1,0 +1,18 @@
+"""The `mrt` command: thin, every subcommand calls one function of a room above. Heavy imports happen inside."""
+
+import typer
+
+from mrt_plugin.cli.demo import demo
+from mrt_plugin.cli.doctor import doctor
+from mrt_plugin.cli.select import select
+
+app = typer.Typer(
+    name="mrt",
+    help="Multi-response training: keep K of N responses per prompt, pay for the prompt once.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
+for command in (demo, select, doctor):
+    app.command()(command)
