@@ -9,54 +9,66 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_trainer import make_groups, one_step, relative
 
 HERE = Path(__file__).parent
 
 
-def run_step(folder: Path, processes: int, **settings) -> dict:
-    """One optimizer step over all groups, in `processes` processes."""
-    folder.mkdir()
+def run_steps(folder: Path, processes: int, runs: dict[str, dict]) -> dict[str, dict]:
+    """One optimizer step over all groups for each run, in `processes` processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
         "--master_addr", "127.0.0.1", "--master_port", str(port),
-        str(HERE / "distributed_step.py"), str(folder), json.dumps(settings),
+        str(HERE / "distributed_step.py"), str(folder), json.dumps(runs),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = torch.load(folder / "step.pt", weights_only=True)
-    assert result["processes"] == processes
-    return result
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-5000:]
+    results = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in runs}
+    assert all(result["processes"] == processes for result in results.values())
+    return results
 
 
-def assert_same(result: dict, reference: dict) -> None:
-    assert result["loss"] == pytest.approx(reference["loss"], rel=1e-5)
-    assert result["eval_loss"] == pytest.approx(reference["eval_loss"], rel=1e-4)
-    difference = (result["gradient"] - reference["gradient"]).norm() / reference["gradient"].norm()
-    assert difference < 1e-5
+def assert_same(result: dict, tmp_path: Path, groups: int, **settings) -> None:
+    """The step of several processes is the step of this one on the same groups."""
+    alone = one_step(tmp_path, make_groups(groups, 3, weights=True), per_device_train_batch_size=groups, **settings)
+    assert result["loss"] == pytest.approx(alone.loss, rel=1e-5)
+    assert relative(result["gradient"], alone.gradient) < 1e-5
 
 
-@pytest.mark.parametrize("aggregation", ["token", "prompt", "response"])
-def test_two_processes_and_seven_groups(tmp_path, aggregation):
-    common = {"groups": 7, "loss_aggregation": aggregation, "layout": "shared_prefix"}
-    alone = run_step(tmp_path / "1", 1, per_device_train_batch_size=7, **common)
-    over_two = run_step(tmp_path / "2", 2, per_device_train_batch_size=2, gradient_accumulation_steps=2, **common)
-    assert_same(over_two, alone)
-
-
-@pytest.mark.parametrize("layout", ["shared_prefix", "expanded"])
-def test_four_processes_with_gradient_checkpointing(tmp_path, layout):
-    common = {"groups": 10, "layout": layout}
-    alone = run_step(tmp_path / "1", 1, per_device_train_batch_size=10, **common)
-    over_four = run_step(
-        tmp_path / "4",
-        4,
-        per_device_train_batch_size=3,
-        gradient_checkpointing=True,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        **common,
+def test_two_processes_and_seven_groups(tmp_path):
+    """Two micro-batches of two groups each on two processes: one place is left, and filled with nothing."""
+    runs = {
+        aggregation: {
+            "groups": 7,
+            "loss_aggregation": aggregation,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+        }
+        for aggregation in ("token", "prompt", "response")
+    }
+    results = run_steps(tmp_path, 2, runs)
+    for aggregation, result in results.items():
+        assert_same(result, tmp_path, 7, loss_aggregation=aggregation)
+    # of one set of groups and the same small step, whatever the aggregation that made it
+    trained = one_step(tmp_path, make_groups(7, 3, weights=True), per_device_train_batch_size=7).trainer
+    assert results["token"]["eval_loss"] == pytest.approx(
+        trained.evaluate(make_groups(7, 3, weights=True))["eval_loss"], rel=1e-3
     )
-    assert_same(over_four, alone)
+
+
+def test_four_processes_with_gradient_checkpointing(tmp_path):
+    common = {
+        "groups": 10,
+        "per_device_train_batch_size": 3,
+        "gradient_checkpointing": True,
+    }
+    runs = {
+        layout: {**common, "layout": layout, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+        for layout, reentrant in (("shared_prefix", False), ("expanded", True))
+    }
+    for layout, result in run_steps(tmp_path, 4, runs).items():
+        assert_same(result, tmp_path, 10, layout=layout)
