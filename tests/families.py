@@ -29,15 +29,88 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": PAD,
+    # Large enough for attention to be far from uniform, as it is in a trained model.
+    "initializer_range": 0.3,
+}
+MOE = {"moe_intermediate_size": 24, "num_experts_per_tok": 2, "output_router_logits": False}
+LINEAR = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
+    "qwen2": {},
+    "qwen2-window": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
+    "qwen3": {},
+    "mistral": {"sliding_window": None},
+    "mistral-window": {"model_type": "mistral", "sliding_window": WINDOW},
+    # Scores far from 0, so that leaving the soft-capping out would show.
+    "gemma2": {"sliding_window": WINDOW, "attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 1},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "phi3": {},
+    "phi3-window": {"model_type": "phi3", "sliding_window": WINDOW},
+    "olmo2": {},
+    "granite": {"attention_multiplier": 0.3, "logits_scaling": 2.0, "residual_multiplier": 0.7},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0, "init_std": 0.3},
+    "gpt2": {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 512,
+        "attn_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+    },
+    "gpt_neox": {},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {**MOE, "num_experts": 4},
+    "gpt_oss": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "cohere2": {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]},
+    "smollm3": {},
+    "llama4": {
+        "model_type": "llama4_text",
+        "intermediate_size_mlp": 48,
+        "num_local_experts": 2,
+        "attention_chunk_size": WINDOW,
+        "layer_types": ["chunked_attention", "full_attention"],
+        "no_rope_layers": [1, 0],
+        "attn_temperature_tuning": False,
+    },
+    "qwen3_next": {**LINEAR, **MOE, "num_experts": 4, "shared_expert_intermediate_size": 24},
+    "qwen3_5": {"model_type": "qwen3_5_text", **LINEAR},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 8},
 }
+STATEFUL = ("qwen3_next", "qwen3_5", "mamba2")
+CHUNKED = ("llama4",)
+ATTENTION_ONLY = tuple(name for name in FAMILIES if name not in STATEFUL)
 
 
 def build(name: str, **changes: Any) -> PreTrainedModel:
     """A random fp32 model of the family, the same at every call, in training mode."""
     settings = {**SMALL, **FAMILIES[name], **changes}
+    if name == "gpt2":  # whose configuration has names of its own
+        settings = {key: value for key, value in settings.items() if key in FAMILIES[name] or key not in SMALL}
+        settings.update(
+            {key: SMALL[key] for key in ("vocab_size", "bos_token_id", "eos_token_id", "initializer_range")}
+        )
     model_type = settings.pop("model_type", name)
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
@@ -105,8 +178,12 @@ def assert_equivalent(
     reference = build(name, **{"attn_implementation": "eager", **changes})
     expected, expected_gradient = gradient(reference, lambda: one_by_one(reference, groups))
     model = build(name, **changes)
+    backend.prepare_model(model)  # and once more, which changes nothing
     backend.prepare_model(model)
     rows = build_rows(packed, PAD, padding_side=padding_side)
     found, found_gradient = gradient(model, lambda: rows_loss(backend, model, rows))
+    print(
+        f"{name}: loss {abs(found / expected - 1):.1e}, gradient {(found_gradient - expected_gradient).norm() / expected_gradient.norm():.1e}"
+    )
     assert abs(found / expected - 1) < 1e-5
     assert (found_gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()

@@ -9,7 +9,8 @@ from mrt_plugin.layout.rows import Rows
 
 Compute = Callable[[dict[str, Any], torch.Tensor], torch.Tensor]
 """`compute(forward_kwargs, labels)` runs `model(**forward_kwargs)` once, without labels, and returns the [B, T]
-negative log-likelihood of `labels` [B, T]: `labels[:, t]` is predicted from position t-1; 0 where -100 and at t = 0."""
+negative log-likelihood of `labels` [B, T]. `labels[:, t]` is predicted from position t-1; 0 where -100 and at t = 0.
+"""
 
 
 class Backend(Protocol):
@@ -19,6 +20,9 @@ class Backend(Protocol):
 
     def prepare_model(self, model: torch.nn.Module) -> None:
         """Set the model (or the model inside a PeftModel) up for this backend. May be called again."""
+
+    def restore_model(self, model: torch.nn.Module) -> None:
+        """Undo `prepare_model`."""
 
     def token_nll(self, model: torch.nn.Module, rows: Rows, compute: Compute) -> torch.Tensor:
         """The [R, T] negative log-likelihood of every label of `rows`, in nats; 0 where the label is -100."""

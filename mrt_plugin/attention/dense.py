@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from mrt_plugin.attention.backend import Compute
-from mrt_plugin.attention.family import CHUNKED, FULL, SLIDING, Family, NotShareable, read_family
+from mrt_plugin.attention.family import CHUNKED, FULL, SLIDING, Family, NotShareable, read_family, refuse_state
+from mrt_plugin.attention.implementation import exact_attention, set_text_attention, text_attention
 from mrt_plugin.attention.rule import visible
 from mrt_plugin.layout.rows import Rows
 
@@ -29,6 +30,7 @@ class DenseBackend:
 
     def __init__(self, config: Any) -> None:
         self.family: Family = read_family(config)
+        self._before: str | None = None
         if self.family.stateful:
             raise NotShareable(
                 f"prefix_backend=dense: {self.family.model_type} has layers ({', '.join(self.family.stateful)}) that "
@@ -36,17 +38,21 @@ class DenseBackend:
             )
 
     def prepare_model(self, model: Any) -> None:
-        """Keep `sdpa` or `eager` as the model has it; give it one of them otherwise."""
-        wanted = model.config._attn_implementation
-        # sdpa drops soft-capping without a word in the older releases; eager has every family's own arithmetic.
-        if self.family.softcap is not None or wanted not in ("sdpa", "eager"):
-            wanted = "sdpa" if model._supports_sdpa and self.family.softcap is None else "eager"
-        if model.config._attn_implementation != wanted:
-            model.set_attn_implementation(wanted)
+        """Keep `eager`, or `sdpa` where that is exact, as the model has it; give it one of them otherwise."""
+        refuse_state(model, self.name)
+        before = text_attention(model)
+        if before not in ("eager", exact_attention(model)):
+            self._before = before
+            set_text_attention(model, exact_attention(model))
+
+    def restore_model(self, model: Any) -> None:
+        """Give the model the attention back that it had."""
+        if self._before is not None:
+            set_text_attention(model, self._before)
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
         """One forward of all rows."""
-        dtype = model.dtype if model.config._attn_implementation == "eager" else None
+        dtype = model.dtype if text_attention(model) == "eager" else None
         masks = {kind: self._mask(kind, rows, dtype) for kind in self.family.kinds}
         kwargs = {
             "input_ids": rows.input_ids,

@@ -1,11 +1,15 @@
 """The plain path: one pair per row, through the model as it is."""
 
+import logging
 from typing import Any
 
 import torch
 
 from mrt_plugin.attention.backend import Compute
+from mrt_plugin.attention.implementation import exact_attention, set_text_attention, text_attention
 from mrt_plugin.layout.rows import Rows
+
+logger = logging.getLogger(__name__)
 
 
 class ExpandedBackend:
@@ -23,8 +27,20 @@ class ExpandedBackend:
 
     name = "expanded"
 
+    def __init__(self) -> None:
+        self._before: str | None = None
+
     def prepare_model(self, model: Any) -> None:
-        """Nothing: the model is used as it is."""
+        """Nothing, except that a family with soft-capped scores gets `eager` for `sdpa`, which would drop the cap."""
+        if text_attention(model) == "sdpa" and exact_attention(model) == "eager":
+            self._before = "sdpa"
+            set_text_attention(model, "eager")
+            logger.info("%s: attention set to eager, as sdpa ignores its soft-capping.", model.config.model_type)
+
+    def restore_model(self, model: Any) -> None:
+        """Give the model the attention back that it had."""
+        if self._before is not None:
+            set_text_attention(model, self._before)
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
         """One forward of all rows.

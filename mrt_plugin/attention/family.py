@@ -1,6 +1,7 @@
 """What a model family asks of attention, read from its configuration."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -67,3 +68,30 @@ def read_family(config: PretrainedConfig) -> Family:
         softcap=getattr(text, "attn_logit_softcapping", None),
         dropout=float(dropout or 0.0),
     )
+
+
+def refuse_state(model: Any, backend: str) -> None:
+    """Refuse a model whose class says that it carries a state along the row, whatever its configuration lists.
+
+    Raises:
+        NotShareable: naming the backend and the remedy.
+    """
+    if model._is_stateful:
+        raise NotShareable(
+            f"prefix_backend={backend}: {model.config.model_type} carries a state along the row, which an attention "
+            "mask cannot separate. Use prefix_backend=fork or layout=expanded."
+        )
+
+
+def refuse_dropout(family: Family, backend: str) -> None:
+    """Refuse a configuration with attention dropout, which fused shared-prefix attention leaves out.
+
+    Raises:
+        NotShareable: with the remedy.
+    """
+    if family.dropout:
+        raise NotShareable(
+            f"prefix_backend={backend}: {family.model_type} is configured with attention dropout {family.dropout:g}, "
+            "which shared-prefix attention leaves out. Set attention_dropout (GPT-2: attn_pdrop) to 0 in the model's "
+            "config, or use prefix_backend=dense or layout=expanded."
+        )

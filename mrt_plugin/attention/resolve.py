@@ -5,6 +5,7 @@ from typing import Any
 from mrt_plugin.attention.backend import Backend
 from mrt_plugin.attention.dense import DenseBackend
 from mrt_plugin.attention.family import NotShareable, read_family
+from mrt_plugin.attention.two_part import TwoPartBackend
 from mrt_plugin.options import PrefixBackend
 
 
@@ -23,6 +24,8 @@ def resolve_backend(
         NotShareable: (a ValueError) if the request, or with `auto` every backend, is impossible; says what to do.
     """
     family = read_family(model_config)
-    if requested in ("auto", "dense"):
+    if requested == "dense":
         return DenseBackend(model_config)
+    if requested in ("auto", "sdpa"):
+        return TwoPartBackend(model_config)
     raise NotShareable(f"prefix_backend={requested} is not available for {family.model_type}: use auto.")

@@ -1,0 +1,151 @@
+"""Attention of one piece, forward and backward, with the log-sum-exp that lets pieces be merged.
+
+The backward of a piece takes the output and the log-sum-exp of the *whole* softmax, over all pieces of a query:
+p = exp(score - lse) and ds = p · (dp - rowsum(grad · out)) are then the piece's share of the exact gradient
+(FlashAttention, arXiv 2205.14135, algorithm 4; merging as in Ring Attention, arXiv 2310.01889).
+
+Shapes everywhere: q [1, H, n, D], k and v [1, G, m, D] with H a multiple of G,
+out and grad [1, H, n, D], lse [1, H, n].
+"""
+
+from typing import Protocol
+
+import torch
+
+HIDDEN = -1e30
+"""What is added to the score of a key that is not seen: finite, because a block of -inf alone would give NaN."""
+
+
+class Kernel(Protocol):
+    """A way to compute a piece. `seen` is a bool [n, m], or None where every key is seen (or `causal`)."""
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, seen: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The output and its log-sum-exp over this piece's keys."""
+
+    def backward(
+        self,
+        grad: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+        *,
+        causal: bool,
+        seen: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """This piece's share of the gradients of q, k and v, given the whole softmax's output and log-sum-exp."""
+
+
+class CPUFlash:
+    """PyTorch's fused CPU kernel, the one behind `scaled_dot_product_attention`. Takes fewer key heads as they are."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, seen: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, causal, attn_mask=_additive(seen, q), scale=self.scale
+        )
+        return out, lse
+
+    def backward(
+        self,
+        grad: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+        *,
+        causal: bool,
+        seen: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, q, k, v, out, lse, 0.0, causal, attn_mask=_additive(seen, q), scale=self.scale
+        )
+        return dq, dk, dv
+
+
+def _additive(seen: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+    if seen is None:
+        return None
+    hidden = max(HIDDEN, torch.finfo(like.dtype).min)
+    mask = torch.zeros(seen.shape, dtype=like.dtype, device=like.device)
+    return mask.masked_fill_(~seen, hidden)[None, None]
+
+
+class Explicit:
+    """Plain arithmetic in fp32, a block of queries at a time: any device, any head sizes, and soft-capped scores."""
+
+    block = 256
+
+    def __init__(self, scale: float, softcap: float | None) -> None:
+        self.scale = scale
+        self.softcap = softcap
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, seen: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        k, v = k[0].float(), v[0].float()
+        outs, lses = [], []
+        for start in range(0, q.shape[2], self.block):
+            scores, _ = self._scores(q, k, start, causal, seen)
+            lses.append(scores.logsumexp(-1))
+            outs.append((scores - lses[-1][..., None]).exp_() @ v[:, None])
+        lse = torch.cat(lses, dim=-1).flatten(0, 1)[None]
+        return torch.cat(outs, dim=-2).flatten(0, 1)[None].to(q.dtype), lse
+
+    def backward(
+        self,
+        grad: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+        *,
+        causal: bool,
+        seen: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        keys, values = k[0].float(), v[0].float()
+        dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
+        dqs = []
+        for start in range(0, q.shape[2], self.block):
+            rows = slice(start, start + self.block)
+            scores, slope = self._scores(q, keys, start, causal, seen)
+            weights = (scores - self._grouped(lse[..., None], keys, rows)).exp_()
+            g = self._grouped(grad, keys, rows)
+            share = (g * self._grouped(out, keys, rows)).sum(-1, keepdim=True)
+            dscores = weights * (g @ values[:, None].mT - share) * slope
+            dqs.append(dscores @ keys[:, None])
+            dk += (dscores.mT @ self._grouped(q, keys, rows)).sum(1)
+            dv += (weights.mT @ g).sum(1)
+        dq = torch.cat(dqs, dim=-2).flatten(0, 1)[None]
+        return dq.to(q.dtype), dk[None].to(k.dtype), dv[None].to(v.dtype)
+
+    def _grouped(self, x: torch.Tensor, k: torch.Tensor, rows: slice) -> torch.Tensor:
+        """[1, H, n, ...] -> fp32 [G, H/G, rows, ...]."""
+        return x[0, :, rows].unflatten(0, (k.shape[0], -1)).float()
+
+    def _scores(
+        self, q: torch.Tensor, k: torch.Tensor, start: int, causal: bool, seen: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Scores [G, H/G, rows, m] of a block of queries, and their derivative by the dot products."""
+        rows = slice(start, start + self.block)
+        scores = (self._grouped(q, k, rows) @ k[:, None].mT) * self.scale
+        slope: torch.Tensor | float = self.scale
+        if self.softcap is not None:
+            bounded = torch.tanh_(scores / self.softcap)
+            slope = self.scale * (1 - bounded.square())
+            scores = bounded * self.softcap
+        if causal:
+            index = torch.arange(max(q.shape[2], k.shape[1]), device=q.device)
+            seen = index[: k.shape[1]] <= index[: q.shape[2], None]
+        if seen is not None:
+            scores = scores.masked_fill(~seen[rows], HIDDEN)
+        return scores, slope

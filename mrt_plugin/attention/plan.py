@@ -1,0 +1,137 @@
+"""The work of one batch: which slice of queries meets which slice of keys.
+
+Causal attention of every run of tokens on itself, and of every group's segments on its prompt, covers the rule of
+`mrt_plugin.attention.rule` without a mask: the prompt's keys are read once for all segments and never copied.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from mrt_plugin.layout.rows import PADDING, Rows
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive tokens of one group and segment."""
+
+    row: int
+    group: int
+    segment: int
+    start: int
+    """Index of its first token in the row."""
+    length: int
+    position: int
+    """Position of its first token."""
+
+
+FULL, CAUSAL, BAND = 0, 1, 2
+
+
+class Piece(NamedTuple):
+    """Queries and keys that meet."""
+
+    row: int
+    query: int
+    """Index of the first query in the row."""
+    queries: int
+    key: int
+    """Index of the first key in the row."""
+    keys: int
+    lead: int
+    """Position of the first query less that of the first key."""
+    kind: int
+    """FULL: every query sees every key. CAUSAL: query i sees keys 0 to i. BAND: query i sees key j where
+    `0 <= lead + i - j < window`."""
+
+    @property
+    def own(self) -> bool:
+        """Whether the queries' own keys are among the keys: for each query, true of its first piece only."""
+        return self.key <= self.query < self.key + self.keys
+
+
+def find_runs(rows: Rows) -> list[Run]:
+    """The runs of a batch in row order, padding left out. Reads the ids once: on an accelerator, one transfer."""
+    ids = torch.stack([rows.group_ids, rows.segment_ids, rows.position_ids]).cpu()
+    group, segment, position = ids
+    changed = torch.ones_like(group, dtype=torch.bool)
+    changed[:, 1:] = (group[:, 1:] != group[:, :-1]) | (segment[:, 1:] != segment[:, :-1])
+    width = group.shape[1]
+    starts = torch.nonzero(changed).tolist()
+    runs = []
+    for number, (row, start) in enumerate(starts):
+        following = starts[number + 1] if number + 1 < len(starts) else (row + 1, 0)
+        stop = following[1] if following[0] == row else width
+        if group[row, start] != PADDING:
+            runs.append(
+                Run(
+                    row,
+                    int(group[row, start]),
+                    int(segment[row, start]),
+                    start,
+                    stop - start,
+                    int(position[row, start]),
+                )
+            )
+    return runs
+
+
+def pieces(runs: list[Run], window: int | None = None) -> list[Piece]:
+    """The pieces of a batch. Every query of a run is in one piece with its own keys, which comes before its others.
+
+    Args:
+        runs: as `find_runs` gives them.
+        window: positions that a sliding layer sees; None for full attention.
+    """
+    found: list[Piece] = []
+    for group in _groups(runs):
+        prompt = group[0] if group[0].segment == 0 else None
+        segments = group if prompt is None else group[1:]
+        if prompt is not None and len(segments) == 1:
+            # One response: the prompt and it are one ordinary sequence.
+            found += _own(prompt.row, prompt.start, prompt.length + segments[0].length, window)
+            continue
+        for run in group:
+            found += _own(run.row, run.start, run.length, window)
+        if prompt is not None and segments:
+            found += _on_prompt(prompt, segments, window)
+    return found
+
+
+def _groups(runs: list[Run]) -> Iterator[list[Run]]:
+    group: list[Run] = []
+    for run in runs:
+        if group and (run.row, run.group) != (group[0].row, group[0].group):
+            yield group
+            group = []
+        group.append(run)
+    if group:
+        yield group
+
+
+def _own(row: int, start: int, length: int, window: int | None) -> Iterator[Piece]:
+    """A run's causal attention on itself."""
+    if window is None or length <= window:
+        yield Piece(row, start, length, start, length, 0, CAUSAL)
+        return
+    # Blocks of queries, each with the keys that its window reaches: far less than length x length.
+    block = max(64, window // 2)
+    for first in range(0, length, block):
+        queries = min(block, length - first)
+        key = max(0, first - window + 1)
+        yield Piece(row, start + first, queries, start + key, first + queries - key, first - key, BAND)
+
+
+def _on_prompt(prompt: Run, segments: list[Run], window: int | None) -> Iterator[Piece]:
+    """The attention of all segments on their prompt."""
+    first, last = segments[0], segments[-1]
+    if window is None or all(run.position + run.length - prompt.position <= window for run in segments):
+        queries = last.start + last.length - first.start
+        yield Piece(prompt.row, first.start, queries, prompt.start, prompt.length, prompt.length, FULL)
+        return
+    reach = min(prompt.length, window - 1)
+    for run in segments if reach else []:
+        key = prompt.start + prompt.length - reach
+        yield Piece(prompt.row, run.start, min(run.length, window - 1), key, reach, reach, BAND)

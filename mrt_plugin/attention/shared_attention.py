@@ -1,0 +1,197 @@
+"""Attention over a plan of pieces, as one operator that autograd, checkpointing and torch.compile take as a whole."""
+
+import torch
+
+from mrt_plugin.attention.kernels import CPUFlash, Explicit, Kernel
+from mrt_plugin.attention.plan import BAND, CAUSAL, Piece
+
+
+def shared_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: torch.Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sink: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention of R rows of T tokens where only the plan's pieces meet.
+
+    Saves for the backward pass what FlashAttention saves: the inputs, the output and one number per query and head.
+
+    Args:
+        query: [R, H, T, D].
+        key: [R, G, T, D], H a multiple of G.
+        value: [R, G, T, E].
+        plan: [pieces, 7] int64 on the CPU: `mrt_plugin.attention.plan.Piece`s.
+        scale: multiplies the dot products.
+        window: positions that a query of a BAND piece sees.
+        softcap: scores become softcap · tanh(score / softcap).
+        sink: [H] scores of a key that takes part in the softmax and has no value (GPT-OSS).
+
+    Returns:
+        [R, T, H, E]; 0 where no piece has the query (padding).
+    """
+    out: torch.Tensor
+    out, _ = torch.ops.mrt_plugin.shared_attention(query, key, value, plan, scale, window or 0, softcap or 0.0, sink)
+    return out
+
+
+def _kernel(query: torch.Tensor, value: torch.Tensor, scale: float, softcap: float) -> Kernel:
+    if query.device.type == "cpu" and not softcap and query.shape[-1] == value.shape[-1]:
+        return CPUFlash(scale)
+    return Explicit(scale, softcap or None)
+
+
+def _pieces(plan: torch.Tensor) -> list[Piece]:
+    return [Piece(*numbers) for numbers in plan.tolist()]
+
+
+def _seen(piece: Piece, window: int, device: torch.device) -> torch.Tensor | None:
+    if piece.kind != BAND:
+        return None
+    query = torch.arange(piece.lead, piece.lead + piece.queries, device=device)
+    distance = query[:, None] - torch.arange(piece.keys, device=device)
+    return (distance >= 0) & (distance < window)
+
+
+@torch.library.custom_op("mrt_plugin::shared_attention", mutates_args=())
+def _forward(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    sink: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, heads, length, _ = query.shape
+    out = query.new_zeros(rows, length, heads, value.shape[-1])
+    lse = torch.full((rows, heads, length), -torch.inf, dtype=torch.float32, device=query.device)
+    kernel = _kernel(query, value, scale, softcap)
+    for piece in _pieces(plan):
+        row, q, k = _slices(piece)
+        part, part_lse = kernel.forward(
+            query[row, :, q],
+            key[row, :, k],
+            value[row, :, k],
+            causal=piece.kind == CAUSAL,
+            seen=_seen(piece, window, query.device),
+        )
+        if piece.own:
+            out[row, q], lse[row, :, q] = part.transpose(1, 2), part_lse
+        else:
+            _merge(out[row, q].transpose(1, 2), lse[row, :, q], part, part_lse.float())
+    if sink is not None:
+        weight = torch.sigmoid(lse - sink.float()[:, None])  # of the real keys beside the sink
+        out.mul_(weight.transpose(1, 2)[..., None])
+        lse = torch.logaddexp(lse, sink.float()[:, None])
+    return out, lse
+
+
+def _slices(piece: Piece) -> tuple[slice, slice, slice]:
+    return (
+        slice(piece.row, piece.row + 1),
+        slice(piece.query, piece.query + piece.queries),
+        slice(piece.key, piece.key + piece.keys),
+    )
+
+
+def _merge(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: torch.Tensor) -> None:
+    """Add a part of the softmax, in place: out and part [1, H, n, E], lse and part_lse [1, H, n]."""
+    weight = torch.sigmoid(part_lse - lse)[..., None]
+    out.copy_(torch.lerp(out.float(), part.float(), weight))
+    torch.logaddexp(lse, part_lse, out=lse)
+
+
+@_forward.register_fake
+def _(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    sink: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, heads, length, _ = query.shape
+    out = query.new_empty(rows, length, heads, value.shape[-1])
+    return out, query.new_empty(rows, heads, length, dtype=torch.float32)
+
+
+@torch.library.custom_op("mrt_plugin::shared_attention_backward", mutates_args=())
+def _backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    plan: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    sink: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    dquery, dkey, dvalue = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    grad = grad.contiguous()
+    kernel = _kernel(query, value, scale, softcap)
+    for piece in _pieces(plan):
+        row, q, k = _slices(piece)
+        dq, dk, dv = kernel.backward(
+            grad[row, q].transpose(1, 2),
+            query[row, :, q],
+            key[row, :, k],
+            value[row, :, k],
+            out[row, q].transpose(1, 2),
+            lse[row, :, q],
+            causal=piece.kind == CAUSAL,
+            seen=_seen(piece, window, query.device),
+        )
+        dquery[row, :, q] += dq
+        dkey[row, :, k] += dk
+        dvalue[row, :, k] += dv
+    if sink is None:
+        dsink = query.new_empty(0)
+    else:
+        share = (grad.float() * out.float()).sum(-1).transpose(1, 2)  # [R, H, T]
+        dsink = -(torch.exp(sink.float()[:, None] - lse) * share).sum((0, 2)).to(sink.dtype)
+    return dquery, dkey, dvalue, dsink
+
+
+@_backward.register_fake
+def _(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    plan: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+    sink: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    dsink = query.new_empty(0) if sink is None else torch.empty_like(sink)
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), dsink
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    query, key, value, plan, ctx.scale, ctx.window, ctx.softcap, sink = inputs
+    ctx.save_for_backward(query, key, value, *output, plan, sink)
+
+
+def _gradients(ctx, grad, _grad_lse):  # type: ignore[no-untyped-def]
+    query, key, value, out, lse, plan, sink = ctx.saved_tensors
+    dq, dk, dv, dsink = torch.ops.mrt_plugin.shared_attention_backward(
+        grad, query, key, value, out, lse, plan, ctx.scale, ctx.window, ctx.softcap, sink
+    )
+    return dq, dk, dv, None, None, None, None, None if sink is None else dsink
+
+
+_forward.register_autograd(_gradients, setup_context=_save)

@@ -1,0 +1,171 @@
+"""The `sdpa` backend: causal attention of each run on itself, and of every group's segments on their shared prompt."""
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from mrt_plugin.attention.backend import Compute
+from mrt_plugin.attention.family import FULL, SLIDING, NotShareable, read_family, refuse_dropout, refuse_state
+from mrt_plugin.attention.implementation import set_text_attention, text_attention
+from mrt_plugin.attention.plan import find_runs, pieces
+from mrt_plugin.attention.shared_attention import shared_attention
+from mrt_plugin.layout.rows import Rows
+
+ATTENTION = "mrt_shared_prefix"
+"""The name of this attention among transformers' implementations."""
+
+
+class RowPlan:
+    """The plans of one batch, handed through `model.forward` to every attention layer.
+
+    Not a tensor, a tuple or a dict on purpose: distributed wrappers leave such an object alone, and the plans stay on
+    the CPU, where their numbers are read without waiting for an accelerator.
+    """
+
+    def __init__(self, rows: Rows, window: int | None) -> None:
+        runs = find_runs(rows)
+        longest = max((run.position + run.length for run in runs), default=0)
+        self.full = torch.tensor(pieces(runs), dtype=torch.int64).reshape(-1, 7)
+        self.window = window
+        # A window that no position reaches changes nothing.
+        bites = window is not None and longest > window
+        self.sliding = torch.tensor(pieces(runs, window), dtype=torch.int64).reshape(-1, 7) if bites else self.full
+
+
+def two_part_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    row_plan: RowPlan | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """An attention function as `transformers.AttentionInterface` takes them.
+
+    With a `row_plan`, the mask is ignored. Without one (a user's own forward, or generation) it is ordinary attention
+    under the mask.
+    """
+    if row_plan is None:
+        return _ordinary(module, query, key, value, attention_mask, scaling, dropout, softcap, s_aux, kwargs)
+    if dropout:
+        raise NotShareable(
+            f"Attention dropout of {dropout} is on, which shared-prefix attention leaves out: set it to 0 in the "
+            "model's config, or use layout=expanded."
+        )
+    if sliding_window is not None and sliding_window != row_plan.window:
+        raise NotShareable(f"A layer has a window of {sliding_window}, the config says {row_plan.window}.")
+    device = query.device.type
+    if torch.is_autocast_enabled(device):  # as autocast does for scaled_dot_product_attention
+        dtype = torch.get_autocast_dtype(device)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    out = shared_attention(
+        query,
+        key,
+        value,
+        row_plan.full if sliding_window is None else row_plan.sliding,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        softcap=softcap,
+        sink=s_aux,
+    )
+    return out, None
+
+
+def _ordinary(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    sink: torch.Tensor | None,
+    kwargs: dict[str, Any],
+) -> tuple[torch.Tensor, None]:
+    if softcap is None and sink is None:
+        out, _ = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
+        return out, None
+    # What sdpa leaves out without a word: written out, in fp32.
+    copies = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(copies, dim=1).float(), value.repeat_interleave(copies, dim=1)
+    scores = query.float() @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is None:
+        queries, keys = scores.shape[-2:]
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sink is not None:
+        scores = torch.cat([scores, sink.float()[:, None, None].expand(*scores.shape[:-1], 1)], dim=-1)
+    weights = torch.nn.functional.dropout(scores.softmax(-1), dropout)[..., : key.shape[-2]]
+    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, two_part_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class TwoPartBackend:
+    """Shared-prefix rows through fused attention kernels: prompt keys read once for all segments, no mask, no padding.
+
+    Exact for families whose layers all are attention: sliding windows taken on positions, sinks, soft-capping and
+    grouped keys included. Packed `expanded` rows go the same way.
+
+    Example:
+
+    ```python
+    backend = TwoPartBackend(model.config)
+    backend.prepare_model(model)
+    nll = backend.token_nll(model, rows, compute)  # [R, T]
+    ```
+    """
+
+    name = "sdpa"
+
+    def __init__(self, config: Any) -> None:
+        self.family = read_family(config)
+        self._before: str | None = None
+        foreign = [kind for kind in self.family.kinds if kind not in (FULL, SLIDING)]
+        if foreign:
+            raise NotShareable(
+                f"prefix_backend=sdpa: {self.family.model_type} has layers ({', '.join(foreign)}) that it cannot "
+                f"compute. Use {'prefix_backend=fork' if self.family.stateful else 'prefix_backend=dense'} or "
+                "layout=expanded."
+            )
+        refuse_dropout(self.family, self.name)
+
+    def prepare_model(self, model: Any) -> None:
+        """Give the text model this attention."""
+        refuse_state(model, self.name)
+        if text_attention(model) != ATTENTION:
+            self._before = text_attention(model)
+            set_text_attention(model, ATTENTION)
+
+    def restore_model(self, model: Any) -> None:
+        """Give the model the attention back that it had."""
+        if self._before is not None:
+            set_text_attention(model, self._before)
+
+    def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
+        """One forward of all rows."""
+        window = self.family.window if SLIDING in self.family.kinds else None
+        kwargs = {
+            "input_ids": rows.input_ids,
+            "position_ids": rows.position_ids,
+            # A 4-D mask is passed on as it is, and then ignored: no T x T mask is built.
+            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.input_ids.device),
+            "use_cache": False,
+            "row_plan": RowPlan(rows, window),
+        }
+        return compute(kwargs, rows.labels)
