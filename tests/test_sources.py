@@ -9,6 +9,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mrt_plugin import select
 from mrt_plugin.groups import DataError, load_groups, read_groups
 from mrt_plugin.groups.adapters import ADAPTERS, guess_source
 from mrt_plugin.groups.adapters.transcript import parse_transcript
@@ -320,3 +321,18 @@ class TestInARun:
         )
         with pytest.raises(ValueError, match="'nectr' is unknown"):
             parse_block({"source": "nectr"})
+
+
+class TestFinishReasons:
+    def test_they_stay_with_their_responses(self, tmp_path: Path) -> None:
+        row = {"prompt": "a", "responses": ["b", "", "c"], "finish_reasons": ["stop", "length", None]}
+        group = load_groups(jsonl(tmp_path, row))[0]
+        assert list(zip(group["responses"], group["finish_reasons"], strict=True)) == [("b", "stop"), ("c", None)]
+        rows = [{"prompt": "a", "completion": f"b{n}", "finish_reason": f"r{n}"} for n in range(8)]
+        chosen = select(load_groups(jsonl(tmp_path, *rows)), "random_k", k=3)[0]
+        assert [name.replace("b", "r") for name in chosen["responses"]] == chosen["finish_reasons"]
+
+    @pytest.mark.parametrize("reasons", ["stop", ["stop"], [1, 2]])
+    def test_wrong_ones(self, reasons: Any, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="column `finish_reasons`"):
+            load_groups(jsonl(tmp_path, {"prompt": "a", "responses": ["b", "c"], "finish_reasons": reasons}))

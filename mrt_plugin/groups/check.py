@@ -14,13 +14,14 @@ from mrt_plugin.groups.shapes import RawGroup
 
 @dataclass
 class Group:
-    """A checked group: N >= 1 responses that are not empty, and one score and one weight for each, if any."""
+    """A checked group: N >= 1 responses that are not empty; one score, weight and finish reason for each, if any."""
 
     id: str
     prompt: str | list[Message]
     responses: list[Any]
     scores: list[float] | None
     weights: list[float] | None
+    finish_reasons: list[str | None] | None
 
 
 class Checker:
@@ -50,9 +51,11 @@ class Checker:
         responses = self._responses(raw)
         scores = self._numbers(raw, "scores", raw.scores)
         weights = self._numbers(raw, "weights", raw.weights)
+        finish_reasons = self._finish_reasons(raw)
         if raw.responses:
             self._agree(raw, "scores", "absent" if raw.scores is None else "given")
             self._agree(raw, "weights", "absent" if raw.weights is None else "given")
+            self._agree(raw, "finish_reasons", "absent" if raw.finish_reasons is None else "given")
         if prompt is None or len(self.problems.found) > before:
             return None
 
@@ -63,11 +66,12 @@ class Checker:
         responses = [responses[index] for index in kept]
         scores = scores and [scores[index] for index in kept]
         weights = weights and [weights[index] for index in kept]
+        finish_reasons = finish_reasons and [finish_reasons[index] for index in kept]
         if weights is not None and not sum(weights) > 0:
             what = "all weights are 0: give at least one response a positive weight."
             self.problems.add(raw.place, raw.columns["weights"], what)
         self._count_repeats(raw, prompt, responses)
-        return Group(self._id(raw, prompt, responses), prompt, responses, scores, weights)
+        return Group(self._id(raw, prompt, responses), prompt, responses, scores, weights, finish_reasons)
 
     def _responses(self, raw: RawGroup) -> list[Any]:
         """The responses, with None for each that is empty."""
@@ -148,6 +152,20 @@ class Checker:
             self.problems.add(raw.place_of(index), column, what)
             return None
         return [float(value) for value in values]
+
+    def _finish_reasons(self, raw: RawGroup) -> list[str | None] | None:
+        """Why each response ended, as whoever generated it said; None where it is not known."""
+        values, column = raw.finish_reasons, raw.columns["finish_reasons"]
+        if values is None:
+            return None
+        if not isinstance(values, list) or not all(value is None or isinstance(value, str) for value in values):
+            self.problems.add(raw.place, column, 'it must be a list like ["stop", "length", null], one per response.')
+        elif isinstance(raw.responses, list) and len(values) != len(raw.responses):
+            what = f"it has {len(values)} for {len(raw.responses)} responses: give one for each, null if unknown."
+            self.problems.add(raw.place, column, what)
+        else:
+            return values
+        return None
 
     def _agree(self, raw: RawGroup, name: str, state: str) -> None:
         first, where = self.forms.setdefault(name, (state, raw.place))

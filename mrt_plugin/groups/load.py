@@ -30,15 +30,17 @@ def load_groups(data: Any, *, split: str = "train", source: str | None = None) -
     Args:
         data: a JSONL, JSON or Parquet file, a directory written by `save_to_disk`, a hub id, or a
             `datasets.Dataset`. Its rows are either groups (`prompt`, `responses`, and optionally `scores`, `weights`,
-            `id`), or flat (`prompt` and `completion`, or `messages`, and optionally `score`, `weight`), which are
-            regrouped by prompt. Of `messages`, everything up to the last user message is the prompt.
+            `finish_reasons`, `id`), or flat (`prompt` and `completion`, or `messages`, and optionally `score`,
+            `weight`, `finish_reason`), which are regrouped by prompt. Of `messages`, everything up to the last user
+            message is the prompt.
         split: for the hub and a `DatasetDict`, which split; files have none.
         source: the public format the rows are in, such as `nectar` or `code_contests:language=cpp`; see
             docs/sources.md. By default one of the shapes above.
 
     Returns:
         A dataset kept on disk, with the columns `id` (string), `prompt` (string or list of messages), `responses`
-        (list of strings, or of lists of messages) and, if given, `scores` and `weights` (lists of floats).
+        (list of strings, or of lists of messages) and, if given, `scores` and `weights` (lists of floats) and
+        `finish_reasons` (list of strings, None where unknown).
 
     Raises:
         DataError: with up to 20 problems, each with its row, column and remedy.
@@ -135,6 +137,8 @@ def _features(group: Group) -> Features:
         features["scores"] = List(Value("float64"))
     if group.weights is not None:
         features["weights"] = List(Value("float64"))
+    if group.finish_reasons is not None:
+        features["finish_reasons"] = List(text)
     return Features(features)
 
 

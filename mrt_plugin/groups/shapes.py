@@ -10,7 +10,7 @@ from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.report import GroupReport
 from mrt_plugin.groups.sources import Row
 
-GROUPED = ("prompt", "responses", "scores", "weights", "id")
+GROUPED = ("prompt", "responses", "scores", "weights", "finish_reasons", "id")
 
 
 @dataclass
@@ -22,9 +22,10 @@ class RawGroup:
     responses: Any
     scores: Any = None
     weights: Any = None
+    finish_reasons: Any = None
     id: Any = None
     columns: dict[str, str] = field(default_factory=lambda: {name: name for name in GROUPED})
-    """What the source calls `prompt`, `responses`, `scores`, `weights` and `id`."""
+    """What the source calls `prompt`, `responses`, `scores`, `weights`, `finish_reasons` and `id`."""
     places: list[str] | None = None
     """Where each response was read, if not all in one row."""
 
@@ -33,8 +34,9 @@ class RawGroup:
         return self.places[response] if self.places else f"{self.place}, response {response}"
 
 
-COMPLETIONS = {"prompt": "prompt", "responses": "completion", "scores": "score", "weights": "weight"}
-CONVERSATIONS = {"prompt": "messages", "responses": "messages", "scores": "score", "weights": "weight"}
+PER_RESPONSE = {"scores": "score", "weights": "weight", "finish_reasons": "finish_reason"}
+COMPLETIONS = {"prompt": "prompt", "responses": "completion", **PER_RESPONSE}
+CONVERSATIONS = {"prompt": "messages", "responses": "messages", **PER_RESPONSE}
 
 EXPECTED = "`prompt` and `responses`, or `prompt` and `completion`, or `messages`"
 
@@ -111,15 +113,16 @@ def _regroup(rows: Iterable[Row], problems: Problems, conversations: bool) -> It
             problems.add(place, columns["prompt"], f"it cannot be written as JSON ({problem}): use strings.")
             continue
         if key not in groups:
-            groups[key] = RawGroup(place, prompt, [], [], [], columns=columns, places=[])
+            groups[key] = RawGroup(place, prompt, [], [], [], [], columns=columns, places=[])
         group = groups[key]
         group.responses.append(response)
-        group.scores.append(row.get("score"))
-        group.weights.append(row.get("weight"))
+        for ours, name in PER_RESPONSE.items():
+            getattr(group, ours).append(row.get(name))
         group.places.append(place)  # type: ignore[union-attr]
     for group in groups.values():
-        group.scores = None if all(score is None for score in group.scores) else group.scores
-        group.weights = None if all(weight is None for weight in group.weights) else group.weights
+        for ours in PER_RESPONSE:
+            if all(value is None for value in getattr(group, ours)):
+                setattr(group, ours, None)
         yield group
 
 

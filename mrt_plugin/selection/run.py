@@ -159,7 +159,7 @@ def _keep(table: pyarrow.Table, indices: list[int], picks: list[list[int]]) -> p
     """The table with only the picked items in its list columns. Works on Arrow's buffers: nothing is decoded."""
     chosen = [picks[index] for index in indices]
     ends = pyarrow.array(np.cumsum([0, *map(len, chosen)]), type=pyarrow.int32())
-    for name in ("responses", "scores", "weights"):
+    for name in ("responses", "scores", "weights", "finish_reasons"):
         if name in table.column_names:
             column = table.column(name).combine_chunks()
             starts = column.offsets.to_numpy()
