@@ -9,6 +9,7 @@ from mrt_plugin.axolotl.args import options_of, parse_block
 from mrt_plugin.axolotl.checks import check_lengths, refuse_options
 from mrt_plugin.axolotl.entries import mark_entries
 from mrt_plugin.axolotl.fingerprint import recipe_fingerprint
+from mrt_plugin.axolotl.merging import round_to_4bit
 from mrt_plugin.axolotl.messages import show_messages
 from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.versions import libraries
@@ -53,6 +54,19 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
             # Axolotl drops the last incomplete batch of a packed dataset, and with these unset of a held-out one too.
             cfg["eval_sample_packing"] = False
             cfg["dataloader_drop_last"] = False
+
+        if cfg.get("merge_lora") and cfg.get("adapter") == "qlora" and cfg.get("merge_method") is None:
+            cfg["merge_method"] = "legacy"
+            logger.info(
+                "merge_method: legacy, into the model's linear layers as they were in 4 bit. memory_efficient, Axolotl's "
+                "default, would round the embeddings and the output head to 4 bit too; set it if memory is too small."
+            )
+
+    def post_model_build(self, cfg: Any, model: Any) -> None:
+        """Before a QLoRA adapter is merged: give the model the weights that the adapter was trained on."""
+        if cfg.merge_lora and cfg.adapter == "qlora":
+            layers = round_to_4bit(model, cfg.bnb_config_kwargs)
+            logger.info("%d linear layers have their 4-bit values.", layers)
 
     def get_input_args(self) -> str:
         """The schema of `mrt:`."""
