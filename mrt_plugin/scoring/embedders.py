@@ -79,16 +79,20 @@ def lexical(texts: list[str]) -> np.ndarray:
     Returns:
         float32 [n, 4096], rows of length 1.
     """
-    from sklearn.feature_extraction.text import HashingVectorizer
-    from sklearn.preprocessing import normalize
+    counts = _vectorizer().transform(texts)
+    counts.data = np.sign(counts.data) * np.log1p(np.abs(counts.data))
+    vectors: np.ndarray = counts.toarray()
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
 
-    vectorizer = HashingVectorizer(
+
+@cache
+def _vectorizer() -> Any:
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    return HashingVectorizer(
         analyzer="char_wb", ngram_range=(3, 4), n_features=LEXICAL_DIMENSION, norm=None, dtype=np.float32
     )
-    counts = vectorizer.transform(texts)
-    counts.data = np.sign(counts.data) * np.log1p(np.abs(counts.data))
-    vectors: np.ndarray = normalize(counts).toarray()
-    return vectors
 
 
 @cache

@@ -53,6 +53,7 @@ def choose_batch(
             decide(place, candidates[choice.picked].tolist(), choice.gains)
         waiting.clear()
 
+    cells = 0
     for place, (name, responses) in enumerate(zip(batch["id"], batch["responses"], strict=True)):
         candidates = np.arange(len(responses))
         if "weights" in batch:
@@ -65,7 +66,9 @@ def choose_batch(
         scores = np.asarray(batch["scores"][place], dtype=np.float64)[candidates] if "scores" in batch else None
         order, pool = make_pool(name, [responses[index] for index in candidates], scores, seed, embedder)
         waiting.append((place, candidates[order], pool))
-        if sum(len(held.keys) ** 2 for _, _, held in waiting) >= CELLS:
+        cells += len(order) ** 2
+        if cells >= CELLS:
             flush()
+            cells = 0
     flush()
     return decisions
