@@ -8,7 +8,14 @@ import tiny
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, EarlyStoppingCallback, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    EarlyStoppingCallback,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    TrainerCallback,
+)
 from trl import SFTConfig, SFTTrainer
 
 from mrt_plugin import MultiResponseSFTConfig, MultiResponseSFTTrainer
@@ -374,6 +381,29 @@ def test_pairs_over_max_length_are_dropped_and_counted(tmp_path, caplog):
     assert "dropped 1 pairs longer than max_length=200" in caplog.text
     with pytest.raises(ValueError, match="Every group of the train data was dropped"):
         one_step(tmp_path, long, max_length=3, row_length=3)
+
+
+def test_an_encoding_error_names_the_group(tmp_path):
+    base = tiny.tokenizer(chat_template=None)
+    groups = Dataset.from_list([{"id": "g7", "prompt": [{"role": "user", "content": "a"}], "responses": ["b"]}])
+    with pytest.raises(ValueError, match="Group 'g7'"):
+        MultiResponseSFTTrainer(model=tiny.llama(), args=config(tmp_path), train_dataset=groups, processing_class=base)
+
+
+def test_the_load_balancing_loss_is_refused_by_name_and_an_moe_trains_without_it(tmp_path):
+    moe = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=1024, hidden_size=32, intermediate_size=64, moe_intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2, head_dim=16, num_experts=4, num_experts_per_tok=2,
+        )
+    )  # fmt: skip
+    arguments = {"model": moe, "train_dataset": make_groups(4, 3), "processing_class": tiny.tokenizer()}
+    with pytest.raises(ValueError, match="router_aux_loss_coef=0.0"):
+        MultiResponseSFTTrainer(args=config(tmp_path), **arguments)
+    trainer = MultiResponseSFTTrainer(args=config(tmp_path, router_aux_loss_coef=0.0), **arguments)
+    trainer.train()
+    assert trainer.layout == "shared_prefix"
+    assert losses(trainer)[0] > 0
 
 
 def test_auto_expands_where_sharing_buys_nothing(tmp_path):

@@ -52,6 +52,7 @@ class MultiResponseTrainerMixin(Trainer):
         self.model_accepts_loss_kwargs = True  # read by transformers < 5.19: the loss is scaled by the units already
         model = self.accelerator.unwrap_model(self.model)
         keep_trainable(model)
+        _refuse_router_loss(model)
         self._token_nll = TokenNLL(model)
         self._meter = Meter()
         choice = choose_layout(
@@ -191,6 +192,15 @@ class MultiResponseTrainerMixin(Trainer):
             logs.update(self._meter.read())
             self._meter = Meter()
         super().log(logs, *args, **kwargs)
+
+
+def _refuse_router_loss(model: Any) -> None:
+    if model.config.get_text_config().to_dict().get("output_router_logits"):
+        raise ValueError(
+            "The load-balancing loss of a mixture of experts counts tokens, and a shared prompt is there once instead "
+            "of K times: it is not computed for groups. Set router_aux_loss_coef=0.0 (TRL), or output_router_logits: "
+            "false in the model's config, to train without it."
+        )
 
 
 def with_fillers(dataset: Dataset, multiple: int) -> Dataset:

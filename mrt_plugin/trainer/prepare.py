@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from mrt_plugin.encoding import Encoder
+from mrt_plugin.encoding import Encoder, EncodingError
 from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, expand, split_group
 from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.selection import select_indices
@@ -141,7 +141,10 @@ def _prepare_batch(
 ) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, *_COUNTS)}
     for position, index in enumerate(indices):
-        kept, mean_length = _encode_kept(batch, position, chosen[index], encoder, options)
+        try:
+            kept, mean_length = _encode_kept(batch, position, chosen[index], encoder, options)
+        except EncodingError as error:
+            raise EncodingError(f"Group {batch['id'][position]!r} (row {index}): {error}") from error
         kept = [(pair, weight) for pair, weight in kept if max_length is None or len(pair.input_ids) <= max_length]
         if sum(weight for _, weight in kept) <= 0:
             continue
