@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 WORTH_SHARING = 1.05
 """`layout: auto` shares where it saves at least this ratio of tokens."""
 
+FORK = "fork"
+"""The backend that runs one prompt at a time, and so has nothing to gain from packed rows."""
+
 SAMPLED_ROWS = 2000
 """Rows looked at to estimate the token ratio and to find the group that the proof uses."""
 
@@ -50,18 +53,31 @@ def choose_layout(
         ValueError: if `layout="shared_prefix"` was asked for and cannot be had, with the reason.
     """
     ratio, group = _look_at(dataset)
-    try:
-        if options.layout == "expanded":
-            raise NotShareable("layout=expanded was asked for")
-        if options.layout == "auto" and ratio < WORTH_SHARING:
-            raise NotShareable(f"sharing the prompt would save too little: the token ratio is {ratio:.2f}")
-        backend = _proved_backend(model, group, options, compute, tokenizer, gradient_checkpointing)
-        choice = LayoutChoice("shared_prefix", backend, True, f"token ratio {ratio:.2f}")
-    except NotShareable as refusal:
-        if options.layout == "shared_prefix":
-            raise
-        choice = LayoutChoice("expanded", ExpandedBackend(), False, str(refusal))
-    logger.info("Layout %s with backend %s: %s.", choice.layout, choice.backend.name, choice.reason)
+    worth_it = ratio >= WORTH_SHARING
+    share = options.layout == "shared_prefix" or (options.layout == "auto" and worth_it)
+    if share:
+        reason = f"the token ratio is {ratio:.2f}"
+    elif options.layout == "expanded":
+        reason = "as asked for"
+    else:
+        reason = f"sharing the prompt would save too little, the token ratio is {ratio:.2f}"
+
+    choice = LayoutChoice("expanded", ExpandedBackend(), False, reason)
+    if share or options.row_packing:  # packed pairs are kept apart by the same rule as segments
+        try:
+            backend = _proved_backend(model, group, options, compute, tokenizer, gradient_checkpointing)
+        except NotShareable as refusal:
+            if options.layout == "shared_prefix":
+                raise
+            if share:
+                choice = LayoutChoice("expanded", ExpandedBackend(), False, str(refusal))
+        else:
+            if share or backend.name != FORK:
+                choice = LayoutChoice("shared_prefix" if share else "expanded", backend, True, reason)
+            else:
+                backend.restore_model(model)
+    packed = "rows packed" if choice.can_pack and options.row_packing else "rows not packed"
+    logger.info("Layout %s, backend %s, %s: %s.", choice.layout, choice.backend.name, packed, choice.reason)
     return choice
 
 
