@@ -3,6 +3,7 @@
 from mrt_plugin.attention.backend import Backend, Compute
 from mrt_plugin.attention.expanded import ExpandedBackend
 from mrt_plugin.attention.family import NotShareable
+from mrt_plugin.attention.proof import Proof, prove
 from mrt_plugin.attention.resolve import resolve_backend
 
-__all__ = ["Backend", "Compute", "ExpandedBackend", "NotShareable", "resolve_backend"]
+__all__ = ["Backend", "Compute", "ExpandedBackend", "NotShareable", "Proof", "prove", "resolve_backend"]

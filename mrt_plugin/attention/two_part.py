@@ -132,6 +132,7 @@ class TwoPartBackend:
     """
 
     name = "sdpa"
+    attention = ATTENTION
 
     def __init__(self, config: Any) -> None:
         self.family = read_family(config)
@@ -148,9 +149,9 @@ class TwoPartBackend:
     def prepare_model(self, model: Any) -> None:
         """Give the text model this attention."""
         refuse_state(model, self.name)
-        if text_attention(model) != ATTENTION:
+        if text_attention(model) != self.attention:
             self._before = text_attention(model)
-            set_text_attention(model, ATTENTION)
+            set_text_attention(model, self.attention)
 
     def restore_model(self, model: Any) -> None:
         """Give the model the attention back that it had."""

@@ -1,0 +1,121 @@
+"""A small random model of a given configuration, with layers of every kind, for the proof's first part."""
+
+import copy
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from mrt_plugin.attention.family import read_family
+
+WINDOW = 8
+"""The window and chunk of the small model: short rows then already reach beyond it."""
+
+VOCABULARY = 256
+
+WIDTHS = (
+    "hidden_size",
+    "intermediate_size",
+    "intermediate_size_mlp",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "word_embed_proj_dim",
+    "ffn_dim",
+    "n_embd",
+    "n_inner",
+)
+HEADS = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "n_head",
+    "num_heads",
+    "n_groups",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+)
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+LAYERS = ("num_hidden_layers", "n_layer")
+
+
+def small_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The text configuration with few layers, narrow, with few experts, a short window and no dropout.
+
+    Every width and number of heads is divided by the same power of two, so that their ratios, head sizes and grouped
+    keys stay. The first layers are kept, as many as it takes to have every kind.
+    """
+    small = copy.deepcopy(config.get_text_config())
+    values = {name: value for name, value in small.to_dict().items() if isinstance(value, int)}
+    divisor = _divisor(values)
+    for name in (*WIDTHS, *HEADS):
+        if values.get(name):
+            setattr(small, name, values[name] // divisor)
+    for name in EXPERTS:
+        if values.get(name):
+            setattr(small, name, min(values[name], 4))
+    if values.get("num_experts_per_tok"):
+        small.num_experts_per_tok = min(values["num_experts_per_tok"], 2)
+    _keep_first_layers(small)
+    small.vocab_size = VOCABULARY
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(small, name, None)
+    for name in small.to_dict():
+        if name.endswith(("dropout", "pdrop", "layerdrop")):
+            setattr(small, name, 0.0)
+    family = read_family(small)
+    if family.window is not None:
+        small.sliding_window = WINDOW
+    if family.chunk is not None:
+        small.attention_chunk_size = WINDOW
+    if family.softcap is not None:
+        small.attn_logit_softcapping = 1.0  # low enough to matter to random scores
+    # Weights large enough for attention to be far from uniform, as it is in a trained model.
+    for name in ("initializer_range", "init_std"):
+        if name in small.to_dict():
+            setattr(small, name, 1.5 * _width(small) ** -0.5)
+    if "output_router_logits" in small.to_dict():
+        small.output_router_logits = False
+    if "quantization_config" in small.__dict__:
+        del small.quantization_config
+    small.dtype = torch.float32
+    return small
+
+
+def random_model(config: PretrainedConfig, device: torch.device, *, seed: int = 0) -> torch.nn.Module:
+    """A random fp32 model with `eager` attention, in training mode. Sets torch's random state."""
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model: torch.nn.Module = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=torch.float32, attn_implementation="eager"
+        )
+    return model.train()
+
+
+def _width(config: Any) -> int:
+    values = config.to_dict()
+    width: int = values["n_embd"] if "n_embd" in values else values["hidden_size"]
+    return width
+
+
+def _divisor(values: dict[str, int]) -> int:
+    """The power of two to divide by: until the width is at most 256, or a number no longer divides."""
+    divisor = 1
+    present = [values[name] for name in (*WIDTHS, *HEADS) if values.get(name)]
+    while values.get("hidden_size", values.get("n_embd", 0)) // divisor > 256 and all(
+        value % (2 * divisor) == 0 for value in present
+    ):
+        divisor *= 2
+    return divisor
+
+
+def _keep_first_layers(small: Any) -> None:
+    values = small.to_dict()
+    layers = next(values[name] for name in LAYERS if name in values)
+    kinds = getattr(small, "layer_types", None) or ["same"] * layers
+    keep = next(count for count in range(1, layers + 1) if set(kinds[:count]) == set(kinds))
+    keep = min(layers, max(keep, 2))
+    for name, value in values.items():
+        # Configurations hold one list entry per layer for what differs between layers.
+        if isinstance(value, list) and len(value) == layers:
+            setattr(small, name, value[:keep])
+        elif name in LAYERS:
+            setattr(small, name, keep)
