@@ -98,7 +98,9 @@ def prove(
         backend.restore_model(model)
         raise
     backend.prepare_model(model)
-    proof = Proof(backend.name, *small, *real, time.perf_counter() - began)
+    nll_difference, nll_tolerance, tokens = real
+    seconds = time.perf_counter() - began
+    proof = Proof(backend.name, *small, nll_difference, nll_tolerance, tokens, seconds)
     logger.info("Shared prefix proved: %s", proof)
     return proof
 
@@ -132,8 +134,8 @@ def _prove_small(model: Any, backend: Backend) -> tuple[float, float]:
     if not (loss_difference <= LOSS_TOLERANCE and gradient_difference <= GRADIENT_TOLERANCE):
         raise NotShareable(
             f"prefix_backend={backend.name} does not compute what {model.config.model_type} computes: on a small "
-            f"random model of this configuration the loss differs by {loss_difference:.1e} (allowed: {LOSS_TOLERANCE:g}) and "
-            f"the gradient by {gradient_difference:.1e} of its norm (allowed: {GRADIENT_TOLERANCE:g}). "
+            f"random model of this configuration the loss differs by {loss_difference:.1e} (allowed: {LOSS_TOLERANCE:g}) "
+            f"and the gradient by {gradient_difference:.1e} of its norm (allowed: {GRADIENT_TOLERANCE:g}). "
             f"{_cause(model, backend, groups)} Use layout=expanded."
         )
     return loss_difference, gradient_difference
@@ -215,8 +217,8 @@ def _prove_real(
         raise NotShareable(
             f"prefix_backend={backend.name} does not compute what this model computes: on a real group the per-token "
             f"NLL differs by {difference:.1e} nats (root mean square over {len(alone)} tokens), where the plain "
-            f"forward itself moves by {noise:.1e} with the shape of its batch (allowed: {tolerance:.1e}). On a small random "
-            "model of the same configuration it was exact, so something about the loaded model is special: a replaced "
+            f"forward itself moves by {noise:.1e} with the shape of its batch (allowed: {tolerance:.1e}). On a small "
+            "random model of the same configuration it was exact, so something about the loaded model is special: a replaced "
             "attention or forward, a patch, or a hook. Remove it, or use layout=expanded."
         )
     return difference, tolerance, len(alone)
