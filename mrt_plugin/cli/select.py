@@ -1,50 +1,246 @@
-"""`mrt select`: keep K of N responses per prompt, and write what was kept."""
+"""`mrt select`: from pools to a selected, ready-to-train file with its manifest."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say
+from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, table
 
 
 def select(
-    data: Annotated[str, typer.Argument(help="The pool: a JSONL, JSON or Parquet file, or a hub id.")],
-    output: Annotated[Path, typer.Option(help="Where to write: .jsonl or .parquet.")],
-    selector: Annotated[str, typer.Option(help="random_k, best_k, diverse_k, diverse_best_k or all.")] = "random_k",
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(help="The pools: JSONL, JSON or Parquet files, or hub ids. Several are put together."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "--out", help="Where to write: .jsonl or .parquet.")
+    ] = None,
+    selector: Annotated[
+        str, typer.Option(help="random_k, best_k, diverse_k, diverse_best_k, filter_then_spread or all.")
+    ] = "random_k",
     k: Annotated[int, typer.Option(min=1, help="Responses to keep per prompt.")] = 4,
     alpha: Annotated[float, typer.Option(min=0, help="diverse_best_k: the exponent on the scores.")] = 1.0,
     similarity: Annotated[str, typer.Option(help="diverse_k, diverse_best_k: paper or rescaled.")] = "paper",
     embedder: Annotated[
         str, typer.Option(help="lexical, sentence-transformers, or a model's name or path.")
     ] = "lexical",
+    scorer: Annotated[
+        str | None, typer.Option(help="Your scores: module:function or file.py:function of (prompt, responses).")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another choice.")] = 0,
-    source: Annotated[str | None, typer.Option(help="The public format the file is in, by name.")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="The public format of the pools, by name; once, or once per pool.")
+    ] = None,
+    curation: Annotated[
+        str | None,
+        typer.Option(help="Rules: `default`, a .yaml file (a list, or a recipe's mrt.curation), or YAML as text."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Name or path; counts tokens in rules and statistics. Else estimated.")
+    ] = None,
+    held_out: Annotated[
+        float | None, typer.Option(help="Share of prompts to hold out first, by clusters of near-duplicates.")
+    ] = None,
+    held_out_output: Annotated[Path | None, typer.Option(help="Default: NAME.held_out.jsonl.")] = None,
+    held_out_threshold: Annotated[
+        float, typer.Option(help="Similarity from which prompts are near, in (0, 1].")
+    ] = 0.8,
+    proportion: Annotated[
+        list[str] | None, typer.Option(help="NAME=SHARE for each pool, NAME being its file's without the ending.")
+    ] = None,
+    total: Annotated[int | None, typer.Option(min=1, help="Groups of a mix. Default: as many as can be had.")] = None,
+    max_repeats: Annotated[int, typer.Option(min=1, help="How often a mix may use a group.")] = 4,
+    export: Annotated[list[str] | None, typer.Option(help="sft=FILE.jsonl or dpo=FILE.jsonl, also.")] = None,
+    decisions: Annotated[
+        Path | None, typer.Option(help="JSONL of all that curation dropped, changed, flagged.")
+    ] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Task types and lengths, before and after.")] = False,
     num_proc: Annotated[int | None, typer.Option(min=1, help="Processes; the result does not depend on it.")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray (needs mrt-plugin[ray]): the same result.")] = "local",
+    from_manifest: Annotated[
+        Path | None, typer.Option(help="Make the selection of this manifest once more; the other options are in it.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Keep K of N responses per prompt, and write the kept groups to a file that any recipe can read.
 
-    Example: `mrt select pool.jsonl --output chosen.jsonl --selector diverse_best_k --k 4 --alpha 0.75`
+    Beside the file lies its manifest, from which the same file can be made again, byte for byte. Train on it with
+    `type: mrt_plugin.axolotl.all`, or `selector="all"`.
+
+    Example: `mrt select pool.jsonl --output chosen.jsonl --selector diverse_best_k --k 4 --curation default`
+
+    Again: `mrt select --from-manifest chosen.jsonl.manifest.jsonl --output again.jsonl`
     """
     with plain_errors():
         log_to_stderr()
-        from mrt_plugin.groups import load_groups
-        from mrt_plugin.groups.write import write_groups
-        from mrt_plugin.selection import select as keep
+        if output is None:
+            raise ValueError("say where to write: --output chosen.jsonl.")
+        if from_manifest is not None:
+            _remake(from_manifest, output, held_out_output, data or [], json)
+            return
+        if not data:
+            raise ValueError("say what to select from: a pool's file, or --from-manifest.")
+        from mrt_plugin.curation.check import load_function
+        from mrt_plugin.selection.files import SelectJob, select_file
 
-        chosen = keep(
-            load_groups(data, source=source),
-            selector,
-            k=k,
-            alpha=alpha,
-            similarity=similarity,  # type: ignore[arg-type]  # checked by select
-            embedder=embedder,
-            seed=seed,
+        job = SelectJob(
+            pools=_pools(data, source or []),
+            output=output,
+            selection={
+                "selector": selector,
+                "k": k,
+                "alpha": alpha,
+                "similarity": similarity,
+                "seed": seed,
+                "embedder": embedder,
+            },
+            scorer=load_function(scorer) if scorer else None,  # type: ignore[arg-type]  # checked when it is called
+            curation=_rules(curation),
+            tokenizer=_tokenizer(tokenizer),
+            held_out=held_out,
+            held_out_output=held_out_output,
+            held_out_threshold=held_out_threshold,
+            proportions=_shares(proportion),
+            total=total,
+            max_repeats=max_repeats,
+            exports={kind: Path(path) for kind, path in _pairs(export or [], "--export", "sft=FILE.jsonl")},
+            decisions=decisions,
+            with_statistics=stats,
             num_proc=num_proc,
+            engine=engine,  # type: ignore[arg-type]  # checked by the selection
         )
-        written = write_groups(chosen, output)
+        result = select_file(job)
     if json:
-        as_json({"output": str(output), "groups": len(chosen), "responses": written})
+        as_json(_as_dict(result))
     else:
-        say(f"{output}: {len(chosen):,} groups, {written:,} responses.")
+        _show(result)
+
+
+def _remake(manifest: Path, output: Path, held_out_output: Path | None, pools: list[str], json: bool) -> None:
+    from mrt_plugin.selection.remake import remake
+
+    files = remake(manifest, output, held_out_output=held_out_output, pools=pools)
+    if json:
+        as_json({"files": [_file(written) for written in files]})
+    for written in [] if json else files:
+        say(f"{written.path}: {written.groups:,} groups, {written.responses:,} responses, the same bytes as before.")
+
+
+def _pools(data: list[str], sources: list[str]) -> list[Any]:
+    from mrt_plugin.selection.files import PoolFile
+
+    if len(sources) not in (0, 1, len(data)):
+        raise ValueError(f"{len(sources)} sources for {len(data)} pools: give one for all, or one for each.")
+    each = sources if len(sources) == len(data) else (sources or [""]) * len(data)
+    return [PoolFile(path, source or None) for path, source in zip(data, each, strict=True)]
+
+
+def _rules(text: str | None) -> Any:
+    """`default`, the rules in a YAML file, or rules as YAML text."""
+    if text is None or text == "default":
+        return text
+    import yaml
+
+    path = Path(text)
+    try:
+        rules = yaml.safe_load(path.read_text() if path.suffix in (".yaml", ".yml") else text)
+    except yaml.YAMLError as problem:
+        raise ValueError(f"--curation {text}: not YAML: {problem}") from None
+    if isinstance(rules, dict) and isinstance(rules.get("mrt", rules), dict):
+        found = rules.get("mrt", rules)
+        rules = found.get("curation", [rules])
+    return rules
+
+
+def _tokenizer(name: str | None) -> Any:
+    if name is None:
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name)
+
+
+def _shares(texts: list[str] | None) -> dict[str, float] | None:
+    if not texts:
+        return None
+    shares = {}
+    for name, value in _pairs(texts, "--proportion", "chat=0.7"):
+        try:
+            shares[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--proportion {name}={value}: {value!r} is not a number.") from None
+    return shares
+
+
+def _pairs(texts: list[str], option: str, example: str) -> list[tuple[str, str]]:
+    pairs = [text.partition("=") for text in texts]
+    wrong = next((text for text, (_, sign, value) in zip(texts, pairs, strict=True) if not sign or not value), None)
+    if wrong is not None:
+        raise ValueError(f"{option} {wrong}: write it as in {option} {example}.")
+    return [(name, value) for name, _, value in pairs]
+
+
+def _file(written: Any) -> dict[str, Any]:
+    return {
+        "path": str(written.path),
+        "groups": written.groups,
+        "responses": written.responses,
+        "bytes": written.bytes,
+        "sha256": written.sha256,
+    }
+
+
+def _as_dict(result: Any) -> dict[str, Any]:
+    return {
+        "output": str(result.output.path),
+        "groups": result.output.groups,
+        "responses": result.output.responses,
+        "sha256": result.output.sha256,
+        "manifest": str(result.manifest),
+        "held_out": result.held_out and _file(result.held_out),
+        "exports": [
+            {"kind": item.kind, "path": str(item.path), "rows": item.rows, "skipped": item.skipped}
+            for item in result.exports
+        ],
+        "summary": result.summary,
+        "ledger": result.ledger.as_dict(),
+        "statistics": result.statistics,
+    }
+
+
+def _show(result: Any) -> None:
+    columns, rows = result.ledger.table()
+    table(columns, rows)
+    say(result.ledger.lines()[-1])
+    for line in result.summary:
+        say(line)
+    if result.statistics:
+        _show_statistics(result.statistics)
+    for item in result.exports:
+        without = f", {item.skipped:,} groups without a pair" if item.skipped else ""
+        say(f"{item.path}: {item.rows:,} rows ({item.kind}){without}.")
+    if result.held_out:
+        say(f"{result.held_out.path}: {result.held_out.groups:,} held-out groups.")
+    written = result.output
+    say(f"{written.path}: {written.groups:,} groups, {written.responses:,} responses. Manifest: {result.manifest}")
+
+
+def _show_statistics(found: dict[str, Any]) -> None:
+    kinds = {**found["pool"]["task_types"], **found["selected"]["task_types"]}
+    rows = []
+    for kind in kinds:
+        before, after = (found[part]["task_types"].get(kind) for part in ("pool", "selected"))
+        rows.append(
+            (
+                kind,
+                *(f"{part['share']:.1%}" if part else "0" for part in (before, after)),
+                *(f"{part['median_response_length']:.0f}" if part else "" for part in (before, after)),
+            )
+        )
+    table(("task type", "pool", "selected", "median tokens", "selected"), rows)
+    for part in ("pool", "selected"):
+        lengths, prompts = found[part]["response_length"], found[part]["prompt_length"]
+        spread = f"5 % {lengths['p5']:.0f}, median {lengths['p50']:.0f}, 95 % {lengths['p95']:.0f}"
+        say(f"{part}: tokens ({found[part]['tokens']}) of a response: mean {lengths['mean']:.0f}, {spread}.")
+        say(f"{part}: tokens of a prompt: median {prompts['p50']:.0f}.")

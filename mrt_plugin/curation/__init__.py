@@ -5,7 +5,7 @@ from mrt_plugin.curation.held_out import SplitReport, split_held_out
 from mrt_plugin.curation.leakage import LeakageReport, measure_leakage
 from mrt_plugin.curation.ledger import Entry, Ledger
 from mrt_plugin.curation.mix import MixPart, mix, plan_mix
-from mrt_plugin.curation.run import Curated, curate, write_events
+from mrt_plugin.curation.run import Curated, curate, reading_entry, write_events
 
 __all__ = [
     "DEFAULT",
@@ -21,6 +21,7 @@ __all__ = [
     "mix",
     "parse_rules",
     "plan_mix",
+    "reading_entry",
     "split_held_out",
     "write_events",
 ]

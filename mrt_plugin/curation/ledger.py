@@ -125,25 +125,21 @@ class Ledger:
         }
 
     def table(self) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-        """Column names and rows, for people."""
-        columns = ("rule", "groups", "dropped", "responses", "dropped", "with group", "changed", "flagged", "left")
-        rows: list[tuple[str, ...]] = []
-        for entry in self.entries:
-            added = f" +{entry.responses_added:,}" if entry.responses_added else ""
-            rows.append(
-                (
-                    entry.rule,
-                    f"{entry.groups_in:,}",
-                    f"{entry.groups_dropped:,}" + (f" +{entry.groups_added:,}" if entry.groups_added else ""),
-                    f"{entry.responses_in:,}",
-                    f"{entry.responses_dropped:,}",
-                    f"{entry.responses_dropped_with_group:,}" + added,
-                    f"{entry.responses_changed:,}",
-                    f"{entry.flagged:,}",
-                    f"{entry.responses_out:,}",
-                )
+        """Column names and rows, for people: groups, then responses."""
+        rows: list[tuple[str, ...]] = [
+            (
+                entry.rule,
+                f"{entry.groups_in:,}",
+                f"{entry.responses_in:,}",
+                f"{entry.responses_dropped + entry.responses_dropped_with_group:,}",
+                f"{entry.responses_added:,}",
+                f"{entry.responses_changed:,}",
+                f"{entry.flagged:,}",
+                f"{entry.responses_out:,}",
             )
-        return columns, rows
+            for entry in self.entries
+        ]
+        return ("rule", "groups", "responses", "dropped", "added", "changed", "flagged", "left"), rows
 
     def lines(self) -> list[str]:
         """One line per rule, and a sum."""

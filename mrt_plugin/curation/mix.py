@@ -2,14 +2,16 @@
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset, concatenate_datasets
 
 from mrt_plugin.curation.rows import repeat_groups, with_ids
+from mrt_plugin.curation.rule import PoolRule, PoolVerdict, Tools
 from mrt_plugin.curation.sample import shuffled
 
 logger = logging.getLogger(__name__)
@@ -94,6 +96,32 @@ def _apportion(shares: Mapping[str, Fraction], total: int) -> dict[str, int]:
     for name in remainders[: total - sum(takes.values())]:
         takes[name] += 1
     return takes
+
+
+class Mix(PoolRule):
+    """The rule behind `mrt select --proportion`: a mix of the datasets that the groups came from. It is applied after
+    all other rules, so that the proportions are those of the result.
+    """
+
+    name: ClassVar[str] = "mix"
+
+    owners: dict[str, str]
+    """The dataset that each group came from, by the group's id."""
+    proportions: dict[str, float]
+    total: int | None = None
+    max_repeats: int = 4
+
+    def judge_pool(self, groups: Dataset, tools: Tools) -> PoolVerdict:
+        """Drop what is not drawn, and repeat what is drawn again."""
+        ids = groups["id"][:]
+        owners = [self.owners[name] for name in ids]
+        sizes = dict.fromkeys(self.owners.values(), 0) | Counter(owners)
+        parts = plan_mix(sizes, self.proportions, total=self.total, max_repeats=self.max_repeats)
+        taken = Counter(mix_positions(ids, owners, parts, tools.seed))
+        return PoolVerdict(
+            dropped={place: "not drawn" for place in range(len(ids)) if place not in taken},
+            repeated={place: times - 1 for place, times in taken.items() if times > 1},
+        )
 
 
 def mix_positions(ids: Sequence[str], owners: Sequence[str], parts: Sequence[MixPart], seed: int) -> list[int]:

@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 import pyarrow
 from datasets import Dataset, Features
-from datasets.fingerprint import Hasher
+
+from mrt_plugin.groups.keys import digest
+from mrt_plugin.groups.write import spelled
 
 PER_RESPONSE = ("responses", "scores", "weights", "finish_reasons")
 """The columns that hold one item per response, where a dataset has them."""
 
 
 def keep_responses(
-    groups: Dataset, kept: Sequence[Sequence[int]], changed: Mapping[tuple[int, int], Any], fingerprint: str
+    groups: Dataset, kept: Sequence[Sequence[int]], changed: Mapping[tuple[int, int], Any] | None = None
 ) -> Dataset:
     """The groups with only some of their responses.
 
@@ -22,8 +24,8 @@ def keep_responses(
         groups: n groups.
         kept: for each of them, the indices of the responses that stay, rising.
         changed: new responses by (position of the group, index of the response in it).
-        fingerprint: names the result: what it depends on besides the groups.
     """
+    changed = changed or {}
     return (
         groups.with_format("arrow")
         .map(
@@ -32,8 +34,8 @@ def keep_responses(
             fn_kwargs={"kept": kept, "changed": changed, "feature": groups.features["responses"].feature},
             batched=True,
             features=groups.features,
-            new_fingerprint=Hasher.hash((groups._fingerprint, fingerprint)),
-            desc="Keeping the curated",
+            new_fingerprint=_fingerprint(groups, kept, sorted(changed.items())),
+            desc="Keeping the chosen",
         )
         .with_format(None)
     )
@@ -70,17 +72,14 @@ def _keep(
 
 
 def _encoded(responses: list[Any], feature: Any) -> pyarrow.Array:
-    spelled = {"response": [_spelled(response) for response in responses]}
+    spelled = {"response": [spelled(response) for response in responses]}
     return (
         Dataset.from_dict(spelled, features=Features({"response": feature})).data.column("response").combine_chunks()
     )
 
 
-def _spelled(value: Any) -> Any:
-    """Messages as JSON text, spelled here: the encoder of `datasets` rounds numbers to nine digits."""
-    if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False)
-    return [_spelled(item) for item in value] if isinstance(value, list) else value
+def _fingerprint(groups: Dataset, *rest: Any) -> str:
+    return digest(groups._fingerprint.encode(), *(json.dumps(part).encode() for part in rest)).hex()
 
 
 def repeat_groups(groups: Dataset, positions: Sequence[int]) -> Dataset:
@@ -115,7 +114,7 @@ def with_ids(groups: Dataset, ids: Sequence[str]) -> Dataset:
             with_indices=True,
             batched=True,
             features=groups.features,
-            new_fingerprint=Hasher.hash((groups._fingerprint, list(ids))),
+            new_fingerprint=_fingerprint(groups, list(ids)),
             desc="Naming copies",
         )
         .with_format(None)

@@ -16,6 +16,7 @@ from mrt_plugin.curation.ledger import Entry, Ledger
 from mrt_plugin.curation.rows import keep_responses, repeat_groups
 from mrt_plugin.curation.rule import Group, GroupRule, PoolRule, Rule, Tools, Verdict
 from mrt_plugin.groups.report import GroupReport
+from mrt_plugin.groups.write import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def curate(
     tokenizer: Any = None,
     seed: int = 0,
     num_proc: int | None = None,
-    reading: GroupReport | None = None,
+    ledger: Ledger | None = None,
 ) -> Curated:
     """Apply rules in order.
 
@@ -64,7 +65,8 @@ def curate(
         tokenizer: the run's, for the rules that count tokens or encode.
         seed: of what is drawn.
         num_proc: processes.
-        reading: the report of `read_groups`: the ledger then starts with the rows of the file.
+        ledger: one to go on with, for instance `Ledger([reading_entry(report)])` with the report of `read_groups`, so
+            that it starts with the rows of the file. It is not changed.
 
     Raises:
         ValueError: if a rule or an option is unknown, a rule cannot work as asked, or nothing is left.
@@ -83,9 +85,7 @@ def curate(
     tools = Tools(tokenizer, seed, num_proc)
     for rule in parsed:
         rule.check_tools(tools)
-    run = _Run(groups, tools)
-    if reading is not None:
-        run.ledger.entries.append(reading_entry(reading))
+    run = _Run(groups, tools, ledger or Ledger())
     for whole, several in groupby(parsed, key=lambda rule: isinstance(rule, PoolRule)):
         for part in [[rule] for rule in several] if whole else [list(several)]:
             if not len(run.groups):
@@ -97,29 +97,33 @@ def curate(
     return run.finish()
 
 
-def reading_entry(report: GroupReport) -> Entry:
-    """The entry for reading a file: what was there, and what was dropped for being empty."""
-    entry = Entry(
-        "reading",
-        groups_in=report.groups + report.groups_without_responses.count,
-        responses_in=report.responses + report.empty_responses.count,
-        groups_dropped=report.groups_without_responses.count,
-        responses_dropped=report.empty_responses.count,
-    )
-    for reason, tally in (("empty", report.empty_responses), ("no response", report.groups_without_responses)):
-        if tally.count:
-            entry.reasons[f"drop: {reason}"] = tally.count
-            entry.examples[f"drop: {reason}"] = [tally.first]
+def reading_entry(*reports: GroupReport) -> Entry:
+    """The entry for reading files: what was there, and what was dropped for being empty.
+
+    What a source leaves out on purpose is not counted as having come in; the entry names it.
+    """
+    entry = Entry("reading", 0, 0)
+    for report in reports:
+        empty, bare = report.empty_responses, report.groups_without_responses
+        entry.groups_in += report.groups + bare.count
+        entry.responses_in += report.responses + empty.count
+        entry.groups_dropped += bare.count
+        entry.responses_dropped += empty.count
+        found = [("drop: empty", empty), ("drop: no response", bare)]
+        for reason, tally in [*found, *((f"left out: {what}", tally) for what, tally in report.left_out.items())]:
+            if tally.count:
+                entry.reasons[reason] += tally.count
+                entry.examples.setdefault(reason, []).append(f"{report.source}: {tally.first}")
     return entry
 
 
 class _Run:
     """The groups that are left so far, with their origin, and the ledger."""
 
-    def __init__(self, groups: Dataset, tools: Tools) -> None:
+    def __init__(self, groups: Dataset, tools: Tools, ledger: Ledger) -> None:
         self.groups = groups
         self.tools = tools
-        self.ledger = Ledger()
+        self.ledger = Ledger(list(ledger.entries))
         self.ids = groups["id"][:]
         self.row = list(range(len(groups)))
         self.origin = [list(range(len(responses))) for responses in _batches(groups, "responses")]
@@ -180,7 +184,7 @@ class _Run:
         """Go on with these responses of each group, and these changes."""
         places = [place for place, stay in enumerate(kept) if stay]
         if new or any(len(stay) < len(self.origin[place]) for place, stay in enumerate(kept) if stay):
-            self.groups = keep_responses(self.groups, kept, new, repr((sorted(new.items()), kept)))
+            self.groups = keep_responses(self.groups, kept, new)
         self.changed = {**self.changed, **new}
         self.changed = {
             (position, index): self.changed[place, old]
@@ -236,8 +240,6 @@ class _Run:
     def finish(self) -> Curated:
         """Count what is there, check the sums, and refuse an empty result."""
         groups, ledger = self.groups, self.ledger
-        if "finish_reasons" in groups.column_names:
-            groups = groups.remove_columns("finish_reasons")
         ledger.groups_out = len(groups)
         ledger.responses_out = sum(map(len, _batches(groups, "responses")))
         ledger.responses_changed = len(self.changed)
@@ -326,11 +328,11 @@ def write_events(path: Path | str, groups: Dataset, curated: Curated) -> None:
         curated: what came of it.
     """
     names = [entry.rule for entry in curated.ledger.entries]
-    with Path(path).open("w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         for row, (rule, action, reason, index) in curated.events:
             group = groups[row]
             line = {"id": group["id"], "rule": names[rule], "action": action, "reason": reason, "response": index}
             line["prompt"] = group["prompt"]
             if index is not None:
                 line["text"] = group["responses"][index]
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

@@ -1,18 +1,75 @@
-"""Write groups to a file that `load_groups` reads back as they are."""
+"""Writing files that appear complete or not at all, and groups that `load_groups` reads back as they are."""
 
+import hashlib
 import json
 import os
-import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from datasets import Dataset
+import pyarrow.parquet
+from datasets import Dataset, Features
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes that write the same file are not told of each other
+    fcntl = None  # type: ignore[assignment]
+
+CHUNK = 1000
+"""Groups in a row group of a Parquet file. Fixed, since it is part of the file's bytes."""
 
 
-def write_groups(groups: Dataset, path: str | Path) -> int:
+@dataclass(frozen=True)
+class Written:
+    """A file that was written."""
+
+    path: Path
+    groups: int
+    responses: int
+    bytes: int
+    sha256: str
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes its name only when the block ends well, and is flushed to the disk by then.
+
+    Until then it is `.NAME.partial` beside it. One that a killed process left behind is written anew.
+
+    Raises:
+        OSError: naming the path, if it cannot be written or another process is writing it.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with partial.open("ab") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate(0)
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+    except BlockingIOError:
+        raise OSError(f"{path}: another process is writing it; wait for it, or write elsewhere.") from None
+    except OSError as problem:
+        if problem.filename is not None:
+            raise
+        raise OSError(problem.errno, problem.strerror, str(path)) from problem
+
+
+def write_groups(groups: Dataset, path: str | Path) -> Written:
     """Write groups as JSON lines or Parquet, by the path's ending; the file appears complete or not at all.
 
-    Returns:
-        The number of responses written.
+    The bytes depend on the groups alone (and, for Parquet, on the version of pyarrow).
 
     Raises:
         ValueError: if the ending is neither `.jsonl` nor `.parquet`.
@@ -24,23 +81,69 @@ def write_groups(groups: Dataset, path: str | Path) -> int:
     write_groups(select(load_groups("pool.jsonl"), "random_k", k=4), "chosen.jsonl")
     ```
     """
+    return write_rows(rows_of(groups), groups.features, path)
+
+
+def rows_of(groups: Dataset) -> Iterator[dict[str, Any]]:
+    """The groups one by one, read a batch at a time."""
+    for batch in groups.iter(batch_size=256):
+        for values in zip(*batch.values(), strict=True):  # type: ignore[union-attr]
+            yield dict(zip(batch, values, strict=True))
+
+
+def write_rows(
+    rows: Iterable[dict[str, Any]], features: Features, path: str | Path, *, sha256: str | None = None
+) -> Written:
+    """`write_groups` for rows that are not a dataset yet.
+
+    Args:
+        rows: groups.
+        features: their columns, in the order of the file.
+        path: the file.
+        sha256: what the file's must be; nothing is written if it is another.
+    """
+    writers = {".jsonl": _write_lines, ".parquet": _write_parquet}
     path = Path(path)
-    if path.suffix not in (".jsonl", ".parquet"):
+    if path.suffix not in writers:
         raise ValueError(f"{path}: write groups to a .jsonl or a .parquet file.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    part = Path(name)
-    responses = 0
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            for group in groups:
-                responses += len(group["responses"])
-                if path.suffix == ".jsonl":
-                    file.write(json.dumps(group, ensure_ascii=False) + "\n")
-        if path.suffix == ".parquet":
-            groups.to_parquet(part)
-        part.chmod(0o644)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return responses
+    counts = [0, 0]
+
+    def counted() -> Iterator[dict[str, Any]]:
+        for row in rows:
+            counts[0] += 1
+            counts[1] += len(row["responses"])
+            yield row
+
+    with whole_file(path) as file:
+        writers[path.suffix](counted(), features, file)
+        file.flush()
+        size, found = file.tell(), sha256_of(file.name)
+        if sha256 not in (None, found):
+            raise ValueError(f"{path} would not be the file that was asked for: its SHA-256 is {found}, not {sha256}.")
+    return Written(path, counts[0], counts[1], size, found)
+
+
+def _write_lines(rows: Iterable[dict[str, Any]], features: Features, file: BinaryIO) -> None:
+    for row in rows:
+        file.write(json.dumps({name: row[name] for name in features}, ensure_ascii=False).encode() + b"\n")
+
+
+def _write_parquet(rows: Iterable[dict[str, Any]], features: Features, file: BinaryIO) -> None:
+    with pyarrow.parquet.ParquetWriter(file, features.arrow_schema) as writer:
+        rest = iter(rows)
+        while chunk := list(islice(rest, CHUNK)):
+            columns = {name: [spelled(row[name]) for row in chunk] for name in features}
+            writer.write_table(Dataset.from_dict(columns, features=features).data.table)
+
+
+def spelled(value: Any) -> Any:
+    """Messages as JSON text, spelled here: the encoder of `datasets` rounds numbers to nine digits."""
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return [spelled(item) for item in value] if isinstance(value, list) else value
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,13 +3,11 @@
 import math
 import uuid
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-import numpy as np
-import pyarrow
 from datasets import Dataset
-from datasets.fingerprint import Hasher
 
+from mrt_plugin.curation.rows import keep_responses
 from mrt_plugin.options import Similarity
 from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.scoring.scores import Scorer, score_groups
@@ -17,6 +15,8 @@ from mrt_plugin.selection.decide import DECISION, choose_batch
 from mrt_plugin.selection.pool import Selector, Settings
 from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.report import SelectionReport
+
+Engine = Literal["local", "ray"]
 
 BATCH = 256
 """Groups read at a time."""
@@ -69,19 +69,7 @@ def select(
     picks = select_indices(
         groups, selector, k=k, alpha=alpha, similarity=similarity, seed=seed, embedder=embedder, num_proc=num_proc
     )
-    return (
-        groups.with_format("arrow")
-        .map(
-            _keep,
-            with_indices=True,
-            fn_kwargs={"picks": picks},
-            batched=True,
-            features=groups.features,
-            new_fingerprint=Hasher.hash((groups._fingerprint, picks)),
-            desc="Keeping the selected",
-        )
-        .with_format(None)
-    )
+    return keep_responses(groups, picks)
 
 
 def select_indices(groups: Dataset, selector: str, **options: Any) -> list[list[int]]:
@@ -105,8 +93,14 @@ def run_selection(
     embedder: str | Callable[[list[str]], Any] = "lexical",
     scorer: Scorer | None = None,
     num_proc: int | None = None,
+    engine: Engine = "local",
 ) -> tuple[list[list[int]], SelectionReport]:
-    """`select_indices`, together with the counts of what was done, and without logging them."""
+    """`select_indices`, together with the counts of what was done, and without logging them.
+
+    `engine` says where: in this and `num_proc` other processes, or on `ray`. The picks are the same.
+    """
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine={engine!r} is unknown: choose one of {', '.join(get_args(Engine))}.")
     strategy = get_selector(selector)
     _check(strategy, selector, k, alpha, similarity, seed)
     columns = _columns(groups)
@@ -119,23 +113,25 @@ def run_selection(
         )
     used = load_embedder(embedder) if strategy.needs_embeddings else None
     names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
-    decided = groups.select_columns(names).map(
-        choose_batch,
-        fn_kwargs={
-            "strategy": strategy,
-            "settings": Settings(k or 0, float(alpha), similarity),
-            "seed": seed,
-            "embedder": used,
-        },
-        batched=True,
-        batch_size=BATCH,
-        remove_columns=names,
-        features=DECISION,
-        num_proc=num_proc if used is None or used.forks else None,
-        keep_in_memory=True,
-        new_fingerprint=uuid.uuid4().hex,  # never from the cache, which cannot see into an embedder or a model file
-        desc=f"Selecting ({selector})",
-    )
+    settings = Settings(k or 0, float(alpha), similarity)
+    told = {"strategy": strategy, "settings": settings, "seed": seed, "embedder": used}
+    if engine == "ray":
+        from mrt_plugin.selection.ray_engine import map_on_ray
+
+        decided = map_on_ray(groups.select_columns(names), choose_batch, told, DECISION, batch_size=BATCH)
+    else:
+        decided = groups.select_columns(names).map(
+            choose_batch,
+            fn_kwargs=told,
+            batched=True,
+            batch_size=BATCH,
+            remove_columns=names,
+            features=DECISION,
+            num_proc=num_proc if used is None or used.forks else None,
+            keep_in_memory=True,
+            new_fingerprint=uuid.uuid4().hex,  # the cache cannot see into an embedder or a model file
+            desc=f"Selecting ({selector})",
+        )
     picks: list[list[int]] = decided["picked"][:]
     sizes: list[int] = decided["candidates"][:]
     report = SelectionReport(
@@ -153,22 +149,6 @@ def run_selection(
         report.whole = sum(size <= k for size in sizes)
         report.short = sum(size < k for size in sizes)
     return picks, report
-
-
-def _keep(table: pyarrow.Table, indices: list[int], picks: list[list[int]]) -> pyarrow.Table:
-    """The table with only the picked items in its list columns. Works on Arrow's buffers: nothing is decoded."""
-    chosen = [picks[index] for index in indices]
-    ends = pyarrow.array(np.cumsum([0, *map(len, chosen)]), type=pyarrow.int32())
-    for name in ("responses", "scores", "weights", "finish_reasons"):
-        if name in table.column_names:
-            column = table.column(name).combine_chunks()
-            starts = column.offsets.to_numpy()
-            items = [start + item for start, picked in zip(starts[:-1], chosen, strict=True) for item in picked]
-            kept = pyarrow.ListArray.from_arrays(
-                ends, column.values.take(pyarrow.array(items, pyarrow.int64())), type=column.type
-            )
-            table = table.set_column(table.column_names.index(name), name, kept)
-    return table
 
 
 def _check(strategy: Selector, selector: str, k: Any, alpha: Any, similarity: Any, seed: Any) -> None:

@@ -1,0 +1,93 @@
+"""Selected groups for other trainers: flat rows for SFT, pairs for DPO."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrt_plugin.groups.write import sha256_of, whole_file
+
+EXPORTS = ("sft", "dpo")
+
+
+@dataclass
+class Exported:
+    """A file that was exported."""
+
+    kind: str
+    path: Path
+    rows: int
+    skipped: int
+    """Groups without a pair: one response, or all scores equal."""
+    sha256: str
+
+
+def export(rows: Iterable[dict[str, Any]], kind: str, path: str | Path) -> Exported:
+    """Write selected groups as JSON lines that TRL and others read.
+
+    Args:
+        rows: groups, as `load_groups` gives them.
+        kind: `sft` for one row per response, `prompt` and `completion` (and `weight` where there are weights), both
+            strings or both lists of messages; `dpo` for one row per group, `prompt`, `chosen` and `rejected`: the
+            responses of the highest and of the lowest score, with `score_chosen` and `score_rejected`. Of equal
+            scores, the first counts. Groups with one response, or all scores equal, give no pair and are counted.
+        path: of a `.jsonl` file.
+
+    Raises:
+        ValueError: for another kind or ending, or if pairs are asked for and there are no scores.
+
+    Example:
+
+    ```python
+    export(chosen, "dpo", "pairs.jsonl")
+    ```
+    """
+    path = Path(path)
+    if kind not in EXPORTS:
+        raise ValueError(f"there is no export {kind!r}: choose one of {', '.join(EXPORTS)}.")
+    if path.suffix != ".jsonl":
+        raise ValueError(f"{path}: exports are JSON lines; write to a .jsonl file.")
+    written = skipped = 0
+    with whole_file(path) as file:
+        for row in rows:
+            lines = list(_flat(row) if kind == "sft" else _pair(row))
+            skipped += not lines
+            written += len(lines)
+            for line in lines:
+                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    return Exported(kind, path, written, skipped, sha256_of(path))
+
+
+def _flat(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    weights = row.get("weights") or [None] * len(row["responses"])
+    for response, weight in zip(row["responses"], weights, strict=True):
+        prompt, completion = _alike(row["prompt"], response)
+        line = {"prompt": prompt, "completion": completion}
+        yield line if weight is None else {**line, "weight": weight}
+
+
+def _pair(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    scores = row.get("scores")
+    if scores is None:
+        raise ValueError("pairs for DPO need scores, and the groups have none: leave the export out, or score them.")
+    best, worst = scores.index(max(scores)), scores.index(min(scores))
+    if scores[best] > scores[worst]:
+        prompt, chosen = _alike(row["prompt"], row["responses"][best])
+        rejected = _alike(row["prompt"], row["responses"][worst])[1]
+        yield {
+            "prompt": prompt,
+            "chosen": chosen,
+            "rejected": rejected,
+            "score_chosen": scores[best],
+            "score_rejected": scores[worst],
+        }
+
+
+def _alike(prompt: Any, response: Any) -> tuple[Any, Any]:
+    """Both as strings or both as messages: other trainers do not take one of each."""
+    if isinstance(prompt, str) == isinstance(response, str):
+        return prompt, response
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}], response
+    return prompt, [{"role": "assistant", "content": response}]

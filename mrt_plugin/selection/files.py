@@ -1,0 +1,318 @@
+"""From pool files to a selected, ready-to-train file with its manifest."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+import mrt_plugin
+from mrt_plugin.curation.config import RuleSpec, parse_rules
+from mrt_plugin.curation.held_out import SplitReport, split_held_out
+from mrt_plugin.curation.leakage import measure_leakage
+from mrt_plugin.curation.ledger import Entry, Ledger
+from mrt_plugin.curation.mix import Mix, combine
+from mrt_plugin.curation.rows import PER_RESPONSE
+from mrt_plugin.curation.rule import Rule
+from mrt_plugin.curation.run import Curated, curate, reading_entry, write_events
+from mrt_plugin.curation.statistics import statistics
+from mrt_plugin.groups import GroupReport, load_groups, read_groups
+from mrt_plugin.groups.write import Written, rows_of, sha256_of, write_rows
+from mrt_plugin.scoring.scores import Scorer, score_groups
+from mrt_plugin.selection.exports import Exported, export
+from mrt_plugin.selection.manifest import manifest_path, write_manifest
+from mrt_plugin.selection.run import Engine, run_selection
+from mrt_plugin.versions import libraries, python_version
+
+
+@dataclass(frozen=True)
+class PoolFile:
+    """A pool to select from."""
+
+    path: str
+    source: str | None = None
+    """The public format it is in, as for `load_groups`."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in proportions: the file's name without its ending."""
+        return Path(self.path).stem
+
+
+@dataclass(frozen=True)
+class SelectJob:
+    """All that `mrt select` is told. The result depends on neither `num_proc` nor `engine`."""
+
+    pools: Sequence[PoolFile]
+    output: Path
+    selection: dict[str, Any]
+    """`selector`, and the options of `mrt_plugin.select`: `k`, `alpha`, `similarity`, `seed`, `embedder`, ..."""
+    scorer: Scorer | None = None
+    curation: str | Sequence[RuleSpec] | None = None
+    tokenizer: Any = None
+    held_out: float | None = None
+    """The share of prompts that goes to `held_out_output`, before any curation, with all their responses."""
+    held_out_output: Path | None = None
+    """By default `NAME.held_out.jsonl` beside the output."""
+    held_out_threshold: float = 0.8
+    proportions: dict[str, float] | None = None
+    """Shares of the pools in the result, by name."""
+    total: int | None = None
+    max_repeats: int = 4
+    exports: dict[str, Path] = field(default_factory=dict)
+    """Files for other trainers, by kind: `sft`, `dpo`."""
+    decisions: Path | None = None
+    """A file that gets every decision of the curation, for a person to read."""
+    with_statistics: bool = False
+    num_proc: int | None = None
+    engine: Engine = "local"
+
+    @property
+    def seed(self) -> int:
+        """The seed of everything that is drawn."""
+        return int(self.selection.get("seed", 0))
+
+
+@dataclass
+class SelectResult:
+    """What `select_file` did."""
+
+    output: Written
+    manifest: Path
+    ledger: Ledger
+    summary: list[str]
+    """Lines for people."""
+    held_out: Written | None = None
+    exports: list[Exported] = field(default_factory=list)
+    statistics: dict[str, Any] | None = None
+    """Of the `pool` and of the `selected` groups."""
+
+
+def select_file(job: SelectJob) -> SelectResult:
+    """Read pools, hold prompts out, curate, mix, select, and write the result with its manifest.
+
+    Every file appears complete or not at all, the manifest last. The same job gives the same bytes: in any number of
+    processes, on Ray, and after having been killed at any point.
+
+    Raises:
+        DataError, ValueError: naming what is wrong and the remedy.
+        OSError: naming the file that cannot be written.
+
+    Example:
+
+    ```python
+    from pathlib import Path
+    from mrt_plugin.selection.files import PoolFile, SelectJob, select_file
+    from mrt_plugin.selection.remake import remake
+
+    job = SelectJob([PoolFile("pool.jsonl")], Path("chosen.jsonl"), {"selector": "diverse_best_k", "k": 4, "seed": 7})
+    result = select_file(job)
+    remake(result.manifest, Path("again.jsonl"))  # the same bytes
+    ```
+    """
+    rules = parse_rules(job.curation)
+    pools = read_pools(job.pools)
+    ledger = Ledger([reading_entry(*pools.reports)])
+    train, held_out, split = pools.groups, None, None
+    if job.held_out is not None:
+        train, held_out, split = split_held_out(
+            pools.groups, job.held_out, seed=job.seed, threshold=job.held_out_threshold, num_proc=job.num_proc
+        )
+        ledger.entries.append(_held_out_entry(pools.groups, held_out))
+    curated = curate(
+        train,
+        [*rules, *_mixing(job, pools)],
+        tokenizer=job.tokenizer,
+        seed=job.seed,
+        num_proc=job.num_proc,
+        ledger=ledger,
+    )
+    if job.scorer is not None:
+        curated.groups = score_groups(curated.groups, job.scorer, num_proc=job.num_proc)
+    picks, report = run_selection(curated.groups, num_proc=job.num_proc, engine=job.engine, **job.selection)
+    report.log()
+    summary = [report.summary()]
+    ledger = _with_selection(curated, picks)
+    if held_out is not None and split is not None:
+        leakage = measure_leakage(
+            curated.groups, held_out, threshold=job.held_out_threshold, num_proc=job.num_proc
+        ).summary()
+        summary += [split.summary(), leakage]
+
+    features = curated.groups.features
+    written = write_rows(kept_rows(curated.groups, picks), features, job.output)
+    exported = [export(kept_rows(curated.groups, picks), kind, path) for kind, path in job.exports.items()]
+    aside = None
+    if held_out is not None:
+        path = job.held_out_output or job.output.with_suffix(f".held_out{job.output.suffix}")
+        aside = write_rows(rows_of(held_out), held_out.features, path)
+    if job.decisions is not None:
+        write_events(job.decisions, train, curated)
+    header = _header(job, rules, written, aside, list(features), ledger, split)
+    manifest = manifest_path(job.output)
+    write_manifest(manifest, header, _lines(pools, train, curated, picks, held_out))
+    found = None
+    if job.with_statistics:
+        found = {
+            "pool": statistics(pools.groups, tokenizer=job.tokenizer),
+            "selected": statistics(load_groups(job.output), tokenizer=job.tokenizer),
+        }
+    return SelectResult(written, manifest, ledger, summary, aside, exported, found)
+
+
+@dataclass
+class Pools:
+    """The groups of all pools, and where each came from."""
+
+    groups: Dataset
+    reports: list[GroupReport]
+    owner: list[int]
+    """The number of the pool that each group came from."""
+    source_id: list[str]
+    """The id that each group has there."""
+
+
+def read_pools(files: Sequence[PoolFile]) -> Pools:
+    """Read pools and put them together.
+
+    Raises:
+        ValueError: if two have the same name, or they do not go together.
+    """
+    names = [file.name for file in files]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"two pools are called {twice}: rename one of the files.")
+    read = [read_groups(file.path, source=file.source) for file in files]
+    together, _ = combine({file.name: groups for file, (groups, _) in zip(files, read, strict=True)})
+    return Pools(
+        together,
+        [report for _, report in read],
+        [number for number, (groups, _) in enumerate(read) for _ in range(len(groups))],
+        [name for groups, _ in read for name in groups["id"]],
+    )
+
+
+def kept_rows(groups: Dataset, picks: Sequence[Sequence[int]]) -> Iterator[dict[str, Any]]:
+    """The groups one by one, each with only the responses picked."""
+    for row, picked in zip(rows_of(groups), picks, strict=True):
+        yield {
+            name: [value[index] for index in picked] if name in PER_RESPONSE else value for name, value in row.items()
+        }
+
+
+def _mixing(job: SelectJob, pools: Pools) -> list[Rule]:
+    if job.proportions is None:
+        if job.total is not None:
+            raise ValueError("a total needs proportions: give each pool's share.")
+        return []
+    names = [file.name for file in job.pools]
+    owners = {name: names[owner] for name, owner in zip(pools.groups["id"], pools.owner, strict=True)}
+    return [Mix(owners=owners, proportions=job.proportions, total=job.total, max_repeats=job.max_repeats)]
+
+
+def _held_out_entry(groups: Dataset, held_out: Dataset) -> Entry:
+    entry = Entry("held out", len(groups), _responses(groups))
+    entry.groups_dropped, entry.responses_dropped_with_group = len(held_out), _responses(held_out)
+    entry.reasons["drop: held out"] = len(held_out)
+    return entry
+
+
+def _responses(groups: Dataset) -> int:
+    return sum(len(row["responses"]) for row in rows_of(groups.select_columns(["responses"])))
+
+
+def _with_selection(curated: Curated, picks: Sequence[Sequence[int]]) -> Ledger:
+    """The ledger with the selection as its last entry, checked once more."""
+    before = curated.ledger
+    kept = sum(map(len, picks))
+    entry = Entry("selection", len(picks), before.responses_out, responses_dropped=before.responses_out - kept)
+    if entry.responses_dropped:
+        entry.reasons["drop: not selected"] = entry.responses_dropped
+    changed = sum((place, index) in curated.changed for place, picked in enumerate(picks) for index in picked)
+    ledger = Ledger([*before.entries, entry], len(picks), kept, kept - changed, changed)
+    ledger.check()
+    return ledger
+
+
+def _header(
+    job: SelectJob,
+    rules: Sequence[Rule],
+    written: Written,
+    aside: Written | None,
+    columns: list[str],
+    ledger: Ledger,
+    split: SplitReport | None,
+) -> dict[str, Any]:
+    """The manifest's first line. Nothing in it depends on when, where or in how many processes the job ran."""
+    options = {name: _named(value) for name, value in job.selection.items()}
+    versions = {library.name: library.found for library in libraries() if library.found is not None}
+    return {
+        "mrt_plugin": mrt_plugin.__version__,
+        "pools": [{"path": file.path, "source": file.source, "sha256": _file_digest(file.path)} for file in job.pools],
+        "selection": options,
+        "scorer": None if job.scorer is None else _named(job.scorer),
+        "tokenizer": getattr(job.tokenizer, "name_or_path", None),
+        "curation": [
+            {rule.name: {name: _named(value) for name, value in rule.model_dump().items()}} for rule in rules
+        ],
+        "mix": job.proportions
+        and {"proportions": job.proportions, "total": job.total, "max_repeats": job.max_repeats},
+        "held_out": split and split.as_dict(),
+        "columns": columns,
+        "output": _file_entry(written),
+        "held_out_output": aside and _file_entry(aside),
+        "ledger": ledger.as_dict(),
+        "versions": {"python": python_version(), **versions},
+    }
+
+
+def _named(value: Any) -> Any:
+    """An option as JSON: a function by its name."""
+    return getattr(value, "__qualname__", type(value).__name__) if callable(value) else value
+
+
+def _file_entry(written: Written) -> dict[str, Any]:
+    return {
+        "name": written.path.name,
+        "groups": written.groups,
+        "responses": written.responses,
+        "bytes": written.bytes,
+        "sha256": written.sha256,
+    }
+
+
+def _file_digest(path: str) -> str | None:
+    return sha256_of(path) if Path(path).is_file() else None
+
+
+def _lines(
+    pools: Pools, train: Dataset, curated: Curated, picks: Sequence[Sequence[int]], held_out: Dataset | None
+) -> Iterator[dict[str, Any]]:
+    """The manifest's line for each group: where it is from, and what was kept."""
+    place_of = {name: place for place, name in enumerate(pools.groups["id"])}
+    train_ids = train["id"][:]
+    columns = [name for name in ("id", "scores", "weights") if name in curated.groups.column_names]
+    for position, (row, picked) in enumerate(zip(rows_of(curated.groups.select_columns(columns)), picks, strict=True)):
+        line = _origin(pools, place_of[train_ids[curated.row[position]]], row["id"])
+        line["kept"] = [curated.origin[position][index] for index in picked]
+        for name in columns[1:]:
+            line[name] = [row[name][index] for index in picked]
+        changed = {
+            str(number): curated.changed[position, index]
+            for number, index in enumerate(picked)
+            if (position, index) in curated.changed
+        }
+        yield {**line, "changed": changed} if changed else line
+    if held_out is not None:
+        for row in rows_of(held_out.select_columns(["id"])):
+            yield {**_origin(pools, place_of[row["id"]], row["id"]), "part": "held_out"}
+
+
+def _origin(pools: Pools, place: int, name: str) -> dict[str, Any]:
+    line: dict[str, Any] = {"id": name}
+    if pools.source_id[place] != name:
+        line["from"] = pools.source_id[place]
+    if len(pools.reports) > 1:
+        line["input"] = pools.owner[place]
+    return line

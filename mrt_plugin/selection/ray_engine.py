@@ -1,0 +1,86 @@
+"""Selecting on Ray: the same stateless batch function, on as many machines as there are."""
+
+import importlib.util
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow
+from datasets import Dataset, Features
+
+BatchFunction = Callable[..., dict[str, list[Any]]]
+"""From columns of a batch to columns of the answer, one row per group, each for itself."""
+
+
+def require_ray() -> Any:
+    """Ray with Ray Data.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ImportError("engine='ray' needs Ray: pip install 'mrt-plugin[ray]'.")
+    import ray
+    import ray.data
+
+    return ray
+
+
+def map_on_ray(
+    groups: Dataset, function: BatchFunction, kwargs: dict[str, Any], features: Features, *, batch_size: int
+) -> Dataset:
+    """`groups.map(function, batched=True, fn_kwargs=kwargs, remove_columns=...)` on Ray Data.
+
+    The driver sends out row numbers only; each worker reads its rows from the datasets cache, which must be on a disk
+    that all machines see (`HF_DATASETS_CACHE`). Workers are actors that receive `kwargs` once, so that a model is
+    loaded once per worker. Answers come back in any order and are put in the order of the rows: the result does not
+    depend on the number of workers. Ray is used as it is connected (`RAY_ADDRESS`), or started on this machine.
+
+    Args:
+        groups: n rows.
+        function: stateless, as for `datasets.map`.
+        kwargs: its other arguments; they are pickled.
+        features: of the answer.
+        batch_size: rows per call, always cut at multiples of it.
+
+    Returns:
+        The answers, n rows.
+    """
+    ray = require_ray()
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    starts = ray.data.from_items([{"start": start} for start in range(0, len(groups), batch_size)])
+    answered = starts.map_batches(
+        _Worker,
+        fn_constructor_args=(groups, function, kwargs, features, batch_size),
+        batch_size=1,
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+    )
+    answers = {row["start"]: row["answer"] for row in answered.iter_rows()}
+    tables = [pyarrow.ipc.open_stream(answers[start]).read_all() for start in sorted(answers)]
+    return Dataset(pyarrow.concat_tables(tables) if tables else features.arrow_schema.empty_table())
+
+
+class _Worker:
+    """Answers batches of the groups by the number of their first row."""
+
+    def __init__(
+        self, groups: Dataset, function: BatchFunction, kwargs: dict[str, Any], features: Features, batch_size: int
+    ) -> None:
+        self.groups, self.function, self.kwargs = groups, function, kwargs
+        self.features, self.batch_size = features, batch_size
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """One Arrow stream for each start: it carries nested lists and strings as they are."""
+        starts = [int(start) for start in batch["start"]]
+        return {"start": starts, "answer": [self._answer(start) for start in starts]}
+
+    def _answer(self, start: int) -> bytes:
+        rows = self.groups[start : start + self.batch_size]
+        table = Dataset.from_dict(self.function(rows, **self.kwargs), features=self.features).data.table
+        sink = io.BytesIO()
+        with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return sink.getvalue()
