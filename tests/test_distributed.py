@@ -8,25 +8,31 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
+from fsdp_step import gradient, make_rows
 from test_trainer import make_groups, one_step, relative
 
 HERE = Path(__file__).parent
 
 
-def run_steps(folder: Path, processes: int, runs: dict[str, dict]) -> dict[str, dict]:
-    """One optimizer step over all groups for each run, in `processes` processes."""
+def torchrun(processes: int, script: str, *arguments: str) -> None:
+    """Run one of the scripts beside this file in `processes` gloo processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-        "--master_addr", "127.0.0.1", "--master_port", str(port),
-        str(HERE / "distributed_step.py"), str(folder), json.dumps(runs),
+        "--master_addr", "127.0.0.1", "--master_port", str(port), str(HERE / script), *arguments,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-5000:]
+
+
+def run_steps(folder: Path, processes: int, runs: dict[str, dict]) -> dict[str, dict]:
+    """One optimizer step over all groups for each run, in `processes` processes."""
+    torchrun(processes, "distributed_step.py", str(folder), json.dumps(runs))
     results = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in runs}
     assert all(result["processes"] == processes for result in results.values())
     return results
@@ -72,3 +78,14 @@ def test_four_processes_with_gradient_checkpointing(tmp_path):
     }
     for layout, result in run_steps(tmp_path, 4, runs).items():
         assert_same(result, tmp_path, 10, layout=layout)
+
+
+def test_fsdp2_shards_give_the_gradient_of_the_whole(tmp_path):
+    """The head runs on its own input inside the forward of the sharded model, and once more in the backward pass.
+
+    accelerate does not run FSDP without an accelerator, so the model is sharded by hand here.
+    """
+    torchrun(2, "fsdp_step.py", str(tmp_path))
+    sharded = torch.load(tmp_path / "gradient.pt", weights_only=True)
+    alone = gradient(tiny.llama(), make_rows(), 4.0, 1, sharded=False)
+    assert relative(sharded, alone) < 1e-5

@@ -1,0 +1,62 @@
+"""The gradient of one step under FSDP2, started by torchrun: every process holds half of the groups."""
+
+import sys
+from pathlib import Path
+
+import tiny
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+
+from mrt_plugin import GroupedResponseCollator
+from mrt_plugin.attention import resolve_backend
+from mrt_plugin.encoding.pair import Pair
+from mrt_plugin.layout.group_row import build_group_row
+from mrt_plugin.layout.rows import Rows
+from mrt_plugin.loss.step_loss import step_loss
+from mrt_plugin.loss.token_nll import TokenNLL
+
+
+def make_rows() -> list:
+    generator = torch.Generator().manual_seed(3)
+    rows = []
+    for responses in (4, 2, 1, 3):
+        prompt = torch.randint(10, 500, (responses + 3,), generator=generator).tolist()
+        pool = [torch.randint(10, 500, (2 + j,), generator=generator).tolist() for j in range(responses)]
+        rows.append(
+            build_group_row([Pair(prompt + r, [False] * len(prompt) + [True] * len(r)) for r in pool], "prompt")
+        )
+    return rows
+
+
+def gradient(model, groups: list, units: float, processes: int, *, sharded: bool, chunk: int = 4) -> torch.Tensor:
+    backend = resolve_backend("sdpa", model.config, device_type="cpu", gradient_checkpointing=False)
+    backend.prepare_model(model)
+    if sharded:
+        for layer in model.model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+    token_nll = TokenNLL(model, chunk=chunk)
+    collator = GroupedResponseCollator(tiny.tokenizer(), row_length=64)
+    for _ in range(2):  # the second pass sees parameters that the first one gathered
+        model.zero_grad()
+        rows = Rows.from_batch(collator(groups))
+        nll = backend.token_nll(model, rows, token_nll.bound(model))
+        step_loss(nll, rows.loss_weights, torch.tensor(units), processes).backward()
+    whole = [p.grad.full_tensor() if sharded else p.grad for p in model.parameters()]
+    return torch.cat([g.flatten() for g in whole]).double()
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rows, rank = make_rows(), dist.get_rank()
+    sharded = gradient(tiny.llama(), rows[rank * 2 : rank * 2 + 2], 4.0, 2, sharded=True)
+    if rank == 0:
+        torch.save(sharded, Path(folder) / "gradient.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
