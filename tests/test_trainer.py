@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     EarlyStoppingCallback,
+    LlamaForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
     TrainerCallback,
@@ -404,6 +405,36 @@ def test_the_load_balancing_loss_is_refused_by_name_and_an_moe_trains_without_it
     trainer.train()
     assert trainer.layout == "shared_prefix"
     assert losses(trainer)[0] > 0
+
+
+class IgnoresTheMask(LlamaForCausalLM):
+    """Its attention sees the whole row, whatever it is told."""
+
+    def forward(self, *args, row_plan=None, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def test_the_proof_refuses_a_model_that_ignores_the_layout_and_auto_expands(tmp_path, caplog):
+    def build(**options):
+        model = tiny.llama()
+        model.__class__ = IgnoresTheMask
+        return MultiResponseSFTTrainer(
+            model=model,
+            args=config(tmp_path, prefix_check=True, max_steps=1, **options),
+            train_dataset=make_groups(4, 3),
+            processing_class=tiny.tokenizer(),
+        )
+
+    with pytest.raises(ValueError, match="layout=expanded"):
+        build(layout="shared_prefix")
+    caplog.set_level("INFO", "mrt_plugin")
+    trainer = build(layout="auto")
+    assert trainer.layout == "expanded"
+    assert "Layout expanded" in caplog.text
+    trainer.train()
+    whole = one_step(tmp_path, make_groups(4, 3), layout="shared_prefix", prefix_check=True)
+    assert whole.trainer.layout == "shared_prefix"
+    assert losses(trainer)[0] == pytest.approx(whole.loss, rel=1e-5)
 
 
 def test_auto_expands_where_sharing_buys_nothing(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from mrt_plugin.attention import Backend, ExpandedBackend, NotShareable, resolve_backend
+from mrt_plugin.attention import Backend, ExpandedBackend, NotShareable, prove, resolve_backend
 from mrt_plugin.layout.group_row import GroupRow, as_group_row
 from mrt_plugin.options import MultiResponseOptions
 
@@ -96,6 +96,9 @@ def _proved_backend(
         gradient_checkpointing=gradient_checkpointing,
     )
     backend.prepare_model(model)
+    if options.prefix_check:
+        proof = prove(model, backend, group, compute=compute, pad_token_id=tokenizer.pad_token_id)
+        logger.info("%s", proof)
     return backend
 
 
