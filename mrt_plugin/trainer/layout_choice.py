@@ -97,8 +97,7 @@ def _proved_backend(
     )
     backend.prepare_model(model)
     if options.prefix_check:
-        proof = prove(model, backend, group, compute=compute, pad_token_id=tokenizer.pad_token_id)
-        logger.info("%s", proof)
+        prove(model, backend, group, compute=compute, pad_token_id=tokenizer.pad_token_id)
     return backend
 
 
