@@ -124,7 +124,9 @@ def test_the_logits_of_a_prompt_never_exist():
     seen.clear()
     compute(model, {"input_ids": input_ids, "use_cache": False}, labels).sum().backward()
     trained = int((labels[:, 1:] != IGNORE).sum())
-    assert sum(seen) == 2 * trained + 1  # forward, recomputed for the backward, and the model's own one position
+    assert trained > 4
+    # forward; all but the last chunk once more in the backward; and the model's own one position
+    assert sum(seen) == trained + (trained - 1) // 4 * 4 + 1
 
 
 def test_nothing_trained_still_has_a_graph():

@@ -13,15 +13,16 @@ from mrt_plugin.layout.group_row import IGNORE
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 1024
-"""Trained tokens whose logits exist at once. At a vocabulary of 128k in fp32 that is 0.5 GiB."""
+CHUNK_LOGITS = 2**25
+"""Logits that exist at once: 128 MiB in fp32, or 262 tokens at a vocabulary of 128k."""
 
 
 class TokenNLL:
     """Run a causal language model once and return the NLL of its labels.
 
     The output head is applied to trained positions only, `chunk` of them at a time, and its logits are recomputed in
-    the backward pass, so the logits of a prompt never exist and those of the responses never exist all at once. The
+    the backward pass, so the logits of a prompt never exist and those of the responses never exist all at once. (Those
+    of the last chunk are kept: the backward pass begins with them, so recomputing them would save nothing.) The
     model is given no labels, so a forward that some kernel library replaced does not compute a loss of its own.
 
     A model whose forward does more to the logits than the transformations known here (`logit_transform`) is noticed at
@@ -35,13 +36,14 @@ class TokenNLL:
     ```
     """
 
-    def __init__(self, model: nn.Module, chunk: int = CHUNK) -> None:
-        """Args: model: the unwrapped model (it may be a PeftModel); chunk: trained tokens per piece."""
+    def __init__(self, model: nn.Module, chunk: int | None = None) -> None:
+        """Args: model: the unwrapped model (it may be a PeftModel); chunk: trained tokens per piece, by default as
+        many as have `CHUNK_LOGITS` logits."""
         self.head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         if self.head is None:
             raise ValueError(f"{type(model).__name__} has no output embeddings: a causal language model is needed.")
         self.transform = logit_transform(model.config)
-        self.chunk = chunk
+        self.chunk = chunk or max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
         self.correct_tokens = torch.zeros((), dtype=torch.int64)
         """Trained tokens whose most likely prediction was right, since the last `take_correct_tokens`."""
         self._own_head: bool | None = None
@@ -127,9 +129,13 @@ class TokenNLL:
         assert heard.hidden is not None
         if len(targets) == 0:  # keeps the graph, so that every rank has gradients to reduce
             return heard.hidden.float().sum(-1) + 0.0 * self.head(heard.first).float().sum()
+        needs_gradient = heard.hidden.requires_grad or any(
+            parameter.requires_grad for parameter in self.head.parameters()
+        )
         pieces = []
-        for hidden, target in zip(heard.hidden.split(self.chunk), targets.split(self.chunk), strict=True):
-            if hidden.requires_grad or any(parameter.requires_grad for parameter in self.head.parameters()):
+        hiddens, chunks = heard.hidden.split(self.chunk), targets.split(self.chunk)
+        for number, (hidden, target) in enumerate(zip(hiddens, chunks, strict=True), start=1):
+            if needs_gradient and number < len(chunks):
                 nll, predicted = checkpoint(
                     self._piece, hidden, target, heard.autocast, use_reentrant=False, preserve_rng_state=False
                 )
