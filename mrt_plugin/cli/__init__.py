@@ -4,6 +4,7 @@ import typer
 
 from mrt_plugin.cli.demo import demo
 from mrt_plugin.cli.doctor import doctor
+from mrt_plugin.cli.sample import sample
 from mrt_plugin.cli.select import select
 
 app = typer.Typer(
@@ -14,5 +15,5 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-for command in (demo, select, doctor):
+for command in (demo, sample, select, doctor):
     app.command()(command)

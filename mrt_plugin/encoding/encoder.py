@@ -119,6 +119,27 @@ class Encoder:
                 error.__cause__
             )
 
+    def encode_prompt(self, prompt: str | Sequence[Message], *, tools: Tools = None) -> list[int]:
+        """The tokens that a model goes on from when it answers: the prompt, and the header of the assistant's turn.
+
+        Raises:
+            EncodingError: as `encode_group` does.
+        """
+        if self._is_chat(prompt, []):
+            messages = prompt_messages(prompt)
+            text = self._render(messages, True, tools=json.loads(tools) if isinstance(tools, str) else tools)
+            return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        ids = list(self.tokenizer(str(prompt), verbose=False)["input_ids"])
+        if len(ids) >= 2 and ids[0] == ids[1] == self.tokenizer.bos_token_id:
+            ids = ids[1:]
+        if (
+            len(ids) >= 2
+            and ids[-1] == self.tokenizer.eos_token_id
+            and not str(prompt).endswith(str(self.tokenizer.eos_token))
+        ):
+            ids = ids[:-1]
+        return ids
+
     def _is_chat(self, prompt: Any, responses: Sequence[Any]) -> bool:
         has_messages = not all(isinstance(value, str) for value in (prompt, *responses))
         if self.prompt_format == "plain" and has_messages:

@@ -1,0 +1,88 @@
+"""Which prompts to draw responses for: a file of prompts, or the groups of a pool."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mrt_plugin.groups import load_groups, prompt_key
+from mrt_plugin.groups.messages import clean_messages, kind
+from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.sources import Row, open_source
+
+
+def read_prompts(data: Any, *, split: str = "train", source: str | None = None) -> tuple[list[tuple[str, Any]], int]:
+    """Prompts, each with its id, and how many were there more than once.
+
+    Args:
+        data: a text file with a prompt per line, or anything `load_groups` reads: rows with `prompt` (a string or
+            messages) or `messages` (up to the last user message), and optionally `id`. Responses are passed over.
+        split: for the hub and a `DatasetDict`.
+        source: a public format, whose prompts are taken.
+
+    Returns:
+        Distinct prompts in their order, with the id given or one made from the prompt; and the number of rows that
+        repeat an earlier prompt without an id of their own.
+
+    Raises:
+        DataError: with each problem's row, column and remedy.
+    """
+    if source is not None:
+        groups = load_groups(data, split=split, source=source)
+        return [(group["id"], group["prompt"]) for group in groups], 0  # type: ignore[index]
+    found: dict[str, Any] = {}
+    repeated = 0
+    problems = Problems(str(data) if isinstance(data, str | Path) else "the dataset")
+    for place, row in _rows(data, split, problems):
+        prompt = _prompt(place, row, problems)
+        if prompt is None:
+            continue
+        given = row.get("id")
+        name = prompt_key(prompt) if given is None else str(given)
+        if name not in found:
+            found[name] = prompt
+        elif given is None:
+            repeated += 1
+        else:
+            problems.add(place, "id", f"{name!r} is the id of an earlier row too: ids must differ. Or remove them.")
+    problems.raise_any()
+    if not found:
+        problems.fail("it is empty: write at least one prompt.")
+    return list(found.items()), repeated
+
+
+def _rows(data: Any, split: str, problems: Problems) -> Iterator[Row]:
+    if isinstance(data, str | Path) and Path(data).suffix == ".txt":
+        try:
+            lines = Path(data).read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as problem:
+            problems.fail(f"not UTF-8 text ({problem}): convert the file.", problem)
+        return ((f"line {number}", {"prompt": line}) for number, line in enumerate(lines, start=1) if line.strip())
+    return open_source(data, split).rows(problems)
+
+
+def _prompt(place: str, row: dict[str, Any], problems: Problems) -> Any:
+    """The prompt of a row, checked; None after a problem."""
+    column = "messages" if "messages" in row and "prompt" not in row else "prompt"
+    value = row.get(column)
+    if column == "messages" and isinstance(value, list):
+        users = [index for index, item in enumerate(value) if isinstance(item, dict) and item.get("role") == "user"]
+        value = value[: users[-1] + 1] if users else value
+    if isinstance(value, str) and value.strip():
+        try:
+            value.encode()
+            return value
+        except UnicodeEncodeError:
+            problems.add(place, column, "it holds half of a surrogate pair (a broken emoji, most likely): repair it.")
+    elif isinstance(value, list) and value:
+        complaints: list[str] = []
+        messages = clean_messages(value, "prompt", complaints.append)
+        for complaint in complaints:
+            problems.add(place, column, complaint)
+        return None if complaints else messages
+    elif column not in row:
+        has = ", ".join(f"`{name}`" for name in row) or "nothing"
+        problems.add(place, column, f"it is missing; the row has {has}. Name the column `prompt`.")
+    else:
+        what = "empty" if isinstance(value, str | list) else kind(value)
+        problems.add(place, column, f"it is {what}; it must be a string or a list of messages.")
+    return None

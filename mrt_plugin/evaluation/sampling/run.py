@@ -1,0 +1,264 @@
+"""A sampling run: from prompts to a pool of responses, or from a pool to a larger one."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from mrt_plugin.evaluation.sampling.journal import Journal
+from mrt_plugin.evaluation.sampling.prompts import read_prompts
+from mrt_plugin.evaluation.sampling.settings import Draw, Job, Reply, SampleReport, SamplingSettings
+from mrt_plugin.groups import load_groups
+from mrt_plugin.groups.write import whole_file
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Told how many draws are there, and how many are wanted."""
+
+
+class Sampler(Protocol):
+    """Something that draws responses: an `Endpoint` or a `LocalModel`."""
+
+    def identity(self) -> dict[str, Any]:
+        """What the draws depend on, besides the settings."""
+
+    def draw(
+        self,
+        jobs: Sequence[tuple[Job, int]],
+        settings: SamplingSettings,
+        record: Callable[[list[Reply]], None],
+        report: SampleReport,
+    ) -> None:
+        """Draw what is missing of each job, and record every reply."""
+
+
+class Unfinished(RuntimeError):
+    """Some draws could not be had. What was drawn is kept, and the same call goes on from there."""
+
+
+def sample_pool(
+    prompts: Any,
+    sampler: Sampler,
+    output: str | Path,
+    *,
+    n: int = 16,
+    settings: SamplingSettings | None = None,
+    extend: bool = False,
+    source: str | None = None,
+    split: str = "train",
+    keep_cut_off: bool = False,
+    partial: bool = False,
+    progress: Progress | None = None,
+) -> SampleReport:
+    """Draw n responses for each prompt and write them as groups.
+
+    Every reply is written to `OUTPUT.journal` first; a run that was stopped, or killed, goes on from there when it is
+    called again, and ends with the same pool as one that was not (on an endpoint that honours seeds). A larger n adds
+    to the draws that are there. The pool appears complete or not at all.
+
+    Args:
+        prompts: a file, hub id or dataset of prompts; see `read_prompts`. With `extend` a pool, as `load_groups`
+            reads it.
+        sampler: an `Endpoint` or a `LocalModel`.
+        output: the pool to write, `.jsonl`.
+        n: draws per prompt; with `extend` the responses that each group shall have.
+        settings: temperature and the like.
+        extend: add to the groups that have fewer than n responses, as arXiv 2403.11124 does (2 to 4). Scores and
+            weights then become `scores_before` and `weights_before`: the new responses have none.
+        source: the public format that the prompts or the pool are in.
+        split: for the hub and a `DatasetDict`.
+        keep_cut_off: put responses that were cut off among the others, told apart by `finish_reasons` alone. By
+            default they are kept apart, in `truncated`, so that nothing takes them for whole.
+        partial: write the pool even if some draws could not be had.
+        progress: called with the draws there are and the draws wanted.
+
+    Returns:
+        The counts.
+
+    Raises:
+        DataError: if the prompts cannot be read.
+        ValueError: if the output is not to be written, or the journal was made with other settings.
+        Unfinished: if some draws could not be had.
+        EndpointError: if the endpoint cannot be used, or stopped answering.
+
+    Example:
+
+    ```python
+    from mrt_plugin import load_groups
+    from mrt_plugin.evaluation.sampling import Endpoint, SamplingSettings, sample_pool
+
+    endpoint = Endpoint("http://localhost:8000/v1")
+    sample_pool("prompts.jsonl", endpoint, "pool.jsonl", n=16, settings=SamplingSettings(max_tokens=512))
+    groups = load_groups("pool.jsonl")
+    ```
+    """
+    settings = settings or SamplingSettings()
+    output = Path(output)
+    journal_path = output.with_name(f"{output.name}.journal")
+    if n < 1:
+        raise ValueError(f"n={n} is too small: it must be at least 1.")
+    if output.suffix != ".jsonl":
+        raise ValueError(f"{output}: the pool is written as JSON lines; choose a name that ends in .jsonl.")
+    if output.exists() and not journal_path.exists():
+        raise ValueError(f"{output} is there already, and not from this command: remove it or choose another output.")
+
+    tasks, repeated = _tasks(prompts, n, extend, source, split)
+    report = SampleReport(prompts=len(tasks), repeated_prompts=repeated, output=str(output))
+    report.wanted = sum(task.job.wanted for task in tasks)
+    with Journal(journal_path, {**sampler.identity(), **settings.as_dict()}) as journal:
+        jobs = [(task.job, journal.have(task.job.key)) for task in tasks]
+        report.reused = sum(min(have, job.wanted) for job, have in jobs)
+        _draw(sampler, jobs, settings, journal, report, progress)
+        _count(tasks, journal, report)
+        if report.unfinished and not partial:
+            raise Unfinished(
+                f"{report.unfinished:,} of {report.wanted:,} draws could not be had ({report.first_failure}) The "
+                f"others are kept in {journal_path}: the same command goes on from there. To write what there is, "
+                "say partial (--partial)."
+            )
+        rows = _rows(tasks, journal, settings, report, keep_cut_off)
+        first = next(rows, None)
+        if first is None:
+            raise ValueError(f"There is nothing to write: no prompt got a response. {report.first_rejection}")
+        with whole_file(output) as file:
+            for row in _with(first, rows):
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    _log(report)
+    return report
+
+
+@dataclass
+class _Task:
+    """A prompt to draw for, with the group that it extends, if any."""
+
+    job: Job
+    group: dict[str, Any] | None = None
+    rename: bool = False
+    """Whether the pool's scores and weights cover only the responses that were there before."""
+
+
+def _tasks(prompts: Any, n: int, extend: bool, source: str | None, split: str) -> tuple[list[_Task], int]:
+    if not extend:
+        found, repeated = read_prompts(prompts, split=split, source=source)
+        return [_Task(Job(name, prompt, n)) for name, prompt in found], repeated
+    groups = load_groups(prompts, split=split, source=source)
+    missing = [max(0, n - len(responses)) for responses in groups["responses"]]
+    rename = any(missing)
+    return [
+        _Task(Job(group["id"], group["prompt"], wanted), group, rename)  # type: ignore[index]
+        for group, wanted in zip(groups, missing, strict=True)
+    ], 0
+
+
+def _draw(
+    sampler: Sampler,
+    jobs: list[tuple[Job, int]],
+    settings: SamplingSettings,
+    journal: Journal,
+    report: SampleReport,
+    progress: Progress | None,
+) -> None:
+    open_jobs = [(job, have) for job, have in jobs if journal.rejection(job.key) is None]
+    done = report.reused
+
+    def record(replies: list[Reply]) -> None:
+        nonlocal done
+        journal.add(replies)
+        done += sum(len(reply.draws) for reply in replies)
+        if progress:
+            progress(min(done, report.wanted), report.wanted)
+
+    if progress:
+        progress(done, report.wanted)
+    if any(have < job.wanted for job, have in open_jobs):
+        sampler.draw(open_jobs, settings, record, report)
+
+
+def _count(tasks: list[_Task], journal: Journal, report: SampleReport) -> None:
+    """What is missing now, by the journal."""
+    report.unfinished = 0
+    for task in tasks:
+        missing = max(0, task.job.wanted - journal.have(task.job.key))
+        rejection = journal.rejection(task.job.key)
+        if missing and rejection is not None:
+            report.rejected += 1
+            report.first_rejection = report.first_rejection or rejection
+        else:
+            report.unfinished += missing
+
+
+def _rows(
+    tasks: list[_Task], journal: Journal, settings: SamplingSettings, report: SampleReport, keep_cut_off: bool
+) -> Iterator[dict[str, Any]]:
+    """The rows of the pool, in the order of the prompts and of the draws."""
+    about = {name: value for name, value in settings.as_dict().items() if name != "logprobs"}
+    for task in tasks:
+        row = _start(task)
+        old = row["responses"]
+        for number, (draw, model) in enumerate(journal.draws(task.job.key, task.job.wanted)):
+            sample = _about(draw, number, model, about)
+            ending = draw.ending
+            report.whole += ending == "whole"
+            report.cut_off += ending == "cut off"
+            report.unknown += ending == "unknown"
+            if ending == "cut off" and not keep_cut_off:
+                row["truncated"].append({"text": draw.text, "finish_reason": draw.finish_reason, **sample})
+                continue
+            message = bool(old) and isinstance(old[0], list)
+            row["responses"].append([{"role": "assistant", "content": draw.text}] if message else draw.text)
+            row["finish_reasons"].append(draw.finish_reason)
+            row["samples"].append(sample)
+            for name in ("scores_before", "weights_before"):
+                if name in row:
+                    row[name].append(None)
+        if row["responses"] or row["truncated"]:
+            yield row
+
+
+def _start(task: _Task) -> dict[str, Any]:
+    """The row as it is before the new draws."""
+    group = task.group or {}
+    old = list(group.get("responses", []))
+    row = {"id": task.job.id, "prompt": task.job.prompt, "responses": old}
+    for name in ("scores", "weights"):
+        if name in group:
+            row[f"{name}_before" if task.rename else name] = list(group[name])
+    row["finish_reasons"] = list(group.get("finish_reasons") or [None] * len(old))
+    return row | {"samples": [None] * len(old), "truncated": []}
+
+
+def _about(draw: Draw, number: int, model: str | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """How a response was drawn."""
+    optional = {"tokens": draw.tokens, "reasoning": draw.reasoning, "logprobs": draw.logprobs}
+    given = {name: value for name, value in optional.items() if value is not None}
+    return {"draw": number, "model": model, **settings, **given}
+
+
+def _with(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+def _log(report: SampleReport) -> None:
+    total = report.whole + report.cut_off + report.unknown
+    logger.info("%s: %d draws for %d prompts (%d from before).", report.output, total, report.prompts, report.reused)
+    if report.cut_off:
+        logger.warning(
+            "%d of %d draws were cut off before the model ended them. Raise max_tokens: without them the pool favours "
+            "short responses.",
+            report.cut_off,
+            total,
+        )
+    if report.unknown:
+        logger.warning("%d draws have no finish_reason: whether they are whole is not known.", report.unknown)
+    if report.rejected:
+        logger.warning(
+            "%d prompts were turned away, and have no (or fewer) draws; the first: %s",
+            report.rejected,
+            report.first_rejection,
+        )
+    if report.repeated_prompts:
+        logger.warning("%d rows repeat an earlier prompt; each prompt is sampled once.", report.repeated_prompts)
