@@ -86,7 +86,7 @@ def pieces(runs: list[Run], window: int | None = None) -> list[Piece]:
         window: positions that a sliding layer sees; None for full attention.
     """
     found: list[Piece] = []
-    for group in _groups(runs):
+    for group in group_runs(runs):
         prompt = group[0] if group[0].segment == 0 else None
         segments = group if prompt is None else group[1:]
         if prompt is not None and len(segments) == 1:
@@ -100,7 +100,8 @@ def pieces(runs: list[Run], window: int | None = None) -> list[Piece]:
     return found
 
 
-def _groups(runs: list[Run]) -> Iterator[list[Run]]:
+def group_runs(runs: list[Run]) -> Iterator[list[Run]]:
+    """The runs of each group, its prompt first where it has one."""
     group: list[Run] = []
     for run in runs:
         if group and (run.row, run.group) != (group[0].row, group[0].group):

@@ -1,10 +1,13 @@
 """Which backend a model gets."""
 
+from collections.abc import Callable
 from typing import Any
 
 from mrt_plugin.attention.backend import Backend
 from mrt_plugin.attention.dense import DenseBackend
-from mrt_plugin.attention.family import NotShareable, read_family
+from mrt_plugin.attention.family import CHUNKED, NotShareable, read_family
+from mrt_plugin.attention.flex import FlexBackend
+from mrt_plugin.attention.fork import NO_CHECKPOINTING, ForkBackend
 from mrt_plugin.attention.two_part import TwoPartBackend
 from mrt_plugin.options import PrefixBackend
 
@@ -14,18 +17,43 @@ def resolve_backend(
 ) -> Backend:
     """The shared-prefix backend for a model.
 
+    `auto` takes `sdpa` for families whose layers all are attention, `flex` on CUDA where scores are soft-capped (which
+    no fused kernel behind `sdpa` does), and `fork` for the others.
+
     Args:
-        requested: a backend by name, or `auto` for the fastest one that is exact for the model.
+        requested: a backend by name, or `auto`.
         model_config: the model's configuration.
         device_type: where it trains: `cpu`, `cuda`, ...
         gradient_checkpointing: whether activations are recomputed in the backward pass.
 
     Raises:
         NotShareable: (a ValueError) if the request, or with `auto` every backend, is impossible; says what to do.
+
+    Example:
+
+    >>> from transformers import LlamaConfig
+    >>> resolve_backend("auto", LlamaConfig(), device_type="cpu", gradient_checkpointing=True).name
+    'sdpa'
     """
     family = read_family(model_config)
-    if requested == "dense":
-        return DenseBackend(model_config)
-    if requested in ("auto", "sdpa"):
-        return TwoPartBackend(model_config)
-    raise NotShareable(f"prefix_backend={requested} is not available for {family.model_type}: use auto.")
+    name = requested
+    if name == "auto":
+        if family.stateful or CHUNKED in family.kinds:
+            name = "fork"
+        elif family.softcap is not None and device_type == "cuda":
+            name = "flex"
+        else:
+            name = "sdpa"
+    if name == "fork" and gradient_checkpointing:
+        raise NotShareable(NO_CHECKPOINTING)
+    if name == "flex" and device_type == "cpu":
+        raise NotShareable("prefix_backend=flex has no backward pass on CPU: use prefix_backend=sdpa.")
+    backends: dict[str, Callable[[Any], Backend]] = {
+        "dense": DenseBackend,
+        "sdpa": TwoPartBackend,
+        "fork": ForkBackend,
+        "flex": FlexBackend,
+    }
+    if name not in backends:
+        raise ValueError(f"prefix_backend={name!r} is unknown: choose one of auto, {', '.join(backends)}.")
+    return backends[name](model_config)

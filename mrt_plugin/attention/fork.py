@@ -1,0 +1,190 @@
+"""The forked cache: run a prompt once, copy what it left in the cache, run its responses as a batch on the copies."""
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionLayer
+
+from mrt_plugin.attention.backend import Compute
+from mrt_plugin.attention.expanded import ExpandedBackend
+from mrt_plugin.attention.family import NotShareable, read_family
+from mrt_plugin.attention.plan import Run, find_runs, group_runs
+from mrt_plugin.layout.group_row import IGNORE
+from mrt_plugin.layout.rows import Rows
+
+
+class KeptStates(LinearAttentionLayer):  # type: ignore[misc]
+    """A linear-attention cache layer that assigns its states.
+
+    transformers copies them into one buffer, which autograd rejects once the prompt's own states are needed for its
+    backward pass.
+    """
+
+    def update_conv_state(
+        self, conv_states: torch.Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """Append to the last `conv_kernel_size` inputs; returns all that the convolution may look at."""
+        kernel = conv_states.shape[-1] if conv_kernel_size is None else conv_kernel_size
+        if self.has_previous_state[state_idx]:
+            full = torch.cat([self.conv_states[state_idx], conv_states], dim=-1)  # type: ignore[list-item]
+        else:
+            full = torch.nn.functional.pad(conv_states, (max(kernel - conv_states.shape[-1], 0), 0))
+        self.dtype, self.device = conv_states.dtype, conv_states.device  # type: ignore[assignment]
+        self.conv_kernel_size[state_idx] = kernel
+        self.conv_states[state_idx] = full[..., -kernel:]
+        self.is_conv_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
+        return full
+
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, state_idx: int = 0, **kwargs: Any
+    ) -> torch.Tensor:
+        """Replace the state."""
+        self.device = recurrent_states.device  # type: ignore[assignment]
+        self.recurrent_states[state_idx] = recurrent_states
+        self.is_recurrent_states_initialized[state_idx] = True
+        return recurrent_states
+
+
+NO_CHECKPOINTING = (
+    "prefix_backend=fork: gradient checkpointing makes the model drop its cache, or fill it twice, and the loss would "
+    "be wrong. Set gradient_checkpointing=False if memory allows, or use layout=expanded."
+)
+
+
+class ForkBackend:
+    """One group at a time: the prompt in one forward, its responses as a batch in another, autograd through the cache.
+
+    Exact for every family whose whole memory of a prompt is in transformers' cache, those with a state along the row
+    included. Holds a copy of the prompt's cache per response, and cannot run under gradient checkpointing.
+
+    Example:
+
+    ```python
+    backend = ForkBackend(model.config)
+    nll = backend.token_nll(model, rows, compute)  # [R, T]
+    ```
+    """
+
+    name = "fork"
+
+    def __init__(self, config: Any) -> None:
+        self.family = read_family(config)
+        self._plain = ExpandedBackend()
+        _new_cache(config)  # refuses what it cannot fork
+
+    def prepare_model(self, model: Any) -> None:
+        """As for the expanded layout: the model is used as it is."""
+        self._plain.prepare_model(model)
+
+    def restore_model(self, model: Any) -> None:
+        """Undo it."""
+        self._plain.restore_model(model)
+
+    def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
+        """Two forwards per group; groups of one pair, or without a shared prefix, together in one.
+
+        Raises:
+            NotShareable: under gradient checkpointing, or if the model did not use the cache for another reason.
+        """
+        if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            raise NotShareable(NO_CHECKPOINTING)
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        alone: list[list[Run]] = []
+        for group in group_runs(find_runs(rows)):
+            if group[0].segment == 0 and len(group) > 2:
+                found.append(self._forked(model, rows, group, compute))
+            elif group[0].segment == 0:
+                alone.append(group)
+            else:
+                alone += [[run] for run in group]
+        if alone:
+            inputs, labels, index = _batch(rows, alone)
+            index_mask = index >= 0
+            kwargs = {
+                "input_ids": inputs,
+                "attention_mask": index_mask.long(),
+                "position_ids": torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs),
+                "use_cache": False,
+            }
+            found.append((index, compute(kwargs, labels)))
+        index = torch.cat([index[index >= 0] for index, _ in found])
+        values = torch.cat([nll[index >= 0] for index, nll in found])
+        shape = rows.labels.shape
+        nll = torch.zeros(shape.numel(), dtype=values.dtype, device=values.device).index_put((index,), values)
+        return nll.view(shape)
+
+    def _forked(self, model: Any, rows: Rows, group: list[Run], compute: Compute) -> tuple[torch.Tensor, torch.Tensor]:
+        prompt, segments = group[0], group[1:]
+        cache = _new_cache(model.config)
+        where = slice(prompt.start, prompt.start + prompt.length)
+        model(
+            input_ids=rows.input_ids[prompt.row, where][None],
+            use_cache=True,
+            logits_to_keep=1,
+            **self._memory(model, cache, rows.position_ids[prompt.row, where][None]),
+        )
+        if not _filled(cache):
+            raise NotShareable("prefix_backend=fork: the model did not fill its cache. Use layout=expanded.")
+        copies = torch.zeros(len(segments), dtype=torch.int64, device=rows.input_ids.device)
+        cache.reorder_cache(copies)  # type: ignore[arg-type]
+        inputs, labels, index = _batch(rows, [[segment] for segment in segments])
+        positions = prompt.length + torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+        # Responses are padded on the right, where a causal model never looks: no mask is needed.
+        kwargs = {"input_ids": inputs, "use_cache": True, **self._memory(model, cache, positions)}
+        return index, compute(kwargs, labels)
+
+    def _memory(self, model: Any, cache: DynamicCache, positions: torch.Tensor) -> dict[str, Any]:
+        """The cache under the name that the model has for it."""
+        if "cache_params" in inspect.signature(_base(model).forward).parameters:
+            return {"cache_params": cache}  # Mamba, which has no positions
+        return {"past_key_values": cache, "position_ids": positions}
+
+
+def _base(model: Any) -> Any:
+    """The transformers model inside a PeftModel."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _new_cache(config: Any) -> DynamicCache:
+    text = config.get_text_config()
+    cache = DynamicCache(config=text)
+    for number, layer in enumerate(cache.layers):
+        if isinstance(layer, LinearAttentionLayer):
+            if type(layer) is not LinearAttentionLayer:
+                raise NotShareable(
+                    f"prefix_backend=fork: {text.model_type} keeps its state in a {type(layer).__name__}, which it "
+                    "cannot fork. Use layout=expanded."
+                )
+            cache.layers[number] = KeptStates(number_of_states=layer.number_of_states)
+    return cache
+
+
+def _filled(cache: DynamicCache) -> bool:
+    """Whether a forward left something in the cache."""
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionLayer):
+            if not layer.has_previous_state[0]:
+                return False
+        elif not layer.is_initialized:  # type: ignore[union-attr]
+            return False
+    return True
+
+
+def _batch(rows: Rows, sequences: list[list[Run]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sequences of adjoining runs as a right-padded batch.
+
+    Returns:
+        [B, L] input ids and labels, and the index of each token in the flattened rows; -1 on padding.
+    """
+    width = max(2, max(sum(run.length for run in runs) for runs in sequences))  # of one token, a cached step would do
+    index = torch.full((len(sequences), width), -1)
+    for number, runs in enumerate(sequences):
+        first = runs[0].row * rows.input_ids.shape[1] + runs[0].start
+        length = sum(run.length for run in runs)
+        index[number, :length] = torch.arange(first, first + length)
+    index = index.to(rows.input_ids.device)
+    taken = index.clamp_min(0)
+    labels = rows.labels.flatten()[taken].masked_fill(index < 0, IGNORE)
+    return rows.input_ids.flatten()[taken], labels, index

@@ -1,0 +1,53 @@
+"""The forked cache against one pair at a time, and its refusals."""
+
+import pytest
+import torch
+from families import FAMILIES, PAD, STATEFUL, assert_equivalent, build, plain_compute, random_group
+from transformers import AutoConfig
+
+from mrt_plugin.attention import NotShareable, prove
+from mrt_plugin.attention.fork import ForkBackend
+from mrt_plugin.layout.rows import build_rows
+
+# Prompts of one shared token, pairs alone and groups without a shared prefix among them.
+PACKED = [
+    [random_group(17, [3, 15, 1]), random_group(2, [4])],
+    [random_group(20, [2, 9]), random_group(2, [1, 1])],
+    [random_group(5, [3]), random_group(1, [2, 12])],
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_equals_one_pair_at_a_time(name: str) -> None:
+    assert_equivalent(ForkBackend(build(name).config), name, PACKED)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_left_padding(name: str) -> None:
+    assert_equivalent(ForkBackend(build(name).config), name, PACKED, padding_side="left")
+
+
+@pytest.mark.parametrize("name", [*STATEFUL, "gemma3"])
+def test_is_proved(name: str) -> None:
+    model = build(name)
+    assert prove(model, ForkBackend(model.config), random_group(30, [3, 20, 7])).nll_difference < 1e-4  # type: ignore
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3_next", "mamba2"])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_is_refused(name: str, use_reentrant: bool) -> None:
+    model = build(name)
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    rows = build_rows(PACKED, PAD)
+    with pytest.raises(NotShareable, match="gradient_checkpointing=False"):
+        ForkBackend(model.config).token_nll(model, rows, plain_compute(model))
+    model.eval()  # where nothing is recomputed, and the cache is kept
+    with torch.no_grad():
+        ForkBackend(model.config).token_nll(model, rows, plain_compute(model))
+
+
+def test_states_that_cannot_be_forked_are_refused() -> None:
+    config = AutoConfig.for_model("llama", num_hidden_layers=2, layer_types=["hybrid_sliding", "full_attention"])
+    config.sliding_window = 8
+    with pytest.raises(NotShareable, match="which it cannot fork"):
+        ForkBackend(config)
