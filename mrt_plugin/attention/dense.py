@@ -6,7 +6,7 @@ import torch
 
 from mrt_plugin.attention.backend import Compute
 from mrt_plugin.attention.family import CHUNKED, FULL, SLIDING, Family, NotShareable, read_family, refuse_state
-from mrt_plugin.attention.implementation import exact_attention, set_text_attention, text_attention
+from mrt_plugin.attention.implementation import exact_attention, quiet_router, set_text_attention, text_attention
 from mrt_plugin.attention.rule import visible
 from mrt_plugin.layout.rows import Rows
 
@@ -60,6 +60,7 @@ class DenseBackend:
             # A family with one kind of layer takes the mask itself, the others one per kind.
             "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
             "use_cache": False,
+            **quiet_router(model),
         }
         return compute(kwargs, rows.labels)
 

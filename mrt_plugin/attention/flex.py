@@ -7,7 +7,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from mrt_plugin.attention.backend import Compute
 from mrt_plugin.attention.family import CHUNKED, SLIDING, NotShareable, read_family, refuse_dropout, refuse_state
-from mrt_plugin.attention.implementation import set_text_attention, text_attention
+from mrt_plugin.attention.implementation import quiet_router, set_text_attention, text_attention
 from mrt_plugin.layout.group_row import IGNORE
 from mrt_plugin.layout.rows import PADDING, Rows
 
@@ -76,6 +76,7 @@ class FlexBackend:
             "position_ids": padded.position_ids,
             "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
             "use_cache": False,
+            **quiet_router(model),
         }
         return compute(kwargs, padded.labels)[:, :width]
 

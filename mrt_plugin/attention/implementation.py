@@ -24,3 +24,12 @@ def exact_attention(model: Any) -> str:
     transformers drop without a word, and attention sinks)."""
     softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     return "sdpa" if model._supports_sdpa and softcap is None else "eager"
+
+
+def quiet_router(model: Any) -> dict[str, bool]:
+    """Forward arguments that keep a mixture of experts from computing its load-balancing loss.
+
+    That loss takes a 2-D mask only, and a backend without labels has no use for it.
+    """
+    asked = getattr(model.config.get_text_config(), "output_router_logits", False)
+    return {"output_router_logits": False} if asked else {}

@@ -9,7 +9,7 @@ from transformers.masking_utils import sdpa_mask
 
 from mrt_plugin.attention.backend import Compute
 from mrt_plugin.attention.family import FULL, SLIDING, NotShareable, read_family, refuse_dropout, refuse_state
-from mrt_plugin.attention.implementation import set_text_attention, text_attention
+from mrt_plugin.attention.implementation import quiet_router, set_text_attention, text_attention
 from mrt_plugin.attention.plan import find_runs, pieces
 from mrt_plugin.attention.shared_attention import shared_attention
 from mrt_plugin.layout.rows import Rows
@@ -167,6 +167,7 @@ class TwoPartBackend:
             # A 4-D mask is passed on as it is, and then ignored: no T x T mask is built.
             "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.input_ids.device),
             "use_cache": False,
+            **quiet_router(model),
             "row_plan": RowPlan(rows, window),
         }
         return compute(kwargs, rows.labels)
