@@ -66,11 +66,12 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         if train_dataset is None:
             raise ValueError("train_dataset is required: groups, as mrt_plugin.load_groups returns them.")
         self.prepare_reports: dict[str, PrepareReport] = {}
-        train_dataset = _checked(train_dataset, args.source)
+        self._known: set[str] = set()
+        train_dataset = self._checked(train_dataset, args)
         if isinstance(eval_dataset, dict):
-            eval_dataset = {name: _checked(dataset, args.source) for name, dataset in eval_dataset.items()}
+            eval_dataset = {name: self._checked(dataset, args) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
-            eval_dataset = _checked(eval_dataset, args.source)
+            eval_dataset = self._checked(eval_dataset, args)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.data_collator = GroupedResponseCollator(
             self._tokenizer,
@@ -90,7 +91,7 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         dataset_name: str,
     ) -> Dataset:
         """Select, encode and lay out; a prepared dataset is returned as it is."""
-        dataset = _checked(dataset, args.source)
+        dataset = self._checked(dataset, args)
         if is_prepared(dataset):
             return dataset
         training = dataset_name == "train"
@@ -111,15 +112,20 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
             prepared = prepared.shuffle(seed=args.seed)
         return prepared
 
+    def _checked(self, dataset: Any, args: MultiResponseSFTConfig) -> Dataset:
+        """Prepared rows, and groups seen before, as they are; anything else as validated groups.
 
-def _checked(dataset: Any, source: str | None) -> Dataset:
-    """Prepared rows as they are; anything else as validated groups, read as `source` if it is not groups yet."""
-    if isinstance(dataset, Dataset):
-        if is_prepared(dataset):
-            return dataset
-        if {"id", "prompt", "responses"} <= set(dataset.column_names):
-            source = None
-    return load_groups(dataset, source=source)
+        `args.source` is the format of what is no groups yet.
+        """
+        source = args.source
+        if isinstance(dataset, Dataset):
+            if is_prepared(dataset) or dataset._fingerprint in self._known:
+                return dataset
+            if {"id", "prompt", "responses"} <= set(dataset.column_names):
+                source = None
+        groups = load_groups(dataset, source=source)
+        self._known.add(groups._fingerprint)
+        return groups
 
 
 def _keep_all(options: MultiResponseOptions) -> MultiResponseOptions:
