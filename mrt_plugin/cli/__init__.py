@@ -2,6 +2,7 @@
 
 import typer
 
+from mrt_plugin.cli.bench import bench
 from mrt_plugin.cli.demo import demo
 from mrt_plugin.cli.doctor import doctor
 from mrt_plugin.cli.sample import sample
@@ -15,5 +16,5 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-for command in (demo, sample, select, doctor):
+for command in (demo, sample, select, doctor, bench):
     app.command()(command)

@@ -1,0 +1,154 @@
+"""What is compared: the trainers as users build them, on the same pairs."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from mrt_plugin.encoding.pair import Pair
+from mrt_plugin.layout.group_row import IGNORE, build_group_row
+from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train."""
+
+    name: str
+    trl: bool
+    """Whether it is TRL's own trainer, on rows of one pair each."""
+    options: tuple[tuple[str, Any], ...]
+    """What it sets beside the common options."""
+
+    def sizes(self, k: int, groups: int) -> list[int]:
+        """The micro-batch sizes that divide a step: pairs for TRL, groups for ours."""
+        total = groups * k if self.trl else groups
+        return [size for size in range(1, total + 1) if total % size == 0]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The same groups, in the form that each trainer takes."""
+
+    pairs: Dataset
+    """`input_ids` and `labels` of one pair a row, group after group."""
+    groups: Dataset
+    """`GroupRow`s."""
+    k: int
+    groups_per_step: int
+    tokens_per_group: int
+    """Of the longest group, with its prompt copied for each response."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in one pass over the data."""
+        return len(self.groups) // self.groups_per_step
+
+
+def make_data(groups: Sequence[Sequence[Pair]], groups_per_step: int) -> Data:
+    """Both forms of the groups."""
+    rows = [build_group_row(pairs) for pairs in groups]
+    pairs = [
+        {
+            "input_ids": pair.input_ids,
+            "labels": [
+                token if trained else IGNORE for token, trained in zip(pair.input_ids, pair.trained, strict=True)
+            ],
+        }
+        for group in groups
+        for pair in group
+    ]
+    longest = max(sum(len(pair.input_ids) for pair in group) for group in groups)
+    return Data(
+        Dataset.from_list(pairs),
+        Dataset.from_list([dict(row) for row in rows]),
+        len(groups[0]),
+        groups_per_step,
+        longest,
+    )
+
+
+def all_arms(prefix_backends: Sequence[str]) -> list[Arm]:
+    """TRL's modes, then ours.
+
+    Where TRL takes `chunked_nll` for another name of `nll` (its later releases always compute the loss in chunks), it
+    is one arm. The padding-free arm puts the pairs of a micro-batch into one sequence, which is what TRL's packing
+    hands to the model.
+
+    Example:
+
+    >>> [arm.name for arm in all_arms(["sdpa"])][-2:]
+    ['mrt expanded', 'mrt shared_prefix sdpa']
+    """
+    losses = list(dict.fromkeys(_loss_type(name) for name in ("nll", "chunked_nll")))
+    return [
+        *(Arm(f"trl {loss}", True, (("loss_type", loss),)) for loss in losses),
+        Arm(f"trl {losses[-1]} packed", True, (("loss_type", losses[-1]), ("padding_free", True))),
+        Arm("mrt expanded", False, (("layout", "expanded"),)),
+        *(
+            Arm(f"mrt shared_prefix {backend}", False, (("layout", "shared_prefix"), ("prefix_backend", backend)))
+            for backend in prefix_backends
+        ),
+    ]
+
+
+def _loss_type(name: str) -> str:
+    """What this TRL makes of a loss type."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return str(SFTConfig(output_dir="unused", loss_type=name, bf16=False, use_cpu=True).loss_type)
+
+
+def build_trainer(
+    arm: Arm,
+    model: Any,
+    tokenizer: Any,
+    data: Data,
+    size: int,
+    *,
+    steps: int,
+    bf16: bool,
+    cpu: bool,
+    gradient_checkpointing: bool,
+    output_dir: str,
+    callbacks: list[TrainerCallback],
+) -> SFTTrainer:
+    """The arm's trainer, ready for `train()`; every arm sees the same pairs in the same optimizer step.
+
+    Args:
+        size: pairs (TRL) or groups (ours) per micro-batch.
+        steps: optimizer steps to train.
+    """
+    per_step = data.groups_per_step * (data.k if arm.trl else 1)
+    common: dict[str, Any] = {
+        "output_dir": output_dir,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": cpu,
+        "bf16": bf16,
+        "gradient_checkpointing": gradient_checkpointing,
+        "max_steps": steps,
+        "logging_steps": steps,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": per_step // size,
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if arm.trl:
+            config = SFTConfig(**common, max_length=None, **dict(arm.options))
+            return SFTTrainer(model, config, train_dataset=data.pairs, processing_class=tokenizer, callbacks=callbacks)
+        length = size * data.tokens_per_group  # a micro-batch is one row, in either layout
+        ours = MultiResponseSFTConfig(
+            **common, selector="all", prefix_check=False, max_length=length, row_length=length, **dict(arm.options)
+        )
+        return MultiResponseSFTTrainer(
+            model, ours, train_dataset=data.groups, processing_class=tokenizer, callbacks=callbacks
+        )

@@ -1,0 +1,103 @@
+"""The shapes a benchmark trains on, and the groups of random tokens that have them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrt_plugin.encoding.pair import Pair
+from mrt_plugin.groups.keys import digest
+
+SPREAD = 0.5
+"""Standard deviation of the logarithm of mixed lengths: nine in ten are within a factor of 2.3 of the median."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Groups of one prompt with K responses."""
+
+    prompt: int
+    """P, tokens of a prompt."""
+    response: int
+    """R, tokens of a response; all are trained."""
+    k: int
+    """K, responses of a prompt."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Shape":
+        """A shape from `P,R,K`.
+
+        Raises:
+            ValueError: if it is not three whole numbers of at least 2, 1 and 1.
+
+        Example:
+
+        >>> Shape.parse("512,64,8")
+        Shape(prompt=512, response=64, k=8)
+        """
+        try:
+            prompt, response, k = (int(part) for part in text.split(","))
+        except ValueError:
+            raise ValueError(f"{text!r} is no shape: give P,R,K as three whole numbers, such as 512,64,8.") from None
+        if prompt < 2 or response < 1 or k < 1:
+            raise ValueError(f"{text!r} is no shape: P must be at least 2, R and K at least 1.")
+        return cls(prompt, response, k)
+
+    def __str__(self) -> str:
+        return f"{self.prompt},{self.response},{self.k}"
+
+
+DEFAULT_SHAPES = tuple(map(Shape.parse, ("1024,64,8", "512,64,8", "512,128,8", "128,128,4", "64,256,4", "256,128,1")))
+
+
+def draw_groups(shape: Shape, count: int, vocabulary: int, *, mixed: bool = False, seed: int = 0) -> list[list[Pair]]:
+    """Groups of random tokens, each drawn from (seed, its number) alone.
+
+    Args:
+        shape: the lengths; where `mixed`, their means.
+        count: how many groups.
+        vocabulary: token ids are in [3, vocabulary): the first are often special.
+        mixed: draw prompt and response lengths from log-normal distributions, as those of real data are.
+        seed: another seed, other tokens.
+
+    Example:
+
+    >>> [len(pair.input_ids) for pair in draw_groups(Shape(5, 2, 3), count=1, vocabulary=100)[0]]
+    [7, 7, 7]
+    """
+    groups = []
+    for number in range(count):
+        key = digest(b"bench", str(seed).encode(), str(shape).encode(), str(number).encode())
+        rng = np.random.default_rng(int.from_bytes(key, "little"))
+        prompt = _tokens(rng, max(2, _length(rng, shape.prompt, mixed)), vocabulary)
+        responses = [_tokens(rng, _length(rng, shape.response, mixed), vocabulary) for _ in range(shape.k)]
+        groups.append(
+            [Pair(prompt + response, [False] * len(prompt) + [True] * len(response)) for response in responses]
+        )
+    return groups
+
+
+def _tokens(rng: np.random.Generator, length: int, vocabulary: int) -> list[int]:
+    return [int(token) for token in rng.integers(3, vocabulary, length)]
+
+
+def _length(rng: np.random.Generator, mean: int, mixed: bool) -> int:
+    if not mixed:
+        return mean
+    return max(1, round(rng.lognormal(np.log(mean) - SPREAD**2 / 2, SPREAD)))
+
+
+def token_ratio(groups: Sequence[Sequence[Pair]]) -> float:
+    """Tokens with the prompt copied for each response, over tokens with the prompt once: the ideal speed-up.
+
+    Example:
+
+    >>> round(token_ratio(draw_groups(Shape(512, 64, 8), count=2, vocabulary=100)), 2)
+    4.47
+    """
+    expanded = shared = 0
+    for pairs in groups:
+        prompt = list(pairs[0].trained).index(True)
+        expanded += sum(len(pair.input_ids) for pair in pairs)
+        shared += prompt - 1 + sum(len(pair.input_ids) - prompt + 1 for pair in pairs)
+    return expanded / shared

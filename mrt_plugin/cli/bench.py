@@ -1,0 +1,126 @@
+"""`mrt bench`: how fast a prompt shared by K responses trains on this machine, beside TRL."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mrt_plugin.cli.show import as_json, plain_errors, say, stages, table
+
+
+def bench(
+    shape: Annotated[
+        list[str] | None, typer.Option(help="P,R,K: prompt tokens, response tokens, responses. Repeat for several.")
+    ] = None,
+    mixed: Annotated[bool, typer.Option(help="Log-normal lengths with these means, as in real data.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Path or hub id of a causal model. By default a random 4-layer Llama.")
+    ] = None,
+    vocabulary: Annotated[int, typer.Option(min=16, help="Of the random Llama.")] = 1000,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    lora: Annotated[bool, typer.Option(help="Train LoRA adapters instead of all weights.")] = False,
+    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="QLoRA: 4-bit weights, LoRA adapters.")] = False,
+    prefix_backend: Annotated[
+        list[str] | None, typer.Option(help="auto, flex, sdpa, fork or dense. Repeat for several.")
+    ] = None,
+    groups: Annotated[int, typer.Option(min=1, help="Groups per optimizer step; TRL gets their pairs.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps in a turn.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of every trainer.")] = 5,
+    gradient_checkpointing: Annotated[bool, typer.Option(help="Recompute activations, in every trainer.")] = False,
+    breakdown: Annotated[bool, typer.Option(help="Also measure where the rest of the token ratio goes.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default as PyTorch chooses.")] = None,
+    cpu: Annotated[bool, typer.Option(help="Use the CPU even where there is a GPU.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture: .png, .svg or .pdf.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Train the same pairs with TRL's SFTTrainer and with ours, in turn, and compare speed and peak memory.
+
+    Needs a quiet machine: ratios of times mean little beside other work.
+
+    Example: `mrt bench --shape 512,64,8 --breakdown`
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own messages
+    with plain_errors():
+        from mrt_plugin.bench.model import ModelChoice
+        from mrt_plugin.bench.run import BenchSettings, run_bench
+        from mrt_plugin.bench.shapes import DEFAULT_SHAPES, Shape
+
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        settings = BenchSettings(
+            shapes=[Shape.parse(text) for text in shape] if shape else DEFAULT_SHAPES,
+            mixed=mixed,
+            model=ModelChoice(model, vocabulary, dtype, load_in_4bit, lora),
+            prefix_backends=prefix_backend or ["auto"],
+            groups=groups,
+            steps=steps,
+            rounds=rounds,
+            gradient_checkpointing=gradient_checkpointing,
+            breakdown=breakdown,
+            cpu=cpu,
+        )
+        with stages() as progress:
+            result = run_bench(settings, progress)
+        if plot is not None:
+            from mrt_plugin.bench.plot import plot as draw
+
+            draw(result, plot)
+    if json:
+        as_json(result)
+    else:
+        show(result)
+
+
+def show(result: dict[str, Any]) -> None:
+    """Write the tables."""
+    machine = result["machine"]
+    say(
+        f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, load {machine['load']} before; "
+        f"torch {machine['torch']}, transformers {machine['transformers']}, trl {machine['trl']}."
+    )
+    columns = ("", "batch", "pairs/s", "over TRL", "of the ratio", "peak MiB", "of the step")
+    for shape in result["shapes"]:
+        title = f"P,R,K = {shape['shape']}: token ratio {shape['token_ratio']:.2f}"
+        table(columns, [_row(arm) for arm in shape["arms"]], title)
+        for arm in shape["arms"]:
+            if "error" in arm:
+                say(f"{arm['name']}: {arm['error']}")
+        if shape.get("breakdown"):
+            _show_breakdown(shape["breakdown"])
+    say("batch: the micro-batch at which the trainer was fastest, in pairs (TRL) or groups (ours).")
+    say("over TRL: pairs per second over those of TRL's fastest mode; of the ratio: that, over the token ratio.")
+    say("peak MiB: at the peak of an optimizer step; of the step: without weights and optimizer state.")
+
+
+def _row(arm: dict[str, Any]) -> tuple[str, ...]:
+    if "pairs_per_second" not in arm:
+        return (arm["name"], "", "cannot run", "", "", "", "")
+    compared = (f"{arm['speedup']:.2f}x", f"{arm['fraction']:.2f}") if "speedup" in arm else ("differs", "")
+    return (
+        arm["name"],
+        str(arm["size"]),
+        f"{arm['pairs_per_second']:.2f}",
+        *compared,
+        f"{arm['peak_mib']:.0f}",
+        f"{arm['step_mib']:.0f}",
+    )
+
+
+def _show_breakdown(found: dict[str, Any]) -> None:
+    rows = [
+        (
+            piece,
+            f"{1000 * found['theirs'][piece]:.1f}",
+            f"{1000 * found['ours'][piece]:.1f}",
+            f"{100 * found['lost'][piece]:+.1f} %",
+        )
+        for piece in found["ours"]
+    ]
+    total = {side: 1000 * sum(found[side].values()) for side in ("theirs", "ours")}
+    rows.append(
+        ("step", f"{total['theirs']:.1f}", f"{total['ours']:.1f}", f"{100 * sum(found['lost'].values()):+.1f} %")
+    )
+    table(("ms, under the profiler", "TRL", "shared prefix", "of the ratio lost"), rows)
