@@ -288,6 +288,12 @@ class TestFailures:
         assert report.unfinished == 2
         assert len(rows_of(output)) == 3
 
+    def test_nothing_at_all_is_no_pool(self, tmp_path: Path, server: Server) -> None:
+        server.behave = lambda number, body: "500"
+        with pytest.raises(ValueError, match="no prompt got a response"):
+            sample_pool(prompts(tmp_path), endpoint(server, retries=0), tmp_path / "pool.jsonl", n=1, partial=True)
+        assert not (tmp_path / "pool.jsonl").exists()
+
     def test_the_key_is_sent_and_never_written(
         self, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -44,7 +44,7 @@ def sample(
     per_request: Annotated[
         int | None, typer.Option(min=1, help="Responses asked for at once; 1 where the endpoint refuses more.")
     ] = None,
-    retries: Annotated[int, typer.Option(min=0, help="Of a request that failed in passing.")] = 5,
+    retries: Annotated[int, typer.Option(min=0, help="Of a request that failed in passing.")] = 8,
     timeout: Annotated[float, typer.Option(help="Seconds that one request may take.")] = 600.0,
     backoff: Annotated[float, typer.Option(help="Seconds before the first retry; doubled for each further.")] = 1.0,
     extra: Annotated[

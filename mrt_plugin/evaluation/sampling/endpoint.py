@@ -53,7 +53,7 @@ class Endpoint:
         requests_per_minute: no more are started than this; None for no limit.
         per_request: responses asked for in one request (`n`); by default all that a prompt still needs. 1 for
             endpoints that refuse more.
-        retries: how often a request that failed in passing is tried again.
+        retries: how often a request that failed in passing is tried again; 8 last some two minutes.
         timeout: seconds that one request may take.
         backoff: seconds before the first retry; doubled for each further one.
         extra: more fields of the request's body; a field set to None is left out of it.
@@ -69,7 +69,7 @@ class Endpoint:
     concurrency: int = 16
     requests_per_minute: float | None = None
     per_request: int | None = None
-    retries: int = 5
+    retries: int = 8
     timeout: float = 600.0
     backoff: float = 1.0
     extra: dict[str, Any] = field(default_factory=dict)
@@ -273,7 +273,7 @@ class _Session:
             except Garbage as problem:
                 why = f"a reply that makes no sense: {problem}."
             if attempt < self.endpoint.retries:
-                await asyncio.sleep(backoff(attempt, self.endpoint.backoff) if wait is None else wait)
+                await asyncio.sleep(max(wait or 0.0, backoff(attempt, self.endpoint.backoff)))
         raise _Failed(self._clean(f"after {attempt + 1} tries: {why}"))
 
     def _sort(self, status: int, why: str) -> None:

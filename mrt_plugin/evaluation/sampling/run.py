@@ -2,16 +2,18 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
+
+from datasets import Dataset
 
 from mrt_plugin.evaluation.sampling.journal import Journal
 from mrt_plugin.evaluation.sampling.prompts import read_prompts
 from mrt_plugin.evaluation.sampling.settings import Draw, Job, Reply, SampleReport, SamplingSettings
 from mrt_plugin.groups import load_groups
-from mrt_plugin.groups.write import whole_file
+from mrt_plugin.groups.write import rows_of, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -105,52 +107,40 @@ def sample_pool(
     if output.exists() and not journal_path.exists():
         raise ValueError(f"{output} is there already, and not from this command: remove it or choose another output.")
 
-    tasks, repeated = _tasks(prompts, n, extend, source, split)
-    report = SampleReport(prompts=len(tasks), repeated_prompts=repeated, output=str(output))
-    report.wanted = sum(task.job.wanted for task in tasks)
+    pool = load_groups(prompts, split=split, source=source) if extend else None
+    wanted, repeated = _missing(pool, n) if pool is not None else _fresh(prompts, n, source, split)
+    report = SampleReport(prompts=len(wanted), repeated_prompts=repeated, output=str(output))
+    report.wanted = sum(job.wanted for job in wanted)
     with Journal(journal_path, {**sampler.identity(), **settings.as_dict()}) as journal:
-        jobs = [(task.job, journal.have(task.job.key)) for task in tasks]
+        jobs = [(job, journal.have(job.key)) for job in wanted]
         report.reused = sum(min(have, job.wanted) for job, have in jobs)
         _draw(sampler, jobs, settings, journal, report, progress)
-        _count(tasks, journal, report)
+        _count(wanted, journal, report)
         if report.unfinished and not partial:
             raise Unfinished(
                 f"{report.unfinished:,} of {report.wanted:,} draws could not be had ({report.first_failure}) The "
                 f"others are kept in {journal_path}: the same command goes on from there. To write what there is, "
                 "say partial (--partial)."
             )
-        rows = _rows(tasks, journal, settings, report, keep_cut_off)
-        first = next(rows, None)
-        if first is None:
-            raise ValueError(f"There is nothing to write: no prompt got a response. {report.first_rejection}")
+        rows = _rows(wanted, pool, journal, settings, report, keep_cut_off)
         with whole_file(output) as file:
-            for row in _with(first, rows):
+            for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            if file.tell() == 0:
+                raise ValueError(f"There is nothing to write: no prompt got a response. {report.first_rejection}")
     _log(report)
     return report
 
 
-@dataclass
-class _Task:
-    """A prompt to draw for, with the group that it extends, if any."""
-
-    job: Job
-    group: dict[str, Any] | None = None
-    rename: bool = False
-    """Whether the pool's scores and weights cover only the responses that were there before."""
+def _fresh(prompts: Any, n: int, source: str | None, split: str) -> tuple[list[Job], int]:
+    """n draws of every prompt; and how many rows repeat a prompt."""
+    found, repeated = read_prompts(prompts, split=split, source=source)
+    return [Job(name, prompt, n) for name, prompt in found], repeated
 
 
-def _tasks(prompts: Any, n: int, extend: bool, source: str | None, split: str) -> tuple[list[_Task], int]:
-    if not extend:
-        found, repeated = read_prompts(prompts, split=split, source=source)
-        return [_Task(Job(name, prompt, n)) for name, prompt in found], repeated
-    groups = load_groups(prompts, split=split, source=source)
-    missing = [max(0, n - len(responses)) for responses in groups["responses"]]
-    rename = any(missing)
-    return [
-        _Task(Job(group["id"], group["prompt"], wanted), group, rename)  # type: ignore[index]
-        for group, wanted in zip(groups, missing, strict=True)
-    ], 0
+def _missing(pool: Dataset, n: int) -> tuple[list[Job], int]:
+    """As many draws as every group lacks."""
+    return [Job(group["id"], group["prompt"], max(0, n - len(group["responses"]))) for group in rows_of(pool)], 0
 
 
 def _draw(
@@ -177,12 +167,12 @@ def _draw(
         sampler.draw(open_jobs, settings, record, report)
 
 
-def _count(tasks: list[_Task], journal: Journal, report: SampleReport) -> None:
+def _count(jobs: list[Job], journal: Journal, report: SampleReport) -> None:
     """What is missing now, by the journal."""
     report.unfinished = 0
-    for task in tasks:
-        missing = max(0, task.job.wanted - journal.have(task.job.key))
-        rejection = journal.rejection(task.job.key)
+    for job in jobs:
+        missing = max(0, job.wanted - journal.have(job.key))
+        rejection = journal.rejection(job.key)
         if missing and rejection is not None:
             report.rejected += 1
             report.first_rejection = report.first_rejection or rejection
@@ -191,14 +181,20 @@ def _count(tasks: list[_Task], journal: Journal, report: SampleReport) -> None:
 
 
 def _rows(
-    tasks: list[_Task], journal: Journal, settings: SamplingSettings, report: SampleReport, keep_cut_off: bool
+    jobs: list[Job],
+    pool: Dataset | None,
+    journal: Journal,
+    settings: SamplingSettings,
+    report: SampleReport,
+    keep_cut_off: bool,
 ) -> Iterator[dict[str, Any]]:
     """The rows of the pool, in the order of the prompts and of the draws."""
     about = {name: value for name, value in settings.as_dict().items() if name != "logprobs"}
-    for task in tasks:
-        row = _start(task)
-        old = row["responses"]
-        for number, (draw, model) in enumerate(journal.draws(task.job.key, task.job.wanted)):
+    groups: Iterable[dict[str, Any]] = repeat({}) if pool is None else rows_of(pool)
+    for job, group in zip(jobs, groups, strict=False):
+        row = _start(job, group, report.wanted > 0)
+        as_messages = bool(row["responses"]) and isinstance(row["responses"][0], list)
+        for number, (draw, model) in enumerate(journal.draws(job.key, job.wanted)):
             sample = _about(draw, number, model, about)
             ending = draw.ending
             report.whole += ending == "whole"
@@ -207,8 +203,7 @@ def _rows(
             if ending == "cut off" and not keep_cut_off:
                 row["truncated"].append({"text": draw.text, "finish_reason": draw.finish_reason, **sample})
                 continue
-            message = bool(old) and isinstance(old[0], list)
-            row["responses"].append([{"role": "assistant", "content": draw.text}] if message else draw.text)
+            row["responses"].append([{"role": "assistant", "content": draw.text}] if as_messages else draw.text)
             row["finish_reasons"].append(draw.finish_reason)
             row["samples"].append(sample)
             for name in ("scores_before", "weights_before"):
@@ -218,14 +213,13 @@ def _rows(
             yield row
 
 
-def _start(task: _Task) -> dict[str, Any]:
-    """The row as it is before the new draws."""
-    group = task.group or {}
+def _start(job: Job, group: dict[str, Any], rename: bool) -> dict[str, Any]:
+    """The row before the new draws. Scores and weights that cover only the old responses get another name."""
     old = list(group.get("responses", []))
-    row = {"id": task.job.id, "prompt": task.job.prompt, "responses": old}
+    row = {"id": job.id, "prompt": job.prompt, "responses": old}
     for name in ("scores", "weights"):
         if name in group:
-            row[f"{name}_before" if task.rename else name] = list(group[name])
+            row[f"{name}_before" if rename else name] = list(group[name])
     row["finish_reasons"] = list(group.get("finish_reasons") or [None] * len(old))
     return row | {"samples": [None] * len(old), "truncated": []}
 
@@ -235,11 +229,6 @@ def _about(draw: Draw, number: int, model: str | None, settings: dict[str, Any])
     optional = {"tokens": draw.tokens, "reasoning": draw.reasoning, "logprobs": draw.logprobs}
     given = {name: value for name, value in optional.items() if value is not None}
     return {"draw": number, "model": model, **settings, **given}
-
-
-def _with(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
 
 
 def _log(report: SampleReport) -> None:
