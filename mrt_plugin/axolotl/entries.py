@@ -180,6 +180,8 @@ def _mark(entry: dict[str, Any], mark: Mark) -> dict[str, Any]:
     elif _is_json_file(entry):
         # Arrow forces one schema on all messages, and its errors name no line. So Axolotl reads lines of text, and the
         # file is read once more by `load_groups`.
+        if Path(str(entry["path"])).stat().st_size == 0:
+            raise ValueError(f"{entry['path']}: it is empty: write at least one row.")
         mark = replace(mark, file=str(entry["path"]))
         entry = {**entry, "ds_type": "text"}
     return {**entry, "conversation": mark.as_text()}

@@ -58,8 +58,13 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         if cfg.get("merge_lora") and cfg.get("adapter") == "qlora" and cfg.get("merge_method") is None:
             cfg["merge_method"] = "legacy"
             logger.info(
-                "merge_method: legacy, into the model's linear layers as they were in 4 bit. memory_efficient, Axolotl's "
-                "default, would round the embeddings and the output head to 4 bit too; set it if memory is too small."
+                "merge_method: legacy, into the model's linear layers as they were in 4 bit. Axolotl's default, "
+                "memory_efficient, rounds the embeddings and the output head to 4 bit too; set it if memory is short."
+            )
+        if cfg.get("inference") and not cfg.get("chat_template") and block["prompt_format"] != "plain":
+            logger.warning(
+                "`axolotl inference` hands your text to the model as it is. Set chat_template: tokenizer_default to "
+                "format it as in training."
             )
 
     def post_model_build(self, cfg: Any, model: Any) -> None:

@@ -89,8 +89,8 @@ class GroupedDataset(DatasetWrappingStrategy):
         )
         if report.dropped_pairs and self._cfg.excess_length_strategy == "raise":
             raise ValueError(
-                f"{report.dropped_pairs} pairs are longer than {self._max_length} tokens and excess_length_strategy "
-                "is `raise`. Raise mrt.max_length and sequence_len, or drop them with `drop`."
+                f"Pairs longer than {self._max_length} tokens: {report.dropped_pairs}, and excess_length_strategy is `raise`. "
+                "Raise mrt.max_length and sequence_len, or drop them with `drop`."
             )
         if report.rows > report.groups:
             logger.info(

@@ -1,0 +1,300 @@
+"""What the plugin does when a recipe is read: every mistake is named with its remedy, before data or model are touched."""
+
+import json
+
+import axolotl_recipe
+import pytest
+
+pytest.importorskip("axolotl")
+pytestmark = pytest.mark.axolotl
+
+
+@pytest.fixture
+def read(tmp_path, tiny_model_dir, monkeypatch):
+    """Read a recipe with `changes` as every Axolotl command does, and return the validated configuration."""
+    import logging
+
+    logger_class = logging.getLoggerClass()
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+
+    logging.setLoggerClass(logger_class)
+    monkeypatch.chdir(tmp_path)
+    plugins = PluginManager.get_instance().plugins
+
+    def load(**changes):
+        plugins.clear()
+        settings = axolotl_recipe.recipe(tmp_path, tiny_model_dir, **changes)
+        return load_cfg(axolotl_recipe.write(tmp_path, settings))
+
+    yield load
+    plugins.clear()
+
+
+def refused(read, *parts, **changes):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        read(**changes)
+    for part in parts:
+        assert part in str(caught.value), f"{part!r} is not in: {caught.value}"
+
+
+def marks(cfg, key="datasets"):
+    return [json.loads(entry.conversation) for entry in cfg[key] or []]
+
+
+# ------------------------------------------------------------------ the mrt block
+
+
+def test_defaults_are_those_of_the_options(read):
+    from mrt_plugin.options import MultiResponseOptions
+
+    for empty in (None, {}):
+        cfg = read(mrt=empty)
+        assert cfg.mrt.k == MultiResponseOptions().k
+        assert cfg.mrt.layout == "auto"
+        assert cfg.mrt.row_packing is True
+
+
+@pytest.mark.parametrize(
+    ("block", "parts"),
+    [
+        ({"kk": 3}, ["mrt.kk", "did you mean k"]),
+        ({"frobnicate": 3}, ["mrt.frobnicate", "Known: ", "k, alpha"]),
+        ({"k": "4"}, ["mrt.k", "valid integer", "'4'"]),
+        ({"k": True}, ["mrt.k", "valid integer"]),
+        ({"k": 0}, ["mrt.k", "greater than or equal to 1"]),
+        ({"alpha": -1}, ["mrt.alpha"]),
+        ({"alpha": float("nan")}, ["mrt.alpha"]),
+        ({"layout": "shared"}, ["mrt.layout", "'shared_prefix'", "'expanded'"]),
+        ({"loss_aggregation": "mean"}, ["mrt.loss_aggregation", "'token'", "'prompt'", "'response'"]),
+        ({"row_packing": "yes"}, ["mrt.row_packing"]),
+        ({"selector": "best_k"}, ["mrt.selector", "type: mrt_plugin.axolotl.best_k"]),
+        ([1], ["mrt:", "[1]"]),
+        ({"datasets": [{"path": "pool.jsonl", "kk": 2}]}, ["mrt.datasets.0.kk", "did you mean k"]),
+        ({"datasets": [{"path": "pool.jsonl", "layout": "expanded"}]}, ["mrt.datasets.0.layout", "set mrt.layout"]),
+        ({"k": "4", "kk": 1}, ["mrt.k:", "mrt.kk"]),
+    ],
+)
+def test_a_wrong_option_is_named(read, block, parts):
+    refused(read, *parts, mrt=block)
+
+
+def test_lengths_must_fit(read):
+    refused(read, "mrt.row_length=512", "sequence_len: 512", "mrt.max_length: 256", mrt={"row_length": 512})
+    refused(read, "mrt.max_length=512", "raise sequence_len", mrt={"max_length": 512})
+    refused(read, "mrt.max_length=256", "128 tokens", mrt={"row_length": 128})
+    assert read(mrt={"row_length": 128, "max_length": 64}).mrt.row_length == 128
+
+
+# ------------------------------------------------------------------ datasets
+
+
+def test_every_registered_selector_is_a_dataset_type(read):
+    from mrt_plugin.selection import SELECTORS
+
+    for name in SELECTORS:
+        cfg = read(datasets=[{"path": "pool.jsonl", "ds_type": "json", "type": f"mrt_plugin.axolotl.{name}"}])
+        assert cfg.datasets[0].type == f"mrt_plugin.axolotl.{name}"
+
+
+def test_a_wrong_type_lists_the_right_ones(read):
+    for kind in ("mrt_plugin.axolotl.randomk", "mrt_plugin.random_k"):
+        refused(
+            read,
+            "datasets[0]",
+            kind,
+            "mrt_plugin.axolotl.random_k",
+            "mrt_plugin.axolotl.all",
+            datasets=[{"path": "pool.jsonl", "type": kind}],
+        )
+    refused(read, "datasets[0]", "no type", datasets=[{"path": "pool.jsonl"}])
+    refused(read, "no dataset is grouped", datasets=[{"path": "pool.jsonl", "type": "alpaca"}])
+
+
+def test_keys_that_a_grouped_dataset_would_ignore_are_refused(read):
+    entry = {"path": "pool.jsonl", "type": "mrt_plugin.axolotl.random_k"}
+    refused(read, "datasets[0]", "k here", "mrt:", datasets=[{**entry, "k": 3}])
+    refused(read, "train_on_eos", "no meaning", datasets=[{**entry, "train_on_eos": "all"}])
+    refused(read, "preprocess_shards", "no meaning", datasets=[{**entry, "preprocess_shards": 2}])
+    refused(read, "conversation", datasets=[{**entry, "conversation": "x"}])
+
+
+def test_overrides_are_matched_by_the_keys_given(read, tmp_path):
+    other = axolotl_recipe.write_rows(tmp_path / "other.jsonl", axolotl_recipe.groups(4))
+    entries = [
+        {"path": "pool.jsonl", "ds_type": "json", "type": "mrt_plugin.axolotl.random_k"},
+        {"path": other, "ds_type": "json", "type": "mrt_plugin.axolotl.best_k"},
+        {"path": other, "ds_type": "json", "type": "mrt_plugin.axolotl.all"},
+    ]
+    axolotl_recipe.write_rows(tmp_path / "pool.jsonl", axolotl_recipe.groups(4))
+    overrides = [{"path": other, "alpha": 0.5}, {"path": other, "type": "mrt_plugin.axolotl.best_k", "k": 2}]
+    cfg = read(datasets=entries, mrt={"k": 3, "datasets": overrides})
+    assert [mark["options"] for mark in marks(cfg)] == [{}, {"alpha": 0.5, "k": 2}, {"alpha": 0.5}]
+
+    refused(read, "matches no grouped dataset", datasets=entries, mrt={"datasets": [{"path": "none.jsonl", "k": 2}]})
+    refused(read, "matches no grouped dataset", datasets=entries, mrt={"datasets": [{"k": 2}]})
+    twice = [{"path": other, "k": 2}, {"path": other, "k": 3}]
+    refused(read, "k of", "given twice", datasets=entries, mrt={"datasets": twice})
+
+
+# ------------------------------------------------------------------ held-out prompts
+
+
+def test_val_set_size_becomes_a_held_out_dataset(read):
+    cfg = read(val_set_size=0.25)
+    assert cfg.val_set_size == 0
+    assert [mark["part"] for mark in marks(cfg)] == ["train"]
+    assert [mark["part"] for mark in marks(cfg, "test_datasets")] == ["held_out"]
+    assert {mark["share"] for mark in [*marks(cfg), *marks(cfg, "test_datasets")]} == {0.25}
+    assert cfg.test_datasets[0].type == "mrt_plugin.axolotl.all", "every response of a held-out prompt is scored"
+    assert read().test_datasets is None
+
+
+def test_val_set_size_is_a_share(read):
+    for size in (1, 20, 1.5, "a tenth", True):
+        refused(read, "val_set_size", "between 0 and 1", val_set_size=size)
+
+
+def test_test_datasets_of_their_own(read):
+    test = {"path": "pool.jsonl", "ds_type": "json", "type": "mrt_plugin.axolotl.all"}
+    assert [mark["part"] for mark in marks(read(test_datasets=[test]), "test_datasets")] == ["all"]
+    refused(read, "test_datasets", "remove one", test_datasets=[test], val_set_size=0.1)
+    best = {**test, "type": "mrt_plugin.axolotl.best_k"}
+    refused(read, "test_datasets[0]", "mrt_plugin.axolotl.all", test_datasets=[best])
+
+
+# ------------------------------------------------------------------ options of Axolotl
+
+
+REFUSED = [
+    {"rl": "dpo"},
+    {"reward_model": True},
+    {"pretraining_dataset": "pool.jsonl"},
+    {"streaming": True},
+    {"skip_prepare_dataset": True},
+    {"train_on_inputs": True},
+    {"excess_length_strategy": "truncate"},
+    {"eval_sequence_len": 128},
+    {"eval_sample_packing": True, "sample_packing": True},
+    {"dataloader_drop_last": True},
+    {"batch_flattening": True},
+    {"use_pose": True},
+    {"group_by_length": True},
+    {"chunked_cross_entropy": True},
+    {"flash_attn_cross_entropy": True},
+    {"use_eaft": True},
+    {"orpo_alpha": 0.1},
+    {"trainer_cls": "somewhere.Trainer"},
+    {"context_parallel_size": 2},
+    {"tensor_parallel_size": 2},
+    {"processor_type": "AutoProcessor"},
+    {"do_bench_eval": True},
+    {"do_causal_lm_eval": True},
+    {"eval_table_size": 4},
+    {"generate_samples": True},
+]
+
+
+@pytest.mark.parametrize("changes", REFUSED, ids=lambda changes: next(iter(changes)))
+def test_an_option_that_cannot_be_honoured_is_refused_by_name(read, changes):
+    name = next(iter(changes))
+    refused(read, f"{name}: {changes[name]!r}", "cannot be combined", **changes)
+
+
+def test_plugins_that_replace_the_loss_or_the_trainer_are_refused(read):
+    cce = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
+    refused(read, cce, "Remove it", plugins=[axolotl_recipe.PLUGIN, cce])
+    liger = "axolotl.integrations.liger.LigerPlugin"
+    refused(
+        read,
+        "liger_fused_linear_cross_entropy",
+        plugins=[liger, axolotl_recipe.PLUGIN],
+        liger_fused_linear_cross_entropy=True,
+    )
+
+
+def test_several_problems_are_shown_together(read):
+    refused(read, "train_on_inputs", "group_by_length", train_on_inputs=True, group_by_length=True)
+
+
+def test_options_that_work_pass(read):
+    cfg = read(
+        sample_packing=True,
+        excess_length_strategy="raise",
+        neftune_noise_alpha=5,
+        dataset_exact_deduplication=True,
+        shuffle_merged_datasets=False,
+        train_on_inputs=False,
+    )
+    assert cfg.eval_sample_packing is False, "Axolotl's packing would drop held-out rows"
+    assert cfg.dataloader_drop_last is False
+    refused(read, "row_packing", "sample_packing", sample_packing=True, mrt={"row_packing": False})
+
+
+# ------------------------------------------------------------------ the prepared dataset's name
+
+
+def prepared_names(cfg):
+    from axolotl.utils.data.shared import generate_dataset_hash_from_config
+
+    return [
+        generate_dataset_hash_from_config(cfg, entries, cfg.tokenizer_config)
+        for entries in (cfg.datasets, cfg.test_datasets)
+        if entries
+    ]
+
+
+def test_equal_recipes_share_a_prepared_dataset(read):
+    assert prepared_names(read(val_set_size=0.2)) == prepared_names(read(val_set_size=0.2, learning_rate=0.5))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mrt": {"k": 2}},
+        {"mrt": {"k": 3, "loss_aggregation": "prompt"}},
+        {"mrt": {"k": 3, "layout": "expanded"}},
+        {"mrt": {"k": 3, "max_length": 64}},
+        {"mrt": {"k": 3, "datasets": [{"type": "mrt_plugin.axolotl.random_k", "k": 3}]}},
+        {"seed": 8},
+        {"sequence_len": 128},
+        {"val_set_size": 0.3},
+        {"special_tokens": {"pad_token": "<|im_end|>"}},
+        {"excess_length_strategy": "raise"},
+    ],
+    ids=str,
+)
+def test_a_changed_recipe_has_another_prepared_dataset(read, changes):
+    before, after = prepared_names(read(val_set_size=0.2)), prepared_names(read(**{"val_set_size": 0.2, **changes}))
+    assert not set(before) & set(after)
+
+
+def test_a_changed_file_has_another_prepared_dataset(read, tmp_path):
+    before = prepared_names(read(val_set_size=0.2))
+    pool = tmp_path / "pool.jsonl"
+    rows = pool.read_text().splitlines(keepends=True)
+    pool.write_text("".join(rows[: len(rows) // 2]))
+    assert not set(before) & set(prepared_names(read(val_set_size=0.2)))
+
+
+def test_a_changed_tokenizer_has_another_prepared_dataset(read, tmp_path, tiny_model_dir):
+    import shutil
+
+    copied = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, copied)
+    before = prepared_names(read(base_model=str(copied)))
+    template = copied / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>assistant", "<|im_start|>model"))
+    assert not set(before) & set(prepared_names(read(base_model=str(copied))))
+
+
+def test_a_changed_file_of_an_ordinary_dataset_has_another_prepared_dataset(read, tmp_path):
+    path = tmp_path / "alpaca.jsonl"
+    axolotl_recipe.write_rows(path, [{"instruction": "Name a fruit.", "input": "", "output": "A pear."}])
+    entries = [
+        {"path": "pool.jsonl", "ds_type": "json", "type": "mrt_plugin.axolotl.random_k"},
+        {"path": "alpaca.jsonl", "ds_type": "json", "type": "alpaca"},
+    ]
+    before = prepared_names(read(datasets=entries))
+    axolotl_recipe.write_rows(path, [{"instruction": "Name a fruit.", "input": "", "output": "A plum."}])
+    assert not set(before) & set(prepared_names(read(datasets=entries)))
