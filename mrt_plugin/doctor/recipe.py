@@ -1,0 +1,269 @@
+"""What an Axolotl recipe will do: whether it validates, what each layout trains on, and an estimate of its memory.
+
+The recipe goes through Axolotl's own validation and data loading, and through the plugin, as `axolotl train` does it;
+only the model is not loaded. Nothing is written where the recipe would write.
+"""
+
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from datasets import Dataset
+from transformers import AutoConfig
+
+from mrt_plugin.attention import NotShareable, resolve_backend
+from mrt_plugin.doctor.machine import Device, find_device
+from mrt_plugin.doctor.memory import MemoryEstimate, Method, estimate_memory
+from mrt_plugin.layout.collator import GroupedResponseCollator
+from mrt_plugin.trainer.layout_choice import WORTH_SHARING
+from mrt_plugin.trainer.prepare import COLUMNS, is_prepared
+
+
+@dataclass(frozen=True)
+class DataCounts:
+    """What one part of the data trains on."""
+
+    rows: int
+    """Groups; a group longer than a row counts once per part."""
+    pairs: int
+    trained_tokens: int
+    tokens_expanded: int
+    """Tokens of one pass with the prompt copied for each response."""
+    tokens_shared: int
+    """Tokens of one pass with the prompt once per row."""
+
+    @property
+    def ratio(self) -> float:
+        """Expanded over shared tokens: how much less there is to compute."""
+        return self.tokens_expanded / max(self.tokens_shared, 1)
+
+
+@dataclass
+class RecipeReport:
+    """What `inspect_recipe` found. Where a step failed, `problems` says why and what follows is empty."""
+
+    recipe: str
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What loading the data counted: dropped, kept, too long."""
+    model: str | None = None
+    method: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """The `mrt:` block with its defaults."""
+    train: DataCounts | None = None
+    held_out: DataCounts | None = None
+    steps: int | None = None
+    """Optimizer steps of the whole run on one process."""
+    layout: str | None = None
+    """The layout expected: under `layout: auto` the proof on the loaded model has the last word."""
+    backend: str | None = None
+    batch: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """For each layout: rows and tokens per row of the largest micro-batch."""
+    memory: dict[str, MemoryEstimate] = field(default_factory=dict)
+    """For each layout: the estimate for that micro-batch."""
+    device: Device | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        plain = asdict(self)
+        plain["memory"] = {layout: estimate.as_dict() for layout, estimate in self.memory.items()}
+        for part, counts in (("train", self.train), ("held_out", self.held_out)):
+            if counts is not None:
+                plain[part]["ratio"] = counts.ratio
+        return plain
+
+
+def inspect_recipe(recipe: str | Path) -> RecipeReport:
+    """Check an Axolotl recipe and its data. Run it in the folder that `axolotl train` would be run in.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ImportError: if Axolotl is not installed.
+
+    Example:
+
+    ```python
+    report = inspect_recipe("recipe.yaml")
+    print(report.problems or f"{report.train.pairs} pairs, {report.train.ratio:.2f} times fewer tokens when shared")
+    ```
+    """
+    recipe = Path(recipe)
+    if not recipe.is_file():
+        raise FileNotFoundError(f"{recipe} is not a file: give the path of an Axolotl recipe.")
+    report = RecipeReport(str(recipe), device=find_device())
+    with _quiet(report), tempfile.TemporaryDirectory() as scratch:
+        stage = "recipe"
+        try:
+            cfg, asked_layout = _load_config(recipe, scratch)
+            _describe(report, cfg, asked_layout)
+            stage = "data"
+            tokenizer = _load_data(report, cfg)
+            stage = "model"
+            _foresee(report, cfg, tokenizer)
+        except Exception as error:  # whatever is wrong is what the user came for
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            report.problems.append(f"{stage}: {kind}{error}")
+    return report
+
+
+def _load_config(recipe: Path, scratch: str) -> tuple[Any, str]:
+    """Axolotl's validated configuration, and the layout that the recipe asks for."""
+    from axolotl.cli.config import load_cfg
+
+    elsewhere = {"output_dir": scratch, "dataset_prepared_path": scratch}
+    cfg = load_cfg(str(recipe), **elsewhere)
+    if cfg.mrt is None or cfg.mrt.layout != "expanded":
+        return cfg, "auto" if cfg.mrt is None else cfg.mrt.layout
+    # Both layouts are counted on rows in shared-prefix form.
+    return load_cfg(str(recipe), **elsewhere, mrt__layout="auto"), "expanded"
+
+
+def _describe(report: RecipeReport, cfg: Any, asked_layout: str) -> None:
+    report.model = str(cfg.base_model)
+    report.method = cfg.adapter or "full fine-tuning"
+    if not any("mrt_plugin" in str(plugin) for plugin in cfg.plugins or []):
+        raise ValueError("the plugin is not loaded. Add `plugins: [mrt_plugin.axolotl.MultiResponsePlugin]`.")
+    report.options = {**cfg.mrt, "layout": asked_layout}
+
+
+def _load_data(report: RecipeReport, cfg: Any) -> Any:
+    from axolotl.common.datasets import load_datasets
+    from axolotl.loaders import load_tokenizer
+
+    meta = load_datasets(cfg=cfg)
+    report.train = count(meta.train_dataset)
+    report.steps = cfg.max_steps or _steps(report.train.rows, meta.total_num_steps, cfg)
+    report.held_out = None if meta.eval_dataset is None else count(meta.eval_dataset)
+    tokenizer = load_tokenizer(cfg)
+    collator = GroupedResponseCollator(tokenizer, row_length=report.options.get("row_length") or cfg.sequence_len)
+    for layout in ("shared_prefix", "expanded"):
+        report.batch[layout] = largest_batch(meta.train_dataset, collator, layout, cfg)
+    return tokenizer
+
+
+def _steps(rows: int, packed: int, cfg: Any) -> int:
+    """Optimizer steps of the whole run: of packed rows as Axolotl counts them, of others as the trainer does."""
+    if cfg.sample_packing:
+        return packed
+    batches = math.ceil(rows / cfg.micro_batch_size)
+    return math.ceil(math.ceil(batches / cfg.gradient_accumulation_steps) * cfg.num_epochs)
+
+
+def count(dataset: Dataset) -> DataCounts:
+    """Count what prepared rows hold.
+
+    Raises:
+        ValueError: if the rows are not prepared groups.
+    """
+    if not is_prepared(dataset):
+        raise ValueError("its rows are no groups: give a dataset `type: mrt_plugin.axolotl.<selector>`.")
+    prefixes, segments = dataset["prefix_length"], dataset["segment_lengths"]
+    trained = sum(sum(label != -100 for label in labels) for labels in dataset["labels"])
+    responses = [sum(lengths) for lengths in segments]
+    return DataCounts(
+        rows=len(dataset),
+        pairs=sum(len(lengths) for lengths in segments),
+        trained_tokens=trained,
+        tokens_expanded=sum(
+            len(lengths) * prefix + tokens
+            for prefix, lengths, tokens in zip(prefixes, segments, responses, strict=True)
+        ),
+        tokens_shared=sum(prefixes) + sum(responses),
+    )
+
+
+def largest_batch(dataset: Dataset, collator: GroupedResponseCollator, layout: str, cfg: Any) -> tuple[int, int]:
+    """Rows and tokens per row of the largest micro-batch: that of the longest groups, collated as in training."""
+    if cfg.sample_packing:
+        return cfg.micro_batch_size, cfg.sequence_len
+    lengths = [len(tokens) for tokens in dataset["input_ids"]]
+    longest = sorted(range(len(lengths)), key=lambda index: -lengths[index])[: cfg.micro_batch_size]
+    collator.layout, collator.packing = layout, layout == "shared_prefix"
+    batch = collator([{name: dataset[index][name] for name in COLUMNS} for index in longest])
+    rows, tokens = batch["input_ids"].shape
+    return rows, tokens
+
+
+def _foresee(report: RecipeReport, cfg: Any, tokenizer: Any) -> None:
+    assert report.train is not None
+    assert report.device is not None
+    config = AutoConfig.from_pretrained(
+        cfg.base_model_config or cfg.base_model, trust_remote_code=bool(cfg.trust_remote_code)
+    )
+    try:
+        backend = resolve_backend(
+            cfg.mrt.prefix_backend,
+            config,
+            device_type=report.device.kind,
+            gradient_checkpointing=bool(cfg.gradient_checkpointing),
+        )
+        report.backend = backend.name
+        report.layout = report.options["layout"]
+        if report.layout == "auto":
+            report.layout = "shared_prefix" if report.train.ratio >= WORTH_SHARING else "expanded"
+    except NotShareable as refusal:
+        report.notes.append(str(refusal))
+        report.layout = "expanded"
+    for layout, (rows, tokens) in report.batch.items():
+        report.memory[layout] = estimate_memory(config, method_of(cfg), rows=rows, length=tokens)
+
+
+def method_of(cfg: Any) -> Method:
+    """How a validated recipe fine-tunes, as far as memory is concerned."""
+    optimizer = str(cfg.optimizer or "adamw")
+    if "8bit" in optimizer:
+        state = 2.0
+    elif "adam" in optimizer or optimizer == "ademamix":
+        state = 8.0
+    else:
+        state = 4.0  # one moment (SGD with momentum, Lion, Muon); Adafactor needs less
+    return Method(
+        bits=4 if cfg.load_in_4bit else 8 if cfg.load_in_8bit else None,
+        lora_rank=cfg.lora_r if cfg.adapter else None,
+        lora_targets="all-linear" if cfg.lora_target_linear else (cfg.lora_target_modules or "all-linear"),
+        dtype=cfg.torch_dtype or torch.float32,
+        optimizer_bytes=state,
+        gradient_checkpointing=bool(cfg.gradient_checkpointing),
+    )
+
+
+class _Notes(logging.Handler):
+    """Keeps what the package warns of."""
+
+    def __init__(self, notes: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.notes = notes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.notes.append(record.getMessage())
+
+
+@contextmanager
+def _quiet(report: RecipeReport) -> Iterator[None]:
+    """Axolotl's messages and progress bars away, the package's own warnings into the report."""
+    os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
+    os.environ.setdefault("AXOLOTL_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("LOG_LEVEL", "ERROR")
+    ours, handler = logging.getLogger("mrt_plugin"), _Notes(report.notes)
+    propagate, ours.propagate = ours.propagate, False
+    level = ours.level
+    ours.setLevel(logging.WARNING)
+    ours.addHandler(handler)
+    datasets.disable_progress_bars()
+    try:
+        with redirect_stdout(StringIO()):
+            yield
+    finally:
+        datasets.enable_progress_bars()
+        ours.removeHandler(handler)
+        ours.propagate = propagate
+        ours.setLevel(level)

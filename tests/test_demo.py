@@ -1,0 +1,278 @@
+"""Generated data with known modes, the measures on it, and the demo that trains on it."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from peft import LoraConfig, get_peft_model
+
+from mrt_plugin.encoding import Encoder
+from mrt_plugin.evaluation.held_out import held_out_nll
+from mrt_plugin.evaluation.known_truth import distance_of, truth_distance
+from mrt_plugin.evaluation.load import load_model
+from mrt_plugin.evaluation.log_likelihood import log_likelihoods
+from mrt_plugin.simulation.demo import RESULTS
+from mrt_plugin.simulation.modes import draw_groups, mode_prompts, split_prompts
+from mrt_plugin.simulation.tiny_model import build_llama, build_tokenizer, pretrain, save
+from mrt_plugin.simulation.whole_folder import whole_folder
+
+
+class TestModes:
+    def test_probabilities_sum_to_one_and_modes_differ(self) -> None:
+        world = mode_prompts(seed=3)
+        assert len({item.id for item in world}) == len({item.prompt for item in world}) == len(world) == 640
+        for item in world:
+            assert len(set(item.modes)) == len(item.modes) == len(item.probabilities) == 18
+            assert sum(item.probabilities) == pytest.approx(1)
+            assert 0 < item.entropy < np.log(18)
+
+    def test_a_world_is_its_seed(self) -> None:
+        assert mode_prompts(seed=1) == mode_prompts(seed=1)
+        assert mode_prompts(seed=1)[0].probabilities != mode_prompts(seed=2)[0].probabilities
+
+    def test_the_truth_depends_on_the_prompt(self) -> None:
+        drinks = [item for item in mode_prompts() if item.id.startswith("drink")]
+        assert len({item.modes[int(np.argmax(item.probabilities))] for item in drinks}) > 3
+
+    def test_draws_follow_the_truth(self) -> None:
+        (item,) = mode_prompts(seed=5)[7:8]
+        (group,) = draw_groups([item], n=20_000, seed=0)
+        shares = np.array([group["responses"].count(mode) for mode in item.modes]) / 20_000
+        error = np.sqrt(np.array(item.probabilities) / 20_000) + 1e-9
+        assert (np.abs(shares - item.probabilities) < 5 * error + 1e-4).all()
+
+    def test_a_group_does_not_depend_on_its_neighbours(self) -> None:
+        world = mode_prompts()[:20]
+        whole = draw_groups(world, n=8, seed=4)
+        assert draw_groups(world[::-1], n=8, seed=4) == whole[::-1]
+        assert draw_groups(world, n=8, seed=5) != whole
+
+    def test_the_split_is_complete_and_disjoint(self) -> None:
+        world = mode_prompts()
+        train, rest = split_prompts(world, 160, seed=0)
+        assert len(train) == 160
+        assert {item.id for item in train} | {item.id for item in rest} == {item.id for item in world}
+        assert len(train) + len(rest) == len(world)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return Encoder(tiny.tokenizer())
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    return tiny.llama(seed=1)
+
+
+PROMPT = "Name a fruit that grows on trees."
+RESPONSES = ["An apple.", "A pear is a fruit too, and so is a plum or a cherry.", "Rome"]
+
+
+class TestLikelihood:
+    def test_is_the_models_own(self, model: torch.nn.Module, encoder: Encoder) -> None:
+        pairs = encoder.encode_group(PROMPT, RESPONSES)
+        scores = log_likelihoods(model, pairs)
+        for pair, score in zip(pairs, scores, strict=True):
+            labels = [token if on else -100 for token, on in zip(pair.input_ids, pair.trained, strict=True)]
+            loss = model(input_ids=torch.tensor([pair.input_ids]), labels=torch.tensor([labels])).loss
+            assert score == pytest.approx(-loss.item() * pair.trained_length, rel=1e-5)
+
+    def test_neither_batches_nor_order_matter(self, model: torch.nn.Module, encoder: Encoder) -> None:
+        pairs = encoder.encode_group(PROMPT, RESPONSES * 4)
+        whole = log_likelihoods(model, pairs)
+        assert log_likelihoods(model, pairs, batch_tokens=1) == pytest.approx(whole, rel=1e-5)
+        assert log_likelihoods(model, pairs[::-1])[::-1] == pytest.approx(whole, rel=1e-5)
+
+    def test_an_adapter_counts_and_dropout_does_not(self, encoder: Encoder) -> None:
+        pairs = encoder.encode_group(PROMPT, RESPONSES)
+        base = log_likelihoods(tiny.llama(seed=1), pairs)
+        config = LoraConfig(r=4, lora_dropout=0.5, target_modules="all-linear", init_lora_weights=False)
+        adapted = get_peft_model(tiny.llama(seed=1), config).train()
+        scores = log_likelihoods(adapted, pairs)
+        assert np.abs(scores - base).max() > 1e-3
+        assert (log_likelihoods(adapted, pairs) == scores).all()
+        assert adapted.training
+
+    def test_progress_counts_the_pairs(self, model: torch.nn.Module, encoder: Encoder) -> None:
+        seen: list[int] = []
+        log_likelihoods(model, encoder.encode_group(PROMPT, RESPONSES), batch_tokens=1, progress=seen.append)
+        assert seen == [1, 1, 1]
+
+
+class TestHeldOut:
+    def test_tokens_or_prompts_have_one_vote(self, model: torch.nn.Module, encoder: Encoder) -> None:
+        groups = [{"prompt": PROMPT, "responses": RESPONSES}, {"prompt": "What is it?", "responses": ["Rome"]}]
+        result = held_out_nll(model, encoder, groups)
+        scores = [
+            log_likelihoods(model, encoder.encode_group(group["prompt"], group["responses"])) for group in groups
+        ]
+        tokens = sum(
+            pair.trained_length
+            for group in groups
+            for pair in encoder.encode_group(group["prompt"], group["responses"])
+        )
+        assert result.nll_per_token == pytest.approx(-sum(part.sum() for part in scores) / tokens, rel=1e-5)
+        assert result.nll_per_response == pytest.approx(-(scores[0].mean() + scores[1].mean()) / 2, rel=1e-5)
+        assert (result.prompts, result.pairs, result.tokens) == (2, 4, tokens)
+
+    def test_nothing_to_evaluate(self, model: torch.nn.Module, encoder: Encoder) -> None:
+        with pytest.raises(ValueError, match="no groups"):
+            held_out_nll(model, encoder, [])
+
+
+@dataclass(frozen=True)
+class Truth:
+    prompt: str
+    modes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+class TestDistance:
+    def test_of_known_distributions(self) -> None:
+        truth = Truth("", ("a", "b", "c", "d"), (0.4, 0.3, 0.2, 0.1))
+        p = np.array(truth.probabilities)
+        entropy = -(p * np.log(p)).sum()
+        uniform = distance_of([np.log(np.full(4, 0.25))], [truth])
+        assert uniform.kl == pytest.approx(np.log(4) - entropy)
+        assert uniform.elsewhere == pytest.approx(0)
+        assert uniform.coverage == pytest.approx(1)
+        halved = distance_of([np.log(p * 0.499)], [truth])
+        assert halved.kl == pytest.approx(-np.log(0.499))
+        assert halved.elsewhere == pytest.approx(0.501)
+        assert halved.coverage == 0
+        lottery = distance_of([np.log([0.97, 0.01, 0.01, 0.01])], [truth])
+        assert lottery.coverage == pytest.approx(0.4)
+        assert lottery.kl > uniform.kl
+
+    def test_a_mode_that_the_truth_excludes_costs_nothing(self) -> None:
+        truth = Truth("", ("a", "b"), (1.0, 0.0))
+        assert distance_of([np.array([0.0, -np.inf])], [truth]).kl == 0
+
+    def test_is_the_mean_over_prompts(self, model: torch.nn.Module, encoder: Encoder) -> None:
+        truths = [
+            Truth(PROMPT, ("An apple.", "A pear."), (0.7, 0.3)),
+            Truth("What is the capital of Italy?", ("Rome", "It is Rome.", "Paris"), (0.5, 0.5, 0.0)),
+        ]
+        both = truth_distance(model, encoder, truths)
+        single = [truth_distance(model, encoder, [truth]) for truth in truths]
+        assert both.kl == pytest.approx((single[0].kl + single[1].kl) / 2, rel=1e-5)
+        by_hand = sum(
+            p * (np.log(p) - log_likelihoods(model, [encoder.encode(PROMPT, mode)])[0])
+            for mode, p in zip(truths[0].modes, truths[0].probabilities, strict=True)
+        )
+        assert single[0].kl == pytest.approx(by_hand, rel=1e-5)
+        assert 0 < both.elsewhere < 1
+
+
+class TestTinyModel:
+    def test_learns_what_it_is_shown(self, tmp_path: Path) -> None:
+        texts = ["Name a fruit.", "An apple.", "A pear."]
+        encoder = Encoder(build_tokenizer(texts))
+        model = build_llama(encoder.tokenizer)
+        pairs = encoder.encode_group("Name a fruit.", ["An apple.", "A pear."])
+        before = np.exp(log_likelihoods(model, pairs)).sum()
+        steps: list[int] = []
+        pretrain(model, lambda step: pairs, steps=80, progress=steps.append)
+        after = np.exp(log_likelihoods(model, pairs))
+        assert before < 0.01
+        assert after == pytest.approx([0.5, 0.5], abs=0.05)
+        assert steps == list(range(1, 81))
+        save(model, encoder.tokenizer, tmp_path / "model")
+        assert log_likelihoods(load_model(tmp_path / "model"), pairs) == pytest.approx(np.log(after), abs=1e-4)
+
+    def test_is_its_seed(self) -> None:
+        tokenizer = build_tokenizer(["a"])
+        first, again, other = (build_llama(tokenizer, seed).lm_head.weight for seed in (0, 0, 1))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+
+class TestWholeFolder:
+    def test_appears_when_it_is_complete(self, tmp_path: Path) -> None:
+        with whole_folder(tmp_path / "out", marker="done") as work:
+            (work / "done").write_text("1")
+            assert not (tmp_path / "out").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert (tmp_path / "out/done").read_text() == "1"
+
+    def test_a_failure_leaves_what_was_there(self, tmp_path: Path) -> None:
+        with whole_folder(tmp_path / "out", marker="done") as work:
+            (work / "done").write_text("old")
+        with pytest.raises(FileNotFoundError), whole_folder(tmp_path / "out", marker="done") as work:
+            (work / "done").replace(work / "missing" / "done")
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert (tmp_path / "out/done").read_text() == "old"
+
+    def test_an_earlier_result_is_replaced(self, tmp_path: Path) -> None:
+        for name in ("first", "second"):
+            with whole_folder(tmp_path / "out", marker="done") as work:
+                (work / "done").touch()
+                (work / name).touch()
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["done", "second"]
+
+    def test_a_foreign_folder_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/thesis.tex").write_text("years of work")
+        with pytest.raises(FileExistsError, match="choose another"), whole_folder(tmp_path / "out", marker="done"):
+            pytest.fail("the block must not run")
+        assert (tmp_path / "out/thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.axolotl
+class TestDemo:
+    """`mrt demo --quick`, as `make demo` runs it but for its size."""
+
+    def test_everything_is_there_and_adds_up(self, demo: tuple[Path, dict]) -> None:
+        folder, printed = demo
+        assert json.loads((folder / RESULTS).read_text()) == printed
+        assert [run["name"] for run in printed["runs"]] == ["base model", "K = 1", "K = 4"]
+        for run in printed["runs"]:
+            assert 0 <= run["coverage"] <= 1
+            assert 0 <= run["elsewhere"] <= 1
+            assert run["kl"] > 0
+            assert run["held_out_nll"] > printed["truth"]["held_out_nll"]
+        assert printed["runs"][1]["kl"] != printed["runs"][0]["kl"]
+        assert printed["sentence"].startswith("On prompts it was not trained on, 4 responses")
+        with (folder / "results.png").open("rb") as image:
+            assert image.read(8) == b"\x89PNG\r\n\x1a\n"
+
+    def test_k_is_what_differs(self, demo: tuple[Path, dict]) -> None:
+        folder, printed = demo
+        prompts = printed["settings"]["train_prompts"]
+        for k in (1, 4):
+            log = (folder / f"k{k}.log").read_text()
+            assert f"{prompts} groups, {k * prompts} pairs" in log
+        one, four = ((folder / f"k{k}.yaml").read_text().splitlines() for k in (1, 4))
+        different = [line for line, other in zip(one, four, strict=True) if line != other]
+        assert [line.split(":")[0].strip() for line in different[-2:]] == ["k", "output_dir"]
+        assert len(different) == 4  # with the two lines of the comment that name the recipe
+
+    def test_the_measures_can_be_had_again(self, demo: tuple[Path, dict]) -> None:
+        folder, printed = demo
+        from transformers import AutoTokenizer
+
+        model = load_model(folder / "model", folder / "k4", load_in_4bit=True, device="cpu")
+        encoder = Encoder(AutoTokenizer.from_pretrained(folder / "k4"))
+        groups = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+        again = held_out_nll(model, encoder, groups)
+        assert again.nll_per_token == pytest.approx(printed["runs"][2]["held_out_nll"], rel=1e-5)
+
+    def test_nothing_else_is_left(self, demo: tuple[Path, dict]) -> None:
+        folder, _ = demo
+        assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    folder = tmp_path_factory.mktemp("demo") / "demo_output"
+    command = [sys.executable, "-c", "from mrt_plugin.cli import app; app()", "demo", "--quick", "--json"]
+    done = subprocess.run([*command, "--output", str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, json.loads(done.stdout)

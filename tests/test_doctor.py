@@ -1,0 +1,352 @@
+"""`mrt doctor`: what it says of the machine, of a recipe, and of memory."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config
+
+from mrt_plugin.attention import resolve_backend
+from mrt_plugin.doctor.machine import Device, Machine, inspect_machine
+from mrt_plugin.doctor.memory import Method, estimate_memory
+from mrt_plugin.doctor.recipe import count, largest_batch
+from mrt_plugin.encoding import Encoder
+from mrt_plugin.layout.collator import GroupedResponseCollator
+from mrt_plugin.layout.group_row import build_group_row
+from mrt_plugin.loss.token_nll import TokenNLL
+from mrt_plugin.versions import Library, libraries
+
+
+class TestMachine:
+    def test_says_what_auto_means_here(self) -> None:
+        machine = inspect_machine()
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        backend = resolve_backend("auto", LlamaConfig(), device_type=kind, gradient_checkpointing=True)
+        assert (machine.device.kind, machine.prefix_backend, machine.embedder) == (kind, backend.name, "lexical")
+        assert machine.problems == []
+        json.dumps(machine.as_dict(), allow_nan=False)
+
+    def test_ranges_are_those_of_the_package(self) -> None:
+        found = {library.name: library for library in libraries()}
+        assert found["trl"].extra is None
+        assert found["axolotl"].extra == "axolotl"
+        assert found["axolotl"].supported == "==0.19.0"
+        assert "pytest" not in found
+        assert "pytest" in {library.name for library in libraries(tools=True)}
+
+    @pytest.mark.parametrize(
+        ("supported", "found", "extra", "ok"),
+        [
+            (">=1.9,<1.17", "1.16.0", None, True),
+            (">=1.9,<1.17", "1.17.0", None, False),
+            (">=1.9,<1.17", "1.8.2", None, False),
+            (">=2.11,<2.14", "2.13.0+cu130", None, True),
+            (">=1.9,<1.17", None, None, False),
+            ("==0.19.0", None, "axolotl", True),
+            ("==0.19.0", "0.18.0", "axolotl", False),
+            ("", "7.0", None, True),
+        ],
+    )
+    def test_what_is_supported(self, supported: str, found: str | None, extra: str | None, ok: bool) -> None:
+        library = Library("some", supported, found, extra)
+        assert library.ok is ok
+        machine = Machine("3.11", [library], Device("cpu", "", None, False), "sdpa", "lexical", False)
+        assert len(machine.problems) == (0 if ok else 1)
+        for problem in machine.problems:
+            assert f"pip install 'some{supported}'" in problem
+
+
+class LivePeak(TorchDispatchMode):
+    """Bytes of all tensors alive at once, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def track(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage not in self.known:
+            self.known.add(storage)
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._gone, storage.nbytes())
+
+    def _gone(self, size: int) -> None:
+        self.live -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                self.track(leaf)
+        return result
+
+
+def measured_peak(config: LlamaConfig, lora_rank: int | None, checkpointing: bool, length: int) -> float:
+    """GiB of tensors alive at the peak of two real training steps in fp32."""
+    model: Any = LlamaForCausalLM(copy.deepcopy(config)).train()
+    if lora_rank is not None:
+        model = get_peft_model(model, LoraConfig(r=lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"))
+        model.enable_input_require_grads()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
+    compute = TokenNLL(model)
+    tracker = LivePeak()
+    for parameter in model.parameters():
+        tracker.track(parameter)
+    with tracker:
+        for _ in range(2):
+            tokens = torch.randint(0, config.vocab_size, (1, length))
+            compute(model, {"input_ids": tokens, "use_cache": False}, tokens).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return tracker.peak / 2**30
+
+
+class TestMemory:
+    CONFIG = LlamaConfig(
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=2000,
+        tie_word_embeddings=False,
+    )
+
+    @pytest.mark.parametrize("checkpointing", [True, False])
+    @pytest.mark.parametrize("lora_rank", [8, None])
+    def test_is_near_the_tensors_of_a_real_step(self, lora_rank: int | None, checkpointing: bool) -> None:
+        method = Method(lora_rank=lora_rank, dtype=torch.float32, gradient_checkpointing=checkpointing)
+        estimate = estimate_memory(self.CONFIG, method, rows=1, length=800)
+        assert estimate.total == pytest.approx(measured_peak(self.CONFIG, lora_rank, checkpointing, 800), rel=0.25)
+
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_quantised_weights_are_those_that_bitsandbytes_makes(self, tmp_path: Path, bits: int) -> None:
+        path = tiny.model_dir(tmp_path, hidden=128, layers=4)
+        config = BitsAndBytesConfig(
+            load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_use_double_quant=True, bnb_4bit_quant_type="nf4"
+        )
+        model = LlamaForCausalLM.from_pretrained(
+            path, quantization_config=config, dtype=torch.float32, device_map={"": "cpu"}
+        )
+        estimate = estimate_memory(model.config, Method(bits=bits, lora_rank=8, dtype=torch.float32), rows=1, length=8)
+        assert estimate.weights == pytest.approx(model.get_memory_footprint() / 2**30, rel=0.03)
+
+    def test_counts_the_parameters(self) -> None:
+        estimate = estimate_memory(self.CONFIG, Method(lora_rank=8), rows=1, length=16)
+        model = LlamaForCausalLM(copy.deepcopy(self.CONFIG))
+        assert estimate.parameters == model.num_parameters()
+        adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+        assert estimate.trained_parameters == adapted.num_parameters(only_trainable=True)
+
+    def test_leaves_the_config_alone(self) -> None:
+        config = Qwen3Config(num_hidden_layers=2, hidden_size=64, intermediate_size=64, vocab_size=100)
+        before = (config.to_dict(), config._attn_implementation)
+        estimate_memory(config, Method(bits=4, lora_rank=4), rows=2, length=32)
+        assert (config.to_dict(), config._attn_implementation) == before
+
+    def test_what_should_save_memory_does(self) -> None:
+        config = LlamaConfig(num_hidden_layers=4, num_key_value_heads=8)  # wide, as real ones are: 4,096
+
+        def total(length: int = 1024, **method: Any) -> float:
+            return estimate_memory(config, Method(**method), rows=1, length=length).total
+
+        qlora, lora, full = total(bits=4, lora_rank=8), total(lora_rank=8), total()
+        assert qlora < lora < full
+        assert total(lora_rank=8) < total(lora_rank=8, gradient_checkpointing=False)
+        assert total(lora_rank=8, length=512) < lora
+        assert total(optimizer_bytes=2) < full
+
+    def test_parts_add_up(self) -> None:
+        parts = estimate_memory(self.CONFIG, Method(bits=4, lora_rank=8), rows=1, length=64).as_dict()
+        names = ("weights", "training_state", "activations", "logits", "dequantised")
+        assert parts["total"] == pytest.approx(sum(parts[name] for name in names))
+
+
+@pytest.fixture(scope="module")
+def prepared() -> tuple[Dataset, GroupedResponseCollator]:
+    tokenizer = tiny.tokenizer()
+    encoder = Encoder(tokenizer)
+    groups = [("Name a fruit.", ["An apple.", "A pear."]), ("Write one sentence about the sea.", ["It is calm."] * 3)]
+    rows = [dict(build_group_row(encoder.encode_group(prompt, responses))) for prompt, responses in groups]
+    return Dataset.from_list(rows), GroupedResponseCollator(tokenizer)
+
+
+class TestCounts:
+    def test_are_those_of_the_collated_rows(self, prepared: tuple[Dataset, GroupedResponseCollator]) -> None:
+        dataset, collator = prepared
+        counts = count(dataset)
+        assert (counts.rows, counts.pairs) == (2, 5)
+        for layout, tokens in (("shared_prefix", counts.tokens_shared), ("expanded", counts.tokens_expanded)):
+            collator.layout = layout
+            batch = collator(list(dataset))
+            assert int((batch["group_ids"] >= 0).sum()) == tokens
+            assert int((batch["labels"] != -100).sum()) == counts.trained_tokens
+        assert counts.ratio == counts.tokens_expanded / counts.tokens_shared > 1
+
+    def test_rows_that_are_no_groups(self) -> None:
+        with pytest.raises(ValueError, match="rows are no groups"):
+            count(Dataset.from_dict({"input_ids": [[1]], "labels": [[1]]}))
+
+    def test_the_largest_batch(self, prepared: tuple[Dataset, GroupedResponseCollator]) -> None:
+        dataset, collator = prepared
+        cfg = SimpleNamespace(sample_packing=False, micro_batch_size=1, sequence_len=256)
+        longest = max(len(tokens) for tokens in dataset["input_ids"])
+        assert largest_batch(dataset, collator, "shared_prefix", cfg) == (1, longest)
+        assert largest_batch(dataset, collator, "expanded", cfg)[0] == 3
+        packed = SimpleNamespace(sample_packing=True, micro_batch_size=2, sequence_len=256)
+        assert largest_batch(dataset, collator, "expanded", packed) == (2, 256)
+
+
+RECIPE = """\
+base_model: {model}
+plugins:
+  - mrt_plugin.axolotl.MultiResponsePlugin
+datasets:
+  - path: {pool}
+    ds_type: json
+    type: mrt_plugin.axolotl.random_k
+mrt:
+  k: 2
+  layout: auto
+adapter: qlora
+load_in_4bit: true
+lora_r: 8
+lora_alpha: 16
+lora_target_linear: true
+sequence_len: 128
+micro_batch_size: 2
+gradient_accumulation_steps: 1
+num_epochs: 2
+learning_rate: 0.0002
+optimizer: adamw_torch
+val_set_size: 0.2
+attn_implementation: sdpa
+bf16: false
+fp16: false
+lora_mlp_kernel: false
+lora_qkv_kernel: false
+lora_o_kernel: false
+output_dir: out
+dataset_num_proc: 1
+dataset_prepared_path: prepared
+"""
+
+CHANGES = {
+    "good": ("", ""),
+    "expanded": ("layout: auto", "layout: expanded"),
+    "typo": ("k: 2", "kk: 2"),
+    "no_plugin": ("plugins:\n  - mrt_plugin.axolotl.MultiResponsePlugin\n", ""),
+    "no_data": ("pool.jsonl", "nowhere.jsonl"),
+    "bad_data": ("pool.jsonl", "bad.jsonl"),
+    "too_short": ("sequence_len: 128", "sequence_len: 4"),
+    "no_model": ("base_model: ", "base_model: nowhere"),
+    "unknown_option": ("num_epochs: 2", "num_epochs: many"),
+}
+
+SCRIPT = """
+import json, sys
+from mrt_plugin.doctor.recipe import inspect_recipe
+if __name__ == "__main__":
+    print(json.dumps({path: inspect_recipe(f"{path}.yaml").as_dict() for path in sys.argv[1:]}))
+"""
+
+
+@pytest.mark.axolotl
+class TestRecipe:
+    def test_a_good_recipe(self, reports: dict[str, Any], folder: Path) -> None:
+        report = reports["good"]
+        assert report["problems"] == []
+        train, held_out = report["train"], report["held_out"]
+        assert train["rows"] + held_out["rows"] == 20
+        assert train["pairs"] == 2 * train["rows"]
+        assert held_out["pairs"] == 4 * held_out["rows"]  # every held-out response is scored
+        assert train["ratio"] == pytest.approx(train["tokens_expanded"] / train["tokens_shared"])
+        assert report["steps"] == 2 * -(-train["rows"] // 2)  # epochs, and batches of 2
+        assert (report["layout"], report["method"], report["options"]["k"]) == ("shared_prefix", "qlora", 2)
+        assert report["notes"] == ["pool.jsonl: repeated responses kept: 1 (first: line 1); "
+                                   "a repeated answer counts as a likelier answer."] * 2  # fmt: skip
+        shared, expanded = report["memory"]["shared_prefix"], report["memory"]["expanded"]
+        assert 0 < shared["total"] < expanded["total"]
+
+    def test_an_expanded_recipe_is_counted_in_both_layouts(self, reports: dict[str, Any]) -> None:
+        assert reports["expanded"]["layout"] == reports["expanded"]["options"]["layout"] == "expanded"
+        assert reports["expanded"]["train"] == reports["good"]["train"]
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("typo", ["recipe:", "mrt.kk is not an option: did you mean k?"]),
+            ("no_plugin", ["recipe:", "Add `plugins: [mrt_plugin.axolotl.MultiResponsePlugin]`"]),
+            ("no_data", ["data:", "nowhere.jsonl"]),
+            ("bad_data", ["data:", "line 2", "responses"]),
+            ("too_short", ["data:", "max_length=4", "Raise max_length"]),
+            ("no_model", ["recipe:", "OSError"]),
+            ("unknown_option", ["recipe:", "num_epochs"]),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, reports: dict[str, Any], name: str, words: list[str]) -> None:
+        (problem,) = reports[name]["problems"]
+        for word in words:
+            assert word in problem
+
+    def test_nothing_is_written(self, reports: dict[str, Any], folder: Path) -> None:
+        known = {"model", "pool.jsonl", "bad.jsonl", "script.py", *(f"{name}.yaml" for name in CHANGES)}
+        assert {path.name for path in folder.iterdir()} == known
+
+    def test_the_command(self, folder: Path) -> None:
+        done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "typo.yaml")
+        assert done.returncode == 1
+        assert "did you mean k?" in done.stdout
+        done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "missing.yaml")
+        assert done.returncode == 1
+        assert "missing.yaml is not a file" in done.stderr
+
+
+def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env=environment, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    tiny.model_dir(folder / "model")
+    groups = [
+        {"prompt": f"Name a fruit that grows on trees, number {index}.", "responses": ["apple", "pear", "plum", "dog"]}
+        for index in range(20)
+    ]
+    groups[0]["responses"] = ["apple", "apple", "plum", "dog"]
+    (folder / "pool.jsonl").write_text("".join(json.dumps(group) + "\n" for group in groups))
+    (folder / "bad.jsonl").write_text('{"prompt": "a", "responses": ["b"]}\n{"prompt": "a", "responses": "b"}\n')
+    recipe = RECIPE.format(model="model", pool="pool.jsonl")
+    for name, (old, new) in CHANGES.items():
+        assert old in recipe
+        (folder / f"{name}.yaml").write_text(recipe.replace(old, new, 1) if old else recipe)
+    (folder / "script.py").write_text(SCRIPT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reports(folder: Path) -> dict[str, Any]:
+    done = run_in(folder, "script.py", *CHANGES)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)

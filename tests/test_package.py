@@ -1,0 +1,122 @@
+"""The package as it is installed: quick to import, typed, whole."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import import_module, metadata
+from pathlib import Path
+
+import pytest
+
+import mrt_plugin
+
+ROOT = Path(mrt_plugin.__file__).parents[1]
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+class TestImport:
+    def test_takes_less_than_a_third_of_a_second(self) -> None:
+        code = "import time; t = time.perf_counter(); import mrt_plugin; print(time.perf_counter() - t)"
+        assert min(float(run_python(code)) for _ in range(5)) < 0.3
+
+    @pytest.mark.parametrize("room", ["options", "groups", "encoding", "scoring", "curation", "selection"])
+    def test_rooms_above_layout_leave_torch_alone(self, room: str) -> None:
+        heavy = run_python(
+            f"import sys, mrt_plugin.{room}; print('torch' in sys.modules, 'transformers' in sys.modules)"
+        )
+        assert heavy.split() == ["False", "False"]
+
+    def test_the_command_starts_without_torch(self) -> None:
+        assert run_python("import sys, mrt_plugin.cli; print('torch' in sys.modules)").strip() == "False"
+
+    def test_public_names_resolve(self) -> None:
+        for name in mrt_plugin.__all__:
+            found = getattr(mrt_plugin, name)
+            assert found.__name__ == name
+            assert found.__doc__
+        assert set(mrt_plugin.__all__) <= set(dir(mrt_plugin))
+
+    def test_an_unknown_name_is_an_attribute_error(self) -> None:
+        with pytest.raises(AttributeError, match="no attribute 'MultiResponseTrainer'"):
+            mrt_plugin.MultiResponseTrainer  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    source = tmp_path_factory.mktemp("source")
+    shutil.copytree(ROOT / "mrt_plugin", source / "mrt_plugin", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    code = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=True)
+    return zipfile.ZipFile(source / done.stdout.splitlines()[-1])
+
+
+class TestWheel:
+    def test_holds_every_module_and_nothing_else(self, wheel: zipfile.ZipFile) -> None:
+        packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        there = {
+            path.relative_to(ROOT).as_posix()
+            for path in (ROOT / "mrt_plugin").rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        assert packed == there
+        assert "mrt_plugin/py.typed" in packed
+
+    def test_metadata(self, wheel: zipfile.ZipFile) -> None:
+        (name,) = [name for name in wheel.namelist() if name.endswith("METADATA")]
+        text = wheel.read(name).decode()
+        assert "License-Expression: Apache-2.0" in text
+        assert "Requires-Python: >=3.11" in text
+        for extra in ("axolotl", "qlora", "embeddings", "plots", "test", "dev"):
+            assert f"Provides-Extra: {extra}" in text
+        assert any(entry.endswith("licenses/LICENSE") for entry in wheel.namelist())
+
+
+def test_version_is_one() -> None:
+    assert metadata.version("mrt-plugin") == mrt_plugin.__version__
+
+
+def test_the_command_is_installed() -> None:
+    (entry,) = metadata.entry_points(group="console_scripts", name="mrt")
+    assert import_module(entry.module).app is entry.load()
+
+
+def command_names() -> list[str]:
+    import typer
+
+    from mrt_plugin.cli import app
+
+    return list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", command_names())
+def test_every_command_has_help_with_an_example_and_json(name: str) -> None:
+    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
+    shown = subprocess.run(
+        [sys.executable, "-c", "from mrt_plugin.cli import app; app()", name, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    ).stdout
+    assert f"mrt {name}" in shown
+    assert "Example" in shown
+    assert "--json" in shown
+
+
+def test_json_goes_to_stdout_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from mrt_plugin.cli import app; app()", "doctor", "--json"],
+        capture_output=True,
+        text=True,
+    )
+    result = json.loads(done.stdout)
+    assert done.returncode == (1 if result["machine"]["problems"] else 0)
