@@ -1,15 +1,12 @@
 """`check`: the user's own test of correctness or of following the instruction."""
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Iterable
-from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
 from mrt_plugin.curation.rule import DropOrFlag, Group, GroupRule, Tools, Verdict
+from mrt_plugin.scoring.function import load_function
 
 
 class Check(GroupRule):
@@ -45,34 +42,6 @@ class Check(GroupRule):
         spare = self.keep_one and len(failed) == len(group.responses)
         for index, problem in failed.items():
             yield Verdict("flag" if spare or self.action == "flag" else "drop", problem, index)
-
-
-@cache
-def load_function(name: str) -> Callable[[Any, Any], bool | str]:
-    """The function behind `package.module:function` or `path/to/file.py:function`.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    place, colon, attribute = name.rpartition(":")
-    if not colon or not place:
-        raise ValueError(f"{name!r} names no function: write package.module:function or path/to/file.py:function.")
-    if place.endswith(".py"):
-        path = Path(place)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if not path.is_file() or spec is None or spec.loader is None:
-            raise ValueError(f"{name!r}: there is no file {path}.")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as problem:
-            raise ValueError(f"{name!r}: {problem}.") from None
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise ValueError(f"{name!r}: {place} has no function {attribute}.")
-    return function  # type: ignore[no-any-return]
 
 
 def _ask(function: Callable[[Any, Any], Any], group: Group, index: int, response: Any) -> str:

@@ -126,7 +126,3 @@ def markdown() -> str:
 
 def _shown(field: Any) -> Any:
     return field.get_default(call_default_factory=True)
-
-
-if __name__ == "__main__":
-    print(markdown(), end="")

@@ -20,8 +20,8 @@ ONLY_AT_THE_ENDS = {"<s>", "</s>", "<eos>", "<bos>"}
 """Tokens that mean something else inside a text: `<s>` is the HTML tag for struck text."""
 
 _LABEL = re.compile(
-    r"(?:<\|im_start\|>assistant\s*\n|<\|assistant\|>\s*|<start_of_turn>model\s*\n|#+ ?(?:response|assistant):\s*|"
-    r"assistant:\s+|ASSISTANT:\s+|Assistant:\s+)"
+    r"<\|im_start\|>assistant\s*\n|<\|assistant\|>\s*|<start_of_turn>model\s*\n|#+ ?(?:[Rr]esponse|[Aa]ssistant):\s*"
+    r"|(?:assistant|ASSISTANT|Assistant):\s+"
 )
 _NEXT_TURN = re.compile(r"\n(?:### ?Instruction:|### ?(?:Human|User):|(?:Human|USER): .*\n+(?:Assistant|ASSISTANT):)")
 _MOJIBAKE = re.compile("â€|Ã[\x80-\xbf©±¨¡³¶¼]|Â[\x80-\xbf°·«»]")
@@ -83,7 +83,9 @@ def clean(text: str, tokens: list[str]) -> str:
         label = _LABEL.match(text)
         text = text[label.end() :] if label else text
         for token in tokens:
-            text = text.removeprefix(token).removesuffix(token)
+            text = text.removesuffix(token)
+            if token != "<s>" or "</s>" not in text:  # which together strike a text through in HTML
+                text = text.removeprefix(token)
     return text
 
 

@@ -46,6 +46,12 @@ class SplitReport:
         )
 
 
+def check_share(share: float) -> None:
+    """Raise ValueError unless a share leaves something on both sides."""
+    if not 0 < share < 1:
+        raise ValueError(f"the held-out share {share!r} must be between 0 and 1, 0.05 for instance.")
+
+
 def split_held_out(
     groups: Dataset, share: float, *, seed: int = 0, threshold: float = 0.8, num_proc: int | None = None
 ) -> tuple[Dataset, Dataset, SplitReport]:
@@ -79,8 +85,7 @@ def split_held_out(
     train, held_out, report = split_held_out(load_groups("pool.jsonl"), 0.1, seed=7)
     ```
     """
-    if not 0 < share < 1:
-        raise ValueError(f"the held-out share {share!r} must be between 0 and 1, 0.05 for instance.")
+    check_share(share)
     members = clusters(prompt_signatures(groups, num_proc), threshold)
     prompts = groups["prompt"][:]
     keys = np.array([prompt_key(prompt) for prompt in prompts])

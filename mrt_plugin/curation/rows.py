@@ -72,10 +72,9 @@ def _keep(
 
 
 def _encoded(responses: list[Any], feature: Any) -> pyarrow.Array:
-    spelled = {"response": [spelled(response) for response in responses]}
-    return (
-        Dataset.from_dict(spelled, features=Features({"response": feature})).data.column("response").combine_chunks()
-    )
+    column = {"response": [spelled(response) for response in responses]}
+    encoded = Dataset.from_dict(column, features=Features({"response": feature}))
+    return encoded.data.column("response").combine_chunks()
 
 
 def _fingerprint(groups: Dataset, *rest: Any) -> str:

@@ -35,6 +35,7 @@ _ABBREVIATION = re.compile(
 )
 _ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•+>|]|\[\d+\])\s+")
 _NOT_PROSE = re.compile(r"[{}<>=;|\\$^#@]|://|^(?:\t| {4})|\w\(\w*\)|__|::")
+_QUOTED_END = re.compile(r"""[.!?]["'”’]""")
 _FINISHED = re.compile(r"""[.!?。！？।؟]["'”’」』）)*_]*\Z""")
 
 
@@ -90,7 +91,8 @@ def looks_cut(text: str) -> str | None:
         return None
     ends = [match.end() for match in _SENTENCE_END.finditer(line) if not _ABBREVIATION.search(line[: match.end()])]
     last = line[ends[-1] :].lstrip("\"'“‘(*_") if ends else ""
-    return "ends inside a sentence" if last[:1].isalpha() and not last[0].islower() else None
+    begun = last[:1].isalpha() and not last[0].islower()
+    return "ends inside a sentence" if begun and not _QUOTED_END.search(last) else None
 
 
 def _open_fence(text: str) -> bool:

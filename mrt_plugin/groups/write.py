@@ -102,10 +102,8 @@ def write_rows(
         path: the file.
         sha256: what the file's must be; nothing is written if it is another.
     """
-    writers = {".jsonl": _write_lines, ".parquet": _write_parquet}
     path = Path(path)
-    if path.suffix not in writers:
-        raise ValueError(f"{path}: write groups to a .jsonl or a .parquet file.")
+    check_ending(path)
     counts = [0, 0]
 
     def counted() -> Iterator[dict[str, Any]]:
@@ -115,12 +113,18 @@ def write_rows(
             yield row
 
     with whole_file(path) as file:
-        writers[path.suffix](counted(), features, file)
+        (_write_parquet if path.suffix == ".parquet" else _write_lines)(counted(), features, file)
         file.flush()
         size, found = file.tell(), sha256_of(file.name)
         if sha256 not in (None, found):
             raise ValueError(f"{path} would not be the file that was asked for: its SHA-256 is {found}, not {sha256}.")
     return Written(path, counts[0], counts[1], size, found)
+
+
+def check_ending(path: Path) -> None:
+    """Raise ValueError unless groups can be written to such a file."""
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"{path}: write groups to a .jsonl or a .parquet file.")
 
 
 def _write_lines(rows: Iterable[dict[str, Any]], features: Features, file: BinaryIO) -> None:

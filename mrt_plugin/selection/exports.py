@@ -44,10 +44,7 @@ def export(rows: Iterable[dict[str, Any]], kind: str, path: str | Path) -> Expor
     ```
     """
     path = Path(path)
-    if kind not in EXPORTS:
-        raise ValueError(f"there is no export {kind!r}: choose one of {', '.join(EXPORTS)}.")
-    if path.suffix != ".jsonl":
-        raise ValueError(f"{path}: exports are JSON lines; write to a .jsonl file.")
+    check_export(kind, path)
     written = skipped = 0
     with whole_file(path) as file:
         for row in rows:
@@ -57,6 +54,14 @@ def export(rows: Iterable[dict[str, Any]], kind: str, path: str | Path) -> Expor
             for line in lines:
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
     return Exported(kind, path, written, skipped, sha256_of(path))
+
+
+def check_export(kind: str, path: Path) -> None:
+    """Raise ValueError for a kind or an ending that there is not."""
+    if kind not in EXPORTS:
+        raise ValueError(f"there is no export {kind!r}: choose one of {', '.join(EXPORTS)}.")
+    if path.suffix != ".jsonl":
+        raise ValueError(f"{path}: exports are JSON lines; write to a .jsonl file.")
 
 
 def _flat(row: dict[str, Any]) -> Iterator[dict[str, Any]]:

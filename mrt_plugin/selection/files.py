@@ -9,7 +9,7 @@ from datasets import Dataset
 
 import mrt_plugin
 from mrt_plugin.curation.config import RuleSpec, parse_rules
-from mrt_plugin.curation.held_out import SplitReport, split_held_out
+from mrt_plugin.curation.held_out import SplitReport, check_share, split_held_out
 from mrt_plugin.curation.leakage import measure_leakage
 from mrt_plugin.curation.ledger import Entry, Ledger
 from mrt_plugin.curation.mix import Mix, combine
@@ -18,10 +18,11 @@ from mrt_plugin.curation.rule import Rule
 from mrt_plugin.curation.run import Curated, curate, reading_entry, write_events
 from mrt_plugin.curation.statistics import statistics
 from mrt_plugin.groups import GroupReport, load_groups, read_groups
-from mrt_plugin.groups.write import Written, rows_of, sha256_of, write_rows
+from mrt_plugin.groups.write import Written, check_ending, rows_of, sha256_of, write_rows
 from mrt_plugin.scoring.scores import Scorer, score_groups
-from mrt_plugin.selection.exports import Exported, export
+from mrt_plugin.selection.exports import Exported, check_export, export
 from mrt_plugin.selection.manifest import manifest_path, write_manifest
+from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.run import Engine, run_selection
 from mrt_plugin.versions import libraries, python_version
 
@@ -112,6 +113,7 @@ def select_file(job: SelectJob) -> SelectResult:
     ```
     """
     rules = parse_rules(job.curation)
+    _check(job)
     pools = read_pools(job.pools)
     ledger = Ledger([reading_entry(*pools.reports)])
     train, held_out, split = pools.groups, None, None
@@ -141,6 +143,8 @@ def select_file(job: SelectJob) -> SelectResult:
         summary += [split.summary(), leakage]
 
     features = curated.groups.features
+    if "dpo" in job.exports and "scores" not in features:
+        raise ValueError("pairs for DPO need scores, and the groups have none: leave the export out, or score them.")
     written = write_rows(kept_rows(curated.groups, picks), features, job.output)
     exported = [export(kept_rows(curated.groups, picks), kind, path) for kind, path in job.exports.items()]
     aside = None
@@ -159,6 +163,19 @@ def select_file(job: SelectJob) -> SelectResult:
             "selected": statistics(load_groups(job.output), tokenizer=job.tokenizer),
         }
     return SelectResult(written, manifest, ledger, summary, aside, exported, found)
+
+
+def _check(job: SelectJob) -> None:
+    """Raise for what would only fail after all the work."""
+    get_selector(job.selection["selector"])
+    for kind, path in job.exports.items():
+        check_export(kind, path)
+    for path in [job.output, *filter(None, [job.held_out_output])]:
+        check_ending(path)
+    if job.proportions is None and job.total is not None:
+        raise ValueError("a total needs proportions: give each pool's share.")
+    if job.held_out is not None:
+        check_share(job.held_out)
 
 
 @dataclass
@@ -203,8 +220,6 @@ def kept_rows(groups: Dataset, picks: Sequence[Sequence[int]]) -> Iterator[dict[
 
 def _mixing(job: SelectJob, pools: Pools) -> list[Rule]:
     if job.proportions is None:
-        if job.total is not None:
-            raise ValueError("a total needs proportions: give each pool's share.")
         return []
     names = [file.name for file in job.pools]
     owners = {name: names[owner] for name, owner in zip(pools.groups["id"], pools.owner, strict=True)}
