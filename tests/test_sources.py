@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from datasets import Dataset
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mrt_plugin import select
 from mrt_plugin.groups import DataError, load_groups, read_groups
 from mrt_plugin.groups.adapters import ADAPTERS, guess_source
+from mrt_plugin.groups.adapters.spec import options_of
 from mrt_plugin.groups.adapters.transcript import parse_transcript
 from mrt_plugin.groups.adapters.trl import convert_preference
 
@@ -336,3 +337,12 @@ class TestFinishReasons:
     def test_wrong_ones(self, reasons: Any, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="column `finish_reasons`"):
             load_groups(jsonl(tmp_path, {"prompt": "a", "responses": ["b", "c"], "finish_reasons": reasons}))
+
+
+def test_the_docs_name_every_source_and_option() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "sources.md").read_text()
+    for name, adapter in ADAPTERS.items():
+        assert f"| `{name}` |" in page
+        for option, (hint, _) in options_of(adapter.convert).items():
+            assert option in page
+            assert all(value in page for value in get_args(hint) if isinstance(value, str) and name != "fields")

@@ -1,5 +1,7 @@
 """AlpacaEval outputs (tatsu-lab/alpaca_eval, `model_outputs.json`): a row per model and instruction."""
 
+from typing import NotRequired
+
 from typing_extensions import TypedDict
 
 from mrt_plugin.groups.adapters.adapter import Adapter, Converted
@@ -8,7 +10,7 @@ from mrt_plugin.groups.adapters.adapter import Adapter, Converted
 class AlpacaEvalRow(TypedDict):
     instruction: str
     output: str
-    generator: str
+    generator: NotRequired[str | None]
 
 
 def convert(row: AlpacaEvalRow) -> Converted:
