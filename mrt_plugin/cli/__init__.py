@@ -2,11 +2,15 @@
 
 import typer
 
+from mrt_plugin.cli.audit import audit
+from mrt_plugin.cli.augment import augment
 from mrt_plugin.cli.bench import bench
 from mrt_plugin.cli.demo import demo
 from mrt_plugin.cli.doctor import doctor
+from mrt_plugin.cli.plan import plan
 from mrt_plugin.cli.sample import sample
 from mrt_plugin.cli.select import select
+from mrt_plugin.cli.simulate import simulate
 
 app = typer.Typer(
     name="mrt",
@@ -16,5 +20,5 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-for command in (demo, sample, select, doctor, bench):
+for command in (demo, sample, select, doctor, bench, plan, simulate, audit, augment):
     app.command()(command)

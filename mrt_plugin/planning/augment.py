@@ -3,12 +3,17 @@
 A generated prompt is kept only if its n-grams overlap little with those of each prompt it stems from, or is close to.
 """
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from mrt_plugin.planning.diversity import CUT, Tokenize, ngrams, words
+from datasets import Dataset
+
+from mrt_plugin.groups.problems import Problems
+from mrt_plugin.planning.diversity import CUT, Tokenize, ngrams, prompt_diversity, prompt_text, words
 
 
 @dataclass(frozen=True)
@@ -97,3 +102,58 @@ def filter_candidates(
             add(candidate.prompt, grams)
         verdicts.append(Verdict(kept, overlap, nearest if overlap > 0 else None))
     return verdicts
+
+
+def augment_file(
+    candidates: Path,
+    groups: Dataset,
+    output: Path,
+    *,
+    threshold: float = 0.3,
+    order: int = 2,
+    p: float = 0.5,
+    tokenize: Tokenize | None = None,
+) -> dict[str, Any]:
+    """Filter a JSONL file of candidates against the prompts of `groups`, and write the kept rows as they are.
+
+    A row has `prompt` (string or messages) and optionally `supports` (a list of such).
+
+    Returns:
+        JSON-ready: `candidates`, `kept`, `dropped` (with `prompt`, `overlap`, `nearest`), and the prompt diversity
+        `before` and `after`.
+
+    Raises:
+        DataError: naming the lines that hold no candidate.
+    """
+    used = words if tokenize is None else tokenize
+    problems, lines, rows = Problems(str(candidates)), [], []
+    for number, line in enumerate(candidates.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows.append(
+                Candidate(prompt_text(row["prompt"]), [prompt_text(item) for item in row.get("supports") or []])
+            )
+        except (ValueError, TypeError, KeyError, AttributeError):
+            problems.add(f"line {number}", None, 'is not a candidate: write {"prompt": "...", "supports": ["..."]}.')
+            continue
+        lines.append(line)
+    problems.raise_any()
+    owned = [prompt_text(prompt) for prompt in groups["prompt"]]
+    verdicts = filter_candidates(rows, owned, threshold=threshold, order=order, tokenize=used)
+    kept = [row.prompt for row, verdict in zip(rows, verdicts, strict=True) if verdict.kept]
+    output.write_text(
+        "".join(f"{line}\n" for line, verdict in zip(lines, verdicts, strict=True) if verdict.kept), encoding="utf-8"
+    )
+    return {
+        "candidates": len(rows),
+        "kept": len(kept),
+        "dropped": [
+            {"prompt": row.prompt, "overlap": verdict.overlap, "nearest": verdict.nearest}
+            for row, verdict in zip(rows, verdicts, strict=True)
+            if not verdict.kept
+        ],
+        "before": asdict(prompt_diversity(owned, tokenize=used, order=order, p=p)),
+        "after": asdict(prompt_diversity([*owned, *kept], tokenize=used, order=order, p=p)),
+    }

@@ -1,9 +1,15 @@
 """How held-out loss falls with K over a set of runs: loss = a + b/K, by least squares."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from mrt_plugin.groups.problems import Problems
 
 
 @dataclass(frozen=True)
@@ -63,3 +69,55 @@ def fit_inverse_k(k: Sequence[float], loss: Sequence[float]) -> InverseFit:
         r_squared=1 - float(residuals @ residuals) / spread if spread > 0 else np.nan,
         runs=len(ks),
     )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: its K and the loss it reached on held-out data."""
+
+    k: float
+    loss: float
+    arm: str = "all runs"
+    """What was the same in the runs that are fitted together: layout, prompts, selector."""
+
+
+def read_runs(path: Path) -> list[Run]:
+    """Runs from a JSONL file with `k`, `loss` and optionally `arm`.
+
+    Raises:
+        DataError: naming the lines that are no runs.
+    """
+    problems, runs = Problems(str(path)), []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            run = Run(float(row["k"]), float(row["loss"]), str(row.get("arm", "all runs")))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            problems.add(f"line {number}", None, 'is not a run: write {"k": 4, "loss": 1.23}.')
+            continue
+        if not (run.k > 0 and math.isfinite(run.loss)):
+            problems.add(f"line {number}", None, "needs k above 0 and a finite loss.")
+        runs.append(run)
+    problems.raise_any()
+    return runs
+
+
+def fit_runs(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
+    """A fit per arm, JSON-ready: numbers that there are too few runs for are None.
+
+    Raises:
+        ValueError: for an arm with fewer than two different K.
+    """
+    arms: dict[str, list[Run]] = {}
+    for run in runs:
+        arms.setdefault(run.arm, []).append(run)
+    fits = {}
+    for arm, members in arms.items():
+        try:
+            fit = fit_inverse_k([run.k for run in members], [run.loss for run in members])
+        except ValueError as error:
+            raise ValueError(f"{arm}: {error}") from error
+        fits[arm] = {name: value if math.isfinite(value) else None for name, value in asdict(fit).items()}
+    return fits

@@ -70,7 +70,7 @@ def rho(ratio: float) -> float:
     return 1.0 if ratio == math.inf else max(ratio, 0.0) / (1 + max(ratio, 0.0))
 
 
-def estimate_components(losses: Sequence[Sequence[float]]) -> VarianceComponents:
+def estimate_components(losses: Sequence[Sequence[float] | np.ndarray]) -> VarianceComponents:
     """Estimate V_x and V_{y|x} from the losses of each prompt's responses, as many as each has.
 
     With s_i² the sample variance inside prompt i: V_{y|x} = mean s_i², and V_x = S²(prompt means) - mean(s_i²/K_i).
@@ -94,7 +94,7 @@ def estimate_components(losses: Sequence[Sequence[float]]) -> VarianceComponents
 
 
 def bootstrap_intervals(
-    losses: Sequence[Sequence[float]], *, level: float = 0.9, draws: int = DRAWS, seed: int = 0
+    losses: Sequence[Sequence[float] | np.ndarray], *, level: float = 0.9, draws: int = DRAWS, seed: int = 0
 ) -> Intervals:
     """Confidence intervals by a studentised bootstrap over prompts, symmetric about the estimate.
 
@@ -127,7 +127,7 @@ def bootstrap_intervals(
     )
 
 
-def _table(losses: Sequence[Sequence[float]]) -> np.ndarray:
+def _table(losses: Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:
     """[n, 3]: the mean, the sample variance and that variance over K of each prompt with at least 2 responses."""
     rows = [np.asarray(row, dtype=np.float64) for row in losses if len(row) >= 2]
     if len(rows) < 2:

@@ -1,0 +1,118 @@
+"""`mrt audit`: what a selection did to the data."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, stages, table
+
+
+def audit(
+    selection: Annotated[str, typer.Argument(help="The selected groups: JSONL, JSON or Parquet.")],
+    pool: Annotated[str, typer.Option(help="The groups they were selected from.")],
+    model: Annotated[str | None, typer.Option(help="For loss and gradient: folder or name.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Folder of an adapter to put on the model.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or name; the model's by default.")] = None,
+    selector: Annotated[
+        str | None, typer.Option(help="How the selection was made, if no manifest lies beside it.")
+    ] = None,
+    alpha: Annotated[float, typer.Option(min=0, help="With --selector diverse_best_k.")] = 1.0,
+    similarity: Annotated[str, typer.Option(help="With --selector diverse_k, diverse_best_k.")] = "paper",
+    loss_aggregation: Annotated[str, typer.Option(help="Of your training loss: token, prompt or response.")] = "token",
+    prompt_format: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
+    embedder: Annotated[
+        str, typer.Option(help="For clusters: lexical, sentence-transformers, or a model's name or path.")
+    ] = "lexical",
+    max_length: Annotated[int | None, typer.Option(help="Tokens of a prompt with one response.")] = None,
+    max_prompts: Annotated[int, typer.Option(min=2, help="Prompts whose losses are measured.")] = 200,
+    gradient_prompts: Annotated[int, typer.Option(min=0, help="Prompts whose gradients are; 0 for none.")] = 50,
+    splits: Annotated[int, typer.Option(min=2, help="Halvings of each pool.")] = 20,
+    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="As QLoRA loads it.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write the audit as one HTML file, to open offline.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
+) -> None:
+    """Compare a selection with the pool it came from, and with random_k at the same K.
+
+    Lengths and clusters without a model; with one also the loss and the gradient, and a warning in words where the
+    selection points away from its pool.
+
+    Example: `mrt audit chosen.jsonl --pool pool.jsonl --model path/or/name --report audit.html`
+    """
+    with plain_errors():
+        log_to_stderr()
+        from mrt_plugin.groups import load_groups
+        from mrt_plugin.planning.audit import Rule, make_audit
+        from mrt_plugin.planning.audit_report import audit_report
+
+        parts: dict[str, Any] = {}
+        if selector is not None:
+            parts["rule"] = Rule(selector, {"alpha": alpha, "similarity": similarity})
+        else:
+            parts["rule"] = _rule_of(selection)
+        if loss_aggregation not in ("token", "prompt", "response"):
+            raise ValueError(f"--loss-aggregation {loss_aggregation} is unknown: choose token, prompt or response.")
+        groups, chosen = load_groups(pool), load_groups(selection)
+        if model is not None:
+            from transformers import AutoTokenizer
+
+            from mrt_plugin.encoding import Encoder, prepare_tokenizer
+            from mrt_plugin.evaluation.load import load_model
+
+            words = prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer or model))
+            parts["encoder"] = Encoder(words, prompt_format=prompt_format)  # type: ignore[arg-type]
+            parts["model"] = load_model(model, adapter, load_in_4bit=load_in_4bit)
+        with stages() as progress:
+            found = make_audit(
+                chosen,
+                groups,
+                **parts,
+                loss_aggregation=loss_aggregation,  # type: ignore[arg-type]
+                embedder=embedder,
+                max_length=max_length,
+                max_prompts=max_prompts,
+                gradient_prompts=gradient_prompts,
+                splits=splits,
+                seed=seed,
+                name=selection,
+                progress=progress,
+            )
+        if report is not None:
+            report.write_text(audit_report(found), encoding="utf-8")
+    if json:
+        as_json(found)
+        return
+    _show(found)
+    if report is not None:
+        say(f"\nThe same with pictures: {report}")
+
+
+def _rule_of(selection: str) -> Any:
+    """How `mrt select` made the file, from its manifest; None without one."""
+    from mrt_plugin.planning.audit import Rule
+    from mrt_plugin.selection.manifest import manifest_path, read_manifest
+
+    path = manifest_path(selection)
+    if not path.is_file():
+        return None
+    made = read_manifest(path)[0]["selection"]
+    return Rule(made["selector"], {name: made[name] for name in ("alpha", "similarity", "embedder")})
+
+
+def _show(found: dict[str, Any]) -> None:
+    from mrt_plugin.planning.audit_report import COLUMNS, audit_rows, split_rows
+
+    table(COLUMNS, audit_rows(found))
+    if found["splits"] is not None:
+        columns = ("on halves of the pools", found["splits"]["selector"], "random_k")
+        table(columns, split_rows(found["splits"]))
+    say("")
+    for line in found["warnings"]:
+        say(f"WARNING: {line}")
+    if not found["warnings"]:
+        say("Nothing here sets this selection apart from random_k for the worse.")
+    for line in found["notes"]:
+        say(line)
+    if found["loss"] is None:
+        say(f"Next: mrt audit {found['name']} --pool ... --model path/or/name")

@@ -1,0 +1,60 @@
+"""`mrt augment`: which generated prompts say something new."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mrt_plugin.cli.show import as_json, plain_errors, say, table
+
+
+def augment(
+    candidates: Annotated[
+        Path, typer.Argument(help="Generated prompts: JSONL with `prompt` and, where known, `supports` (prompts).")
+    ],
+    data: Annotated[str, typer.Option(help="The groups whose prompts you have: a file or a hub id.")],
+    output: Annotated[Path, typer.Option(help="Where the kept candidates go, as JSONL.")],
+    threshold: Annotated[
+        float, typer.Option(help="Jaccard overlap of n-grams from which a candidate is dropped, in (0, 1].")
+    ] = 0.3,
+    ngram: Annotated[int, typer.Option(min=1, help="Tokens of an n-gram.")] = 2,
+    p: Annotated[float, typer.Option(min=0, help="Exponent of the prompt diversity.")] = 0.5,
+    tokenizer: Annotated[str | None, typer.Option(help="Folder or name; words are the tokens without it.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Keep the generated prompts that overlap little with the ones they stem from, with yours, and with each other.
+
+    A kept candidate keeps its row as it is; its responses are then sampled (`mrt sample`).
+
+    Example: `mrt augment generated.jsonl --data pool.jsonl --output new_prompts.jsonl`
+    """
+    with plain_errors():
+        from mrt_plugin.groups import load_groups
+        from mrt_plugin.planning.augment import augment_file
+
+        tokens = None
+        if tokenizer is not None:
+            from transformers import AutoTokenizer
+
+            loaded = AutoTokenizer.from_pretrained(tokenizer)
+
+            def tokens(text: str) -> list[int]:
+                ids: list[int] = loaded(text, add_special_tokens=False, verbose=False)["input_ids"]
+                return ids
+
+        found = augment_file(
+            candidates, load_groups(data), output, threshold=threshold, order=ngram, p=p, tokenize=tokens
+        )
+    if json:
+        as_json(found)
+        return
+    before, after = found["before"], found["after"]
+    rows = [
+        (name, f"{row['prompts']:,}", f"{row['r']:.3f}", f"{row['d']:.3f}")
+        for name, row in (("your prompts", before), ("with the kept candidates", after))
+    ]
+    table(("", "prompts", "r", "d"), rows, title=f"Prompt diversity d = r·n^p ({ngram}-grams, p = {p:g})")
+    say(f"{found['kept']:,} of {found['candidates']:,} candidates kept, in {output}; the others overlap too much:")
+    for row in found["dropped"][:3]:
+        say(f"  {row['overlap']:.2f}  {row['prompt'][:80]!r}  like  {(row['nearest'] or '')[:80]!r}")
+    say(f"Next: mrt sample {output} --help")

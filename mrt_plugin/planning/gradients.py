@@ -1,0 +1,99 @@
+"""How the gradients of a prompt's responses lie to each other, at a price that a laptop can pay.
+
+The gradients are those of LoRA parameters. A model without an adapter gets one for the purpose, untrained: its B is
+zero, so the gradient of B is the full gradient of each linear layer times the random A, which keeps angles on average.
+Only the inner products of a prompt's gradients are kept.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from mrt_plugin.encoding.pair import Pair
+from mrt_plugin.evaluation.log_likelihood import Model, pad_pairs
+from mrt_plugin.layout.group_row import IGNORE
+
+RANK = 8
+
+
+def gradient_products(
+    model: Model,
+    groups: Sequence[Sequence[Pair]],
+    *,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[np.ndarray]:
+    """Inner products of the gradients of the responses' summed NLL, [N, N] float64 per group.
+
+    One forward and backward per response. The model is left as it was.
+
+    Args:
+        model: with or without an adapter; with one, its LoRA parameters are used.
+        groups: the encoded pairs of each group.
+        seed: of the random LoRA A.
+        progress: called after each group with the responses done in it.
+    """
+    products = []
+    with _lora(model, seed) as (adapted, parameters):
+        for pairs in groups:
+            rows = torch.stack([_gradient(adapted, pair, parameters) for pair in pairs])
+            products.append((rows @ rows.T).double().cpu().numpy())
+            progress(len(pairs))
+    return products
+
+
+def cosine(products: np.ndarray, one: Sequence[int], other: Sequence[int]) -> float:
+    """Cosine of the mean gradients of two sets of responses, from the inner products [N, N]; NaN if one is zero."""
+    inner = float(products[np.ix_(one, other)].mean())
+    lengths = float(products[np.ix_(one, one)].mean()) * float(products[np.ix_(other, other)].mean())
+    return inner / np.sqrt(lengths) if lengths > 0 else float("nan")
+
+
+@contextmanager
+def _lora(model: Model, seed: int) -> Iterator[tuple[torch.nn.Module, list[torch.nn.Parameter]]]:
+    """The model with LoRA parameters that take gradients, and nothing else that does; undone at the end."""
+    training, wanted = model.training, {name: value.requires_grad for name, value in model.named_parameters()}
+    own = not isinstance(model, PeftModel)
+    adapted: torch.nn.Module = model
+    if own:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            adapted = get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))  # type: ignore[arg-type]
+    try:
+        adapted.eval()
+        parameters = []
+        for name, value in adapted.named_parameters():
+            chosen = "lora_B" in name if own else "lora_" in name
+            value.requires_grad_(chosen)
+            if chosen:
+                parameters.append(value)
+        if not parameters:
+            raise ValueError(
+                "The model's adapter has no LoRA parameters: audit the base model, or leave gradients out."
+            )
+        yield adapted, parameters
+    finally:
+        if own:
+            adapted.unload()  # type: ignore[operator]
+        for name, value in model.named_parameters():
+            value.requires_grad_(wanted.get(name, False))
+        model.train(training)
+
+
+def _gradient(model: torch.nn.Module, pair: Pair, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+    """The gradient of one response's summed NLL, flat, float32."""
+    device = parameters[0].device
+    input_ids, labels, mask = (part.to(device) for part in pad_pairs([pair], 0))
+    columns = (labels[0, 1:] != IGNORE).nonzero().squeeze(1)
+    logits = model(input_ids=input_ids, attention_mask=mask, logits_to_keep=columns, use_cache=False).logits[0].float()
+    loss = torch.nn.functional.cross_entropy(logits, labels[0, 1:][columns], reduction="sum")
+    parts = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return torch.cat(
+        [
+            (torch.zeros_like(value) if part is None else part).detach().flatten().float()
+            for part, value in zip(parts, parameters, strict=True)
+        ]
+    )

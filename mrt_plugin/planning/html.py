@@ -1,0 +1,120 @@
+"""A report as one HTML file: no script, no font, no picture from anywhere else, readable in black and white."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLE = """
+body { font: 16px/1.5 Georgia, serif; color: #111; background: #fff; max-width: 60em; margin: 2em auto;
+       padding: 0 1em }
+h1, h2 { font-family: Helvetica, Arial, sans-serif; line-height: 1.2 }
+h2 { margin-top: 2em; border-bottom: 1px solid #888 }
+table { border-collapse: collapse; margin: 1em 0; font: 14px/1.4 Helvetica, Arial, sans-serif }
+th, td { padding: .25em .7em; border-bottom: 1px solid #ccc; text-align: right; vertical-align: top }
+th { border-bottom: 2px solid #111 }
+th:first-child, td:first-child, td.text, th.text { text-align: left }
+tr.mark td { font-weight: bold; background: #eee }
+pre { background: #f3f3f3; border: 1px solid #ccc; padding: 1em; overflow-x: auto }
+figure { margin: 1em 0 } figure svg { max-width: 100%; height: auto }
+figcaption { font-size: 14px; color: #333 }
+.lead { font-size: 19px; border-left: 5px solid #111; padding-left: 1em }
+"""
+
+
+@dataclass
+class Report:
+    """A report under construction: call what you need, in order, then `html()`.
+
+    Example:
+
+    >>> report = Report("A plan")
+    >>> report.heading("Advice")
+    >>> report.text("Keep 4 responses.", lead=True)
+    >>> "Keep 4 responses." in report.html()
+    True
+    """
+
+    title: str
+    parts: list[str] = field(default_factory=list)
+
+    def heading(self, text: str) -> None:
+        """A section begins."""
+        self.parts.append(f"<h2>{escape(text)}</h2>")
+
+    def text(self, text: str, *, lead: bool = False) -> None:
+        """A paragraph; a lead is what to read first."""
+        self.parts.append(f'<p class="lead">{escape(text)}</p>' if lead else f"<p>{escape(text)}</p>")
+
+    def list(self, items: Sequence[str]) -> None:
+        """A list of sentences."""
+        self.parts.append("<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>")
+
+    def code(self, text: str) -> None:
+        """Text to copy."""
+        self.parts.append(f"<pre>{escape(text)}</pre>")
+
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        marked: Sequence[int] = (),
+        text_columns: Sequence[int] = (0,),
+    ) -> None:
+        """A table; `marked` rows stand out, `text_columns` are set to the left."""
+
+        def cell(tag: str, place: int, value: str) -> str:
+            kind = ' class="text"' if place in text_columns else ""
+            return f"<{tag}{kind}>{escape(value)}</{tag}>"
+
+        head = "".join(cell("th", place, column) for place, column in enumerate(columns))
+        body = ""
+        for number, row in enumerate(rows):
+            kind = ' class="mark"' if number in marked else ""
+            body += f"<tr{kind}>" + "".join(cell("td", place, value) for place, value in enumerate(row)) + "</tr>\n"
+        self.parts.append(f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>")
+
+    def figure(self, figure: "Figure", caption: str) -> None:
+        """A matplotlib figure as SVG."""
+        self.parts.append(f"<figure>{svg(figure)}<figcaption>{escape(caption)}</figcaption></figure>")
+
+    def html(self) -> str:
+        """The whole file."""
+        body = "\n".join(self.parts)
+        return (
+            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(self.title)}</title>\n'
+            f"<style>{STYLE}</style></head>\n<body><h1>{escape(self.title)}</h1>\n{body}\n</body></html>\n"
+        )
+
+
+def svg(figure: "Figure") -> str:
+    """A figure as an SVG element, the same bytes for the same numbers."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "mrt", "svg.fonttype": "none"}):
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    whole = text.getvalue()
+    return whole[whole.index("<svg") :]
+
+
+def figure(width: float = 7, height: float = 4, columns: int = 1) -> "tuple[Figure, list]":
+    """A new figure with its axes in one row, without a display and without pyplot's global state.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError('Plots need matplotlib: pip install "mrt-plugin[plots]".') from error
+    made = Figure(figsize=(width, height), layout="constrained")
+    axes = [made.add_subplot(1, columns, number + 1) for number in range(columns)]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return made, axes

@@ -1,0 +1,170 @@
+"""What planning needs from a model: the loss of every response, and the tokens that prompts and responses cost."""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mrt_plugin.encoding import Encoder
+from mrt_plugin.encoding.pair import Pair
+from mrt_plugin.evaluation.log_likelihood import Model, log_likelihoods
+from mrt_plugin.layout.group_row import build_group_row
+from mrt_plugin.options import LossAggregation
+from mrt_plugin.planning.budget import Costs, PaidLayout
+
+logger = logging.getLogger(__name__)
+
+GUESSING = 1.2
+"""A mean NLL per token above this many times ln(vocabulary) says that the model knows less than nothing."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One group as a model sees it."""
+
+    id: str
+    places: list[int]
+    """Which responses of the pool were measured: those that fit."""
+    pairs: list[Pair]
+    prompt_tokens: int
+    """Tokens of the shared prefix."""
+    segment_tokens: np.ndarray
+    """[N] tokens of each response's segment, the repeated last prompt token included."""
+    trained_tokens: np.ndarray
+    """[N]"""
+    nll: np.ndarray
+    """[N] summed NLL of each response, in nats."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The groups that a model was measured on."""
+
+    groups: list[Group]
+    left_out: int
+    """Responses left out because prompt and response exceed `max_length`; a group without any left is not listed."""
+    max_length: int | None
+    vocabulary: int
+
+    @property
+    def nll_per_token(self) -> float:
+        """Mean NLL per trained token, in nats; every prompt has one vote in numerator and denominator."""
+        nll = np.mean([group.nll.mean() for group in self.groups])
+        return float(nll / np.mean([group.trained_tokens.mean() for group in self.groups]))
+
+    def losses(self, aggregation: LossAggregation) -> list[np.ndarray]:
+        """The loss of each response, [N] per group, as the training loss of that aggregation counts it.
+
+        `token` divides the sum of all NLL by the number of all tokens. Such a ratio R has the variance of the mean of
+        R + (nll - R·L)/(mean L) (Cochran, "Sampling Techniques", section 6.3), which is returned. `prompt` gives
+        nll / M with M the mean length over the prompt's pool, `response` nll / L.
+        """
+        if aggregation == "response":
+            return [group.nll / group.trained_tokens for group in self.groups]
+        if aggregation == "prompt":
+            return [group.nll / group.trained_tokens.mean() for group in self.groups]
+        ratio = self.nll_per_token
+        mean_length = np.mean([group.trained_tokens.mean() for group in self.groups])
+        return [ratio + (group.nll - ratio * group.trained_tokens) / mean_length for group in self.groups]
+
+    def costs(self, layout: PaidLayout) -> Costs:
+        """C_p and C_r in tokens: means over prompts. What attention adds with the square of a length is left out."""
+        return Costs(
+            prompt=float(np.mean([group.prompt_tokens for group in self.groups])),
+            response=float(np.mean([group.segment_tokens.mean() for group in self.groups])),
+            layout=layout,
+        )
+
+
+def measure(
+    model: Model,
+    encoder: Encoder,
+    groups: Iterable[Mapping[str, Any]],
+    *,
+    max_length: int | None = None,
+    batch_tokens: int = 8192,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Measurement:
+    """Measure a model on groups.
+
+    Args:
+        model: a causal language model, with or without an adapter.
+        encoder: with the model's own tokenizer.
+        groups: rows with `id`, `prompt` and `responses`.
+        max_length: tokens of prompt and response together; by default what the model's positions allow.
+        batch_tokens: tokens of a forward, padding included.
+        progress: called with the responses measured and their number.
+
+    Raises:
+        ValueError: if the tokenizer is not the model's, if no response fits `max_length`, or if a loss is not finite.
+
+    Example:
+
+    ```python
+    found = measure(model, Encoder(tokenizer), load_groups("pool.jsonl"))
+    estimate_components(found.losses("token"))
+    ```
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, index, arg-type]
+    limit = max_length or model.config.to_dict().get("max_position_embeddings")
+    encoded: list[tuple[str, list[int], list[Pair]]] = []
+    left_out = 0
+    for group in groups:
+        pairs = encoder.encode_group(group["prompt"], group["responses"])
+        _check_ids(pairs, rows)
+        fitting = [place for place, pair in enumerate(pairs) if limit is None or len(pair.input_ids) <= limit]
+        left_out += len(pairs) - len(fitting)
+        if fitting:
+            encoded.append((group["id"], fitting, [pairs[place] for place in fitting]))
+    if not encoded:
+        raise ValueError(
+            f"No response fits max_length={limit} together with its prompt: raise it, or shorten the data."
+            if left_out
+            else "There are no groups to measure."
+        )
+
+    total, done = sum(len(places) for _, places, _ in encoded), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    every = [pair for _, _, pairs in encoded for pair in pairs]
+    nll = -log_likelihoods(model, every, batch_tokens=batch_tokens, progress=advance)
+    if not np.isfinite(nll).all():
+        raise ValueError("The model's loss is not finite on some response: load it in float32.")
+    measured, start = [], 0
+    for name, places, pairs in encoded:
+        row = build_group_row(pairs)
+        measured.append(
+            Group(
+                id=name,
+                places=places,
+                pairs=pairs,
+                prompt_tokens=row["prefix_length"],
+                segment_tokens=np.array(row["segment_lengths"]),
+                trained_tokens=np.array([pair.trained_length for pair in pairs]),
+                nll=nll[start : start + len(pairs)],
+            )
+        )
+        start += len(pairs)
+    found = Measurement(measured, left_out, limit, rows)
+    if found.nll_per_token > GUESSING * math.log(rows):
+        logger.warning(
+            f"The model's loss is {found.nll_per_token:.2f} nats per token, and guessing among its {rows:,} tokens "
+            f"has {math.log(rows):.2f}: is this tokenizer the model's?"
+        )
+    return found
+
+
+def _check_ids(pairs: list[Pair], rows: int) -> None:
+    highest = max(max(pair.input_ids) for pair in pairs)
+    if highest >= rows:
+        raise ValueError(
+            f"The tokenizer gives token {highest}, and the model has embeddings for {rows} tokens: this tokenizer is "
+            "not the model's. Give the folder or name that holds both."
+        )

@@ -1,0 +1,341 @@
+"""`make_plan`: how many responses to keep, from a pool and a model; without a model, what the data alone can say."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+
+from mrt_plugin.groups.keys import digest
+from mrt_plugin.options import LossAggregation
+from mrt_plugin.planning.advice import advise, cannot_know, yaml_block
+from mrt_plugin.planning.budget import Choice, Costs, PaidLayout, best_choice, best_k_formula, choices
+from mrt_plugin.planning.diversity import (
+    Tokenize,
+    effective_k,
+    prompt_diversity,
+    prompt_redundancy,
+    prompt_text,
+    response_diversity,
+    words,
+)
+from mrt_plugin.planning.variance import Interval, bootstrap_intervals, estimate_components
+from mrt_plugin.scoring.embedders import load_embedder
+from mrt_plugin.selection.allocation import allocate
+
+if TYPE_CHECKING:
+    from mrt_plugin.encoding import Encoder
+    from mrt_plugin.evaluation.log_likelihood import Model
+    from mrt_plugin.planning.measure import Measurement
+
+LEVEL = 0.9
+TIMES = (1, 2, 4, 8)
+"""Budgets of the outlook, in ordinary epochs: every prompt with one response."""
+LAYOUTS: tuple[PaidLayout, ...] = ("shared_prefix", "expanded")
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, the steps done in it and their number."""
+
+
+def make_plan(
+    groups: Dataset,
+    *,
+    model: "Model | None" = None,
+    encoder: "Encoder | None" = None,
+    budget: str | float = "1x",
+    layout: PaidLayout = "shared_prefix",
+    loss_aggregation: LossAggregation = "token",
+    costs: Costs | None = None,
+    max_length: int | None = None,
+    max_prompts: int | None = 500,
+    embedder: str = "lexical",
+    order: int = 2,
+    p: float = 0.5,
+    seed: int = 0,
+    data: str = "data.jsonl",
+    progress: Progress = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Plan a training run on these groups.
+
+    Args:
+        groups: as `load_groups` gives them.
+        model: what is to be fine-tuned, as it is now. Without it there is no K in the plan.
+        encoder: the model's, given with it.
+        budget: what an epoch may cost: a number in the unit of the costs (tokens), or as a multiple of an ordinary
+            epoch, in which every prompt has one response: "2x".
+        layout: the layout that training will use, whose cost counts.
+        loss_aggregation: of the training loss, whose variance is measured.
+        costs: C_p and C_r measured elsewhere (`mrt bench`), in any unit; by default the model's token counts.
+        max_length: tokens of a prompt with one response; by default what the model allows.
+        max_prompts: measure the model on so many prompts, drawn by a hash of (seed, id); all if None.
+        embedder: for redundancy and response diversity.
+        order: tokens of an n-gram in the prompt diversity.
+        p: its exponent.
+        seed: of the draws.
+        data: the name of the data in the YAML block.
+        progress: told how far it is.
+
+    Returns:
+        JSON-ready: `data`, `diversity`, `model` (None without a model), `advice` and `cannot_know` (sentences), `yaml`
+        (None without a model).
+
+    Raises:
+        ValueError: with too few responses to measure, equal losses, another model's tokenizer, or a budget that does
+            not pay for one prompt.
+
+    Example:
+
+    ```python
+    plan = make_plan(load_groups("pool.jsonl"), model=model, encoder=Encoder(tokenizer), budget="4x")
+    plan["model"]["best"]["k"], plan["advice"][0]
+    ```
+    """
+    sizes = [len(responses) for responses in groups["responses"]]
+    plan: dict[str, Any] = {"data": describe_data(data, sizes), "model": None}
+    tokenize: Tokenize = words
+    if encoder is not None:
+        tokenizer = encoder.tokenizer
+
+        def tokenize(text: str) -> Sequence[int]:
+            ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            return ids
+
+    chosen = sample_prompts(groups, max_prompts, seed)
+    plan["diversity"] = describe_diversity(groups, chosen, tokenize, embedder, order, p, progress)
+    plan["diversity"]["tokens"] = "words" if encoder is None else "the model's tokens"
+    if model is not None:
+        from mrt_plugin.planning.measure import measure
+
+        assert encoder is not None, "a model needs its encoder"
+        found = measure(
+            model,
+            encoder,
+            chosen,
+            max_length=max_length,
+            progress=lambda done, total: progress("losses of responses", done, total),
+        )
+        plan["model"] = describe_model(found, loss_aggregation, seed) | {"prompts_sampled": len(chosen) < len(groups)}
+        plan["model"] |= weigh_budgets(plan["model"], sizes, costs or found.costs(layout), budget, layout)
+        plan["model"]["cost_unit"] = "tokens" if costs is None else "the unit of the costs given"
+        plan["model"]["adaptive"] = describe_adaptive(found, loss_aggregation, plan["model"]["best"]["k"], seed)
+    plan["advice"] = advise(plan)
+    plan["cannot_know"] = cannot_know(plan)
+    plan["yaml"] = yaml_block(plan)
+    return plan
+
+
+def describe_data(name: str, sizes: Sequence[int]) -> dict[str, Any]:
+    """How many prompts and responses there are."""
+    return {
+        "name": name,
+        "prompts": len(sizes),
+        "responses": sum(sizes),
+        "pool_least": min(sizes),
+        "pool_median": float(np.median(sizes)),
+        "pool_most": max(sizes),
+        "prompts_with_one_response": sum(size == 1 for size in sizes),
+    }
+
+
+def sample_prompts(groups: Dataset, count: int | None, seed: int) -> Dataset:
+    """`count` groups drawn by a hash of (seed, id), in the data's order; all if there are no more."""
+    if count is None or count >= len(groups):
+        return groups
+    keys = [digest(b"plan", str(seed).encode(), name.encode()) for name in groups["id"]]
+    return groups.select(sorted(sorted(range(len(keys)), key=keys.__getitem__)[:count]))
+
+
+def describe_diversity(
+    groups: Dataset,
+    chosen: Iterable[Mapping[str, Any]],
+    tokenize: Tokenize,
+    embedder: str,
+    order: int,
+    p: float,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Prompt diversity of all groups; redundancy and response diversity of the `chosen`."""
+    used = load_embedder(embedder)
+    prompts = [prompt_text(prompt) for prompt in groups["prompt"]]
+    rows = list(chosen)
+    spread = []
+    for number, row in enumerate(rows):
+        spread.append(response_diversity(row["responses"], used))
+        progress("response diversity", number + 1, len(rows))
+    known = [value for value in spread if not math.isnan(value)]
+    mean = float(np.mean(known)) if known else None
+    most = max(len(row["responses"]) for row in rows)
+    some = [prompt_text(row["prompt"]) for row in rows]
+    return {
+        "embedder": used.name,
+        "prompt": asdict(prompt_diversity(prompts, tokenize=tokenize, order=order, p=p)),
+        "redundancy": asdict(prompt_redundancy(some, used)) if len(some) > 1 else None,
+        "response_diversity": mean,
+        "effective_k": [{"k": k, "k_eff": effective_k(k, 1 - mean)} for k in range(1, most + 1) if mean is not None],
+    }
+
+
+def describe_model(found: "Measurement", aggregation: LossAggregation, seed: int) -> dict[str, Any]:
+    """The variance components at this model, with intervals."""
+    losses = found.losses(aggregation)
+    estimate = estimate_components(losses)
+    intervals = bootstrap_intervals(losses, level=LEVEL, seed=seed)
+    return {
+        "prompts_measured": len(losses),
+        "responses_measured": sum(map(len, losses)),
+        "responses_too_long": found.left_out,
+        "max_length": found.max_length,
+        "loss_aggregation": aggregation,
+        "nll_per_token": found.nll_per_token,
+        "level": LEVEL,
+        "v_x": estimate.v_x,
+        "v_x_interval": _pair(intervals.v_x),
+        "v_yx": estimate.v_yx,
+        "v_yx_interval": _pair(intervals.v_yx),
+        "ratio": _finite(estimate.ratio),
+        "ratio_interval": _pair(intervals.ratio),
+        "rho": estimate.rho,
+        "rho_interval": _pair(intervals.rho),
+        "per_prompt": [
+            {
+                "id": group.id,
+                "responses": len(values),
+                "mean": float(values.mean()),
+                "variance": float(values.var(ddof=1)) if len(values) > 1 else None,
+            }
+            for group, values in zip(found.groups, losses, strict=True)
+        ],
+    }
+
+
+def weigh_budgets(
+    found: dict[str, Any], sizes: Sequence[int], costs: Costs, budget: str | float, layout: PaidLayout
+) -> dict[str, Any]:
+    """k*, the integer optimum under the budget in both layouts, and an outlook on other budgets."""
+    ordinary = len(sizes) * costs.of_prompt(1)
+    amount = parse_budget(budget, ordinary)
+    used = Costs(costs.prompt, costs.response, layout)
+    ratio = math.inf if found["ratio"] is None else found["ratio"]
+    low, high = found["ratio_interval"]
+
+    def best(amount: float) -> tuple[list[Choice], Choice, list[int]]:
+        rows = choices(found["v_x"], found["v_yx"], used, pool_sizes=sizes, budget=amount)
+        ends = [
+            best_choice(choices(*_components(end), used, pool_sizes=sizes, budget=amount)).k for end in (high, low)
+        ]
+        return rows, best_choice(rows), ends
+
+    rows, chosen, interval = best(amount)
+    outlook = []
+    for times in TIMES:
+        _, at, ends = best(times * ordinary)
+        outlook.append({"times": times, "budget": times * ordinary, **asdict(at), "k_interval": ends})
+    return {
+        "layout": layout,
+        "costs": {"prompt": costs.prompt, "response": costs.response},
+        "ordinary_epoch": ordinary,
+        "budget": amount,
+        "k_star": _finite(best_k_formula(ratio, used)),
+        "k_star_interval": [_finite(best_k_formula(end, used)) for end in (high, low)],
+        "all_prompts": _all_prompts(rows, chosen, len(sizes)),
+        "best": {**asdict(chosen), "k_interval": interval, "saves": 1 - chosen.variance / rows[0].variance},
+        "choices": {
+            name: [
+                {**asdict(row), "variance": _finite(row.variance)}
+                for row in choices(
+                    found["v_x"],
+                    found["v_yx"],
+                    Costs(costs.prompt, costs.response, name),
+                    pool_sizes=sizes,
+                    budget=amount,
+                )
+            ]
+            for name in LAYOUTS
+        },
+        "outlook": outlook,
+    }
+
+
+def _all_prompts(rows: Sequence[Choice], best: Choice, owned: int) -> dict[str, Any]:
+    """The largest K that the budget buys for every prompt owned, 0 if none, and what it adds to the least variance."""
+    whole = [row for row in rows if row.prompts == owned]
+    if not whole:
+        return {"k": 0, "extra": None}
+    return {"k": whole[-1].k, "extra": whole[-1].variance / best.variance - 1}
+
+
+def parse_budget(budget: str | float, ordinary: float) -> float:
+    """A budget as a number: given as one, or as a multiple of an ordinary epoch ("2x").
+
+    Raises:
+        ValueError: for anything else.
+    """
+    text = str(budget).strip().replace(",", "").replace("_", "")
+    try:
+        amount = float(text[:-1]) * ordinary if text.endswith("x") else float(text)
+    except ValueError:
+        amount = math.nan
+    if not 0 < amount < math.inf:
+        raise ValueError(
+            f"budget={budget!r} is neither a number of tokens above 0 nor a multiple of an ordinary epoch such as 2x."
+        )
+    return amount
+
+
+def describe_adaptive(
+    found: "Measurement", aggregation: LossAggregation, best_k: int, seed: int
+) -> dict[str, Any] | None:
+    """What giving more responses to prompts that vary more would gain, at the same total; None with small pools.
+
+    Cross-fitted: one half of each pool says how much a prompt varies, the other what the allocation is worth. With
+    the same responses for both, noise alone would look like a gain.
+    """
+    halves: list[list[np.ndarray]] = [[], []]
+    names, sizes = [], []
+    for group, losses in zip(found.groups, found.losses(aggregation), strict=True):
+        if len(losses) < 4:
+            continue
+        state = int.from_bytes(digest(b"halves", str(seed).encode(), group.id.encode()), "little")
+        order = np.random.default_rng(state).permutation(len(losses))
+        halves[0].append(losses[order[::2]])
+        halves[1].append(losses[order[1::2]])
+        names.append(group.id)
+        sizes.append(len(losses))
+    if len(names) < 10:
+        return None
+    mean_k = max(best_k, 2)
+    fixed = spread = 0.0
+    for guide, judge in (halves, halves[::-1]):
+        scores = [float(half.var(ddof=1)) for half in guide]
+        truth = [float(half.var(ddof=1)) for half in judge]
+        same = allocate(scores, sizes, names, mean_k=mean_k, power=0)
+        given = allocate(scores, sizes, names, mean_k=mean_k)
+        fixed += sum(value / k for value, k in zip(truth, same.k, strict=True))
+        spread += sum(value / k for value, k in zip(truth, given.k, strict=True))
+    whole = [np.concatenate(pair) for pair in zip(*halves, strict=True)]
+    final = allocate([float(values.var(ddof=1)) for values in whole], sizes, names, mean_k=mean_k)
+    return {
+        "mean_k": mean_k,
+        "prompts": len(names),
+        "response_variance_ratio": spread / fixed if fixed else None,
+        "allocation": dict(zip(names, final.k, strict=True)),
+        "at_lower_limit": final.at_least,
+        "at_upper_limit": final.at_most,
+        "total": final.total,
+        "wanted": final.wanted,
+    }
+
+
+def _components(ratio: float) -> tuple[float, float]:
+    """V_x and V_{y|x}, up to a factor, of a ratio that may be infinite."""
+    return (1.0, 0.0) if ratio == math.inf else (ratio, 1.0)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _pair(interval: Interval) -> list[float | None]:
+    return [_finite(interval.low), _finite(interval.high)]

@@ -1,0 +1,71 @@
+"""Which responses of a pool a selection kept."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from mrt_plugin.groups.keys import canonical, prompt_key
+from mrt_plugin.groups.problems import Problems
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One selected group."""
+
+    row: int
+    """Its row in the pool."""
+    places: list[int]
+    """Indices of the kept responses in the pool's group, rising."""
+
+
+def match(selection: Dataset, pool: Dataset, name: str = "the selection") -> list[Kept]:
+    """Find every selected response in the pool: groups by id, or where that fails by prompt, responses by their text.
+
+    Args:
+        selection: groups, each with some of the responses of one of the pool's groups.
+        pool: the groups they were selected from.
+        name: of the selection, in messages.
+
+    Raises:
+        DataError: with up to 20 groups or responses that are not in the pool.
+    """
+    by_id = {group_id: row for row, group_id in enumerate(pool["id"])}
+    by_prompt = {prompt_key(prompt): row for row, prompt in enumerate(pool["prompt"])}
+    problems, found = Problems(name), []
+    for number, group in enumerate(selection):
+        row = by_id.get(group["id"], by_prompt.get(prompt_key(group["prompt"])))
+        if row is None:
+            problems.add(f"row {number}", "prompt", f"no group of the pool has the id {group['id']!r} or this prompt.")
+            continue
+        places, missing = _places(group, pool[row])
+        for index in missing:
+            problems.add(
+                f"row {number}",
+                "responses",
+                f"response {index} is not in the pool's group {pool[row]['id']!r}: a selection must be a subset. If "
+                "curation changed it, audit against the curated pool.",
+            )
+        found.append(Kept(row, sorted(places)))
+    problems.raise_any()
+    return found
+
+
+def _places(group: dict[str, Any], pool: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Where the group's responses are in the pool, and which of them are not. Copies are told apart by their score."""
+    free: dict[bytes, list[int]] = defaultdict(list)
+    for place, response in enumerate(pool["responses"]):
+        free[canonical(response)].append(place)
+    places, missing = [], []
+    for index, response in enumerate(group["responses"]):
+        copies = free[canonical(response)]
+        if not copies:
+            missing.append(index)
+            continue
+        best = copies[0]
+        if group.get("scores") and pool.get("scores"):
+            best = min(copies, key=lambda place: abs(pool["scores"][place] - group["scores"][index]))
+        copies.remove(best)
+        places.append(best)
+    return places, missing

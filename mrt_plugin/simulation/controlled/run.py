@@ -1,0 +1,62 @@
+"""All seven experiments, one after the other."""
+
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from mrt_plugin.simulation.controlled.published import compare
+
+EXPERIMENTS = {
+    "variance": "variance of the loss estimate against K",
+    "budget": "one budget, prompts or responses",
+    "lottery": "the mode lottery",
+    "by_selector": "learning a distribution, by selector",
+    "gradients": "bias, variance and gradient direction",
+    "bridge": "similar answers, similar gradients",
+    "tokens": "a transformer on discrete tokens, by this package's trainer",
+}
+"""Name of the module in this folder, and what it is about."""
+
+STEPS = {"variance": 1, "budget": 7, "lottery": 4, "by_selector": 5, "gradients": 1, "bridge": 1, "tokens": 40}
+"""How often each reports progress."""
+
+
+def run_experiments(
+    names: Sequence[str] = tuple(EXPERIMENTS),
+    *,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Run experiments and put the published figures beside theirs.
+
+    Args:
+        names: of `EXPERIMENTS`.
+        seed: of every draw. The paper's networks keep their own seeds.
+        progress: called with an experiment's title, the steps done in it and their number.
+
+    Returns:
+        `seed`, `experiments` (each with its numbers and `seconds`), and `published`, the rows of the comparison.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise ValueError(f"Experiment {name!r} is unknown: choose from {', '.join(EXPERIMENTS)}.")
+    results: dict[str, Any] = {}
+    for name in names:
+        title, total, started = EXPERIMENTS[name], STEPS[name], time.perf_counter()
+        progress(title, 0, total)
+        done = 0
+
+        def step(title: str = title, total: int = total) -> None:
+            nonlocal done
+            done += 1
+            progress(title, min(done, total), total)
+
+        run = import_module(f"mrt_plugin.simulation.controlled.{name}").experiment
+        results[name] = run(seed, progress=step) if total > 1 else run(seed)
+        results[name]["seconds"] = time.perf_counter() - started
+        progress(title, total, total)
+    return {"seed": seed, "experiments": results, "published": compare(results)}

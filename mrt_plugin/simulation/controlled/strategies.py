@@ -1,0 +1,52 @@
+"""This package's selectors on the numbers of the controlled experiments, where a response is one real number.
+
+Two responses are as similar as they are close: 1 - |y - y'| / the largest distance in the pool. The selectors get it
+as a cosine of 1 - 2·|y - y'| / largest, which `similarity: paper` turns back into just that.
+"""
+
+import numpy as np
+
+from mrt_plugin.selection.pool import Choice, Pool, Settings
+from mrt_plugin.selection.registry import get_selector
+
+SELECTORS = ("random_k", "best_k", "diverse_best_k", "filter_then_spread")
+"""`diverse_best_k` is the facility location that the paper runs on language-model data; `filter_then_spread` is what
+its simulator runs, and publishes, under the same name GRADES."""
+
+
+def closeness(responses: np.ndarray) -> np.ndarray:
+    """1 - distance / largest distance of the pool, [n, N, N] for responses [n, N]."""
+    distances = np.abs(responses[:, :, None] - responses[:, None, :])
+    value: np.ndarray = 1 - distances / np.maximum(distances.max(axis=(1, 2), keepdims=True), 1e-12)
+    return value
+
+
+def choose(
+    selector: str, responses: np.ndarray, rewards: np.ndarray, k: int, random: np.random.Generator
+) -> np.ndarray:
+    """Which K of each pool a selector of this package keeps.
+
+    Args:
+        selector: a name.
+        responses: [n, N] with N > K.
+        rewards: [n, N].
+        k: responses to keep.
+        random: draws what `random_k` keeps, and breaks ties.
+
+    Returns:
+        [n, K] indices into the pools.
+    """
+    strategy = get_selector(selector)
+    keys = random.integers(2**63, size=responses.shape, dtype=np.uint64)
+    order = np.lexsort((keys, -rewards), axis=1)
+    cosines = 2 * closeness(np.take_along_axis(responses, order, 1)) - 1 if strategy.needs_embeddings else None
+    pools = [
+        Pool(
+            keys[row, order[row]],
+            rewards[row, order[row]],
+            None if cosines is None else np.round(cosines[row], 6),
+        )
+        for row in range(len(responses))
+    ]
+    chosen: list[Choice] = strategy.choose(pools, Settings(k=k, alpha=1.0, similarity="paper"))
+    return np.array([order[row, choice.picked] for row, choice in enumerate(chosen)])
