@@ -1,4 +1,4 @@
-"""What the plugin does when a recipe is read: every mistake is named with its remedy, before data or model are touched."""
+"""What the plugin does when a recipe is read: mistakes are named with their remedy before anything is loaded."""
 
 import json
 

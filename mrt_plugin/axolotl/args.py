@@ -6,13 +6,14 @@ from typing import Any, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
+from mrt_plugin.curation import parse_rules
 from mrt_plugin.groups.adapters import check_source
 from mrt_plugin.options import MultiResponseOptions
 
 DATASET_KEYS = ("path", "name", "split", "type", "ds_type", "data_files", "revision")
 """Keys of a dataset entry that an override is matched by."""
 
-DATASET_OPTIONS = ("source", "k", "alpha", "similarity", "embedder", "selection_seed", "prompt_format")
+DATASET_OPTIONS = ("curation", "source", "k", "alpha", "similarity", "embedder", "selection_seed", "prompt_format")
 """Options that may differ between the datasets of a run."""
 
 
@@ -31,8 +32,13 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 _OPTIONS = [item.name for item in dataclasses.fields(MultiResponseOptions) if item.name != "selector"]
 _KEYS: dict[str, Any] = dict.fromkeys(DATASET_KEYS, (str | list[str] | None, None))
 
+_CURATION: Any = (
+    list[Any] | str | None,
+    Field(None, description="Rules that are applied before selection, in order; see docs/curation.md."),
+)
+
 DatasetOverride = create_model(
-    "DatasetOverride", __config__=_STRICT, **_KEYS, **_fields(list(DATASET_OPTIONS), optional=True)
+    "DatasetOverride", __config__=_STRICT, **_KEYS, **_fields(list(DATASET_OPTIONS), optional=True), curation=_CURATION
 )
 MrtBlock = create_model(
     "MrtBlock",
@@ -41,6 +47,17 @@ MrtBlock = create_model(
     max_length=(
         int | None,
         Field(None, ge=2, description="Tokens that one prompt with one response may have; sequence_len by default."),
+    ),
+    curation=_CURATION,
+    held_out_threshold=(
+        float | None,
+        Field(
+            None,
+            gt=0,
+            le=1,
+            description="With val_set_size: prompts whose character 5-grams have at least this Jaccard similarity "
+            "stay on one side. By default 0.8 where there is curation; without it the split goes by prompt alone.",
+        ),
     ),
     datasets=(
         list[DatasetOverride] | None,  # type: ignore[valid-type]
@@ -53,7 +70,8 @@ def parse_block(block: Any) -> dict[str, Any]:
     """The `mrt:` block with its defaults filled in.
 
     Raises:
-        ValueError: naming every unknown key and every value of the wrong type, or an unknown source.
+        ValueError: naming every unknown key and every value of the wrong type, an unknown source, or a curation rule
+            that does not exist or cannot be as asked.
 
     Example:
 
@@ -65,14 +83,23 @@ def parse_block(block: Any) -> dict[str, Any]:
     if not isinstance(block, dict):
         raise ValueError(f"mrt: must hold options, one `name: value` per line, not {block!r}.")
     try:
-        parsed = MrtBlock.model_validate(block)
+        parsed = MrtBlock.model_validate(plain(block))
     except ValidationError as error:
         raise ValueError("The mrt: block of the recipe:\n" + "\n".join(map(_readable, error.errors()))) from None
     options = parsed.model_dump(exclude_none=True)
     for holder in (options, *options.get("datasets", [])):
         if "source" in holder:
             check_source(holder["source"])
+        if "curation" in holder:
+            parse_rules(holder["curation"])
     return options
+
+
+def plain(value: Any) -> Any:
+    """Axolotl's DictDefault answers None for every attribute, also for those by which pydantic knows its own kind."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _readable(error: Any) -> str:

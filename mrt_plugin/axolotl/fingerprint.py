@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download
 
 import mrt_plugin
+from mrt_plugin.curation import parse_rules
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def recipe_fingerprint(cfg: Any, block: dict[str, Any]) -> str:
         {
             "mrt_plugin": mrt_plugin.__version__,
             "options": block,
+            "curation": _rules_content(block),
             "recipe": fields,
             "tokenizer": _tokenizer_content(str(tokenizer), cfg.get("revision_of_model")),
             "chat_template": _jinja_content(fields["chat_template_jinja"]),
@@ -112,6 +114,13 @@ def _jinja_content(template: Any) -> str:
         return str(template)
     path = Path(template)
     return _content([path]) if path.is_file() else template
+
+
+def _rules_content(block: dict[str, Any]) -> list[str]:
+    """The content of the files that curation rules name: a benchmark's prompts, a user's own check."""
+    holders = [block, *block.get("datasets", [])]
+    rules = [rule for holder in holders for rule in parse_rules(holder.get("curation"))]
+    return [_content(sorted(rule.reads())) for rule in rules]
 
 
 def _content(files: Iterable[Path]) -> str:

@@ -1,17 +1,21 @@
 """How a grouped dataset is prepared inside Axolotl: from the rows that it read to rows of tokens."""
 
+import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from axolotl.prompt_tokenizers import DatasetWrappingStrategy
 from datasets import Dataset, Features, List, Value
 
-from mrt_plugin.axolotl.args import options_of
+from mrt_plugin.axolotl.args import options_of, plain
 from mrt_plugin.axolotl.checks import check_lengths
 from mrt_plugin.axolotl.entries import PREFIX, Mark
+from mrt_plugin.curation import curate, parse_rules, split_held_out
 from mrt_plugin.encoding import prepare_tokenizer
 from mrt_plugin.groups import held_out, load_groups
+from mrt_plugin.groups.write import whole_file
 from mrt_plugin.trainer.prepare import prepare_groups
 
 logger = logging.getLogger(__name__)
@@ -34,7 +38,7 @@ def loader(selector: str) -> Callable[..., "GroupedDataset"]:
     """The `load` that Axolotl calls for `type: mrt_plugin.axolotl.<selector>`."""
 
     def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> GroupedDataset:
-        return GroupedDataset(tokenizer, cfg, required_mark(ds_cfg, selector), selector)
+        return GroupedDataset(tokenizer, cfg, required_mark(ds_cfg, selector), selector, str(ds_cfg.get("path")))
 
     return load
 
@@ -57,13 +61,16 @@ def required_mark(ds_cfg: Any, kind: str) -> Mark:
 class GroupedDataset(DatasetWrappingStrategy):
     """Select, encode and lay out the groups of one dataset entry."""
 
-    def __init__(self, tokenizer: Any, cfg: Any, mark: Mark, selector: str) -> None:
+    def __init__(self, tokenizer: Any, cfg: Any, mark: Mark, selector: str, path: str) -> None:
         prepare_tokenizer(tokenizer)
         self._tokenizer = tokenizer
         self._cfg = cfg
         self._mark = mark
         self._max_length, row_length = check_lengths(cfg, cfg.mrt)
-        self._options = options_of(cfg.mrt, **mark.options, selector=selector, row_length=row_length)
+        own = dict(mark.options)
+        self._path = path
+        self._rules = parse_rules(plain(own.pop("curation", cfg.mrt.curation)))
+        self._options = options_of(cfg.mrt, **own, selector=selector, row_length=row_length)
 
     def wrap_dataset(
         self, dataset: Dataset, process_count: int | None = None, keep_in_memory: bool | None = False, **kwargs: Any
@@ -75,6 +82,8 @@ class GroupedDataset(DatasetWrappingStrategy):
             ValueError: if no prompt is left, or every pair is too long.
         """
         groups = self._part(load_groups(self._mark.file or dataset, source=self._options.source))
+        if self._mark.part != "held_out":
+            groups = self._curate(groups, process_count)
         prepared, report = prepare_groups(
             groups,
             self._tokenizer,
@@ -89,8 +98,8 @@ class GroupedDataset(DatasetWrappingStrategy):
         )
         if report.dropped_pairs and self._cfg.excess_length_strategy == "raise":
             raise ValueError(
-                f"Pairs longer than {self._max_length} tokens: {report.dropped_pairs}, and excess_length_strategy is `raise`. "
-                "Raise mrt.max_length and sequence_len, or drop them with `drop`."
+                f"Pairs longer than {self._max_length} tokens: {report.dropped_pairs}, and excess_length_strategy is "
+                "`raise`. Raise mrt.max_length and sequence_len, or drop them with `drop`."
             )
         if report.rows > report.groups:
             logger.info(
@@ -105,6 +114,11 @@ class GroupedDataset(DatasetWrappingStrategy):
         if self._mark.part == "all":
             return groups
         wanted = self._mark.part == "held_out"
+        threshold = self._cfg.mrt.held_out_threshold or (0.8 if self._rules else None)
+        if threshold is not None:
+            train, aside, report = split_held_out(groups, self._mark.share, seed=self._cfg.seed, threshold=threshold)
+            logger.info(report.summary())
+            return aside if wanted else train
         chosen = [
             index
             for index, prompt in enumerate(groups["prompt"])
@@ -117,6 +131,19 @@ class GroupedDataset(DatasetWrappingStrategy):
             )
         logger.info("%s: %d of %d prompts.", self._mark.part, len(chosen), len(groups))
         return groups.select(chosen)
+
+    def _curate(self, groups: Dataset, process_count: int | None) -> Dataset:
+        """Apply the rules, and leave the ledger in the run's folder."""
+        if not self._rules:
+            return groups
+        curated = curate(groups, self._rules, tokenizer=self._tokenizer, seed=self._cfg.seed, num_proc=process_count)
+        ledger = (
+            Path(self._cfg.output_dir) / "mrt_curation" / f"{Path(self._path).stem}-{self._mark.fingerprint[:8]}.json"
+        )
+        with whole_file(ledger) as file:
+            file.write(json.dumps({"dataset": self._path, **curated.ledger.as_dict()}, indent=2).encode())
+        logger.info("Curation of %s: %s The ledger is %s.", self._path, curated.ledger.lines()[-1], ledger)
+        return curated.groups
 
 
 def with_features(prepared: Dataset) -> Dataset:
