@@ -1,6 +1,8 @@
-"""Scoring: embeddings and scores of responses."""
+"""Scoring: embeddings and scores of responses, with one cache on disk."""
 
+from mrt_plugin.scoring.cache import CacheError, ScoreCache
 from mrt_plugin.scoring.embedders import Embedder, load_embedder
 from mrt_plugin.scoring.scores import score_groups
+from mrt_plugin.scoring.weights import softmax_weights
 
-__all__ = ["Embedder", "load_embedder", "score_groups"]
+__all__ = ["CacheError", "Embedder", "ScoreCache", "load_embedder", "score_groups", "softmax_weights"]

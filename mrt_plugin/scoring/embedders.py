@@ -1,12 +1,15 @@
 """Embedders: texts to vectors, by name."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mrt_plugin.scoring.cache import ScoreCache
 
 SENTENCE_TRANSFORMERS_DEFAULT = "sentence-transformers/all-MiniLM-L6-v2"
 """The embedder of "Escaping the Mode Lottery" (arXiv 2606.00544)."""
@@ -24,6 +27,8 @@ class Embedder:
     name: str
     embed: Callable[[list[str]], Any]
     forks: bool
+    prepare: Callable[[Iterable[list[str]]], None] | None = None
+    """Computes the vectors of many texts ahead, given in lists, for an embedder that keeps them in a cache."""
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """The vectors of some texts, as float64 [n, dim].
@@ -45,14 +50,17 @@ class Embedder:
         return vectors
 
 
-def load_embedder(embedder: str | Callable[[list[str]], Any]) -> Embedder:
+def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: str | Path | None = None) -> Embedder:
     """An embedder by name, or a callable as an embedder.
 
     Args:
         embedder: `lexical`; `sentence-transformers` for all-MiniLM-L6-v2; the name or path of any
             sentence-transformers model; or a function from a list of n strings to an array [n, dim].
+        score_cache: the directory in which a model's vectors are kept; by default $MRT_CACHE or ~/.cache/mrt-plugin.
+            `lexical` is quicker than a disk, and what a function does cannot be known: they have no cache.
 
     Raises:
+        CacheError: if the cache cannot be used.
         ImportError: if sentence-transformers is needed and not installed.
         ValueError: if there is no such model.
 
@@ -65,9 +73,17 @@ def load_embedder(embedder: str | Callable[[list[str]], Any]) -> Embedder:
         return Embedder(getattr(embedder, "__name__", type(embedder).__name__), embedder, forks=True)
     if embedder == "lexical":
         return Embedder("lexical", lexical, forks=True)
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise ImportError(
+            f"embedder={embedder!r} needs sentence-transformers: pip install 'mrt-plugin[embeddings]', or use "
+            "embedder='lexical'."
+        )
+    from mrt_plugin.scoring.sentence_model import SentenceVectors
+
     name = SENTENCE_TRANSFORMERS_DEFAULT if embedder == "sentence-transformers" else embedder
-    # Torch already uses all cores, and a process forked after it has started threads may hang.
-    return Embedder(name, partial(_encode, _sentence_transformer(name)), forks=False)
+    vectors = SentenceVectors(name, ScoreCache(score_cache))
+    # Processes find all vectors in the cache, where `prepare` puts them: none of them runs the model.
+    return Embedder(name, vectors, forks=True, prepare=vectors.prepare)
 
 
 def lexical(texts: list[str]) -> np.ndarray:
@@ -93,24 +109,3 @@ def _vectorizer() -> Any:
     return HashingVectorizer(
         analyzer="char_wb", ngram_range=(3, 4), n_features=LEXICAL_DIMENSION, norm=None, dtype=np.float32
     )
-
-
-@cache
-def _sentence_transformer(name: str) -> Any:
-    if importlib.util.find_spec("sentence_transformers") is None:
-        raise ImportError(
-            f"embedder={name!r} needs sentence-transformers: pip install 'mrt-plugin[embeddings]', or use "
-            "embedder='lexical'."
-        )
-    from sentence_transformers import SentenceTransformer
-
-    try:
-        return SentenceTransformer(name)
-    except (OSError, ValueError) as problem:
-        raise ValueError(
-            f"embedder={name!r} is not `lexical`, and could not be loaded as a sentence-transformers model: {problem}"
-        ) from problem
-
-
-def _encode(model: Any, texts: list[str]) -> Any:
-    return model.encode(texts, convert_to_numpy=True, normalize_embeddings=True, show_progress_bar=False)

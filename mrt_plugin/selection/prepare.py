@@ -16,7 +16,7 @@ def make_pool(
     name: str, responses: Sequence[Any], scores: np.ndarray | None, seed: int, embedder: Embedder | None
 ) -> tuple[np.ndarray, Pool]:
     """The pool in tie order, and that order as indices into `responses`."""
-    keys = _tie_keys(name, responses, scores, seed)
+    keys = tie_keys(name, responses, scores, seed)
     order = np.argsort(keys) if scores is None else np.lexsort((keys, -scores))
     cosines = None
     if embedder is not None:
@@ -24,11 +24,13 @@ def make_pool(
     return order, Pool(keys[order], None if scores is None else scores[order], cosines)
 
 
-def _tie_keys(name: str, responses: Sequence[Any], scores: np.ndarray | None, seed: int) -> np.ndarray:
+def tie_keys(
+    name: str, responses: Sequence[Any], scores: np.ndarray | None, seed: int, purpose: bytes = b"select"
+) -> np.ndarray:
     """[N] uint64 hashes of (seed, group id, response text). Repeated texts are told apart by their rank in score."""
     keys = np.empty(len(responses), dtype=np.uint64)
     seen: Counter[bytes] = Counter()
-    prefix = (b"select", str(seed).encode(), name.encode())
+    prefix = (purpose, str(seed).encode(), name.encode())
     for index in range(len(responses)) if scores is None else np.argsort(-scores, kind="stable"):
         text = canonical(responses[index])
         keys[index] = int.from_bytes(digest(*prefix, text, str(seen[text]).encode()), "little")

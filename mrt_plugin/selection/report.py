@@ -1,7 +1,7 @@
 """What a selection did."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mrt_plugin.groups.report import plural
 
@@ -24,22 +24,30 @@ class SelectionReport:
     """Groups with N < K."""
     weightless: int = 0
     """Responses of weight 0, which are no candidates."""
+    left_out: int = 0
+    """Responses that the limit on candidates left out."""
     later_picks: int = 0
     """Picks after a group's first, where picks have gains."""
     zero_gain: int = 0
     """Those of them that gained nothing."""
+    remarks: list[str] = field(default_factory=list)
+    """How the budget was spread over prompts, and how far scorers agree: lines for the log."""
 
     @property
     def zero_gain_share(self) -> float:
         """The share of picks after the first that covered nothing new."""
         return self.zero_gain / self.later_picks if self.later_picks else 0.0
 
+    @property
+    def _k(self) -> str:
+        return f"k={self.k}" if self.k is not None else "their own k"
+
     def summary(self) -> str:
         """The line that says what was kept."""
         line = f"{self.selector}: kept {self.kept:,} of {plural(self.candidates, 'response')} of "
         line += plural(self.groups, "group")
         if self.whole:
-            line += f"; {plural(self.whole, 'pool')} of at most k={self.k} kept whole"
+            line += f"; {plural(self.whole, 'pool')} of at most {self._k} kept whole"
         if self.later_picks:
             picks = plural(self.later_picks, "pick")
             line += f"; {self.zero_gain_share:.1%} of {picks} after a group's first gained nothing"
@@ -49,9 +57,11 @@ class SelectionReport:
         """One line for each thing a user should know of."""
         lines = []
         if self.short:
-            lines.append(f"{self.selector}: pools smaller than k={self.k}, kept whole: {self.short:,}.")
+            lines.append(f"{self.selector}: pools smaller than {self._k}, kept whole: {self.short:,}.")
         if self.weightless:
             lines.append(f"{self.selector}: responses of weight 0, never kept: {self.weightless:,}.")
+        if self.left_out:
+            lines.append(f"{self.selector}: responses beyond n candidates, left out at random: {self.left_out:,}.")
         if self.zero_gain_share > 0.5:
             hint = " similarity='rescaled' leaves later picks more to gain." if self.similarity == "paper" else ""
             lines.append(
@@ -62,6 +72,8 @@ class SelectionReport:
 
     def log(self) -> None:
         """Log the summary, and a warning for each note."""
+        for line in self.remarks:
+            logger.info(line)
         logger.info(self.summary())
         for line in self.notes():
             logger.warning(line)

@@ -2,15 +2,21 @@
 
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from datasets import Dataset
+from datasets import Dataset, Features, Value, concatenate_datasets
 
 from mrt_plugin.curation.rows import keep_responses
-from mrt_plugin.options import Similarity
+from mrt_plugin.groups.messages import response_text
+from mrt_plugin.options import AllocationKind, Similarity, WeightSource
+from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.embedders import load_embedder
-from mrt_plugin.scoring.scores import Scorer, score_groups
+from mrt_plugin.scoring.scores import Scorer, score_columns, with_scores
+from mrt_plugin.scoring.weights import weigh_groups
+from mrt_plugin.selection.adaptive import AdaptiveK, adaptive_k
+from mrt_plugin.selection.candidates import candidates_of
 from mrt_plugin.selection.decide import DECISION, choose_batch
 from mrt_plugin.selection.pool import Selector, Settings
 from mrt_plugin.selection.registry import get_selector
@@ -30,8 +36,18 @@ def select(
     alpha: float = 1.0,
     similarity: Similarity = "paper",
     seed: int = 0,
+    n: int | None = None,
     embedder: str | Callable[[list[str]], Any] = "lexical",
-    scorer: Scorer | None = None,
+    scorer: Scorer | Sequence[Scorer] | None = None,
+    score_cache: str | Path | None = None,
+    allocation: AllocationKind = "fixed",
+    allocation_score: str = "diversity",
+    mean_k: float | None = None,
+    target_total: int | None = None,
+    min_k: int = 1,
+    max_k: int | None = None,
+    weights: WeightSource = "column",
+    weight_temperature: float = 1.0,
     num_proc: int | None = None,
 ) -> Dataset:
     """Keep K of the N responses of each group, in the pool's order, with their scores and weights.
@@ -46,13 +62,26 @@ def select(
         alpha: `diverse_best_k`: the exponent on the scores.
         similarity: `diverse_k`, `diverse_best_k`: `paper` or `rescaled`.
         seed: another seed, another random choice and other ties.
+        n: candidates per group: of a larger pool a random `n` is considered.
         embedder: `lexical`, `sentence-transformers`, a model's name or path, or a function from n strings to an array
-            [n, dim]. It is called once per group, on the group's distinct texts in sorted order, so that a vector
-            never depends on what else is selected.
-        scorer: a function `scorer(prompt, responses)` that gives N scores; they replace the column `scores`.
-        num_proc: processes. A sentence-transformers model stays in one, since it uses all cores there.
+            [n, dim]. A function is called once per group, on the group's distinct texts in sorted order, so that a
+            vector never depends on what else is selected; a model's vectors come from the cache.
+        scorer: a function `scorer(prompt, responses)` that gives N scores, or its name, or a reward model's name or
+            path (see `mrt_plugin.scoring.score_groups`); its scores replace the column `scores`. Of several the first
+            decides, and the log says how far the others agree and how many picks they would change.
+        score_cache: the directory in which models' embeddings and scores are kept.
+        allocation: `fixed`, or `adaptive`: prompts whose responses differ more keep more.
+        allocation_score: adaptive: `diversity`, `length`, or a column (see `mrt_plugin.selection.adaptive`).
+        mean_k: adaptive: responses per group on average; by default `k`.
+        target_total: adaptive: responses in all, instead of `mean_k`.
+        min_k: adaptive: the fewest of a group.
+        max_k: adaptive: the most of a group.
+        weights: `column` leaves the column `weights` as it is; `softmax` sets it from the kept responses' scores.
+        weight_temperature: softmax: divides the scores.
+        num_proc: processes. A model runs in one, since it uses all cores there.
 
     Raises:
+        CacheError: if the cache cannot be used.
         ValueError: if an option is unknown or out of bounds, or the selector needs scores and there are none.
 
     Example:
@@ -63,13 +92,28 @@ def select(
     chosen = select(load_groups("pool.jsonl"), "diverse_best_k", k=4, alpha=0.75, seed=7)
     ```
     """
-    if scorer is not None:
-        get_selector(selector)
-        groups = score_groups(groups, scorer, num_proc=num_proc)
-    picks = select_indices(
-        groups, selector, k=k, alpha=alpha, similarity=similarity, seed=seed, embedder=embedder, num_proc=num_proc
+    if weights not in get_args(WeightSource):
+        raise ValueError(f"weights={weights!r} is unknown: choose one of {', '.join(get_args(WeightSource))}.")
+    get_selector(selector)
+    scored, others = _scored(groups, scorer, num_proc, score_cache)
+    picks, report = _run(
+        scored,
+        others,
+        selector,
+        k=k,
+        alpha=alpha,
+        similarity=similarity,
+        seed=seed,
+        n=n,
+        embedder=embedder,
+        score_cache=score_cache,
+        adaptive=_adaptive(allocation, allocation_score, k, mean_k, target_total, min_k, max_k),
+        num_proc=num_proc,
+        engine="local",
     )
-    return keep_responses(groups, picks)
+    report.log()
+    kept = keep_responses(scored, picks)
+    return weigh_groups(kept, weight_temperature) if weights == "softmax" else kept
 
 
 def select_indices(groups: Dataset, selector: str, **options: Any) -> list[list[int]]:
@@ -90,8 +134,16 @@ def run_selection(
     alpha: float = 1.0,
     similarity: Similarity = "paper",
     seed: int = 0,
+    n: int | None = None,
     embedder: str | Callable[[list[str]], Any] = "lexical",
-    scorer: Scorer | None = None,
+    scorer: Scorer | Sequence[Scorer] | None = None,
+    score_cache: str | Path | None = None,
+    allocation: AllocationKind = "fixed",
+    allocation_score: str = "diversity",
+    mean_k: float | None = None,
+    target_total: int | None = None,
+    min_k: int = 1,
+    max_k: int | None = None,
     num_proc: int | None = None,
     engine: Engine = "local",
 ) -> tuple[list[list[int]], SelectionReport]:
@@ -99,56 +151,187 @@ def run_selection(
 
     `engine` says where: in this and `num_proc` other processes, or on `ray`. The picks are the same.
     """
+    get_selector(selector)
+    scored, others = _scored(groups, scorer, num_proc, score_cache)
+    return _run(
+        scored,
+        others,
+        selector,
+        k=k,
+        alpha=alpha,
+        similarity=similarity,
+        seed=seed,
+        n=n,
+        embedder=embedder,
+        score_cache=score_cache,
+        adaptive=_adaptive(allocation, allocation_score, k, mean_k, target_total, min_k, max_k),
+        num_proc=num_proc,
+        engine=engine,
+    )
+
+
+def _scored(
+    groups: Dataset,
+    scorer: Scorer | Sequence[Scorer] | None,
+    num_proc: int | None,
+    score_cache: str | Path | None,
+) -> tuple[Dataset, dict[str, Dataset]]:
+    """The groups with the first scorer's scores, and the scores of all where there are several."""
+    if scorer is None:
+        return groups, {}
+    columns = score_columns(groups, scorer, num_proc=num_proc, score_cache=score_cache)
+    first = next(iter(columns.values()))
+    return with_scores(groups, first), columns if len(columns) > 1 else {}
+
+
+def _adaptive(
+    allocation: str,
+    score: str,
+    k: int | None,
+    mean_k: float | None,
+    target_total: int | None,
+    min_k: int,
+    max_k: int | None,
+) -> AdaptiveK | None:
+    if allocation not in get_args(AllocationKind):
+        raise ValueError(f"allocation={allocation!r} is unknown: choose one of {', '.join(get_args(AllocationKind))}.")
+    if allocation == "fixed":
+        return None
+    if mean_k is None and target_total is None:
+        mean_k = k
+    return AdaptiveK(score, mean_k, target_total, min_k, max_k)
+
+
+def _run(
+    groups: Dataset,
+    scores: dict[str, Dataset],
+    selector: str,
+    *,
+    k: int | None,
+    alpha: float,
+    similarity: Similarity,
+    seed: int,
+    n: int | None,
+    embedder: str | Callable[[list[str]], Any],
+    score_cache: str | Path | None,
+    adaptive: AdaptiveK | None,
+    num_proc: int | None,
+    engine: Engine,
+) -> tuple[list[list[int]], SelectionReport]:
     if engine not in get_args(Engine):
         raise ValueError(f"engine={engine!r} is unknown: choose one of {', '.join(get_args(Engine))}.")
     strategy = get_selector(selector)
-    _check(strategy, selector, k, alpha, similarity, seed)
+    _check(strategy, selector, k if adaptive is None else 1, alpha, similarity, seed)
+    _check_candidates(strategy, selector, n, adaptive)
     columns = _columns(groups)
-    if scorer is not None:
-        groups = score_groups(groups, scorer, num_proc=num_proc)
-    elif strategy.needs_scores and "scores" not in columns:
+    if strategy.needs_scores and "scores" not in columns:
         raise ValueError(
             f"selector={selector!r} needs scores, and the groups have none: give a column `scores` with one number "
-            "per response (or `scorer=` in Python), or choose random_k or diverse_k."
+            "per response, or a `scorer`; or choose random_k or diverse_k."
         )
-    used = load_embedder(embedder) if strategy.needs_embeddings else None
-    names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
-    settings = Settings(k or 0, float(alpha), similarity)
-    told = {"strategy": strategy, "settings": settings, "seed": seed, "embedder": used}
-    if engine == "ray":
-        from mrt_plugin.selection.ray_engine import map_on_ray
-
-        decided = map_on_ray(groups.select_columns(names), choose_batch, told, DECISION, batch_size=BATCH)
-    else:
-        decided = groups.select_columns(names).map(
-            choose_batch,
-            fn_kwargs=told,
-            batched=True,
-            batch_size=BATCH,
-            remove_columns=names,
-            features=DECISION,
-            num_proc=num_proc if used is None or used.forks else None,
-            keep_in_memory=True,
-            new_fingerprint=uuid.uuid4().hex,  # the cache cannot see into an embedder or a model file
-            desc=f"Selecting ({selector})",
-        )
+    used = None
+    if strategy.needs_embeddings or (adaptive is not None and adaptive.needs_embeddings):
+        used = load_embedder(embedder, score_cache=score_cache)
+        if used.prepare is not None:
+            whole = k if adaptive is None or not adaptive.needs_embeddings else 0
+            used.prepare(_texts(groups, n=n, seed=seed, at_least=(whole or 0) + 1))
+    processes = num_proc if used is None or used.forks else None
+    remarks: list[str] = []
+    told_k = None
+    if adaptive is not None:
+        allocated = adaptive_k(groups, adaptive, n=n, seed=seed, embedder=used, num_proc=processes)
+        remarks.append(allocated.summary())
+        told_k = allocated.k
+    told = {
+        "strategy": strategy,
+        "settings": Settings(k or 0, float(alpha), similarity),
+        "seed": seed,
+        "embedder": used if strategy.needs_embeddings else None,
+        "n": n,
+    }
+    decided = _decide(groups, told, told_k, selector, processes, engine)
     picks: list[list[int]] = decided["picked"][:]
     sizes: list[int] = decided["candidates"][:]
+    for name, other in list(scores.items())[1:]:
+        first = next(iter(scores))
+        remarks.append(rank_agreement(scores[first]["scores"], other["scores"]).summary(first, name))
+        if strategy.needs_scores:
+            others = _decide(with_scores(groups, other), told, told_k, selector, processes, engine)["picked"][:]
+            remarks.append(_changed(picks, others, name, selector))
     report = SelectionReport(
         selector,
-        None if strategy.keeps_all else k,
+        None if strategy.keeps_all or adaptive is not None else k,
         similarity,
         groups=len(groups),
         candidates=sum(sizes),
         kept=sum(map(len, picks)),
         weightless=sum(decided["weightless"]),
+        left_out=sum(decided["left_out"]),
         later_picks=sum(decided["later_picks"]),
         zero_gain=sum(decided["zero_gain"]),
+        remarks=remarks,
     )
-    if not strategy.keeps_all and k is not None:
-        report.whole = sum(size <= k for size in sizes)
-        report.short = sum(size < k for size in sizes)
+    if not strategy.keeps_all:
+        wanted = told_k if told_k is not None else [k or 0] * len(sizes)
+        report.whole = sum(size <= want for size, want in zip(sizes, wanted, strict=True))
+        report.short = sum(size < want for size, want in zip(sizes, wanted, strict=True))
     return picks, report
+
+
+def _decide(
+    groups: Dataset, told: dict[str, Any], k: list[int] | None, selector: str, num_proc: int | None, engine: Engine
+) -> Dataset:
+    """The columns of `DECISION`; `k` has each group's own."""
+    names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
+    wanted = groups.select_columns(names)
+    if k is not None:
+        wanted = concatenate_datasets(
+            [wanted, Dataset.from_dict({"k": k}, features=Features({"k": Value("int64")}))], axis=1
+        )
+    if engine == "ray":
+        from mrt_plugin.selection.ray_engine import map_on_ray
+
+        return map_on_ray(wanted, choose_batch, told, DECISION, batch_size=BATCH)
+    return wanted.map(
+        choose_batch,
+        fn_kwargs=told,
+        batched=True,
+        batch_size=BATCH,
+        remove_columns=wanted.column_names,
+        features=DECISION,
+        num_proc=num_proc,
+        keep_in_memory=True,
+        new_fingerprint=uuid.uuid4().hex,  # the cache cannot see into an embedder or a model file
+        desc=f"Selecting ({selector})",
+    )
+
+
+def _texts(groups: Dataset, *, n: int | None, seed: int, at_least: int) -> Iterator[list[str]]:
+    """The texts of the candidates that will be compared, some groups at a time."""
+    names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
+    for batch in groups.select_columns(names).iter(BATCH):
+        assert isinstance(batch, dict)
+        texts = []
+        for place, responses in enumerate(batch["responses"]):
+            candidates = candidates_of(batch, place, n=n, seed=seed)
+            if len(candidates) >= at_least:
+                texts += [response_text(responses[index]) for index in candidates]
+        yield list(dict.fromkeys(texts))
+
+
+def _changed(picks: list[list[int]], others: list[list[int]], name: str, selector: str) -> str:
+    changed = sum(len(set(ours) - set(theirs)) for ours, theirs in zip(picks, others, strict=True))
+    total = max(sum(map(len, picks)), 1)
+    return (
+        f"With the scores of {name}, {selector} would change {changed:,} of {total:,} picks ({changed / total:.1%})."
+    )
+
+
+def _check_candidates(strategy: Selector, selector: str, n: Any, adaptive: AdaptiveK | None) -> None:
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+        raise ValueError(f"n={n!r} must be a whole number of candidates, at least 1.")
+    if strategy.keeps_all and (n is not None or adaptive is not None):
+        raise ValueError(f"selector={selector!r} keeps every response: it takes neither n nor allocation='adaptive'.")
 
 
 def _check(strategy: Selector, selector: str, k: Any, alpha: Any, similarity: Any, seed: Any) -> None:

@@ -1,0 +1,184 @@
+"""Vectors and scores kept on disk: one SQLite file, shared by processes, in which no entry is trusted unchecked."""
+
+import hashlib
+import logging
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+logger = logging.getLogger(__name__)
+
+FILE = "scores.sqlite3"
+
+WAIT_SECONDS = 120
+"""How long to wait for another process that is writing."""
+
+_AT_ONCE = 500
+"""Keys looked up in one query; SQLite takes at least 999."""
+
+
+class CacheError(OSError):
+    """The cache cannot be read or written: names the place and the remedy."""
+
+
+def cache_directory(directory: str | Path | None = None) -> Path:
+    """Where the cache lies: `directory`, else $MRT_CACHE, else `mrt-plugin` in $XDG_CACHE_HOME or ~/.cache."""
+    if directory is not None:
+        return Path(directory).expanduser()
+    if os.environ.get("MRT_CACHE"):
+        return Path(os.environ["MRT_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mrt-plugin"
+
+
+class ScoreCache:
+    """float32 arrays by key, in a file that outlives the run.
+
+    What `put` was given is there after `kill -9` of the process (a transaction per call, write-ahead log). Any number
+    of processes on one machine may share it; a network file system will not do, since SQLite's log needs shared
+    memory. Every entry carries a checksum of key and value: a damaged one counts as absent. A damaged file is set
+    aside and a new one begun.
+
+    Args:
+        directory: made where it is missing; see `cache_directory` for the default.
+
+    Raises:
+        CacheError: if the directory or the file cannot be used, here and in every method.
+
+    Example:
+
+    ```python
+    cache = ScoreCache("cache")
+    cache.put({b"key": np.ones(3, np.float32)})
+    cache.get([b"key", b"other"])  # {b"key": array([1., 1., 1.], dtype=float32)}
+    ```
+    """
+
+    def __init__(self, directory: str | Path | None = None) -> None:
+        self.path = cache_directory(directory) / FILE
+        self._connection: sqlite3.Connection | None = None
+        self._process = os.getpid()
+        self._open()
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
+        """The entries there are among `keys`, whole and unharmed: float32 [n] each."""
+        found: dict[bytes, np.ndarray] = {}
+        harmed = 0
+        with self._errors() as connection:
+            for begin in range(0, len(keys), _AT_ONCE):
+                some = keys[begin : begin + _AT_ONCE]
+                marks = ",".join("?" * len(some))
+                for key, value, check in connection.execute(
+                    f"SELECT key, value, checksum FROM entry WHERE key IN ({marks})", some
+                ):
+                    if len(value) % 4 == 0 and check == _checksum(key, value):
+                        found[key] = np.frombuffer(value, dtype="<f4")
+                    else:
+                        harmed += 1
+        if harmed:
+            logger.warning("%s: %d damaged entries are computed again.", self.path, harmed)
+        return found
+
+    def put(self, entries: Mapping[bytes, np.ndarray]) -> None:
+        """Keep all of these or, if the process dies now, none. An entry that is there already is replaced."""
+        rows = []
+        for key, array in entries.items():
+            value = np.ascontiguousarray(array, dtype="<f4").tobytes()
+            rows.append((key, value, _checksum(key, value)))
+        with self._errors() as connection, connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("INSERT OR REPLACE INTO entry VALUES (?, ?, ?)", rows)
+
+    def __len__(self) -> int:
+        with self._errors() as connection:
+            return int(connection.execute("SELECT count(*) FROM entry").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file; the next use opens it again."""
+        if self._connection is not None and self._process == os.getpid():
+            self._connection.close()
+        self._connection = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path, self._connection, self._process = state["path"], None, os.getpid()
+
+    @contextmanager
+    def _errors(self) -> Iterator[sqlite3.Connection]:
+        """This process's connection (SQLite's must not cross a fork), with errors that say what to do."""
+        if self._connection is None or self._process != os.getpid():
+            self._open()
+        assert self._connection is not None
+        try:
+            yield self._connection
+        except sqlite3.Error as problem:
+            raise self._explained(problem) from problem
+
+    def _open(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._connection = _connect(self.path)
+            except sqlite3.DatabaseError as problem:
+                if isinstance(problem, sqlite3.OperationalError):
+                    raise
+                _set_aside(self.path)
+                self._connection = _connect(self.path)
+        except (OSError, sqlite3.Error) as problem:
+            raise self._explained(problem) from problem
+        self._process = os.getpid()
+
+    def _explained(self, problem: Exception) -> CacheError:
+        remedy = "Choose another directory with `score_cache`, or with the environment variable MRT_CACHE."
+        if "full" in str(problem):
+            remedy = "Free some space and run the same command again: what was finished is kept. Or: " + remedy
+        elif "malformed" in str(problem) or "not a database" in str(problem):
+            remedy = f"The file is damaged: delete {self.path} and run the same command again."
+        return CacheError(f"The cache of embeddings and scores {self.path} cannot be used ({problem}). {remedy}")
+
+
+def entry_key(*parts: bytes) -> bytes:
+    """The key of what was computed from some content: 16 bytes."""
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.digest()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # isolation_level=None: transactions begin and end where the code says so.
+    connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA cache_size=-131072")  # 128 MiB, for the index of many millions of entries
+        # Entries lie in the order they were written, which is about the order they are read in; the index is apart.
+        connection.execute("CREATE TABLE IF NOT EXISTS entry (key BLOB UNIQUE, value BLOB, checksum BLOB)")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _set_aside(path: Path) -> None:
+    aside = path.with_name(path.name + ".damaged")
+    logger.warning("%s is damaged: it is now %s, and a new cache is begun.", path, aside.name)
+    os.replace(path, aside)
+    for ending in ("-wal", "-shm"):
+        path.with_name(path.name + ending).unlink(missing_ok=True)
+
+
+def _checksum(key: bytes, value: bytes) -> bytes:
+    return hashlib.blake2b(value, digest_size=8, key=key).digest()
+
+
+def chunks(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
+    """Consecutive slices of at most `size`."""
+    return (items[begin : begin + size] for begin in range(0, len(items), size))

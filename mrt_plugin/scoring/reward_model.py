@@ -1,0 +1,172 @@
+"""Scores of a reward model: any sequence classifier with one label, in batches of fixed shapes, kept in the cache."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from mrt_plugin.encoding.messages import prompt_messages, response_messages
+from mrt_plugin.groups.keys import canonical
+from mrt_plugin.groups.messages import message_text, response_text
+from mrt_plugin.scoring.cache import ScoreCache, chunks, entry_key
+from mrt_plugin.scoring.fixed_shapes import TOKENS_CPU, TOKENS_GPU, fixed_batches
+from mrt_plugin.scoring.model_content import model_content, tokenizer_content
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 4096
+"""Pairs sorted by length and worked on together."""
+
+FORMAT = "1"
+"""Raise it when the text of a pair, or its cut, changes: older entries of the cache are then left alone."""
+
+Conversation = tuple[Any, Any]
+"""A prompt with one response, each a string or a list of messages."""
+
+
+class RewardModel:
+    """How good a reward model finds a response.
+
+    With a chat template, prompt and response become one conversation; without, prompt and response are the two texts
+    of a pair, as cross-encoders read them. A conversation longer than the model takes loses its beginning, so that
+    the end of the response is always seen, and is counted in a warning.
+
+    Args:
+        name: a name or path of a model for sequence classification with one label.
+        store: where scores are kept.
+        trust_remote_code: run code that comes with the model.
+        device: by default a GPU, if there is one.
+
+    Raises:
+        ValueError: if there is no such model, or it has several labels.
+
+    Example:
+
+    ```python
+    model = RewardModel("path/to/reward-model", ScoreCache("cache"))
+    model("What is 2 + 2?", ["4", "5"])  # array([ 1.7, -0.4])
+    ```
+    """
+
+    def __init__(
+        self, name: str, store: ScoreCache, *, trust_remote_code: bool = False, device: str | None = None
+    ) -> None:
+        self.name, self.store = name, store
+        self.model, self.tokenizer = _load(name, trust_remote_code)
+        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        limits = [self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", None)]
+        self.longest = min(limit for limit in limits if limit is not None)
+        content = (model_content(self.model), tokenizer_content(self.tokenizer))
+        self.fingerprint = entry_key(b"reward", FORMAT.encode(), str(self.longest).encode(), *content)
+        self.cut = 0
+        """Conversations that lost their beginning."""
+
+    def __call__(self, prompt: Any, responses: list[Any]) -> np.ndarray:
+        """float64 [N], for one group."""
+        return self.score([(prompt, response) for response in responses])
+
+    def score_groups(self, groups: Iterable[dict[str, Any]], total: int | None = None) -> Iterator[list[float]]:
+        """The scores of each group, in order; `total` is the number of groups, for the progress bar."""
+        waiting: list[int] = []
+        pairs: list[Conversation] = []
+        with tqdm(desc=f"Scoring ({self.name})", unit=" groups", total=total, delay=2) as bar:
+
+            def flush() -> Iterator[list[float]]:
+                scores = self.score(pairs).tolist()
+                place = 0
+                for size in waiting:
+                    yield scores[place : place + size]
+                    place += size
+                bar.update(len(waiting))
+                waiting.clear()
+                pairs.clear()
+
+            for group in groups:
+                waiting.append(len(group["responses"]))
+                pairs += [(group["prompt"], response) for response in group["responses"]]
+                if len(pairs) >= CHUNK:
+                    yield from flush()
+            yield from flush()
+        if self.cut:
+            logger.warning(
+                "%s: %d conversations are longer than the %d tokens that it takes, and lost their beginning.",
+                self.name,
+                self.cut,
+                self.longest,
+            )
+
+    def score(self, pairs: Sequence[Conversation]) -> np.ndarray:
+        """float64 [n], from the cache where it has them."""
+        keys = [entry_key(self.fingerprint, canonical(prompt), canonical(response)) for prompt, response in pairs]
+        found = self.store.get(list(dict.fromkeys(keys)))
+        missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in found}
+        for some in chunks(list(missing), CHUNK):
+            for indices, scores in self._run([missing[key] for key in some]):
+                done = {some[index]: scores[[place]] for place, index in enumerate(indices)}
+                if np.isfinite(scores).all():
+                    self.store.put(done)
+                found.update(done)
+        return np.array([found[key][0] for key in keys], dtype=np.float64)
+
+    def _run(self, pairs: list[Conversation]) -> Iterator[tuple[list[int], np.ndarray]]:
+        encoded = [self._encode(pair) for pair in pairs]
+        lengths = [len(item["input_ids"]) for item in encoded]
+        tokens = TOKENS_CPU if self.model.device.type == "cpu" else TOKENS_GPU
+        for padded, indices, rows in fixed_batches(lengths, tokens=tokens, longest=self.longest):
+            batch = [encoded[index] for index in indices] + [encoded[indices[0]]] * (rows - len(indices))
+            features = self.tokenizer.pad(batch, padding="max_length", max_length=padded, return_tensors="pt")
+            with torch.inference_mode():
+                logits = self.model(**features.to(self.model.device)).logits
+            yield indices, logits[: len(indices), 0].float().cpu().numpy()
+
+    def _encode(self, pair: Conversation) -> dict[str, list[int]]:
+        prompt, response = pair
+        if self.tokenizer.chat_template is None:
+            said = "\n".join(message_text(message) for message in prompt_messages(prompt))
+            texts = (said, response_text(response))
+            whole = len(self.tokenizer(*texts)["input_ids"])
+            self.cut += whole > self.longest
+            return dict(self.tokenizer(*texts, truncation=True, max_length=self.longest))
+        messages = [*prompt_messages(prompt), *response_messages(response)]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        self.cut += len(ids) > self.longest
+        ids = ids[-self.longest :]
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+
+
+def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as problem:
+        raise ValueError(
+            f"scorer={name!r} could not be loaded as a reward model: {problem} Give a name or path of a model for "
+            "sequence classification, or a function of yours as `package.module:function`."
+        ) from problem
+    if config.num_labels != 1:
+        raise ValueError(
+            f"scorer={name!r} has {config.num_labels} labels ({', '.join(map(str, config.id2label.values()))}), and a "
+            "reward model has one. If one of them is the score you want, write a function "
+            "`score(prompt, responses)` that returns it and give its name: scorer='my_module:score'."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    model, report = AutoModelForSequenceClassification.from_pretrained(
+        name, config=config, trust_remote_code=trust_remote_code, output_loading_info=True
+    )
+    missing = ", ".join(sorted(report["missing_keys"]))
+    if missing:
+        raise ValueError(
+            f"scorer={name!r} has no trained score head ({missing} would be random): it is not a reward model."
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    # Decoders read the score at the last token that is not padding, by this id.
+    if model.config.get_text_config().pad_token_id is None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    elif tokenizer.pad_token_id != model.config.get_text_config().pad_token_id:
+        tokenizer.pad_token_id = model.config.get_text_config().pad_token_id
+    return model.eval(), tokenizer

@@ -1,0 +1,123 @@
+"""Adaptive K: more responses for the prompts whose responses differ more."""
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Features, Value
+
+from mrt_plugin.groups.messages import response_text
+from mrt_plugin.scoring.embedders import Embedder
+from mrt_plugin.selection.allocation import Allocation, allocate
+from mrt_plugin.selection.candidates import candidates_of
+from mrt_plugin.selection.prepare import cosine_matrix
+
+SPREAD = Features({"spread": Value("float64"), "size": Value("int64")})
+
+
+@dataclass(frozen=True)
+class AdaptiveK:
+    """How a budget of responses is spread; see `mrt_plugin.selection.allocation.allocate`."""
+
+    score: str = "diversity"
+    """What says how much a prompt's responses vary.
+
+    `diversity`: 1 minus the mean cosine of two of them; `length`: the variance of their lengths in characters; or a
+    column with a number per prompt, or with a number per response, of which the variance is taken. For the loss
+    itself to be estimated best, give the variance of the model's loss."""
+    mean_k: float | None = None
+    target_total: int | None = None
+    min_k: int = 1
+    max_k: int | None = None
+
+    @property
+    def needs_embeddings(self) -> bool:
+        """Whether the score is taken from embeddings."""
+        return self.score == "diversity"
+
+    def columns(self) -> list[str]:
+        """The columns that the score is read from, besides those that every selection reads."""
+        return [] if self.score in ("diversity", "length") else [self.score]
+
+
+def adaptive_k(
+    groups: Dataset, plan: AdaptiveK, *, n: int | None, seed: int, embedder: Embedder | None, num_proc: int | None
+) -> Allocation:
+    """Two passes: a score for every prompt, then the allocation. The result depends on no row order.
+
+    Raises:
+        ValueError: if the column is missing or holds something else, or the limits contradict each other.
+    """
+    for name in plan.columns():
+        if name not in groups.column_names:
+            raise ValueError(
+                f"allocation_score={name!r} is neither `diversity` nor `length`, nor a column of the groups "
+                f"({', '.join(groups.column_names)})."
+            )
+    names = ["id", "responses", "scores", "weights", *plan.columns()]
+    wanted = groups.select_columns([name for name in dict.fromkeys(names) if name in groups.column_names])
+    measured = wanted.map(
+        spread_batch,
+        fn_kwargs={"plan": plan, "n": n, "seed": seed, "embedder": embedder},
+        batched=True,
+        batch_size=256,
+        remove_columns=wanted.column_names,
+        features=SPREAD,
+        num_proc=num_proc,
+        keep_in_memory=True,
+        new_fingerprint=uuid.uuid4().hex,  # the cache cannot see into an embedder
+        desc="Measuring how responses differ",
+    )
+    return allocate(
+        measured["spread"][:],
+        measured["size"][:],
+        groups["id"][:],
+        target_total=plan.target_total,
+        mean_k=plan.mean_k,
+        min_k=plan.min_k,
+        max_k=plan.max_k,
+    )
+
+
+def spread_batch(
+    batch: dict[str, list[Any]], *, plan: AdaptiveK, n: int | None, seed: int, embedder: Embedder | None
+) -> dict[str, list[Any]]:
+    """The columns of `SPREAD`: how much each group's candidates differ, and how many they are."""
+    spreads, sizes = [], []
+    for place, name in enumerate(batch["id"]):
+        candidates = candidates_of(batch, place, n=n, seed=seed)
+        sizes.append(len(candidates))
+        texts = [response_text(batch["responses"][place][index]) for index in candidates]
+        if plan.score == "diversity":
+            assert embedder is not None
+            spreads.append(diversity(cosine_matrix(texts, embedder)))
+        elif plan.score == "length":
+            spreads.append(_variance([float(len(text)) for text in texts]))
+        else:
+            spreads.append(_given(batch[plan.score][place], candidates, len(batch["responses"][place]), plan, name))
+    return {"spread": spreads, "size": sizes}
+
+
+def diversity(cosines: np.ndarray) -> float:
+    """1 minus the mean cosine of two different responses; 0 for a single one.
+
+    Args:
+        cosines: [N, N] with 1 on the diagonal.
+    """
+    count = len(cosines)
+    return float(1 - (cosines.sum() - count) / (count * (count - 1))) if count > 1 else 0.0
+
+
+def _given(value: Any, candidates: np.ndarray, count: int, plan: AdaptiveK, name: str) -> float:
+    numbers = np.asarray(value, dtype=np.float64) if value is not None else np.array(np.nan)
+    if numbers.shape not in ((), (count,)) or not np.isfinite(numbers).all():
+        raise ValueError(
+            f"allocation_score={plan.score!r}: group {name} has {value!r} there, which is neither a finite number nor "
+            f"{count} of them, one per response."
+        )
+    return float(numbers) if numbers.shape == () else _variance(numbers[candidates].tolist())
+
+
+def _variance(values: list[float]) -> float:
+    return float(np.var(values, ddof=1)) if len(values) > 1 else 0.0

@@ -1,0 +1,334 @@
+"""Scoring: the cache that is trusted by many processes, reward models, and scorers by name."""
+
+import json
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaForSequenceClassification,
+)
+
+from mrt_plugin import load_groups, select
+from mrt_plugin.scoring import CacheError, ScoreCache, score_groups, softmax_weights
+from mrt_plugin.scoring.agreement import rank_agreement
+from mrt_plugin.scoring.cache import cache_directory
+from mrt_plugin.scoring.fixed_shapes import fixed_batches, padded_length
+from mrt_plugin.scoring.reward_model import RewardModel
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("MRT_CACHE", str(tmp_path / "scores"))
+
+
+def reward_dir(directory: Path, *, chat: bool = True, labels: int = 1, seed: int = 0) -> str:
+    """A tiny seeded reward model: a Llama that reads a chat, or a BERT that reads a pair of texts."""
+    tokenizer = tiny.tokenizer(directory, chat_template=tiny.CHATML if chat else None)
+    torch.manual_seed(seed)
+    if chat:
+        config = tiny.llama(tokenizer, hidden=32).config
+        config.num_labels = labels
+        model: Any = LlamaForSequenceClassification(config)
+    else:
+        model = BertForSequenceClassification(
+            BertConfig(
+                vocab_size=1024,
+                hidden_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=64,
+                num_labels=labels,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    model.save_pretrained(directory)
+    return str(directory)
+
+
+def pool(count: int = 6) -> Dataset:
+    return load_groups(
+        Dataset.from_list(
+            [
+                {"prompt": f"Name fruit {n}.", "responses": [f"An apple {j} " * (1 + (n + j) % 9) for j in range(5)]}
+                for n in range(count)
+            ]
+        )
+    )
+
+
+class TestCache:
+    def test_what_was_put_is_there_for_another_process(self, tmp_path: Path) -> None:
+        ScoreCache(tmp_path).put({b"a": np.array([1.5, -2]), b"b": np.array([3.0])})
+        code = f"from mrt_plugin.scoring import ScoreCache; print(ScoreCache({str(tmp_path)!r}).get([b'a', b'x']))"
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert run.stdout == "{b'a': array([ 1.5, -2. ], dtype=float32)}\n"
+
+    @pytest.mark.parametrize("column", ["value", "checksum", "key"])
+    def test_a_damaged_entry_counts_as_absent(self, tmp_path: Path, column: str, caplog: Any) -> None:
+        cache = ScoreCache(tmp_path)
+        cache.put({b"a": np.ones(3), b"b": np.zeros(3)})
+        with sqlite3.connect(cache.path) as connection:
+            connection.execute(f"UPDATE entry SET {column} = ? WHERE key = ?", (b"\x07" * 12, b"a"))
+        assert set(cache.get([b"a", b"b", b"\x07" * 12])) == {b"b"}
+        assert "1 damaged entries are computed again" in caplog.text
+        cache.put({b"a": np.ones(3)})
+        assert (cache.get([b"a"])[b"a"] == 1).all()
+
+    def test_a_damaged_file_is_set_aside(self, tmp_path: Path, caplog: Any) -> None:
+        (tmp_path / "scores.sqlite3").write_bytes(b"this is no database " * 500)
+        cache = ScoreCache(tmp_path)
+        cache.put({b"a": np.ones(1)})
+        assert len(cache) == 1
+        assert (tmp_path / "scores.sqlite3.damaged").exists()
+        assert "is damaged" in caplog.text
+
+    def test_a_directory_that_cannot_be_used(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        with pytest.raises(CacheError, match=r"file/scores.sqlite3 cannot be used .* MRT_CACHE"):
+            ScoreCache(tmp_path / "file")
+        with pytest.raises(CacheError, match="score_cache"):
+            ScoreCache("/proc/mrt")
+
+    def test_no_space_left(self, tmp_path: Path) -> None:
+        cache = ScoreCache(tmp_path)
+        cache.put({b"before": np.ones(1)})
+        assert cache._connection is not None
+        cache._connection.execute("PRAGMA max_page_count = 20")  # what SQLite says of a full disk, it says of this
+        with pytest.raises(CacheError, match="full.*Free some space and run the same command again"):
+            cache.put({bytes([n]): np.ones(10000) for n in range(9)})
+        assert set(cache.get([b"before", bytes([0])])) == {b"before"}
+
+    def test_two_processes_write_at_once(self, tmp_path: Path) -> None:
+        code = (
+            "import sys, numpy as np; from mrt_plugin.scoring import ScoreCache\n"
+            "cache = ScoreCache(sys.argv[1])\n"
+            "for n in range(200):\n"
+            "    cache.put({f'{sys.argv[2]} {n}'.encode(): np.full(50, n), b'same': np.full(50, 7)})\n"
+        )
+        runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in ("a", "b", "c")]
+        assert [run.wait() for run in runs] == [0, 0, 0]
+        cache = ScoreCache(tmp_path)
+        assert len(cache) == 601
+        assert (cache.get([b"b 199"])[b"b 199"] == 199).all()
+
+    def test_it_works_in_a_forked_process(self, tmp_path: Path) -> None:
+        cache = ScoreCache(tmp_path)
+        cache.put({b"a": np.ones(1)})
+        child = os.fork()
+        if child == 0:
+            cache.put({b"child": cache.get([b"a"])[b"a"] + 1})
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert cache.get([b"child"])[b"child"] == 2
+
+    def test_where_it_lies(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        assert cache_directory() == tmp_path / "scores"
+        assert cache_directory("here") == Path("here")
+        monkeypatch.delenv("MRT_CACHE")
+        monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+        assert cache_directory() == Path("/xdg/mrt-plugin")
+
+
+class TestFixedShapes:
+    def test_a_length_depends_on_the_text_alone(self) -> None:
+        for length in range(1, 3000):
+            assert length <= padded_length(length) <= max(16, 1.5 * length)
+        assert padded_length(500, longest=512) == 512
+        assert padded_length(400, longest=400) == 400
+
+    def test_every_text_is_in_one_batch(self) -> None:
+        lengths = [1 + (7 * n) % 300 for n in range(500)]
+        batches = list(fixed_batches(lengths, tokens=2048, longest=299))
+        assert sorted(index for _, indices, _ in batches for index in indices) == list(range(500))
+        for padded, indices, rows in batches:
+            assert len(indices) <= rows == max(1, 2048 // padded)
+            assert {padded_length(lengths[index], 299) for index in indices} == {padded}
+
+
+class TestRewardModel:
+    def test_the_scores_are_the_models(self, tmp_path: Path) -> None:
+        name = reward_dir(tmp_path / "model")
+        scored = score_groups(pool(), name)
+        model, tokenizer = AutoModelForSequenceClassification.from_pretrained(name), tiny.tokenizer()
+        for group in scored:
+            for response, score in zip(group["responses"], group["scores"], strict=True):
+                messages = [
+                    {"role": "user", "content": group["prompt"]},
+                    {"role": "assistant", "content": response},
+                ]
+                ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), return_tensors="pt")
+                with torch.no_grad():
+                    assert model(ids["input_ids"]).logits.item() == pytest.approx(score, abs=1e-5)
+
+    def test_without_a_chat_template_it_reads_a_pair(self, tmp_path: Path) -> None:
+        name = reward_dir(tmp_path / "model", chat=False)
+        groups = pool(2)
+        scored = score_groups(groups, name)
+        model = AutoModelForSequenceClassification.from_pretrained(name)
+        tokenizer = tiny.tokenizer(chat_template=None)
+        for group in scored:
+            ids = tokenizer(group["prompt"], group["responses"][3], return_tensors="pt")
+            with torch.no_grad():
+                assert model(**ids).logits.item() == pytest.approx(group["scores"][3], abs=1e-5)
+
+    def test_a_score_does_not_depend_on_the_company(self, tmp_path: Path) -> None:
+        name = reward_dir(tmp_path / "model")
+        groups = pool(12)
+        whole = score_groups(groups, name, score_cache=tmp_path / "one")
+        for index in (0, 7, 11):
+            alone = score_groups(groups.select([index]), name, score_cache=tmp_path / f"alone {index}")
+            assert alone["scores"][0] == whole["scores"][index]
+
+    def test_nothing_is_computed_twice(self, tmp_path: Path) -> None:
+        name = reward_dir(tmp_path / "model")
+        first = score_groups(pool(), name)
+        model = RewardModel(name, ScoreCache())
+        model.model.forward = None  # it would raise
+        group = pool()[0]
+        assert model(group["prompt"], group["responses"]).tolist() == first["scores"][0]
+
+    def test_another_model_of_the_same_name_is_another_model(self, tmp_path: Path) -> None:
+        first = score_groups(pool(), reward_dir(tmp_path / "model"))["scores"][:]
+        second = score_groups(pool(), reward_dir(tmp_path / "model", seed=1))["scores"][:]
+        assert first != second
+
+    def test_a_corrupt_entry_is_computed_again(self, tmp_path: Path) -> None:
+        name = reward_dir(tmp_path / "model")
+        first = score_groups(pool(), name)["scores"][:]
+        with sqlite3.connect(ScoreCache().path) as connection:
+            changed = connection.execute("UPDATE entry SET value = ? WHERE rowid % 3 = 0", (b"\0\0\0\0",)).rowcount
+        assert changed == 10
+        assert score_groups(pool(), name)["scores"][:] == first
+
+    def test_a_killed_run_resumes(self, tmp_path: Path) -> None:
+        """kill -9 while scoring; then the same command computes only what is missing, with the same result."""
+        name = reward_dir(tmp_path / "model")
+        data = tmp_path / "pool.jsonl"
+        rows = [{"prompt": f"{n}?", "responses": [f"{n} {j} " * 40 for j in range(8)]} for n in range(150)]
+        data.write_text("\n".join(map(json.dumps, rows)))
+        code = (
+            "import sys, torch; torch.set_num_threads(1)\n"
+            "from mrt_plugin import load_groups\n"
+            "from mrt_plugin.scoring import score_groups\n"
+            f"score_groups(load_groups({str(data)!r}), {name!r}, score_cache=sys.argv[1])"
+        )
+        killed = str(tmp_path / "killed")
+        run = subprocess.Popen([sys.executable, "-c", code, killed], stderr=subprocess.DEVNULL)
+        file = Path(killed) / "scores.sqlite3"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and run.poll() is None:
+            if file.exists() and _count(file) > 0:
+                break
+            time.sleep(0.02)
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        finished = _count(file)
+        assert 0 < finished < 1200
+        groups = load_groups(str(data))
+        resumed = score_groups(groups, name, score_cache=killed)
+        with sqlite3.connect(file) as connection:  # what was finished was not written again
+            assert connection.execute("SELECT max(rowid) FROM entry").fetchone() == (1200,)
+        assert resumed["scores"][:] == score_groups(groups, name, score_cache=tmp_path / "whole")["scores"][:]
+
+    def test_a_long_conversation_loses_its_beginning(self, tmp_path: Path, caplog: Any) -> None:
+        name = reward_dir(tmp_path / "model")
+        groups = load_groups(Dataset.from_list([{"prompt": "Hi", "responses": ["apple " * 6000, "plum"]}]))
+        assert np.isfinite(score_groups(groups, name)["scores"][0]).all()
+        assert "1 conversations are longer than the 4096 tokens" in caplog.text
+
+    def test_several_labels(self, tmp_path: Path) -> None:
+        name = reward_dir(tmp_path / "model", labels=3)
+        with pytest.raises(ValueError, match=r"has 3 labels \(LABEL_0, LABEL_1, LABEL_2\).*my_module:score"):
+            score_groups(pool(), name)
+
+    def test_a_language_model_is_no_reward_model(self, tiny_model_dir: str) -> None:
+        with pytest.raises(ValueError, match="labels|no trained score head"):
+            score_groups(pool(), tiny_model_dir)
+
+    def test_no_such_model(self) -> None:
+        with pytest.raises(ValueError, match="scorer='nowhere/nothing' could not be loaded as a reward model"):
+            score_groups(pool(), "nowhere/nothing")
+
+    def test_it_decides(self, tmp_path: Path, caplog: Any) -> None:
+        caplog.set_level(logging.INFO, "mrt_plugin")
+        first, second = reward_dir(tmp_path / "first"), reward_dir(tmp_path / "second", seed=5)
+        groups = pool()
+        scored = score_groups(groups, first)
+        chosen = select(groups, "best_k", k=2, scorer=f"{first}, {second}")
+        assert chosen.to_list() == select(scored, "best_k", k=2).to_list()
+        assert f"{second} agrees with {first}: rank correlation" in caplog.text
+        others = select(groups, "best_k", k=2, scorer=second)
+        changed = sum(
+            len(set(ours) - set(theirs)) for ours, theirs in zip(chosen["responses"], others["responses"], strict=True)
+        )
+        assert f"best_k would change {changed} of 12 picks" in caplog.text
+
+
+def _count(file: Path) -> int:
+    try:
+        with sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=5) as connection:
+            return int(connection.execute("SELECT count(*) FROM entry").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+class TestFunctions:
+    def test_by_name(self, tmp_path: Path) -> None:
+        (tmp_path / "mine.py").write_text(
+            "def shortest(prompt, responses):\n    return [-len(r) for r in responses]\n"
+        )
+        scored = score_groups(pool(), f"{tmp_path}/mine.py:shortest")
+        assert scored["scores"][1] == [-float(len(response)) for response in pool()["responses"][1]]
+
+    def test_what_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="'nowhere:score': No module named 'nowhere'"):
+            score_groups(pool(), "nowhere:score")
+        with pytest.raises(ValueError, match=r"gave \[1.0\] for the 5 responses of group"):
+            score_groups(pool(), lambda prompt, responses: [1.0])
+        with pytest.raises(ValueError, match="one finite number for each"):
+            score_groups(pool(), lambda prompt, responses: [float("nan")] * 5)
+        with pytest.raises(ValueError, match="scorer is empty"):
+            score_groups(pool(), " , ")
+
+
+def test_agreement() -> None:
+    same = rank_agreement([[1, 2, 3], [1, 1]], [[5, 6, 9], [0, 1]])
+    assert (same.correlation, same.groups, same.same_best) == (1.0, 1, 1.0)
+    assert rank_agreement([[1, 2, 3]], [[3, 2, 1]]).correlation == -1.0
+    assert "no group" in rank_agreement([[1]], [[2]]).summary("a", "b")
+
+
+class TestWeights:
+    def test_softmax(self) -> None:
+        assert softmax_weights([2.0, 2.0, 2.0], 0.1) == pytest.approx([1, 1, 1])
+        assert softmax_weights([0.0, 1e308, -1e308], 1.0) == [0, 3, 0]
+        weights = softmax_weights([0.3, 0.1, 0.7], 0.5)
+        assert sum(weights) == pytest.approx(3)
+        assert weights[2] / weights[1] == pytest.approx(np.exp(0.6 / 0.5))
+        with pytest.raises(ValueError, match="above 0"):
+            softmax_weights([1.0], 0)
+
+    def test_select_weighs_what_it_kept(self) -> None:
+        groups = score_groups(pool(), lambda prompt, responses: [len(response) / 10 for response in responses])
+        chosen = select(groups, "best_k", k=3, weights="softmax", weight_temperature=2.0)
+        for group in chosen:
+            assert group["weights"] == pytest.approx(softmax_weights(group["scores"], 2.0))
+        with pytest.raises(ValueError, match="needs scores"):
+            select(pool(), "random_k", k=2, weights="softmax")
