@@ -76,21 +76,21 @@ def all_arms(prefix_backends: Sequence[str]) -> list[Arm]:
     """TRL's modes, then ours.
 
     Where TRL takes `chunked_nll` for another name of `nll` (its later releases always compute the loss in chunks), it
-    is one arm. The padding-free arm puts the pairs of a micro-batch into one sequence, which is what TRL's packing
-    hands to the model.
+    is one arm. The packed arm is TRL's `padding_free`, in the last of its losses: it puts the pairs of a micro-batch
+    into one sequence, which is what TRL's packing hands to the model.
 
     Example:
 
     >>> [arm.name for arm in all_arms(["sdpa"])][-2:]
-    ['mrt expanded', 'mrt shared_prefix sdpa']
+    ['mrt expanded', 'mrt shared sdpa']
     """
     losses = list(dict.fromkeys(_loss_type(name) for name in ("nll", "chunked_nll")))
     return [
         *(Arm(f"trl {loss}", True, (("loss_type", loss),)) for loss in losses),
-        Arm(f"trl {losses[-1]} packed", True, (("loss_type", losses[-1]), ("padding_free", True))),
+        Arm("trl packed", True, (("loss_type", losses[-1]), ("padding_free", True))),
         Arm("mrt expanded", False, (("layout", "expanded"),)),
         *(
-            Arm(f"mrt shared_prefix {backend}", False, (("layout", "shared_prefix"), ("prefix_backend", backend)))
+            Arm(f"mrt shared {backend}", False, (("layout", "shared_prefix"), ("prefix_backend", backend)))
             for backend in prefix_backends
         ),
     ]

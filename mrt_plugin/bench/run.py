@@ -1,6 +1,6 @@
 """TRL's trainer and ours on the same pairs, in turn."""
 
-import logging
+import gc
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -19,8 +19,6 @@ from mrt_plugin.bench.model import ModelChoice, load_model, resolve_dtype
 from mrt_plugin.bench.shapes import DEFAULT_SHAPES, Shape, draw_groups, token_ratio
 from mrt_plugin.bench.turn import Setting, Turn, take_turn
 from mrt_plugin.versions import libraries
-
-logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
@@ -92,7 +90,12 @@ def run_bench(settings: BenchSettings, progress: Progress = lambda stage, done, 
     machine = describe_machine(device)
     model, tokenizer = load_model(settings.model, device)
     setting = Setting(model, tokenizer, dtype == "bfloat16", settings.gradient_checkpointing)
-    shapes = [_measure(shape, settings, setting, dtype, progress) for shape in settings.shapes]
+    gc.collect()
+    gc.freeze()  # every turn collects garbage: what is here now need not be looked through again
+    try:
+        shapes = [_measure(shape, settings, setting, dtype, progress) for shape in settings.shapes]
+    finally:
+        gc.unfreeze()
     described = {**asdict(settings), "shapes": [str(shape) for shape in settings.shapes], "dtype": dtype}
     return {"machine": machine, "settings": described, "shapes": shapes}
 

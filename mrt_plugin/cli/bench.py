@@ -81,7 +81,7 @@ def show(result: dict[str, Any]) -> None:
         f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, load {machine['load']} before; "
         f"torch {machine['torch']}, transformers {machine['transformers']}, trl {machine['trl']}."
     )
-    columns = ("", "batch", "pairs/s", "over TRL", "of the ratio", "peak MiB", "of the step")
+    columns = ("", "batch", "pairs/s", "vs TRL", "of ratio", "peak MiB", "step MiB")
     for shape in result["shapes"]:
         title = f"P,R,K = {shape['shape']}: token ratio {shape['token_ratio']:.2f}"
         table(columns, [_row(arm) for arm in shape["arms"]], title)
@@ -91,8 +91,8 @@ def show(result: dict[str, Any]) -> None:
         if shape.get("breakdown"):
             _show_breakdown(shape["breakdown"])
     say("batch: the micro-batch at which the trainer was fastest, in pairs (TRL) or groups (ours).")
-    say("over TRL: pairs per second over those of TRL's fastest mode; of the ratio: that, over the token ratio.")
-    say("peak MiB: at the peak of an optimizer step; of the step: without weights and optimizer state.")
+    say("vs TRL: pairs per second over those of TRL's fastest mode; of ratio: that, over the token ratio.")
+    say("peak MiB: the peak memory of an optimizer step; step MiB: without weights and optimizer state.")
 
 
 def _row(arm: dict[str, Any]) -> tuple[str, ...]:
