@@ -20,7 +20,7 @@ from families import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, Gemma3ForConditionalGeneration
 
 from mrt_plugin.attention import NotShareable
 from mrt_plugin.attention.dense import DenseBackend
@@ -104,6 +104,25 @@ def test_operator_and_its_gradient(heads: tuple[int, int], options: dict[str, An
         torch.autograd.grad(found, inputs, grad), torch.autograd.grad(expected, inputs, grad), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 100, 700])
+def test_long_runs(window: int | None) -> None:
+    """Runs that the plan halves, or cuts into blocks of a window."""
+    torch.manual_seed(0)
+    rows = build_rows([[random_group(400, [170, 5]), random_group(1, [340])]], PAD)
+    width = rows.input_ids.shape[1]
+    q, k, v = (torch.randn(1, heads, width, 8, requires_grad=True) for heads in (2, 1, 1))
+    plan = RowPlan(rows, window)
+    assert len(plan.sliding) > 6
+    found = shared_attention(q, k, v, plan.sliding, scale=0.6, window=window)
+    expected = reference(rows, q, k, v, 0.6, window=window)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    grad = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad(found, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_operator_is_well_behaved() -> None:
@@ -324,10 +343,6 @@ def test_the_vision_tower_of_a_composite_model_keeps_its_attention() -> None:
     config = AutoConfig.for_model(
         "gemma3", text_config=text, vision_config={**vision, "image_size": 16, "patch_size": 8}, mm_tokens_per_image=4
     )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
-    from transformers import Gemma3ForConditionalGeneration
-
     torch.manual_seed(0)
     model = Gemma3ForConditionalGeneration(config).train()
     backend = TwoPartBackend(model.config)

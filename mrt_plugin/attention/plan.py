@@ -13,6 +13,10 @@ import torch
 from mrt_plugin.layout.rows import PADDING, Rows
 
 
+WHOLE = 160
+"""Tokens of a run that are attended to in one causal square; longer ones are halved."""
+
+
 @dataclass(frozen=True)
 class Run:
     """Consecutive tokens of one group and segment."""
@@ -115,7 +119,7 @@ def group_runs(runs: list[Run]) -> Iterator[list[Run]]:
 def _own(row: int, start: int, length: int, window: int | None) -> Iterator[Piece]:
     """A run's causal attention on itself."""
     if window is None or length <= window:
-        yield Piece(row, start, length, start, length, 0, CAUSAL)
+        yield from _causal(row, start, length)
         return
     # Blocks of queries, each with the keys that its window reaches: far less than length x length.
     block = max(64, window // 2)
@@ -123,6 +127,20 @@ def _own(row: int, start: int, length: int, window: int | None) -> Iterator[Piec
         queries = min(block, length - first)
         key = max(0, first - window + 1)
         yield Piece(row, start + first, queries, start + key, first + queries - key, first - key, BAND)
+
+
+def _causal(row: int, start: int, length: int) -> Iterator[Piece]:
+    """A long run in halves: each on itself, and the second on all of the first.
+
+    PyTorch's CPU kernel computes the hidden half of a causal square as well, up to 512 keys; this way it hardly does.
+    """
+    if length <= WHOLE:
+        yield Piece(row, start, length, start, length, 0, CAUSAL)
+        return
+    first = -(-length // 2 // 64) * 64
+    yield from _causal(row, start, first)
+    yield from _causal(row, start + first, length - first)
+    yield Piece(row, start + first, length - first, start, first, first, FULL)
 
 
 def _on_prompt(prompt: Run, segments: list[Run], window: int | None) -> Iterator[Piece]:
