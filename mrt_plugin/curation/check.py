@@ -1,6 +1,8 @@
 """`check`: the user's own test of correctness or of following the instruction."""
 
+import inspect
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
@@ -30,6 +32,12 @@ class Check(GroupRule):
         if isinstance(function, str):
             load_function(function)
         return function
+
+    def reads(self) -> list[Path]:
+        """Where the function is written."""
+        function = load_function(self.function) if isinstance(self.function, str) else self.function
+        file = inspect.getsourcefile(function)
+        return [Path(file)] if file else []
 
     def judge(self, group: Group, tools: Tools) -> Iterable[Verdict]:
         """One call per response."""

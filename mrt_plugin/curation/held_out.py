@@ -1,6 +1,5 @@
 """The held-out split: made before any curation, and by clusters of near-duplicate prompts."""
 
-import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,8 +9,6 @@ from datasets import Dataset
 from mrt_plugin.curation.near import clusters, prompt_signatures
 from mrt_plugin.groups.keys import held_out as draws_held_out
 from mrt_plugin.groups.keys import prompt_key
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -113,5 +110,4 @@ def split_held_out(
             f"near prompts, the largest with {report.largest_cluster:,}. Change the share, or raise the threshold "
             f"({threshold})."
         )
-    logger.info(report.summary())
     return groups.select(np.flatnonzero(~side)), groups.select(np.flatnonzero(side)), report

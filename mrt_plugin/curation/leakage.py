@@ -38,6 +38,10 @@ class Leakage(PoolRule):
                 raise ValueError(f"there is no file {file} (looked in {Path(file).absolute().parent}).")
         return files
 
+    def reads(self) -> list[Path]:
+        """The benchmarks."""
+        return [Path(file) for file in self.files if Path(file).is_file()]
+
     def judge_pool(self, groups: Dataset, tools: Tools) -> PoolVerdict:
         """Index the held-out prompts, then look up each group's."""
         held_out = np.array([signature(text) for file in self.files for text in _prompts(file, self.column)])

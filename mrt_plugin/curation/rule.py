@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from datasets import Dataset
@@ -62,6 +63,10 @@ class Rule(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     name: ClassVar[str]
+
+    def reads(self) -> list[Path]:
+        """The files that the rule's decisions depend on, besides the data. By default none."""
+        return []
 
     def check_tools(self, tools: Tools) -> None:
         """Raise ValueError if the rule cannot work with these tools. By default it can."""
