@@ -20,9 +20,10 @@ def advise(plan: dict[str, Any]) -> list[str]:
         if later is not None:
             lines.append(f"At {later['times']} times the cost of an ordinary epoch, {_keep(later, prompts)}.")
     else:
+        one = found["choices"][found["layout"]][0]
+        rest = " at the same cost" if one["cost"] > 0.99 * found["budget"] else ", which cannot use up the budget"
         lines.append(
-            f"The variance of the loss estimate is then predicted to be {best['saves']:.0%} below that of K = 1 at "
-            "the same cost."
+            f"The variance of the loss estimate is then predicted to be {best['saves']:.0%} below that of K = 1{rest}."
         )
     whole = found["all_prompts"]
     if whole["k"] and best["prompts"] < prompts:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import datasets
 import numpy as np
 from datasets import Dataset
 
@@ -271,6 +272,8 @@ def audit_splits(
     embed = _Remember(rule.options.get("embedder", "lexical"))
     estimates: dict[str, list[list[float]]] = {"selection": [], "random_k": []}
     cosines: dict[str, list[list[float]]] = {"selection": [], "random_k": []}
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
     for split in range(splits):
         parts = [_candidates(case, seed, split) for case in able]
         picks = {
@@ -287,6 +290,8 @@ def audit_splits(
                 ]
             )
         progress("splits", split + 1, splits)
+    if shown:
+        datasets.enable_progress_bars()
     truth = np.array([case.losses.mean() for case in able])
     result: dict[str, Any] = {"prompts": len(able), "splits": splits, "selector": rule.selector}
     for who in estimates:

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
@@ -179,7 +180,9 @@ def train(groups: Dataset, tokenizer: PreTrainedTokenizerFast, k: int, steps: in
                 logging_strategy="no",
                 disable_tqdm=True,
             )
-            MultiResponseSFTTrainer(model=model, args=args, train_dataset=groups, processing_class=tokenizer).train()
+            trainer = MultiResponseSFTTrainer(model=model, args=args, train_dataset=groups, processing_class=tokenizer)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
     return model.eval()
 
 
@@ -208,7 +211,9 @@ def _keep(row: dict[str, Any], index: int, picks: list[list[int]]) -> dict[str, 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Sixty trainings in a row need no logs: only errors come through."""
+    """Forty trainings in a row need no logs and no bars: only errors come through."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
     loggers = [logging.getLogger(name) for name in ("mrt_plugin", "transformers", "trl")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -218,3 +223,5 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        if shown:
+            datasets.enable_progress_bars()

@@ -1,0 +1,294 @@
+"""`make_plan` on a real tiny model: what it measures, what it says, and what it refuses."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from datasets import Dataset
+from typer.testing import CliRunner
+
+from mrt_plugin import load_groups
+from mrt_plugin.cli import app
+from mrt_plugin.encoding import Encoder
+from mrt_plugin.planning.advice import advise
+from mrt_plugin.planning.measure import measure
+from mrt_plugin.planning.plan import make_plan, parse_budget
+from mrt_plugin.planning.plan_report import plan_report
+from mrt_plugin.planning.variance import estimate_components
+
+FRUIT = "apple pear plum cherry dog river moon water red green blue story sea sky".split()
+
+
+def make_rows(prompts=12, responses=6, seed=0):
+    random = np.random.default_rng(seed)
+    return [
+        {
+            "id": f"g{index}",
+            "prompt": f"Name a fruit, number {index}. " + "Please think first. " * (index % 3),
+            "responses": [
+                " ".join(random.choice(FRUIT, size=random.integers(2, 12))) + f" {j}." for j in range(responses)
+            ],
+        }
+        for index in range(prompts)
+    ]
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return load_groups(Dataset.from_list(make_rows()))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return tiny.llama(tokenizer).eval()
+
+
+@pytest.fixture(scope="module")
+def plan(groups, model, tokenizer):
+    return make_plan(groups, model=model, encoder=Encoder(tokenizer), budget="2x", data="pool.jsonl")
+
+
+def test_losses_and_costs_are_those_of_the_pairs(groups, model, tokenizer):
+    encoder = Encoder(tokenizer)
+    found = measure(model, encoder, groups)
+    group, row = found.groups[4], groups[4]
+    pairs = encoder.encode_group(row["prompt"], row["responses"])
+    for place, pair in enumerate(pairs):
+        ids = torch.tensor([list(pair.input_ids)])
+        labels = torch.where(torch.tensor(list(pair.trained)), ids, -100)
+        with torch.no_grad():
+            loss = model(input_ids=ids, labels=labels).loss.item()
+        assert group.nll[place] / pair.trained_length == pytest.approx(loss, rel=1e-4)
+    # One copy of the prompt and all responses: the tokens of the shared layout, and of the expanded one.
+    costs = found.costs("shared_prefix")
+    for item, data in zip(found.groups, groups, strict=True):
+        encoded = encoder.encode_group(data["prompt"], data["responses"])
+        copied = sum(len(pair.input_ids) for pair in encoded)
+        assert item.prompt_tokens * len(encoded) + item.segment_tokens.sum() == copied
+    assert costs.prompt == pytest.approx(np.mean([item.prompt_tokens for item in found.groups]))
+    assert costs.response == pytest.approx(np.mean([item.segment_tokens.mean() for item in found.groups]))
+
+
+def test_token_losses_have_the_variance_of_the_ratio_that_training_minimises(groups, model, tokenizer):
+    found = measure(model, Encoder(tokenizer), groups)
+    losses = found.losses("token")
+    assert np.mean([row.mean() for row in losses]) == pytest.approx(found.nll_per_token)
+    # Draw one response per prompt over and over: the token-weighted loss scatters as the linear form says.
+    random = np.random.default_rng(0)
+    nll, length, linear = [], [], []
+    for _ in range(3000):
+        drawn = [random.integers(len(row)) for row in losses]
+        nll.append(sum(group.nll[j] for group, j in zip(found.groups, drawn, strict=True)))
+        length.append(sum(group.trained_tokens[j] for group, j in zip(found.groups, drawn, strict=True)))
+        linear.append(np.mean([row[j] for row, j in zip(losses, drawn, strict=True)]))
+    assert np.var(np.array(nll) / np.array(length)) == pytest.approx(np.var(linear), rel=0.15)
+    for aggregation in ("prompt", "response"):
+        assert len(found.losses(aggregation)) == len(losses)
+    assert found.losses("response")[0][0] == found.groups[0].nll[0] / found.groups[0].trained_tokens[0]
+
+
+def test_the_plan_is_json_and_hangs_together(plan, groups, model, tokenizer):
+    plan = json.loads(json.dumps(plan, allow_nan=False))
+    found = plan["model"]
+    estimate = estimate_components(measure(model, Encoder(tokenizer), groups).losses("token"))
+    assert found["v_x"] == pytest.approx(estimate.v_x)
+    assert found["v_yx"] == pytest.approx(estimate.v_yx)
+    ordinary = len(groups) * (found["costs"]["prompt"] + found["costs"]["response"])
+    assert found["ordinary_epoch"] == pytest.approx(ordinary)
+    assert found["budget"] == pytest.approx(2 * ordinary)
+    rows = found["choices"]["shared_prefix"]
+    assert len(rows) == 6
+    best = min((row for row in rows if row["variance"] is not None), key=lambda row: row["variance"])
+    assert found["best"]["k"] == best["k"]
+    assert found["best"]["k_interval"][0] <= best["k"] <= found["best"]["k_interval"][1]
+    assert all(row["cost"] <= found["budget"] * (1 + 1e-9) for row in rows)
+    # A shared prompt never buys less than a copied one, and as much at K = 1.
+    for one, two in zip(rows, found["choices"]["expanded"], strict=True):
+        assert one["prompts"] >= two["prompts"]
+    assert rows[0] == found["choices"]["expanded"][0]
+    assert len(found["per_prompt"]) == len(groups)
+    assert f"keep {best['k']} response" in plan["advice"][0]
+    assert f"  k: {best['k']}\n" in plan["yaml"]
+
+
+def test_the_recipe_block_is_valid_yaml_with_known_options(plan):
+    import yaml
+
+    from mrt_plugin.options import MultiResponseOptions, check_options
+
+    block = yaml.safe_load(plan["yaml"])
+    check_options(MultiResponseOptions(**block["mrt"]))
+    assert block["datasets"][0]["path"] == "pool.jsonl"
+    assert block["plugins"] == ["mrt_plugin.axolotl.MultiResponsePlugin"]
+
+
+def test_the_page_is_whole_offline_and_made_of_the_json_alone(plan):
+    page = plan_report(json.loads(json.dumps(plan)))
+    assert page == plan_report(plan)
+    assert page.count("<svg") == 3
+    assert not re.search(r"<script|<link|@import|url\(http|(?:src|href)=\"(?:https?:)?//", page)
+    assert plan["advice"][0].split(",")[0] in page
+    colours = {value.lower() for value in re.findall(r"#[0-9a-fA-F]{6}\b", page)}
+    assert all(value[1:3] == value[3:5] == value[5:7] for value in colours), f"not grey: {colours}"
+
+
+def test_without_a_model_there_is_no_k(groups):
+    plan = make_plan(groups)
+    assert plan["model"] is None
+    assert plan["yaml"] is None
+    assert "without a model" in plan["advice"][0]
+    assert plan["diversity"]["prompt"]["d"] > 0
+    assert 0 < plan["diversity"]["response_diversity"] < 1
+    assert not re.search(r"K = \d", " ".join(plan["advice"]))
+    assert "<svg" not in plan_report(plan)
+
+
+def test_the_order_of_rows_does_not_matter(groups, model, tokenizer):
+    mixed = groups.select(np.random.default_rng(1).permutation(len(groups)))
+    one = make_plan(groups, model=model, encoder=Encoder(tokenizer), max_prompts=8)["model"]
+    other = make_plan(mixed, model=model, encoder=Encoder(tokenizer), max_prompts=8)["model"]
+    assert one["prompts_sampled"]
+    assert {row["id"] for row in one["per_prompt"]} == {row["id"] for row in other["per_prompt"]}
+    assert one["v_x"] == pytest.approx(other["v_x"], rel=1e-4)
+    assert one["best"]["k"] == other["best"]["k"]
+
+
+def test_a_prompt_paid_per_response_keeps_one_response(groups, model, tokenizer):
+    plan = make_plan(groups, model=model, encoder=Encoder(tokenizer), layout="expanded")
+    assert plan["model"]["best"]["k"] == 1
+    assert plan["model"]["k_star"] == 1
+    assert any("expanded layout" in line for line in plan["advice"])
+    assert "layout: expanded" in plan["yaml"]
+
+
+def test_no_variance_between_prompts_is_said_in_words(plan):
+    # The words depend on the numbers alone: take a real plan, and put a V_x below zero into it.
+    changed = json.loads(json.dumps(plan))
+    changed["model"] |= {"v_x": -0.01, "k_star": None, "k_star_interval": [3.0, None]}
+    text = " ".join(advise(changed))
+    assert "V_x came out at or below zero" in text
+    assert "Prompts are not the bottleneck" in text
+
+
+def test_a_drawn_pool_of_equal_prompts_plans_for_many_responses(model, tokenizer):
+    # Every prompt has the same distribution of answers, so V_x is 0 in truth.
+    random = np.random.default_rng(3)
+    rows = [
+        {
+            "prompt": f"Name a fruit. {'I' * (index % 2)}",
+            "id": str(index),
+            "responses": [" ".join(random.choice(FRUIT, size=random.integers(1, 14))) for _ in range(8)],
+        }
+        for index in range(30)
+    ]
+    groups = load_groups(Dataset.from_list(rows))
+    found = make_plan(groups, model=model, encoder=Encoder(tokenizer), budget="3x")["model"]
+    assert found["ratio_interval"][0] < 0.05
+    assert found["best"]["k"] > 3
+
+
+def test_too_long_responses_are_left_out_and_counted(groups, model, tokenizer):
+    longest = max(
+        len(pair.input_ids)
+        for row in groups
+        for pair in Encoder(tokenizer).encode_group(row["prompt"], row["responses"])
+    )
+    plan = make_plan(groups, model=model, encoder=Encoder(tokenizer), max_length=longest - 1)
+    assert plan["model"]["responses_too_long"] >= 1
+    assert plan["model"]["responses_measured"] + plan["model"]["responses_too_long"] == 72
+    assert any("exceed" in line for line in plan["cannot_know"])
+    with pytest.raises(ValueError, match="No response fits max_length=5"):
+        make_plan(groups, model=model, encoder=Encoder(tokenizer), max_length=5)
+
+
+def test_bad_input_is_refused_in_words(model, tokenizer, groups):
+    encoder = Encoder(tokenizer)
+    single = load_groups(Dataset.from_list([{"prompt": f"p{i}", "responses": ["a"]} for i in range(5)]))
+    with pytest.raises(ValueError, match="0 of 5 prompts have 2 responses"):
+        make_plan(single, model=model, encoder=encoder)
+    same = load_groups(
+        Dataset.from_list([{"prompt": "Say yes.", "id": str(i), "responses": ["yes"] * 3} for i in range(4)])
+    )
+    with pytest.raises(ValueError, match="All losses are equal"):
+        make_plan(same, model=model, encoder=encoder)
+    small = tiny.llama(tokenizer, vocab_size=300)
+    with pytest.raises(ValueError, match="this tokenizer is not the model's"):
+        make_plan(groups, model=small, encoder=encoder)
+    with pytest.raises(ValueError, match="does not pay for one prompt"):
+        make_plan(groups, model=model, encoder=encoder, budget=3)
+    for budget in ("much", "-2x", "0", "nanx"):
+        with pytest.raises(ValueError, match="neither a number"):
+            parse_budget(budget, 100)
+    assert parse_budget("2x", 100) == 200
+    assert parse_budget("1,500", 100) == 1500
+
+
+def test_a_model_worse_than_guessing_is_told(groups, tokenizer, caplog):
+    model = tiny.llama(tokenizer)
+    with torch.no_grad():
+        model.lm_head.weight *= 60
+    measure(model, Encoder(tokenizer), groups)
+    assert "is this tokenizer the model's?" in caplog.text
+
+
+def test_adaptive_allocation_pays_where_prompts_differ_in_spread():
+    from mrt_plugin.planning.measure import Group, Measurement
+    from mrt_plugin.planning.plan import describe_adaptive
+
+    def measured(spreads):
+        random = np.random.default_rng(4)
+        groups = []
+        for index, spread in enumerate(spreads):
+            nll = 20 + spread * random.standard_normal(16)
+            tokens = np.full(16, 10)
+            groups.append(Group(str(index), list(range(16)), [], 5, tokens, tokens, nll))
+        return Measurement(groups, 0, None, 100)
+
+    unequal = describe_adaptive(measured([0.1] * 40 + [3.0] * 10), "response", 4, 0)
+    equal = describe_adaptive(measured([1.0] * 50), "response", 4, 0)
+    # Neyman's optimum, within what 8 responses tell of a spread and k >= 1 allows.
+    best = (40 * 0.1 + 10 * 3.0) ** 2 / (50 * (40 * 0.01 + 10 * 9.0))
+    assert unequal["response_variance_ratio"] < 0.5
+    assert unequal["response_variance_ratio"] > best
+    assert 0.95 < equal["response_variance_ratio"] < 1.35
+    assert unequal["total"] == unequal["wanted"] == 200
+    assert describe_adaptive(measured([1.0] * 5), "response", 4, 0) is None
+
+
+def test_on_the_command_line(tmp_path):
+    pool, model, page = tmp_path / "pool.jsonl", tmp_path / "model", tmp_path / "plan.html"
+    pool.write_text("".join(json.dumps(row) + "\n" for row in make_rows()))
+    tiny.model_dir(model)
+    run = CliRunner()
+    arguments = ["plan", str(pool), "--model", str(model), "--budget", "3x"]
+    shown = run.invoke(app, [*arguments, "--report", str(page)])
+    assert shown.exit_code == 0, shown.output
+    assert "V_x, between prompts" in shown.output
+    assert "Next: mrt select" in shown.output
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    found = json.loads(run.invoke(app, [*arguments, "--json"]).stdout)
+    assert found["model"]["budget"] == pytest.approx(3 * found["model"]["ordinary_epoch"])
+    plain = run.invoke(app, ["plan", str(pool)])
+    assert plain.exit_code == 0
+    assert "cannot be told without a model" in plain.output
+    for wrong, words in (
+        (["--budget", "lots"], "neither a number"),
+        (["--layout", "shared"], "choose one of shared_prefix"),
+        (["--cost-prompt", "3"], "together"),
+    ):
+        failed = run.invoke(app, [*arguments, *wrong])
+        assert failed.exit_code == 1
+        assert words in failed.output
+    costs = json.loads(run.invoke(app, [*arguments, "--cost-prompt", "100", "--cost-response", "1", "--json"]).stdout)
+    assert costs["model"]["costs"] == {"prompt": 100, "response": 1}
+    assert costs["model"]["best"]["k"] >= found["model"]["best"]["k"]
+    assert math.isfinite(costs["model"]["best"]["variance"])
