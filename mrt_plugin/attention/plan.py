@@ -12,7 +12,6 @@ import torch
 
 from mrt_plugin.layout.rows import PADDING, Rows
 
-
 WHOLE = 160
 """Tokens of a run that are attended to in one causal square; longer ones are halved."""
 

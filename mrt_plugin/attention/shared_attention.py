@@ -4,13 +4,14 @@ import torch
 
 from mrt_plugin.attention.kernels import CPUFlash, Explicit, Kernel
 from mrt_plugin.attention.plan import BAND, CAUSAL, Piece
+from mrt_plugin.attention.varlen import CUDAFlash, from_tensors, varlen_backward, varlen_forward
 
 
 def shared_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    plan: torch.Tensor,
+    plan: list[torch.Tensor],
     *,
     scale: float,
     window: int | None = None,
@@ -25,7 +26,8 @@ def shared_attention(
         query: [R, H, T, D].
         key: [R, G, T, D], H a multiple of G.
         value: [R, G, T, E].
-        plan: [pieces, 7] int64 on the CPU: `mrt_plugin.attention.plan.Piece`s.
+        plan: first [pieces, 7] int64 on the CPU, `mrt_plugin.attention.plan.Piece`s; then, for the kernels on CUDA,
+            what `mrt_plugin.attention.varlen.to_tensors` gives for the same rows.
         scale: multiplies the dot products.
         window: positions that a query of a BAND piece sees.
         softcap: scores become softcap · tanh(score / softcap).
@@ -45,8 +47,8 @@ def _kernel(query: torch.Tensor, value: torch.Tensor, scale: float, softcap: flo
     return Explicit(scale, softcap or None)
 
 
-def _pieces(plan: torch.Tensor) -> list[Piece]:
-    return [Piece(*numbers) for numbers in plan.tolist()]
+def _pieces(table: torch.Tensor) -> list[Piece]:
+    return [Piece(*numbers) for numbers in table.tolist()]
 
 
 def _seen(piece: Piece, window: int, device: torch.device) -> torch.Tensor | None:
@@ -62,17 +64,37 @@ def _forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    plan: torch.Tensor,
+    plan: list[torch.Tensor],
     scale: float,
     window: int,
     softcap: float,
     sink: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    if CUDAFlash.takes(query, value, softcap):
+        out, lse = varlen_forward(CUDAFlash(scale), query, key, value, from_tensors(plan[1:]), window or None)
+    else:
+        out, lse = _pieces_forward(query, key, value, plan[0], scale, window, softcap)
+    if sink is not None:
+        weight = torch.sigmoid(lse - sink.float()[:, None])  # of the real keys beside the sink
+        out.mul_(weight.transpose(1, 2)[..., None])
+        lse = torch.logaddexp(lse, sink.float()[:, None])
+    return out, lse
+
+
+def _pieces_forward(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    table: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
     rows, heads, length, _ = query.shape
     out = query.new_zeros(rows, length, heads, value.shape[-1])
     lse = torch.full((rows, heads, length), -torch.inf, dtype=torch.float32, device=query.device)
     kernel = _kernel(query, value, scale, softcap)
-    for piece in _pieces(plan):
+    for piece in _pieces(table):
         row, q, k = _slices(piece)
         part, part_lse = kernel.forward(
             query[row, :, q],
@@ -85,10 +107,6 @@ def _forward(
             out[row, q], lse[row, :, q] = part.transpose(1, 2), part_lse
         else:
             _merge(out[row, q].transpose(1, 2), lse[row, :, q], part, part_lse.float())
-    if sink is not None:
-        weight = torch.sigmoid(lse - sink.float()[:, None])  # of the real keys beside the sink
-        out.mul_(weight.transpose(1, 2)[..., None])
-        lse = torch.logaddexp(lse, sink.float()[:, None])
     return out, lse
 
 
@@ -112,7 +130,7 @@ def _(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    plan: torch.Tensor,
+    plan: list[torch.Tensor],
     scale: float,
     window: int,
     softcap: float,
@@ -131,16 +149,41 @@ def _backward(
     value: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    plan: torch.Tensor,
+    plan: list[torch.Tensor],
     scale: float,
     window: int,
     softcap: float,
     sink: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    dquery, dkey, dvalue = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
     grad = grad.contiguous()
+    if CUDAFlash.takes(query, value, softcap):
+        planned = from_tensors(plan[1:])
+        gradients = varlen_backward(CUDAFlash(scale), grad, query, key, value, out, lse, planned, window or None)
+    else:
+        gradients = _pieces_backward(grad, query, key, value, out, lse, plan[0], scale, window, softcap)
+    if sink is None:
+        dsink = query.new_empty(0)
+    else:
+        share = (grad.float() * out.float()).sum(-1).transpose(1, 2)  # [R, H, T]
+        dsink = -(torch.exp(sink.float()[:, None] - lse) * share).sum((0, 2)).to(sink.dtype)
+    return *gradients, dsink
+
+
+def _pieces_backward(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    table: torch.Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dquery, dkey, dvalue = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
     kernel = _kernel(query, value, scale, softcap)
-    for piece in _pieces(plan):
+    for piece in _pieces(table):
         row, q, k = _slices(piece)
         dq, dk, dv = kernel.backward(
             grad[row, q].transpose(1, 2),
@@ -155,12 +198,7 @@ def _backward(
         dquery[row, :, q] += dq
         dkey[row, :, k] += dk
         dvalue[row, :, k] += dv
-    if sink is None:
-        dsink = query.new_empty(0)
-    else:
-        share = (grad.float() * out.float()).sum(-1).transpose(1, 2)  # [R, H, T]
-        dsink = -(torch.exp(sink.float()[:, None] - lse) * share).sum((0, 2)).to(sink.dtype)
-    return dquery, dkey, dvalue, dsink
+    return dquery, dkey, dvalue
 
 
 @_backward.register_fake
@@ -171,7 +209,7 @@ def _(
     value: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    plan: torch.Tensor,
+    plan: list[torch.Tensor],
     scale: float,
     window: int,
     softcap: float,
@@ -183,15 +221,15 @@ def _(
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     query, key, value, plan, ctx.scale, ctx.window, ctx.softcap, sink = inputs
-    ctx.save_for_backward(query, key, value, *output, plan, sink)
+    ctx.save_for_backward(query, key, value, *output, sink, *plan)
 
 
 def _gradients(ctx, grad, _grad_lse):  # type: ignore[no-untyped-def]
-    query, key, value, out, lse, plan, sink = ctx.saved_tensors
+    query, key, value, out, lse, sink, *plan = ctx.saved_tensors
     dq, dk, dv, dsink = torch.ops.mrt_plugin.shared_attention_backward(
         grad, query, key, value, out, lse, plan, ctx.scale, ctx.window, ctx.softcap, sink
     )
-    return dq, dk, dv, None, None, None, None, None if sink is None else dsink
+    return dq, dk, dv, [None] * len(plan), None, None, None, None if sink is None else dsink
 
 
 _forward.register_autograd(_gradients, setup_context=_save)

@@ -10,8 +10,9 @@ from transformers.masking_utils import sdpa_mask
 from mrt_plugin.attention.backend import Compute
 from mrt_plugin.attention.family import FULL, SLIDING, NotShareable, read_family, refuse_dropout, refuse_state
 from mrt_plugin.attention.implementation import quiet_router, set_text_attention, text_attention
-from mrt_plugin.attention.plan import find_runs, pieces
+from mrt_plugin.attention.plan import Run, find_runs, pieces
 from mrt_plugin.attention.shared_attention import shared_attention
+from mrt_plugin.attention.varlen import calls, to_tensors
 from mrt_plugin.layout.rows import Rows
 
 ATTENTION = "mrt_shared_prefix"
@@ -28,11 +29,18 @@ class RowPlan:
     def __init__(self, rows: Rows, window: int | None) -> None:
         runs = find_runs(rows)
         longest = max((run.position + run.length for run in runs), default=0)
-        self.full = torch.tensor(pieces(runs), dtype=torch.int64).reshape(-1, 7)
         self.window = window
+        self.full = self._plan(rows, runs, None)
         # A window that no position reaches changes nothing.
-        bites = window is not None and longest > window
-        self.sliding = torch.tensor(pieces(runs, window), dtype=torch.int64).reshape(-1, 7) if bites else self.full
+        self.sliding = self._plan(rows, runs, window) if window is not None and longest > window else self.full
+
+    @staticmethod
+    def _plan(rows: Rows, runs: list[Run], window: int | None) -> list[torch.Tensor]:
+        plan = [torch.tensor(pieces(runs, window), dtype=torch.int64).reshape(-1, 7)]
+        device = rows.input_ids.device
+        if device.type == "cuda":
+            plan += to_tensors(calls(runs, rows.input_ids.shape[1], device, window))
+        return plan
 
 
 def two_part_attention(

@@ -1,0 +1,251 @@
+"""The plan of a batch for kernels that take many sequences of any lengths in one call, as FlashAttention on CUDA does.
+
+Full attention takes two calls: all runs on themselves, and all groups' segments on their prompts, merged by their
+log-sum-exp. In a sliding layer each segment takes the few prompt keys that its window reaches along, in one call.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from mrt_plugin.attention.plan import Run, group_runs
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a kernel: S sequences of queries, each with its keys."""
+
+    query_index: torch.Tensor
+    """[n] int64: the queries of all sequences, as indices of the flattened rows. No query is in a call twice."""
+    key_index: torch.Tensor
+    """[m] int64: the keys of all sequences. A key may be in several."""
+    query_ends: torch.Tensor
+    """[S + 1] int32: where each sequence's queries begin and end."""
+    key_ends: torch.Tensor
+    """[S + 1] int32: the same for the keys."""
+    longest_query: int
+    longest_key: int
+    causal: bool
+    """Query i of n sees keys up to i + m - n of m, and with a window, that many of the last."""
+
+
+class VarlenKernel(Protocol):
+    """q [n, H, D], k and v [m, G, D], out [n, H, D], lse [H, n] in fp32. As in `mrt_plugin.attention.kernels`, the
+    backward takes the output and log-sum-exp of the whole softmax."""
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call, window: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def backward(
+        self,
+        grad: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+        call: Call,
+        window: int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
+
+
+def calls(runs: list[Run], width: int, device: torch.device, window: int | None = None) -> list[Call]:
+    """The calls of a batch of rows of `width` tokens. The first has every query."""
+    first: list[tuple[range, list[range]]] = []
+    second: list[tuple[range, list[range]]] = []
+    for group in group_runs(runs):
+        tokens = [range(run.row * width + run.start, run.row * width + run.start + run.length) for run in group]
+        shared = group[0].segment == 0
+        if shared and len(group) == 2:  # one response: the prompt and it are one ordinary sequence
+            whole = range(tokens[0].start, tokens[1].stop)
+            first.append((whole, [whole]))
+            continue
+        reach = len(tokens[0]) if window is None else min(len(tokens[0]), window - 1)
+        tail = tokens[0][len(tokens[0]) - reach :]
+        for number, own in enumerate(tokens):
+            together = window is not None and shared and number > 0
+            first.append((own, [tail, own] if together else [own]))
+        if shared and window is None and len(group) > 1:
+            second.append((range(tokens[1].start, tokens[-1].stop), [tokens[0]]))
+    return [_call(sequences, causal, device) for sequences, causal in ((first, True), (second, False)) if sequences]
+
+
+def _call(sequences: list[tuple[range, list[range]]], causal: bool, device: torch.device) -> Call:
+    queries = [len(query) for query, _ in sequences]
+    keys = [sum(len(part) for part in parts) for _, parts in sequences]
+    return Call(
+        query_index=_index([query for query, _ in sequences], device),
+        key_index=_index([part for _, parts in sequences for part in parts], device),
+        query_ends=torch.tensor([0, *queries]).cumsum(0).to(device, torch.int32),
+        key_ends=torch.tensor([0, *keys]).cumsum(0).to(device, torch.int32),
+        longest_query=max(queries),
+        longest_key=max(keys),
+        causal=causal,
+    )
+
+
+def _index(ranges: list[range], device: torch.device) -> torch.Tensor:
+    return torch.cat([torch.arange(part.start, part.stop) for part in ranges]).to(device)
+
+
+def to_tensors(planned: list[Call]) -> list[torch.Tensor]:
+    """The calls as tensors, for an operator: per call its numbers (on the CPU), then its four index tensors."""
+    tensors = []
+    for call in planned:
+        tensors.append(torch.tensor([call.longest_query, call.longest_key, int(call.causal)]))
+        tensors += [call.query_index, call.key_index, call.query_ends, call.key_ends]
+    return tensors
+
+
+def from_tensors(tensors: list[torch.Tensor]) -> list[Call]:
+    """The calls again."""
+    planned = []
+    for start in range(0, len(tensors), 5):
+        numbers, query_index, key_index, query_ends, key_ends = tensors[start : start + 5]
+        longest_query, longest_key, causal = numbers.tolist()
+        call = Call(query_index, key_index, query_ends, key_ends, longest_query, longest_key, bool(causal))
+        planned.append(call)
+    return planned
+
+
+def varlen_forward(
+    kernel: VarlenKernel,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    planned: list[Call],
+    window: int | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[R, H, T, D] queries, [R, G, T, D] keys and values -> [R, T, H, D] output and [R, H, T] log-sum-exp."""
+    rows, heads, width, size = query.shape
+    q, k, v = _flat(query), _flat(key), _flat(value)
+    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    lse = torch.full((heads, rows * width), -torch.inf, dtype=torch.float32, device=query.device)
+    for number, call in enumerate(planned):
+        where = call.query_index
+        part, part_lse = kernel.forward(q[where], k[call.key_index], v[call.key_index], call, window)
+        if number > 0:
+            before, before_lse = out[where], lse[:, where]
+            weight = torch.sigmoid(part_lse - before_lse).T[..., None]
+            part = torch.lerp(before.float(), part.float(), weight).to(out.dtype)
+            part_lse = torch.logaddexp(before_lse, part_lse)
+        out[where], lse[:, where] = part, part_lse
+    return out.view(rows, width, heads, size), lse.view(heads, rows, width).transpose(0, 1).contiguous()
+
+
+def varlen_backward(
+    kernel: VarlenKernel,
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    planned: list[Call],
+    window: int | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of query, key and value, each in the shape and strides of its tensor."""
+    q, k, v = _flat(query), _flat(key), _flat(value)
+    grad, out = grad.flatten(0, 1), out.flatten(0, 1)
+    lse = lse.transpose(0, 1).flatten(1)
+    # A prompt's keys get a share from every segment: summed in fp32.
+    dq, dk, dv = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (q, k, v))
+    for call in planned:
+        where = call.query_index
+        parts = kernel.backward(
+            grad[where],
+            q[where],
+            k[call.key_index],
+            v[call.key_index],
+            out[where],
+            lse[:, where].contiguous(),
+            call,
+            window,
+        )
+        for total, index, part in zip((dq, dk, dv), (where, call.key_index, call.key_index), parts, strict=True):
+            total.index_add_(0, index, part.float())
+    return _like(dq, query), _like(dk, key), _like(dv, value)
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    """[R, H, T, D] -> [R·T, H, D]."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _like(flat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """[R·T, H, D] -> the shape, strides and type of x [R, H, T, D]."""
+    return torch.empty_like(x).copy_(flat.view(x.shape[0], x.shape[2], *flat.shape[1:]).transpose(1, 2))
+
+
+class CUDAFlash:
+    """PyTorch's FlashAttention on CUDA, the one behind `torch.nn.attention.varlen`, for bfloat16 and float16."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale = scale
+
+    @staticmethod
+    def takes(query: torch.Tensor, value: torch.Tensor, softcap: float) -> bool:
+        """Whether the kernel can compute these."""
+        if query.device.type != "cuda" or query.dtype not in (torch.bfloat16, torch.float16) or softcap:
+            return False
+        size, capability = query.shape[-1], torch.cuda.get_device_capability(query.device)
+        # Consumer cards lack the shared memory for the backward of the largest heads (PyTorch's sdp_utils.cpp).
+        largest = 192 if capability in ((8, 6), (8, 9), (12, 0)) else 256
+        return capability >= (8, 0) and size == value.shape[-1] and size % 8 == 0 and size <= largest
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call, window: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse, *_ = torch.ops.aten._flash_attention_forward(
+            q,
+            k,
+            v,
+            call.query_ends,
+            call.key_ends,
+            call.longest_query,
+            call.longest_key,
+            0.0,
+            call.causal and window is None,
+            return_debug_mask=False,
+            scale=self.scale,
+            **_window(window),
+        )
+        return out, lse
+
+    def backward(
+        self,
+        grad: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+        call: Call,
+        window: int | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        dq, dk, dv = torch.ops.aten._flash_attention_backward(
+            grad,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            call.query_ends,
+            call.key_ends,
+            call.longest_query,
+            call.longest_key,
+            0.0,
+            call.causal and window is None,
+            torch.zeros(2, dtype=torch.uint64, device=q.device),  # the dropout's random state: there is none
+            torch.empty(0, device=q.device),
+            scale=self.scale,
+            **_window(window),
+        )
+        return dq, dk, dv
+
+
+def _window(window: int | None) -> dict[str, int]:
+    """A window ends at the query itself, which makes it causal."""
+    return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
