@@ -121,6 +121,35 @@ class TestTheFile:
         remake(result.manifest, tmp_path / "d.jsonl")
         assert (tmp_path / "d.jsonl").read_bytes() == (tmp_path / "c.jsonl").read_bytes()
 
+    def test_weights_from_the_scores(self, pool: Path, tmp_path: Path) -> None:
+        result = select_file(job(pool, tmp_path / "c.jsonl", weights="softmax", weight_temperature=0.5))
+        expected = select_groups(
+            load_groups(pool), "diverse_best_k", k=3, alpha=0.75, seed=7, weights="softmax", weight_temperature=0.5
+        )
+        assert load_groups(tmp_path / "c.jsonl").to_list() == expected.to_list()
+        remake(result.manifest, tmp_path / "d.jsonl")
+        assert (tmp_path / "d.jsonl").read_bytes() == (tmp_path / "c.jsonl").read_bytes()
+
+    def test_several_scorers_and_how_far_they_agree(self, pool: Path, tmp_path: Path) -> None:
+        (tmp_path / "mine.py").write_text(
+            "def short(prompt, responses):\n    return [-len(text) for text in responses]\n"
+            "def long(prompt, responses):\n    return [len(text) for text in responses]\n"
+        )
+        scorer = f"{tmp_path}/mine.py:short, {tmp_path}/mine.py:long"
+        result = select_file(job(pool, tmp_path / "c.jsonl", {"selector": "best_k", "k": 1}, scorer=scorer))
+        assert any("would change 40 of 40 picks" in line for line in result.summary)
+        header, _ = read_manifest(result.manifest)
+        assert header["scorers"] == scorer.split(", ")
+        for group in load_groups(tmp_path / "c.jsonl"):
+            assert group["scores"] == [-len(group["responses"][0])]
+
+    def test_adaptive_k(self, pool: Path, tmp_path: Path) -> None:
+        adaptive = {"selector": "random_k", "k": 3, "allocation": "adaptive", "allocation_score": "length"}
+        result = select_file(job(pool, tmp_path / "c.jsonl", adaptive))
+        sizes = Counter(map(len, load_groups(tmp_path / "c.jsonl")["responses"]))
+        assert result.output.responses == 120
+        assert len(sizes) > 1
+
     def test_statistics_before_and_after(self, pool: Path, tmp_path: Path) -> None:
         found = select_file(job(pool, tmp_path / "c.jsonl", with_statistics=True)).statistics
         assert found is not None

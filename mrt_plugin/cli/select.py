@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mrt_plugin.cli.option import of
 from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, table
 
 
@@ -16,18 +17,22 @@ def select(
     output: Annotated[
         Path | None, typer.Option("--output", "--out", help="Where to write: .jsonl or .parquet.")
     ] = None,
-    selector: Annotated[
-        str, typer.Option(help="random_k, best_k, diverse_k, diverse_best_k, filter_then_spread or all.")
-    ] = "random_k",
-    k: Annotated[int, typer.Option(min=1, help="Responses to keep per prompt.")] = 4,
-    alpha: Annotated[float, typer.Option(min=0, help="diverse_best_k: the exponent on the scores.")] = 1.0,
-    similarity: Annotated[str, typer.Option(help="diverse_k, diverse_best_k: paper or rescaled.")] = "paper",
-    embedder: Annotated[
-        str, typer.Option(help="lexical, sentence-transformers, or a model's name or path.")
-    ] = "lexical",
-    scorer: Annotated[
-        str | None, typer.Option(help="Your scores: module:function or file.py:function of (prompt, responses).")
-    ] = None,
+    selector: Annotated[str, of("selector")] = "random_k",
+    k: Annotated[int, of("k")] = 4,
+    n: Annotated[int | None, of("n")] = None,
+    alpha: Annotated[float, of("alpha")] = 1.0,
+    similarity: Annotated[str, of("similarity")] = "paper",
+    embedder: Annotated[str, of("embedder")] = "lexical",
+    scorer: Annotated[str | None, of("scorer")] = None,
+    score_cache: Annotated[str | None, of("score_cache")] = None,
+    allocation: Annotated[str, of("allocation")] = "fixed",
+    allocation_score: Annotated[str, of("allocation_score")] = "diversity",
+    mean_k: Annotated[float | None, of("mean_k")] = None,
+    target_total: Annotated[int | None, of("target_total")] = None,
+    min_k: Annotated[int, of("min_k")] = 1,
+    max_k: Annotated[int | None, of("max_k")] = None,
+    weights: Annotated[str, of("weights")] = "column",
+    weight_temperature: Annotated[float, of("weight_temperature")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another choice.")] = 0,
     source: Annotated[
         list[str] | None, typer.Option(help="The public format of the pools, by name; once, or once per pool.")
@@ -81,7 +86,6 @@ def select(
             return
         if not data:
             raise ValueError("say what to select from: a pool's file, or --from-manifest.")
-        from mrt_plugin.curation.check import load_function
         from mrt_plugin.selection.files import SelectJob, select_file
 
         job = SelectJob(
@@ -90,12 +94,22 @@ def select(
             selection={
                 "selector": selector,
                 "k": k,
+                "n": n,
                 "alpha": alpha,
                 "similarity": similarity,
                 "seed": seed,
                 "embedder": embedder,
+                "allocation": allocation,
+                "allocation_score": allocation_score,
+                "mean_k": mean_k,
+                "target_total": target_total,
+                "min_k": min_k,
+                "max_k": max_k,
             },
-            scorer=load_function(scorer) if scorer else None,  # type: ignore[arg-type]  # checked when it is called
+            scorer=scorer,
+            score_cache=score_cache,
+            weights=weights,  # type: ignore[arg-type]  # checked by select_file
+            weight_temperature=weight_temperature,
             curation=_rules(curation),
             tokenizer=_tokenizer(tokenizer),
             held_out=held_out,

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 
 import mrt_plugin
 from mrt_plugin.curation.config import RuleSpec, parse_rules
@@ -19,10 +19,13 @@ from mrt_plugin.curation.run import Curated, curate, reading_entry, write_events
 from mrt_plugin.curation.statistics import statistics
 from mrt_plugin.groups import GroupReport, load_groups, read_groups
 from mrt_plugin.groups.write import Written, check_ending, rows_of, sha256_of, write_rows
-from mrt_plugin.scoring.scores import Scorer, score_groups
+from mrt_plugin.options import WeightSource
+from mrt_plugin.scoring.scores import Scorer, score_groups, scorer_list, scorer_name
+from mrt_plugin.scoring.weights import softmax_weights
 from mrt_plugin.selection.exports import Exported, check_export, export
 from mrt_plugin.selection.manifest import manifest_path, write_manifest
 from mrt_plugin.selection.registry import get_selector
+from mrt_plugin.selection.report import SelectionReport
 from mrt_plugin.selection.run import Engine, run_selection
 from mrt_plugin.versions import libraries, python_version
 
@@ -48,8 +51,11 @@ class SelectJob:
     pools: Sequence[PoolFile]
     output: Path
     selection: dict[str, Any]
-    """`selector`, and the options of `mrt_plugin.select`: `k`, `alpha`, `similarity`, `seed`, `embedder`, ..."""
-    scorer: Scorer | None = None
+    """`selector`, and the options of `mrt_plugin.select` that say what is kept: `k`, `seed`, `embedder`, ..."""
+    scorer: Scorer | Sequence[Scorer] | None = None
+    weights: WeightSource = "column"
+    weight_temperature: float = 1.0
+    score_cache: str | Path | None = None
     curation: str | Sequence[RuleSpec] | None = None
     tokenizer: Any = None
     held_out: float | None = None
@@ -130,11 +136,9 @@ def select_file(job: SelectJob) -> SelectResult:
         num_proc=job.num_proc,
         ledger=ledger,
     )
-    if job.scorer is not None:
-        curated.groups = score_groups(curated.groups, job.scorer, num_proc=job.num_proc)
-    picks, report = run_selection(curated.groups, num_proc=job.num_proc, engine=job.engine, **job.selection)
+    picks, report = _score_and_select(job, curated)
     report.log()
-    summary = [report.summary()]
+    summary = [report.summary(), *report.remarks]
     ledger = _with_selection(curated, picks)
     if held_out is not None and split is not None:
         leakage = measure_leakage(
@@ -142,11 +146,16 @@ def select_file(job: SelectJob) -> SelectResult:
         ).summary()
         summary += [split.summary(), leakage]
 
-    features = curated.groups.features
+    features = Features(curated.groups.features)
+    if job.weights == "softmax":
+        features["weights"] = List(Value("float64"))
     if "dpo" in job.exports and "scores" not in features:
         raise ValueError("pairs for DPO need scores, and the groups have none: leave the export out, or score them.")
-    written = write_rows(kept_rows(curated.groups, picks), features, job.output)
-    exported = [export(kept_rows(curated.groups, picks), kind, path) for kind, path in job.exports.items()]
+    temperature = job.weight_temperature if job.weights == "softmax" else None
+    written = write_rows(kept_rows(curated.groups, picks, temperature), features, job.output)
+    exported = [
+        export(kept_rows(curated.groups, picks, temperature), kind, path) for kind, path in job.exports.items()
+    ]
     aside = None
     if held_out is not None:
         path = job.held_out_output or job.output.with_suffix(f".held_out{job.output.suffix}")
@@ -155,7 +164,7 @@ def select_file(job: SelectJob) -> SelectResult:
         write_events(job.decisions, train, curated)
     header = _header(job, rules, written, aside, list(features), ledger, split)
     manifest = manifest_path(job.output)
-    write_manifest(manifest, header, _lines(pools, train, curated, picks, held_out))
+    write_manifest(manifest, header, _lines(pools, train, curated, picks, temperature, held_out))
     found = None
     if job.with_statistics:
         found = {
@@ -172,6 +181,8 @@ def _check(job: SelectJob) -> None:
         check_export(kind, path)
     for path in [job.output, *filter(None, [job.held_out_output])]:
         check_ending(path)
+    if job.weights not in get_args(WeightSource):
+        raise ValueError(f"weights={job.weights!r} is unknown: choose one of {', '.join(get_args(WeightSource))}.")
     if job.proportions is None and job.total is not None:
         raise ValueError("a total needs proportions: give each pool's share.")
     if job.held_out is not None:
@@ -210,12 +221,30 @@ def read_pools(files: Sequence[PoolFile]) -> Pools:
     )
 
 
-def kept_rows(groups: Dataset, picks: Sequence[Sequence[int]]) -> Iterator[dict[str, Any]]:
-    """The groups one by one, each with only the responses picked."""
+def kept_rows(
+    groups: Dataset, picks: Sequence[Sequence[int]], temperature: float | None = None
+) -> Iterator[dict[str, Any]]:
+    """The groups one by one, each with only the responses picked; with a temperature, weighed by their scores."""
     for row, picked in zip(rows_of(groups), picks, strict=True):
-        yield {
+        kept = {
             name: [value[index] for index in picked] if name in PER_RESPONSE else value for name, value in row.items()
         }
+        yield kept if temperature is None else {**kept, "weights": softmax_weights(kept["scores"], temperature)}
+
+
+def _score_and_select(job: SelectJob, curated: Curated) -> tuple[list[list[int]], SelectionReport]:
+    """The picks. The groups then have the scores that decided."""
+    more: dict[str, Any] = {"num_proc": job.num_proc, "engine": job.engine, "score_cache": job.score_cache}
+    scorers = [] if job.scorer is None else scorer_list(job.scorer)
+    if len(scorers) > 1:
+        chosen = run_selection(curated.groups, scorer=scorers, **more, **job.selection)
+    if scorers:
+        curated.groups = score_groups(curated.groups, scorers[0], num_proc=job.num_proc, score_cache=job.score_cache)
+    if len(scorers) < 2:
+        chosen = run_selection(curated.groups, **more, **job.selection)
+    if job.weights == "softmax" and "scores" not in curated.groups.column_names:
+        raise ValueError("weights='softmax' needs scores: give a column `scores`, or a `scorer`.")
+    return chosen
 
 
 def _mixing(job: SelectJob, pools: Pools) -> list[Rule]:
@@ -266,7 +295,8 @@ def _header(
         "mrt_plugin": mrt_plugin.__version__,
         "pools": [{"path": file.path, "source": file.source, "sha256": _file_digest(file.path)} for file in job.pools],
         "selection": options,
-        "scorer": None if job.scorer is None else _named(job.scorer),
+        "scorers": [] if job.scorer is None else [scorer_name(scorer) for scorer in scorer_list(job.scorer)],
+        "weights": job.weights if job.weights == "column" else {job.weights: job.weight_temperature},
         "tokenizer": getattr(job.tokenizer, "name_or_path", None),
         "curation": [
             {rule.name: {name: _named(value) for name, value in rule.model_dump().items()}} for rule in rules
@@ -302,7 +332,12 @@ def _file_digest(path: str) -> str | None:
 
 
 def _lines(
-    pools: Pools, train: Dataset, curated: Curated, picks: Sequence[Sequence[int]], held_out: Dataset | None
+    pools: Pools,
+    train: Dataset,
+    curated: Curated,
+    picks: Sequence[Sequence[int]],
+    temperature: float | None,
+    held_out: Dataset | None,
 ) -> Iterator[dict[str, Any]]:
     """The manifest's line for each group: where it is from, and what was kept."""
     place_of = {name: place for place, name in enumerate(pools.groups["id"])}
@@ -313,6 +348,8 @@ def _lines(
         line["kept"] = [curated.origin[position][index] for index in picked]
         for name in columns[1:]:
             line[name] = [row[name][index] for index in picked]
+        if temperature is not None:
+            line["weights"] = softmax_weights(line["scores"], temperature)
         changed = {
             str(number): curated.changed[position, index]
             for number, index in enumerate(picked)
