@@ -5,7 +5,8 @@ likely among the kept than in the pool is a bias.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from mrt_plugin.planning.diversity import words
 from mrt_plugin.planning.subset import Kept, match
 from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.selection.prepare import cosine_matrix
+from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.run import run_selection
 
 if TYPE_CHECKING:
@@ -86,8 +88,10 @@ def make_audit(
 
     Raises:
         DataError: if the selection is not a subset of the pool.
-        ValueError: if nothing was left out anywhere, so that there is nothing to audit.
+        ValueError: if nothing was left out anywhere, so that there is nothing to audit, or for an unknown selector.
     """
+    if rule is not None:
+        get_selector(rule.selector)
     matched = match(selection, pool, name)
     sizes = [len(responses) for responses in pool["responses"]]
     chosen = [kept for kept in matched if 0 < len(kept.places) < sizes[kept.row]]
@@ -131,7 +135,7 @@ def make_audit(
             if gradient_prompts:
                 _add_gradients(cases[:gradient_prompts], model, loss_aggregation, seed, progress)
                 result["gradient"] = audit_gradient(cases[:gradient_prompts], seed)
-            if rule is not None:
+            if rule is not None and _can_run(rule, pool):
                 result["splits"] = audit_splits(cases, rows, rule, splits, seed, progress)
     result["warnings"], result["notes"] = _warnings(result), _notes(result, model is not None)
     return result
@@ -272,8 +276,6 @@ def audit_splits(
     embed = _Remember(rule.options.get("embedder", "lexical"))
     estimates: dict[str, list[list[float]]] = {"selection": [], "random_k": []}
     cosines: dict[str, list[list[float]]] = {"selection": [], "random_k": []}
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
     for split in range(splits):
         parts = [_candidates(case, seed, split) for case in able]
         picks = {
@@ -290,8 +292,6 @@ def audit_splits(
                 ]
             )
         progress("splits", split + 1, splits)
-    if shown:
-        datasets.enable_progress_bars()
     truth = np.array([case.losses.mean() for case in able])
     result: dict[str, Any] = {"prompts": len(able), "splits": splits, "selector": rule.selector}
     for who in estimates:
@@ -317,6 +317,12 @@ def mean_interval(values: np.ndarray, level: float = LEVEL) -> list[float]:
     random = np.random.default_rng(0)
     means = values[random.integers(len(values), size=(DRAWS, len(values)))].mean(axis=1)
     return [float(value) for value in np.quantile(means, [(1 - level) / 2, (1 + level) / 2])]
+
+
+def _can_run(rule: Rule, pool: Dataset) -> bool:
+    """Whether the selector can be run again: it may need scores that came from elsewhere."""
+    strategy = get_selector(rule.selector)
+    return not strategy.keeps_all and (not strategy.needs_scores or "scores" in pool.column_names)
 
 
 class _Remember:
@@ -350,10 +356,23 @@ def _run(
             table["responses"].append([response_text(group["responses"][place]) for place in places])
             if "scores" in table:
                 table["scores"].append([group["scores"][place] for place in places])
-        picks, _ = run_selection(Dataset.from_dict(table), selector, k=k, **options)
+        with _no_bars():
+            picks, _ = run_selection(Dataset.from_dict(table), selector, k=k, **options)
         for number, pick in zip(which, picks, strict=True):
             chosen[number] = [parts[number][place] for place in pick]
     return chosen
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Two selections per split are no news: the splits have a bar of their own."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _candidates(case: Case, seed: int, split: int) -> list[int]:
@@ -459,6 +478,7 @@ def _notes(result: dict[str, Any], has_model: bool) -> list[str]:
             "Bias and variance cannot be told apart from one selection: give --selector, or keep the manifest beside "
             "the selection."
             if result["selector"] is None
-            else "The pools are too small to split: K + 3 responses are the least."
+            else "The selector was not run again on halves of the pools: they hold fewer than K + 3 responses, or no "
+            "scores for it to go by."
         )
     return lines

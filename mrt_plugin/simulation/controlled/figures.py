@@ -32,7 +32,7 @@ CAPTIONS = {
     "bridge": "Left: pairs of answers to one prompt; the line joins bin means. Right: the heuristic number of "
     "different answers kept.",
     "tokens": "Left: KL from the true modes to the model's on new prompts. Right: which modes each selection kept at "
-    "K = 2 and K = 8.",
+    "the second and the last K.",
 }
 
 
@@ -200,7 +200,7 @@ def _tokens(found: Mapping[str, Any]) -> "Figure":
     left.legend(frameon=False, loc="upper right", ncols=2)
     names, ticks = list(found["kept_modes"]), []
     for place, name in enumerate(names):
-        for offset, k in ((-0.2, 2), (0.2, 8)):
+        for offset, k in ((-0.2, found["k"][1]), (0.2, found["k"][-1])):
             shares, bottom = found["kept_modes"][name][found["k"].index(k)], 0.0
             for share, shade, hatch in zip(shares, ("white", "0.7", "0.3"), ("", "//", ""), strict=True):
                 right.bar(place + offset, share, 0.36, bottom=bottom, color=shade, edgecolor="black", hatch=hatch)

@@ -43,24 +43,32 @@ WORDS = [
 ]
 
 
-def experiment(seed: int = 0, *, repeats: int = 2, steps: int = 100, progress: Any = lambda: None) -> dict[str, Any]:
+def experiment(
+    seed: int = 0,
+    *,
+    repeats: int = 2,
+    steps: int = 100,
+    ks: Sequence[int] = KS,
+    selectors: Sequence[str] = SELECTORS,
+    progress: Any = lambda: None,
+) -> dict[str, Any]:
     """Train one transformer per selector, K and repeat, and compare each with the truth on new prompts.
 
     Returns:
         `mode_kl`: KL(truth || model) over the three modes, in nats, exact, averaged over new prompts.
         `nll`: NLL per response token on new prompts, answers drawn from the truth (all three, equally weighted).
     """
-    mode_kl: dict[str, list[list[float]]] = {name: [[] for _ in KS] for name in SELECTORS}
-    nll: dict[str, list[list[float]]] = {name: [[] for _ in KS] for name in SELECTORS}
-    kept_modes: dict[str, list[list[float]]] = {name: [] for name in SELECTORS}
+    mode_kl: dict[str, list[list[float]]] = {name: [[] for _ in ks] for name in selectors}
+    nll: dict[str, list[list[float]]] = {name: [[] for _ in ks] for name in selectors}
+    kept_modes: dict[str, list[list[float]]] = {name: [] for name in selectors}
     tokenizer = build_tokenizer()
     with quiet():
         for repeat in range(repeats):
             random = np.random.default_rng([seed, 7, repeat])
             groups = load_groups(Dataset.from_list(draw_pools(random)))
             test = [draw_prompt(random) for _ in range(TEST_PROMPTS)]
-            for name in SELECTORS:
-                for place, k in enumerate(KS):
+            for name in selectors:
+                for place, k in enumerate(ks):
                     picks, _ = run_selection(groups, name, k=k, seed=seed + repeat, embedder=bag_of_words)
                     chosen = groups.map(_keep, with_indices=True, fn_kwargs={"picks": picks}, keep_in_memory=True)
                     if repeat == 0:
@@ -71,7 +79,7 @@ def experiment(seed: int = 0, *, repeats: int = 2, steps: int = 100, progress: A
                     nll[name][place].append(loss)
                     progress()
     return {
-        "k": list(KS),
+        "k": list(ks),
         "prompts": PROMPTS,
         "pool": POOL,
         "repeats": repeats,
