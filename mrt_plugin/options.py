@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -13,6 +14,9 @@ PrefixBackend = Literal["auto", "flex", "sdpa", "fork", "dense"]
 LossAggregation = Literal["token", "prompt", "response"]
 Similarity = Literal["paper", "rescaled"]
 PromptFormat = Literal["auto", "chat", "plain"]
+AllocationKind = Literal["fixed", "adaptive"]
+WeightSource = Literal["column", "softmax"]
+Redraw = Literal["never", "epoch"]
 
 
 def option(default: Any, help: str, *, ge: float | None = None) -> Any:
@@ -45,6 +49,9 @@ class MultiResponseOptions:
         "or all. In an Axolotl recipe the dataset's `type` names it instead.",
     )
     k: int = option(4, "Responses kept per prompt. A pool with fewer is kept whole, and counted.", ge=1)
+    n: int | None = option(
+        None, "Candidates considered per prompt: of a larger pool a random `n`. By default the whole pool.", ge=1
+    )
     alpha: float = option(
         1.0,
         "diverse_best_k: the exponent on the scores. 0 ignores them, larger values favour quality over diversity.",
@@ -59,6 +66,43 @@ class MultiResponseOptions:
         "lexical",
         "The selectors that compare responses: `lexical` (character n-grams, nothing to download), "
         "`sentence-transformers` (all-MiniLM-L6-v2), or the name or path of any sentence-transformers model.",
+    )
+    scorer: str | None = option(
+        None,
+        "Scores in place of the column `scores`: a reward model by name or path, or your function "
+        "`package.module:function` or `file.py:function` of (prompt, responses). Of several, with commas between, the "
+        "first decides, and how far the others agree is logged.",
+    )
+    score_cache: str | None = option(
+        None,
+        "Directory in which models' embeddings and scores are kept, so that nothing is computed twice. By default "
+        "$MRT_CACHE, or ~/.cache/mrt-plugin.",
+    )
+    allocation: AllocationKind = option(
+        "fixed",
+        "`fixed` keeps k responses of every prompt; `adaptive` spreads the same budget so that prompts whose "
+        "responses differ more keep more. Train the latter with loss_aggregation: prompt.",
+    )
+    allocation_score: str = option(
+        "diversity",
+        "adaptive: what says how much a prompt's responses vary. `diversity` of their embeddings, `length`, or a "
+        "column with a number per prompt, or with one per response, of which the variance is taken.",
+    )
+    mean_k: float | None = option(None, "adaptive: responses per prompt on average. By default k.", ge=1)
+    target_total: int | None = option(None, "adaptive: responses in all, instead of mean_k.", ge=1)
+    min_k: int = option(1, "adaptive: the fewest per prompt.", ge=1)
+    max_k: int | None = option(None, "adaptive: the most per prompt. By default its pool.", ge=1)
+    weights: WeightSource = option(
+        "column",
+        "What a response weighs in the loss: its number in the column `weights`, if there is one, or the `softmax` of "
+        "the kept responses' scores, scaled to a mean of 1.",
+    )
+    weight_temperature: float = option(
+        1.0, "softmax: divides the scores. Small: only the best counts. Large: all count alike.", ge=0
+    )
+    redraw: Redraw = option(
+        "never",
+        "`epoch` draws another random k of the pool for every epoch (random_k, in Python): see docs/selection.md.",
     )
     selection_seed: int | None = option(
         None, "Seed of the selection. By default the run's data_seed, or its seed.", ge=0
@@ -110,6 +154,42 @@ def check_options(options: MultiResponseOptions) -> None:
         lowest = item.metadata["ge"]
         if lowest is not None and value is not None and not value >= lowest:
             raise ValueError(f"{item.name}={value!r} is too small: it must be at least {lowest:g}.")
+    for wrong, reason in _CONTRADICTIONS:
+        if wrong(options):
+            raise ValueError(reason)
+
+
+_CONTRADICTIONS: list[tuple[Callable[[MultiResponseOptions], bool], str]] = [
+    (
+        lambda o: o.selector == "all" and (o.allocation == "adaptive" or o.n is not None),
+        "selector='all' keeps every response: it takes neither allocation='adaptive' nor n.",
+    ),
+    (
+        lambda o: o.allocation == "fixed" and (o.mean_k, o.target_total, o.max_k) != (None, None, None),
+        "mean_k, target_total and max_k are for allocation='adaptive'; with allocation='fixed' set k.",
+    ),
+    (
+        lambda o: o.mean_k is not None and o.target_total is not None,
+        "mean_k and target_total both say how many responses there are to spread: give one of them.",
+    ),
+    (
+        lambda o: o.max_k is not None and o.max_k < o.min_k,
+        "max_k is below min_k: a prompt cannot keep fewer than its least.",
+    ),
+    (
+        lambda o: o.weights == "softmax" and o.weight_temperature == 0,
+        "weight_temperature=0 has no softmax: choose a temperature above 0, or selector='best_k' with k=1.",
+    ),
+    (
+        lambda o: o.redraw == "epoch" and (o.selector != "random_k" or o.allocation != "fixed"),
+        "redraw='epoch' draws a random k anew, so it needs selector='random_k' and allocation='fixed': the other "
+        "selectors would choose the same again.",
+    ),
+    (
+        lambda o: o.redraw == "epoch" and o.weights == "softmax",
+        "redraw='epoch' fixes the weights before it knows what is drawn: it takes weights='column'.",
+    ),
+]
 
 
 def markdown() -> str:

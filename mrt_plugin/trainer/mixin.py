@@ -16,10 +16,11 @@ from mrt_plugin.layout.rows import Rows
 from mrt_plugin.loss.step_loss import step_loss
 from mrt_plugin.loss.token_nll import TokenNLL
 from mrt_plugin.options import MultiResponseOptions
-from mrt_plugin.trainer.layout_choice import choose_layout
+from mrt_plugin.trainer.layout_choice import SAMPLED_ROWS, choose_layout
 from mrt_plugin.trainer.meter import Meter, batch_counts
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared
 from mrt_plugin.trainer.quantized_cpu import keep_trainable
+from mrt_plugin.trainer.redraw import Redraw, RedrawnGroups
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +56,15 @@ class MultiResponseTrainerMixin(Trainer):
         _refuse_router_loss(model)
         self._token_nll = TokenNLL(model)
         self._meter = Meter()
+        self._redraw: Redraw | None = None
+        if options.redraw == "epoch":
+            seeds = (options.selection_seed, self.args.data_seed, self.args.seed)
+            seed = next(seed for seed in seeds if seed is not None)
+            self._redraw = Redraw(k=options.k, seed=seed, aggregation=options.loss_aggregation)
+            self.add_callback(self._redraw)
         choice = choose_layout(
             model,
-            self.train_dataset,
+            self._as_trained(self.train_dataset),
             options,
             compute=self._token_nll.bound(model),
             tokenizer=collators[0].tokenizer,
@@ -88,6 +95,10 @@ class MultiResponseTrainerMixin(Trainer):
         if self._signature_columns is None:
             self._signature_columns = list(COLUMNS)
 
+    def _as_trained(self, dataset: Any) -> Any:
+        """Rows to choose the layout by: with `redraw`, some as the first epoch sees them."""
+        return dataset if self._redraw is None else RedrawnGroups(dataset, self._redraw).sample(SAMPLED_ROWS)
+
     def _get_dataloader(
         self,
         dataset: Any,
@@ -101,6 +112,8 @@ class MultiResponseTrainerMixin(Trainer):
         multiple = batch_size * self.accelerator.num_processes
         if self.accelerator.num_processes > 1 and isinstance(dataset, Dataset) and is_prepared(dataset):
             dataset = with_fillers(dataset, multiple)
+        if is_training and self._redraw is not None:
+            dataset = RedrawnGroups(dataset, self._redraw)
         return super()._get_dataloader(
             dataset,
             description,

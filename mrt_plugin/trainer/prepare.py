@@ -9,13 +9,45 @@ from datasets import Dataset
 
 from mrt_plugin.encoding import Encoder, EncodingError
 from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, expand, split_group
-from mrt_plugin.options import MultiResponseOptions
+from mrt_plugin.options import MultiResponseOptions, check_options
+from mrt_plugin.scoring import score_groups, softmax_weights
 from mrt_plugin.selection import select_indices
+from mrt_plugin.selection.candidates import candidates_of
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = tuple(GroupRow.__annotations__)
 """The columns of a prepared dataset: those of a `GroupRow`."""
+
+KEEP_ALL: dict[str, Any] = {
+    "selector": "all",
+    "n": None,
+    "scorer": None,
+    "allocation": "fixed",
+    "mean_k": None,
+    "target_total": None,
+    "max_k": None,
+    "weights": "column",
+    "redraw": "never",
+}
+"""The options of a selection that keeps every response, whatever the others are."""
+
+_SELECTION = (
+    "k",
+    "n",
+    "alpha",
+    "similarity",
+    "embedder",
+    "scorer",
+    "score_cache",
+    "allocation",
+    "allocation_score",
+    "mean_k",
+    "target_total",
+    "min_k",
+    "max_k",
+)
+"""The options that `select_indices` takes by the same name."""
 
 _COUNTS = ("group", "pairs", "expanded", "shared", "trained")
 
@@ -83,20 +115,27 @@ def prepare_groups(
         The prepared dataset and the counts.
 
     Raises:
-        ValueError: if every group was dropped.
+        CacheError: if the cache of embeddings and scores cannot be used.
+        ValueError: if options contradict each other, or every group was dropped.
     """
+    check_options(options)
+    if options.redraw == "epoch" and (split_rows or expanded_form):
+        raise ValueError(
+            "redraw='epoch' is for MultiResponseSFTTrainer: in an Axolotl recipe rows are cut and packed once, before "
+            "training, for what they hold then. Remove mrt.redraw, or train with TRL."
+        )
     if options.selection_seed is not None:
         seed = options.selection_seed
-    chosen = select_indices(
-        groups,
-        options.selector,
-        k=options.k,
-        alpha=options.alpha,
-        similarity=options.similarity,
-        embedder=options.embedder,
-        seed=seed,
-        num_proc=num_proc,
-    )
+    if options.scorer is not None and options.weights == "softmax":
+        # Weights need the scores of what is kept; a reward model's come from the cache the second time.
+        groups = score_groups(groups, options.scorer, num_proc=num_proc, score_cache=options.score_cache)
+    if options.redraw == "epoch":
+        chosen = _pools(groups, options.n, seed)
+    else:
+        told = {name: getattr(options, name) for name in _SELECTION}
+        chosen = select_indices(groups, options.selector, **told, seed=seed, num_proc=num_proc)
+    if options.weights == "softmax" and "scores" not in groups.column_names:
+        raise ValueError("weights='softmax' needs scores: give a column `scores`, or a `scorer`.")
     encoder = Encoder(tokenizer, prompt_format=options.prompt_format, chat_template_kwargs=chat_template_kwargs)
     prepared = groups.map(
         _prepare_batch,
@@ -126,6 +165,16 @@ def prepare_groups(
 def is_prepared(dataset: Dataset) -> bool:
     """Whether the rows are `GroupRow`s already."""
     return set(COLUMNS) <= set(dataset.column_names)
+
+
+def _pools(groups: Dataset, n: int | None, seed: int) -> list[list[int]]:
+    """The candidates of each group, for a trainer that draws from them anew each epoch."""
+    names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
+    return [
+        candidates_of(batch, place, n=n, seed=seed).tolist()
+        for batch in groups.select_columns(names).iter(256)
+        for place in range(len(batch["id"]))
+    ]
 
 
 def _prepare_batch(
@@ -169,6 +218,10 @@ def _encode_kept(
     """The chosen pairs with their weights, and the mean trained length over the whole pool where the loss needs it."""
     responses = batch["responses"][position]
     weights = batch["weights"][position] if "weights" in batch else [1.0] * len(responses)
+    if options.weights == "softmax":
+        scores = batch["scores"][position]
+        kept = softmax_weights([scores[index] for index in chosen], options.weight_temperature)
+        weights = dict(zip(chosen, kept, strict=True))
     needs_pool = options.loss_aggregation == "prompt"
     wanted = range(len(responses)) if needs_pool else chosen
     pairs = dict(
@@ -236,6 +289,19 @@ def _announce(report: PrepareReport, options: MultiResponseOptions, max_length: 
         report.tokens_shared,
         report.token_ratio,
     )
+    if options.redraw == "epoch":
+        logger.info(
+            "%s: redraw='epoch': these are whole pools, of which each epoch trains a random %d per prompt.",
+            description,
+            options.k,
+        )
+    if options.allocation == "adaptive" and options.loss_aggregation != "prompt":
+        logger.warning(
+            "%s: with allocation='adaptive' prompts keep different numbers of responses, and under "
+            "loss_aggregation='%s' one with more weighs more. Set loss_aggregation='prompt' to give each one vote.",
+            description,
+            options.loss_aggregation,
+        )
     if report.dropped_pairs:
         logger.warning(
             "%s: dropped %d pairs longer than max_length=%s (%.1f %% of those selected), and with them %d groups that "

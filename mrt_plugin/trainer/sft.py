@@ -12,7 +12,7 @@ from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.trainer.config import MultiResponseSFTConfig
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
-from mrt_plugin.trainer.prepare import PrepareReport, is_prepared, prepare_groups
+from mrt_plugin.trainer.prepare import KEEP_ALL, PrepareReport, is_prepared, prepare_groups
 
 
 class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
@@ -131,7 +131,7 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
 def _keep_all(options: MultiResponseOptions) -> MultiResponseOptions:
     """The same options, without a selection: of held-out groups every response is scored."""
     values = {item.name: getattr(options, item.name) for item in fields(MultiResponseOptions)}
-    return MultiResponseOptions(**{**values, "selector": "all"})
+    return MultiResponseOptions(**{**values, **KEEP_ALL})
 
 
 def _refuse_arguments(kwargs: dict[str, Any]) -> None:

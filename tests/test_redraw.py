@@ -1,0 +1,244 @@
+"""`redraw: epoch`, adaptive K and softmax weights, as they reach the trainer."""
+
+import logging
+from collections import Counter
+
+import pytest
+import tiny
+from datasets import Dataset
+
+from mrt_plugin import MultiResponseSFTConfig, MultiResponseSFTTrainer, load_groups, select
+from mrt_plugin.encoding.pair import Pair
+from mrt_plugin.layout.group_row import build_group_row, take_segments
+from mrt_plugin.options import MultiResponseOptions, check_options
+from mrt_plugin.scoring import softmax_weights
+from mrt_plugin.trainer.prepare import prepare_groups
+from mrt_plugin.trainer.redraw import draw_group, draw_segments
+
+WORDS = ["apple", "pear", "plum", "cherry", "small brown dog", "calm sea tonight", "bright moon over the water"]
+
+
+def make_groups(count: int = 6, size: int = 7) -> Dataset:
+    return load_groups(
+        Dataset.from_list(
+            [
+                {
+                    "id": str(n),
+                    "prompt": "Name a fruit. " * (1 + n % 3) + f"Number {n}:",
+                    "responses": [f" {WORDS[(n + j) % 7]} {'and a plum ' * (j % 3)}{j}" for j in range(size)],
+                    "scores": [(3 * j + n) % 5 / 4 for j in range(size)],
+                }
+                for n in range(count)
+            ]
+        )
+    )
+
+
+def pairs_of(count: int) -> list[Pair]:
+    return [Pair([1, 2, 3, *range(10, 12 + j)], [False] * 3 + [True] * (2 + j)) for j in range(count)]
+
+
+class TestDraw:
+    def test_every_response_has_the_same_chance(self) -> None:
+        row = build_group_row(pairs_of(6))
+        drawn = Counter(index for epoch in range(3000) for index in draw_segments(row, 2, seed=1, epoch=epoch))
+        assert set(drawn) == set(range(6))
+        assert all(900 < count < 1100 for count in drawn.values())
+
+    def test_it_depends_on_nothing_else(self) -> None:
+        row = build_group_row(pairs_of(6))
+        shuffled = take_segments(row, [3, 5, 0, 1, 4, 2])
+        for epoch in range(20):
+            ours = draw_group(row, 3, seed=7, epoch=epoch, aggregation="token")
+            theirs = draw_group(shuffled, 3, seed=7, epoch=epoch, aggregation="token")
+            assert sorted(ours["segment_lengths"]) == sorted(theirs["segment_lengths"])
+        assert draw_segments(row, 3, seed=7, epoch=0) != draw_segments(row, 3, seed=8, epoch=0)
+        assert draw_segments(row, 6, seed=7, epoch=0) == list(range(6))
+
+    def test_repeated_responses_are_told_apart(self) -> None:
+        row = build_group_row([Pair([1, 2, 3], [False, False, True])] * 5)
+        assert len(draw_segments(row, 2, seed=0, epoch=0)) == 2
+
+    @pytest.mark.parametrize("aggregation", ["token", "prompt", "response"])
+    def test_the_loss_is_that_of_the_group_drawn(self, aggregation: str) -> None:
+        pairs, weights = pairs_of(5), [1.0, 2.0, 0.5, 1.0, 3.0]
+        mean = sum(pair.trained_length for pair in pairs) / 5
+        whole = build_group_row(pairs, aggregation, weights, mean)  # type: ignore[arg-type]
+        for epoch in range(5):
+            chosen = draw_segments(whole, 2, seed=0, epoch=epoch)
+            drawn = draw_group(whole, 2, seed=0, epoch=epoch, aggregation=aggregation)  # type: ignore[arg-type]
+            alone = build_group_row([pairs[j] for j in chosen], aggregation, [weights[j] for j in chosen], mean)  # type: ignore[arg-type]
+            # Which of the prompt's tokens are shared may differ; what is trained, and what it weighs, may not.
+            assert [w for w in drawn["loss_weights"] if w] == pytest.approx([w for w in alone["loss_weights"] if w])
+            assert drawn["segment_units"] == pytest.approx(alone["segment_units"])
+
+
+def trainer_of(tmp_path, name="out", **overrides) -> MultiResponseSFTTrainer:
+    settings = {
+        "output_dir": str(tmp_path / name),
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "linear",
+        "per_device_train_batch_size": 2,
+        "num_train_epochs": 3,
+        "gradient_checkpointing": False,
+        "max_length": 512,
+        "disable_tqdm": True,
+        "prefix_check": False,
+        "selector": "random_k",
+        "k": 2,
+        "redraw": "epoch",
+    }
+    return MultiResponseSFTTrainer(
+        model=tiny.llama(),
+        args=MultiResponseSFTConfig(**settings | overrides),
+        train_dataset=make_groups(),
+        processing_class=tiny.tokenizer(),
+    )
+
+
+class Seen:
+    """Records what every batch trained: per epoch, how often each sequence of trained tokens came."""
+
+    def __init__(self, trainer: MultiResponseSFTTrainer) -> None:
+        self.trainer, self.epochs = trainer, {}
+        inner = trainer.compute_loss
+
+        def compute_loss(model, inputs, *args, **kwargs):
+            epoch = int(trainer.state.epoch + 1e-6)
+            for labels in inputs["labels"].tolist():
+                self.epochs.setdefault(epoch, []).append(tuple(label for label in labels if label != -100))
+            return inner(model, inputs, *args, **kwargs)
+
+        trainer.compute_loss = compute_loss
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+class TestRedrawInTraining:
+    def test_each_epoch_another_draw_and_the_same_steps(self, tmp_path) -> None:
+        trainer = trainer_of(tmp_path, layout="expanded", row_packing=False)
+        seen = Seen(trainer)
+        trainer.train()
+        assert trainer.state.global_step == trainer.state.max_steps == 9
+        assert {epoch: len(rows) for epoch, rows in seen.epochs.items()} == {0: 12, 1: 12, 2: 12}
+        first, second, third = (set(seen.epochs[epoch]) for epoch in range(3))
+        assert first != second != third != first
+        assert len(first | second | third) > 20
+
+    @pytest.mark.parametrize("persistent", [False, True])
+    def test_workers_draw_the_same(self, tmp_path, persistent) -> None:
+        alone = trainer_of(tmp_path, "alone")
+        alone.train()
+        several = trainer_of(tmp_path, "several", dataloader_num_workers=2, dataloader_persistent_workers=persistent)
+        several.train()
+        assert losses(several) == losses(alone)
+
+    def test_a_resumed_run_draws_what_an_undisturbed_one_does(self, tmp_path) -> None:
+        whole = trainer_of(tmp_path, "whole")
+        whole.train()
+        for stop in (4, 6):  # in the middle of the second epoch, and at its end
+            name = f"parts {stop}"
+            trainer_of(tmp_path, name, save_strategy="steps", save_steps=stop).train()
+            resumed = trainer_of(tmp_path, name)
+            resumed.train(resume_from_checkpoint=str(tmp_path / name / f"checkpoint-{stop}"))
+            assert losses(resumed)[stop:] == pytest.approx(losses(whole)[stop:], rel=1e-5)
+
+    def test_layouts_agree(self, tmp_path) -> None:
+        shared = trainer_of(tmp_path, "shared", layout="shared_prefix", loss_aggregation="prompt")
+        expanded = trainer_of(tmp_path, "expanded", layout="expanded", loss_aggregation="prompt")
+        shared.train()
+        expanded.train()
+        assert losses(shared) == pytest.approx(losses(expanded), rel=1e-4)
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"redraw": "epoch", "selector": "best_k"}, "needs selector='random_k'"),
+            ({"redraw": "epoch", "allocation": "adaptive"}, "allocation='fixed'"),
+            ({"redraw": "epoch", "weights": "softmax"}, "takes weights='column'"),
+            ({"mean_k": 3.0}, "for allocation='adaptive'"),
+            ({"allocation": "adaptive", "mean_k": 3.0, "target_total": 9}, "give one of them"),
+            ({"allocation": "adaptive", "min_k": 3, "max_k": 2}, "max_k is below min_k"),
+            ({"selector": "all", "n": 3}, "keeps every response"),
+            ({"weights": "softmax", "weight_temperature": 0.0}, "temperature above 0"),
+        ],
+    )
+    def test_contradictions(self, options, message) -> None:
+        with pytest.raises(ValueError, match=message):
+            check_options(MultiResponseOptions(**options))
+
+    def test_redraw_is_refused_where_rows_are_fixed_before(self) -> None:
+        with pytest.raises(ValueError, match="Remove mrt.redraw"):
+            prepare_groups(
+                make_groups(),
+                tiny.tokenizer(),
+                MultiResponseOptions(redraw="epoch"),
+                max_length=None,
+                seed=0,
+                split_rows=True,
+            )
+
+
+class TestPrepare:
+    def prepared(self, **options):
+        return prepare_groups(
+            make_groups(), tiny.tokenizer(), MultiResponseOptions(**options), max_length=None, seed=0
+        )
+
+    def test_adaptive_k(self, caplog) -> None:
+        caplog.set_level(logging.INFO, "mrt_plugin")
+        options = {"selector": "random_k", "allocation": "adaptive", "allocation_score": "length", "mean_k": 3.0}
+        rows, report = self.prepared(**options)
+        assert report.pairs == 18
+        chosen = select(make_groups(), seed=0, k=4, **options)
+        assert [len(lengths) for lengths in rows["segment_lengths"]] == [len(kept) for kept in chosen["responses"]]
+        assert "Set loss_aggregation='prompt'" in caplog.text
+        caplog.clear()
+        self.prepared(**options, loss_aggregation="prompt")
+        assert "Set loss_aggregation='prompt'" not in caplog.text
+
+    def test_softmax_weights(self) -> None:
+        rows, _ = self.prepared(selector="best_k", k=3, weights="softmax", weight_temperature=0.5)
+        chosen = select(make_groups(), "best_k", k=3, seed=0)
+        for row, scores in zip(rows, chosen["scores"], strict=True):
+            given = list(dict.fromkeys(weight for weight in row["loss_weights"] if weight))
+            assert given == pytest.approx(list(dict.fromkeys(softmax_weights(scores, 0.5))))
+
+    def test_softmax_weights_of_a_scorer(self, tmp_path) -> None:
+        (tmp_path / "mine.py").write_text("def score(prompt, responses): return [len(r) / 10 for r in responses]\n")
+        mine = f"{tmp_path}/mine.py:score"
+        rows, _ = self.prepared(selector="best_k", k=2, weights="softmax", scorer=mine)
+        chosen = select(make_groups(), "best_k", k=2, scorer=mine)
+        weights = [max(softmax_weights(scores, 1.0)) for scores in chosen["scores"]]
+        assert [max(row["loss_weights"]) for row in rows] == pytest.approx(weights)
+
+    def test_evaluation_keeps_all(self, tmp_path) -> None:
+        trainer = MultiResponseSFTTrainer(
+            model=tiny.llama(),
+            args=MultiResponseSFTConfig(
+                output_dir=str(tmp_path),
+                report_to="none",
+                use_cpu=True,
+                bf16=False,
+                prefix_check=False,
+                allocation="adaptive",
+                mean_k=2.0,
+                n=5,
+                weights="softmax",
+                loss_aggregation="prompt",
+            ),
+            train_dataset=make_groups(),
+            eval_dataset=make_groups(3),
+            processing_class=tiny.tokenizer(),
+        )
+        assert trainer.prepare_reports["train"].pairs == 12
+        assert trainer.prepare_reports["eval"].pairs == 21
