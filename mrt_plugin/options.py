@@ -195,7 +195,15 @@ _CONTRADICTIONS: list[tuple[Callable[[MultiResponseOptions], bool], str]] = [
 def markdown() -> str:
     """The reference page `docs/options.md`, one row per option."""
     hints = get_type_hints(MultiResponseOptions)
-    lines = ["| option | type | default | what it does |", "| --- | --- | --- | --- |"]
+    lines = [
+        "# Options",
+        "",
+        "Fields of `MultiResponseSFTConfig` and keys of a recipe's `mrt:` block. Printed by `python -m "
+        "mrt_plugin.options`.",
+        "",
+        "| option | type | default | what it does |",
+        "| --- | --- | --- | --- |",
+    ]
     for item in dataclasses.fields(MultiResponseOptions):
         hint = hints[item.name]
         if get_origin(hint) is Literal:
