@@ -116,15 +116,15 @@ def describe(first: dict[str, Any], last: dict[str, Any]) -> str:
 
     Example:
 
-    >>> describe({"k": 1, "kl": 1.0, "seconds": {"steps": 10}}, {"k": 4, "kl": 0.7, "seconds": {"steps": 15}})[-84:]
-    'the truth by 30% (KL 1.000 to 0.700 nats), in 1.5 times the time for the same steps.'
+    >>> describe({"k": 1, "kl": 1.0}, {"k": 4, "kl": 0.7})[-80:]
+    'closer to the truth by 30% (KL 1.000 to 0.700 nats), in as many optimizer steps.'
     """
     change = (last["kl"] - first["kl"]) / first["kl"]
     verb = "closer to" if change < 0 else "further from"
     return (
         f"On prompts it was not trained on, {last['k']} responses per prompt instead of {first['k']} brought the "
-        f"model {verb} the truth by {abs(change):.0%} (KL {first['kl']:.3f} to {last['kl']:.3f} nats), in "
-        f"{last['seconds']['steps'] / first['seconds']['steps']:.1f} times the time for the same steps."
+        f"model {verb} the truth by {abs(change):.0%} (KL {first['kl']:.3f} to {last['kl']:.3f} nats), in as "
+        "many optimizer steps."
     )
 
 
