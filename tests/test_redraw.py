@@ -242,3 +242,12 @@ class TestPrepare:
         )
         assert trainer.prepare_reports["train"].pairs == 12
         assert trainer.prepare_reports["eval"].pairs == 21
+
+
+def test_a_recipe_refuses_redraw() -> None:
+    pytest.importorskip("axolotl")
+    from mrt_plugin.axolotl.args import parse_block
+
+    with pytest.raises(ValueError, match="mrt.redraw: epoch is for MultiResponseSFTTrainer"):
+        parse_block({"redraw": "epoch"})
+    assert parse_block({"allocation": "adaptive", "mean_k": 2.5, "weights": "softmax"})["mean_k"] == 2.5

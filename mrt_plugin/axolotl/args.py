@@ -87,6 +87,11 @@ def parse_block(block: Any) -> dict[str, Any]:
     except ValidationError as error:
         raise ValueError("The mrt: block of the recipe:\n" + "\n".join(map(_readable, error.errors()))) from None
     options = parsed.model_dump(exclude_none=True)
+    if options["redraw"] == "epoch":
+        raise ValueError(
+            "mrt.redraw: epoch is for MultiResponseSFTTrainer: here rows are cut and packed once, before training, "
+            "for what they hold then. Remove it."
+        )
     for holder in (options, *options.get("datasets", [])):
         if "source" in holder:
             check_source(holder["source"])

@@ -14,6 +14,7 @@ from mrt_plugin.options import Similarity
 from mrt_plugin.scoring.embedders import Embedder, load_embedder
 from mrt_plugin.selection.adaptive import diversity
 from mrt_plugin.selection.prepare import cosine_matrix
+from mrt_plugin.selection.report import SelectionReport
 from mrt_plugin.selection.run import run_selection
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ def sweep_alpha(
     groups = groups.select(wide)
     best, best_report = run_selection(groups, "best_k", **common)
     drawn, drawn_report = run_selection(groups, "random_k", **common)
+    found: list[tuple[str, float | None, list[list[int]], SelectionReport]]
     found = [("random_k", None, drawn, drawn_report), ("best_k", None, best, best_report)]
     for alpha in alphas:
         told = {**common, "alpha": alpha, "similarity": similarity, "embedder": embedder, "score_cache": score_cache}
