@@ -121,7 +121,10 @@ def _slices(piece: Piece) -> tuple[slice, slice, slice]:
 def _merge(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: torch.Tensor) -> None:
     """Add a part of the softmax, in place: out and part [1, H, n, E], lse and part_lse [1, H, n]."""
     weight = torch.sigmoid(part_lse - lse)[..., None]
-    out.copy_(torch.lerp(out.float(), part.float(), weight))
+    if out.dtype == torch.float32:
+        out.lerp_(part, weight)
+    else:
+        out.copy_(torch.lerp(out.float(), part.float(), weight))
     torch.logaddexp(lse, part_lse, out=lse)
 
 
@@ -181,9 +184,13 @@ def _pieces_backward(
     window: int,
     softcap: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    dquery, dkey, dvalue = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-    kernel = _kernel(query, value, scale, softcap)
-    for piece in _pieces(table):
+    kernel, pieces = _kernel(query, value, scale, softcap), _pieces(table)
+    # Causal squares have every token once and come first: where they are all tokens, there is nothing to clear.
+    rows, _, length, _ = query.shape
+    complete = sum(piece.queries for piece in pieces if piece.kind == CAUSAL) == rows * length
+    new = torch.empty_like if complete else torch.zeros_like
+    dquery, dkey, dvalue = new(query), new(key), new(value)
+    for piece in pieces:
         row, q, k = _slices(piece)
         dq, dk, dv = kernel.backward(
             grad[row, q].transpose(1, 2),
@@ -195,9 +202,11 @@ def _pieces_backward(
             causal=piece.kind == CAUSAL,
             seen=_seen(piece, window, query.device),
         )
-        dquery[row, :, q] += dq
-        dkey[row, :, k] += dk
-        dvalue[row, :, k] += dv
+        for total, where, part in ((dquery, q, dq), (dkey, k, dk), (dvalue, k, dv)):
+            if piece.kind == CAUSAL:
+                total[row, :, where] = part
+            else:
+                total[row, :, where] += part
     return dquery, dkey, dvalue
 
 
