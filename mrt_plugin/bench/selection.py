@@ -137,7 +137,7 @@ def stream(
             cache_dir=str(place / "datasets"),
         )
         assert isinstance(groups, Dataset)
-        began = time.perf_counter()
+        began, used = time.perf_counter(), _processor_seconds()
         decided = groups.map(
             choose_batch,
             fn_kwargs={
@@ -154,6 +154,7 @@ def stream(
             desc="Selecting",
         )
         seconds = time.perf_counter() - began
+        used = _processor_seconds() - used
         assert len(decided) == prompts
         return {
             "prompts": prompts,
@@ -165,6 +166,7 @@ def stream(
             "cache, GB": store.path.stat().st_size / 1e9,
             "seconds to select": seconds,
             "prompts/s": prompts / seconds,
+            "processor seconds, all processes": used,
             "peak memory, MB": _peak_mb(),
         }
     finally:
@@ -188,6 +190,12 @@ def _groups(prompts: int, candidates: int) -> Any:
 
 def _text(prompt: int, response: int) -> str:
     return f"response {response} to prompt {prompt}"
+
+
+def _processor_seconds() -> float:
+    """Of this process and its finished children."""
+    usage = [resource.getrusage(user) for user in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in usage)
 
 
 def _peak_mb() -> float:
