@@ -281,7 +281,7 @@ class TestRecipe:
         assert report["steps"] == 2 * -(-train["rows"] // 2)  # epochs, and batches of 2
         assert (report["layout"], report["method"], report["options"]["k"]) == ("shared_prefix", "qlora", 2)
         assert report["notes"] == ["pool.jsonl: repeated responses kept: 1 (first: line 1); "
-                                   "a repeated answer counts as a likelier answer."] * 2  # fmt: skip
+                                   "a repeated answer counts as a likelier answer."]  # fmt: skip
         shared, expanded = report["memory"]["shared_prefix"], report["memory"]["expanded"]
         assert 0 < shared["total"] < expanded["total"]
 

@@ -78,8 +78,10 @@ def show_recipe(report: "RecipeReport") -> None:
             )
             for name, part in counts
         ]
-        table(("data", "groups", "pairs", "trained", "expanded", "shared prefix", "ratio"), rows)
-        say("Tokens of one pass; the ratio is how many times fewer there are with the prompt shared.")
+        table(("data", "rows", "pairs", "trained", "expanded", "shared prefix", "ratio"), rows)
+        say(
+            "A row is a group, or part of a long one. Tokens are those of one pass; the ratio is expanded over shared."
+        )
     if report.steps is not None:
         say(f"{report.steps:,} optimizer steps on one process.")
     if report.layout is not None:

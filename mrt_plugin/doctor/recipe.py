@@ -244,7 +244,9 @@ class _Notes(logging.Handler):
         self.notes = notes
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.notes.append(record.getMessage())
+        note = record.getMessage()
+        if note not in self.notes:  # train and held-out prompts are often of one file
+            self.notes.append(note)
 
 
 @contextmanager
