@@ -2,7 +2,11 @@
 
 import pytest
 import torch
+import torch.distributed
 from families import FAMILIES, PAD, STATEFUL, assert_equivalent, build, plain_compute, random_group
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig
 
 from mrt_plugin.attention import NotShareable, prove
@@ -25,6 +29,31 @@ def test_equals_one_pair_at_a_time(name: str) -> None:
 @pytest.mark.parametrize("name", STATEFUL)
 def test_left_padding(name: str) -> None:
     assert_equivalent(ForkBackend(build(name).config), name, PACKED, padding_side="left")
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_groups_in_any_packing(data: st.DataObject) -> None:
+    group = st.builds(
+        random_group,
+        st.integers(1, 20),
+        st.lists(st.integers(1, 12), min_size=1, max_size=6) | st.lists(st.integers(1, 2), min_size=1, max_size=32),
+        st.integers(0, 9),
+    )
+    packed = data.draw(st.lists(st.lists(group, min_size=1, max_size=2), min_size=1, max_size=2))
+    name = data.draw(st.sampled_from(["qwen3_5", "mamba2"]))
+    assert_equivalent(ForkBackend(build(name).config), name, packed)
+
+
+def test_sharded_weights_are_refused() -> None:
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = fully_shard(build("llama"))
+        with pytest.raises(NotShareable, match="FSDP"):
+            ForkBackend(model.config).token_nll(model, build_rows(PACKED, PAD), plain_compute(model))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", [*STATEFUL, "gemma3"])

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, Gemma3ForConditionalGeneration
 
-from mrt_plugin.attention import NotShareable
+from mrt_plugin.attention import NotShareable, prove
 from mrt_plugin.attention.dense import DenseBackend
 from mrt_plugin.attention.kernels import CPUFlash, Explicit
 from mrt_plugin.attention.plan import find_runs, pieces
@@ -259,6 +259,7 @@ def test_qlora(tmp_path: Any) -> None:
     reference, model = adapted(), adapted()
     expected, expected_gradient = gradient(reference, lambda: one_by_one(reference, GROUPS))
     backend, rows = prepared(model), build_rows(PACKED, PAD)
+    prove(model, backend, GROUPS[0])
     found, found_gradient = gradient(model, lambda: rows_loss(backend, model, rows))
     assert abs(found / expected - 1) < 1e-5
     assert (found_gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
@@ -352,3 +353,4 @@ def test_the_vision_tower_of_a_composite_model_keeps_its_attention() -> None:
     backend.prepare_model(model)
     assert model.config.vision_config._attn_implementation == "eager"
     assert abs(rows_loss(backend, model, rows) / expected - 1) < 1e-5
+    prove(model, backend, GROUPS[0])

@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionLayer
 
@@ -86,10 +87,15 @@ class ForkBackend:
         """Two forwards per group; groups of one pair, or without a shared prefix, together in one.
 
         Raises:
-            NotShareable: under gradient checkpointing, or if the model did not use the cache for another reason.
+            NotShareable: under gradient checkpointing or FSDP, or if the model does not use its cache.
         """
         if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
             raise NotShareable(NO_CHECKPOINTING)
+        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            raise NotShareable(
+                "prefix_backend=fork: FSDP frees weights between the two forwards that one backward pass needs. Use "
+                "DDP, or layout=expanded."
+            )
         found: list[tuple[torch.Tensor, torch.Tensor]] = []
         alone: list[list[Run]] = []
         for group in group_runs(find_runs(rows)):

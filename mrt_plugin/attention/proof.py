@@ -266,6 +266,14 @@ def _inference(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients; every module gets its own mode back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
+    if getattr(model, "is_loaded_in_4bit", False):
+        from bitsandbytes.nn import Linear4bit
+
+        # On CPU these repack their weights for good at the first forward in evaluation mode, and compute otherwise from
+        # then on, in training too.
+        for module, mode in modes:
+            if isinstance(module, Linear4bit):
+                module.training = mode
     try:
         with torch.no_grad():
             yield
