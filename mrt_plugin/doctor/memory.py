@@ -8,7 +8,7 @@
 * activations: what the backward pass needs of one forward pass. They are counted, not guessed: the model runs on
   PyTorch's meta device, and the tensors that autograd saves are added up. With gradient checkpointing that is the
   input of every layer plus all of one layer; without, all of every layer.
-* logits: of one chunk of trained tokens (`mrt_plugin.loss.token_nll.CHUNK_LOGITS`), with their gradient, in fp32.
+* logits: of one chunk of trained tokens (`mrt_plugin.loss.token_nll.chunk_tokens`), with their gradient, in fp32.
 * dequantised weight: the largest quantised layer once in the compute dtype.
 
 What it leaves out: the CUDA context (0.3 to 0.6 GiB), fragmentation of the allocator, kernels' workspaces, a mask that
@@ -25,7 +25,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig
 
-from mrt_plugin.loss.token_nll import CHUNK_LOGITS
+from mrt_plugin.loss.token_nll import chunk_tokens
 
 GIB = 2**30
 QUANTISED_BYTES = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1.0}
@@ -107,7 +107,7 @@ def estimate_memory(config: PretrainedConfig, method: Method, *, rows: int, leng
         weights=weights / GIB,
         training_state=state / GIB,
         activations=_activations(model, config, method, rows, length) / GIB,
-        logits=min(CHUNK_LOGITS, rows * length * vocabulary) * 2 * 4 / GIB,
+        logits=min(chunk_tokens(vocabulary), rows * length) * vocabulary * 2 * 4 / GIB,
         dequantised=dequantised / GIB,
         parameters=parameters,
         trained_parameters=trained,

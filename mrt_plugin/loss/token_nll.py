@@ -13,8 +13,18 @@ from mrt_plugin.layout.group_row import IGNORE
 
 logger = logging.getLogger(__name__)
 
-CHUNK_LOGITS = 2**25
-"""Logits that exist at once: 128 MiB in fp32, or 262 tokens at a vocabulary of 128k."""
+
+def chunk_tokens(vocabulary: int) -> int:
+    """Trained tokens whose logits exist at once.
+
+    256, which a GPU computes efficiently, and more where a small vocabulary makes that cheap: up to 16 MiB in fp32.
+
+    Example:
+
+    >>> chunk_tokens(1_000), chunk_tokens(128_256)
+    (4194, 256)
+    """
+    return max(256, 2**22 // vocabulary)
 
 
 class TokenNLL:
@@ -37,13 +47,13 @@ class TokenNLL:
     """
 
     def __init__(self, model: nn.Module, chunk: int | None = None) -> None:
-        """Args: model: the unwrapped model (it may be a PeftModel); chunk: trained tokens per piece, by default as
-        many as have `CHUNK_LOGITS` logits."""
+        """Args: model: the unwrapped model (it may be a PeftModel); chunk: trained tokens per piece, by default
+        `chunk_tokens`."""
         self.head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         if self.head is None:
             raise ValueError(f"{type(model).__name__} has no output embeddings: a causal language model is needed.")
         self.transform = logit_transform(model.config)
-        self.chunk = chunk or max(1, CHUNK_LOGITS // model.config.get_text_config().vocab_size)
+        self.chunk = chunk or chunk_tokens(model.config.get_text_config().vocab_size)
         self.correct_tokens = torch.zeros((), dtype=torch.int64)
         """Trained tokens whose most likely prediction was right, since the last `take_correct_tokens`."""
         self._own_head: bool | None = None
