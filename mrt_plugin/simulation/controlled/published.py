@@ -69,7 +69,7 @@ def _budget(found: Mapping[str, Any]) -> list[Comparison]:
             "budget",
             "best K by test NLL, random_k",
             "8 to 12",
-            f"{by_mean} ({' or '.join(likely)} in resamples)",
+            f"{by_mean} ({', '.join(likely)} in resamples)",
             "k* minimises the variance of the loss estimate at one fixed network, which is not test NLL. After "
             f"{found['steps']} steps every network has overfitted (mean NLL {late.min():.0f} to {late.max():.0f}, at "
             f"its best step {early.min():.2f} to {early.max():.2f}), most of all where pairs are few "
@@ -106,8 +106,12 @@ def _gradients(found: Mapping[str, Any]) -> list[Comparison]:
                 f"gradient cosine, {name}",
                 cosine,
                 f"{ours['cosine']:.3f} ± {ours['cosine_error']:.1g}".replace("-", "−"),
-                f"Other untrained networks: {low:.2f} to {high:.2f}. Our true gradient is integrated, not "
-                "sampled.".replace("-", "−"),
+                f"Other untrained networks: {low:.2f} to {high:.2f}. ".replace("-", "−")
+                + (
+                    "The published mean of 30 trials has a standard error of about 0.02."
+                    if name in ("random_k", "filter_then_spread")
+                    else "Our true gradient is integrated, not sampled."
+                ),
             )
         )
     return rows
