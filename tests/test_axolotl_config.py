@@ -59,7 +59,7 @@ def test_defaults_are_those_of_the_options(read):
     ("block", "parts"),
     [
         ({"kk": 3}, ["mrt.kk", "did you mean k"]),
-        ({"frobnicate": 3}, ["mrt.frobnicate", "Known: ", "k, alpha"]),
+        ({"frobnicate": 3}, ["mrt.frobnicate", "Known: ", " k, ", " layout, "]),
         ({"k": "4"}, ["mrt.k", "valid integer", "'4'"]),
         ({"k": True}, ["mrt.k", "valid integer"]),
         ({"k": 0}, ["mrt.k", "greater than or equal to 1"]),
@@ -69,6 +69,8 @@ def test_defaults_are_those_of_the_options(read):
         ({"loss_aggregation": "mean"}, ["mrt.loss_aggregation", "'token'", "'prompt'", "'response'"]),
         ({"row_packing": "yes"}, ["mrt.row_packing"]),
         ({"selector": "best_k"}, ["mrt.selector", "type: mrt_plugin.axolotl.best_k"]),
+        ({"mean_k": 2}, ["datasets[0]", "mean_k", "adaptive"]),
+        ({"redraw": "epoch"}, ["mrt.redraw", "MultiResponseSFTTrainer"]),
         ([1], ["mrt:", "[1]"]),
         ({"datasets": [{"path": "pool.jsonl", "kk": 2}]}, ["mrt.datasets.0.kk", "did you mean k"]),
         ({"datasets": [{"path": "pool.jsonl", "layout": "expanded"}]}, ["mrt.datasets.0.layout", "set mrt.layout"]),
@@ -130,9 +132,10 @@ def test_overrides_are_matched_by_the_keys_given(read, tmp_path):
     overrides = [{"path": other, "alpha": 0.5}, {"path": other, "type": "mrt_plugin.axolotl.best_k", "k": 2}]
     cfg = read(datasets=entries, mrt={"k": 3, "datasets": overrides})
     assert [mark["options"] for mark in marks(cfg)] == [{}, {"alpha": 0.5, "k": 2}, {"alpha": 0.5}]
-
     refused(read, "matches no grouped dataset", datasets=entries, mrt={"datasets": [{"path": "none.jsonl", "k": 2}]})
     refused(read, "matches no grouped dataset", datasets=entries, mrt={"datasets": [{"k": 2}]})
+    contradiction = [{"path": other, "type": "mrt_plugin.axolotl.all", "n": 4}]
+    refused(read, "datasets[2]", "keeps every response", datasets=entries, mrt={"datasets": contradiction})
     twice = [{"path": other, "k": 2}, {"path": other, "k": 3}]
     refused(read, "k of", "given twice", datasets=entries, mrt={"datasets": twice})
 
@@ -157,7 +160,7 @@ def test_val_set_size_is_a_share(read):
 
 def test_test_datasets_of_their_own(read):
     test = {"path": "pool.jsonl", "ds_type": "json", "type": "mrt_plugin.axolotl.all"}
-    assert [mark["part"] for mark in marks(read(test_datasets=[test]), "test_datasets")] == ["all"]
+    assert [mark["part"] for mark in marks(read(test_datasets=[test]), "test_datasets")] == ["test"]
     refused(read, "test_datasets", "remove one", test_datasets=[test], val_set_size=0.1)
     best = {**test, "type": "mrt_plugin.axolotl.best_k"}
     refused(read, "test_datasets[0]", "mrt_plugin.axolotl.all", test_datasets=[best])
@@ -286,6 +289,14 @@ def test_a_changed_tokenizer_has_another_prepared_dataset(read, tmp_path, tiny_m
     template = copied / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|im_start|>assistant", "<|im_start|>model"))
     assert not set(before) & set(prepared_names(read(base_model=str(copied))))
+
+
+def test_a_changed_scorer_has_another_prepared_dataset(read, tmp_path):
+    scorer = tmp_path / "scorer.py"
+    scorer.write_text("def score(prompt, responses):\n    return [len(text) for text in responses]\n")
+    before = prepared_names(read(mrt={"scorer": "scorer.py:score"}))
+    scorer.write_text("def score(prompt, responses):\n    return [-len(text) for text in responses]\n")
+    assert not set(before) & set(prepared_names(read(mrt={"scorer": "scorer.py:score"})))
 
 
 def test_a_changed_file_of_an_ordinary_dataset_has_another_prepared_dataset(read, tmp_path):

@@ -13,7 +13,26 @@ from mrt_plugin.options import MultiResponseOptions
 DATASET_KEYS = ("path", "name", "split", "type", "ds_type", "data_files", "revision")
 """Keys of a dataset entry that an override is matched by."""
 
-DATASET_OPTIONS = ("curation", "source", "k", "alpha", "similarity", "embedder", "selection_seed", "prompt_format")
+DATASET_OPTIONS = (
+    "source",
+    "curation",
+    "k",
+    "n",
+    "alpha",
+    "similarity",
+    "embedder",
+    "scorer",
+    "allocation",
+    "allocation_score",
+    "mean_k",
+    "target_total",
+    "min_k",
+    "max_k",
+    "weights",
+    "weight_temperature",
+    "selection_seed",
+    "prompt_format",
+)
 """Options that may differ between the datasets of a run."""
 
 

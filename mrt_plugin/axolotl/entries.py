@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mrt_plugin.axolotl.args import DATASET_KEYS, DATASET_OPTIONS
+from mrt_plugin.axolotl.args import DATASET_KEYS, DATASET_OPTIONS, options_of
 from mrt_plugin.axolotl.fingerprint import entry_fingerprint
+from mrt_plugin.options import check_options
 from mrt_plugin.selection import SELECTORS
 
 PREFIX = "mrt_plugin.axolotl."
@@ -26,9 +27,9 @@ class Mark:
     """
 
     part: str
-    """`all`, or with held-out prompts `train` or `held_out`."""
+    """`train`, `held_out` (from val_set_size) or `test` (from test_datasets)."""
     share: float
-    """The share of prompts that is held out."""
+    """The share of prompts that is held out; 0 where all prompts are on one side."""
     fingerprint: str
     options: dict[str, Any] = field(default_factory=dict)
     """Options of this dataset alone, from mrt.datasets."""
@@ -76,17 +77,17 @@ def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> No
     marked = list(
         zip(entries, options, [entry_fingerprint(entry, recipe_fingerprint) for entry in entries], strict=False)
     )
+    for (place, entry), own in zip(_named("datasets", entries), options, strict=False):
+        _check_own_options(place, entry, block, own)
+    cfg["datasets"] = [_mark(entry, Mark("train", share, key, own)) for entry, own, key in marked]
     if share:
         cfg["val_set_size"] = 0
-        cfg["datasets"] = [_mark(entry, Mark("train", share, key, own)) for entry, own, key in marked]
         cfg["test_datasets"] = [
             _mark(_held_out(entry), Mark("held_out", share, key, own)) for entry, own, key in marked
         ]
-        return
-    cfg["datasets"] = [_mark(entry, Mark("all", 0.0, key, own)) for entry, own, key in marked]
-    if tests:
+    elif tests:
         cfg["test_datasets"] = [
-            _mark(entry, Mark("all", 0.0, entry_fingerprint(entry, recipe_fingerprint), own))
+            _mark(entry, Mark("test", 0.0, entry_fingerprint(entry, recipe_fingerprint), own))
             for entry, own in zip(tests, options[len(entries) :], strict=True)
         ]
 
@@ -132,6 +133,15 @@ def _check_entry(place: str, entry: dict[str, Any]) -> None:
             f"{place}: {key} has no meaning for grouped data (columns prompt and responses, formatted by the "
             f"tokenizer's chat template). Remove it; the keys that have one are {', '.join(sorted(OWN_KEYS))}."
         )
+
+
+def _check_own_options(place: str, entry: dict[str, Any], block: dict[str, Any], own: dict[str, Any]) -> None:
+    selector = selector_of(entry)
+    if selector is not None:
+        try:
+            check_options(options_of({**block, **own}, selector=selector))
+        except ValueError as error:
+            raise ValueError(f"{place}: {error}") from None
 
 
 def _share(value: Any) -> float:

@@ -62,6 +62,7 @@ def recipe_fingerprint(cfg: Any, block: dict[str, Any]) -> str:
             "recipe": fields,
             "tokenizer": _tokenizer_content(str(tokenizer), cfg.get("revision_of_model")),
             "chat_template": _jinja_content(fields["chat_template_jinja"]),
+            "scorer": [_file_content(name.split(":")[0].strip()) for name in str(block.get("scorer")).split(",")],
         }
     )
 
@@ -110,10 +111,13 @@ def _tokenizer_content(name: str, revision: str | None) -> str:
 
 def _jinja_content(template: Any) -> str:
     """`chat_template_jinja` may be a template or the path of one."""
-    if not isinstance(template, str) or "{" in template:
-        return str(template)
-    path = Path(template)
-    return _content([path]) if path.is_file() else template
+    return str(template) if "{" in str(template) else _file_content(str(template))
+
+
+def _file_content(name: str) -> str:
+    """Of a name that may be a file's: the file's content, else the name."""
+    path = Path(name)
+    return _content([path]) if path.is_file() else name
 
 
 def _rules_content(block: dict[str, Any]) -> list[str]:

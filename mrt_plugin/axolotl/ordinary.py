@@ -59,7 +59,7 @@ class OrdinaryDataset(DatasetWrappingStrategy):  # type: ignore[misc]
             dataset_prompt_style=style or None,
         )
         part = tokenized
-        if self._mark.part != "all":
+        if self._mark.share:
             part = tokenized.filter(
                 _in_part,
                 fn_kwargs={"wanted": self._mark.part == "held_out", "share": self._mark.share, "seed": self._cfg.seed},

@@ -16,7 +16,7 @@ from mrt_plugin.curation import curate, parse_rules, split_held_out
 from mrt_plugin.encoding import prepare_tokenizer
 from mrt_plugin.groups import held_out, load_groups
 from mrt_plugin.groups.write import whole_file
-from mrt_plugin.trainer.prepare import prepare_groups
+from mrt_plugin.trainer.prepare import KEEP_ALL, prepare_groups
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +67,11 @@ class GroupedDataset(DatasetWrappingStrategy):
         self._cfg = cfg
         self._mark = mark
         self._max_length, row_length = check_lengths(cfg, cfg.mrt)
-        own = dict(mark.options)
+        own = {**cfg.mrt, **mark.options}
         self._path = path
-        self._rules = parse_rules(plain(own.pop("curation", cfg.mrt.curation)))
-        self._options = options_of(cfg.mrt, **own, selector=selector, row_length=row_length)
+        self._rules = parse_rules(plain(own.get("curation")))
+        everything = {} if mark.part == "train" else KEEP_ALL
+        self._options = options_of(own, **{"selector": selector, "row_length": row_length, **everything})
 
     def wrap_dataset(
         self, dataset: Dataset, process_count: int | None = None, keep_in_memory: bool | None = False, **kwargs: Any
@@ -82,7 +83,7 @@ class GroupedDataset(DatasetWrappingStrategy):
             ValueError: if no prompt is left, or every pair is too long.
         """
         groups = self._part(load_groups(self._mark.file or dataset, source=self._options.source))
-        if self._mark.part != "held_out":
+        if self._mark.part == "train":
             groups = self._curate(groups, process_count)
         prepared, report = prepare_groups(
             groups,
@@ -94,7 +95,7 @@ class GroupedDataset(DatasetWrappingStrategy):
             split_rows=True,
             num_proc=process_count,
             chat_template_kwargs=self._cfg.chat_template_kwargs,
-            description="held-out" if self._mark.part == "held_out" else "train",
+            description="train" if self._mark.part == "train" else "held-out",
         )
         if report.dropped_pairs and self._cfg.excess_length_strategy == "raise":
             raise ValueError(
@@ -111,7 +112,7 @@ class GroupedDataset(DatasetWrappingStrategy):
         return with_features(prepared)
 
     def _part(self, groups: Dataset) -> Dataset:
-        if self._mark.part == "all":
+        if not self._mark.share:
             return groups
         wanted = self._mark.part == "held_out"
         threshold = self._cfg.mrt.held_out_threshold or (0.8 if self._rules else None)

@@ -1,0 +1,135 @@
+"""The recipes in `recipes/`: Axolotl's own check takes each, their values follow the rules, and the scripts run."""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+from axolotl_recipe import groups, write_rows
+from transformers import AutoConfig
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+FILES = sorted(RECIPES.glob("*.yaml"))
+
+FAMILIES = {
+    "llama": "llama",
+    "qwen3": "qwen3",
+    "gemma": "gemma3_text",
+    "mistral": "mistral",
+    "gsm8k": "llama",
+}
+"""By the start of a recipe's name: the model type of the local model that stands in for its base model."""
+
+SETTINGS = {
+    "vocab_size": 1024,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+
+
+def read(path):
+    return yaml.safe_load(path.read_text())
+
+
+def stand_in(folder, path):
+    """A local model of the recipe's family: its configuration and a tokenizer."""
+    family = next(kind for start, kind in FAMILIES.items() if path.name.startswith(start))
+    tokenizer = tiny.tokenizer(folder)
+    AutoConfig.for_model(family, **SETTINGS, eos_token_id=tokenizer.eos_token_id, pad_token_id=1).save_pretrained(
+        folder
+    )
+    return str(folder)
+
+
+def test_all_cards_families_and_methods_are_there():
+    names = " ".join(path.stem for path in FILES)
+    for part in ("llama-3.2-1b", "llama-3.2-3b", "qwen3", "gemma-3", "mistral-7b", "gsm8k-qlora-cpu"):
+        assert part in names
+    for part in ("qlora-8gb", "qlora-12gb", "qlora-16gb", "qlora-24gb", "-lora-", "-full-"):
+        assert part in names
+
+
+@pytest.mark.axolotl
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_axolotl_takes_the_recipe(path, tmp_path, monkeypatch):
+    pytest.importorskip("axolotl")
+    logger_class = logging.getLoggerClass()
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+
+    logging.setLoggerClass(logger_class)
+    settings = read(path)
+    monkeypatch.chdir(tmp_path)
+    data = Path(settings["datasets"][0]["path"])
+    data.parent.mkdir(parents=True)
+    write_rows(data, groups(4))
+    settings["base_model"] = stand_in(tmp_path / "model", path)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+
+    PluginManager.get_instance().plugins.clear()
+    cfg = load_cfg(str(tmp_path / "recipe.yaml"))
+    assert cfg.mrt.k == settings["mrt"]["k"]
+    assert cfg.test_datasets, "held-out prompts"
+    # Nothing in a recipe that Axolotl does not know, apart from the plugin's block: unknown keys are dropped silently.
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    assert set(settings) - set(AxolotlInputConfig.model_fields) == {"mrt"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_values_follow_the_rules(path):
+    recipe, text = read(path), path.read_text()
+    full = "adapter" not in recipe
+    if path.stem != "gsm8k-qlora-cpu":  # a model with random weights needs another learning rate
+        assert recipe["learning_rate"] == (2e-5 if full else 2e-4)
+        card = int(re.search(r"-(\d+)gb", path.stem)[1])
+        estimate = float(re.search(r"([\d.]+) GB in all", text)[1])
+        assert "NOT measured" in text
+        assert estimate + 2 <= card
+    if not full:
+        assert recipe["lora_r"] == (16 if re.search("-[3478]b-", path.stem) else 8)
+    pairs = recipe["micro_batch_size"] * recipe["gradient_accumulation_steps"] * recipe["mrt"]["k"]
+    assert 16 <= pairs <= 128
+    assert f"= {pairs} pairs" in text
+    assert 1 <= recipe["num_epochs"] <= 3
+    assert recipe["lr_scheduler"] == "cosine"
+    assert recipe["warmup_ratio"] == 0.03
+    assert recipe["weight_decay"] > 0
+    assert recipe["mrt"].get("max_length", 0) <= recipe["sequence_len"]
+
+
+def run(*arguments, folder):
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_trl_script_trains_on_a_tiny_model_made_by_the_other_script(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    data = write_rows(tmp_path / "pool.jsonl", groups(12))
+    printed = run(str(RECIPES / "tiny_model.py"), "--data", data, "--output", "model", folder=tmp_path)
+    assert "parameters" in printed
+    printed = run(
+        str(RECIPES / "trl_qlora.py"),
+        *("--model", "model", "--data", data, "--output", "out", "--k", "3", "--max-steps", "2"),
+        folder=tmp_path,
+    )
+    assert "'responses_per_prompt': '3'" in printed
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
