@@ -109,7 +109,9 @@ def _measure(
     data = make_data(groups, settings.groups)
     arms = all_arms(_backends(settings, setting))
     results = {arm: {"name": arm.name, "trl": arm.trl} for arm in arms}
-    stages = _Stages(progress, str(shape), len(arms) * (settings.rounds + 2) + 2 * settings.breakdown)
+    stages = _Stages(
+        progress, str(shape), len(arms) * (settings.rounds + 2) + 2 * settings.rounds * settings.breakdown
+    )
 
     sizes = {}
     for arm in arms:
@@ -136,7 +138,8 @@ def _measure(
     _compare(found, ratio, TOLERANCE[dtype])
     summary = {"shape": str(shape), **asdict(shape), "token_ratio": ratio, "arms": found}
     if settings.breakdown:
-        summary["breakdown"] = _break_down(results, sizes, setting, data, ratio, vocabulary, stages)
+        probed = token_ratio(groups[settings.groups : 2 * settings.groups])
+        summary["breakdown"] = _break_down(results, sizes, setting, data, probed, settings.rounds, stages)
     stages.finish()
     return summary
 
@@ -212,22 +215,29 @@ def _break_down(
     setting: Setting,
     data: Data,
     ratio: float,
-    vocabulary: int,
+    rounds: int,
     stages: "_Stages",
 ) -> dict[str, Any] | None:
-    """The pieces of TRL's fastest arm and of our fastest shared one."""
+    """The pieces of TRL's fastest arm and of our fastest shared one, medians over turns."""
     good = [arm for arm in sizes if "speedup" in results[arm]]
     theirs = [arm for arm in good if arm.trl]
     shared = [arm for arm in good if dict(arm.options).get("layout") == "shared_prefix"]
     if not theirs or not shared:
         return None
-    seconds = {}
-    for side, candidates in (("theirs", theirs), ("ours", shared)):
-        arm = max(candidates, key=lambda arm: results[arm]["pairs_per_second"])
-        probe = StepProfile(vocabulary)
-        take_turn(arm, setting, data, sizes[arm], steps=2, probe=probe)
-        seconds[side] = probe.seconds
-        stages.advance()
+    sides = {
+        side: max(candidates, key=lambda arm: results[arm]["pairs_per_second"])
+        for side, candidates in (("theirs", theirs), ("ours", shared))
+    }
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, arm in sides.items():
+            probe = StepProfile(setting.model.config.get_text_config().vocab_size)
+            take_turn(arm, setting, data, sizes[arm], steps=2, probe=probe)
+            found[side].append(probe.seconds)
+            stages.advance()
+    seconds = {
+        side: {piece: median(turn[piece] for turn in turns) for piece in turns[0]} for side, turns in found.items()
+    }
     return {**seconds, "lost": losses(seconds["ours"], seconds["theirs"], ratio)}
 
 
