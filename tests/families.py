@@ -105,7 +105,7 @@ ATTENTION_ONLY = tuple(name for name in FAMILIES if name not in STATEFUL)
 
 def build(name: str, **changes: Any) -> PreTrainedModel:
     """A random fp32 model of the family, the same at every call, in training mode."""
-    settings = {**SMALL, **FAMILIES[name], **changes}
+    settings = {**SMALL, **FAMILIES.get(name, {}), **changes}
     if name == "gpt2":  # whose configuration has names of its own
         settings = {key: value for key, value in settings.items() if key in FAMILIES[name] or key not in SMALL}
         settings.update(

@@ -151,14 +151,20 @@ def test_an_ignored_mask_is_caught(broken: Any) -> None:
         assert "Cause: the mask, or the row plan, does not reach the attention" in refusal(name, broken)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_a_patched_model_is_caught_by_part_two(name: str) -> None:
-    model = build(name)
+@pytest.mark.parametrize(
+    ("patch", "reason"),
+    [
+        # What a kernel library's replacement does: it takes the arguments that it knows.
+        ({}, "is not handed the arguments of the model's forward"),
+        ({"attention_mask": None}, "something about the loaded model is special"),
+    ],
+)
+def test_a_patched_model_is_caught_by_part_two(patch: dict[str, Any], reason: str) -> None:
+    model = build("qwen3")
     for layer in model.model.layers:
         attend = layer.self_attn.forward
-        # What a kernel library's replacement does: it takes the arguments that it knows.
-        layer.self_attn.forward = lambda row_plan=None, attend=attend, **kwargs: attend(**kwargs)
-    with pytest.raises(NotShareable, match="something about the loaded model is special"):
+        layer.self_attn.forward = lambda row_plan=None, attend=attend, **kwargs: attend(**{**kwargs, **patch})
+    with pytest.raises(NotShareable, match=reason):
         prove(model, TwoPartBackend(model.config), GROUP)
 
 
@@ -167,3 +173,23 @@ def test_without_a_group_only_the_configuration_is_proved() -> None:
     proof = prove(model, TwoPartBackend(model.config))
     assert proof.nll_difference is None
     assert proof.tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gptj", "does not let its attention be exchanged"),
+        ("stablelm", "is not handed the arguments of the model's forward"),
+        ("doge", "the gradient by"),
+    ],
+)
+def test_families_that_do_not_fit_are_refused(name: str, reason: str) -> None:
+    extra = {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4} if name == "gptj" else {}
+    assert reason in refusal(name, TwoPartBackend, **extra)
+
+
+def test_a_small_model_that_cannot_be_built_is_a_refusal() -> None:
+    model = build("llama")
+    model.config.num_attention_heads = 3  # of a hidden size that 3 does not divide
+    with pytest.raises(NotShareable, match="could not be proved: a small llama"):
+        prove(model, TwoPartBackend(model.config), GROUP)

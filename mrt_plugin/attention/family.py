@@ -57,16 +57,16 @@ def read_family(config: PretrainedConfig) -> Family:
         kinds = {CHUNKED}
     else:
         kinds = {FULL}
-    dropout = getattr(text, "attention_dropout", None)
-    if dropout is None:
-        dropout = getattr(text, "attn_pdrop", None)
+    dropouts = (
+        getattr(text, name, None) for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+    )
     return Family(
         model_type=text.model_type,
         kinds=tuple(sorted(kinds)),
         window=window,
         chunk=chunk,
         softcap=getattr(text, "attn_logit_softcapping", None),
-        dropout=float(dropout or 0.0),
+        dropout=max(float(dropout or 0.0) for dropout in dropouts),
     )
 
 

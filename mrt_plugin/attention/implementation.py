@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from mrt_plugin.attention.family import NotShareable
+
 
 def text_attention(model: Any) -> str:
     """The implementation's name, e.g. `sdpa`. `model` may be a PeftModel."""
@@ -10,13 +12,22 @@ def text_attention(model: Any) -> str:
 
 
 def set_text_attention(model: Any, name: str) -> None:
-    """Change it; the other parts of a composite model, such as a vision tower, keep theirs."""
+    """Change it; the other parts of a composite model, such as a vision tower, keep theirs.
+
+    Raises:
+        NotShareable: if the model's code has its own attention, which cannot be exchanged.
+    """
     config = model.config
     text = config.get_text_config()
     if text._attn_implementation == name:
         return
     part = next((key for key in config.sub_configs if getattr(config, key) is text), None)
     model.set_attn_implementation(name if part is None else {part: name})
+    if text._attn_implementation != name:
+        raise NotShareable(
+            f"{config.model_type} does not let its attention be exchanged (transformers' AttentionInterface). Use "
+            "prefix_backend=fork or layout=expanded."
+        )
 
 
 def exact_attention(model: Any) -> str:

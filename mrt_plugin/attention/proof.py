@@ -122,12 +122,21 @@ def all_logits(model: Any) -> Compute:
 
 
 def _prove_small(model: Any, backend: Backend) -> tuple[float, float]:
-    config = small_config(model.config)
-    reference = random_model(config, model.device)
     groups = _random_groups()
-    expected, expected_gradient = _loss_and_gradient(reference, lambda: _one_by_one(reference, groups))
-    shared = random_model(config, model.device)
-    found, found_gradient = _loss_and_gradient(shared, lambda: _packed(shared, _same_kind(backend, shared), groups))
+    try:
+        config = small_config(model.config)
+        reference = random_model(config, model.device)
+        expected, expected_gradient = _loss_and_gradient(reference, lambda: _one_by_one(reference, groups))
+        shared = random_model(config, model.device)
+        own = _same_kind(backend, shared)
+        found, found_gradient = _loss_and_gradient(shared, lambda: _packed(shared, own, groups))
+    except NotShareable:
+        raise
+    except Exception as error:  # whatever a model's code raises at a small size or at the backend's arguments
+        raise NotShareable(
+            f"prefix_backend={backend.name} could not be proved: a small {model.config.model_type} of this "
+            f"configuration failed with {type(error).__name__}: {error}. Use layout=expanded."
+        ) from error
     loss_difference = float(abs(found / expected - 1))
     gradient_difference = float((found_gradient - expected_gradient).norm() / expected_gradient.norm())
     # Written so that NaN is refused as well.
@@ -269,11 +278,11 @@ def _inference(model: Any) -> Iterator[None]:
     if getattr(model, "is_loaded_in_4bit", False):
         from bitsandbytes.nn import Linear4bit
 
-        # On CPU these repack their weights for good at the first forward in evaluation mode, and compute otherwise from
-        # then on, in training too.
-        for module, mode in modes:
+        # On CPU these repack their weights for good at the first forward in evaluation mode, and compute differently
+        # from then on, in training too.
+        for module, _ in modes:
             if isinstance(module, Linear4bit):
-                module.training = mode
+                module.training = True
     try:
         with torch.no_grad():
             yield

@@ -30,6 +30,8 @@ HEADS = (
     "n_head",
     "num_heads",
     "n_groups",
+    "mamba_n_heads",
+    "mamba_n_groups",
     "linear_num_key_heads",
     "linear_num_value_heads",
 )
@@ -58,8 +60,8 @@ def small_config(config: PretrainedConfig) -> PretrainedConfig:
     small.vocab_size = VOCABULARY
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(small, name, None)
-    for name in small.to_dict():
-        if name.endswith(("dropout", "pdrop", "layerdrop")):
+    for name, value in small.to_dict().items():
+        if "drop" in name and isinstance(value, float):
             setattr(small, name, 0.0)
     family = read_family(small)
     if family.window is not None:
@@ -109,7 +111,9 @@ def _divisor(values: dict[str, int]) -> int:
 
 def _keep_first_layers(small: Any) -> None:
     values = small.to_dict()
-    layers = next(values[name] for name in LAYERS if name in values)
+    layers = next((values[name] for name in LAYERS if name in values), 0)
+    if not layers:
+        return
     kinds = getattr(small, "layer_types", None) or ["same"] * layers
     keep = next(count for count in range(1, layers + 1) if set(kinds[:count]) == set(kinds))
     keep = min(layers, max(keep, 2))

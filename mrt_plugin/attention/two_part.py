@@ -17,6 +17,8 @@ from mrt_plugin.layout.rows import Rows
 
 ATTENTION = "mrt_shared_prefix"
 """The name of this attention among transformers' implementations."""
+PLACEHOLDER = (1, 1, 1, 1)
+"""The shape of the mask that comes with a row plan."""
 
 
 class RowPlan:
@@ -64,6 +66,11 @@ def two_part_attention(
     under the mask.
     """
     if row_plan is None:
+        if attention_mask is not None and attention_mask.shape == PLACEHOLDER and query.shape[2] > 1:
+            raise NotShareable(
+                f"{type(module).__name__} is not handed the arguments of the model's forward, so it cannot know the "
+                "layout of a row. Use prefix_backend=dense or layout=expanded."
+            )
         return _ordinary(module, query, key, value, attention_mask, scaling, dropout, softcap, s_aux, kwargs)
     if dropout:
         raise NotShareable(
@@ -173,7 +180,7 @@ class TwoPartBackend:
             "input_ids": rows.input_ids,
             "position_ids": rows.position_ids,
             # A 4-D mask is passed on as it is, and then ignored: no T x T mask is built.
-            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=rows.input_ids.device),
+            "attention_mask": torch.ones(PLACEHOLDER, dtype=torch.bool, device=rows.input_ids.device),
             "use_cache": False,
             **quiet_router(model),
             "row_plan": RowPlan(rows, window),
