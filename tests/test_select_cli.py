@@ -235,6 +235,13 @@ class TestTheManifest:
         with pytest.raises(ValueError, match="g99.*the pools do not have"):
             remake(result.manifest, tmp_path / "again.jsonl")
 
+    def test_a_folder_of_save_to_disk(self, pool: Path, tmp_path: Path) -> None:
+        load_groups(pool).save_to_disk(tmp_path / "folder")
+        result = select_file(job(tmp_path / "folder", tmp_path / "c.jsonl"))
+        assert result.output.sha256 == select_file(job(pool, tmp_path / "d.jsonl")).output.sha256
+        remake(result.manifest, tmp_path / "e.jsonl")
+        assert (tmp_path / "e.jsonl").read_bytes() == (tmp_path / "c.jsonl").read_bytes()
+
     def test_what_is_no_manifest(self, pool: Path, tmp_path: Path) -> None:
         for text in ("", "not json\n", "[1]\n", '{"id": 1}\n'):
             with pytest.raises(ValueError, match="not the manifest of a selection"):
