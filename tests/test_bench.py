@@ -254,6 +254,15 @@ def test_the_table_and_the_errors_of_the_command():
         assert "error: " in failed.stderr
 
 
+def test_only_some_arms():
+    settings = BenchSettings(shapes=[Shape(8, 4, 1)], only="mrt", groups=1, steps=1, rounds=1)
+    (shape,) = run_bench(settings)["shapes"]
+    assert [arm["name"] for arm in shape["arms"]] == ["mrt expanded", "mrt shared sdpa"]
+    assert all("speedup" not in arm and "error" not in arm for arm in shape["arms"])
+    with pytest.raises(ValueError, match="no trainer"):
+        run_bench(replace(settings, only="trlx"))
+
+
 def test_a_plot_of_arms_that_could_not_run(tmp_path):
     arms = [{"name": "a", "trl": True, "speedup": 1.0}, {"name": "b", "trl": False, "error": "no"}]
     shape = {"prompt": 8, "response": 4, "k": 2, "token_ratio": 1.3, "arms": arms}

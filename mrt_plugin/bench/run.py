@@ -38,6 +38,8 @@ class BenchSettings:
     """Log-normal lengths around those of a shape instead of equal ones."""
     model: ModelChoice = field(default_factory=ModelChoice)
     prefix_backends: Sequence[str] = ("auto",)
+    only: str = ""
+    """Run the arms whose name contains this."""
     groups: int = 2
     """Groups per optimizer step; TRL gets their pairs."""
     steps: int = 3
@@ -70,9 +72,9 @@ def run_bench(settings: BenchSettings, progress: Progress = lambda stage, done, 
 
     Returns:
         `machine`, `settings`, and `shapes`: per shape the token ratio and the arms, each with its micro-batch `size`,
-        the seconds of every step by round, `pairs_per_second`, `speedup` over TRL's fastest arm and `fraction` of the
-        token ratio, its `loss` and `gradient_norm`, and its peak memory. An arm that did not train the same thing, or
-        could not run, has an `error` instead of a speed-up.
+        the seconds of every step by round, `pairs_per_second`, its `loss` and `gradient_norm`, its peak memory, and,
+        where a TRL arm ran, `speedup` over TRL's fastest and `fraction` of the token ratio. An arm that did not train
+        the same thing, or could not run, has an `error` instead of a speed-up.
 
     Raises:
         ValueError: if a setting is impossible.
@@ -107,7 +109,9 @@ def _measure(
     steps = settings.steps + 1
     groups = draw_groups(shape, settings.groups * steps, vocabulary, mixed=settings.mixed, seed=settings.seed)
     data = make_data(groups, settings.groups)
-    arms = all_arms(_backends(settings, setting))
+    arms = [arm for arm in all_arms(_backends(settings, setting)) if settings.only in arm.name]
+    if not arms:
+        raise ValueError(f"only={settings.only!r}: no trainer's name contains it.")
     results = {arm: {"name": arm.name, "trl": arm.trl} for arm in arms}
     stages = _Stages(
         progress, str(shape), len(arms) * (settings.rounds + 2) + 2 * settings.rounds * settings.breakdown

@@ -24,6 +24,7 @@ def bench(
     prefix_backend: Annotated[
         list[str] | None, typer.Option(help="auto, flex, sdpa, fork or dense. Repeat for several.")
     ] = None,
+    only: Annotated[str, typer.Option(help="Only the trainers whose name contains this, such as 'mrt shared'.")] = "",
     groups: Annotated[int, typer.Option(min=1, help="Groups per optimizer step; TRL gets their pairs.")] = 2,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps in a turn.")] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of every trainer.")] = 5,
@@ -55,6 +56,7 @@ def bench(
             mixed=mixed,
             model=ModelChoice(model, vocabulary, dtype, load_in_4bit, lora),
             prefix_backends=prefix_backend or ["auto"],
+            only=only,
             groups=groups,
             steps=steps,
             rounds=rounds,
@@ -97,8 +99,8 @@ def show(result: dict[str, Any]) -> None:
 
 def _row(arm: dict[str, Any]) -> tuple[str, ...]:
     if "pairs_per_second" not in arm:
-        return (arm["name"], "", "cannot run", "", "", "", "")
-    compared = (f"{arm['speedup']:.2f}x", f"{arm['fraction']:.2f}") if "speedup" in arm else ("differs", "")
+        return (arm["name"], *6 * ("-",))
+    compared = (f"{arm['speedup']:.2f}x", f"{arm['fraction']:.2f}") if "speedup" in arm else ("-", "-")
     return (
         arm["name"],
         str(arm["size"]),
