@@ -4,6 +4,7 @@ import pytest
 from families import ATTENTION_ONLY, CHUNKED, FAMILIES, STATEFUL, build
 
 from mrt_plugin.attention import NotShareable, resolve_backend
+from mrt_plugin.attention.varlen import CUDAFlash
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -31,6 +32,21 @@ def test_attention_dropout_is_refused(requested: str) -> None:
     config.attn_pdrop = 0.1
     with pytest.raises(NotShareable, match="attention dropout 0.1"):
         resolve_backend(requested, config, device_type="cuda", gradient_checkpointing=False)  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("head_size", "capability", "fits"),
+    [
+        (128, (9, 0), True),
+        (256, (9, 0), True),
+        (256, (8, 9), False),
+        (128, (8, 6), True),
+        (128, (7, 5), False),
+        (100, (9, 0), False),
+    ],
+)
+def test_heads_that_a_card_has_fused_kernels_for(head_size: int, capability: tuple[int, int], fits: bool) -> None:
+    assert CUDAFlash.fits(head_size, capability) == fits
 
 
 def test_flex_needs_a_gpu() -> None:

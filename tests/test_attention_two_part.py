@@ -95,7 +95,8 @@ def test_operator_and_its_gradient(heads: tuple[int, int], options: dict[str, An
     window = options.get("window")
     plan = RowPlan(rows, window)
     given = {"window": window, "softcap": options.get("softcap"), "sink": sink}
-    found = shared_attention(q, k, v, plan.full if window is None else plan.sliding, scale=0.6, **given)
+    planned, window = plan.of(window)
+    found = shared_attention(q, k, v, planned, scale=0.6, **{**given, "window": window})
     expected = reference(rows, q, k, v, 0.6, **given)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     inputs = [q, k, v] if sink is None else [q, k, v, sink]
@@ -114,9 +115,10 @@ def test_long_runs(window: int | None) -> None:
     width = rows.input_ids.shape[1]
     q, k, v = (torch.randn(1, heads, width, 8, requires_grad=True) for heads in (2, 1, 1))
     plan = RowPlan(rows, window)
-    assert len(plan.sliding[0]) > 6
-    found = shared_attention(q, k, v, plan.sliding, scale=0.6, window=window)
     expected = reference(rows, q, k, v, 0.6, window=window)
+    planned, window = plan.of(window)
+    assert len(planned[0]) > 6
+    found = shared_attention(q, k, v, planned, scale=0.6, window=window)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     grad = torch.randn_like(expected)
     for one, other in zip(
@@ -164,7 +166,21 @@ def test_fused_and_explicit_kernels_agree(dtype: torch.dtype) -> None:
         )
 
 
+def test_types_must_agree() -> None:
+    q, plan = torch.randn(1, 2, 6, 4), RowPlan(build_rows([[random_group(2, [4])]], PAD), None)
+    with pytest.raises(TypeError, match="autocast"):
+        shared_attention(q, q, q.bfloat16(), plan.full, scale=1.0)
+
+
 # ---------------------------------------------------------------- the plan
+
+
+def test_a_window_that_no_position_reaches_changes_nothing() -> None:
+    plan = RowPlan(build_rows([[random_group(8, [5, 2])]], PAD), 13)
+    assert plan.of(13) == (plan.full, None)
+    plan = RowPlan(build_rows([[random_group(8, [5, 2])]], PAD), 12)
+    assert plan.of(12)[1] == 12
+    assert plan.of(None) == (plan.full, None)
 
 
 def test_a_group_of_one_response_is_one_ordinary_sequence() -> None:

@@ -26,6 +26,8 @@ class Family:
     """Positions per chunk of a chunked layer."""
     softcap: float | None
     """The bound that attention scores are squashed to, by softcap · tanh(score / softcap)."""
+    head_size: int | None
+    """Numbers per attention head; None where there are no heads."""
     dropout: float
     """Probability that training drops an attention weight."""
 
@@ -66,8 +68,15 @@ def read_family(config: PretrainedConfig) -> Family:
         window=window,
         chunk=chunk,
         softcap=getattr(text, "attn_logit_softcapping", None),
+        head_size=_head_size(text),
         dropout=max(float(dropout or 0.0) for dropout in dropouts),
     )
+
+
+def _head_size(text: Any) -> int | None:
+    heads = getattr(text, "num_attention_heads", None)
+    size: int | None = getattr(text, "head_dim", None)
+    return size or (text.hidden_size // heads if heads else None)
 
 
 def refuse_state(model: Any, backend: str) -> None:

@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from mrt_plugin.attention.backend import Backend
 from mrt_plugin.attention.dense import DenseBackend
-from mrt_plugin.attention.family import CHUNKED, NotShareable, read_family
+from mrt_plugin.attention.family import CHUNKED, Family, NotShareable, read_family
 from mrt_plugin.attention.flex import FlexBackend
 from mrt_plugin.attention.fork import NO_CHECKPOINTING, ForkBackend
 from mrt_plugin.attention.two_part import TwoPartBackend
+from mrt_plugin.attention.varlen import CUDAFlash
 from mrt_plugin.options import PrefixBackend
 
 
@@ -17,8 +20,8 @@ def resolve_backend(
 ) -> Backend:
     """The shared-prefix backend for a model.
 
-    `auto` takes `sdpa` for families whose layers all are attention, `flex` on CUDA where scores are soft-capped (which
-    no fused kernel behind `sdpa` does), and `fork` for the others.
+    `auto` takes `sdpa` for families whose layers all are attention, `flex` on CUDA where no fused kernel behind `sdpa`
+    serves (soft-capped scores, old cards, large heads on consumer cards), and `fork` for the others.
 
     Args:
         requested: a backend by name, or `auto`.
@@ -40,7 +43,7 @@ def resolve_backend(
     if name == "auto":
         if family.stateful or CHUNKED in family.kinds:
             name = "fork"
-        elif family.softcap is not None and device_type == "cuda":
+        elif device_type == "cuda" and not _fused_on_cuda(family):
             name = "flex"
         else:
             name = "sdpa"
@@ -57,3 +60,11 @@ def resolve_backend(
     if name not in backends:
         raise ValueError(f"prefix_backend={name!r} is unknown: choose one of auto, {', '.join(backends)}.")
     return backends[name](model_config)
+
+
+def _fused_on_cuda(family: Family) -> bool:
+    if family.softcap is not None:
+        return False
+    if family.head_size is None or not torch.cuda.is_available():
+        return True
+    return CUDAFlash.fits(family.head_size, torch.cuda.get_device_capability())

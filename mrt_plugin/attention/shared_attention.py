@@ -35,7 +35,15 @@ def shared_attention(
 
     Returns:
         [R, T, H, E]; 0 where no piece has the query (padding).
+
+    Raises:
+        TypeError: if query, key and value are not of one type, as for `scaled_dot_product_attention`.
     """
+    if not query.dtype == key.dtype == value.dtype:
+        raise TypeError(
+            f"Query, key and value are {query.dtype}, {key.dtype} and {value.dtype}: train under autocast (bf16=True "
+            "or fp16=True), or load the model in one type."
+        )
     out: torch.Tensor
     out, _ = torch.ops.mrt_plugin.shared_attention(query, key, value, plan, scale, window or 0, softcap or 0.0, sink)
     return out

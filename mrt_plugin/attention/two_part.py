@@ -33,8 +33,16 @@ class RowPlan:
         longest = max((run.position + run.length for run in runs), default=0)
         self.window = window
         self.full = self._plan(rows, runs, None)
-        # A window that no position reaches changes nothing.
-        self.sliding = self._plan(rows, runs, window) if window is not None and longest > window else self.full
+        self.sliding = None
+        """The plan of a sliding layer; None where no position reaches the window, which then changes nothing."""
+        if window is not None and longest > window:
+            self.sliding = self._plan(rows, runs, window)
+
+    def of(self, sliding_window: int | None) -> tuple[list[torch.Tensor], int | None]:
+        """The plan of a layer, and the window that applies to it."""
+        if sliding_window is None or self.sliding is None:
+            return self.full, None
+        return self.sliding, sliding_window
 
     @staticmethod
     def _plan(rows: Rows, runs: list[Run], window: int | None) -> list[torch.Tensor]:
@@ -83,13 +91,14 @@ def two_part_attention(
     if torch.is_autocast_enabled(device):  # as autocast does for scaled_dot_product_attention
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    plan, window = row_plan.of(sliding_window)
     out = shared_attention(
         query,
         key,
         value,
-        row_plan.full if sliding_window is None else row_plan.sliding,
+        plan,
         scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        window=sliding_window,
+        window=window,
         softcap=softcap,
         sink=s_aux,
     )

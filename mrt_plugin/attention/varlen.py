@@ -191,9 +191,14 @@ class CUDAFlash:
         if query.device.type != "cuda" or query.dtype not in (torch.bfloat16, torch.float16) or softcap:
             return False
         size, capability = query.shape[-1], torch.cuda.get_device_capability(query.device)
+        return size == value.shape[-1] and CUDAFlash.fits(size, capability)
+
+    @staticmethod
+    def fits(head_size: int, capability: tuple[int, int]) -> bool:
+        """Whether a card of this compute capability has the kernel, with its backward, for heads of this size."""
         # Consumer cards lack the shared memory for the backward of the largest heads (PyTorch's sdp_utils.cpp).
         largest = 192 if capability in ((8, 6), (8, 9), (12, 0)) else 256
-        return capability >= (8, 0) and size == value.shape[-1] and size % 8 == 0 and size <= largest
+        return capability >= (8, 0) and head_size % 8 == 0 and head_size <= largest
 
     def forward(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call, window: int | None
