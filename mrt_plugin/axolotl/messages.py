@@ -2,25 +2,24 @@
 
 import logging
 import os
-import sys
 
 from axolotl.logging_config import AxolotlOrWarnErrorFilter, ColorfulFormatter
 
 
-class _BelowWarning(logging.Filter):
-    """Warnings and errors are printed by Axolotl already."""
+class _Console(logging.Handler):
+    """Prints what is below WARNING; the rest is printed by Axolotl already."""
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno < logging.WARNING
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:
+            print(self.format(record), flush=True)
 
 
 def show_messages() -> None:
     """Print the INFO messages of `mrt_plugin`, on the main process. May be called again for modules loaded since."""
     ours = logging.getLogger("mrt_plugin")
     if not ours.handlers and int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        handler = logging.StreamHandler(sys.stdout)
+        handler = _Console()
         handler.setFormatter(ColorfulFormatter("[%(asctime)s] [%(levelname)s] [%(name)s] %(message)s"))
-        handler.addFilter(_BelowWarning())
         ours.addHandler(handler)
         ours.setLevel(logging.INFO)
     for name, logger in list(logging.Logger.manager.loggerDict.items()):
