@@ -42,7 +42,7 @@ def main() -> None:
         gradient_accumulation_steps=8,
         num_train_epochs=arguments.epochs,
         max_steps=arguments.max_steps,
-        learning_rate=2e-4,
+        learning_rate=arguments.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=0.03,  # below 1: a share of all steps
         weight_decay=0.01,
@@ -81,6 +81,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", default="outputs/trl-qlora")
     parser.add_argument("--selector", default="random_k")
     parser.add_argument("--k", type=int, default=4, help="responses kept per prompt")
+    parser.add_argument("--learning-rate", type=float, default=2e-4, help="2e-4 suits LoRA on a pretrained model")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--max-steps", type=int, default=-1, help="stop earlier, to try things out")
     return parser.parse_args()

@@ -70,6 +70,7 @@ def choose_layout(
             if options.layout == "shared_prefix":
                 raise
             if share:
+                logger.warning("The prompt is copied for every response (layout expanded): %s", refusal)
                 choice = LayoutChoice("expanded", ExpandedBackend(), False, str(refusal))
         else:
             if share or backend.name != FORK:
