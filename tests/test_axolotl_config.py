@@ -204,6 +204,15 @@ def test_an_option_that_cannot_be_honoured_is_refused_by_name(read, changes):
     refused(read, f"{name}: {changes[name]!r}", "cannot be combined", **changes)
 
 
+def test_the_documentation_names_every_refused_option():
+    from pathlib import Path
+
+    from mrt_plugin.axolotl import checks
+
+    page = (Path(__file__).parent.parent / "docs" / "axolotl.md").read_text()
+    assert not [key for key, _, _ in checks.REFUSED if f"`{key}" not in page]
+
+
 def test_plugins_that_replace_the_loss_or_the_trainer_are_refused(read):
     cce = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
     refused(read, cce, "Remove it", plugins=[axolotl_recipe.PLUGIN, cce])
