@@ -40,7 +40,10 @@ class Kernel(Protocol):
 
 
 class CPUFlash:
-    """PyTorch's fused CPU kernel, the one behind `scaled_dot_product_attention`. Takes fewer key heads as they are."""
+    """PyTorch's fused CPU kernel, the one behind `scaled_dot_product_attention`.
+
+    Takes fewer key heads than query heads as they are (torch >= 2.9).
+    """
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
