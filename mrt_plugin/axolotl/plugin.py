@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin
+from transformers import set_seed
 
 from mrt_plugin.axolotl.args import options_of, parse_block
 from mrt_plugin.axolotl.checks import check_lengths, refuse_options
@@ -66,6 +67,10 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
                 "`axolotl inference` hands your text to the model as it is. Set chat_template: tokenizer_default to "
                 "format it as in training."
             )
+
+    def pre_model_load(self, cfg: Any) -> None:
+        """Draw the adapter's first weights from the recipe's seed: Axolotl itself seeds only what comes after them."""
+        set_seed(cfg.seed)
 
     def post_model_build(self, cfg: Any, model: Any) -> None:
         """Before a QLoRA adapter is merged: give the model the weights that the adapter was trained on."""

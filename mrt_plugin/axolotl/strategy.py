@@ -109,7 +109,7 @@ class GroupedDataset(DatasetWrappingStrategy):
                 report.groups,
                 report.rows,
             )
-        return with_features(prepared)
+        return with_features(prepared, process_count)
 
     def _part(self, groups: Dataset) -> Dataset:
         if not self._mark.share:
@@ -147,8 +147,13 @@ class GroupedDataset(DatasetWrappingStrategy):
         return curated.groups
 
 
-def with_features(prepared: Dataset) -> Dataset:
+def with_features(prepared: Dataset, num_proc: int | None) -> Dataset:
     """The prepared rows with the columns and types that all datasets of a run must share."""
-    masks = [[1] * len(tokens) for tokens in prepared["input_ids"]]
-    plain = prepared.select_columns([name for name in FEATURES if name != "attention_mask"])
-    return plain.add_column("attention_mask", masks).cast(FEATURES)  # type: ignore[call-arg]
+    rows = prepared.select_columns([name for name in FEATURES if name != "attention_mask"])
+    return rows.map(
+        _add_mask, batched=True, batch_size=64, features=FEATURES, num_proc=num_proc, desc="Adding the mask column"
+    )
+
+
+def _add_mask(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {"attention_mask": [[1] * len(tokens) for tokens in batch["input_ids"]]}
