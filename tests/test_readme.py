@@ -85,7 +85,9 @@ def test_the_versions_named_are_those_supported() -> None:
     from mrt_plugin.versions import libraries
 
     ranges = {library.name: library.supported for library in libraries()}
-    for name, lowest, highest in re.findall(r"(\w+) ([\d.]+)\s+to\s+([\d.]+)", README.partition("Supported are")[2]):
+    for name, lowest, highest in re.findall(
+        r"(\w+) ([\d.]+)\s+to\s+([\d.]+)", README.partition("Supported are")[2].split("\n\n")[0]
+    ):
         assert ranges[name].startswith(f">={lowest},<"), name
         below = ranges[name].split("<")[1].split(".")
         assert f"{below[0]}.{int(below[1]) - 1}" == highest, name
