@@ -508,7 +508,13 @@ class TestKilled:
     def test_ctrl_c_and_plain_errors(self, tmp_path: Path, server: Server) -> None:
         prompts(tmp_path, many(25))
         server.delay = 0.05
-        process = subprocess.Popen(command(server, tmp_path), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            command(server, tmp_path),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # a background job's children are born deaf to it
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         while len(server.asked) < 10 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
