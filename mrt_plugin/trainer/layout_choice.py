@@ -77,6 +77,8 @@ def choose_layout(
                 choice = LayoutChoice("shared_prefix" if share else "expanded", backend, True, reason)
             else:
                 backend.restore_model(model)
+    if choice.backend.name == ExpandedBackend.name:
+        choice.backend.prepare_model(model)
     packed = "rows packed" if choice.can_pack and options.row_packing else "rows not packed"
     logger.info("Layout %s, backend %s, %s: %s.", choice.layout, choice.backend.name, packed, choice.reason)
     return choice
