@@ -1,6 +1,7 @@
 """Generated data with known modes, the measures on it, and the demo that trains on it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from mrt_plugin.evaluation.known_truth import distance_of, truth_distance
 from mrt_plugin.evaluation.load import load_model
 from mrt_plugin.evaluation.log_likelihood import log_likelihoods
 from mrt_plugin.simulation.demo import RESULTS
+from mrt_plugin.simulation.demo_training import axolotl_train
 from mrt_plugin.simulation.modes import draw_groups, mode_prompts, split_prompts
 from mrt_plugin.simulation.tiny_model import build_llama, build_tokenizer, pretrain, save
 from mrt_plugin.simulation.whole_folder import whole_folder
@@ -263,6 +265,15 @@ class TestDemo:
         groups = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
         again = held_out_nll(model, encoder, groups)
         assert again.nll_per_token == pytest.approx(printed["runs"][2]["held_out_nll"], rel=1e-5)
+
+    def test_the_seed_gives_the_same_adapter(self, demo: tuple[Path, dict], tmp_path: Path) -> None:
+        folder, _ = demo
+        for name in ("model", "pool.jsonl", "k4.yaml"):
+            copy = shutil.copytree if (folder / name).is_dir() else shutil.copy
+            copy(folder / name, tmp_path / name)
+        axolotl_train(tmp_path, 4, epochs=1, seed=0, progress=lambda step: None)
+        again, first = (path / "k4/adapter_model.safetensors" for path in (tmp_path, folder))
+        assert again.read_bytes() == first.read_bytes()
 
     def test_nothing_else_is_left(self, demo: tuple[Path, dict]) -> None:
         folder, _ = demo
