@@ -1,6 +1,8 @@
 """Settings that every test runs under, and the fixtures that most of them share."""
 
+import logging
 import os
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
@@ -25,3 +27,15 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of a 2-layer Llama saved with its ChatML tokenizer; do not write into it."""
     return tiny.model_dir(tmp_path_factory.mktemp("tiny_model"))
+
+
+@pytest.fixture(autouse=True)
+def logging_as_found() -> Iterator[None]:
+    """Undo what a test does to the loggers: Axolotl's set-up writes to stdout, where later tests expect JSON alone."""
+    loggers = [logging.getLogger(), logging.getLogger("mrt_plugin")]
+    found = [(logger, list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, handlers, level, propagate in found:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate
