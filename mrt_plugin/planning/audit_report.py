@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mrt_plugin.planning.page import Report, figure
+from mrt_plugin.page import Report, figure
 from mrt_plugin.planning.plan_report import number
 
 if TYPE_CHECKING:

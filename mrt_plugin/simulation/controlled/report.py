@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mrt_plugin.planning.page import Report
+from mrt_plugin.page import Report
 from mrt_plugin.simulation.controlled.figures import CAPTIONS, draw
 from mrt_plugin.simulation.controlled.run import EXPERIMENTS
 
