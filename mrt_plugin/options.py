@@ -137,6 +137,52 @@ class MultiResponseOptions:
     row_packing: bool = option(
         True, "Put several groups of a batch into one row of at most row_length. Groups never see each other."
     )
+    early_stopping: int | None = option(
+        None,
+        "Stop after this many evaluations in a row that did not lower the held-out loss by min_improvement, and load "
+        "the best checkpoint. Checkpoints are then written at every evaluation.",
+        ge=1,
+    )
+    min_improvement: float = option(
+        0.001, "early_stopping: by how much the held-out loss must fall to count as improved, in nats per token.", ge=0
+    )
+    overfit_limit: float = option(
+        0.2,
+        "Warn once the gap between held-out and training loss has grown by more than this, in nats per token. It is "
+        "measured on at most 64 training prompts and logged at every evaluation; 0 leaves it out.",
+        ge=0,
+    )
+    sample_prompts: int = option(
+        0,
+        "Held-out prompts that are answered at every evaluation: the coverage, alignment and diversity of the answers "
+        "are logged (embedder compares them). 0: none.",
+        ge=0,
+    )
+    samples_per_prompt: int = option(4, "sample_prompts: answers to each.", ge=2)
+    sample_tokens: int | None = option(
+        None,
+        "Tokens of a sampled answer, in training and in a smoke test. By default twice the longest response to the "
+        "prompts that are sampled.",
+        ge=1,
+    )
+    smoke_steps: int | None = option(
+        None,
+        "A smoke test before a long run: train this many steps (100 tell enough), check the loss, the gradients, the "
+        "memory of the longest prompts and a few answers, and stop with a verdict; an error if anything is wrong.",
+        ge=20,
+    )
+
+
+WATCHING = (
+    "early_stopping",
+    "min_improvement",
+    "overfit_limit",
+    "sample_prompts",
+    "samples_per_prompt",
+    "sample_tokens",
+    "smoke_steps",
+)
+"""Options that look at a run, and change nothing about its rows: data prepared with others can be used again."""
 
 
 def check_options(options: MultiResponseOptions) -> None:

@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, snapshot_download
 
 import mrt_plugin
 from mrt_plugin.curation import parse_rules
+from mrt_plugin.options import WATCHING
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def recipe_fingerprint(cfg: Any, block: dict[str, Any]) -> str:
     return _digest(
         {
             "mrt_plugin": mrt_plugin.__version__,
-            "options": block,
+            "options": {name: value for name, value in block.items() if name not in WATCHING},
             "curation": _rules_content(block),
             "recipe": fields,
             "tokenizer": _tokenizer_content(str(tokenizer), cfg.get("revision_of_model")),

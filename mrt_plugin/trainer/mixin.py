@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.layout.group_row import IGNORE, GroupRow
@@ -16,6 +16,10 @@ from mrt_plugin.layout.rows import Rows
 from mrt_plugin.loss.step_loss import step_loss
 from mrt_plugin.loss.token_nll import TokenNLL
 from mrt_plugin.options import MultiResponseOptions
+from mrt_plugin.trainer.callbacks import watch
+from mrt_plugin.trainer.callbacks.memory import out_of_memory_advice
+from mrt_plugin.trainer.callbacks.overfitting import TRAIN_ROWS
+from mrt_plugin.trainer.callbacks.together import from_main_process
 from mrt_plugin.trainer.layout_choice import SAMPLED_ROWS, choose_layout
 from mrt_plugin.trainer.meter import Meter, batch_counts
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared
@@ -75,6 +79,7 @@ class MultiResponseTrainerMixin(Trainer):
         for collator in collators:
             collator.layout = choice.layout
             collator.packing = collator.packing and choice.can_pack
+        self._watching = watch(self, options, collators[0].tokenizer)
 
     def _refuse_parallelism(self) -> None:
         if self.args.n_gpu > 1:
@@ -152,8 +157,11 @@ class MultiResponseTrainerMixin(Trainer):
         loss = step_loss(nll, rows.loss_weights, units, self.accelerator.num_processes)
         trained = (rows.labels != IGNORE).sum()
         correct = self._token_nll.take_correct_tokens().to(trained.device)
-        trained, correct = self._sum_over_processes(torch.stack([trained, correct])).tolist()
+        figures = torch.stack([trained.double(), correct.double(), loss.detach().double()])
+        trained, correct, summed = self._sum_over_processes(figures).tolist()
         self._meter.add_predictions(trained, correct)
+        if self._watching.smoke is not None:
+            self._watching.smoke.add_loss(summed / self.accelerator.num_processes)
         return (loss, {}) if return_outputs else loss
 
     def _nll(self, model: torch.nn.Module, rows: Rows) -> torch.Tensor:
@@ -184,18 +192,74 @@ class MultiResponseTrainerMixin(Trainer):
         self._eval_sums = self._eval_sums.to(sums.device) + sums
         return nll.sum() / tokens.clamp_min(1), None, None
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """As in `Trainer`, with the loss taken over all tokens instead of averaged over batches."""
+    def evaluation_loop(
+        self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """As in `Trainer`, with the loss taken over all tokens instead of averaged over batches; in training, with
+        what the options ask to watch beside it."""
         began = time.perf_counter()
         self._eval_sums = torch.zeros(3, dtype=torch.float64)
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output = super().evaluation_loop(  # type: ignore[misc]
+            dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
+        )
         nll, tokens, correct = self._sum_over_processes(self._eval_sums).tolist()
         if tokens:
-            output.metrics[f"{metric_key_prefix}_loss"] = nll / tokens
-            output.metrics[f"{metric_key_prefix}_mean_token_accuracy"] = correct / tokens
-            output.metrics[f"{metric_key_prefix}_tokens"] = int(tokens)
+            metrics: Any = output.metrics
+            metrics[f"{metric_key_prefix}_loss"] = nll / tokens
+            metrics[f"{metric_key_prefix}_mean_token_accuracy"] = correct / tokens
+            metrics[f"{metric_key_prefix}_tokens"] = int(tokens)
+            metrics.update(self._watched(dataloader.dataset, nll / tokens, metric_key_prefix))
         self._meter.paused_seconds += time.perf_counter() - began
         return output
+
+    def _watched(self, rows: Any, loss: float, prefix: str) -> dict[str, float]:
+        """The gap to the training loss, and what answers to held-out prompts look like."""
+        metrics: dict[str, float] = {}
+        overfitting, samples = self._watching.overfitting, self._watching.samples
+        if overfitting is not None and self.is_in_train:
+            step = self.state.global_step
+            metrics |= overfitting.metrics(prefix, held_out=loss, train=self._train_nll(), step=step)
+        if samples is not None:
+            model = self.accelerator.unwrap_model(self.model)
+            with self.compute_loss_context_manager():
+                metrics |= from_main_process(self.accelerator, lambda: samples.metrics(model, rows, prefix))
+        return metrics
+
+    def _train_nll(self) -> float:
+        """The mean NLL per token of some training rows, always the same ones, as the held-out loss is taken."""
+        prepared: Any = self.train_dataset
+        rows = prepared.select(range(0, len(prepared), -(-len(prepared) // TRAIN_ROWS)))
+        self._eval_sums = torch.zeros(3, dtype=torch.float64)
+        with torch.random.fork_rng(devices=[]):  # a data loader draws a seed
+            model: Any = self.model
+            for batch in self.get_test_dataloader(rows):
+                self.prediction_step(model, batch, prediction_loss_only=True)
+        nll, tokens, _ = self._sum_over_processes(self._eval_sums).tolist()
+        return float(nll / tokens)
+
+    def try_longest_rows(self) -> int:
+        """A forward and backward pass of the micro-batch that needs the most memory; returns its tokens.
+
+        For the end of a run: it changes gradients, not weights. Every process takes the same rows.
+        """
+        rows = self._as_trained(self.train_dataset)
+        shared = self.layout == "shared_prefix"
+        sizes = [
+            (prefix if shared else prefix * len(lengths)) + sum(lengths)
+            for prefix, lengths in zip(rows["prefix_length"], rows["segment_lengths"], strict=True)
+        ]
+        longest = sorted(range(len(sizes)), key=sizes.__getitem__)[-self.args.train_batch_size :]
+        batch = self.data_collator([rows[index] for index in longest])
+        model: Any = self.model_wrapped
+        units = self._get_num_items_in_batch([batch], self.args.device)
+        self.training_step(model, batch, units)
+        model.zero_grad()
+        return int(batch["stats"]["tokens"])
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As in `Trainer`; when memory runs out, the error says what to lower."""
+        with out_of_memory_advice():
+            return super().train(*args, **kwargs)
 
     # ------------------------------------------------------------------ logs
 

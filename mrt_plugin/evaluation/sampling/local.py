@@ -105,16 +105,39 @@ def generate(
     Returns:
         The draws, in order. Log-probabilities are those of the model itself: before temperature and top_p.
     """
-    tokenizer = encoder.tokenizer
     prompts = [encoder.encode_prompt(job.prompt) for job, _ in batch]
+    seeds = [draw_seed(settings, job.key, number) for job, number in batch]
+    with torch.inference_mode():
+        return draw_after(model, encoder.tokenizer, prompts, seeds, settings)
+
+
+def draw_after(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    settings: SamplingSettings,
+) -> list[Draw]:
+    """One response after each prompt, given as its tokens. Needs no gradients, and leaves none behind.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: the model's, with a pad token.
+        prompts: the token ids of each.
+        seeds: one for each: the draw depends on nothing else that is random.
+        settings: with `max_tokens`.
+
+    Returns:
+        The draws, in order, as `generate` returns them.
+    """
     width = max(map(len, prompts))
     pad = tokenizer.pad_token_id
     # Padded in front, whatever the tokenizer's side is: generation goes on from the last column.
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    picker = _Picker(settings, [draw_seed(settings, job.key, number) for job, number in batch])
+    picker = _Picker(settings, seeds)
     ends = _end_tokens(model, tokenizer)
-    with torch.inference_mode(), _own_generation_config(model, pad, ends):
+    with torch.no_grad(), _own_generation_config(model, pad, ends):
         output = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,

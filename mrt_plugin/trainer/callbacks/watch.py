@@ -1,0 +1,81 @@
+"""The options that look at a run, made into what looks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from mrt_plugin.options import MultiResponseOptions
+from mrt_plugin.scoring.embedders import load_embedder
+from mrt_plugin.trainer.callbacks.early_stopping import HeldOutEarlyStopping, follow_evaluations
+from mrt_plugin.trainer.callbacks.overfitting import Overfitting
+from mrt_plugin.trainer.callbacks.samples import HeldOutSamples, pick_prompts
+from mrt_plugin.trainer.callbacks.smoke import PROMPTS, SmokeTest
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What the trainer feeds; None where an option leaves it out."""
+
+    overfitting: Overfitting | None
+    samples: HeldOutSamples | None
+    smoke: SmokeTest | None
+
+
+def watch(trainer: Any, options: MultiResponseOptions, tokenizer: PreTrainedTokenizerBase) -> Watching:
+    """Add to a trainer what the options ask for, whichever trainer it is.
+
+    Args:
+        trainer: with `MultiResponseTrainerMixin`, its datasets prepared.
+        options: of the run.
+        tokenizer: with a pad token.
+
+    Raises:
+        ValueError: if the run cannot do what is asked, with what to change.
+        ImportError: if the embedder is not installed.
+    """
+    args, held_out = trainer.args, trainer.eval_dataset
+    whole_weights = not (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled())
+    if options.early_stopping is not None:
+        if any(isinstance(callback, EarlyStoppingCallback) for callback in trainer.callback_handler.callbacks):
+            raise ValueError(
+                "early_stopping and another EarlyStoppingCallback are both set (in Axolotl: early_stopping_patience). "
+                "Remove one."
+            )
+        follow_evaluations(args, several_sets=isinstance(held_out, dict))
+        trainer.add_callback(HeldOutEarlyStopping(options.early_stopping, options.min_improvement))
+
+    samples = None
+    if options.sample_prompts:
+        if held_out is None:
+            raise ValueError(
+                "sample_prompts answers held-out prompts, and there are none: give an eval_dataset (in Axolotl "
+                "val_set_size), or remove it."
+            )
+        if not whole_weights:
+            raise ValueError(
+                "sample_prompts needs the whole weights in one process, which FSDP and ZeRO-3 do not give: remove it, "
+                "and evaluate the checkpoints afterwards (mrt evaluate)."
+            )
+        samples = HeldOutSamples(
+            tokenizer,
+            load_embedder(options.embedder, score_cache=options.score_cache),
+            prompts=options.sample_prompts,
+            each=options.samples_per_prompt,
+            max_tokens=options.sample_tokens,
+            seed=args.seed,
+        )
+
+    smoke = None
+    if options.smoke_steps is not None:
+        rows = next(iter(held_out.values())) if isinstance(held_out, dict) else held_out
+        smoke = SmokeTest(
+            trainer,
+            options.smoke_steps,
+            pick_prompts(trainer.train_dataset if rows is None else rows, PROMPTS) if whole_weights else [],
+            max_tokens=options.sample_tokens,
+            seed=args.seed,
+        )
+        trainer.add_callback(smoke)
+    return Watching(Overfitting(options.overfit_limit) if options.overfit_limit else None, samples, smoke)
