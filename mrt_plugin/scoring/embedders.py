@@ -30,6 +30,14 @@ class Embedder:
     prepare: Callable[[Iterable[list[str]]], None] | None = None
     """Computes the vectors of many texts ahead, given in lists, for an embedder that keeps them in a cache."""
 
+    def threads(self) -> int | None:
+        """The threads that its model runs in here; None where there is no model, but a function."""
+        if self.prepare is None:
+            return None
+        import torch
+
+        return torch.get_num_threads()
+
     def __call__(self, texts: list[str]) -> np.ndarray:
         """The vectors of some texts, as float64 [n, dim].
 

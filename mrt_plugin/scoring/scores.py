@@ -1,16 +1,17 @@
 """Scores of responses: from a reward model, or from a function of the user's own."""
 
 import logging
-import uuid
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
+from mrt_plugin.engine import Engine, check_engine, map_batches
 from mrt_plugin.scoring.agreement import rank_agreement
-from mrt_plugin.scoring.cache import ScoreCache
+from mrt_plugin.scoring.cache import ScoreCache, cache_directory
 from mrt_plugin.scoring.function import load_function
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def score_groups(
     num_proc: int | None = None,
     score_cache: str | Path | None = None,
     trust_remote_code: bool = False,
+    engine: Engine = "local",
 ) -> Dataset:
     """The groups with a `scores` column from `scorer`, in place of any they had.
 
@@ -38,6 +40,7 @@ def score_groups(
             itself or by name. Of several (a list, or a string with commas) the first gives the scores, and how well
             the others agree with it is logged.
         num_proc: processes to call a function in; a reward model uses all cores in one.
+        engine: `local`, or `ray`: functions and reward models then run on its workers, with the same scores.
         score_cache: the directory in which a reward model's scores are kept; by default $MRT_CACHE or
             ~/.cache/mrt-plugin.
         trust_remote_code: run code that comes with a reward model.
@@ -55,7 +58,12 @@ def score_groups(
     ```
     """
     columns = score_columns(
-        groups, scorer, num_proc=num_proc, score_cache=score_cache, trust_remote_code=trust_remote_code
+        groups,
+        scorer,
+        num_proc=num_proc,
+        score_cache=score_cache,
+        trust_remote_code=trust_remote_code,
+        engine=engine,
     )
     (name, first), *others = columns.items()
     for other, column in others:
@@ -70,17 +78,19 @@ def score_columns(
     num_proc: int | None = None,
     score_cache: str | Path | None = None,
     trust_remote_code: bool = False,
+    engine: Engine = "local",
 ) -> dict[str, Dataset]:
     """One dataset with the column `scores` for each scorer, by the scorer's name. As `score_groups` otherwise."""
+    check_engine(engine)
     columns: dict[str, Dataset] = {}
     for one in scorer_list(scorer):
         name = scorer_name(one)
         if name in columns:
             raise ValueError(f"The scorer {name} is named twice.")
         if isinstance(one, str) and ":" not in one:
-            columns[name] = _by_model(groups, one, score_cache, trust_remote_code)
+            columns[name] = _by_model(groups, one, score_cache, trust_remote_code, engine)
         else:
-            columns[name] = _by_function(groups, load_function(one) if isinstance(one, str) else one, num_proc)
+            columns[name] = _by_function(groups, one, num_proc, engine)
     if not columns:
         raise ValueError("scorer is empty: name a reward model, or a function.")
     return columns
@@ -111,9 +121,36 @@ def scorer_name(scorer: Scorer) -> str:
 
 
 _SCORES = Features({"scores": List(Value("float64"))})
+_MODEL_SCORES = Features({**_SCORES, "cut": Value("int64")})
+
+BATCH = 32
+"""Groups that a function is asked about between two steps of the progress bar, and that are sent to a worker."""
+
+MODEL_BATCH = 256
+"""Groups that a model on Ray gets at a time, so that there are enough of a length to fill its batches."""
 
 
-def _by_model(groups: Dataset, name: str, score_cache: str | Path | None, trust_remote_code: bool) -> Dataset:
+def _by_model(
+    groups: Dataset, name: str, score_cache: str | Path | None, trust_remote_code: bool, engine: Engine
+) -> Dataset:
+    if engine == "ray":
+        import torch
+
+        answered = map_batches(
+            groups.select_columns(["id", "prompt", "responses"]),
+            score_batch,
+            {"name": name, "directory": str(cache_directory(score_cache).absolute()), "trust": trust_remote_code},
+            _MODEL_SCORES,
+            batch_size=MODEL_BATCH,
+            description=f"Scoring ({name})",
+            engine=engine,
+            threads=torch.get_num_threads(),
+        )
+        if any(answered["cut"]):
+            logger.warning(
+                "%s: %d conversations are longer than it takes, and lost their beginning.", name, sum(answered["cut"])
+            )
+        return answered.select_columns(["scores"])
     from mrt_plugin.scoring.reward_model import RewardModel
 
     model = RewardModel(name, ScoreCache(score_cache), trust_remote_code=trust_remote_code)
@@ -126,23 +163,74 @@ def _by_model(groups: Dataset, name: str, score_cache: str | Path | None, trust_
     return Dataset.from_dict({"scores": scores}, features=_SCORES)
 
 
-def _by_function(groups: Dataset, function: ScoreFunction, num_proc: int | None) -> Dataset:
-    return groups.map(
-        _score,
-        fn_kwargs={"scorer": function},
-        remove_columns=groups.column_names,
-        features=_SCORES,
+def score_batch(batch: dict[str, list[Any]], *, name: str, directory: str, trust: bool) -> dict[str, list[Any]]:
+    """The scores of a reward model for some groups, given and answered by columns: stateless but for the cache.
+
+    Args:
+        batch: the columns `id`, `prompt` and `responses`.
+        name: of the reward model.
+        directory: of the cache.
+        trust: run code that comes with the model.
+
+    Returns:
+        `scores`, and `cut`: how many conversations lost their beginning, all entered with the first group.
+    """
+    model = _reward_model(name, directory, trust)
+    before = model.cut
+    sizes = [len(responses) for responses in batch["responses"]]
+    given = model.score(
+        [
+            (prompt, response)
+            for prompt, responses in zip(batch["prompt"], batch["responses"], strict=True)
+            for response in responses
+        ]
+    )
+    scores = np.split(given, np.cumsum(sizes)[:-1])
+    for group, size, some in zip(batch["id"], sizes, scores, strict=True):
+        _check(some, size, name, group)
+    return {
+        "scores": [some.tolist() for some in scores],
+        "cut": [model.cut - before] + [0] * (len(sizes) - 1),
+    }
+
+
+@cache
+def _reward_model(name: str, directory: str, trust: bool) -> Any:
+    """A worker's model, loaded once."""
+    from mrt_plugin.scoring.reward_model import RewardModel
+
+    return RewardModel(name, ScoreCache(directory), trust_remote_code=trust)
+
+
+def _by_function(groups: Dataset, scorer: Scorer, num_proc: int | None, engine: Engine) -> Dataset:
+    if isinstance(scorer, str):
+        load_function(scorer)  # a wrong name is said here, not by a worker
+    return map_batches(
+        groups.select_columns(["id", "prompt", "responses"]),
+        ask_batch,
+        {"scorer": scorer},
+        _SCORES,
+        batch_size=BATCH,
+        description="Scoring",
         num_proc=num_proc,
-        keep_in_memory=True,
-        new_fingerprint=uuid.uuid4().hex,  # nothing here may be cached: the cache cannot see into a user's function
-        desc="Scoring",
+        engine=engine,
     )
 
 
-def _score(group: dict[str, Any], scorer: ScoreFunction) -> dict[str, Any]:
-    scores = np.asarray(scorer(group["prompt"], group["responses"]), dtype=np.float64)
-    _check(scores, len(group["responses"]), "The scorer", group["id"])
-    return {"scores": scores.tolist()}
+def ask_batch(batch: dict[str, list[Any]], *, scorer: Scorer) -> dict[str, list[Any]]:
+    """The scores of a user's function for some groups, given and answered by columns.
+
+    Args:
+        batch: the columns `id`, `prompt` and `responses`.
+        scorer: the function, or its name: where a file's function is loaded by its name, no worker has to pickle it.
+    """
+    function = load_function(scorer) if isinstance(scorer, str) else scorer
+    answer = []
+    for name, prompt, responses in zip(batch["id"], batch["prompt"], batch["responses"], strict=True):
+        scores = np.asarray(function(prompt, responses), dtype=np.float64)
+        _check(scores, len(responses), "The scorer", name)
+        answer.append(scores.tolist())
+    return {"scores": answer}
 
 
 def _check(scores: Any, count: int, name: str, group: str) -> None:

@@ -1,16 +1,16 @@
 """Adaptive K: more responses for the prompts whose responses differ more."""
 
-import uuid
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Value
 
+from mrt_plugin.engine import Engine, map_batches
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.scoring.embedders import Embedder
 from mrt_plugin.selection.allocation import Allocation, allocate
-from mrt_plugin.selection.candidates import candidates_of
+from mrt_plugin.selection.candidates import candidate_texts, candidates_of
 from mrt_plugin.selection.prepare import cosine_matrix
 
 SPREAD = Features({"spread": Value("float64"), "size": Value("int64")})
@@ -42,7 +42,14 @@ class AdaptiveK:
 
 
 def adaptive_k(
-    groups: Dataset, plan: AdaptiveK, *, n: int | None, seed: int, embedder: Embedder | None, num_proc: int | None
+    groups: Dataset,
+    plan: AdaptiveK,
+    *,
+    n: int | None,
+    seed: int,
+    embedder: Embedder | None,
+    num_proc: int | None,
+    engine: Engine = "local",
 ) -> Allocation:
     """Two passes: a score for every prompt, then the allocation. The result depends on no row order.
 
@@ -57,17 +64,17 @@ def adaptive_k(
             )
     names = ["id", "responses", "scores", "weights", *plan.columns()]
     wanted = groups.select_columns([name for name in dict.fromkeys(names) if name in groups.column_names])
-    measured = wanted.map(
-        spread_batch,
-        fn_kwargs={"plan": plan, "n": n, "seed": seed, "embedder": embedder},
-        batched=True,
+    embeds = engine == "ray" and embedder is not None and embedder.prepare is not None and plan.needs_embeddings
+    measured = map_batches(
+        wanted,
+        embed_and_spread if embeds else spread_batch,
+        {"plan": plan, "n": n, "seed": seed, "embedder": embedder},
+        SPREAD,
         batch_size=256,
-        remove_columns=wanted.column_names,
-        features=SPREAD,
+        description="Measuring how responses differ",
         num_proc=num_proc,
-        keep_in_memory=True,
-        new_fingerprint=uuid.uuid4().hex,  # the cache cannot see into an embedder
-        desc="Measuring how responses differ",
+        engine=engine,
+        threads=None if embedder is None else embedder.threads(),
     )
     return allocate(
         measured["spread"][:],
@@ -78,6 +85,12 @@ def adaptive_k(
         min_k=plan.min_k,
         max_k=plan.max_k,
     )
+
+
+def embed_and_spread(batch: dict[str, list[Any]], **told: Any) -> dict[str, list[Any]]:
+    """`spread_batch` where no vectors are in the cache yet; see `mrt_plugin.selection.decide.embed_and_choose`."""
+    told["embedder"].prepare([candidate_texts(batch, n=told["n"], seed=told["seed"], at_least=1)])
+    return spread_batch(batch, **told)
 
 
 def spread_batch(

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mrt_plugin.groups.messages import response_text
 from mrt_plugin.selection.prepare import tie_keys
 
 
@@ -33,3 +34,20 @@ def candidates_of(batch: dict[str, list[Any]], place: int, *, n: int | None, see
     keys = tie_keys(batch["id"][place], texts, scores, seed, b"candidates")
     drawn: np.ndarray = np.sort(candidates[np.argsort(keys)[:n]])
     return drawn
+
+
+def candidate_texts(batch: dict[str, list[Any]], *, n: int | None, seed: int, at_least: int) -> list[str]:
+    """The distinct texts of the candidates in some groups, without the groups that have fewer than `at_least`.
+
+    Args:
+        batch: as for `candidates_of`.
+        n: the most candidates there may be.
+        seed: of the draw.
+        at_least: with K + 1, only groups from which something is to be chosen.
+    """
+    texts: dict[str, None] = {}
+    for place, responses in enumerate(batch["responses"]):
+        candidates = candidates_of(batch, place, n=n, seed=seed)
+        if len(candidates) >= at_least:
+            texts.update(dict.fromkeys(response_text(responses[index]) for index in candidates))
+    return list(texts)

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Features, List, Value
 
 from mrt_plugin.scoring.embedders import Embedder
-from mrt_plugin.selection.candidates import candidates_of
+from mrt_plugin.selection.candidates import candidate_texts, candidates_of
 from mrt_plugin.selection.pool import Choice, Pool, Selector, Settings
 from mrt_plugin.selection.prepare import make_pool
 
@@ -25,6 +25,14 @@ DECISION = Features(
         "zero_gain": Value("int64"),
     }
 )
+
+
+def embed_and_choose(batch: dict[str, list[Any]], **told: Any) -> dict[str, list[Any]]:
+    """`choose_batch` where no vectors are in the cache yet, on a worker of its own machine: they are computed for the
+    whole batch first, since a model is quickest with many texts of a length."""
+    least = min(batch["k"]) if "k" in batch else told["settings"].k
+    told["embedder"].prepare([candidate_texts(batch, n=told["n"], seed=told["seed"], at_least=least + 1)])
+    return choose_batch(batch, **told)
 
 
 def choose_batch(

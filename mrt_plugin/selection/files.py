@@ -17,16 +17,17 @@ from mrt_plugin.curation.rows import PER_RESPONSE
 from mrt_plugin.curation.rule import Rule
 from mrt_plugin.curation.run import Curated, curate, reading_entry, write_events
 from mrt_plugin.curation.statistics import statistics
+from mrt_plugin.engine import Engine
 from mrt_plugin.groups import GroupReport, load_groups, read_groups
 from mrt_plugin.groups.write import Written, check_ending, rows_of, sha256_of, write_rows
 from mrt_plugin.options import WeightSource
-from mrt_plugin.scoring.scores import Scorer, score_groups, scorer_list, scorer_name
+from mrt_plugin.scoring.scores import Scorer, scorer_list, scorer_name
 from mrt_plugin.scoring.weights import softmax_weights
 from mrt_plugin.selection.exports import Exported, check_export, export
 from mrt_plugin.selection.manifest import manifest_path, write_manifest
 from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.report import SelectionReport
-from mrt_plugin.selection.run import Engine, run_selection
+from mrt_plugin.selection.run import score_and_select
 from mrt_plugin.versions import libraries, python_version
 
 
@@ -134,6 +135,7 @@ def select_file(job: SelectJob) -> SelectResult:
         tokenizer=job.tokenizer,
         seed=job.seed,
         num_proc=job.num_proc,
+        engine=job.engine,
         ledger=ledger,
     )
     picks, report = _score_and_select(job, curated)
@@ -234,17 +236,18 @@ def kept_rows(
 
 def _score_and_select(job: SelectJob, curated: Curated) -> tuple[list[list[int]], SelectionReport]:
     """The picks. The groups then have the scores that decided."""
-    more: dict[str, Any] = {"num_proc": job.num_proc, "engine": job.engine, "score_cache": job.score_cache}
-    scorers = [] if job.scorer is None else scorer_list(job.scorer)
-    if len(scorers) > 1:
-        chosen = run_selection(curated.groups, scorer=scorers, **more, **job.selection)
-    if scorers:
-        curated.groups = score_groups(curated.groups, scorers[0], num_proc=job.num_proc, score_cache=job.score_cache)
-    if len(scorers) < 2:
-        chosen = run_selection(curated.groups, **more, **job.selection)
+    chosen = score_and_select(
+        curated.groups,
+        scorer=job.scorer,
+        num_proc=job.num_proc,
+        engine=job.engine,
+        score_cache=job.score_cache,
+        **job.selection,
+    )
+    curated.groups = chosen.groups
     if job.weights == "softmax" and "scores" not in curated.groups.column_names:
         raise ValueError("weights='softmax' needs scores: give a column `scores`, or a `scorer`.")
-    return chosen
+    return chosen.picks, chosen.report
 
 
 def _mixing(job: SelectJob, pools: Pools) -> list[Rule]:

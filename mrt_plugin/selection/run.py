@@ -1,28 +1,26 @@
 """Applying a selector to a dataset: the same picks for any number of processes, any row order and any shard."""
 
 import math
-import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from mrt_plugin.curation.rows import keep_responses
-from mrt_plugin.groups.messages import response_text
+from mrt_plugin.engine import Engine, check_engine, map_batches
 from mrt_plugin.options import AllocationKind, Similarity, WeightSource
 from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.scoring.scores import Scorer, score_columns, with_scores
 from mrt_plugin.scoring.weights import weigh_groups
 from mrt_plugin.selection.adaptive import AdaptiveK, adaptive_k
-from mrt_plugin.selection.candidates import candidates_of
-from mrt_plugin.selection.decide import DECISION, choose_batch
+from mrt_plugin.selection.candidates import candidate_texts
+from mrt_plugin.selection.decide import DECISION, choose_batch, embed_and_choose
 from mrt_plugin.selection.pool import Selector, Settings
 from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.report import SelectionReport
-
-Engine = Literal["local", "ray"]
 
 BATCH = 256
 """Groups read at a time."""
@@ -49,6 +47,7 @@ def select(
     weights: WeightSource = "column",
     weight_temperature: float = 1.0,
     num_proc: int | None = None,
+    engine: Engine = "local",
 ) -> Dataset:
     """Keep K of the N responses of each group, in the pool's order, with their scores and weights.
 
@@ -79,6 +78,7 @@ def select(
         weights: `column` leaves the column `weights` as it is; `softmax` sets it from the kept responses' scores.
         weight_temperature: softmax: divides the scores.
         num_proc: processes. A model runs in one, since it uses all cores there.
+        engine: `local`, or `ray` for scoring, embedding and choosing on its workers. The picks are the same.
 
     Raises:
         CacheError: if the cache cannot be used.
@@ -94,11 +94,8 @@ def select(
     """
     if weights not in get_args(WeightSource):
         raise ValueError(f"weights={weights!r} is unknown: choose one of {', '.join(get_args(WeightSource))}.")
-    get_selector(selector)
-    scored, others = _scored(groups, scorer, num_proc, score_cache)
-    picks, report = _run(
-        scored,
-        others,
+    chosen = score_and_select(
+        groups,
         selector,
         k=k,
         alpha=alpha,
@@ -106,13 +103,19 @@ def select(
         seed=seed,
         n=n,
         embedder=embedder,
+        scorer=scorer,
         score_cache=score_cache,
-        adaptive=_adaptive(allocation, allocation_score, k, mean_k, target_total, min_k, max_k),
+        allocation=allocation,
+        allocation_score=allocation_score,
+        mean_k=mean_k,
+        target_total=target_total,
+        min_k=min_k,
+        max_k=max_k,
         num_proc=num_proc,
-        engine="local",
+        engine=engine,
     )
-    report.log()
-    kept = keep_responses(scored, picks)
+    chosen.report.log()
+    kept = keep_responses(chosen.groups, chosen.picks)
     return weigh_groups(kept, weight_temperature) if weights == "softmax" else kept
 
 
@@ -126,7 +129,24 @@ def select_indices(groups: Dataset, selector: str, **options: Any) -> list[list[
     return picks
 
 
-def run_selection(
+def run_selection(groups: Dataset, selector: str, **options: Any) -> tuple[list[list[int]], SelectionReport]:
+    """`select_indices`, together with the counts of what was done, and without logging them."""
+    chosen = score_and_select(groups, selector, **options)
+    return chosen.picks, chosen.report
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A selection that has not been applied yet."""
+
+    groups: Dataset
+    """All groups and responses, with the scores that decided."""
+    picks: list[list[int]]
+    """For each group the indices of the responses to keep, rising."""
+    report: SelectionReport
+
+
+def score_and_select(
     groups: Dataset,
     selector: str,
     *,
@@ -146,14 +166,11 @@ def run_selection(
     max_k: int | None = None,
     num_proc: int | None = None,
     engine: Engine = "local",
-) -> tuple[list[list[int]], SelectionReport]:
-    """`select_indices`, together with the counts of what was done, and without logging them.
-
-    `engine` says where: in this and `num_proc` other processes, or on `ray`. The picks are the same.
-    """
+) -> Selected:
+    """Score the groups if there is a `scorer`, once, and choose. Takes the options of `select`; logs nothing."""
     get_selector(selector)
-    scored, others = _scored(groups, scorer, num_proc, score_cache)
-    return _run(
+    scored, others = _scored(groups, scorer, num_proc, score_cache, engine)
+    picks, report = _run(
         scored,
         others,
         selector,
@@ -168,6 +185,7 @@ def run_selection(
         num_proc=num_proc,
         engine=engine,
     )
+    return Selected(scored, picks, report)
 
 
 def _scored(
@@ -175,11 +193,12 @@ def _scored(
     scorer: Scorer | Sequence[Scorer] | None,
     num_proc: int | None,
     score_cache: str | Path | None,
+    engine: Engine,
 ) -> tuple[Dataset, dict[str, Dataset]]:
     """The groups with the first scorer's scores, and the scores of all where there are several."""
     if scorer is None:
         return groups, {}
-    columns = score_columns(groups, scorer, num_proc=num_proc, score_cache=score_cache)
+    columns = score_columns(groups, scorer, num_proc=num_proc, score_cache=score_cache, engine=engine)
     first = next(iter(columns.values()))
     return with_scores(groups, first), columns if len(columns) > 1 else {}
 
@@ -218,8 +237,7 @@ def _run(
     num_proc: int | None,
     engine: Engine,
 ) -> tuple[list[list[int]], SelectionReport]:
-    if engine not in get_args(Engine):
-        raise ValueError(f"engine={engine!r} is unknown: choose one of {', '.join(get_args(Engine))}.")
+    check_engine(engine)
     strategy = get_selector(selector)
     _check(strategy, selector, k if adaptive is None else 1, alpha, similarity, seed)
     _check_candidates(strategy, selector, n, adaptive)
@@ -232,14 +250,14 @@ def _run(
     used = None
     if strategy.needs_embeddings or (adaptive is not None and adaptive.needs_embeddings):
         used = load_embedder(embedder, score_cache=score_cache)
-        if used.prepare is not None:
-            whole = k if adaptive is None or not adaptive.needs_embeddings else 0
-            used.prepare(_texts(groups, n=n, seed=seed, at_least=(whole or 0) + 1))
+        if used.prepare is not None and engine == "local":  # on Ray each worker does so for the groups it gets
+            least = (k or 0) if adaptive is None else 0 if adaptive.needs_embeddings else adaptive.min_k
+            used.prepare(_texts(groups, n=n, seed=seed, at_least=least + 1))
     processes = num_proc if used is None or used.forks else None
     remarks: list[str] = []
     told_k = None
     if adaptive is not None:
-        allocated = adaptive_k(groups, adaptive, n=n, seed=seed, embedder=used, num_proc=processes)
+        allocated = adaptive_k(groups, adaptive, n=n, seed=seed, embedder=used, num_proc=processes, engine=engine)
         remarks.append(allocated.summary())
         told_k = allocated.k
     told = {
@@ -288,21 +306,18 @@ def _decide(
         wanted = concatenate_datasets(
             [wanted, Dataset.from_dict({"k": k}, features=Features({"k": Value("int64")}))], axis=1
         )
-    if engine == "ray":
-        from mrt_plugin.selection.ray_engine import map_on_ray
-
-        return map_on_ray(wanted, choose_batch, told, DECISION, batch_size=BATCH)
-    return wanted.map(
-        choose_batch,
-        fn_kwargs=told,
-        batched=True,
+    embedder = told["embedder"]
+    embeds = engine == "ray" and embedder is not None and embedder.prepare is not None
+    return map_batches(
+        wanted,
+        embed_and_choose if embeds else choose_batch,
+        told,
+        DECISION,
         batch_size=BATCH,
-        remove_columns=wanted.column_names,
-        features=DECISION,
+        description=f"Selecting ({selector})",
         num_proc=num_proc,
-        keep_in_memory=True,
-        new_fingerprint=uuid.uuid4().hex,  # the cache cannot see into an embedder or a model file
-        desc=f"Selecting ({selector})",
+        engine=engine,
+        threads=None if embedder is None else embedder.threads(),
     )
 
 
@@ -311,12 +326,7 @@ def _texts(groups: Dataset, *, n: int | None, seed: int, at_least: int) -> Itera
     names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
     for batch in groups.select_columns(names).iter(BATCH):
         assert isinstance(batch, dict)
-        texts = []
-        for place, responses in enumerate(batch["responses"]):
-            candidates = candidates_of(batch, place, n=n, seed=seed)
-            if len(candidates) >= at_least:
-                texts += [response_text(responses[index]) for index in candidates]
-        yield list(dict.fromkeys(texts))
+        yield candidate_texts(batch, n=n, seed=seed, at_least=at_least)
 
 
 def _changed(picks: list[list[int]], others: list[list[int]], name: str, selector: str) -> str:

@@ -1,15 +1,15 @@
-"""Selecting on Ray: the same stateless batch function, on as many machines as there are."""
+"""Ray Data as the place where a stateless batch function runs: on as many machines as there are."""
 
 import importlib.util
 import io
-from collections.abc import Callable
+import os
 from typing import Any
 
 import pyarrow
 from datasets import Dataset, Features
+from tqdm.auto import tqdm
 
-BatchFunction = Callable[..., dict[str, list[Any]]]
-"""From columns of a batch to columns of the answer, one row per group, each for itself."""
+from mrt_plugin.engine import BatchFunction
 
 
 def require_ray() -> Any:
@@ -27,7 +27,14 @@ def require_ray() -> Any:
 
 
 def map_on_ray(
-    groups: Dataset, function: BatchFunction, kwargs: dict[str, Any], features: Features, *, batch_size: int
+    groups: Dataset,
+    function: BatchFunction,
+    kwargs: dict[str, Any],
+    features: Features,
+    *,
+    batch_size: int,
+    description: str = "On Ray",
+    threads: int | None = None,
 ) -> Dataset:
     """`groups.map(function, batched=True, fn_kwargs=kwargs, remove_columns=...)` on Ray Data.
 
@@ -42,6 +49,10 @@ def map_on_ray(
         kwargs: its other arguments; they are pickled.
         features: of the answer.
         batch_size: rows per call, always cut at multiples of it.
+        description: for the progress bar.
+        threads: for a function that runs a model: the cores of a worker, as many as the largest machine has at most.
+            The model runs in as many threads, since the last digits of its results depend on their number. Where
+            machines have GPUs, a worker gets one.
 
     Returns:
         The answers, n rows.
@@ -49,16 +60,29 @@ def map_on_ray(
     ray = require_ray()
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    starts = ray.data.from_items([{"start": start} for start in range(0, len(groups), batch_size)])
+    needs: dict[str, Any] = {"num_cpus": 1}
+    found = ray.cluster_resources()
+    workers = int(found.get("CPU", 1))
+    if threads is not None:
+        threads = max(1, min(threads, *(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())))
+        needs, workers = {"num_cpus": threads}, workers // threads
+        if found.get("GPU"):
+            needs["num_gpus"], workers = 1, min(workers, int(found["GPU"]))
+    batches = [{"start": start} for start in range(0, len(groups), batch_size)]
+    workers = max(1, min(workers, len(batches)))
+    starts = ray.data.from_items(batches)
     answered = starts.map_batches(
         _Worker,
-        fn_constructor_args=(groups, function, kwargs, features, batch_size),
+        fn_constructor_args=(groups, function, kwargs, features, batch_size, threads, os.getcwd()),
         batch_size=1,
-        num_cpus=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
+        **needs,
     )
-    answers = {row["start"]: row["answer"] for row in answered.iter_rows()}
+    answers: dict[int, bytes] = {}
+    with tqdm(desc=description, total=len(groups), unit=" groups", delay=2) as bar:
+        for row in answered.iter_rows():
+            answers[row["start"]] = row["answer"]
+            bar.update(min(batch_size, len(groups) - row["start"]))
     tables = [pyarrow.ipc.open_stream(answers[start]).read_all() for start in sorted(answers)]
     return Dataset(pyarrow.concat_tables(tables) if tables else features.arrow_schema.empty_table())
 
@@ -67,10 +91,23 @@ class _Worker:
     """Answers batches of the groups by the number of their first row."""
 
     def __init__(
-        self, groups: Dataset, function: BatchFunction, kwargs: dict[str, Any], features: Features, batch_size: int
+        self,
+        groups: Dataset,
+        function: BatchFunction,
+        kwargs: dict[str, Any],
+        features: Features,
+        batch_size: int,
+        threads: int | None,
+        directory: str,
     ) -> None:
         self.groups, self.function, self.kwargs = groups, function, kwargs
         self.features, self.batch_size = features, batch_size
+        if os.path.isdir(directory):  # so that the paths of models, caches and functions mean what they mean here
+            os.chdir(directory)
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """One Arrow stream for each start: it carries nested lists and strings as they are."""

@@ -1,0 +1,68 @@
+"""Where a stateless batch function runs: in processes of this machine, or on Ray. The answer is the same."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+from datasets import Dataset, Features
+
+Engine = Literal["local", "ray"]
+
+BatchFunction = Callable[..., dict[str, list[Any]]]
+"""From columns of a batch to columns of the answer, one row per group, each for itself."""
+
+
+def check_engine(engine: str) -> None:
+    """Raise ValueError if there is no such engine."""
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine={engine!r} is unknown: choose one of {', '.join(get_args(Engine))}.")
+
+
+def map_batches(
+    groups: Dataset,
+    function: BatchFunction,
+    kwargs: dict[str, Any],
+    features: Features,
+    *,
+    batch_size: int,
+    description: str,
+    num_proc: int | None = None,
+    engine: Engine = "local",
+    threads: int | None = None,
+) -> Dataset:
+    """The answers of a function for all groups, in their order. Nothing is taken from a cache of `datasets`, which
+    cannot see into a user's function or a model's file.
+
+    Args:
+        groups: n rows, of which the function gets every column.
+        function: stateless; it answers for each group alone, so that neither the batches nor the workers matter.
+        kwargs: its other arguments; on Ray they are pickled.
+        features: of the answer.
+        batch_size: groups per call.
+        description: for the progress bar.
+        num_proc: processes, of the local engine.
+        engine: `local` or `ray`.
+        threads: on Ray, for a function that runs a model: the cores that a worker takes, and the threads of its model
+            (see `mrt_plugin.ray_engine`).
+
+    Returns:
+        n rows.
+    """
+    if engine == "ray":
+        from mrt_plugin.ray_engine import map_on_ray
+
+        return map_on_ray(
+            groups, function, kwargs, features, batch_size=batch_size, description=description, threads=threads
+        )
+    return groups.map(
+        function,
+        fn_kwargs=kwargs,
+        batched=True,
+        batch_size=batch_size,
+        remove_columns=groups.column_names,
+        features=features,
+        num_proc=num_proc,
+        keep_in_memory=True,
+        new_fingerprint=uuid.uuid4().hex,
+        desc=description,
+    )
