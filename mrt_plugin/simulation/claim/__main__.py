@@ -1,0 +1,107 @@
+"""The experiment behind docs/results.md, step by step: `python -m mrt_plugin.simulation.claim --help`."""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mrt_plugin.simulation.claim.analysis import analyse
+from mrt_plugin.simulation.claim.grouping import measure_grouping
+from mrt_plugin.simulation.claim.overheads import measure
+from mrt_plugin.simulation.claim.pricing import Price, bench_price
+from mrt_plugin.simulation.claim.records import read_records
+from mrt_plugin.simulation.claim.report import put_into, results_text, write_report
+from mrt_plugin.simulation.claim.run import LENGTHS, SEEDS, main_keys, run_all, tuning_keys
+from mrt_plugin.simulation.claim.train import Scale
+from mrt_plugin.simulation.claim.tuning import Tuned
+
+EPILOG = """\
+steps, in this order; each goes on where it was stopped:
+  tune      learning rate and pairs per step of every arm, on worlds of their own
+  run       the main runs
+  grouping  how the gradients of a prompt's responses are correlated
+  price     what a prompt and a response cost: --bench takes the output of mrt bench --json
+  report    the numbers, the pictures and the tables of the page
+
+example:
+  python -m mrt_plugin.simulation.claim tune --output results/claim
+  python -m mrt_plugin.simulation.claim run --output results/claim
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one step."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mrt_plugin.simulation.claim",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("step", choices=("tune", "run", "grouping", "price", "report"))
+    parser.add_argument("--output", type=Path, default=Path("results/claim"), help="folder of everything made")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="run: seeds 0 to this less one")
+    parser.add_argument("--length", type=int, nargs="*", default=list(LENGTHS), help="run: prompt lengths P")
+    parser.add_argument("--minutes", type=float, help="tune, run: begin no run after so many minutes")
+    parser.add_argument("--bench", type=Path, help="price: a file of mrt bench --json")
+    parser.add_argument("--docs", type=Path, help="report: also rewrite the results of this folder's results.md")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    stop_at = None if given.minutes is None else time.time() + 60 * given.minutes
+    scale = Scale()
+    tuned = given.output / "tuning.jsonl"
+    if given.step == "tune":
+        missing = run_all(tuning_keys(), tuned, scale, progress=_show, stop_at=stop_at)
+        return _say(missing, "tune")
+    if given.step == "run":
+        chosen = Tuned(read_records(tuned)).chosen(scale.n)
+        keys = main_keys(chosen, given.length, range(given.seeds))
+        missing = run_all(keys, given.output / "runs.jsonl", scale, progress=_show, stop_at=stop_at)
+        return _say(missing, "run")
+    if given.step == "grouping":
+        _write(given.output / "grouping.json", measure_grouping(given.output, scale))
+    if given.step == "price":
+        if given.bench is None:
+            parser.error("price needs --bench: the output of mrt bench --json")
+        bench = json.loads(given.bench.read_text(encoding="utf-8"))
+        priced = {str(length): asdict(bench_price(bench, length, **measure(length))) for length in given.length}
+        _write(given.output / "prices.json", {"machine": bench["machine"], "prices": priced})
+    if given.step == "report":
+        _report(given.output, given.docs, scale)
+    return 0
+
+
+def _report(folder: Path, docs: Path | None, scale: Scale) -> None:
+    priced = json.loads((folder / "prices.json").read_text(encoding="utf-8"))
+    prices = {int(length): Price(**values) for length, values in priced["prices"].items()}
+    found = analyse(read_records(folder / "runs.jsonl"), read_records(folder / "tuning.jsonl"), prices, scale.n)
+    found["machine"] = priced["machine"]
+    found["grouping"] = json.loads((folder / "grouping.json").read_text(encoding="utf-8"))
+    write_report(found, folder)
+    if docs is not None:
+        put_into(docs / "results.md", results_text(found))
+    print(f"{folder / 'results.md'}, summary.json and the pictures are written.")
+
+
+def _write(path: Path, values: Any) -> None:
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+    print(f"{path} is written.")
+
+
+def _show(stage: str, done: int, total: int) -> None:
+    print(f"[{time.strftime('%H:%M:%S')}] {done} of {total}: {stage}", file=sys.stderr, flush=True)
+
+
+def _say(missing: int, step: str) -> int:
+    print(f"{missing} runs are left: give the same command again." if missing else f"{step}: complete.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

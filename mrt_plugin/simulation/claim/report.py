@@ -1,0 +1,243 @@
+"""The page's results: tables in Markdown from the numbers of `analysis`, between two marks of docs/results.md."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mrt_plugin.simulation.claim.arms import ARMS
+from mrt_plugin.simulation.claim.figures import LABELS, LAYOUTS, cost_curves, gain_by_budget, grouping
+
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+PRIMARY_LENGTH, PRIMARY_K = "256", 4
+
+Row = Sequence[str]
+
+
+def write_report(found: Mapping[str, Any], folder: Path) -> None:
+    """Write `summary.json`, the pictures and `results.md`, the part of the page that follows from the runs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    for layout in LAYOUTS:
+        cost_curves(dict(found), layout).savefig(folder / f"cost-{layout}.png", dpi=110)
+    gain_by_budget(dict(found)).savefig(folder / "gain.png", dpi=110)
+    if found.get("grouping"):
+        grouping(found["grouping"]).savefig(folder / "grouping.png", dpi=110)
+    (folder / "results.md").write_text(results_text(found), encoding="utf-8")
+
+
+def put_into(page: Path, text: str) -> None:
+    """Replace what is between the marks of a page.
+
+    Raises:
+        ValueError: if the marks are not there.
+    """
+    whole = page.read_text(encoding="utf-8")
+    if BEGIN not in whole or END not in whole:
+        raise ValueError(f"{page} has no {BEGIN} ... {END}: put both on lines of their own, where the results go.")
+    head, rest = whole.split(BEGIN, 1)
+    unfinished = page.with_name(page.name + ".unfinished")
+    unfinished.write_text(f"{head}{BEGIN}\n{text.strip()}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+    unfinished.replace(page)
+
+
+def results_text(found: Mapping[str, Any]) -> str:
+    """The whole of it."""
+    parts = [
+        _answer(found),
+        "### What was bought\n",
+        _prices(found),
+        _settings(found),
+        "### Equal prompts, equal pairs\n",
+        _equal(found),
+        "### Equal cost\n",
+        _costs(found, "comparisons"),
+        "![KL against cost, shared](claim/cost-shared_prefix.png)\n",
+        "![KL against cost, expanded](claim/cost-expanded.png)\n",
+        "### Where the gain is, and where it vanishes\n",
+        "![KL saved at equal cost](claim/gain.png)\n",
+        _by_budget(found),
+        "### The responses sampled too\n",
+        "A third of C_p for each prompt once and of C_r for each response that had to exist, on top.\n",
+        _costs(found, "sampled"),
+        "### The proof charged whole\n",
+        f"To a run of {found['n']} prompts. Lines are missing where it pays for more pairs than K = 1 saw.\n",
+        _costs(found, "proof_whole"),
+        "### Grouping correlates a step\n",
+        _grouping(found),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def table(columns: Row, rows: Sequence[Row]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def percent(estimate: Mapping[str, float], digits: int = 0) -> str:
+    """A share with its interval.
+
+    Example:
+
+    >>> percent({"value": 0.123, "low": -0.02, "high": 0.2})
+    '12 % (-2 to 20)'
+    """
+    value, low, high = (f"{100 * estimate[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} % ({low} to {high})"
+
+
+def nats(estimate: Mapping[str, float]) -> str:
+    """A KL with its interval."""
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+
+
+def _pick(rows: Sequence[Mapping[str, Any]], layout: str, k: int, rival: str = "k1") -> Mapping[str, Any] | None:
+    return next((row for row in rows if (row["layout"], row["k"], row["rival"]) == (layout, k, rival)), None)
+
+
+def _answer(found: Mapping[str, Any]) -> str:
+    parts = []
+    for length, values in found["lengths"].items():
+        shared = _pick(values["comparisons"], "shared_prefix", PRIMARY_K)
+        copied = _pick(values["comparisons"], "expanded", PRIMARY_K)
+        if shared is not None and copied is not None:
+            parts.append(
+                f"at P = {length}, {percent(shared['share'])} with the prompt shared and {percent(copied['share'])} "
+                f"with it copied ({shared['seeds']} seeds)"
+            )
+    sentence = (
+        f"Of the KL that K = {PRIMARY_K} saves at equal prompts, this much is left when K = 1 may spend the same on "
+        f"more prompts: {'; '.join(parts)}."
+    )
+    verdict = ""
+    primary = found["lengths"].get(PRIMARY_LENGTH)
+    if primary is not None:
+        rows = {layout: _pick(primary["comparisons"], layout, PRIMARY_K) for layout in LAYOUTS}
+        told = [
+            f"{LAYOUTS[layout]}: K = {PRIMARY_K} {row['kl']:.3f} nats, K = 1 at the same cost {row['rival_kl']:.3f}, "
+            f"gain {percent(row['gain'], 1)}, closer in {row['wins']} of {row['seeds']} seeds: **{row['verdict']}**"
+            for layout, row in rows.items()
+            if row is not None
+        ]
+        holds = [row is not None and row["verdict"] == "supported" for row in rows.values()]
+        verdict = (
+            f"Primary endpoint (P = {PRIMARY_LENGTH}), by the rule: {'. '.join(told)}. The hypothesis "
+            f"{'holds' if holds == [True, False] else 'does not hold'}.\n"
+        )
+    return f"{sentence}\n\n{verdict}"
+
+
+def _prices(found: Mapping[str, Any]) -> str:
+    rows = []
+    for length, values in found["lengths"].items():
+        price = values["price"]
+        rows.append(
+            [
+                length,
+                f"{1000 * price['prompt']:.1f}",
+                f"{1000 * price['response']:.1f}",
+                f"{price['prompt'] / price['response']:.1f}",
+                f"{(int(length) - 1) / 65:.1f}",
+                f"{1000 * price['selection']:.3f}",
+                f"{price['proof']:.1f}",
+            ]
+        )
+    columns = ("P", "C_p, ms", "C_r, ms", "C_p/C_r", "in tokens", "selection, ms a prompt", "proof, s")
+    return table(columns, rows)
+
+
+def _settings(found: Mapping[str, Any]) -> str:
+    rows = [
+        [f"`{arm}`", ", ".join(f"{item['learning_rate']:g} with {item['pairs_per_step']} pairs" for item in settings)]
+        for arm, settings in found["settings"].items()
+    ]
+    return "Tuned (learning rate, pairs per step):\n\n" + table(("arm", "run at"), rows)
+
+
+def _equal(found: Mapping[str, Any]) -> str:
+    rows = []
+    for length, values in found["lengths"].items():
+        for kind, name in (("equal_prompts", "n prompts each"), ("equal_pairs", "8n pairs each")):
+            for point in values[kind]:
+                arm = point["arm"]
+                gains = values[f"gain_{kind}"]
+                rows.append(
+                    [
+                        length,
+                        name,
+                        LABELS[arm] if kind == "equal_pairs" else f"K = {ARMS[arm].k}",
+                        nats(point),
+                        percent(gains[arm]) if arm in gains else "",
+                    ]
+                )
+    base = ", ".join(f"{values['base']:.3f} at P = {length}" for length, values in found["lengths"].items())
+    return f"The base models are at {base}. Means over seeds.\n\n" + table(
+        ("P", "what is equal", "arm", "KL, nats", "saved against K = 1"), rows
+    )
+
+
+def _costs(found: Mapping[str, Any], kind: str) -> str:
+    rows = []
+    for length, values in found["lengths"].items():
+        for row in values[kind]:
+            rows.append(
+                [
+                    length,
+                    LAYOUTS[row["layout"]],
+                    f"{row['k']}",
+                    f"{LABELS[row['rival']].removeprefix('K = 1, ')}, {row['rival_pairs']:.2f}n",
+                    f"{row['kl']:.3f}",
+                    f"{row['rival_kl']:.3f}",
+                    percent(row["gain"]),
+                    percent(row["share"]),
+                    f"{row['wins']}/{row['seeds']}",
+                    row["verdict"],
+                ]
+            )
+    columns = (
+        "P",
+        "layout",
+        "K",
+        "K = 1 for the same cost",
+        "KL, K",
+        "KL, K = 1",
+        "saved",
+        "affordable share",
+        "seeds won",
+        "by the rule",
+    )
+    return table(columns, rows)
+
+
+def _by_budget(found: Mapping[str, Any]) -> str:
+    rows = []
+    for length, values in found["lengths"].items():
+        for layout, arms in values["by_budget"].items():
+            for arm, points in arms.items():
+                told = ", ".join(f"{point['prompts']:g}n: {percent(point)}" for point in points)
+                rows.append([length, LAYOUTS[layout], f"{ARMS[arm].k}", told or "K = 1 was not trained so short"])
+    return table(("P", "layout", "K", "saved against K = 1 with more prompts at equal cost, by prompts with K"), rows)
+
+
+def _grouping(found: Mapping[str, Any]) -> str:
+    if not found.get("grouping"):
+        return ""
+    rows = []
+    for row in found["grouping"]:
+        ratios = [f"{ratio['measured']:.2f} ({ratio['predicted']:.2f})" for ratio in row["ratios"]]
+        loss = row["loss"]
+        rows.append([f"{row['seed']}", row["stage"], f"{row['rho']:.2f}", *ratios, f"{loss['rho']:.2f}"])
+    ks = [f"K = {ratio['k']}" for ratio in found["grouping"][0]["ratios"]]
+    text = (
+        "The variance of a step's gradient (16 pairs), K responses of a prompt together, over that of 16 pairs of "
+        "different prompts: measured, and in brackets 1 + (K-1)·rho with rho from other prompts.\n\n"
+        + table(("seed", "model", "rho of gradients", *ks, "rho of losses"), rows)
+        + "\n![Variance of a step](claim/grouping.png)\n\n"
+    )
+    told = [f"P = {length}: {percent(values['grouping'])}" for length, values in found["lengths"].items()]
+    return text + (
+        "What it costs in the end, with all 8n pairs seen: the KL that shuffling the pairs across steps saves against "
+        f"K = 8 in groups, each at its own tuned setting: {'; '.join(told)}. Shuffled pairs share no prompt in a "
+        "step, so they pay the expanded price in both layouts.\n"
+    )

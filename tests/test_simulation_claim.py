@@ -1,0 +1,284 @@
+"""The experiment behind docs/results.md: its world, its prices by hand, its decision rule, and a tiny one whole."""
+
+import json
+
+import numpy as np
+import pytest
+from transformers import set_seed
+
+from mrt_plugin.evaluation.known_truth import truth_distance
+from mrt_plugin.simulation.claim import run as runs
+from mrt_plugin.simulation.claim.analysis import analyse
+from mrt_plugin.simulation.claim.arms import ARMS, arm_groups, responses_drawn
+from mrt_plugin.simulation.claim.decision import Estimate, affordable_share, bootstrap, decide, relative_gain
+from mrt_plugin.simulation.claim.exact import ExactDistance
+from mrt_plugin.simulation.claim.grouping import compare, intraclass_correlation, pair_gradients
+from mrt_plugin.simulation.claim.model import build_encoder, random_model
+from mrt_plugin.simulation.claim.pricing import Price, bench_price, token_price
+from mrt_plugin.simulation.claim.records import read_records
+from mrt_plugin.simulation.claim.report import put_into, write_report
+from mrt_plugin.simulation.claim.train import RunKey, Scale, Setting, train_run
+from mrt_plugin.simulation.claim.tuning import Tuned, kl_at
+from mrt_plugin.simulation.claim.world import POOL, RESPONSE, World, draw_pool
+
+TINY = Scale(n=8, held_out=2, base_steps=3)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    set_seed(0)
+
+
+def test_world_is_as_described():
+    world = World(seed=3)
+    encoder = build_encoder()
+    for length in (16, 64):
+        prompts = world.prompts(20, length=length, stream=0)
+        for prompt in prompts:
+            assert sum(prompt.probabilities) == pytest.approx(1)
+            words = prompt.prompt.split()
+            mentioned = [words.count(word) for word in prompt.id.split("-")]
+            assert mentioned == [length // 8] * 4
+            for pair in encoder.encode_group(prompt.prompt, prompt.modes):
+                assert len(pair.input_ids) == length + RESPONSE
+                assert pair.trained_length == RESPONSE
+        assert len({mode for prompt in prompts for mode in prompt.modes}) > 6
+    short, long = world.prompts(5, length=64, stream=0), world.prompts(9, length=256, stream=0)
+    assert [p.probabilities for p in short] == [p.probabilities for p in long[:5]]
+    assert not {p.id for p in world.prompts(1000, length=16, stream=0)} & {
+        p.id for p in world.prompts(1000, length=16, stream=1)
+    }
+    with pytest.raises(ValueError, match="1536 subjects"):
+        world.prompts(1537, length=16, stream=0)
+
+
+def test_pool_is_drawn_from_the_truth():
+    world = World(seed=3)
+    prompt = world.prompts(1, length=16, stream=0)[0]
+    drawn = draw_pool(world, [prompt], n=20_000)[0]["responses"]
+    shares = [drawn.count(mode) / len(drawn) for mode in prompt.modes]
+    assert shares == pytest.approx(prompt.probabilities, abs=0.015)
+
+
+def test_shared_measure_is_the_plain_one():
+    world, encoder, model = World(seed=3), build_encoder(), random_model(0)
+    prompts = world.prompts(18, length=24, stream=1)
+    before = model.config._attn_implementation
+    found, plain = ExactDistance(prompts, encoder)(model), truth_distance(model, encoder, prompts)
+    assert model.config._attn_implementation == before
+    assert found.kl == pytest.approx(plain.kl, rel=1e-6)
+    assert found.elsewhere == pytest.approx(plain.elsewhere)
+
+
+def test_arms_see_as_many_pairs_and_scattering_loses_none():
+    assert {arm.pairs(16) for arm in ARMS.values()} == {8 * 16}
+    assert all(arm.checkpoints[-1] == 8 for arm in ARMS.values())
+    world = World(seed=3)
+    pool = draw_pool(world, world.prompts(32, length=16, stream=0))
+    groups = arm_groups(ARMS["k8"], pool, 4, seed=0)
+    scattered = arm_groups(ARMS["k8_scattered"], pool, 4, seed=0)
+    assert (len(groups), len(scattered)) == (4, 4 * POOL)
+    assert sorted((g["prompt"], r) for g in groups for r in g["responses"]) == sorted(
+        (g["prompt"], r) for g in scattered for r in g["responses"]
+    )
+    places = [group["prompt"] == pool[0]["prompt"] for group in scattered]
+    assert np.ptp(np.flatnonzero(places)) > POOL  # not side by side
+    assert arm_groups(ARMS["k1"], pool, 4, seed=0) == pool[:32]
+    assert responses_drawn(ARMS["k1_redraw"], 100, n=50) == (50, 50 * POOL)
+    assert responses_drawn(ARMS["k8_scattered"], 100, n=50) == (50, 100)
+
+
+def test_prices_by_hand():
+    price = Price(prompt=10, response=2, selection=1, proof=500)
+    # 100 prompts: 100·(10 + 8·2) + 100·1 + 500·100/10,000
+    assert price.cost(ARMS["k8"], 800, 100, "shared_prefix") == pytest.approx(2600 + 100 + 5)
+    assert price.cost(ARMS["k8"], 800, 100, "shared_prefix", proof_over=None) == pytest.approx(2600 + 100 + 500)
+    # 800·(10 + 2), no proof
+    assert price.cost(ARMS["k8"], 800, 100, "expanded") == pytest.approx(9600 + 100)
+    # and (100·10 + 800·2)/3 for sampling
+    assert price.cost(ARMS["k8"], 800, 100, "expanded", sampled=True) == pytest.approx(9700 + 2600 / 3)
+    # pairs that share nothing cost the same in both
+    for name in ("k1", "k1_epochs", "k8_scattered"):
+        costs = {price.cost(ARMS[name], 400, 100, layout) for layout in ("shared_prefix", "expanded")}
+        assert len(costs) == 1
+    # 400 pairs on 100 prompts: selection of 100 prompts once, or 400 draws
+    assert price.cost(ARMS["k1_epochs"], 400, 100, "expanded") == pytest.approx(4800 + 100)
+    assert price.cost(ARMS["k1_redraw"], 400, 100, "expanded") == pytest.approx(4800 + 400)
+    # 2705 buys 2705 / (12 + 1) pairs of K = 1
+    assert price.pairs_for(ARMS["k1"], 2705, 100, "shared_prefix") == pytest.approx(2705 / 13)
+    assert price.pairs_for(ARMS["k8"], 2705, 100, "shared_prefix") == pytest.approx(800)
+    assert price.pairs_for(ARMS["k1"], 1e12, 100, "expanded") == np.inf
+
+
+def test_prices_from_a_benchmark():
+    def shape(k, seconds, prompt=256):
+        arms = {"mrt expanded": 1.0, "mrt shared sdpa": k / seconds}
+        measured = [{"name": name, "pairs_per_second": speed} for name, speed in arms.items()]
+        return {"prompt": prompt, "response": 64, "k": k, "arms": measured}
+
+    bench = {"shapes": [shape(1, 5.0), shape(8, 12.0), shape(1, 9.0, prompt=64)]}
+    price = bench_price(bench, 256, selection=0.5)
+    assert (price.prompt, price.response, price.selection) == pytest.approx((4.0, 1.0, 0.5))
+    with pytest.raises(ValueError, match="mrt bench --shape 64,64,1"):
+        bench_price(bench, 64)
+    tokens = token_price(64)
+    assert tokens.fit(ARMS["k8"], 8, "shared_prefix") == 63 + 8 * 65
+    assert tokens.fit(ARMS["k8"], 8, "expanded") == 8 * (64 + 64)
+
+
+def test_decision_rule():
+    assert decide(Estimate(0.05, 0.01, 0.09)) == "supported"
+    assert decide(Estimate(0.049, 0.01, 0.09)) == "undecided"
+    assert decide(Estimate(0.06, -0.01, 0.13)) == "undecided"
+    assert decide(Estimate(0.02, 0.01, 0.049)) == "too small to matter"
+    assert decide(Estimate(-0.02, -0.06, 0.02)) == "too small to matter"
+    assert decide(Estimate(-0.02, -0.06, -0.01)) == "harmful"
+
+
+def test_bootstrap_is_paired():
+    random = np.random.default_rng(0)
+    seed_effect = random.normal(5, 2, size=12)
+    one, several = seed_effect + 1, seed_effect
+    difference = bootstrap(lambda a, b: a - b, one, several)
+    assert (difference.low, difference.high) == pytest.approx((1, 1))
+    gain = bootstrap(relative_gain, one, several)
+    assert gain.low < gain.value < gain.high
+    assert gain.value == pytest.approx(1 - several.mean() / one.mean())
+    share = bootstrap(affordable_share, several + 0.5, several + 2.0, several)
+    assert (share.value, share.low, share.high) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_kl_between_checkpoints():
+    curve = [{"pairs": 0, "kl": 9.0}, {"pairs": 100, "kl": 1.0}, {"pairs": 200, "kl": 0.6}, {"pairs": 400, "kl": 0.5}]
+    assert kl_at(curve, 200) == 0.6
+    assert kl_at(curve, 200 * 2**0.5) == pytest.approx(0.55)
+    with pytest.raises(ValueError, match="100 to 400"):
+        kl_at(curve, 50)
+
+
+def test_correlation_of_known_gradients():
+    random = np.random.default_rng(0)
+    # rho = 1 / (1 + 3) in every direction
+    gradients = random.standard_normal((600, 1, 40)) + 3**0.5 * random.standard_normal((600, 8, 40))
+    assert intraclass_correlation(gradients) == pytest.approx(0.25, abs=0.02)
+    found = compare(gradients, (2, 4, 8), seed=0)
+    for row in found["ratios"]:
+        assert row["measured"] == pytest.approx(1 + (row["k"] - 1) * 0.25, rel=0.1)
+        assert row["predicted"] == pytest.approx(1 + (row["k"] - 1) * 0.25, rel=0.1)
+
+
+def test_gradient_of_a_pair_is_that_of_its_mean_loss():
+    world, encoder, model = World(seed=3), build_encoder(), random_model(0)
+    groups = draw_pool(world, world.prompts(2, length=16, stream=0), n=2)
+    gradients, losses = pair_gradients(model, groups, encoder)
+    assert gradients.shape == (2, 2, sum(p.numel() for p in model.parameters()))
+    step = 1e-3
+    direction = gradients[0, 0] / np.linalg.norm(gradients[0, 0])
+    place = 0
+    for parameter in model.parameters():
+        size = parameter.numel()
+        part = direction[place : place + size].reshape(parameter.shape)
+        parameter.data += step * parameter.data.new_tensor(part)
+        place += size
+    after = pair_gradients(model, groups[:1], encoder)[1][0, 0]
+    assert (after - losses[0, 0]) / step == pytest.approx(np.linalg.norm(gradients[0, 0]), rel=0.05)
+
+
+def test_a_run_does_not_depend_on_the_layout(tmp_path):
+    key = RunKey(24, "k4", 0, Setting(1e-2, 8))
+    shared, _ = train_run(key, TINY, tmp_path, layout="shared_prefix")
+    expanded, _ = train_run(key, TINY, tmp_path, layout="expanded")
+    assert [p["kl"] for p in shared["curve"]] == pytest.approx([p["kl"] for p in expanded["curve"]], abs=2e-4)
+    assert shared["curve"][-1]["kl"] < shared["curve"][0]["kl"] - 0.01
+    with pytest.raises(ValueError, match="12 pairs a step"):
+        train_run(RunKey(24, "k4", 0, Setting(1e-2, 12)), TINY, tmp_path)
+
+
+def test_a_tiny_experiment_whole_and_resumed(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    chosen = {name: [Setting(1e-2, 8 if arm.k == 8 else 4)] for name, arm in ARMS.items()}
+    keys = runs.main_keys(chosen, lengths=(16,), seeds=(0,))
+    assert runs.run_all(keys, path, TINY, stop_at=0) == len(keys)
+    assert not path.exists()
+    assert runs.run_all(keys, path, TINY) == 0
+    records = read_records(path)
+    assert [record["arm"] for record in records] == list(ARMS)
+    for record in records:
+        points = [round(place * TINY.n) for place in ARMS[record["arm"]].checkpoints]
+        assert [point["pairs"] for point in record["curve"]] == [0, *points]
+        assert np.isfinite([point["kl"] for point in record["curve"]]).all()
+    assert len({record["curve"][0]["kl"] for record in records}) == 1  # one base model
+
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:3] + lines[4:]))
+    trained = []
+    assert runs.run_all(keys, path, TINY, progress=lambda stage, done, total: trained.append(stage)) == 0
+    assert trained == ["P = 16, k8, seed 0", "done"]
+    again = {record["arm"]: record["curve"] for record in read_records(path)}
+    assert again == {record["arm"]: record["curve"] for record in records}
+
+    tuned = Tuned(records)
+    assert tuned.chosen(TINY.n) == chosen
+    assert json.loads(lines[0])["pairs_per_step"] == 4
+
+
+def made_up_records(seeds, length=64, n=64):
+    """K = 1 has a KL of s·n/pairs after so many pairs, K = 4 one of 0.4·s on n prompts; s is the seed's factor."""
+    records = []
+    for seed in seeds:
+        factor = 1 + 0.1 * seed
+        for name, arm in ARMS.items():
+            curve = [{"pairs": 0, "kl": 9.0, "coverage": 0.5, "elsewhere": 0.1}]
+            for place in arm.checkpoints:
+                kl = factor * (0.4 * 4 / place if name == "k4" else 1 / place)
+                curve.append({"pairs": round(place * n), "kl": kl, "coverage": 0.5, "elsewhere": 0.1})
+            records.append(
+                {
+                    "length": length,
+                    "arm": name,
+                    "seed": seed,
+                    "learning_rate": 0.01,
+                    "pairs_per_step": 8,
+                    "curve": curve,
+                }
+            )
+    return records
+
+
+def test_equal_cost_by_hand(tmp_path):
+    # C_p = 2·C_r: K = 4 on n prompts costs 6 C_r a prompt, as 2n pairs of K = 1 do; copied, as 4n pairs do.
+    records, tuning = made_up_records(range(4)), made_up_records([1000])
+    found = analyse(records[:-1], tuning, {64: Price(2.0, 1.0), 256: Price(8.0, 1.0)}, 64)
+    assert list(found["lengths"]) == ["64"]
+    values = found["lengths"]["64"]
+    assert values["seeds"] == [0, 1, 2]  # the last seed is not complete
+    rows = {(row["layout"], row["k"], row["rival"]): row for row in values["comparisons"]}
+    shared, copied = rows["shared_prefix", 4, "k1"], rows["expanded", 4, "k1"]
+    assert (shared["rival_pairs"], copied["rival_pairs"]) == pytest.approx((2, 4))
+    # 1 - 0.4/0.5, and (0.5 - 0.4)/(1 - 0.4) of the gain at equal prompts
+    assert (shared["gain"]["value"], shared["share"]["value"]) == pytest.approx((0.2, 1 / 6))
+    assert (shared["verdict"], shared["wins"], shared["seeds"]) == ("supported", 3, 3)
+    assert (copied["gain"]["value"], copied["verdict"]) == (pytest.approx(1 - 0.4 / 0.25), "harmful")
+    assert values["gain_equal_prompts"]["k4"]["value"] == pytest.approx(0.6)
+    assert [point["prompts"] for point in values["by_budget"]["expanded"]["k4"]] == [0.5, 1, 1.5, 2]
+
+    found["grouping"] = []
+    write_report(found, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text())["lengths"]["64"]["seeds"] == [0, 1, 2]
+    text = (tmp_path / "results.md").read_text()
+    assert (
+        "| 64 | shared prefix | 4 | more prompts, 2.00n | 0.440 | 0.550 | 20 % (20 to 20) | 17 % (17 to 17) |" in text
+    )
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "cost-shared_prefix.png",
+        "cost-expanded.png",
+        "gain.png",
+    }
+
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- results: begin -->\nold\n<!-- results: end -->\nafter\n")
+    put_into(page, "new\n")
+    assert page.read_text() == "before\n<!-- results: begin -->\nnew\n<!-- results: end -->\nafter\n"
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="no <!-- results: begin -->"):
+        put_into(page, "new")
