@@ -23,7 +23,15 @@ pre { background: #f3f3f3; border: 1px solid #ccc; padding: 1em; overflow-x: aut
 figure { margin: 1em 0 } figure svg { max-width: 100%; height: auto }
 figcaption { font-size: 14px; color: #333 }
 .lead { font-size: 19px; border-left: 5px solid #111; padding-left: 1em }
+section { margin: 1.5em 0; border-top: 1px solid #ccc; break-inside: avoid }
+section h3 { font: bold 15px/1.4 Helvetica, Arial, sans-serif; white-space: pre-wrap; margin: .5em 0 }
+.panels { display: flex; flex-wrap: wrap; gap: 1em } .panels > div { flex: 1 1 14em; min-width: 0 }
+.panels h4 { font: bold 13px/1.4 Helvetica, Arial, sans-serif; margin: 0 0 .3em; color: #333 }
+.panels p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: 15px; line-height: 1.4 }
 """
+
+SHOWN = 2000
+"""Characters of a text that is laid out for reading."""
 
 
 @dataclass
@@ -82,6 +90,16 @@ class Report:
     def figure(self, figure: "Figure", caption: str) -> None:
         """A matplotlib figure as SVG."""
         self.parts.append(f"<figure>{svg(figure)}<figcaption>{escape(caption)}</figcaption></figure>")
+
+    def side_by_side(self, title: str, panels: Sequence[tuple[str, str]]) -> None:
+        """Texts to read beside each other, each under its name. What a long one goes on with is counted."""
+
+        def cut(text: str) -> str:
+            more = len(text) - SHOWN
+            return escape(text) if more <= 0 else f"{escape(text[:SHOWN])} [... {more:,} more characters]"
+
+        body = "".join(f"<div><h4>{escape(name)}</h4><p>{cut(text)}</p></div>" for name, text in panels)
+        self.parts.append(f'<section><h3>{cut(title)}</h3><div class="panels">{body}</div></section>')
 
     def html(self) -> str:
         """The whole file."""

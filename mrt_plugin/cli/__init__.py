@@ -7,6 +7,7 @@ from mrt_plugin.cli.augment import augment
 from mrt_plugin.cli.bench import bench
 from mrt_plugin.cli.demo import demo
 from mrt_plugin.cli.doctor import doctor
+from mrt_plugin.cli.evaluate import evaluate
 from mrt_plugin.cli.plan import plan
 from mrt_plugin.cli.sample import sample
 from mrt_plugin.cli.select import select
@@ -20,5 +21,5 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-for command in (demo, sample, select, doctor, bench, plan, simulate, audit, augment):
+for command in (demo, sample, select, doctor, bench, plan, simulate, audit, augment, evaluate):
     app.command()(command)

@@ -20,7 +20,7 @@ def coverage(samples: np.ndarray, references: np.ndarray) -> float:
     >>> coverage(np.array([[1.0, 0.0]]), np.array([[2.0, 0.0], [0.0, 1.0]]))
     0.5
     """
-    return float(_cosines(references, samples).max(axis=1).mean())
+    return float(cosines(references, samples).max(axis=1).mean())
 
 
 def alignment(samples: np.ndarray, references: np.ndarray) -> float:
@@ -57,12 +57,16 @@ def diversity(samples: np.ndarray) -> float:
     return float(1 - (total @ total - itself) / (count * (count - 1)))
 
 
-def _cosines(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """[len(rows), len(columns)]"""
+def cosines(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """[len(rows), len(columns)]
+
+    Raises:
+        ValueError: if either is empty.
+    """
     if not len(rows) or not len(columns):
         raise ValueError("Coverage and alignment need at least one sample and one reference.")
-    cosines: np.ndarray = _unit(rows) @ _unit(columns).T
-    return cosines
+    found: np.ndarray = _unit(rows) @ _unit(columns).T
+    return found
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -1,11 +1,13 @@
-"""A model to be measured: a folder or name, with or without an adapter, in 4 bit or not."""
+"""A model to be measured: a folder or name, with or without an adapter, in 4 bit or not, and its tokenizer."""
 
 from pathlib import Path
 
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
+from mrt_plugin.encoding import prepare_tokenizer
 from mrt_plugin.evaluation.log_likelihood import Model
 
 
@@ -26,6 +28,9 @@ def load_model(
         dtype: of the computation, and of the weights that are not quantised.
         device: where to; by default the first GPU, else the CPU.
 
+    Raises:
+        ValueError: if the adapter was trained on a model of another shape.
+
     Example:
 
     ```python
@@ -45,5 +50,45 @@ def load_model(
         device_map={"": place},
         quantization_config=four_bit if load_in_4bit else None,
     )
-    loaded = base if adapter is None else PeftModel.from_pretrained(base, str(adapter))
+    loaded = base if adapter is None else _with_adapter(base, adapter, str(model))
     return loaded.eval()
+
+
+def load_tokenizer(
+    model: str | Path, adapter: str | Path | None = None, tokenizer: str | Path | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that a model was trained with: the one named, else the adapter's own, else the model's.
+
+    Trainers save the tokenizer beside the adapter, with the chat template and the tokens that training added.
+
+    Raises:
+        EncodingError: for a tokenizer that cannot be used.
+    """
+    beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
+    return prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer or (adapter if beside else model)))
+
+
+def _with_adapter(base: Model, adapter: str | Path, name: str) -> PeftModel:
+    """The model with the adapter on it. PEFT passes over weights that find no place, and a wrong base with them."""
+    try:
+        loaded = PeftModel.from_pretrained(base, str(adapter))  # type: ignore[arg-type]
+    except (RuntimeError, ValueError) as error:
+        if "size mismatch" not in str(error) and "Target modules" not in str(error):
+            raise
+        raise ValueError(_misfit(adapter, name, str(error).strip().splitlines()[-1].strip())) from error
+    path = Path(adapter) / "adapter_model.safetensors"
+    if path.is_file():
+        with safe_open(path, framework="pt") as file:
+            saved = {key for key in file.keys() if "lora_" in key}  # noqa: SIM118
+        placed = {key for key in get_peft_model_state_dict(loaded) if "lora_" in key}
+        if saved != placed:
+            what = f"{len(saved - placed)} of its weights find no place there, {len(placed - saved)} are missing"
+            raise ValueError(_misfit(adapter, name, f"{what}, {min(saved ^ placed)} for example"))
+    return loaded
+
+
+def _misfit(adapter: str | Path, model: str, why: str) -> str:
+    return (
+        f"The adapter {adapter} does not fit {model}: {why}. Give the base it was trained on "
+        "(base_model_name_or_path in its adapter_config.json)."
+    )

@@ -1,7 +1,6 @@
 """What planning needs from a model: the loss of every response, and the tokens that prompts and responses cost."""
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,14 +10,12 @@ import numpy as np
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.evaluation.log_likelihood import Model, log_likelihoods
+from mrt_plugin.evaluation.tokenizer_match import check_ids, vocabulary, worse_than_guessing
 from mrt_plugin.layout.group_row import build_group_row
 from mrt_plugin.options import LossAggregation
 from mrt_plugin.planning.budget import Costs, PaidLayout
 
 logger = logging.getLogger(__name__)
-
-GUESSING = 1.2
-"""A mean NLL per token above this many times ln(vocabulary) says that the model knows less than nothing."""
 
 
 @dataclass(frozen=True)
@@ -108,13 +105,12 @@ def measure(
     estimate_components(found.losses("token"))
     ```
     """
-    rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, index, arg-type]
     limit = max_length or model.config.to_dict().get("max_position_embeddings")
     encoded: list[tuple[str, list[int], list[Pair]]] = []
     left_out = 0
     for group in groups:
         pairs = encoder.encode_group(group["prompt"], group["responses"])
-        _check_ids(pairs, rows)
+        check_ids(pairs, model)
         fitting = [place for place, pair in enumerate(pairs) if limit is None or len(pair.input_ids) <= limit]
         left_out += len(pairs) - len(fitting)
         if fitting:
@@ -152,19 +148,8 @@ def measure(
             )
         )
         start += len(pairs)
-    found = Measurement(measured, left_out, limit, rows)
-    if found.nll_per_token > GUESSING * math.log(rows):
-        logger.warning(
-            f"The model's loss is {found.nll_per_token:.2f} nats per token, and guessing among its {rows:,} tokens "
-            f"has {math.log(rows):.2f}: is this tokenizer the model's?"
-        )
+    found = Measurement(measured, left_out, limit, vocabulary(model))
+    warning = worse_than_guessing(found.nll_per_token, model)
+    if warning:
+        logger.warning(warning)
     return found
-
-
-def _check_ids(pairs: list[Pair], rows: int) -> None:
-    highest = max(max(pair.input_ids) for pair in pairs)
-    if highest >= rows:
-        raise ValueError(
-            f"The tokenizer gives token {highest}, and the model has embeddings for {rows} tokens: this tokenizer is "
-            "not the model's. Give the folder or name that holds both."
-        )

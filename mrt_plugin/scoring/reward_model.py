@@ -131,7 +131,9 @@ class RewardModel:
             whole = len(self.tokenizer(*texts)["input_ids"])
             self.cut += whole > self.longest
             return dict(self.tokenizer(*texts, truncation=True, max_length=self.longest))
-        messages = [*prompt_messages(prompt), *response_messages(response)]
+        # A string is taken as it is: a sample may be empty, and is then scored as such.
+        answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else None
+        messages = [*prompt_messages(prompt), *(answer or response_messages(response))]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         self.cut += len(ids) > self.longest

@@ -1,0 +1,92 @@
+"""What a model is evaluated on: prompts, each with its reference responses, if there are any."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mrt_plugin.evaluation.sampling.prompts import read_prompts
+from mrt_plugin.groups import load_groups, prompt_key
+from mrt_plugin.groups.keys import digest
+from mrt_plugin.groups.messages import response_text
+from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.sources import open_source
+from mrt_plugin.groups.write import rows_of
+
+
+@dataclass
+class Case:
+    """One prompt of an evaluation."""
+
+    id: str
+    prompt: Any
+    """A string, or a list of messages."""
+    references: list[Any] = field(default_factory=list)
+    """Responses, strings or lists of messages; may be none."""
+    scores: list[float] = field(default_factory=list)
+    """Of the references, if the data has any."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of the references."""
+        return [response_text(reference) for reference in self.references]
+
+    @property
+    def right(self) -> list[str]:
+        """The texts of the references that a checker may trust: those with the highest score, all without scores."""
+        if not self.scores:
+            return self.texts
+        best = max(self.scores)
+        return [text for text, score in zip(self.texts, self.scores, strict=True) if score == best]
+
+
+def read_cases(
+    data: Any, *, split: str = "train", source: str | None = None, max_prompts: int | None = None, seed: int = 0
+) -> list[Case]:
+    """Read prompts with or without references, each prompt once.
+
+    Args:
+        data: anything that `load_groups` or `mrt sample` reads: groups, flat rows, bare prompts, a `.txt` with one
+            prompt a line. A row whose `responses` are empty is a prompt without references.
+        split: for the hub and a `DatasetDict`.
+        source: a public format.
+        max_prompts: keep so many, drawn by a hash of (seed, id); their order stays.
+        seed: of that draw.
+
+    Raises:
+        DataError: with each problem's row, column and remedy; for data without a prompt.
+    """
+    cases: dict[str, Case] = {}
+    with_references, without = (1, 0) if source is not None else _count(data, split)
+    if with_references:
+        for group in rows_of(load_groups(data, split=split, source=source)):
+            case = cases.setdefault(prompt_key(group["prompt"]), Case(group["id"], group["prompt"]))
+            case.references += group["responses"]
+            case.scores += group.get("scores") or []
+    if without or not with_references:
+        for name, prompt in read_prompts(data, split=split)[0]:
+            cases.setdefault(prompt_key(prompt), Case(name, prompt))
+    found = list(cases.values())
+    if max_prompts is not None and max_prompts < len(found):
+        order = sorted(found, key=lambda case: digest(b"evaluate", str(seed).encode(), case.id.encode()))
+        chosen = {id(case) for case in order[:max_prompts]}
+        found = [case for case in found if id(case) in chosen]
+    return found
+
+
+def _count(data: Any, split: str) -> tuple[int, int]:
+    """Rows with and without a reference, by their columns alone: what is wrong in them is found when they are read."""
+    if isinstance(data, str | Path) and Path(data).suffix == ".txt":
+        return 0, 1
+    opened = open_source(data, split)
+    have = [_has_reference(row) for _, row in opened.rows(Problems(opened.name))]
+    return sum(have), len(have) - sum(have)
+
+
+def _has_reference(row: Mapping[str, Any]) -> bool:
+    if "prompt" not in row:
+        messages = row.get("messages")
+        last = messages[-1] if isinstance(messages, list) and messages else None
+        return isinstance(last, dict) and last.get("role") == "assistant"
+    responses = row.get("responses", row.get("completion"))
+    return any(bool(response) for response in responses) if isinstance(responses, list) else bool(responses)

@@ -1,0 +1,87 @@
+"""Checkers: whether a response is right."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from mrt_plugin.curation.text import normalised
+from mrt_plugin.evaluation.cases import Case
+from mrt_plugin.scoring.function import load_function
+
+NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Tells whether a response to a case is right; None where the case gives it nothing to compare with."""
+
+    name: str
+    check: Callable[[Case, str], bool | None]
+
+    def __call__(self, case: Case, response: str) -> bool | None:
+        return self.check(case, response)
+
+
+def load_checker(checker: str | Callable[[Any, str, list[Any]], Any]) -> Checker:
+    """A checker by name.
+
+    Args:
+        checker: `exact`: the response is one of the references, but for case, white space and compatibility forms of
+            characters. `numeric`: its last number is the last number of one of the references (of `A: 18`,
+            `#### 18.0`, `\\boxed{18}`). `package.module:function`, `file.py:function` or a function of (prompt,
+            response, references) that returns whether the response is right. If the data has scores, `exact` and
+            `numeric` look at the references with the highest score of their prompt alone.
+
+    Raises:
+        ValueError: for an unknown name, and later for a function that fails or returns something else.
+
+    Example:
+
+    >>> check = load_checker("numeric")
+    >>> check(Case("1", "What is 6 x 200?", ["#### 1,200"]), "6 times 200 is 1200.00.")
+    True
+    """
+    if checker == "exact":
+        return Checker("exact", _exact)
+    if checker == "numeric":
+        return Checker("numeric", _numeric)
+    if isinstance(checker, str) and ":" not in checker:
+        raise ValueError(f"checker={checker!r} is unknown: choose exact, numeric, or a function as module:function.")
+    name = checker if isinstance(checker, str) else getattr(checker, "__qualname__", type(checker).__name__)
+    function = load_function(checker) if isinstance(checker, str) else checker
+
+    def call(case: Case, response: str) -> bool:
+        try:
+            right = function(case.prompt, response, case.references)
+        except Exception as error:  # it is the user's code: anything may happen in it
+            raise ValueError(
+                f"The checker {name} failed on prompt {case.id}: {type(error).__name__}: {error}"
+            ) from error
+        if right not in (True, False):  # 0 and 1 as well, and numpy's
+            raise ValueError(f"The checker {name} gave {right!r} for prompt {case.id}: it must give True or False.")
+        return bool(right)
+
+    return Checker(name, call)
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number in a text, thousands separators left out.
+
+    Example:
+
+    >>> last_number("He pays 3 x $1,250.50 = $3,751.50.")
+    Decimal('3751.50')
+    """
+    found = NUMBER.findall(text)
+    return Decimal(found[-1].replace(",", "").replace("−", "-")) if found else None
+
+
+def _exact(case: Case, response: str) -> bool | None:
+    return normalised(response) in {normalised(text) for text in case.right} if case.references else None
+
+
+def _numeric(case: Case, response: str) -> bool | None:
+    wanted = {number for text in case.right if (number := last_number(text)) is not None}
+    return last_number(response) in wanted if wanted else None

@@ -1,0 +1,231 @@
+"""`evaluate`: several models on the same prompts, side by side, as one JSON-ready result."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mrt_plugin.curation.text import units
+from mrt_plugin.evaluation.cases import Case
+from mrt_plugin.evaluation.closeness import closeness
+from mrt_plugin.evaluation.forgetting import FLAGGED, SIGNIFICANT, compare_probe, compare_tasks
+from mrt_plugin.evaluation.measures import MEASURES, outcome
+from mrt_plugin.evaluation.named_model import NamedModel, check_names
+from mrt_plugin.evaluation.paired import DRAWS, LEVEL, Bootstrap
+from mrt_plugin.evaluation.reading import lay_out
+from mrt_plugin.evaluation.sentences import next_step, notes
+from mrt_plugin.evaluation.subject import How, Key, Progress, Subject, measure_subject, same_tokens
+from mrt_plugin.scoring.function import load_function
+
+
+def evaluate(
+    cases: Sequence[Case],
+    models: Sequence[NamedModel],
+    how: How,
+    *,
+    baseline: str | None = None,
+    outputs: int = 30,
+    seed: int = 0,
+    data: str = "the data",
+    progress: Progress = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Measure models on the same prompts and compare each with the first, or with `baseline`.
+
+    Args:
+        cases: prompts, with references where there are any.
+        models: at least one.
+        how: what is measured.
+        baseline: the name of the model that the others are compared with.
+        outputs: so many outputs of all models together are laid out for reading.
+        seed: of the bootstrap and of the prompts that are laid out.
+        data: what the data is called.
+        progress: told how far it is.
+
+    Returns:
+        JSON-ready: `data`, `models` (with `measures`), `references`, `differences`, `forgetting`, `outputs`,
+        `per_prompt`, `notes` (sentences) and `next` (what to do now).
+
+    Raises:
+        ValueError: if there is nothing to measure, or a model cannot be what it is said to be.
+        Unfinished, EndpointError: if samples could not be had. The same call goes on from those that could.
+
+    Example:
+
+    ```python
+    models = parse_models(["path/to/base", "path/to/base+outputs/run"])
+    result = evaluate(read_cases("held_out.jsonl"), models, How(Path("evaluation"), m=8))
+    result["models"][1]["measures"]
+    ```
+    """
+    check_names(models)
+    if not cases or not models:
+        raise ValueError("There is nothing to evaluate: give at least one prompt and one model.")
+    names = [model.name for model in models]
+    if baseline is not None and baseline not in names:
+        raise ValueError(f"baseline={baseline!r} is none of the models: {', '.join(names)}.")
+    if isinstance(how.scorer, str) and ":" in how.scorer:
+        load_function(how.scorer)  # a wrong name is found before anything is drawn
+    first = names.index(baseline) if baseline is not None else 0
+    subjects = [measure_subject(model, cases, how, progress) for model in models]
+    if not any(subject.measured or subject.probe or subject.tasks for subject in subjects):
+        raise ValueError("There is nothing to measure: ask for samples (--m), or give data with references.")
+    boot = Bootstrap(len(cases), seed)
+    result: dict[str, Any] = {
+        "data": _data(cases, data),
+        "baseline": names[first],
+        "models": [_model(subject, boot) for subject in subjects],
+        "references": _references(cases, how),
+        "differences": _differences(subjects, first, boot),
+        "forgetting": _forgetting(subjects, first, seed),
+        "outputs": lay_out(cases, subjects, outputs, seed),
+        "per_prompt": _per_prompt(cases, subjects),
+        "intervals": {"level": LEVEL, "draws": DRAWS, "seed": seed},
+        "points": {"flagged": FLAGGED, "significant": SIGNIFICANT},
+        "how": {
+            "m": how.m,
+            "settings": how.settings.as_dict(),
+            "embedder": None if how.embedder is None else how.embedder.name,
+            "scorer": None if how.scorer is None else str(how.scorer),
+            "checker": None if how.checker is None else how.checker.name,
+            "load_in_4bit": how.load_in_4bit,
+        },
+    }
+    result["notes"] = notes(cases, subjects, first, result)
+    result["next"] = next_step(result)
+    return result
+
+
+def _data(cases: Sequence[Case], name: str) -> dict[str, Any]:
+    counts = [len(case.references) for case in cases]
+    return {
+        "name": name,
+        "prompts": len(cases),
+        "with_references": sum(count > 0 for count in counts),
+        "references": sum(counts),
+        "references_least": min(counts),
+        "references_median": float(np.median(counts)),
+        "references_most": max(counts),
+    }
+
+
+def _model(subject: Subject, boot: Bootstrap) -> dict[str, Any]:
+    model, samples = subject.model, subject.samples
+    found: dict[str, Any] = {
+        "name": model.name,
+        "path": model.path,
+        "adapter": model.adapter,
+        "pool": model.pool,
+        "samples": None,
+        "measures": [
+            {
+                "measure": name,
+                "m": m,
+                "value": measured.value,
+                "interval": boot.interval(measured),
+                "prompts": int(measured.known.sum()),
+            }
+            for (name, m), measured in sorted(subject.measured.items(), key=lambda item: _order(item[0]))
+        ],
+    }
+    if samples is not None:
+        counts = [len(one.texts) for one in samples]
+        found["samples"] = {
+            "draws": sum(counts),
+            "least": min(counts),
+            "most": max(counts),
+            "cut_off": sum(sum(one.cut_off) for one in samples),
+            "empty": sum(not text.strip() for one in samples for text in one.texts),
+        }
+    return found
+
+
+def _references(cases: Sequence[Case], how: How) -> dict[str, Any] | None:
+    """What the references are like among themselves: the mark to hold samples to."""
+    if not any(case.references for case in cases):
+        return None
+    lengths = [np.mean([len(units(text)) for text in case.texts]) for case in cases if case.references]
+    found = {"length": float(np.mean(lengths)), "coverage": None, "diversity": None}
+    several = [case for case in cases if len(case.references) > 1]
+    if how.embedder is not None and several:
+        near = [closeness(case.texts, [], how.embedder) for case in several]
+        found["coverage"] = float(np.mean([one.reference_coverage for one in near]))
+        found["diversity"] = float(np.mean([one.reference_diversity for one in near]))
+    return found
+
+
+def _differences(subjects: Sequence[Subject], first: int, boot: Bootstrap) -> list[dict[str, Any]]:
+    """Each model minus the baseline, on the prompts on which both were measured."""
+    base = subjects[first]
+    rows = []
+    for subject in subjects:
+        if subject is base:
+            continue
+        shared = set(subject.measured) & set(base.measured)
+        for name, m in sorted(shared, key=_order):
+            if name == "nll_per_token" and not same_tokens(subject, base):
+                continue
+            value, interval, prompts = boot.difference(subject.measured[name, m], base.measured[name, m])
+            rows.append(
+                {
+                    "model": subject.model.name,
+                    "measure": name,
+                    "m": m,
+                    "difference": value,
+                    "interval": interval,
+                    "scaled": _scaled(value, interval),
+                    "prompts": prompts,
+                    "outcome": outcome(name, interval),
+                }
+            )
+    return rows
+
+
+def _scaled(value: float | None, interval: list[float] | None) -> list[float] | None:
+    """Low end, value and high end in units of half the interval: what a plot of all measures shows."""
+    if value is None or interval is None:
+        return None
+    unit = (interval[1] - interval[0]) / 2 or 1.0
+    return [interval[0] / unit, value / unit, interval[1] / unit]
+
+
+def _forgetting(subjects: Sequence[Subject], first: int, seed: int) -> list[dict[str, Any]]:
+    """Before and after: of a model with an adapter, without and with it; of another, the baseline and it."""
+    base = subjects[first]
+    found = []
+    for subject in subjects:
+        own = subject.base_probe is not None or bool(subject.base_tasks)
+        if not own and subject is base:
+            continue
+        before = subject.model.path if own else base.model.name
+        before_probe = subject.base_probe if own else base.probe
+        before_tasks = subject.base_tasks if own else base.tasks
+        probe = None
+        if subject.probe is not None and before_probe is not None:
+            probe = compare_probe(before_probe, subject.probe, seed=seed)
+        tasks = compare_tasks(before_tasks, subject.tasks)
+        if probe is not None or tasks:
+            found.append({"model": subject.model.name, "before": before, "probe": probe, "tasks": tasks})
+    return found
+
+
+def _per_prompt(cases: Sequence[Case], subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+    """The values that everything above is made of."""
+    rows = []
+    for place, case in enumerate(cases):
+        row: dict[str, Any] = {"id": case.id, "references": len(case.references), "models": {}}
+        for subject in subjects:
+            row["models"][subject.model.name] = {
+                name if m is None else f"{name}@{m}": _finite(measured.values[place] / (measured.weights[place] or 1))
+                for (name, m), measured in sorted(subject.measured.items(), key=lambda item: _order(item[0]))
+            }
+        rows.append(row)
+    return rows
+
+
+def _order(key: Key) -> tuple[int, int]:
+    return list(MEASURES).index(key[0]), key[1] or 0
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

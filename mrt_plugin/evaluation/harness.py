@@ -1,0 +1,89 @@
+"""Tasks of EleutherAI's lm-evaluation-harness, run on a model that is loaded already."""
+
+import contextlib
+import importlib.util
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from mrt_plugin.evaluation.log_likelihood import Model
+
+Scores = dict[str, dict[str, dict[str, Any]]]
+"""By task and metric: `value`, `stderr` (None where the harness has none) and `higher_is_better`."""
+
+
+def check_tasks(tasks: Sequence[str], include: str | Path | None = None) -> Any:
+    """The harness's task manager, which knows all these tasks. Cheap: call it before anything is loaded.
+
+    Args:
+        tasks: names of tasks or groups of tasks.
+        include: a folder with task files of your own.
+
+    Raises:
+        ImportError: naming the package, if the harness is not installed.
+        ValueError: for a task that it does not know.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ImportError('Tasks need the lm-evaluation-harness: pip install "lm_eval[hf]", or leave out --lm-eval.')
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=None if include is None else str(include))
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        raise ValueError(f"The lm-evaluation-harness has no task {', '.join(unknown)}: `lm-eval ls tasks` lists them.")
+    return manager
+
+
+def run_tasks(
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    manager: Any,
+    *,
+    limit: int | None = None,
+    batch_size: int = 8,
+) -> Scores:
+    """Score a model on tasks, without a chat template, as the harness does by default.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: the model's.
+        tasks: names of tasks or groups.
+        manager: of `check_tasks`.
+        limit: examples of each task; all of them if None.
+        batch_size: sequences at a time.
+    """
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is for results alone
+        found = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),  # type: ignore[arg-type]
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            bootstrap_iters=1000,
+            log_samples=False,
+            verbosity=logging.ERROR,
+        )
+    assert found is not None, "one process, so there is a result"
+    scores: Scores = {}
+    for task, results in found["results"].items():
+        for name, value in results.items():
+            metric, _, rule = name.partition(",")
+            if not isinstance(value, int | float) or metric.endswith("_stderr") or "," not in name:
+                continue
+            error = results.get(f"{metric}_stderr,{rule}")
+            known = isinstance(error, int | float) and math.isfinite(error)
+            scores.setdefault(task, {})[name.removesuffix(",none")] = {
+                "value": float(value),
+                "stderr": float(error) if known else None,
+                "higher_is_better": bool((found["higher_is_better"].get(task) or {}).get(metric)),
+            }
+    return scores

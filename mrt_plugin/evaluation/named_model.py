@@ -1,0 +1,129 @@
+"""A model to be evaluated: its name in tables, where it lies, and the adapter on it."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """One of the models side by side."""
+
+    name: str
+    path: str | None
+    """Folder or hub name of a base or merged model; an endpoint's name for it; None where only samples are given."""
+    adapter: str | None = None
+    pool: str | None = None
+    """A file of samples that were drawn from it before."""
+
+    @property
+    def file_name(self) -> str:
+        """The name as a file may bear it."""
+        return re.sub(r"[^\w.-]+", "_", self.name)
+
+
+def parse_models(texts: Sequence[str], *, adapter: str | None = None, local: bool = True) -> list[NamedModel]:
+    """Models as a command line names them: `PATH`, `BASE+ADAPTER`, or either after `NAME=`.
+
+    A folder that holds an adapter and no model stands for the base that its configuration names, with the adapter.
+
+    Args:
+        texts: one for each model.
+        adapter: to put on the only model.
+        local: False for the names of an endpoint's models, which are taken as they are.
+
+    Raises:
+        ValueError: if two models have one name, or an adapter has no base.
+
+    Example:
+
+    >>> parse_models(["path/to/base", "tuned=path/to/base+outputs/run"])[1]
+    NamedModel(name='tuned', path='path/to/base', adapter='outputs/run', pool=None)
+    """
+    if adapter is not None and len(texts) != 1:
+        raise ValueError(f"--adapter goes with one --model, and there are {len(texts)}: write --model BASE+ADAPTER.")
+    models = [_parse(text, local) for text in texts]
+    if adapter is not None:
+        (only,) = models
+        if only.adapter is not None:
+            raise ValueError(f"{texts[0]} has an adapter already: leave out --adapter {adapter}.")
+        models = [NamedModel(only.name if _named(texts[0]) else _short(only.path, adapter), only.path, adapter)]
+    counts = [sum(model.name == other.name for other in models) for model in models]
+    models = [
+        model if count == 1 or _named(text) else NamedModel(text, model.path, model.adapter)
+        for model, count, text in zip(models, counts, texts, strict=True)
+    ]
+    return check_names(models)
+
+
+def add_pools(models: Sequence[NamedModel], pools: Sequence[str]) -> list[NamedModel]:
+    """The models, with files of samples: `NAME=FILE` for the model of that name, or one more that is known by its
+    samples alone; a bare `FILE` is named after itself.
+
+    Raises:
+        ValueError: if two models have one name.
+    """
+    found = list(models)
+    for text in pools:
+        name, path = _split_name(text)
+        name = name or Path(path).name.removesuffix(".jsonl").removesuffix(".samples")
+        place = next((index for index, model in enumerate(found) if model.name == name), None)
+        if place is None:
+            found.append(NamedModel(name, None, None, path))
+        elif found[place].pool is None:
+            found[place] = NamedModel(name, found[place].path, found[place].adapter, path)
+        else:
+            raise ValueError(f"{name!r} has two files of samples: give one of them another name with NAME=FILE.")
+    return check_names(found)
+
+
+def check_names(models: Sequence[NamedModel]) -> list[NamedModel]:
+    """Raise ValueError unless all names, also as files, differ."""
+    seen: dict[str, NamedModel] = {}
+    for model in models:
+        if model.file_name in seen:
+            raise ValueError(
+                f"Two models are called {model.name!r}: tell them apart with NAME=, as in --model tuned={model.path}."
+            )
+        seen[model.file_name] = model
+    return list(models)
+
+
+def _parse(text: str, local: bool) -> NamedModel:
+    name, rest = _split_name(text)
+    if not local:
+        return NamedModel(name or rest, rest)
+    path, adapter = rest, None
+    if not Path(rest).exists() and "+" in rest:
+        path, _, adapter = rest.rpartition("+")
+    elif (Path(rest) / "adapter_config.json").is_file() and not (Path(rest) / "config.json").is_file():
+        path, adapter = _base_of(rest), rest
+    if not path or adapter == "":
+        raise ValueError(f"--model {text}: write PATH, BASE+ADAPTER, or NAME=PATH.")
+    return NamedModel(name or _short(path, adapter), path, adapter)
+
+
+def _base_of(adapter: str) -> str:
+    base = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8")).get(
+        "base_model_name_or_path"
+    )
+    if not base:
+        raise ValueError(f"{adapter} is an adapter that does not say what it was trained on: write BASE+{adapter}.")
+    return str(base)
+
+
+def _named(text: str) -> bool:
+    return bool(_split_name(text)[0])
+
+
+def _split_name(text: str) -> tuple[str, str]:
+    """The name before `=`, if there is one and the whole is no path."""
+    name, sign, rest = text.partition("=")
+    return ("", text) if not sign or "/" in name or Path(text).exists() else (name, rest)
+
+
+def _short(path: str | None, adapter: str | None) -> str:
+    parts = [Path(part).name or part for part in (path, adapter) if part]
+    return "+".join(parts)

@@ -1,0 +1,111 @@
+"""The samples of a model: drawn now, so that a stopped run goes on, or read from a pool that was drawn before."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mrt_plugin.evaluation.cases import Case
+from mrt_plugin.evaluation.sampling.run import Sampler, sample_pool
+from mrt_plugin.evaluation.sampling.settings import Draw, SampleReport, SamplingSettings
+from mrt_plugin.groups import prompt_key
+from mrt_plugin.groups.messages import response_text
+from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.sources import open_source
+from mrt_plugin.groups.write import whole_file
+
+
+@dataclass
+class Samples:
+    """What a model said to one prompt, in the order of the draws. What was cut off is among it: the model said it."""
+
+    texts: list[str] = field(default_factory=list)
+    cut_off: list[bool] = field(default_factory=list)
+    """Whether the model was stopped before it ended; False where that is not known."""
+
+
+def draw_samples(
+    cases: Sequence[Case],
+    sampler: Sampler,
+    output: Path,
+    m: int,
+    settings: SamplingSettings,
+    *,
+    partial: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Samples], SampleReport]:
+    """Draw m samples for each prompt and keep them in a file, as `mrt sample` does.
+
+    Every reply is in `OUTPUT.journal` before the next is asked for: a run that was stopped goes on from there.
+
+    Raises:
+        Unfinished: if some draws could not be had and `partial` does not allow for that.
+        EndpointError: if the endpoint cannot be used, or stopped answering.
+        ValueError: if the journal was made with other settings or another model.
+    """
+    prompts = output.with_name(f"{output.name}.prompts.jsonl")
+    with whole_file(prompts) as file:
+        for case in cases:
+            file.write(json.dumps({"id": case.id, "prompt": case.prompt}, ensure_ascii=False).encode() + b"\n")
+    try:
+        report = sample_pool(
+            prompts,
+            sampler,
+            output,
+            n=m,
+            settings=settings,
+            keep_cut_off=True,
+            partial=partial,
+            progress=progress,
+        )
+    finally:
+        prompts.unlink()
+    return read_samples(output, cases), report
+
+
+def read_samples(pool: Any, cases: Sequence[Case]) -> list[Samples]:
+    """The samples of each case, from the pool that `mrt sample` writes, or from any groups.
+
+    Responses that were in a pool before it was filled up (`mrt sample --extend`) are not the model's, and left out.
+
+    Args:
+        pool: rows with `prompt` and `responses`, and where known `finish_reasons`, `samples` and `truncated`.
+        cases: whose prompts are looked up; a prompt that the pool lacks has no samples.
+
+    Raises:
+        DataError: for rows of another shape, or if the pool has none of the prompts.
+    """
+    opened = open_source(pool, "train")
+    problems = Problems(opened.name)
+    found: dict[str, Samples] = {}
+    for place, row in opened.rows(problems):
+        responses = row.get("responses")
+        if row.get("prompt") is None or not isinstance(responses, list):
+            problems.add(place, "responses", "samples are rows with `prompt` and `responses`, as mrt sample writes.")
+            continue
+        texts, cut_off = _in_order(row)
+        samples = found.setdefault(prompt_key(row["prompt"]), Samples())
+        samples.texts += texts
+        samples.cut_off += cut_off
+    keys = [prompt_key(case.prompt) for case in cases]
+    if not any(key in found for key in keys):
+        problems.fail(f"it has samples for none of the {len(cases):,} prompts: sample the prompts of this data.")
+    problems.raise_any()
+    return [found.get(key, Samples()) for key in keys]
+
+
+def _in_order(row: dict[str, Any]) -> tuple[list[str], list[bool]]:
+    """The texts of a row in the order they were drawn, with those that `mrt sample` keeps apart as cut off."""
+    reasons = row.get("finish_reasons") or [None] * len(row["responses"])
+    about = row.get("samples")
+    drawn: list[tuple[int, str, bool]] = []
+    for place, response in enumerate(row["responses"]):
+        how = about[place] if about else {}
+        if how is not None:
+            cut = Draw("", reasons[place]).ending == "cut off"
+            drawn.append((how.get("draw", place), response_text(response), cut))
+    for place, sample in enumerate(row.get("truncated") or [], start=len(row["responses"])):
+        drawn.append((sample.get("draw", place), sample["text"], True))
+    drawn.sort(key=lambda one: one[0])
+    return [text for _, text, _ in drawn], [cut for _, _, cut in drawn]

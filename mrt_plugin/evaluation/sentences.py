@@ -1,0 +1,135 @@
+"""What an evaluation says in sentences: what to know when reading its numbers, and what to do next."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mrt_plugin.evaluation.cases import Case
+from mrt_plugin.evaluation.paired import LEVEL
+from mrt_plugin.evaluation.subject import Subject, same_tokens
+
+FEW = 30
+"""Prompts below which an interval is too wide to decide much."""
+
+
+def notes(cases: Sequence[Case], subjects: Sequence[Subject], first: int, result: dict[str, Any]) -> list[str]:
+    """What a reader has to know to read the numbers right, what was forgotten first."""
+    return [
+        *(_dropped(row, part) for row in result["forgetting"] for part in _losses(row)),
+        *(note for subject in subjects for note in subject.notes),
+        *_about_samples(subjects, result),
+        *_about_references(cases, subjects),
+        *(note for subject in subjects for note in _about_model(subject, subjects[first], cases)),
+        *_about_intervals(cases, result),
+    ]
+
+
+def _about_samples(subjects: Sequence[Subject], result: dict[str, Any]) -> list[str]:
+    said = []
+    for model in result["models"]:
+        counts = model["samples"]
+        if counts and counts["cut_off"]:
+            said.append(
+                f"{model['name']}: {counts['cut_off']:,} of {counts['draws']:,} samples were cut off before the model "
+                "ended them, and are measured as they are. Raise --max-tokens."
+            )
+        if counts and counts["least"] < counts["most"]:
+            said.append(
+                f"{model['name']}: prompts have {counts['least']} to {counts['most']} samples; a prompt with fewer "
+                "than M has no value at M."
+            )
+    sampled = [subject.samples for subject in subjects if subject.samples is not None]
+    if sampled and all(len(one.texts) < 2 for samples in sampled for one in samples):
+        said.append("Diversity needs at least 2 samples per prompt (--m), and is left out.")
+    return said
+
+
+def _about_references(cases: Sequence[Case], subjects: Sequence[Subject]) -> list[str]:
+    said = []
+    without = sum(not case.references for case in cases)
+    if without:
+        what = "NLL, coverage and alignment"
+        if without == len(cases):
+            said.append(f"No prompt has references, which {what} need: left out.")
+        else:
+            said.append(f"{without:,} of {len(cases):,} prompts have no references: {what} leave them out.")
+    right = next((subject.right for subject in subjects if subject.right is not None), [])
+    unchecked = sum(None in row for row in right)
+    if unchecked:
+        said.append(f"{unchecked:,} prompts give the checker nothing to compare with, and are left out of pass@M.")
+    return said
+
+
+def _about_model(subject: Subject, base: Subject, cases: Sequence[Case]) -> list[str]:
+    name, said = subject.model.name, []
+    if subject.model.path is None:
+        said.append(f"{name} is known by its samples alone: no held-out NLL.")
+    elif subject.nll is None and any(case.references for case in cases):
+        said.append(f"{name}: no held-out NLL, since an endpoint does not give it.")
+    if subject is base:
+        return said
+    if subject.nll is not None and base.nll is not None and not same_tokens(subject, base):
+        said.append(
+            f"{name} and {base.model.name} read the references as different tokens: compare the NLL per response, not "
+            "per token."
+        )
+    probes = None if subject.base_probe is not None else (subject.probe, base.probe)
+    if probes and probes[0] and probes[1] and not np.array_equal(probes[0].tokens, probes[1].tokens):
+        said.append(f"{name} has another tokenizer than {base.model.name}: no before and after on the probe.")
+    return said
+
+
+def _about_intervals(cases: Sequence[Case], result: dict[str, Any]) -> list[str]:
+    said = []
+    if len(cases) < 2:
+        said.append("One prompt has no intervals.")
+    elif len(cases) < FEW:
+        said.append(f"{len(cases)} prompts are few: the intervals are wide.")
+    count = len(result["differences"])
+    if count >= 10:
+        said.append(f"Of {count} intervals at {LEVEL:.0%}, about {count * (1 - LEVEL):.0f} exclude 0 by chance.")
+    return said
+
+
+def _losses(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was flagged: the probe as a whole, and tasks."""
+    probe = [part for part in row["probe"] or [] if part["kind"] == "all"]
+    return [part for part in [*probe, *row["tasks"]] if part["verdict"] in ("flagged", "significant")]
+
+
+def _dropped(row: dict[str, Any], part: dict[str, Any]) -> str:
+    where = "the general probe" if "kind" in part else f"{part['task']} ({part['metric']})"
+    word = "a significant drop" if part["verdict"] == "significant" else "a drop"
+    chance = " It may be chance: the interval holds 0." if part["interval"] and part["interval"][0] <= 0 else ""
+    return f"{row['model']}: {word} of {part['points']:.1f} points on {where}, against {row['before']}.{chance}"
+
+
+def next_step(result: dict[str, Any]) -> str:
+    """The one thing to do now."""
+    data, models = result["data"], result["models"]
+    lost = next((row for row in result["forgetting"] if _losses(row)), None)
+    worse = next(
+        (row for row in result["differences"] if row["outcome"] == "worse" and row["measure"] == "coverage"), None
+    )
+    if lost is not None:
+        return (
+            f"Next: {lost['model']} lost general ability: mix 5 to 10 % general data into its training (mrt select "
+            "--proportion), or train fewer steps, and evaluate again."
+        )
+    if len(models) == 1:
+        model = models[0]
+        base = model["path"] if model["adapter"] else "BASE"
+        itself = "+".join(part for part in (model["path"], model["adapter"]) if part) or model["name"]
+        return (
+            f"Next: put it beside what it was trained from: mrt evaluate --model {base} --model {itself} "
+            f"--data {data['name']}"
+        )
+    if data["prompts"] < FEW:
+        return f"Next: evaluate on more held-out prompts: {data['prompts']} decide little."
+    if worse is not None:
+        return (
+            f"Next: {worse['model']} covers the references less than {result['baseline']}: ask whether more responses "
+            f"per prompt would pay: mrt plan POOL --model {models[0]['path'] or 'PATH'}"
+        )
+    return "Next: read the outputs beside their references (--report evaluation.html) before you trust the numbers."

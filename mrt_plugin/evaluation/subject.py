@@ -1,0 +1,240 @@
+"""One model of an evaluation: everything that is measured on it, prompt by prompt."""
+
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from mrt_plugin.curation.text import units
+from mrt_plugin.encoding import Encoder
+from mrt_plugin.evaluation.best_of import expected_best, levels
+from mrt_plugin.evaluation.cases import Case
+from mrt_plugin.evaluation.checkers import Checker
+from mrt_plugin.evaluation.closeness import Closeness, closeness
+from mrt_plugin.evaluation.forgetting import ProbeNLL, probe_nll
+from mrt_plugin.evaluation.harness import Scores, run_tasks
+from mrt_plugin.evaluation.held_out import PromptNLL, prompt_nll
+from mrt_plugin.evaluation.log_likelihood import Model
+from mrt_plugin.evaluation.named_model import NamedModel
+from mrt_plugin.evaluation.paired import Measured
+from mrt_plugin.evaluation.reward import rewards
+from mrt_plugin.evaluation.samples import Samples, draw_samples, read_samples
+from mrt_plugin.evaluation.sampling.local import LocalModel
+from mrt_plugin.evaluation.sampling.run import Sampler
+from mrt_plugin.evaluation.sampling.settings import SamplingSettings
+from mrt_plugin.evaluation.tokenizer_match import worse_than_guessing
+from mrt_plugin.options import PromptFormat
+from mrt_plugin.scoring.embedders import Embedder
+from mrt_plugin.scoring.scores import Scorer
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, int | None]
+"""A measure, and the number of samples it is taken at; None where it does not depend on it."""
+
+Progress = Callable[[str, int, int], None]
+"""Told a stage's name, the steps done in it and their number."""
+
+
+@dataclass
+class How:
+    """How the models are measured: the same for all of them."""
+
+    folder: Path
+    """Where samples are kept, one file for each model, with the journal that a stopped run goes on from."""
+    m: int = 16
+    """Samples per prompt; 0 for none."""
+    at: Sequence[int] | None = None
+    """The numbers of samples to report at; by default powers of two."""
+    settings: SamplingSettings = field(default_factory=SamplingSettings)
+    endpoint: Callable[[str], Sampler] | None = None
+    """From a model's name to the endpoint that serves it; None for models on this machine."""
+    partial: bool = False
+    """Go on with the draws there are if some could not be had."""
+    embedder: Embedder | None = None
+    scorer: Scorer | None = None
+    score_cache: str | Path | None = None
+    checker: Checker | None = None
+    load_in_4bit: bool = False
+    batch_size: int = 32
+    prompt_format: PromptFormat = "auto"
+    tokenizer: str | None = None
+    max_length: int | None = None
+    """Tokens of a prompt with one reference, in the held-out NLL; by default what the model's positions allow."""
+    probe: bool = True
+    """Measure the general probe."""
+    tasks: Sequence[str] = ()
+    task_manager: Any = None
+    task_limit: int | None = None
+
+
+@dataclass
+class Subject:
+    """What is known of one model."""
+
+    model: NamedModel
+    measured: dict[Key, Measured] = field(default_factory=dict)
+    nll: PromptNLL | None = None
+    samples: list[Samples] | None = None
+    right: list[list[bool | None]] | None = None
+    rewards: list[np.ndarray] | None = None
+    probe: ProbeNLL | None = None
+    base_probe: ProbeNLL | None = None
+    """Of the same model with its adapter off."""
+    tasks: Scores = field(default_factory=dict)
+    base_tasks: Scores = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress: Progress) -> Subject:
+    """Measure one model. It is loaded once, and let go at the end.
+
+    Raises:
+        ValueError: if its tokenizer or its adapter is not its own, or its loss is not finite.
+        Unfinished, EndpointError: if samples could not be had; those that could are kept.
+    """
+    subject = Subject(model)
+    local = None
+    if model.path is not None and how.endpoint is None:
+        local = LocalModel(
+            model.path,
+            model.adapter,
+            load_in_4bit=how.load_in_4bit,
+            batch_size=how.batch_size,
+            prompt_format=how.prompt_format,
+            tokenizer=how.tokenizer,
+        )
+        local.loaded = local.load()
+        _likelihoods(subject, *local.loaded, cases, how, progress)
+    if model.pool is not None:
+        subject.samples = read_samples(model.pool, cases)
+    elif how.m and model.path is not None:
+        sampler: Sampler | None = how.endpoint(model.path) if how.endpoint is not None else local
+        assert sampler is not None
+        subject.samples, report = draw_samples(
+            cases,
+            sampler,
+            how.folder / f"{model.file_name}.jsonl",
+            how.m,
+            how.settings,
+            partial=how.partial,
+            progress=lambda done, total: progress(f"{model.name}: samples", done, total),
+        )
+        if report.rejected:
+            subject.notes.append(
+                f"{model.name}: {report.rejected:,} prompts were turned away by the endpoint, and have no samples "
+                f"({report.first_rejection})"
+            )
+    if local is not None:  # the next model needs the memory
+        local.loaded = None
+        gc.collect()
+        torch.cuda.empty_cache()
+    if subject.samples is not None:
+        _samples(subject, cases, how, progress)
+    return subject
+
+
+def same_tokens(one: Subject, other: Subject) -> bool:
+    """Whether both models read the references as the same number of tokens each."""
+    if one.nll is None or other.nll is None:
+        return False
+    both = (one.nll.pairs > 0) & (other.nll.pairs > 0)
+    return bool((one.nll.tokens[both] == other.nll.tokens[both]).all())
+
+
+def _likelihoods(
+    subject: Subject, model: Model, encoder: Encoder, cases: Sequence[Case], how: How, progress: Progress
+) -> None:
+    """What needs the model's own probabilities: the held-out NLL, the probe, the tasks."""
+    name = subject.model.name
+    if any(case.references for case in cases):
+        total, done = sum(len(case.references) for case in cases), 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(f"{name}: held-out NLL", done, total)
+
+        limit = how.max_length or model.config.to_dict().get("max_position_embeddings")
+        groups = ({"prompt": case.prompt, "responses": case.references} for case in cases)
+        found = prompt_nll(model, encoder, groups, max_length=limit, progress=advance)
+        if not np.isfinite(found.nll).all():
+            raise ValueError(f"{name}: the loss is not finite on some reference. Load the model in another precision.")
+        known = found.pairs > 0
+        subject.nll = found
+        with np.errstate(invalid="ignore"):
+            per_response = found.nll / found.pairs
+        subject.measured["nll_per_token", None] = Measured(
+            np.where(known, found.nll, np.nan), found.tokens.astype(np.float64)
+        )
+        subject.measured["nll_per_response", None] = Measured.mean(per_response)
+        if found.left_out:
+            subject.notes.append(
+                f"{name}: {found.left_out:,} references do not fit {limit:,} tokens and are left out of the NLL."
+            )
+        value = subject.measured["nll_per_token", None].value
+        warning = None if value is None else worse_than_guessing(value, model)
+        if warning:
+            subject.notes.append(f"{name}: {warning}")
+    if how.probe:
+        subject.probe = probe_nll(model, encoder.tokenizer)
+        if isinstance(model, PeftModel):
+            with model.disable_adapter():
+                subject.base_probe = probe_nll(model, encoder.tokenizer)
+        progress(f"{name}: general probe", 1, 1)
+    if how.tasks:
+        subject.tasks = run_tasks(model, encoder.tokenizer, how.tasks, how.task_manager, limit=how.task_limit)
+        if isinstance(model, PeftModel):
+            with model.disable_adapter():
+                subject.base_tasks = run_tasks(
+                    model, encoder.tokenizer, how.tasks, how.task_manager, limit=how.task_limit
+                )
+        progress(f"{name}: tasks", 1, 1)
+
+
+def _samples(subject: Subject, cases: Sequence[Case], how: How, progress: Progress) -> None:
+    """What is measured on samples. A prompt with fewer than m of them has no value at m."""
+    assert subject.samples is not None
+    samples, name, put = subject.samples, subject.model.name, subject.measured
+    counts = [len(one.texts) for one in samples]
+    at = levels(max(counts, default=0), how.at)
+    put["length", None] = Measured.mean(np.array([_mean([len(units(text)) for text in one.texts]) for one in samples]))
+    if how.embedder is not None:
+        texts = ([*case.texts, *one.texts] for case, one in zip(cases, samples, strict=True))
+        if how.embedder.prepare is not None:
+            how.embedder.prepare(texts)
+        found: list[Closeness] = []
+        for number, (case, one) in enumerate(zip(cases, samples, strict=True)):
+            found.append(closeness(case.texts, one.texts, how.embedder))
+            progress(f"{name}: coverage", number + 1, len(cases))
+        for m in at:
+            put["coverage", m] = Measured.mean(np.array([one.coverage(m) for one in found]))
+        put["alignment", None] = Measured.mean(np.array([one.alignment for one in found]))
+        put["diversity", None] = Measured.mean(np.array([one.diversity for one in found]))
+    if how.scorer is not None:
+        subject.rewards = rewards(cases, samples, how.scorer, score_cache=how.score_cache)
+        put["reward", None] = Measured.mean(np.array([_mean(row) for row in subject.rewards]))
+        for m in [m for m in at if m > 1]:  # the best of 1 is the mean
+            put["best_reward", m] = Measured.mean(np.array([_best(row, m) for row in subject.rewards]))
+    if how.checker is not None:
+        subject.right = []
+        for number, (case, one) in enumerate(zip(cases, samples, strict=True)):
+            subject.right.append([how.checker(case, text) for text in one.texts])
+            progress(f"{name}: checks", number + 1, len(cases))
+        for m in at:
+            passed = [np.nan if None in row else _best(np.array(row, dtype=np.float64), m) for row in subject.right]
+            put["pass", m] = Measured.mean(np.array(passed))
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _best(values: np.ndarray, m: int) -> float:
+    return float(expected_best(values, m)) if len(values) >= m else float("nan")
