@@ -6,7 +6,8 @@ from pathlib import Path
 
 import tiny
 import torch
-from test_trainer import GradientTap, config, losses, make_groups
+from accelerate.utils import gather_object
+from test_trainer import GradientTap, IgnoresTheMask, config, losses, make_groups
 from transformers import set_seed
 
 from mrt_plugin import MultiResponseSFTTrainer
@@ -18,9 +19,13 @@ def main(folder: str, runs: str) -> None:
         set_seed(0)
         groups = make_groups(settings.pop("groups"), 3, weights=True)
         tap = GradientTap()
+        model, broken = tiny.llama(), settings.pop("broken_process", None)
+        args = config(Path(folder), max_steps=1, ddp_find_unused_parameters=False, **settings)
+        if broken == args.process_index:
+            model.__class__ = IgnoresTheMask
         trainer = MultiResponseSFTTrainer(
-            model=tiny.llama(),
-            args=config(Path(folder), max_steps=1, ddp_find_unused_parameters=False, **settings),
+            model=model,
+            args=args,
             train_dataset=groups,
             eval_dataset=groups,
             processing_class=tiny.tokenizer(),
@@ -28,8 +33,14 @@ def main(folder: str, runs: str) -> None:
         )
         trainer.train()
         evaluated = trainer.evaluate()["eval_loss"]
+        layouts = gather_object([f"{trainer.layout} {trainer._backend.name}"])
         if trainer.args.process_index == 0:
-            result = {"loss": losses(trainer)[0], "gradient": tap.gradients[0], "eval_loss": evaluated}
+            result = {
+                "loss": losses(trainer)[0],
+                "gradient": tap.gradients[0],
+                "eval_loss": evaluated,
+                "layouts": layouts,
+            }
             torch.save({**result, "processes": trainer.accelerator.num_processes}, Path(folder) / f"{name}.pt")
 
 

@@ -45,8 +45,13 @@ def assert_same(result: dict, tmp_path: Path, groups: int, **settings) -> None:
     assert relative(result["gradient"], alone.gradient) < 1e-5
 
 
-def test_two_processes_and_seven_groups(tmp_path):
-    """Two micro-batches of two groups each on two processes: one place is left, and filled with nothing."""
+def test_two_processes(tmp_path):
+    """Seven groups in two micro-batches of two on each process: one place is left, and filled with nothing.
+
+    Six groups in batches of four: the fork runs the model four times on one process and three times on the other. A
+    process whose model cannot share makes both expand.
+    """
+    six = {"groups": 6, "per_device_train_batch_size": 4}
     runs = {
         aggregation: {
             "groups": 7,
@@ -56,9 +61,14 @@ def test_two_processes_and_seven_groups(tmp_path):
         }
         for aggregation in ("token", "prompt", "response")
     }
+    runs["fork"] = {**six, "layout": "shared_prefix", "prefix_backend": "fork"}
+    runs["broken"] = {**six, "layout": "auto", "prefix_check": True, "broken_process": 1}
     results = run_steps(tmp_path, 2, runs)
-    for aggregation, result in results.items():
-        assert_same(result, tmp_path, 7, loss_aggregation=aggregation)
+    for aggregation in ("token", "prompt", "response"):
+        assert_same(results[aggregation], tmp_path, 7, loss_aggregation=aggregation)
+    for name, layout in (("fork", "shared_prefix fork"), ("broken", "expanded expanded")):
+        assert results[name]["layouts"] == [layout] * 2
+        assert_same(results[name], tmp_path, 6)
     # of one set of groups and the same small step, whatever the aggregation that made it
     trained = one_step(tmp_path, make_groups(7, 3, weights=True), per_device_train_batch_size=7).trainer
     assert results["token"]["eval_loss"] == pytest.approx(

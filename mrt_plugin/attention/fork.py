@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.tensor import DTensor
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionLayer
@@ -54,6 +55,18 @@ NO_CHECKPOINTING = (
 )
 
 
+def recomputes(model: torch.nn.Module) -> bool:
+    """Whether training runs parts of a model's forward again in the backward pass.
+
+    By transformers' own checkpointing, or by torch's around the layers, as FSDP's `activation_checkpointing` and
+    Axolotl's `activation_offloading` have it.
+    """
+    return any(
+        isinstance(module, CheckpointWrapper) or getattr(module, "gradient_checkpointing", False)
+        for module in model.modules()
+    )
+
+
 class ForkBackend:
     """One group at a time: the prompt in one forward, its responses as a batch in another, autograd through the cache.
 
@@ -89,7 +102,7 @@ class ForkBackend:
         Raises:
             NotShareable: under gradient checkpointing or FSDP, or if the model does not use its cache.
         """
-        if model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        if model.training and recomputes(model):
             raise NotShareable(NO_CHECKPOINTING)
         if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
             raise NotShareable(

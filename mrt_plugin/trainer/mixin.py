@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset, concatenate_datasets
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from mrt_plugin.attention.adapters import refuse_prompt_learning
+from mrt_plugin.attention.fork import recomputes
 from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.layout.group_row import IGNORE, GroupRow
 from mrt_plugin.layout.rows import Rows
@@ -20,11 +23,12 @@ from mrt_plugin.trainer.callbacks import watch
 from mrt_plugin.trainer.callbacks.memory import out_of_memory_advice
 from mrt_plugin.trainer.callbacks.overfitting import TRAIN_ROWS
 from mrt_plugin.trainer.callbacks.together import from_main_process
-from mrt_plugin.trainer.layout_choice import SAMPLED_ROWS, choose_layout
+from mrt_plugin.trainer.layout_choice import FORK, SAMPLED_ROWS, choose_layout
 from mrt_plugin.trainer.meter import Meter, batch_counts
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared
 from mrt_plugin.trainer.quantized_cpu import keep_trainable
 from mrt_plugin.trainer.redraw import Redraw, RedrawnGroups
+from mrt_plugin.trainer.sharding import read_sharding
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +62,7 @@ class MultiResponseTrainerMixin(Trainer):
         model = self.accelerator.unwrap_model(self.model)
         keep_trainable(model)
         _refuse_router_loss(model)
+        refuse_prompt_learning(model)
         self._token_nll = TokenNLL(model)
         self._meter = Meter()
         self._redraw: Redraw | None = None
@@ -72,14 +77,44 @@ class MultiResponseTrainerMixin(Trainer):
             options,
             compute=self._token_nll.bound(model),
             tokenizer=collators[0].tokenizer,
-            gradient_checkpointing=bool(self.args.gradient_checkpointing),
+            gradient_checkpointing=bool(self.args.gradient_checkpointing) or recomputes(model),
+            sharding=read_sharding(
+                self.accelerator.distributed_type,
+                self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None,
+                self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None,
+            ),
+            agree=self._first_refusal,
         )
         self.layout = choice.layout
         self._backend = choice.backend
+        if choice.backend.name == FORK:
+            self._stop_sending_buffers()
         for collator in collators:
             collator.layout = choice.layout
             collator.packing = collator.packing and choice.can_pack
         self._watching = watch(self, options, collators[0].tokenizer)
+
+    def _first_refusal(self, refusal: str | None) -> str | None:
+        """Of all processes: they must choose one layout, or they would wait for each other in different places."""
+        if self.accelerator.num_processes == 1:
+            return refusal
+        return next((reason for reason in gather_object([refusal]) if reason is not None), None)
+
+    def _stop_sending_buffers(self) -> None:
+        """The fork runs the model once per group, and processes have unequally many.
+
+        DistributedDataParallel sends the buffers of the first process to the others at every forward, where they would
+        wait for each other unequally often. Those of a language model are constants (the angles of its positions).
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        if self.args.ddp_broadcast_buffers:
+            raise ValueError(
+                "ddp_broadcast_buffers=True: the fork runs the model once per group, and processes have unequally "
+                "many groups, so they would wait for each other for ever. Remove it, or use layout=expanded."
+            )
+        if self.accelerator.ddp_handler is not None:
+            self.accelerator.ddp_handler.broadcast_buffers = False
 
     def _refuse_parallelism(self) -> None:
         if self.args.n_gpu > 1:
@@ -92,6 +127,11 @@ class MultiResponseTrainerMixin(Trainer):
             raise ValueError(
                 "Context, sequence and tensor parallelism split a row, and a group must stay whole: use DDP, FSDP or "
                 "DeepSpeed ZeRO."
+            )
+        if self.accelerator.dispatch_batches:
+            raise ValueError(
+                "accelerator_config: dispatch_batches=True cuts the first process's batches into equal rows for the "
+                "others, and batches of groups have rows of their own lengths. Remove it."
             )
 
     # ------------------------------------------------------------------ data

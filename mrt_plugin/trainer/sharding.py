@@ -1,0 +1,36 @@
+"""How a way of running spreads a model's weights over the processes."""
+
+from dataclasses import dataclass
+
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """What a backend and the proof must know of it."""
+
+    method: str | None = None
+    """What gathers weights for each forward and frees them after it; None where every process keeps them all."""
+    everywhere: bool = True
+    """Whether every process has the weights before training begins."""
+    somewhere: bool = True
+    """Whether any process has them whole, so that the loaded model can be proved at all."""
+
+
+def read_sharding(
+    kind: DistributedType,
+    fsdp: FullyShardedDataParallelPlugin | None = None,
+    deepspeed: DeepSpeedPlugin | None = None,
+) -> Sharding:
+    """From what accelerate says of a run.
+
+    Example:
+
+    >>> read_sharding(DistributedType.MULTI_GPU).method is None
+    True
+    """
+    if kind == DistributedType.FSDP and fsdp is not None:
+        return Sharding("FSDP", everywhere=not fsdp.cpu_ram_efficient_loading)
+    if kind == DistributedType.DEEPSPEED and deepspeed is not None and deepspeed.zero_stage == 3:
+        return Sharding("DeepSpeed ZeRO-3", everywhere=False, somewhere=False)
+    return Sharding()

@@ -1,0 +1,118 @@
+"""Which layout a run gets where weights are spread over processes, or activations are recomputed."""
+
+import logging
+import os
+
+import pytest
+import tiny
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from datasets import Dataset
+from test_trainer import IgnoresTheMask, make_groups
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from mrt_plugin.attention import NotShareable
+from mrt_plugin.attention.fork import recomputes
+from mrt_plugin.loss.token_nll import TokenNLL
+from mrt_plugin.options import MultiResponseOptions
+from mrt_plugin.trainer.layout_choice import choose_layout
+from mrt_plugin.trainer.prepare import prepare_groups
+from mrt_plugin.trainer.sharding import Sharding, read_sharding
+
+TOKENIZER = tiny.tokenizer()
+FSDP = Sharding("FSDP", everywhere=True)
+ZERO3 = Sharding("DeepSpeed ZeRO-3", everywhere=False, somewhere=False)
+
+
+@pytest.fixture(scope="module")
+def rows() -> Dataset:
+    options = MultiResponseOptions(selector="all")
+    return prepare_groups(make_groups(4, 3), TOKENIZER, options, max_length=512, seed=0)[0]
+
+
+def choose(rows, *, sharding=None, agree=None, checkpointing=False, **options):
+    model = tiny.llama()
+    more = {} if agree is None else {"agree": agree}
+    choice = choose_layout(
+        model,
+        rows,
+        MultiResponseOptions(**options),
+        compute=TokenNLL(model).bound(model),
+        tokenizer=TOKENIZER,
+        gradient_checkpointing=checkpointing,
+        sharding=sharding,
+        **more,
+    )
+    return model, choice
+
+
+def test_what_accelerate_says(monkeypatch):
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # the plugins leave notes there
+    for kind in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        assert read_sharding(kind) == Sharding()
+    for stage, expected in ((2, Sharding()), (3, ZERO3)):
+        plugin = DeepSpeedPlugin(hf_ds_config={"zero_optimization": {"stage": stage}})
+        assert read_sharding(DistributedType.DEEPSPEED, deepspeed=plugin) == expected
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, cpu_ram_efficient_loading=False)
+    assert read_sharding(DistributedType.FSDP, fsdp=plugin) == FSDP
+    plugin.cpu_ram_efficient_loading = True  # which its constructor takes on an accelerator only
+    assert read_sharding(DistributedType.FSDP, fsdp=plugin) == Sharding("FSDP", everywhere=False)
+
+
+@pytest.mark.parametrize("sharding", [FSDP, ZERO3])
+def test_the_fork_is_refused_where_weights_come_and_go(rows, sharding, caplog):
+    with pytest.raises(NotShareable, match=f"prefix_backend=fork: {sharding.method} gathers weights"):
+        choose(rows, sharding=sharding, layout="shared_prefix", prefix_backend="fork")
+    caplog.set_level(logging.INFO, "mrt_plugin")
+    _, choice = choose(rows, sharding=sharding, layout="auto", prefix_backend="fork")
+    assert choice.layout == choice.backend.name == "expanded"
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert sharding.method in warnings[0].getMessage()
+
+
+def test_attention_is_shared_under_fsdp_and_under_zero3_only_unproved(rows):
+    assert choose(rows, sharding=FSDP, layout="auto")[1].backend.name == "sdpa"
+    assert choose(rows, sharding=ZERO3, layout="auto")[1].layout == "expanded"
+    with pytest.raises(NotShareable, match="prefix_check=False"):
+        choose(rows, sharding=ZERO3, layout="shared_prefix")
+    assert choose(rows, sharding=ZERO3, layout="auto", prefix_check=False)[1].layout == "shared_prefix"
+
+
+def test_one_process_that_cannot_share_decides_for_all(rows):
+    told = []
+
+    def agree(refusal):
+        told.append(refusal)
+        return refusal or "its model is patched"
+
+    model, choice = choose(rows, agree=agree, layout="auto")
+    assert choice.layout == "expanded"
+    assert model.config._attn_implementation == "sdpa", "its own attention is back"
+    with pytest.raises(NotShareable, match="another process found: its model is patched"):
+        choose(rows, agree=agree, layout="shared_prefix")
+    assert told == [None, None]
+    with pytest.raises(NotShareable, match="gradient_checkpointing=False"):
+        choose(rows, agree=agree, layout="shared_prefix", prefix_backend="fork", checkpointing=True)
+    assert "gradient_checkpointing=False" in told[-1], "the others are told why"
+
+
+def test_the_proof_can_be_turned_off(rows):
+    model = tiny.llama()
+    model.__class__ = IgnoresTheMask
+    more = {"compute": TokenNLL(model).bound(model), "tokenizer": TOKENIZER, "gradient_checkpointing": False}
+    off = MultiResponseOptions(layout="shared_prefix", prefix_check=False)
+    assert choose_layout(model, rows, off, **more).layout == "shared_prefix"
+    with pytest.raises(NotShareable, match="cannot know the layout of a row"):
+        choose_layout(model, rows, MultiResponseOptions(layout="shared_prefix"), **more)
+
+
+def test_layers_wrapped_by_torch_are_recomputed():
+    """As FSDP's activation_checkpointing and Axolotl's activation_offloading do; no flag of the model is set."""
+    model = tiny.llama()
+    assert not recomputes(model)
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, LlamaDecoderLayer))
+    assert recomputes(model)
+    flagged = tiny.llama()
+    flagged.gradient_checkpointing_enable()
+    assert recomputes(flagged)
