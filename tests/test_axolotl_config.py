@@ -187,6 +187,9 @@ REFUSED = [
     {"flash_attn_cross_entropy": True},
     {"use_eaft": True},
     {"orpo_alpha": 0.1},
+    {"scaling_softmax": True},
+    {"min_sample_len": 16},
+    {"accelerator_config": {"dispatch_batches": True}},
     {"trainer_cls": "somewhere.Trainer"},
     {"context_parallel_size": 2},
     {"tensor_parallel_size": 2},
@@ -213,16 +216,45 @@ def test_the_documentation_names_every_refused_option():
     assert not [key for key, _, _ in checks.REFUSED if f"`{key}" not in page]
 
 
-def test_plugins_that_replace_the_loss_or_the_trainer_are_refused(read):
-    cce = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
-    refused(read, cce, "Remove it", plugins=[axolotl_recipe.PLUGIN, cce])
-    liger = "axolotl.integrations.liger.LigerPlugin"
+LIGER = "axolotl.integrations.liger.LigerPlugin"
+
+
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin",
+        "axolotl.integrations.kd.KDPlugin",
+        "axolotl.integrations.diffusion.DiffusionPlugin",
+    ],
+)
+def test_plugins_that_replace_the_loss_or_the_trainer_are_refused(read, plugin):
+    for plugins in ([axolotl_recipe.PLUGIN, plugin], [plugin, axolotl_recipe.PLUGIN]):
+        refused(read, f"plugins: {plugin} cannot be combined", "Remove it", plugins=plugins)
+
+
+@pytest.mark.parametrize(
+    "flag", ["liger_cross_entropy", "liger_fused_linear_cross_entropy", "liger_use_token_scaling"]
+)
+def test_ligers_losses_are_refused(read, flag):
     refused(
-        read,
-        "liger_fused_linear_cross_entropy",
-        plugins=[liger, axolotl_recipe.PLUGIN],
-        liger_fused_linear_cross_entropy=True,
+        read, f"{flag}: True cannot be combined", "Remove it", plugins=[LIGER, axolotl_recipe.PLUGIN], **{flag: True}
     )
+
+
+def test_ligers_other_kernels_pass(read):
+    flags = ["liger_rope", "liger_rms_norm", "liger_rms_norm_gated", "liger_layer_norm", "liger_glu_activation"]
+    cfg = read(plugins=[axolotl_recipe.PLUGIN, LIGER], **dict.fromkeys(flags, True))
+    assert all(cfg[flag] for flag in flags)
+
+
+def test_tiled_mlps_that_wait_for_other_processes_are_refused(read):
+    refused(read, "tiled_mlp_num_shards", tiled_mlp=True)
+    assert read(tiled_mlp=True, tiled_mlp_num_shards=2).tiled_mlp
+
+
+def test_experts_on_several_processes_are_refused(read):
+    plugin = "axolotl.integrations.expert_parallel.ExpertParallelPlugin"
+    refused(read, "expert_parallel_size: 2", plugins=[axolotl_recipe.PLUGIN, plugin], expert_parallel_size=2)
 
 
 def test_several_problems_are_shown_together(read):
@@ -234,6 +266,12 @@ def test_options_that_work_pass(read):
         sample_packing=True,
         excess_length_strategy="raise",
         neftune_noise_alpha=5,
+        curriculum_sampling=True,
+        sample_packing_sequentially=True,
+        pad_to_sequence_len=True,
+        loraplus_lr_ratio=16,
+        include_tkps=True,
+        accelerator_config={"split_batches": False},
         dataset_exact_deduplication=True,
         shuffle_merged_datasets=False,
         train_on_inputs=False,

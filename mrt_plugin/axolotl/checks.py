@@ -62,6 +62,29 @@ REFUSED: list[Check] = [
         bool,
         _OWN_LOSS + " liger_rms_norm, liger_glu_activation and liger_rope stay.",
     ),
+    ("liger_use_token_scaling", bool, _OWN_LOSS),
+    (
+        "scaling_softmax",
+        bool,
+        "It changes the attention scores of transformers' flex_attention, which shared rows do not go through. Remove "
+        "it.",
+    ),
+    (
+        "min_sample_len",
+        bool,
+        "It would count the tokens of a whole group. Remove it; mrt.curation filters responses.",
+    ),
+    (
+        "accelerator_config",
+        lambda value: isinstance(value, dict) and bool(value.get("dispatch_batches")),
+        "dispatch_batches cuts a batch into equal rows, and batches of groups have rows of their own lengths. Remove "
+        "dispatch_batches.",
+    ),
+    (
+        "expert_parallel_size",
+        _more_than_one,
+        "Experts' gradients are then not of all processes. Remove it.",
+    ),
     ("kd_trainer", bool, "Distillation brings its own trainer. Remove it, or this plugin."),
     ("trainer_cls", bool, "This plugin brings its own trainer. Remove it."),
     ("context_parallel_size", _more_than_one, _WHOLE_GROUPS),
@@ -98,6 +121,11 @@ def refuse_options(cfg: Any) -> None:
         remedy = REFUSED_PLUGINS.get(str(plugin).rsplit(".", 1)[-1])
         if remedy:
             found.append(f"  plugins: {plugin} cannot be combined with this plugin. {remedy}")
+    if cfg.get("tiled_mlp") and not cfg.get("tiled_mlp_num_shards"):
+        found.append(
+            "  tiled_mlp: true without tiled_mlp_num_shards cannot be combined with this plugin: at every MLP the "
+            "processes then wait for each other, and they may run the model unequally often. Set tiled_mlp_num_shards."
+        )
     if found:
         raise ValueError("Options of the recipe that grouped training cannot honour:\n" + "\n".join(found))
 

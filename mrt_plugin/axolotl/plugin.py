@@ -10,6 +10,7 @@ from mrt_plugin.axolotl.args import options_of, parse_block
 from mrt_plugin.axolotl.checks import check_lengths, refuse_options
 from mrt_plugin.axolotl.entries import mark_entries
 from mrt_plugin.axolotl.fingerprint import recipe_fingerprint
+from mrt_plugin.axolotl.lora_kernels import give_kernels_to_new_models
 from mrt_plugin.axolotl.merging import round_to_4bit
 from mrt_plugin.axolotl.messages import show_messages
 from mrt_plugin.layout.collator import GroupedResponseCollator
@@ -70,6 +71,7 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
 
     def pre_model_load(self, cfg: Any) -> None:
         """Draw the adapter's first weights from the recipe's seed: Axolotl itself seeds only what comes after them."""
+        give_kernels_to_new_models(cfg)
         set_seed(cfg.seed)
 
     def post_model_build(self, cfg: Any, model: Any) -> None:
