@@ -1,6 +1,7 @@
 """The TRL configuration of a multi-response run."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from trl import SFTConfig
 
@@ -40,6 +41,10 @@ class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
         # TRL's chunked loss patches the model's forward; ours is chunked by itself and asks for no labels.
         self.loss_type = "nll"
         super().__post_init__()
+        if self.use_liger_kernel:
+            # Liger's fused loss is on by default and replaces the model's forward; its layer kernels stay.
+            without = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+            self.liger_kernel_config = {**liger_options(self), **without}
 
 
 def check_row_length(row_length: int | None, max_length: int | None) -> None:
@@ -53,6 +58,12 @@ def check_row_length(row_length: int | None, max_length: int | None) -> None:
             f"row_length={row_length} is below max_length={max_length}: a row must take at least one prompt with one "
             "response. Raise row_length or lower max_length."
         )
+
+
+def liger_options(config: SFTConfig) -> dict[str, Any]:
+    """The kernels that `liger_kernel_config` names; empty where it names none, or is still a command line's text."""
+    given = config.liger_kernel_config
+    return given if isinstance(given, dict) else {}
 
 
 def refuse_collisions(config: SFTConfig) -> None:
@@ -84,8 +95,23 @@ def refuse_collisions(config: SFTConfig) -> None:
             "train_sampling_strategy='group_by_length': packing makes even rows; use 'random' or 'sequential'.",
         ),
         (
-            bool(config.dataset_kwargs and config.dataset_kwargs.get("skip_prepare_dataset")),
-            "dataset_kwargs={'skip_prepare_dataset': True}: prepared groups are recognised by their columns.",
+            bool(config.dataset_kwargs),
+            f"dataset_kwargs={config.dataset_kwargs!r}: groups are prepared here, and prepared ones are recognised by "
+            "their columns.",
+        ),
+        (
+            config.dataset_text_field != "text",
+            f"dataset_text_field={config.dataset_text_field!r}: groups have the columns prompt and responses; "
+            "source='fields:prompt=...,responses=...' reads others.",
+        ),
+        (
+            config.dataloader_drop_last,
+            "dataloader_drop_last=True: it would drop held-out groups, and eval_loss is over all held-out tokens.",
+        ),
+        (
+            any(liger_options(config).get(name) for name in ("cross_entropy", "fused_linear_cross_entropy")),
+            f"liger_kernel_config={config.liger_kernel_config!r}: cross_entropy and fused_linear_cross_entropy "
+            "replace a loss that never runs here. Leave them out; rms_norm, rope, swiglu and geglu stay.",
         ),
         (config.batch_eval_metrics, "batch_eval_metrics=True: the logits that metrics would need never exist."),
     ]
