@@ -1,17 +1,23 @@
 """The recipes in `recipes/`: Axolotl's own check takes each, their values follow the rules, and the scripts run."""
 
+import json
 import logging
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
+import axolotl_recipe
 import pytest
 import tiny
 import yaml
+from accelerate.utils import DeepSpeedPlugin, DistributedType
 from axolotl_recipe import groups, write_rows
 from transformers import AutoConfig
+
+from mrt_plugin.trainer.sharding import Sharding, read_sharding
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FILES = sorted(RECIPES.glob("*.yaml"))
@@ -83,6 +89,52 @@ def test_axolotl_takes_the_recipe(path, tmp_path, monkeypatch):
     from axolotl.utils.schemas.config import AxolotlInputConfig
 
     assert set(settings) - set(AxolotlInputConfig.model_fields) == {"mrt"}
+
+
+ZERO2 = RECIPES / "deepspeed-zero2.json"
+
+
+@pytest.mark.axolotl
+def test_axolotl_takes_deepspeed_zero2(tmp_path, monkeypatch, tiny_model_dir):
+    """Its own check of a recipe, as its commands make it; what they do next imports DeepSpeed."""
+    pytest.importorskip("axolotl")
+    logger_class = logging.getLoggerClass()
+    from axolotl.cli.config import gpu_capabilities, prepare_plugins
+    from axolotl.integrations.base import PluginManager
+    from axolotl.utils.config import validate_config
+    from axolotl.utils.dict import DictDefault
+
+    logging.setLoggerClass(logger_class)
+    monkeypatch.chdir(tmp_path)
+    PluginManager.get_instance().plugins.clear()
+    settings = axolotl_recipe.recipe(tmp_path, tiny_model_dir, deepspeed=str(ZERO2), sample_packing=True)
+    cfg = DictDefault(settings)
+    prepare_plugins(cfg)
+    capabilities, environment = gpu_capabilities()
+    cfg = validate_config(cfg, capabilities=capabilities, env_capabilities=environment)
+    assert cfg.deepspeed == str(ZERO2)
+    assert cfg.mrt.k == 3
+
+
+def test_accelerate_takes_deepspeed_zero2():
+    """It fills in what says `auto` with the values that a Trainer gives it, before DeepSpeed itself is called."""
+    with mock.patch.dict(os.environ):
+        plugin = DeepSpeedPlugin(hf_ds_config=str(ZERO2))
+    values = {
+        "train_batch_size": 24,
+        "train_micro_batch_size_per_gpu": 3,
+        "gradient_accumulation_steps": 4,
+        "gradient_clipping": 0.5,
+        "bf16.enabled": True,
+        "fp16.enabled": False,
+    }
+    plugin.deepspeed_config_process(must_match=False, **values)
+    config = plugin.deepspeed_config
+    assert "auto" not in json.dumps(config)
+    assert config["train_batch_size"] == 24
+    assert config["bf16"]["enabled"] is True
+    assert plugin.zero_stage == 2
+    assert read_sharding(DistributedType.DEEPSPEED, deepspeed=plugin) == Sharding(), "every process keeps all weights"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
