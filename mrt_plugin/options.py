@@ -161,8 +161,8 @@ class MultiResponseOptions:
     samples_per_prompt: int = option(4, "sample_prompts: answers to each.", ge=2)
     sample_tokens: int | None = option(
         None,
-        "Tokens of a sampled answer, in training and in a smoke test. By default twice the longest response to the "
-        "prompts that are sampled.",
+        "Most tokens of a sampled answer, in training and in a smoke test. By default twice the longest response to "
+        "the prompts that are sampled, and at least 32.",
         ge=1,
     )
     smoke_steps: int | None = option(

@@ -15,8 +15,8 @@ pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.axolotl
 
 
-def axolotl(*arguments, folder, text=None, **environment):
-    """Run a command to its end and return what it printed."""
+def axolotl(*arguments, folder, text=None, status=0, **environment):
+    """Run a command to its end, check its exit status and return what it printed."""
     scripts = str(Path(sys.executable).parent)
     done = subprocess.run(
         [f"{scripts}/axolotl", *arguments],
@@ -30,7 +30,7 @@ def axolotl(*arguments, folder, text=None, **environment):
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-4000:]
+    assert done.returncode == status, done.stdout[-4000:]
     return done.stdout
 
 

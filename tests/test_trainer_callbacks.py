@@ -228,7 +228,7 @@ def test_a_run_that_learns_nothing_fails(tmp_path):
 
 def test_a_run_that_does_not_learn_to_end_fails(tmp_path):
     with pytest.raises(SmokeTestFailed, match="(?s)ok: the loss falls.*FAILED: 0 of 8 .*did not end within"):
-        smoke(tmp_path, steps=20, learning_rate=3e-4).train()
+        smoke(tmp_path, steps=20, learning_rate=3e-4, sample_tokens=8).train()
 
 
 def test_a_learning_rate_that_destroys_the_weights_fails_at_the_step(tmp_path):

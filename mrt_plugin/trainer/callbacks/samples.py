@@ -17,6 +17,9 @@ from mrt_plugin.layout.group_row import IGNORE, segment_starts
 SEEN_ROWS = 2000
 """Rows among which the prompts are chosen."""
 
+FEWEST_TOKENS = 32
+"""Of an answer, where its length is taken from the references."""
+
 
 @dataclass(frozen=True)
 class PromptTokens:
@@ -74,11 +77,12 @@ def answer(
         tokenizer: with a pad token.
         prompts: what to answer; one prompt is a batch.
         each: answers per prompt.
-        max_tokens: of one answer; by default twice the longest reference.
+        max_tokens: of one answer; by default twice the longest reference, and at least 32.
         seed: of the draws; no other random number is used, so training goes on as if nothing had been drawn.
     """
     if max_tokens is None:
-        max_tokens = 2 * max(len(reference) for prompt in prompts for reference in prompt.references)
+        longest = max(len(reference) for prompt in prompts for reference in prompt.references)
+        max_tokens = max(FEWEST_TOKENS, 2 * longest)
     settings = SamplingSettings(max_tokens=max_tokens, seed=seed)
     training = model.training
     model.eval()
@@ -106,7 +110,7 @@ class HeldOutSamples:
         embed: n texts to an array [n, dim].
         prompts: how many are answered.
         each: answers per prompt, at least 2.
-        max_tokens: of one answer; by default twice the longest reference.
+        max_tokens: of one answer; by default twice the longest reference, and at least 32.
         seed: of the draws: the same at every evaluation, so that only the model differs.
 
     Example:
