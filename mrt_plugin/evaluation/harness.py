@@ -6,6 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ Scores = dict[str, dict[str, dict[str, Any]]]
 
 
 def check_tasks(tasks: Sequence[str], include: str | Path | None = None) -> Any:
-    """The harness's task manager, which knows all these tasks. Cheap: call it before anything is loaded.
+    """The harness's task manager, which knows all these tasks. Call it before anything is loaded.
 
     Args:
         tasks: names of tasks or groups of tasks.
@@ -30,13 +31,19 @@ def check_tasks(tasks: Sequence[str], include: str | Path | None = None) -> Any:
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ImportError('Tasks need the lm-evaluation-harness: pip install "lm_eval[hf]", or leave out --lm-eval.')
-    from lm_eval.tasks import TaskManager
-
-    manager = TaskManager(include_path=None if include is None else str(include))
+    manager = _manager(None if include is None else str(include))
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise ValueError(f"The lm-evaluation-harness has no task {', '.join(unknown)}: `lm-eval ls tasks` lists them.")
     return manager
+
+
+@cache
+def _manager(include: str | None) -> Any:
+    """Reads the names of some thousand tasks, which takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=include)
 
 
 def run_tasks(
