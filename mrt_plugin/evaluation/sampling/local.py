@@ -7,7 +7,7 @@ needs none.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from peft import PeftModel
 from transformers import (
-    AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -25,9 +24,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from mrt_plugin.encoding import Encoder, prepare_tokenizer
-from mrt_plugin.evaluation.load import load_model
+from mrt_plugin.encoding import Encoder
+from mrt_plugin.evaluation.load import load_model, load_tokenizer
 from mrt_plugin.evaluation.sampling.settings import Draw, Job, Reply, SampleReport, SamplingSettings, draw_seed
+from mrt_plugin.groups.keys import digest
 from mrt_plugin.options import PromptFormat
 
 Model = PreTrainedModel | PeftModel
@@ -45,6 +45,8 @@ class LocalModel:
         device: by default the first GPU, else the CPU.
         batch_size: responses drawn at a time.
         prompt_format: as in training: `chat`, `plain`, or `auto`, which is chat where the tokenizer has a template.
+        tokenizer: folder or name; by default the adapter's own, if it has one, else the model's.
+        loaded: the model with its encoder, where they are in memory already.
     """
 
     path: str | Path
@@ -54,6 +56,8 @@ class LocalModel:
     device: str | None = None
     batch_size: int = 32
     prompt_format: PromptFormat = "auto"
+    tokenizer: str | Path | None = None
+    loaded: tuple[Model, Encoder] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -66,7 +70,25 @@ class LocalModel:
             "adapter": None if self.adapter is None else str(self.adapter),
             "load_in_4bit": self.load_in_4bit,
             "prompt_format": self.prompt_format,
+            "tokenizer": None if self.tokenizer is None else str(self.tokenizer),
+            "files": _files(self.path, self.adapter),
         }
+
+    def load(self) -> tuple[Model, Encoder]:
+        """The model and its encoder.
+
+        Raises:
+            ValueError: if the adapter was trained on a model of another shape.
+        """
+        if self.loaded is None:
+            dtype = self.dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+            tokenizer = load_tokenizer(self.path, self.adapter, self.tokenizer)
+            encoder = Encoder(tokenizer, prompt_format=self.prompt_format)
+            model = load_model(
+                self.path, self.adapter, load_in_4bit=self.load_in_4bit, dtype=dtype, device=self.device
+            )
+            return model, encoder
+        return self.loaded
 
     def draw(
         self,
@@ -82,13 +104,28 @@ class LocalModel:
         """
         if settings.max_tokens is None:
             raise ValueError("max_tokens is needed for a local model: nothing else ends a response that rambles on.")
-        dtype = self.dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
-        model = load_model(self.path, self.adapter, load_in_4bit=self.load_in_4bit, dtype=dtype, device=self.device)
-        tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(self.path))
-        encoder = Encoder(tokenizer, prompt_format=self.prompt_format)
+        model, encoder = self.load()
         for batch in _batches(jobs, self.batch_size):
             report.requests += 1
             record(_replies(batch, generate(model, encoder, batch, settings), str(self.path)))
+
+
+MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model")
+
+
+def _files(*folders: str | Path | None) -> str:
+    """A digest of the names, sizes and times of a local model's files: one that was trained further gets another.
+
+    A model on the hub is known by its name alone.
+    """
+    found = [
+        f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
+        for folder in folders
+        if folder is not None and Path(folder).is_dir()
+        for path in sorted(Path(folder).iterdir())
+        if path.suffix in MODEL_FILES
+    ]
+    return digest(b"files", *(line.encode() for line in found), size=16).hex()
 
 
 def generate(
