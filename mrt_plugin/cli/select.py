@@ -238,6 +238,10 @@ def _show(result: Any) -> None:
         say(f"{result.held_out.path}: {result.held_out.groups:,} held-out groups.")
     written = result.output
     say(f"{written.path}: {written.groups:,} groups, {written.responses:,} responses. Manifest: {result.manifest}")
+    say(
+        f"Next: mrt audit {written.path} --pool YOUR_POOL shows what the selection changed; or train on it, with "
+        'type: mrt_plugin.axolotl.all in a recipe, selector="all" in Python.'
+    )
 
 
 def _show_statistics(found: dict[str, Any]) -> None:
