@@ -102,7 +102,7 @@ class MultiResponseOptions:
     )
     redraw: Redraw = option(
         "never",
-        "`epoch` draws another random k of the pool for every epoch (random_k, in Python): see docs/selection.md.",
+        "`epoch` draws another random k of the pool for every epoch (random_k): see docs/selection.md.",
     )
     selection_seed: int | None = option(
         None, "Seed of the selection. By default the run's data_seed, or its seed.", ge=0

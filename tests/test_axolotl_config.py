@@ -70,7 +70,6 @@ def test_defaults_are_those_of_the_options(read):
         ({"row_packing": "yes"}, ["mrt.row_packing"]),
         ({"selector": "best_k"}, ["mrt.selector", "type: mrt_plugin.axolotl.best_k"]),
         ({"mean_k": 2}, ["datasets[0]", "mean_k", "adaptive"]),
-        ({"redraw": "epoch"}, ["mrt.redraw", "MultiResponseSFTTrainer"]),
         ([1], ["mrt:", "[1]"]),
         ({"datasets": [{"path": "pool.jsonl", "kk": 2}]}, ["mrt.datasets.0.kk", "did you mean k"]),
         ({"datasets": [{"path": "pool.jsonl", "layout": "expanded"}]}, ["mrt.datasets.0.layout", "set mrt.layout"]),
@@ -338,12 +337,39 @@ def test_a_changed_tokenizer_has_another_prepared_dataset(read, tmp_path, tiny_m
     assert not set(before) & set(prepared_names(read(base_model=str(copied))))
 
 
-def test_a_changed_scorer_has_another_prepared_dataset(read, tmp_path):
-    scorer = tmp_path / "scorer.py"
-    scorer.write_text("def score(prompt, responses):\n    return [len(text) for text in responses]\n")
-    before = prepared_names(read(mrt={"scorer": "scorer.py:score"}))
-    scorer.write_text("def score(prompt, responses):\n    return [-len(text) for text in responses]\n")
-    assert not set(before) & set(prepared_names(read(mrt={"scorer": "scorer.py:score"})))
+@pytest.mark.parametrize("own", [False, True], ids=["for all", "of one dataset"])
+@pytest.mark.parametrize(
+    ("option", "file"),
+    [
+        ("scorer: scorer_{}.py:score", "scorer_{}.py"),
+        ("scorer: scorers_{}.lengths:score", "scorers_{}/lengths.py"),  # a module
+        ("scorer: scorers_{}:score", "scorers_{}/lengths.py"),  # a package that has the function from its module
+        ("scorer: model_{}, scorer_{}.py:score", "model_{}/model.safetensors"),
+        ("embedder: model_{}", "model_{}/modules.json"),
+    ],
+)
+def test_a_changed_scorer_or_embedder_has_another_prepared_dataset(read, tmp_path, monkeypatch, option, file, own):
+    unique = f"{abs(hash((option, file, own)))}"
+    name, _, value = option.replace("{}", unique).partition(": ")
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "def score(prompt, responses):\n    return [len(text) for text in responses]\n"
+    (tmp_path / f"scorer_{unique}.py").write_text(code)
+    (tmp_path / f"scorers_{unique}").mkdir()
+    (tmp_path / f"scorers_{unique}/__init__.py").write_text("from .lengths import score\n")
+    (tmp_path / f"scorers_{unique}/lengths.py").write_text(code)
+    (tmp_path / f"model_{unique}").mkdir()
+    for part in ("model.safetensors", "modules.json"):
+        (tmp_path / f"model_{unique}" / part).write_text("weights")
+    block = {"datasets": [{"type": "mrt_plugin.axolotl.random_k", name: value}]} if own else {name: value}
+    before = prepared_names(read(mrt=block))
+    assert before == prepared_names(read(mrt=block))
+    path = tmp_path / file.replace("{}", unique)
+    path.write_text(path.read_text().replace("len", "2 * len").replace("weights", "others"))
+    assert not set(before) & set(prepared_names(read(mrt=block)))
+
+
+def test_a_scorer_that_is_not_there_is_said_at_once(read):
+    refused(read, "No module named 'nowhere'", mrt={"scorer": "nowhere:score"})
 
 
 def test_a_changed_file_of_an_ordinary_dataset_has_another_prepared_dataset(read, tmp_path):

@@ -13,7 +13,7 @@ from mrt_plugin.layout.group_row import build_group_row, take_segments
 from mrt_plugin.options import MultiResponseOptions, check_options
 from mrt_plugin.scoring import softmax_weights
 from mrt_plugin.trainer.prepare import prepare_groups
-from mrt_plugin.trainer.redraw import draw_group, draw_segments
+from mrt_plugin.trainer.redraw import DRAW, Redraw, draw_group, draw_segments, rows_to_draw
 
 WORDS = ["apple", "pear", "plum", "cherry", "small brown dog", "calm sea tonight", "bright moon over the water"]
 
@@ -72,6 +72,29 @@ class TestDraw:
             assert [w for w in drawn["loss_weights"] if w] == pytest.approx([w for w in alone["loss_weights"] if w])
             assert drawn["segment_units"] == pytest.approx(alone["segment_units"])
 
+    @pytest.mark.parametrize("expanded", [False, True])
+    @pytest.mark.parametrize(("row_length", "count"), [(None, 1), (27, 1), (20, 2), (10, 3)])
+    def test_a_row_stands_for_the_longest_it_can_come_to_hold(self, row_length, count, expanded) -> None:
+        pool = build_group_row(pairs_of(6), "prompt")  # a prompt of 3 tokens, responses of 2 to 7
+        rows = rows_to_draw(pool, 3, seed=5, row_length=row_length, expanded=expanded)
+        assert len(rows) == count
+        redraw = Redraw("prompt")
+        for epoch in range(30):
+            redraw.epoch.fill_(epoch)
+            parts = [redraw({**row, DRAW: draw}) for row, draw in rows]
+            assert sum(len(part["segment_lengths"]) for part in parts) == 3
+            assert sum(sum(part["segment_units"]) for part in parts) == pytest.approx(1)
+            drawn = draw_group(pool, 3, seed=5, epoch=epoch, aggregation="prompt")
+            labels = [label for part in parts for label in part["labels"] if label != -100]
+            assert labels == [label for label in drawn["labels"] if label != -100]
+            for part, (row, _) in zip(parts, rows, strict=True):
+                assert len(part["input_ids"]) <= len(row["input_ids"]) <= (row_length or 100)
+                assert (part["prefix_length"] == 0) == expanded
+
+    def test_a_pair_that_fits_no_row(self) -> None:
+        with pytest.raises(ValueError, match="A pair of 10 tokens does not fit row_length=9"):
+            rows_to_draw(build_group_row(pairs_of(6)), 3, seed=0, row_length=9)
+
 
 def trainer_of(tmp_path, name="out", **overrides) -> MultiResponseSFTTrainer:
     settings = {
@@ -93,10 +116,11 @@ def trainer_of(tmp_path, name="out", **overrides) -> MultiResponseSFTTrainer:
         "k": 2,
         "redraw": "epoch",
     }
+    groups = overrides.pop("train_dataset", None)
     return MultiResponseSFTTrainer(
         model=tiny.llama(),
         args=MultiResponseSFTConfig(**settings | overrides),
-        train_dataset=make_groups(),
+        train_dataset=make_groups() if groups is None else groups,
         processing_class=tiny.tokenizer(),
     )
 
@@ -176,16 +200,12 @@ class TestOptions:
         with pytest.raises(ValueError, match=message):
             check_options(MultiResponseOptions(**options))
 
-    def test_redraw_is_refused_where_rows_are_fixed_before(self) -> None:
-        with pytest.raises(ValueError, match="Remove mrt.redraw"):
-            prepare_groups(
-                make_groups(),
-                tiny.tokenizer(),
-                MultiResponseOptions(redraw="epoch"),
-                max_length=None,
-                seed=0,
-                split_rows=True,
-            )
+    def test_rows_prepared_without_it_are_refused(self, tmp_path) -> None:
+        rows, _ = prepare_groups(
+            make_groups(), tiny.tokenizer(), MultiResponseOptions(selector="all"), max_length=None, seed=0
+        )
+        with pytest.raises(ValueError, match="the training data was prepared without it"):
+            trainer_of(tmp_path, train_dataset=rows)
 
 
 class TestPrepare:
@@ -242,12 +262,3 @@ class TestPrepare:
         )
         assert trainer.prepare_reports["train"].pairs == 12
         assert trainer.prepare_reports["eval"].pairs == 21
-
-
-def test_a_recipe_refuses_redraw() -> None:
-    pytest.importorskip("axolotl")
-    from mrt_plugin.axolotl.args import parse_block
-
-    with pytest.raises(ValueError, match="mrt.redraw: epoch is for MultiResponseSFTTrainer"):
-        parse_block({"redraw": "epoch"})
-    assert parse_block({"allocation": "adaptive", "mean_k": 2.5, "weights": "softmax"})["mean_k"] == 2.5

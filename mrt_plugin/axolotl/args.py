@@ -30,6 +30,7 @@ DATASET_OPTIONS = (
     "max_k",
     "weights",
     "weight_temperature",
+    "redraw",
     "selection_seed",
     "prompt_format",
 )
@@ -106,17 +107,17 @@ def parse_block(block: Any) -> dict[str, Any]:
     except ValidationError as error:
         raise ValueError("The mrt: block of the recipe:\n" + "\n".join(map(_readable, error.errors()))) from None
     options = parsed.model_dump(exclude_none=True)
-    if options["redraw"] == "epoch":
-        raise ValueError(
-            "mrt.redraw: epoch is for MultiResponseSFTTrainer: here rows are cut and packed once, before training, "
-            "for what they hold then. Remove it."
-        )
     for holder in (options, *options.get("datasets", [])):
         if "source" in holder:
             check_source(holder["source"])
         if "curation" in holder:
             parse_rules(holder["curation"])
     return options
+
+
+def redraws(block: dict[str, Any]) -> bool:
+    """Whether any dataset of the run draws its responses anew every epoch."""
+    return any(holder.get("redraw") == "epoch" for holder in (block, *(block.get("datasets") or [])))
 
 
 def plain(value: Any) -> Any:

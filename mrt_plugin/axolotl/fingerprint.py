@@ -5,8 +5,10 @@ of the data file, nor the seed, nor the tokenizer's files are among them, so it 
 """
 
 import hashlib
+import inspect
 import json
 import logging
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from huggingface_hub import HfApi, snapshot_download
 import mrt_plugin
 from mrt_plugin.curation import parse_rules
 from mrt_plugin.options import WATCHING
+from mrt_plugin.scoring.embedders import SENTENCE_TRANSFORMERS_DEFAULT
+from mrt_plugin.scoring.function import load_function
+from mrt_plugin.scoring.scores import scorer_list
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +68,7 @@ def recipe_fingerprint(cfg: Any, block: dict[str, Any]) -> str:
             "recipe": fields,
             "tokenizer": _tokenizer_content(str(tokenizer), cfg.get("revision_of_model")),
             "chat_template": _jinja_content(fields["chat_template_jinja"]),
-            "scorer": [_file_content(name.split(":")[0].strip()) for name in str(block.get("scorer")).split(",")],
+            "scoring": [_scoring_content(holder) for holder in (block, *(block.get("datasets") or []))],
         }
     )
 
@@ -119,6 +124,49 @@ def _file_content(name: str) -> str:
     """Of a name that may be a file's: the file's content, else the name."""
     path = Path(name)
     return _content([path]) if path.is_file() else name
+
+
+def _scoring_content(holder: dict[str, Any]) -> list[str]:
+    """The content behind the names of scorers and of an embedder: a function's source, a model's files."""
+    names = [str(name) for name in scorer_list(holder.get("scorer") or [])]
+    embedder = holder.get("embedder")
+    if embedder == "sentence-transformers":
+        embedder = SENTENCE_TRANSFORMERS_DEFAULT
+    return [
+        *(_function_content(name) if ":" in name else _model_content(name) for name in names),
+        *([] if embedder in (None, "lexical") else [_model_content(str(embedder))]),
+    ]
+
+
+def _function_content(name: str) -> str:
+    """Of the file or module that a function is named in, and of the module that it is written in. What these import is
+    not seen.
+
+    Raises:
+        ValueError: if there is no such function.
+    """
+    place = name.rpartition(":")[0]
+    home = inspect.getmodule(inspect.unwrap(load_function(name)))
+    modules = [module for module in (sys.modules.get(place), home) if module is not None]
+    files = {Path(place), *(Path(str(module.__spec__.origin)) for module in modules if module.__spec__ is not None)}
+    return f"{name} {_content(sorted(file for file in files if file.is_file()))}"
+
+
+def _model_content(name: str) -> str:
+    """Of a model's folder: all its files. Of a model of the hub: the commit."""
+    folder = Path(name)
+    if folder.is_dir():
+        return _content(sorted(file for file in folder.rglob("*") if file.is_file()))
+    try:
+        return f"{name} {HfApi().model_info(name).sha}"
+    except Exception as error:
+        logger.info("The newest commit of model %s is not known: %s.", name, type(error).__name__)
+    try:  # the one that is on this machine
+        return f"{name} {Path(snapshot_download(name, local_files_only=True)).name}"
+    except Exception as error:
+        # No hub and no such model: whoever loads it will say so.
+        logger.info("The content of model %s is not part of the cache's key: %s.", name, type(error).__name__)
+        return name
 
 
 def _rules_content(block: dict[str, Any]) -> list[str]:

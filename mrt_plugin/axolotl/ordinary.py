@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from mrt_plugin.axolotl.checks import check_lengths
 from mrt_plugin.axolotl.entries import ORDINARY, Mark
-from mrt_plugin.axolotl.strategy import FEATURES, required_mark
+from mrt_plugin.axolotl.strategy import features_of, required_mark
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.groups import held_out
 from mrt_plugin.layout.group_row import build_group_row
@@ -68,10 +68,14 @@ class OrdinaryDataset(DatasetWrappingStrategy):  # type: ignore[misc]
             )
         prepared = part.map(
             _as_group,
-            fn_kwargs={"aggregation": self._cfg.mrt.loss_aggregation, "max_length": self._max_length},
+            fn_kwargs={
+                "aggregation": self._cfg.mrt.loss_aggregation,
+                "max_length": self._max_length,
+                "names": list(features_of(self._cfg.mrt)),
+            },
             batched=True,
             remove_columns=tokenized.column_names,
-            features=FEATURES,
+            features=features_of(self._cfg.mrt),
             num_proc=process_count,
             desc="Making groups of one",
         )
@@ -95,8 +99,10 @@ def _in_part(row: dict[str, Any], *, wanted: bool, share: float, seed: int) -> b
     return held_out(" ".join(map(str, prompt or tokens)), share, seed) == wanted
 
 
-def _as_group(batch: dict[str, list[Any]], *, aggregation: Any, max_length: int) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
+def _as_group(
+    batch: dict[str, list[Any]], *, aggregation: Any, max_length: int, names: list[str]
+) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     for tokens, labels in zip(batch["input_ids"], batch["labels"], strict=True):
         # The first token of a row is predicted from nothing; in a packed row it would be from another group.
         trained = [False, *(label != -100 for label in labels[1:])]
@@ -106,6 +112,6 @@ def _as_group(batch: dict[str, list[Any]], *, aggregation: Any, max_length: int)
             **build_group_row([Pair(tokens, trained)], aggregation),
             "attention_mask": [1] * len(tokens),
         }
-        for name in FEATURES:
-            columns[name].append(row[name])
+        for name in names:
+            columns[name].append(row.get(name))  # a group of one draws nothing
     return columns

@@ -9,7 +9,7 @@ from typing import Any
 from axolotl.prompt_tokenizers import DatasetWrappingStrategy
 from datasets import Dataset, Features, List, Value
 
-from mrt_plugin.axolotl.args import options_of, plain
+from mrt_plugin.axolotl.args import options_of, plain, redraws
 from mrt_plugin.axolotl.checks import check_lengths
 from mrt_plugin.axolotl.entries import PREFIX, Mark
 from mrt_plugin.curation import curate, parse_rules, split_held_out
@@ -17,10 +17,11 @@ from mrt_plugin.encoding import prepare_tokenizer
 from mrt_plugin.groups import held_out, load_groups
 from mrt_plugin.groups.write import whole_file
 from mrt_plugin.trainer.prepare import KEEP_ALL, prepare_groups
+from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE
 
 logger = logging.getLogger(__name__)
 
-FEATURES = Features(
+_FEATURES = Features(
     {
         "input_ids": List(Value("int32")),
         "labels": List(Value("int64")),
@@ -31,7 +32,12 @@ FEATURES = Features(
         "attention_mask": List(Value("int8")),
     }
 )
-"""Columns of every prepared dataset. Axolotl removes `attention_mask` for some models, and fails without it."""
+"""Columns of a prepared dataset. Axolotl removes `attention_mask` for some models, and fails without it."""
+
+
+def features_of(block: dict[str, Any]) -> Features:
+    """The columns and types that all prepared datasets of a run share, as Axolotl puts them together."""
+    return Features({**_FEATURES, DRAW: DRAW_FEATURE}) if redraws(block) else _FEATURES
 
 
 def loader(selector: str) -> Callable[..., "GroupedDataset"]:
@@ -109,7 +115,7 @@ class GroupedDataset(DatasetWrappingStrategy):
                 report.groups,
                 report.rows,
             )
-        return with_features(prepared, process_count)
+        return with_features(prepared, features_of(self._cfg.mrt), process_count)
 
     def _part(self, groups: Dataset) -> Dataset:
         if not self._mark.share:
@@ -147,13 +153,19 @@ class GroupedDataset(DatasetWrappingStrategy):
         return curated.groups
 
 
-def with_features(prepared: Dataset, num_proc: int | None) -> Dataset:
+def with_features(prepared: Dataset, features: Features, num_proc: int | None) -> Dataset:
     """The prepared rows with the columns and types that all datasets of a run must share."""
-    rows = prepared.select_columns([name for name in FEATURES if name != "attention_mask"])
-    return rows.map(
-        _add_mask, batched=True, batch_size=64, features=FEATURES, num_proc=num_proc, desc="Adding the mask column"
+    return prepared.map(
+        _complete,
+        fn_kwargs={"missing": [name for name in features if name not in (*prepared.column_names, "attention_mask")]},
+        batched=True,
+        batch_size=64,
+        features=features,
+        num_proc=num_proc,
+        desc="Adding the mask column",
     )
 
 
-def _add_mask(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    return {"attention_mask": [[1] * len(tokens) for tokens in batch["input_ids"]]}
+def _complete(batch: dict[str, list[Any]], *, missing: list[str]) -> dict[str, list[Any]]:
+    masks = [[1] * len(tokens) for tokens in batch["input_ids"]]
+    return {"attention_mask": masks, **{name: [None] * len(masks) for name in missing}}

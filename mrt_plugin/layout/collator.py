@@ -1,6 +1,6 @@
 """From prepared groups to a batch of rows, in either layout."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class GroupedResponseCollator:
         padding: accepted for callers that pass it (Axolotl); rows are always padded to the longest.
         pad_to_multiple_of: round the padded length up.
         return_tensors: only `pt`.
+        read_row: from a dataset's row to the group that is trained.
 
     Example:
 
@@ -44,6 +45,7 @@ class GroupedResponseCollator:
     padding: bool | str = True
     pad_to_multiple_of: int | None = None
     return_tensors: str = "pt"
+    read_row: Callable[[dict[str, Any]], GroupRow] = as_group_row
 
     def __post_init__(self) -> None:
         if self.layout not in ("shared_prefix", "expanded"):
@@ -58,7 +60,7 @@ class GroupedResponseCollator:
         groups: list[GroupRow] = []
         for example in examples:
             for row in [example] if isinstance(example, dict) else example:
-                groups.append(as_group_row(row))
+                groups.append(self.read_row(row))
         rows = build_rows(
             self._arrange(groups),
             self.tokenizer.pad_token_id,

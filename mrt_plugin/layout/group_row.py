@@ -157,6 +157,18 @@ def expand(row: GroupRow) -> list[GroupRow]:
     return pairs
 
 
+def join_pairs(pairs: Sequence[GroupRow]) -> GroupRow:
+    """One row with no shared prefix whose segments are whole pairs, as `expand` makes them."""
+    return GroupRow(
+        input_ids=[token for pair in pairs for token in pair["input_ids"]],
+        labels=[label for pair in pairs for label in pair["labels"]],
+        loss_weights=[weight for pair in pairs for weight in pair["loss_weights"]],
+        prefix_length=0,
+        segment_lengths=[length for pair in pairs for length in pair["segment_lengths"]],
+        segment_units=[units for pair in pairs for units in pair["segment_units"]],
+    )
+
+
 def split_group(row: GroupRow, row_length: int) -> list[GroupRow]:
     """Split a group into rows of at most `row_length` tokens, each with the prompt: as few as best-fit decreasing can.
 

@@ -23,11 +23,11 @@ from mrt_plugin.trainer.callbacks import watch
 from mrt_plugin.trainer.callbacks.memory import out_of_memory_advice
 from mrt_plugin.trainer.callbacks.overfitting import TRAIN_ROWS
 from mrt_plugin.trainer.callbacks.together import from_main_process
-from mrt_plugin.trainer.layout_choice import FORK, SAMPLED_ROWS, choose_layout
+from mrt_plugin.trainer.layout_choice import FORK, choose_layout
 from mrt_plugin.trainer.meter import Meter, batch_counts
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared
 from mrt_plugin.trainer.quantized_cpu import keep_trainable
-from mrt_plugin.trainer.redraw import Redraw, RedrawnGroups
+from mrt_plugin.trainer.redraw import DRAW, Redraw
 from mrt_plugin.trainer.sharding import read_sharding
 
 logger = logging.getLogger(__name__)
@@ -65,12 +65,17 @@ class MultiResponseTrainerMixin(Trainer):
         refuse_prompt_learning(model)
         self._token_nll = TokenNLL(model)
         self._meter = Meter()
-        self._redraw: Redraw | None = None
-        if options.redraw == "epoch":
-            seeds = (options.selection_seed, self.args.data_seed, self.args.seed)
-            seed = next(seed for seed in seeds if seed is not None)
-            self._redraw = Redraw(k=options.k, seed=seed, aggregation=options.loss_aggregation)
-            self.add_callback(self._redraw)
+        rows: Any = self.train_dataset
+        if DRAW in rows.column_names:
+            redraw = Redraw(options.loss_aggregation)
+            self.add_callback(redraw)
+            for collator in collators:
+                collator.read_row = redraw
+        elif options.redraw == "epoch":
+            raise ValueError(
+                "redraw='epoch': the training data was prepared without it, so there is nothing to draw from. Give "
+                "the groups themselves, or data prepared with redraw='epoch'."
+            )
         choice = choose_layout(
             model,
             self._as_trained(self.train_dataset),
@@ -138,11 +143,11 @@ class MultiResponseTrainerMixin(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = list(COLUMNS)
+            self._signature_columns = [*COLUMNS, DRAW]
 
     def _as_trained(self, dataset: Any) -> Any:
-        """Rows to choose the layout by: with `redraw`, some as the first epoch sees them."""
-        return dataset if self._redraw is None else RedrawnGroups(dataset, self._redraw).sample(SAMPLED_ROWS)
+        """The rows without what `redraw` draws from: each is then as long as it could come to be."""
+        return dataset.remove_columns(DRAW) if DRAW in dataset.column_names else dataset
 
     def _get_dataloader(
         self,
@@ -157,8 +162,8 @@ class MultiResponseTrainerMixin(Trainer):
         multiple = batch_size * self.accelerator.num_processes
         if self.accelerator.num_processes > 1 and isinstance(dataset, Dataset) and is_prepared(dataset):
             dataset = with_fillers(dataset, multiple)
-        if is_training and self._redraw is not None:
-            dataset = RedrawnGroups(dataset, self._redraw)
+        if not is_training and isinstance(dataset, Dataset):
+            dataset = self._as_trained(dataset)
         return super()._get_dataloader(
             dataset,
             description,
@@ -334,5 +339,6 @@ def with_fillers(dataset: Dataset, multiple: int) -> Dataset:
         segment_lengths=[1],
         segment_units=[0.0],
     )
-    plain = dataset.select_columns(list(COLUMNS))
-    return concatenate_datasets([plain, Dataset.from_list([dict(filler)] * missing, features=plain.features)])
+    plain = dataset.select_columns([name for name in (*COLUMNS, DRAW) if name in dataset.column_names])
+    row = {name: dict(filler).get(name) for name in plain.column_names}
+    return concatenate_datasets([plain, Dataset.from_list([row] * missing, features=plain.features)])

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 
 from mrt_plugin.encoding import Encoder, EncodingError
-from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, expand, split_group
+from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, expand, join_pairs, split_group
 from mrt_plugin.options import MultiResponseOptions, check_options
-from mrt_plugin.scoring import score_groups, softmax_weights
-from mrt_plugin.selection import select_indices
+from mrt_plugin.scoring import softmax_weights
 from mrt_plugin.selection.candidates import candidates_of
+from mrt_plugin.selection.run import score_and_select
+from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE, Draw, rows_to_draw
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +48,14 @@ _SELECTION = (
     "min_k",
     "max_k",
 )
-"""The options that `select_indices` takes by the same name."""
+"""The options that `score_and_select` takes by the same name."""
 
 _COUNTS = ("group", "pairs", "expanded", "shared", "trained")
+
+_WITH_DRAWS = Features(
+    {**DRAW_FEATURE["pool"], **{name: Value("int64") for name in _COUNTS}, DRAW: DRAW_FEATURE}  # type: ignore[dict-item]
+)
+"""Of prepared rows with the column `draw`: where all of a batch are null, `datasets` could not infer its type."""
 
 
 @dataclass
@@ -119,21 +125,15 @@ def prepare_groups(
         ValueError: if options contradict each other, or every group was dropped.
     """
     check_options(options)
-    if options.redraw == "epoch" and (split_rows or expanded_form):
-        raise ValueError(
-            "redraw='epoch' is for MultiResponseSFTTrainer: in an Axolotl recipe rows are cut and packed once, before "
-            "training, for what they hold then. Remove mrt.redraw, or train with TRL."
-        )
     if options.selection_seed is not None:
         seed = options.selection_seed
-    if options.scorer is not None and options.weights == "softmax":
-        # Weights need the scores of what is kept; a reward model's come from the cache the second time.
-        groups = score_groups(groups, options.scorer, num_proc=num_proc, score_cache=options.score_cache)
     if options.redraw == "epoch":
         chosen = _pools(groups, options.n, seed)
     else:
         told = {name: getattr(options, name) for name in _SELECTION}
-        chosen = select_indices(groups, options.selector, **told, seed=seed, num_proc=num_proc)
+        selected = score_and_select(groups, options.selector, **told, seed=seed, num_proc=num_proc)
+        selected.report.log()
+        groups, chosen = selected.groups, selected.picks
     if options.weights == "softmax" and "scores" not in groups.column_names:
         raise ValueError("weights='softmax' needs scores: give a column `scores`, or a `scorer`.")
     encoder = Encoder(tokenizer, prompt_format=options.prompt_format, chat_template_kwargs=chat_template_kwargs)
@@ -149,15 +149,17 @@ def prepare_groups(
             "max_length": max_length,
             "expanded_form": expanded_form,
             "split_rows": split_rows,
+            "seed": seed,
         },
         remove_columns=groups.column_names,
+        features=_WITH_DRAWS if options.redraw == "epoch" else None,
         num_proc=num_proc,
         # datasets recognises a module's function by its name, so a result of other code could be reused
         load_from_cache_file=False,
         desc=f"Encoding the {description} groups",
     )
     report = _report(groups, chosen, prepared)
-    prepared = prepared.remove_columns([name for name in prepared.column_names if name not in COLUMNS])
+    prepared = prepared.remove_columns([name for name in prepared.column_names if name not in (*COLUMNS, DRAW)])
     _announce(report, options, max_length, description)
     return prepared, report
 
@@ -187,8 +189,10 @@ def _prepare_batch(
     max_length: int | None,
     expanded_form: bool,
     split_rows: bool,
+    seed: int,
 ) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, *_COUNTS)}
+    redraw = options.redraw == "epoch"
+    columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, *_COUNTS, *([DRAW] if redraw else []))}
     for position, index in enumerate(indices):
         try:
             kept, mean_length = _encode_kept(batch, position, chosen[index], encoder, options)
@@ -200,15 +204,17 @@ def _prepare_batch(
         row = build_group_row(
             [pair for pair, _ in kept], options.loss_aggregation, [weight for _, weight in kept], mean_length
         )
-        for part in _arrange(row, options, expanded_form, split_rows):
+        for part, draw in _arrange(row, options, expanded_form, split_rows, seed):
             for name in COLUMNS:
                 columns[name].append(part[name])  # type: ignore[literal-required]
-            count, prefix = len(part["segment_lengths"]), part["prefix_length"]
             columns["group"].append(index)
-            columns["pairs"].append(count)
-            columns["expanded"].append(count * prefix + sum(part["segment_lengths"]))
-            columns["shared"].append(len(part["input_ids"]))
-            columns["trained"].append(sum(label != IGNORE for label in part["labels"]))
+            counts = _count(part)
+            if redraw:
+                columns[DRAW].append(draw)
+                if draw is not None:  # the whole pool, once
+                    counts = _count(row) if draw["first"] == 0 else dict.fromkeys(counts, 0)
+            for name, count in counts.items():
+                columns[name].append(count)
     return columns
 
 
@@ -235,24 +241,26 @@ def _encode_kept(
     return [(pairs[index], weights[index]) for index in chosen], mean_length
 
 
-def _arrange(row: GroupRow, options: MultiResponseOptions, expanded_form: bool, split_rows: bool) -> list[GroupRow]:
+def _count(row: GroupRow) -> dict[str, int]:
+    count, prefix = len(row["segment_lengths"]), row["prefix_length"]
+    return {
+        "pairs": count,
+        "expanded": count * prefix + sum(row["segment_lengths"]),
+        "shared": len(row["input_ids"]),
+        "trained": sum(label != IGNORE for label in row["labels"]),
+    }
+
+
+def _arrange(
+    row: GroupRow, options: MultiResponseOptions, expanded_form: bool, split_rows: bool, seed: int
+) -> list[tuple[GroupRow, Draw | None]]:
+    """The rows of a group, with what each draws anew in every epoch, if anything."""
+    row_length = options.row_length if split_rows else None
+    if options.redraw == "epoch" and len(row["segment_lengths"]) > options.k:
+        return list(rows_to_draw(row, options.k, seed=seed, row_length=row_length, expanded=expanded_form))
     if expanded_form:
-        row = _join_pairs(expand(row))
-    if split_rows and options.row_length is not None:
-        return split_group(row, options.row_length)
-    return [row]
-
-
-def _join_pairs(pairs: list[GroupRow]) -> GroupRow:
-    """One row with no shared prefix whose segments are whole pairs."""
-    return GroupRow(
-        input_ids=[token for pair in pairs for token in pair["input_ids"]],
-        labels=[label for pair in pairs for label in pair["labels"]],
-        loss_weights=[weight for pair in pairs for weight in pair["loss_weights"]],
-        prefix_length=0,
-        segment_lengths=[length for pair in pairs for length in pair["segment_lengths"]],
-        segment_units=[units for pair in pairs for units in pair["segment_units"]],
-    )
+        row = join_pairs(expand(row))
+    return [(part, None) for part in ([row] if row_length is None else split_group(row, row_length))]
 
 
 def _report(groups: Dataset, chosen: Sequence[Sequence[int]], prepared: Dataset) -> PrepareReport:

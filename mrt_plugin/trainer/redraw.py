@@ -1,15 +1,19 @@
 """`redraw: epoch`: another random K of the pool for every epoch."""
 
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from datasets import Dataset
+from datasets import List, Value
 from transformers import TrainerCallback, TrainerState
 
 from mrt_plugin.groups.keys import digest
-from mrt_plugin.layout.group_row import GroupRow, as_group_row, segment_starts, take_segments
+from mrt_plugin.layout.group_row import GroupRow, as_group_row, expand, join_pairs, segment_starts, take_segments
 from mrt_plugin.options import LossAggregation
+
+DRAW = "draw"
+"""The column of a prepared dataset with a row's `Draw`; null where nothing is drawn."""
 
 
 def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
@@ -54,49 +58,112 @@ def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: Los
     return drawn
 
 
-class Redraw(TrainerCallback):
-    """What to draw, and for which epoch; as a callback it learns of every epoch that begins.
+class Draw(TypedDict):
+    """What a row of a prepared dataset draws in each epoch, kept in its column `draw`."""
 
-    The epoch is in shared memory: workers that outlive an epoch see the next one. A run resumed in the middle of an
-    epoch draws for that epoch, since the trainer's state says where it is. (accelerate hands `set_epoch` to a dataset
-    only where no sampler takes it, so it cannot be relied on here.)
+    k: int
+    """Responses of the group per epoch."""
+    seed: int
+    first: int
+    last: int
+    """The row trains the responses first..last-1 of the K drawn: all of them, unless K may be too long for a row."""
+    expanded: bool
+    """Whether the row is one without a shared prefix, whose segments are whole pairs."""
+    pool: GroupRow
+    """All responses of the group."""
+
+
+_TOKENS = {"input_ids": List(Value("int32")), "labels": List(Value("int32")), "loss_weights": List(Value("float64"))}
+
+DRAW_FEATURE = {
+    "k": Value("int64"),
+    "seed": Value("int64"),
+    "first": Value("int64"),
+    "last": Value("int64"),
+    "expanded": Value("bool"),
+    "pool": {
+        **_TOKENS,
+        "prefix_length": Value("int64"),
+        "segment_lengths": List(Value("int64")),
+        "segment_units": List(Value("float64")),
+    },
+}
+"""The type of the column `draw`."""
+
+
+def rows_to_draw(
+    pool: GroupRow, k: int, *, seed: int, row_length: int | None = None, expanded: bool = False
+) -> list[tuple[GroupRow, Draw]]:
+    """The rows that stand for a group whose K responses are drawn anew each epoch.
+
+    A row holds the longest responses that it could come to hold, so that whoever packs rows, drops long ones or counts
+    steps before training, reckons with the most that any draw needs. Of a group whose K longest do not fit
+    `row_length` there are several rows, each for a part of the draw that always fits; how many does not depend on the
+    draw.
 
     Args:
-        k: responses per epoch and group.
+        pool: the group with more than K responses.
+        k: responses drawn.
         seed: of the draws.
+        row_length: tokens that a row may hold; unlimited by default.
+        expanded: rows without a shared prefix, as `join_pairs` makes them.
+
+    Raises:
+        ValueError: if the prompt with one response is longer than `row_length`.
+    """
+    prefix = pool["prefix_length"]
+    lengths = [length + prefix * expanded for length in pool["segment_lengths"]]
+    longest = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    each = k
+    if row_length is not None:
+        room = row_length - prefix * (not expanded)
+        each = sum(total <= room for total in accumulate(lengths[index] for index in longest[:k]))
+        if not each:
+            raise ValueError(
+                f"A pair of {prefix + max(pool['segment_lengths'])} tokens does not fit row_length={row_length}: "
+                "raise row_length."
+            )
+    rows = []
+    for first in range(0, k, each):
+        last = min(first + each, k)
+        row = take_segments(pool, sorted(longest[: last - first]))
+        draw = Draw(k=k, seed=seed, first=first, last=last, expanded=expanded, pool=pool)
+        rows.append((join_pairs(expand(row)) if expanded else row, draw))
+    return rows
+
+
+class Redraw(TrainerCallback):
+    """Reads a row as the current epoch has it; as a callback it learns of every epoch that begins.
+
+    A collator calls it for every row (`GroupedResponseCollator.read_row`), so that samplers see a dataset like any
+    other. The epoch is in shared memory: workers that outlive an epoch see the next one. A run resumed in the middle
+    of an epoch draws for that epoch, since the trainer's state says where it is.
+
+    Args:
         aggregation: `loss_aggregation` of the run.
     """
 
-    def __init__(self, *, k: int, seed: int, aggregation: LossAggregation) -> None:
-        self.k, self.seed, self.aggregation = k, seed, aggregation
+    def __init__(self, aggregation: LossAggregation) -> None:
+        self.aggregation = aggregation
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._resumed = True
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """The first epoch is the one that the state says."""
+        self._resumed = True
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Draw for this epoch from now on. At its begin `state.epoch` is whole, or where a resumed run left it."""
-        self.epoch.fill_(int((state.epoch or 0) + 1e-6))
+        """Draw for this epoch from now on. Later ones are counted: where a sampler packs rows, their number is an
+        estimate, and the state's epoch need not be whole when one begins."""
+        self.epoch.fill_(int((state.epoch or 0) + 1e-6) if self._resumed else int(self.epoch) + 1)
+        self._resumed = False
 
-    def __call__(self, row: GroupRow) -> GroupRow:
-        """The row as the current epoch sees it."""
-        return draw_group(row, self.k, seed=self.seed, epoch=int(self.epoch), aggregation=self.aggregation)
-
-
-class RedrawnGroups(torch.utils.data.Dataset[dict[str, Any]]):
-    """Prepared rows of whole pools, of which every epoch sees K segments each.
-
-    The number of rows never changes, and with it neither the steps of an epoch nor the scheduler.
-    """
-
-    def __init__(self, rows: Dataset, redraw: Redraw) -> None:
-        self.rows, self.redraw = rows, redraw
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return dict(self.redraw(as_group_row(self.rows[index])))
-
-    def sample(self, count: int) -> Dataset:
-        """The first rows as the current epoch sees them."""
-        rows = [self[index] for index in range(min(count, len(self)))]
-        columns = {name: [row[name] for row in rows] for name in GroupRow.__annotations__}
-        return Dataset.from_dict(columns, features=self.rows.select_columns(list(columns)).features)
+    def __call__(self, example: dict[str, Any]) -> GroupRow:
+        """The row as the current epoch has it; one without `draw` as it is."""
+        draw: Draw | None = example.get(DRAW)
+        if draw is None:
+            return as_group_row(example)
+        epoch = int(self.epoch)
+        drawn = draw_group(draw["pool"], draw["k"], seed=draw["seed"], epoch=epoch, aggregation=self.aggregation)
+        part = take_segments(drawn, range(draw["first"], draw["last"]))
+        return join_pairs(expand(part)) if draw["expanded"] else part
