@@ -47,7 +47,7 @@ test-oldest: $(INSTALLED)
 	$(TESTING) $(VENV)/bin/python -m pytest
 
 # What is the same on both ends (numbers, files, commands) is tested once, on the oldest.
-ONCE := planning simulation curation sampling select_cli ray demo doctor readme
+ONCE := planning simulation curation sampling select_cli ray demo doctor readme evaluation_measures evaluation_command
 test-newest: $(NEWEST_INSTALLED)
 	$(TESTING) $(NEWEST)/bin/python -m pytest -m 'not axolotl' -p no:cacheprovider \
 		$(foreach room,$(ONCE),--ignore-glob='tests/test_$(room)*')

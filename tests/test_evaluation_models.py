@@ -287,6 +287,20 @@ class TestWhatIsMissing:
         assert value(found, "base", "nll_per_token") == pytest.approx(alone.nll[0] / alone.tokens[0], rel=1e-6)
 
 
+def test_a_quantised_base_with_its_adapter(folder: Path, tmp_path: Path, cases: list[Case]) -> None:
+    how = How(tmp_path, m=2, settings=SHORT, load_in_4bit=True, embedder=load_embedder("lexical"))
+    found = evaluate(cases, parse_models([f"{folder}/base", f"tuned={folder}/base+{folder}/run"]), how)
+    whole = held_out_nll(
+        load_model(folder / "base", load_in_4bit=True),
+        Encoder(load_tokenizer(folder / "base")),
+        [{"prompt": case.prompt, "responses": case.references} for case in cases],
+    )
+    assert value(found, "base", "nll_per_token") == pytest.approx(whole.nll_per_token, rel=1e-5)
+    (row,) = found["forgetting"]
+    assert row["probe"][0]["before"] != row["probe"][0]["after"]
+    assert found["how"]["load_in_4bit"] is True
+
+
 class TestSamplesKept:
     def test_a_file_of_samples_beside_a_model(self, tmp_path: Path, cases: list[Case]) -> None:
         pool = tmp_path / "pool.jsonl"

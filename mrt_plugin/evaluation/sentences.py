@@ -120,10 +120,10 @@ def next_step(result: dict[str, Any]) -> str:
     if len(models) == 1:
         model = models[0]
         base = model["path"] if model["adapter"] else "BASE"
-        itself = "+".join(part for part in (model["path"], model["adapter"]) if part) or model["name"]
+        itself = "+".join(part for part in (model["path"], model["adapter"]) if part)
+        given = f"--model {itself}" if itself else f"--pool {model['name']}={model['pool']}"
         return (
-            f"Next: put it beside what it was trained from: mrt evaluate --model {base} --model {itself} "
-            f"--data {data['name']}"
+            f"Next: put it beside what it was trained from: mrt evaluate --model {base} {given} --data {data['name']}"
         )
     if data["prompts"] < FEW:
         return f"Next: evaluate on more held-out prompts: {data['prompts']} decide little."
@@ -132,4 +132,7 @@ def next_step(result: dict[str, Any]) -> str:
             f"Next: {worse['model']} covers the references less than {result['baseline']}: ask whether more responses "
             f"per prompt would pay: mrt plan POOL --model {models[0]['path'] or 'PATH'}"
         )
-    return "Next: read the outputs beside their references (--report evaluation.html) before you trust the numbers."
+    return (
+        "Next: read the outputs beside their references before you trust the numbers: --report evaluation.html lays "
+        "them out."
+    )
