@@ -10,6 +10,7 @@ from mrt_plugin.evaluation.known_truth import truth_distance
 from mrt_plugin.simulation.claim import run as runs
 from mrt_plugin.simulation.claim.analysis import analyse
 from mrt_plugin.simulation.claim.arms import ARMS, arm_groups, responses_drawn
+from mrt_plugin.simulation.claim.checks import analyse_checks
 from mrt_plugin.simulation.claim.decision import Estimate, affordable_share, bootstrap, decide, relative_gain
 from mrt_plugin.simulation.claim.exact import ExactDistance
 from mrt_plugin.simulation.claim.grouping import compare, intraclass_correlation, pair_gradients
@@ -17,6 +18,7 @@ from mrt_plugin.simulation.claim.model import build_encoder, random_model
 from mrt_plugin.simulation.claim.pricing import Price, bench_price, token_price
 from mrt_plugin.simulation.claim.records import read_records
 from mrt_plugin.simulation.claim.report import put_into, write_report
+from mrt_plugin.simulation.claim.run import CALM
 from mrt_plugin.simulation.claim.train import RunKey, Scale, Setting, train_run
 from mrt_plugin.simulation.claim.tuning import Tuned, kl_at
 from mrt_plugin.simulation.claim.world import POOL, RESPONSE, World, draw_pool
@@ -266,14 +268,9 @@ def test_equal_cost_by_hand(tmp_path):
     write_report(found, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["lengths"]["64"]["seeds"] == [0, 1, 2]
     text = (tmp_path / "results.md").read_text()
-    assert (
-        "| 64 | shared prefix | 4 | more prompts, 2.00n | 0.440 | 0.550 | 20 % (20 to 20) | 17 % (17 to 17) |" in text
-    )
-    assert {path.name for path in tmp_path.glob("*.png")} == {
-        "cost-shared_prefix.png",
-        "cost-expanded.png",
-        "gain.png",
-    }
+    row = "| 64 | shared prefix | 4 | 0.440 | 0.550 (2.00n) | 20 % (20 to 20) | 17 % (17 to 17) | 3/3 | supported |"
+    assert row in text
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"cost-shared_prefix", "cost-expanded", "gain"}
 
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- results: begin -->\nold\n<!-- results: end -->\nafter\n")
@@ -282,3 +279,35 @@ def test_equal_cost_by_hand(tmp_path):
     page.write_text("no marks")
     with pytest.raises(ValueError, match="no <!-- results: begin -->"):
         put_into(page, "new")
+
+
+def test_checks_by_hand():
+    tuning, records = made_up_records([1000, 1001]), made_up_records(range(2))
+
+    def at(records, rate, pairs, factor=1.0, length=64):
+        changed = []
+        for record in records:
+            curve = [{**point, "kl": factor * point["kl"]} for point in record["curve"]]
+            setting = {"length": length, "learning_rate": rate, "pairs_per_step": pairs, "curve": curve}
+            changed.append({**record, **setting})
+        return changed
+
+    calm = [at([r], CALM[r["arm"]].learning_rate, CALM[r["arm"]].pairs_per_step) for r in records if r["arm"] in CALM]
+    alone = [record for record in tuning if record["arm"] == "k1"]
+    checks = [
+        *(record for part in calm for record in part),
+        *at(alone, 0.01, 2, 0.5),
+        *at(alone, 0.01, 8, 3.0, 1024),
+        *at(alone, 0.001, 4, 2.0, 1024),
+    ]
+    tuned = [*tuning, *at(tuning, 0.001, 4, 9.0), *at(tuning, 0.001, 8, 9.0)]
+    found = analyse_checks(tuned, records, checks, {64: Price(2.0, 1.0)}, 64)
+    mean = 1 + 0.1 * 1000.5  # the factor of the two tuning seeds
+    kls = {(row["pairs_per_step"], row["learning_rate"]): row["kl"] for row in found["small_steps"]}
+    assert kls[2, 0.01] == pytest.approx([0.5 * mean, 0.25 * mean, 0.125 * mean, 0.0625 * mean])
+    first, last = found["long_prompts"]
+    assert (first["here"]["pairs_per_step"], first["there"]["pairs_per_step"]) == (8, 4)
+    assert (last["place"], last["kl_here"], last["kl_there"]) == pytest.approx((8, 3 / 8 * mean, 2 / 8 * mean))
+    rows = found["one_rate"]["64"]["comparisons"]
+    assert [(row["layout"], row["k"]) for row in rows][:2] == [("shared_prefix", 2), ("shared_prefix", 4)]
+    assert rows[1]["gain"]["value"] == pytest.approx(0.2)

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from mrt_plugin.simulation.claim.analysis import analyse
+from mrt_plugin.simulation.claim.checks import analyse_checks
 from mrt_plugin.simulation.claim.grouping import measure_grouping
 from mrt_plugin.simulation.claim.overheads import measure
 from mrt_plugin.simulation.claim.pricing import Price, bench_price
-from mrt_plugin.simulation.claim.records import read_records
+from mrt_plugin.simulation.claim.records import key_of, read_records
 from mrt_plugin.simulation.claim.report import put_into, results_text, write_report
-from mrt_plugin.simulation.claim.run import LENGTHS, SEEDS, main_keys, run_all, tuning_keys
+from mrt_plugin.simulation.claim.run import LENGTHS, SEEDS, check_keys, main_keys, run_all, tuning_keys
 from mrt_plugin.simulation.claim.train import Scale
 from mrt_plugin.simulation.claim.tuning import Tuned
 
@@ -24,6 +25,7 @@ EPILOG = """\
 steps, in this order; each goes on where it was stopped:
   tune      learning rate and pairs per step of every arm, on worlds of their own
   run       the main runs
+  check     runs that were decided on after the main runs
   grouping  how the gradients of a prompt's responses are correlated
   price     what a prompt and a response cost: --bench takes the output of mrt bench --json
   report    the numbers, the pictures and the tables of the page
@@ -42,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("step", choices=("tune", "run", "grouping", "price", "report"))
+    parser.add_argument("step", choices=("tune", "run", "check", "grouping", "price", "report"))
     parser.add_argument("--output", type=Path, default=Path("results/claim"), help="folder of everything made")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="run: seeds 0 to this less one")
     parser.add_argument("--length", type=int, nargs="*", default=list(LENGTHS), help="run: prompt lengths P")
@@ -62,6 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
         keys = main_keys(chosen, given.length, range(given.seeds))
         missing = run_all(keys, given.output / "runs.jsonl", scale, progress=_show, stop_at=stop_at)
         return _say(missing, "run")
+    if given.step == "check":
+        known = [
+            key_of(record) for name in ("tuning", "runs") for record in read_records(given.output / f"{name}.jsonl")
+        ]
+        keys = check_keys(given.length, range(given.seeds))
+        path = given.output / "checks.jsonl"
+        return _say(run_all(keys, path, scale, besides=known, progress=_show, stop_at=stop_at), "check")
     if given.step == "grouping":
         _write(given.output / "grouping.json", measure_grouping(given.output, scale))
     if given.step == "price":
@@ -80,6 +89,9 @@ def _report(folder: Path, docs: Path | None, scale: Scale) -> None:
     prices = {int(length): Price(**values) for length, values in priced["prices"].items()}
     found = analyse(read_records(folder / "runs.jsonl"), read_records(folder / "tuning.jsonl"), prices, scale.n)
     found["machine"] = priced["machine"]
+    if (folder / "checks.jsonl").exists():
+        tuning, records, checks = (read_records(folder / f"{name}.jsonl") for name in ("tuning", "runs", "checks"))
+        found["checks"] = analyse_checks(tuning, records, checks, prices, scale.n)
     found["grouping"] = json.loads((folder / "grouping.json").read_text(encoding="utf-8"))
     write_report(found, folder)
     if docs is not None:

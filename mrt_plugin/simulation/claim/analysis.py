@@ -199,10 +199,11 @@ def _comparisons(curves: Curves, price: Price, length: int, n: int, **charged: A
         for several in SEVERAL
         for rival in RIVALS
     ]
-    return [_finite(asdict(row)) for row in rows if row is not None]
+    return [finite(asdict(row)) for row in rows if row is not None]
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
+def finite(values: dict[str, Any]) -> dict[str, Any]:
+    """Without the numbers that JSON cannot hold."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()

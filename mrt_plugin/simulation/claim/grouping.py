@@ -121,7 +121,7 @@ def measure_grouping(
         )
         for stage, model in (("base model", base), ("trained", trained)):
             gradients, losses = pair_gradients(model, pool, build_encoder())
-            parts = estimate_components(losses * RESPONSE)
+            parts = estimate_components(list(losses * RESPONSE))
             row = {"seed": seed, "stage": stage, "prompts": prompts, **compare(gradients, (2, 4, 8), seed)}
             rows.append({**row, "loss": {**asdict(parts), "rho": parts.rho}})
     return rows

@@ -10,6 +10,7 @@ from mrt_plugin.simulation.claim.figures import LABELS, LAYOUTS, cost_curves, ga
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 PRIMARY_LENGTH, PRIMARY_K = "256", 4
+KS = (2, 4, 8)
 
 Row = Sequence[str]
 
@@ -51,20 +52,21 @@ def results_text(found: Mapping[str, Any]) -> str:
         "### Equal prompts, equal pairs\n",
         _equal(found),
         "### Equal cost\n",
-        _costs(found, "comparisons"),
+        _costs(found),
         "![KL against cost, shared](claim/cost-shared_prefix.png)\n",
         "![KL against cost, expanded](claim/cost-expanded.png)\n",
         "### Where the gain is, and where it vanishes\n",
         "![KL saved at equal cost](claim/gain.png)\n",
-        _by_budget(found),
         "### The responses sampled too\n",
         "A third of C_p for each prompt once and of C_r for each response that had to exist, on top.\n",
-        _costs(found, "sampled"),
+        _short(found["lengths"], "sampled"),
         "### The proof charged whole\n",
         f"To a run of {found['n']} prompts. Lines are missing where it pays for more pairs than K = 1 saw.\n",
-        _costs(found, "proof_whole"),
+        _short(found["lengths"], "proof_whole"),
         "### Grouping correlates a step\n",
         _grouping(found),
+        "### Checks made afterwards\n" if found.get("checks") else "",
+        _checks(found),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -149,8 +151,7 @@ def _prices(found: Mapping[str, Any]) -> str:
 
 def _settings(found: Mapping[str, Any]) -> str:
     rows = [
-        [f"`{arm}`", ", ".join(f"{item['learning_rate']:g} with {item['pairs_per_step']} pairs" for item in settings)]
-        for arm, settings in found["settings"].items()
+        [f"`{arm}`", ", ".join(_setting(item) for item in settings)] for arm, settings in found["settings"].items()
     ]
     return "Tuned (learning rate, pairs per step):\n\n" + table(("arm", "run at"), rows)
 
@@ -177,47 +178,96 @@ def _equal(found: Mapping[str, Any]) -> str:
     )
 
 
-def _costs(found: Mapping[str, Any], kind: str) -> str:
+def _costs(found: Mapping[str, Any]) -> str:
     rows = []
     for length, values in found["lengths"].items():
-        for row in values[kind]:
-            rows.append(
-                [
-                    length,
-                    LAYOUTS[row["layout"]],
-                    f"{row['k']}",
-                    f"{LABELS[row['rival']].removeprefix('K = 1, ')}, {row['rival_pairs']:.2f}n",
-                    f"{row['kl']:.3f}",
-                    f"{row['rival_kl']:.3f}",
-                    percent(row["gain"]),
-                    percent(row["share"]),
-                    f"{row['wins']}/{row['seeds']}",
-                    row["verdict"],
-                ]
-            )
+        for layout in LAYOUTS:
+            for k in KS:
+                row = _pick(values["comparisons"], layout, k)
+                if row is None:
+                    continue
+                others = [_pick(values["comparisons"], layout, k, rival) for rival in ("k1_epochs", "k1_redraw")]
+                rows.append(
+                    [
+                        length,
+                        LAYOUTS[layout],
+                        f"{k}",
+                        f"{row['kl']:.3f}",
+                        f"{row['rival_kl']:.3f} ({row['rival_pairs']:.2f}n)",
+                        percent(row["gain"]),
+                        _share(values, row),
+                        f"{row['wins']}/{row['seeds']}",
+                        row["verdict"],
+                        *("" if other is None else percent(other["gain"]) for other in others),
+                    ]
+                )
     columns = (
-        "P",
-        "layout",
-        "K",
-        "K = 1 for the same cost",
-        "KL, K",
-        "KL, K = 1",
-        "saved",
-        "affordable share",
-        "seeds won",
-        "by the rule",
+        *("P", "layout", "K", "KL, K on n prompts", "KL, K = 1 (prompts)", "saved", "affordable share", "seeds won"),
+        *("by the rule", "saved against more epochs", "saved against redrawing"),
     )
     return table(columns, rows)
 
 
-def _by_budget(found: Mapping[str, Any]) -> str:
+def _share(values: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """The affordable share, where there is a gain at equal prompts to have a share of."""
+    return percent(row["share"]) if values["gain_equal_prompts"][f"k{row['k']}"]["low"] > 0 else "-"
+
+
+def _short(lengths: Mapping[str, Any], kind: str) -> str:
+    """Both layouts side by side, against K = 1 with more prompts."""
     rows = []
-    for length, values in found["lengths"].items():
-        for layout, arms in values["by_budget"].items():
-            for arm, points in arms.items():
-                told = ", ".join(f"{point['prompts']:g}n: {percent(point)}" for point in points)
-                rows.append([length, LAYOUTS[layout], f"{ARMS[arm].k}", told or "K = 1 was not trained so short"])
-    return table(("P", "layout", "K", "saved against K = 1 with more prompts at equal cost, by prompts with K"), rows)
+    for length, values in lengths.items():
+        for k in KS:
+            cells = []
+            for layout in LAYOUTS:
+                row = _pick(values[kind], layout, k)
+                cells += ["", ""] if row is None else [f"{row['rival_pairs']:.2f}n", percent(row["gain"])]
+            rows.append([length, f"{k}", *cells])
+    columns = ("P", "K", "shared: K = 1 on", "saved", "expanded: K = 1 on", "saved")
+    return table(columns, rows)
+
+
+def _checks(found: Mapping[str, Any]) -> str:
+    if not found.get("checks"):
+        return ""
+    checks, parts = found["checks"], []
+    parts.append(
+        "Not fixed before the runs. The first two on the tuning worlds, mean KL of two seeds. Fewer pairs per step "
+        "for K = 1, at P = 64:\n\n"
+        + table(
+            ("learning rate", "pairs per step", "KL at n pairs", "2n", "4n", "8n"),
+            [
+                [f"{row['learning_rate']:g}", f"{row['pairs_per_step']}", *(f"{kl:.3f}" for kl in row["kl"])]
+                for row in checks["small_steps"]
+            ],
+        )
+    )
+    parts.append(
+        "Tuning again at P = 1,024: the best setting there, and what the one chosen at P = 64 loses to it:\n\n"
+        + table(
+            ("arm", "pairs", "best at P = 64", "best at P = 1,024", "KL of the first", "KL of the second"),
+            [
+                [
+                    f"`{row['arm']}`",
+                    f"{row['place']:g}n",
+                    _setting(row["here"]),
+                    _setting(row["there"]),
+                    f"{row['kl_here']:.3f}",
+                    f"{row['kl_there']:.3f}",
+                ]
+                for row in checks["long_prompts"]
+            ],
+        )
+    )
+    parts.append(
+        "The main comparison with one learning rate, 0.001, in all arms (4 pairs per step; 8 with K = 8), on the main "
+        "worlds:\n\n" + _short(checks["one_rate"], "comparisons")
+    )
+    return "\n".join(parts)
+
+
+def _setting(setting: Mapping[str, Any]) -> str:
+    return f"{setting['learning_rate']:g} with {setting['pairs_per_step']} pairs"
 
 
 def _grouping(found: Mapping[str, Any]) -> str:

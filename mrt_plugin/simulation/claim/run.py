@@ -1,7 +1,7 @@
 """Many runs, one after the other, seeds outermost: what a cut leaves is whole seeds, with all arms."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mrt_plugin.simulation.claim.arms import ARMS
@@ -29,8 +29,33 @@ def tuning_keys(seeds: Sequence[int] = TUNING_SEEDS) -> list[RunKey]:
     ]
 
 
+CALM = {name: Setting(1e-3, 8 if arm.k == 8 else 4) for name, arm in ARMS.items() if name != "k1_epochs"}
+"""One learning rate for all arms, with the fewest pairs per step: a check made after the main runs."""
+
+
+def check_keys(lengths: Sequence[int] = LENGTHS, seeds: Sequence[int] = SEEDS) -> list[RunKey]:
+    """Runs that were decided on after the first main runs were seen.
+
+    Fewer pairs per step for K = 1 and the tuning of two arms at the longest prompts, both on the tuning split; and on
+    the main seeds what `CALM` needs beside the main runs.
+    """
+    long = max(lengths)
+    small = [Setting(rate, pairs) for pairs in (1, 2) for rate in (3e-4, 1e-3, 3e-3)]
+    return [
+        *(RunKey(TUNING_LENGTH, "k1", seed, setting) for seed in TUNING_SEEDS for setting in small),
+        *(RunKey(length, name, seed, CALM[name]) for seed in seeds for length in lengths for name in CALM),
+        *(
+            RunKey(long, name, seed, Setting(rate, pairs))
+            for seed in TUNING_SEEDS
+            for name in ("k1", "k4")
+            for pairs in STEP_PAIRS[ARMS[name].k]
+            for rate in RATES
+        ),
+    ]
+
+
 def main_keys(
-    chosen: dict[str, Sequence[Setting]], lengths: Sequence[int] = LENGTHS, seeds: Sequence[int] = SEEDS
+    chosen: Mapping[str, Sequence[Setting]], lengths: Sequence[int] = LENGTHS, seeds: Sequence[int] = SEEDS
 ) -> list[RunKey]:
     """Every seed, every length, every arm, at the settings that tuning chose for it."""
     return [
@@ -47,6 +72,7 @@ def run_all(
     path: Path,
     scale: Scale,
     *,
+    besides: Collection[RunKey] = (),
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     stop_at: float | None = None,
 ) -> int:
@@ -56,6 +82,7 @@ def run_all(
         keys: of the runs, in their order.
         path: the JSONL file.
         scale: how large the runs are.
+        besides: runs that another file has.
         progress: called with a run's name, the runs done and their number.
         stop_at: a time (`time.time()`) after which no run is begun.
 
@@ -64,7 +91,7 @@ def run_all(
     """
     keys = list(keys)
     records = read_records(path)
-    done = {key_of(record) for record in records}
+    done = {key_of(record) for record in records} | set(besides)
     missing = [key for key in keys if key not in done]
     for number, key in enumerate(missing):
         if stop_at is not None and time.time() >= stop_at:

@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM, PrinterCallback, TrainerCallback
 
 from mrt_plugin.evaluation.known_truth import TruthDistance
 from mrt_plugin.groups import load_groups
+from mrt_plugin.options import Layout
 from mrt_plugin.simulation.claim.arms import ARMS, Arm, arm_groups
 from mrt_plugin.simulation.claim.exact import ExactDistance
 from mrt_plugin.simulation.claim.model import base_model, build_encoder, build_tokenizer
@@ -59,12 +60,12 @@ class Curve(TrainerCallback):
         self.points: list[dict[str, float]] = []
         self.seconds = 0.0
 
-    def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure if this step completed a checkpoint."""
         pairs = state.global_step * self.pairs_per_step
         if pairs in self.checkpoints:
             began = time.perf_counter()
-            self.points.append(point(pairs, self.measure(model)))
+            self.points.append(point(pairs, self.measure(kwargs["model"])))
             self.seconds += time.perf_counter() - began
 
 
@@ -83,7 +84,7 @@ def _world(seed: int, length: int, scale: Scale) -> tuple[list[dict[str, Any]], 
 
 
 def train_run(
-    key: RunKey, scale: Scale, bases: Path, *, layout: str = "auto"
+    key: RunKey, scale: Scale, bases: Path, *, layout: Layout = "auto"
 ) -> tuple[dict[str, Any], LlamaForCausalLM]:
     """Train one arm from one seed, and measure at the arm's checkpoints.
 
@@ -135,7 +136,7 @@ def train_run(
     return record, model.eval()
 
 
-def _config(key: RunKey, arm: Arm, layout: str, folder: str) -> MultiResponseSFTConfig:
+def _config(key: RunKey, arm: Arm, layout: Layout, folder: str) -> MultiResponseSFTConfig:
     ordered = arm.passes == 1  # prompts and pairs come in random order already, the same for all arms
     grouped = arm.k if not arm.scattered else 1
     return MultiResponseSFTConfig(

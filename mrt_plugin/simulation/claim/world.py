@@ -96,7 +96,8 @@ class World:
         half = len(self._order) // 2
         if count > half:
             raise ValueError(f"{count} prompts of one stream: the world has {half} subjects for it.")
-        return [self._prompt(*place, length) for place in self._order[stream * half : stream * half + count]]
+        chosen = self._order[stream * half : stream * half + count]
+        return [self._prompt(topic, number, length) for topic, number in chosen]
 
     def _prompt(self, topic: int, number: int, length: int) -> Prompt:
         subject = Subject(topic, tuple(number // VALUES**kind % VALUES for kind in range(ATTRIBUTES)))
