@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mrt_plugin.cli.fits import show_fits
 from mrt_plugin.cli.show import as_json, plain_errors, say, stages, table
 
 
@@ -58,20 +59,4 @@ def _fit(path: Path, json: bool) -> None:
     if json:
         as_json(fits)
         return
-    rows = [
-        (
-            arm,
-            f"{row['runs']}",
-            f"{row['a']:.4f} ± {_error(row['a_error'])}",
-            f"{row['b']:.4f} ± {_error(row['b_error'])}",
-            "" if row["r_squared"] is None else f"{row['r_squared']:.3f}",
-            f"{row['mse']:.2e}",
-        )
-        for arm, row in fits.items()
-    ]
-    table(("arm", "runs", "a (endless K)", "b (what K = 1 loses)", "R²", "MSE"), rows, title="loss = a + b/K")
-    say("That held-out loss follows 1/K is an assumption: look at R², and at the residuals of your largest K.")
-
-
-def _error(value: float | None) -> str:
-    return "?" if value is None else f"{value:.4f}"
+    show_fits(fits)

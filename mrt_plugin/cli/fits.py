@@ -1,0 +1,27 @@
+"""The table of fits of loss = a + b/K."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mrt_plugin.cli.show import say, table
+
+
+def show_fits(fits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the table, one row per arm, and what to make of it."""
+    rows = [
+        (
+            arm,
+            f"{row['runs']}",
+            f"{row['a']:.4f} ± {_error(row['a_error'])}",
+            f"{row['b']:.4f} ± {_error(row['b_error'])}",
+            "" if row["r_squared"] is None else f"{row['r_squared']:.3f}",
+            f"{row['mse']:.2e}",
+        )
+        for arm, row in fits.items()
+    ]
+    table(("arm", "runs", "a (endless K)", "b (what K = 1 loses)", "R²", "MSE"), rows, title="loss = a + b/K")
+    say("That held-out loss follows 1/K is an assumption: look at R², and at the residuals of your largest K.")
+
+
+def _error(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4f}"

@@ -1,0 +1,109 @@
+"""A grid as Axolotl recipes, and the list of its runs that the results are filled into."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+
+from mrt_plugin.curation import split_held_out
+from mrt_plugin.groups.write import whole_file
+from mrt_plugin.planning.grid import Setting
+
+TYPE = "mrt_plugin.axolotl."
+SEED = 42
+"""Axolotl's own default."""
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe that a grid can be made of.
+
+    Raises:
+        ValueError: naming what stands in the way.
+    """
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    entries = recipe.get("datasets") if isinstance(recipe, dict) else None
+    if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
+        raise ValueError(f"{path}: a grid needs a recipe with one entry under datasets: the pool.")
+    selector = str(entries[0].get("type")).removeprefix(TYPE)
+    if not str(entries[0].get("type")).startswith(TYPE) or selector == "all":
+        raise ValueError(
+            f"{path}: the dataset's type is {entries[0].get('type')}; a grid needs a selector that keeps K of the "
+            f"pool, such as {TYPE}random_k."
+        )
+    block = recipe.get("mrt") or {}
+    for name in ("curation", "datasets"):
+        if block.get(name):
+            raise ValueError(
+                f"{path}: with mrt.{name} the number of prompts is known only after it was applied. Apply it first "
+                "(mrt select POOL --output curated.jsonl --selector all --curation ...), and make the grid of the "
+                "result."
+            )
+    return dict(recipe)
+
+
+def training_groups(groups: Dataset, recipe: dict[str, Any]) -> Dataset:
+    """The groups that the grid's recipes train on: without those that `val_set_size` holds out.
+
+    A grid's recipes draw their prompts by a curation rule, and with curation the split keeps similar prompts together;
+    so it does here.
+    """
+    share = recipe.get("val_set_size") or 0
+    if not share:
+        return groups
+    block = recipe.get("mrt") or {}
+    train, _, _ = split_held_out(
+        groups, share, seed=recipe.get("seed") or SEED, threshold=block.get("held_out_threshold") or 0.8
+    )
+    return train
+
+
+def write_grid(
+    settings: Sequence[Setting], output: Path, *, recipe: dict[str, Any] | None = None, repeats: int = 1
+) -> list[dict[str, Any]]:
+    """Write `runs.jsonl`, one line per arm and run, and with a recipe `n<prompts>-k<K>-r<repeat>.yaml` for each run.
+
+    A run's prompts are drawn by the rule `sample` from the recipe's seed, so that the prompts of a smaller n are among
+    those of a larger one; a repeat draws other responses (`selection_seed`). What is the same in two arms is one
+    recipe, trained once.
+
+    Returns:
+        The lines of `runs.jsonl`; `loss` is None, to be filled in.
+
+    Raises:
+        FileExistsError: if there is a `runs.jsonl` already, which may hold results.
+    """
+    listing = output / "runs.jsonl"
+    if listing.exists():
+        raise FileExistsError(f"{listing} is there already, and may hold results: choose another --output.")
+    lines = []
+    for setting in settings:
+        for repeat in range(repeats):
+            name = f"n{setting.prompts}-k{setting.k}-r{repeat}"
+            line: dict[str, Any] = {**asdict(setting), "repeat": repeat, "loss": None}
+            if recipe is not None:
+                made = _recipe_of(recipe, setting, repeat, name)
+                with whole_file(output / f"{name}.yaml") as file:
+                    file.write(yaml.safe_dump(made, sort_keys=False, allow_unicode=True).encode())
+                line |= {"recipe": f"{name}.yaml", "output_dir": made["output_dir"]}
+            lines.append(line)
+    with whole_file(listing) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+    return lines
+
+
+def _recipe_of(recipe: dict[str, Any], setting: Setting, repeat: int, name: str) -> dict[str, Any]:
+    block = {
+        **(recipe.get("mrt") or {}),
+        "k": setting.k,
+        "selection_seed": repeat,
+        "curation": [{"sample": {"groups": setting.prompts}}],
+    }
+    folder = Path(recipe.get("output_dir") or "./model-out") / name
+    return {**recipe, "seed": recipe.get("seed") or SEED, "mrt": block, "output_dir": str(folder)}

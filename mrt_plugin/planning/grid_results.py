@@ -1,0 +1,96 @@
+"""What the runs of a grid came to: the loss by K in each arm, and how it falls with 1/K."""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrt_plugin.groups.problems import Problems
+from mrt_plugin.planning.fit import Run, fit_runs
+
+
+def read_results(path: Path) -> tuple[list[Run], list[str]]:
+    """The runs of a `runs.jsonl` that are finished, and the names of those that are not.
+
+    The loss of a line without one is the last held-out loss in its `output_dir`, as the trainer wrote it down with its
+    last checkpoint.
+
+    Raises:
+        DataError: naming the lines that are no runs.
+    """
+    problems, runs, missing = Problems(str(path)), [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            k, loss = float(row["k"]), row.get("loss")
+            arm = str(row.get("arm", "all runs"))
+            if loss is None and row.get("output_dir") is not None:
+                loss = last_held_out_loss(Path(row["output_dir"]))
+            loss = None if loss is None else float(loss)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            problems.add(f"line {number}", None, 'is not a run: write {"k": 4, "loss": 1.23, "arm": "equal cost"}.')
+            continue
+        if loss is None:
+            missing.append(str(row.get("recipe") or f"line {number}"))
+        elif not (k > 0 and math.isfinite(loss)):
+            problems.add(f"line {number}", None, "needs k above 0 and a finite loss.")
+        else:
+            runs.append(Run(k, loss, arm))
+    problems.raise_any()
+    return runs, list(dict.fromkeys(missing))
+
+
+def last_held_out_loss(folder: Path) -> float | None:
+    """The last `eval_loss` that transformers' trainer logged in a run's folder; None if there is none."""
+    states = {
+        int(re.sub(r"\D", "", path.parent.name)): path for path in folder.glob("checkpoint-*/trainer_state.json")
+    }
+    if not states:
+        return None
+    history = json.loads(states[max(states)].read_text(encoding="utf-8"))["log_history"]
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    return float(losses[-1]) if losses else None
+
+
+def weigh_results(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
+    """Per arm: mean loss and standard error by K, the difference to the smallest K, and the fit of a + b/K.
+
+    The fit is None for an arm with one K so far. Numbers that there are too few runs for are None.
+
+    Example:
+
+    >>> found = weigh_results([Run(1, 2.0), Run(1, 2.2), Run(4, 1.6), Run(4, 1.6)])["all runs"]
+    >>> [(row["k"], round(row["loss"], 3), round(row["difference"], 3)) for row in found["by_k"]]
+    [(1.0, 2.1, 0.0), (4.0, 1.6, -0.5)]
+    """
+    arms: dict[str, list[Run]] = {}
+    for run in runs:
+        arms.setdefault(run.arm, []).append(run)
+    found: dict[str, dict[str, Any]] = {}
+    for arm, members in arms.items():
+        ks = sorted({run.k for run in members})
+        rows: list[dict[str, Any]] = []
+        for k in ks:
+            losses = np.array([run.loss for run in members if run.k == k])
+            error = float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else None
+            first = rows[0] if rows else None
+            errors = (error, first["error"]) if first else (None, None)
+            rows.append(
+                {
+                    "k": k,
+                    "runs": len(losses),
+                    "loss": float(losses.mean()),
+                    "error": error,
+                    "difference": float(losses.mean()) - first["loss"] if first else 0.0,
+                    "difference_error": None if None in errors else float(np.hypot(*errors)),  # type: ignore[arg-type]
+                }
+            )
+        fit = next(iter(fit_runs(members).values())) if len(ks) > 1 else None
+        found[arm] = {"by_k": rows, "best_k": min(rows, key=lambda row: row["loss"])["k"], "fit": fit}
+    return found
