@@ -113,6 +113,16 @@ class TestEndpoint:
         assert len(server.asked) - before == 16 - kept
         assert json.loads(done.stdout) == calm
 
+    def test_the_only_model_of_an_endpoint_need_not_be_named(self, server: Server, data: Path) -> None:
+        server.models = ["org/only"]
+        done = run(*options(server, data, "--json", models=()))
+        assert done.exit_code == 0, done.output
+        assert [model["name"] for model in json.loads(done.stdout)["models"]] == ["org/only"]
+        server.models = ["one", "two"]
+        done = run(*options(server, data, models=()))
+        assert done.exit_code == 1
+        assert "has 2 models; name one: one, two" in done.stderr
+
     def test_prompts_that_are_turned_away(self, server: Server, data: Path) -> None:
         server.behave = lambda number, body: "400" if "colour 3" in json.dumps(body) and number else "ok"
         done = run(*options(server, data, "--json", models=("base",)))

@@ -301,6 +301,23 @@ def test_a_quantised_base_with_its_adapter(folder: Path, tmp_path: Path, cases: 
     assert found["how"]["load_in_4bit"] is True
 
 
+def test_the_code_of_the_documentation_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[1] / "docs" / "evaluation.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for name, local in (
+        ("path/to/base", f"{folder}/base"),
+        ("outputs/run", f"{folder}/run"),
+        ("held_out.jsonl", f"{folder}/data.jsonl"),
+        ("sentence-transformers", "lexical"),
+        ("m=8", "m=2, settings=SHORT"),
+    ):
+        assert name in code
+        code = code.replace(name, local)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"SHORT": SHORT})
+    assert (tmp_path / "evaluation.html").stat().st_size > 5000
+
+
 class TestSamplesKept:
     def test_a_file_of_samples_beside_a_model(self, tmp_path: Path, cases: list[Case]) -> None:
         pool = tmp_path / "pool.jsonl"

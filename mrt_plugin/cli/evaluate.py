@@ -87,12 +87,31 @@ def evaluate(
         log_to_stderr()
         from mrt_plugin.evaluation.named_model import add_pools, parse_models
 
-        models = parse_models(model or [], adapter=adapter, local=endpoint is None) if model else []
+        if endpoint is not None and adapter is not None:
+            raise ValueError("--adapter is for models on this machine; an endpoint serves adapters under their names.")
+        serve = None
+        if endpoint is not None:
+            from mrt_plugin.evaluation.sampling import Endpoint
+
+            def serve(name: str | None) -> Any:
+                return Endpoint(
+                    endpoint,
+                    name,
+                    api=api,  # type: ignore[arg-type]  # checked by Endpoint
+                    api_key_env=api_key_env,
+                    concurrency=concurrency,
+                    per_request=per_request,
+                    retries=retries,
+                    timeout=timeout,
+                    backoff=backoff,
+                )
+
+            if not model and not pool:
+                model = [serve(None).identity()["model"]]
+        models = parse_models(model, adapter=adapter, local=serve is None) if model else []
         models = add_pools(models, pool or [])
         if not models:
             raise ValueError("Say what to evaluate: --model PATH, or --pool FILE with its samples.")
-        if endpoint is not None and adapter is not None:
-            raise ValueError("--adapter is for models on this machine; an endpoint serves adapters under their names.")
         from mrt_plugin.evaluation.cases import read_cases
         from mrt_plugin.evaluation.checkers import load_checker
         from mrt_plugin.evaluation.evaluate import evaluate as run
@@ -107,22 +126,6 @@ def evaluate(
             from mrt_plugin.evaluation.harness import check_tasks
 
             manager = check_tasks(tasks, lm_eval_include)
-        serve = None
-        if endpoint is not None:
-            from mrt_plugin.evaluation.sampling import Endpoint
-
-            def serve(name: str) -> Any:
-                return Endpoint(
-                    endpoint,
-                    name,
-                    api=api,  # type: ignore[arg-type]  # checked by Endpoint
-                    api_key_env=api_key_env,
-                    concurrency=concurrency,
-                    per_request=per_request,
-                    retries=retries,
-                    timeout=timeout,
-                    backoff=backoff,
-                )
 
         how = How(
             folder=output,

@@ -120,9 +120,11 @@ def evaluation_report(result: dict[str, Any]) -> str:
 
 
 def _reading(report: Report, row: dict[str, Any]) -> None:
-    more = row["more_references"]
-    references = "\n\n".join(row["references"]) or "(no reference)"
-    panels = [(f"reference{f' (and {more} more)' if more else ''}", references)]
+    panels = [(f"reference {place}", text) for place, text in enumerate(row["references"], start=1)]
+    if row["more_references"]:
+        panels[-1] = (f"{panels[-1][0]} (and {row['more_references']} more)", panels[-1][1])
+    if not panels:
+        panels = [("no reference", "")]
     for name, said in row["models"].items():
         for one in said:
             marks = [

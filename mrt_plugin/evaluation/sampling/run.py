@@ -128,7 +128,7 @@ def sample_pool(
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             if file.tell() == 0:
                 raise ValueError(f"There is nothing to write: no prompt got a response. {report.first_rejection}")
-    _log(report)
+    _log(report, keep_cut_off)
     return report
 
 
@@ -231,15 +231,15 @@ def _about(draw: Draw, number: int, model: str | None, settings: dict[str, Any])
     return {"draw": number, "model": model, **settings, **given}
 
 
-def _log(report: SampleReport) -> None:
+def _log(report: SampleReport, keep_cut_off: bool) -> None:
     total = report.whole + report.cut_off + report.unknown
     logger.info("%s: %d draws for %d prompts (%d from before).", report.output, total, report.prompts, report.reused)
     if report.cut_off:
         logger.warning(
-            "%d of %d draws were cut off before the model ended them. Raise max_tokens: without them the pool favours "
-            "short responses.",
+            "%d of %d draws were cut off before the model ended them. Raise max_tokens%s.",
             report.cut_off,
             total,
+            "" if keep_cut_off else ": without them the pool favours short responses",
         )
     if report.unknown:
         logger.warning("%d draws have no finish_reason: whether they are whole is not known.", report.unknown)
