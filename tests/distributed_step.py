@@ -20,7 +20,7 @@ def main(folder: str, runs: str) -> None:
         groups = make_groups(settings.pop("groups"), 3, weights=True)
         tap = GradientTap()
         model, broken = tiny.llama(), settings.pop("broken_process", None)
-        args = config(Path(folder), max_steps=1, ddp_find_unused_parameters=False, **settings)
+        args = config(Path(folder), max_steps=1, **{"ddp_find_unused_parameters": False, **settings})
         if broken == args.process_index:
             model.__class__ = IgnoresTheMask
         trainer = MultiResponseSFTTrainer(

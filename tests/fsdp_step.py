@@ -15,6 +15,7 @@ from mrt_plugin.layout.group_row import build_group_row
 from mrt_plugin.layout.rows import Rows
 from mrt_plugin.loss.step_loss import step_loss
 from mrt_plugin.loss.token_nll import TokenNLL
+from mrt_plugin.trainer.sharding import keep_head_gathered
 
 
 def make_rows() -> list:
@@ -34,8 +35,9 @@ def gradient(model, groups: list, units: float, processes: int, *, sharded: bool
     backend.prepare_model(model)
     if sharded:
         for layer in model.model.layers:
-            fully_shard(layer)
-        fully_shard(model)
+            fully_shard(layer, reshard_after_forward=True)
+        fully_shard(model, reshard_after_forward=True)  # as accelerate has it
+        keep_head_gathered(model)
     token_nll = TokenNLL(model, chunk=chunk)
     collator = GroupedResponseCollator(tiny.tokenizer(), row_length=64)
     for _ in range(2):  # the second pass sees parameters that the first one gathered

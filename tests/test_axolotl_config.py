@@ -188,6 +188,7 @@ REFUSED = [
     {"orpo_alpha": 0.1},
     {"scaling_softmax": True},
     {"min_sample_len": 16},
+    {"fsdp_version": 1, "fsdp_config": {"reshard_after_forward": True}},
     {"accelerator_config": {"dispatch_batches": True}},
     {"trainer_cls": "somewhere.Trainer"},
     {"context_parallel_size": 2},

@@ -62,12 +62,14 @@ def test_two_processes(tmp_path):
         for aggregation in ("token", "prompt", "response")
     }
     runs["fork"] = {**six, "layout": "shared_prefix", "prefix_backend": "fork"}
+    runs["unused"] = {**six, "ddp_find_unused_parameters": True}
     runs["broken"] = {**six, "layout": "auto", "prefix_check": True, "broken_process": 1}
     results = run_steps(tmp_path, 2, runs)
     for aggregation in ("token", "prompt", "response"):
         assert_same(results[aggregation], tmp_path, 7, loss_aggregation=aggregation)
     for name, layout in (("fork", "shared_prefix fork"), ("broken", "expanded expanded")):
         assert results[name]["layouts"] == [layout] * 2
+    for name in ("fork", "unused", "broken"):
         assert_same(results[name], tmp_path, 6)
     # of one set of groups and the same small step, whatever the aggregation that made it
     trained = one_step(tmp_path, make_groups(7, 3, weights=True), per_device_train_batch_size=7).trainer

@@ -19,7 +19,7 @@ UNTOUCHED = set(
     activation_offloading adam_beta1 adam_beta2 adam_epsilon auto_find_batch_size bf16 bf16_full_eval
     chat_template_path data_seed dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers
     dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_bucket_cap_mb
-    ddp_find_unused_parameters ddp_static_graph ddp_timeout debug deepspeed disable_tqdm do_eval do_predict do_train
+    ddp_find_unused_parameters ddp_timeout debug deepspeed disable_tqdm do_eval do_predict do_train
     enable_jit_checkpoint eos_token eval_accumulation_steps eval_delay eval_do_concat_batches eval_on_start eval_steps
     eval_strategy eval_use_gather_object fp16 fp16_full_eval full_determinism greater_is_better hub_always_push
     hub_model_id hub_private_repo hub_revision hub_strategy hub_token ignore_data_skip include_for_metrics
@@ -60,6 +60,7 @@ REFUSED = {
     "dataset_text_field": "content",
     "dataloader_drop_last": True,
     "batch_eval_metrics": True,
+    "ddp_static_graph": True,
     "liger_kernel_config": {"fused_linear_cross_entropy": True},
 }
 """A value of each that is refused by name when the configuration is made."""

@@ -81,6 +81,12 @@ REFUSED: list[Check] = [
         "dispatch_batches.",
     ),
     (
+        "fsdp_version",
+        lambda value: str(value) == "1",
+        "It frees the output head after the model's forward, and the head is applied to trained tokens after that. "
+        "Set fsdp_version: 2.",
+    ),
+    (
         "expert_parallel_size",
         _more_than_one,
         "Experts' gradients are then not of all processes. Remove it.",

@@ -109,6 +109,11 @@ def refuse_collisions(config: SFTConfig) -> None:
             "dataloader_drop_last=True: it would drop held-out groups, and eval_loss is over all held-out tokens.",
         ),
         (
+            bool(config.ddp_static_graph),
+            "ddp_static_graph=True: it gathers the gradients of the first step from the model's own output, and the "
+            "loss is computed from the head's input, trained tokens alone.",
+        ),
+        (
             any(liger_options(config).get(name) for name in ("cross_entropy", "fused_linear_cross_entropy")),
             f"liger_kernel_config={config.liger_kernel_config!r}: cross_entropy and fused_linear_cross_entropy "
             "replace a loss that never runs here. Leave them out; rms_norm, rope, swiglu and geglu stay.",

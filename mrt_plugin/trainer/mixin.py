@@ -28,7 +28,7 @@ from mrt_plugin.trainer.meter import Meter, batch_counts
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared
 from mrt_plugin.trainer.quantized_cpu import keep_trainable
 from mrt_plugin.trainer.redraw import DRAW, Redraw
-from mrt_plugin.trainer.sharding import read_sharding
+from mrt_plugin.trainer.sharding import keep_head_gathered, read_sharding
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +133,11 @@ class MultiResponseTrainerMixin(Trainer):
                 "Context, sequence and tensor parallelism split a row, and a group must stay whole: use DDP, FSDP or "
                 "DeepSpeed ZeRO."
             )
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1:
+            raise ValueError(
+                "FSDP version 1 frees the output head after the model's forward, and the head is applied to the "
+                "trained tokens after that. Set fsdp_version: 2."
+            )
         if self.accelerator.dispatch_batches:
             raise ValueError(
                 "accelerator_config: dispatch_batches=True cuts the first process's batches into equal rows for the "
@@ -211,6 +216,7 @@ class MultiResponseTrainerMixin(Trainer):
 
     def _nll(self, model: torch.nn.Module, rows: Rows) -> torch.Tensor:
         """[R, T]; a backend reads the model itself, and runs what distributed training wrapped around it."""
+        keep_head_gathered(model)
         return self._backend.token_nll(self.model, rows, self._token_nll.bound(model))
 
     def _sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import torch
 from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import FSDPModule
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,13 @@ def read_sharding(
     if kind == DistributedType.DEEPSPEED and deepspeed is not None and deepspeed.zero_stage == 3:
         return Sharding("DeepSpeed ZeRO-3", everywhere=False, somewhere=False)
     return Sharding()
+
+
+def keep_head_gathered(model: torch.nn.Module) -> None:
+    """Under FSDP2: keep the weights outside the layers, the head's among them, from the forward to the backward pass.
+
+    The head is applied to trained tokens after the model's forward. To keep them is `fully_shard`'s own default for
+    the outermost module, which accelerate changes. Elsewhere this does nothing.
+    """
+    if isinstance(model, FSDPModule):
+        model.set_reshard_after_forward(False, recurse=False)
