@@ -232,8 +232,8 @@ lora_alpha: 16
 lora_target_linear: true
 sequence_len: 128
 micro_batch_size: 2
-gradient_accumulation_steps: 1
-num_epochs: 2
+gradient_accumulation_steps: 3
+num_epochs: 3
 learning_rate: 0.0002
 optimizer: adamw_torch
 val_set_size: 0.2
@@ -257,7 +257,7 @@ CHANGES = {
     "bad_data": ("pool.jsonl", "bad.jsonl"),
     "too_short": ("sequence_len: 128", "sequence_len: 4"),
     "no_model": ("base_model: ", "base_model: nowhere"),
-    "unknown_option": ("num_epochs: 2", "num_epochs: many"),
+    "unknown_option": ("num_epochs: 3", "num_epochs: many"),
 }
 
 SCRIPT = """
@@ -278,7 +278,7 @@ class TestRecipe:
         assert train["pairs"] == 2 * train["rows"]
         assert held_out["pairs"] == 4 * held_out["rows"]  # every held-out response is scored
         assert train["ratio"] == pytest.approx(train["tokens_expanded"] / train["tokens_shared"])
-        assert report["steps"] == 2 * -(-train["rows"] // 2)  # epochs, and batches of 2
+        assert report["steps"] == -(-3 * train["rows"] // 6) == 8  # epochs, and 6 groups a step; Axolotl rounds once
         assert (report["layout"], report["method"], report["options"]["k"]) == ("shared_prefix", "qlora", 2)
         assert report["notes"] == ["pool.jsonl: repeated responses kept: 1 (first: line 1); "
                                    "a repeated answer counts as a likelier answer."]  # fmt: skip

@@ -5,7 +5,6 @@ only the model is not loaded. Nothing is written where the recipe would write.
 """
 
 import logging
-import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -141,21 +140,13 @@ def _load_data(report: RecipeReport, cfg: Any) -> Any:
 
     meta = load_datasets(cfg=cfg)
     report.train = count(meta.train_dataset)
-    report.steps = cfg.max_steps or _steps(report.train.rows, meta.total_num_steps, cfg)
+    report.steps = cfg.max_steps or meta.total_num_steps  # what Axolotl gives the trainer as max_steps
     report.held_out = None if meta.eval_dataset is None else count(meta.eval_dataset)
     tokenizer = load_tokenizer(cfg)
     collator = GroupedResponseCollator(tokenizer, row_length=report.options.get("row_length") or cfg.sequence_len)
     for layout in ("shared_prefix", "expanded"):
         report.batch[layout] = largest_batch(meta.train_dataset, collator, layout, cfg)
     return tokenizer
-
-
-def _steps(rows: int, packed: int, cfg: Any) -> int:
-    """Optimizer steps of the whole run: of packed rows as Axolotl counts them, of others as the trainer does."""
-    if cfg.sample_packing:
-        return packed
-    batches = math.ceil(rows / cfg.micro_batch_size)
-    return math.ceil(math.ceil(batches / cfg.gradient_accumulation_steps) * cfg.num_epochs)
 
 
 def count(dataset: Dataset) -> DataCounts:
