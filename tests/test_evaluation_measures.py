@@ -303,6 +303,8 @@ class TestNames:
         adapter = tmp_path / "run"
         adapter.mkdir()
         (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base-1b"}')
+        (adapter / "config.json").write_text("{}")  # the base's, as Axolotl leaves it there
+        (adapter / "adapter_model.safetensors").touch()
         odd = tmp_path / "c++"
         odd.mkdir()
         parsed = parse_models(["org/base-1b", f"org/base-1b+{adapter}", str(adapter), f"kept={odd}"])
@@ -313,7 +315,7 @@ class TestNames:
             (str(odd), None),
         ]
         assert parsed[0].name == "base-1b"
-        assert parsed[3].name == "kept"
+        assert [model.name for model in parsed[2:]] == ["run", "kept"]
         assert len({model.file_name for model in parsed}) == 4
         assert parse_models(["base"], adapter="outputs/run") == [NamedModel("base+run", "base", "outputs/run")]
 

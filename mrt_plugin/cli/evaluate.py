@@ -190,7 +190,9 @@ def _show(result: dict[str, Any]) -> None:
 
     data = result["data"]
     say(f"{data['name']}: {data['prompts']:,} prompts, {data['with_references']:,} with references.")
-    table(*measure_rows(result), title=f"{result['intervals']['level']:.0%} intervals, by a bootstrap over prompts")
+    few = len(result["models"]) <= 2  # with more, intervals would not fit beside each other
+    title = f"{result['intervals']['level']:.0%} intervals, by a bootstrap over prompts" if few else None
+    table(*measure_rows(result, intervals=few), title=title)
     columns, rows = curve_rows(result)
     if len(columns) > 2:
         table(columns, rows)

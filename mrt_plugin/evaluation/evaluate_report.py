@@ -1,25 +1,17 @@
 """The evaluation as tables and as an HTML page. Everything shown is read from its JSON."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mrt_plugin.evaluation.measures import MEASURES, label
-from mrt_plugin.page import Report, figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-STYLES = (("o", "-", "black"), ("s", "--", "0.4"), ("^", "-.", "0.2"), ("D", ":", "0.5"), ("v", "-", "0.6"))
-"""Marker, line and shade of each model, in order: told apart without colour."""
-
-CURVES = ("coverage", "pass", "best_reward")
+from mrt_plugin.evaluation.evaluate_figures import curves_figure, difference_figure, forgetting_figure
+from mrt_plugin.evaluation.measures import CURVES, MEASURES, ends_of, label, measure_keys, points_of
+from mrt_plugin.page import Report
 
 
-def measure_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def measure_rows(result: dict[str, Any], *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
     """A column for each model, a row for each measure; of those that depend on M, the least and the largest M."""
     names = [model["name"] for model in result["models"]]
-    shown = [key for key in _keys(result) if key[1] in (None, *_ends(result, key[0]))]
-    rows = [[label(*key), *(_value(_found(model, key)) for model in result["models"])] for key in shown]
+    shown = [key for key in measure_keys(result) if key[1] in (None, *ends_of(result, key[0]))]
+    rows = [[label(*key), *(_value(_found(model, key), intervals) for model in result["models"])] for key in shown]
     columns = ["", *names]
     references = result["references"]
     if references is not None:
@@ -32,7 +24,7 @@ def measure_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def curve_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """A column for each M, a row for each model and measure that depends on it."""
-    keys = [key for key in _keys(result) if key[1] is not None]
+    keys = [key for key in measure_keys(result) if key[1] is not None]
     ms = sorted({m for _, m in keys if m is not None})
     rows = []
     for name in CURVES:
@@ -54,7 +46,7 @@ def difference_rows(result: dict[str, Any], model: str) -> tuple[list[str], list
             row["outcome"],
         ]
         for row in result["differences"]
-        if row["model"] == model and row["m"] in (None, *_ends(result, row["measure"]))
+        if row["model"] == model and row["m"] in (None, *ends_of(result, row["measure"]))
     ]
     level = f"{result['intervals']['level']:.0%} interval"
     return [f"{model} minus {result['baseline']}", "difference", level, ""], rows
@@ -84,7 +76,7 @@ def evaluation_report(result: dict[str, Any]) -> str:
     columns, rows = measure_rows(result)
     report.table(columns, rows)
     report.text(_how(result))
-    drawn = [name for name in CURVES if any(_points_of(model, name) for model in models)]
+    drawn = [name for name in CURVES if any(points_of(model, name) for model in models)]
     if drawn:
         report.heading("What more samples bring")
         report.figure(
@@ -141,118 +133,11 @@ def _reading(report: Report, row: dict[str, Any]) -> None:
     report.side_by_side(row["prompt"], panels)
 
 
-def curves_figure(result: dict[str, Any], names: Sequence[str]) -> "Figure":
-    """The measures that depend on M, one axis each."""
-    made, axes = figure(width=4.2 * len(names) if len(names) > 1 else 6, height=3.6, columns=len(names))
-    for axis, name in zip(axes, names, strict=True):
-        for place, model in enumerate(result["models"]):
-            points = _points_of(model, name)
-            if not points:
-                continue
-            marker, line, shade = STYLES[place % len(STYLES)]
-            middle = [point["value"] for point in points]
-            ends = [point["interval"] or [point["value"]] * 2 for point in points]
-            axis.errorbar(
-                [point["m"] * 1.05 ** (place - (len(result["models"]) - 1) / 2) for point in points],  # side by side
-                middle,
-                yerr=[
-                    [max(0, value - low) for value, (low, _) in zip(middle, ends, strict=True)],
-                    [max(0, high - value) for value, (_, high) in zip(middle, ends, strict=True)],
-                ],
-                marker=marker,
-                linestyle=line,
-                color=shade,
-                markerfacecolor="white" if place % 2 else shade,
-                capsize=3,
-                label=model["name"],
-            )
-        ticks = sorted({point["m"] for model in result["models"] for point in _points_of(model, name)})
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
-        axis.minorticks_off()
-        axis.set_xlabel("M, samples per prompt")
-        axis.set_ylabel(MEASURES[name].label)
-        if name == "pass":
-            axis.set_ylim(-0.03, 1.03)
-    axes[0].legend(frameon=False)
-    return made
-
-
-def difference_figure(result: dict[str, Any]) -> "Figure":
-    """Every difference with its interval, scaled so that all fit one axis."""
-    others = [model["name"] for model in result["models"] if model["name"] != result["baseline"]]
-    rows = [
-        row
-        for row in result["differences"]
-        if row["scaled"] is not None and row["m"] in (None, *_ends(result, row["measure"]))
-    ]
-    keys = list(dict.fromkeys((row["measure"], row["m"]) for row in rows))
-    made, (axis,) = figure(width=7, height=1.2 + 0.32 * len(keys) * max(1, len(others)))
-    for row in rows:
-        turn = others.index(row["model"])
-        place = keys.index((row["measure"], row["m"])) + (turn - (len(others) - 1) / 2) * 0.8 / len(others)
-        low, middle, high = row["scaled"]
-        marker, _, shade = STYLES[(turn + 1) % len(STYLES)]
-        axis.errorbar(
-            middle,
-            place,
-            xerr=[[max(0, middle - low)], [max(0, high - middle)]],
-            marker=marker,
-            linestyle="none",
-            color=shade,
-            markerfacecolor="white" if row["outcome"] == "unclear" else shade,
-            capsize=3,
-            label=row["model"],
-        )
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(keys)), [_pointed(name, m) for name, m in keys])
-    axis.set_ylim(len(keys) - 0.5, -0.5)
-    axis.set_xlabel("difference, in half intervals (filled: clear of 0)")
-    if len(others) > 1:
-        handles, names = axis.get_legend_handles_labels()
-        first = {name: handle for handle, name in reversed(list(zip(handles, names, strict=True)))}
-        axis.legend([first[name] for name in others if name in first], [name for name in others if name in first])
-    return made
-
-
-def forgetting_figure(rows: Sequence[dict[str, Any]], points: dict[str, float]) -> "Figure":
-    """Points lost by kind of text, with the two thresholds."""
-    kinds = [part["kind"] for part in rows[0]["probe"]]
-    made, (axis,) = figure(height=3.4)
-    for turn, row in enumerate(rows):
-        marker, _, shade = STYLES[turn % len(STYLES)]
-        places = [place + (turn - (len(rows) - 1) / 2) * 0.6 / len(rows) for place in range(len(kinds))]
-        middle = [part["points"] for part in row["probe"]]
-        ends = [part["interval"] or [part["points"]] * 2 for part in row["probe"]]
-        axis.errorbar(
-            places,
-            middle,
-            yerr=[
-                [max(0, value - low) for value, (low, _) in zip(middle, ends, strict=True)],
-                [max(0, high - value) for value, (_, high) in zip(middle, ends, strict=True)],
-            ],
-            marker=marker,
-            linestyle="none",
-            color=shade,
-            markerfacecolor="white" if turn % 2 else shade,
-            capsize=3,
-            label=row["model"],
-        )
-    axis.axhline(0, color="black", linewidth=0.8)
-    for name, line in (("flagged", ":"), ("significant", "--")):
-        axis.axhline(points[name], color="0.4", linewidth=0.8, linestyle=line)
-        axis.annotate(name, (1, points[name]), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
-    axis.set_xticks(range(len(kinds)), kinds)
-    axis.set_xlim(-0.5, len(kinds) + 0.2)  # room for the names of the lines
-    axis.set_ylabel("points lost")
-    if len(rows) > 1:
-        axis.legend(frameon=False)
-    return made
-
-
 def number(value: float | None) -> str:
-    """Three significant digits or, from a hundred on, one decimal."""
-    return "" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:,.1f}"
+    """Three significant digits, four from 1 on, and one decimal from a hundred on."""
+    if value is None:
+        return ""
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def signed(value: float | None) -> str:
@@ -260,30 +145,14 @@ def signed(value: float | None) -> str:
     return "" if value is None else f"+{number(value)}" if value > 0 else number(value)
 
 
-def _keys(result: dict[str, Any]) -> list[tuple[str, int | None]]:
-    """All measures taken on any model, in order."""
-    found = {(row["measure"], row["m"]) for model in result["models"] for row in model["measures"]}
-    return sorted(found, key=lambda key: (list(MEASURES).index(key[0]), key[1] or 0))
-
-
-def _ends(result: dict[str, Any], name: str) -> tuple[int, ...]:
-    """The least and the largest M that a measure was taken at."""
-    ms = [m for found, m in _keys(result) if found == name and m is not None]
-    return (min(ms), max(ms)) if ms else ()
-
-
 def _found(model: dict[str, Any], key: tuple[str, int | None]) -> dict[str, Any] | None:
     return next((row for row in model["measures"] if (row["measure"], row["m"]) == key), None)
 
 
-def _points_of(model: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    return [row for row in model["measures"] if row["measure"] == name and row["value"] is not None]
-
-
-def _value(row: dict[str, Any] | None) -> str:
+def _value(row: dict[str, Any] | None, interval: bool) -> str:
     if row is None or row["value"] is None:
         return "-"
-    ends = f" ({_interval(row['interval'], number)})" if row["interval"] else ""
+    ends = f" ({_interval(row['interval'], number)})" if row["interval"] and interval else ""
     return number(row["value"]) + ends
 
 
@@ -293,11 +162,6 @@ def _interval(ends: list[float] | None, shown: Any) -> str:
 
 def _points(part: dict[str, Any]) -> list[str]:
     return [signed(part["points"]), _interval(part["interval"], signed), part["verdict"] or ""]
-
-
-def _pointed(name: str, m: int | None) -> str:
-    arrow = {"higher": " (right is better)", "lower": " (left is better)", "neither": ""}[MEASURES[name].better]
-    return label(name, m) + arrow
 
 
 def _summary(result: dict[str, Any]) -> str:
@@ -315,7 +179,7 @@ def _summary(result: dict[str, Any]) -> str:
                 and row["m"]
                 in (
                     None,
-                    *_ends(result, row["measure"])[-1:],
+                    *ends_of(result, row["measure"])[-1:],
                 )
             ):
                 clear.setdefault(row["outcome"], []).append(label(row["measure"], row["m"]))

@@ -1,7 +1,7 @@
-"""The measures of an evaluation: what each is called, and which way is better."""
+"""The measures of an evaluation: what each is called, which way is better, and where a result holds them."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ MEASURES = {
     "pass": Measure("pass@M", "higher"),
 }
 """In the order in which they are shown."""
+
+CURVES = ("coverage", "pass", "best_reward")
+"""Those that depend on the number of samples."""
 
 
 def label(name: str, m: int | None = None) -> str:
@@ -52,3 +55,20 @@ def outcome(name: str, interval: list[float] | None) -> str:
     if better == "neither":
         return "different"
     return "better" if (interval[0] > 0) == (better == "higher") else "worse"
+
+
+def measure_keys(result: dict[str, Any]) -> list[tuple[str, int | None]]:
+    """All measures taken on any model, in order."""
+    found = {(row["measure"], row["m"]) for model in result["models"] for row in model["measures"]}
+    return sorted(found, key=lambda key: (list(MEASURES).index(key[0]), key[1] or 0))
+
+
+def ends_of(result: dict[str, Any], name: str) -> tuple[int, ...]:
+    """The least and the largest M that a measure was taken at."""
+    ms = [m for found, m in measure_keys(result) if found == name and m is not None]
+    return (min(ms), max(ms)) if ms else ()
+
+
+def points_of(model: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The rows of a measure on a model, those without a value left out."""
+    return [row for row in model["measures"] if row["measure"] == name and row["value"] is not None]

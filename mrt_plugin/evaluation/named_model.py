@@ -95,14 +95,20 @@ def _parse(text: str, local: bool) -> NamedModel:
     name, rest = _split_name(text)
     if not local:
         return NamedModel(name or rest, rest)
-    path, adapter = rest, None
+    path, adapter, short = rest, None, ""
     if not Path(rest).exists() and "+" in rest:
         path, _, adapter = rest.rpartition("+")
-    elif (Path(rest) / "adapter_config.json").is_file() and not (Path(rest) / "config.json").is_file():
-        path, adapter = _base_of(rest), rest
+    elif _is_adapter(Path(rest)):
+        path, adapter, short = _base_of(rest), rest, Path(rest).name
     if not path or adapter == "":
         raise ValueError(f"--model {text}: write PATH, BASE+ADAPTER, or NAME=PATH.")
-    return NamedModel(name or _short(path, adapter), path, adapter)
+    return NamedModel(name or short or _short(path, adapter), path, adapter)
+
+
+def _is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter and no model. Axolotl writes the base's config.json beside an adapter."""
+    weights = [path for pattern in ("model*.safetensors", "pytorch_model*.bin") for path in folder.glob(pattern)]
+    return (folder / "adapter_config.json").is_file() and not weights
 
 
 def _base_of(adapter: str) -> str:

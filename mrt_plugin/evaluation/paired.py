@@ -57,10 +57,10 @@ class Bootstrap:
 
     def __init__(self, prompts: int, seed: int = 0) -> None:
         random = np.random.default_rng(seed)
-        drawn = random.integers(prompts, size=(DRAWS, prompts))
-        offsets = np.arange(DRAWS)[:, None] * prompts
-        counts = np.bincount((drawn + offsets).ravel(), minlength=DRAWS * prompts)
-        self._counts = counts.reshape(DRAWS, prompts).astype(np.float64)
+        # Row by row, so that memory holds one table of draws x prompts and no more.
+        self._counts = np.empty((DRAWS, prompts))
+        for row in self._counts:
+            row[:] = np.bincount(random.integers(prompts, size=prompts), minlength=prompts)
 
     def interval(self, measured: Measured) -> list[float] | None:
         """The interval of a measure; None with fewer than 2 prompts."""
