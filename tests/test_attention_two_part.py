@@ -221,13 +221,14 @@ def test_gradient_checkpointing(name: str, use_reentrant: bool) -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
-def test_autocast(name: str) -> None:
+def test_autocast(name: str, dtype: torch.dtype) -> None:
     reference = build(name)
     expected, expected_gradient = gradient(reference, lambda: one_by_one(reference, GROUPS))
     model = build(name)
     backend, rows = prepared(model), build_rows(PACKED, PAD)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         found, found_gradient = gradient(model, lambda: rows_loss(backend, model, rows))
         plain, plain_gradient = gradient(reference, lambda: one_by_one(reference, GROUPS))
     assert abs(found / expected - 1) < 2 * abs(plain / expected - 1) + 1e-3
@@ -282,6 +283,7 @@ def test_qlora(tmp_path: Any) -> None:
 
 
 def test_compile_builds_no_graph_per_shape() -> None:
+    """By torch's default, which is a Trainer's: the first shape by itself, the second as any shape."""
     torch._dynamo.reset()
     model = build("gemma3")
     backend = prepared(model)
@@ -291,7 +293,7 @@ def test_compile_builds_no_graph_per_shape() -> None:
         graphs.append(graph)
         return graph
 
-    compiled = torch.compile(model, backend=count, dynamic=True)
+    compiled = torch.compile(model, backend=count)
     for prompt, lengths in [(20, [5, 9]), (31, [12, 4, 7]), (16, [11]), (45, [2, 3, 4, 20]), (23, [9, 9])]:
         packed = [[random_group(prompt, lengths), random_group(prompt // 2, lengths[:1])]]
         rows = build_rows(packed, PAD)

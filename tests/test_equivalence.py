@@ -69,7 +69,7 @@ def formula(model, batch, aggregation) -> torch.Tensor:
     return total / units
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_step_is_the_formula_on_one_pair_at_a_time(data):
     name = data.draw(st.sampled_from(sorted(FAMILIES)), label="family")
