@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import LlamaForSequenceClassification
 
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.evaluation.cases import Case, read_cases
@@ -19,6 +20,8 @@ from mrt_plugin.evaluation.evaluate_report import evaluation_report
 from mrt_plugin.evaluation.held_out import held_out_nll, prompt_nll
 from mrt_plugin.evaluation.load import load_model, load_tokenizer
 from mrt_plugin.evaluation.named_model import NamedModel, add_pools, parse_models
+from mrt_plugin.evaluation.reward import rewards
+from mrt_plugin.evaluation.samples import Samples
 from mrt_plugin.evaluation.sampling import LocalModel, SamplingSettings
 from mrt_plugin.evaluation.subject import How
 from mrt_plugin.scoring import load_embedder
@@ -299,6 +302,28 @@ def test_a_quantised_base_with_its_adapter(folder: Path, tmp_path: Path, cases: 
     (row,) = found["forgetting"]
     assert row["probe"][0]["before"] != row["probe"][0]["after"]
     assert found["how"]["load_in_4bit"] is True
+
+
+def test_a_reward_model_scores_every_sample_an_empty_one_too(tmp_path: Path) -> None:
+    tokenizer = tiny.tokenizer(tmp_path / "reward")
+    config = tiny.llama(tokenizer, hidden=32).config
+    config.num_labels = 1
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path / "reward")
+    cases = [Case("a", "One?"), Case("b", [{"role": "user", "content": "Two?"}])]
+    found = rewards(
+        cases, [Samples(["An apple.", ""]), Samples(["A pear."])], str(tmp_path / "reward"), score_cache=tmp_path
+    )
+    for prompt, response, score in (
+        ("One?", "An apple.", found[0][0]),
+        ("One?", "", found[0][1]),
+        ("Two?", "A pear.", found[1][0]),
+    ):
+        said = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        ids = tokenizer(tokenizer.apply_chat_template(said, tokenize=False), return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            assert model(ids).logits.item() == pytest.approx(score, abs=1e-5)
 
 
 def test_the_code_of_the_documentation_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

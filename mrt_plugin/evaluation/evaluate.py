@@ -17,6 +17,7 @@ from mrt_plugin.evaluation.reading import lay_out
 from mrt_plugin.evaluation.sentences import next_step, notes
 from mrt_plugin.evaluation.subject import How, Key, Progress, Subject, measure_subject, same_tokens
 from mrt_plugin.scoring.function import load_function
+from mrt_plugin.scoring.scores import scorer_name
 
 
 def evaluate(
@@ -86,7 +87,7 @@ def evaluate(
             "m": how.m,
             "settings": how.settings.as_dict(),
             "embedder": None if how.embedder is None else how.embedder.name,
-            "scorer": None if how.scorer is None else str(how.scorer),
+            "scorer": None if how.scorer is None else scorer_name(how.scorer),
             "checker": None if how.checker is None else how.checker.name,
             "load_in_4bit": how.load_in_4bit,
         },
