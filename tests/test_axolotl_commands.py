@@ -85,6 +85,7 @@ def test_training_learns_and_says_what_it_does(run):
     assert "Layout shared_prefix" in printed["train"]
     assert set(logged(printed["train"], "responses_per_prompt")) == {3.0}
     assert min(logged(printed["train"], "pairs_per_second")) > 0
+    assert "Next: mrt evaluate --model" in printed["train"]
     assert "gemv_4bit" not in printed["train"], "training after an evaluation would lose gradients"
 
 

@@ -50,7 +50,9 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         check_lengths(cfg, block)
         if cfg.get("seed") is None:
             cfg["seed"] = 42  # Axolotl's own default, which it fills in only after this
+        held_out = cfg.get("test_datasets")  # as the user wrote them
         mark_entries(cfg, block, recipe_fingerprint(cfg, block))
+        self.held_out = held_out[0]["path"] if held_out else None
         cfg["mrt"] = block
         if cfg.get("sample_packing"):
             # Axolotl drops the last incomplete batch of a packed dataset, and with these unset of a held-out one too.
@@ -119,3 +121,14 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
                 f"{type(trainer).__name__} is another plugin's trainer: list mrt_plugin.axolotl.MultiResponsePlugin "
                 "first, or remove the other plugin."
             )
+
+    def post_train_unload(self, cfg: Any) -> None:
+        """Say what to do with the model."""
+        trained = f"{cfg.base_model}+{cfg.output_dir}" if cfg.adapter else cfg.output_dir
+        logger.info(
+            "Next: mrt evaluate --model %s --model %s%s --data %s --report evaluation.html",
+            cfg.base_model,
+            trained,
+            " --load-in-4bit" if cfg.load_in_4bit else "",
+            self.held_out or "HELD_OUT.jsonl (prompts not trained on: mrt select --held-out sets some aside)",
+        )
