@@ -52,8 +52,9 @@ class TokenNLL:
         self.head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         if self.head is None:
             raise ValueError(f"{type(model).__name__} has no output embeddings: a causal language model is needed.")
-        self.transform = logit_transform(model.config)
-        self.chunk = chunk or chunk_tokens(model.config.get_text_config().vocab_size)
+        config: Any = model.config
+        self.transform = logit_transform(config)
+        self.chunk = chunk or chunk_tokens(config.get_text_config().vocab_size)
         self.correct_tokens = torch.zeros((), dtype=torch.int64)
         """Trained tokens whose most likely prediction was right, since the last `take_correct_tokens`."""
         self._own_head: bool | None = None

@@ -50,6 +50,9 @@ class MultiResponseTrainerMixin(Trainer):
     """
 
     loss_is_scaled_for_ga = True  # read by transformers >= 5.19
+    model: Any
+    _signature_columns: Any
+    _eval_sums: torch.Tensor
 
     def set_up_groups(self, options: MultiResponseOptions, collators: list[GroupedResponseCollator]) -> None:
         """Choose the layout, prove it, and make the collators build it.
