@@ -181,6 +181,10 @@ class TestFiles:
             (["--pool", "no-such.jsonl"], "there is no such file"),
             (["--model", "a", "--temperature", "-1"], "temperature=-1.0 must be"),
             (["--model", "a", "--endpoint", "nowhere"], "is not an address"),
+            (
+                ["--model", "a", "--load-in-4bit", "--endpoint", "http://h/v1"],
+                "--load-in-4bit and --tokenizer are for",
+            ),
             (["--model", "a", "--adapter", "b", "--endpoint", "http://h/v1"], "--adapter is for models on this"),
         ],
     )

@@ -122,6 +122,7 @@ class TestSideBySide:
         rows = {row["id"]: row["models"]["base"] for row in result["per_prompt"]}
         assert np.mean([row["reward"] for row in rows.values()]) == pytest.approx(value(result, "base", "reward"))
         assert not [row for row in result["models"][0]["measures"] if row["m"] == 8]
+        assert "base: no prompt has more than 3 samples, so nothing at M = 8." in result["notes"]
 
     def test_before_is_the_model_with_its_adapter_off(self, result: dict[str, Any]) -> None:
         tuned, merged = result["forgetting"]
@@ -278,6 +279,10 @@ class TestWhatIsMissing:
             evaluate([Case("a", "One?")], models, How(tmp_path, m=0, probe=False))
         with pytest.raises(ValueError, match="baseline='x' is none of the models: base"):
             evaluate(cases, models, How(tmp_path, m=0), baseline="x")
+        with pytest.raises(ValueError, match="A scorer or a checker needs samples"):
+            evaluate(cases, models, How(tmp_path, m=0, checker=load_checker("exact")))
+        with pytest.raises(ValueError, match="Tasks need a model on this machine"):
+            evaluate(cases, add_pools([], ["pool.jsonl"]), How(tmp_path, tasks=["own_fruit"]))
         with pytest.raises(ValueError, match="there is no file"):
             evaluate(cases, models, How(tmp_path, scorer="no_such.py:score"))
 

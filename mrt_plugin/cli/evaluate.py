@@ -89,6 +89,10 @@ def evaluate(
 
         if endpoint is not None and adapter is not None:
             raise ValueError("--adapter is for models on this machine; an endpoint serves adapters under their names.")
+        if endpoint is not None and (load_in_4bit or tokenizer is not None):
+            raise ValueError(
+                "--load-in-4bit and --tokenizer are for models on this machine; the endpoint has its own."
+            )
         serve = None
         if endpoint is not None:
             from mrt_plugin.evaluation.sampling import Endpoint

@@ -65,6 +65,12 @@ def evaluate(
     names = [model.name for model in models]
     if baseline is not None and baseline not in names:
         raise ValueError(f"baseline={baseline!r} is none of the models: {', '.join(names)}.")
+    if how.tasks and (how.endpoint is not None or not any(model.path for model in models)):
+        raise ValueError(
+            "Tasks need a model on this machine: an endpoint or a file of samples cannot be scored on them."
+        )
+    if (how.scorer or how.checker) and not how.m and not any(model.pool for model in models):
+        raise ValueError("A scorer or a checker needs samples: ask for some (--m), or give a file of them.")
     if isinstance(how.scorer, str) and ":" in how.scorer:
         load_function(how.scorer)  # a wrong name is found before anything is drawn
     first = names.index(baseline) if baseline is not None else 0

@@ -203,7 +203,11 @@ def _samples(subject: Subject, cases: Sequence[Case], how: How, progress: Progre
     assert subject.samples is not None
     samples, name, put = subject.samples, subject.model.name, subject.measured
     counts = [len(one.texts) for one in samples]
-    at = levels(max(counts, default=0), how.at)
+    most = max(counts, default=0)
+    at = levels(most, how.at)
+    beyond = [str(m) for m in how.at or () if m > most]
+    if beyond:
+        subject.notes.append(f"{name}: no prompt has more than {most} samples, so nothing at M = {', '.join(beyond)}.")
     put["length", None] = Measured.mean(np.array([_mean([len(units(text)) for text in one.texts]) for one in samples]))
     if how.embedder is not None:
         texts = ([*case.texts, *one.texts] for case, one in zip(cases, samples, strict=True))
