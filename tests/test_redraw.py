@@ -234,9 +234,14 @@ class TestPrepare:
             assert given == pytest.approx(list(dict.fromkeys(softmax_weights(scores, 0.5))))
 
     def test_softmax_weights_of_a_scorer(self, tmp_path) -> None:
-        (tmp_path / "mine.py").write_text("def score(prompt, responses): return [len(r) / 10 for r in responses]\n")
+        (tmp_path / "mine.py").write_text(
+            "def score(prompt, responses):\n"
+            f"    open({str(tmp_path / 'calls')!r}, 'a').write('.')\n"
+            "    return [len(r) / 10 for r in responses]\n"
+        )
         mine = f"{tmp_path}/mine.py:score"
         rows, _ = self.prepared(selector="best_k", k=2, weights="softmax", scorer=mine)
+        assert (tmp_path / "calls").read_text() == "." * 6, "once for each group"
         chosen = select(make_groups(), "best_k", k=2, scorer=mine)
         weights = [max(softmax_weights(scores, 1.0)) for scores in chosen["scores"]]
         assert [max(row["loss_weights"]) for row in rows] == pytest.approx(weights)

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import multiprocessing
 import os
-import signal
+import random
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    BertModel,
     LlamaForSequenceClassification,
 )
 
@@ -158,7 +161,8 @@ class TestFixedShapes:
         batches = list(fixed_batches(lengths, tokens=2048, longest=299))
         assert sorted(index for _, indices, _ in batches for index in indices) == list(range(500))
         for padded, indices, rows in batches:
-            assert len(indices) <= rows == max(1, 2048 // padded)
+            assert len(indices) <= rows <= max(1, 2048 // padded)
+            assert rows in (1, 4, 8, 16, 32, 64, 128), "without rows that are left over from a kernel's blocks"
             assert {padded_length(lengths[index], 299) for index in indices} == {padded}
 
 
@@ -188,13 +192,16 @@ class TestRewardModel:
             with torch.no_grad():
                 assert model(**ids).logits.item() == pytest.approx(group["scores"][3], abs=1e-5)
 
-    def test_a_score_does_not_depend_on_the_company(self, tmp_path: Path) -> None:
-        name = reward_dir(tmp_path / "model")
-        groups = pool(12)
-        whole = score_groups(groups, name, score_cache=tmp_path / "one")
-        for index in (0, 7, 11):
-            alone = score_groups(groups.select([index]), name, score_cache=tmp_path / f"alone {index}")
-            assert alone["scores"][0] == whole["scores"][index]
+    @pytest.mark.parametrize("chat", [True, False])
+    def test_a_score_does_not_depend_on_the_company(self, tmp_path: Path, chat: bool) -> None:
+        name = reward_dir(tmp_path / "model", chat=chat)
+        groups = pool(40)
+        whole = score_groups(groups, name, score_cache=tmp_path / "one")["scores"][:]
+        model = RewardModel(name, ScoreCache(tmp_path / "alone"))
+        for index in range(0, 40, 3):
+            for place in (4, 1):
+                pair = (groups[index]["prompt"], groups[index]["responses"][place])
+                assert model.score([pair])[0] == whole[index][place]
 
     def test_nothing_is_computed_twice(self, tmp_path: Path) -> None:
         name = reward_dir(tmp_path / "model")
@@ -208,44 +215,6 @@ class TestRewardModel:
         first = score_groups(pool(), reward_dir(tmp_path / "model"))["scores"][:]
         second = score_groups(pool(), reward_dir(tmp_path / "model", seed=1))["scores"][:]
         assert first != second
-
-    def test_a_corrupt_entry_is_computed_again(self, tmp_path: Path) -> None:
-        name = reward_dir(tmp_path / "model")
-        first = score_groups(pool(), name)["scores"][:]
-        with sqlite3.connect(ScoreCache().path) as connection:
-            changed = connection.execute("UPDATE entry SET value = ? WHERE rowid % 3 = 0", (b"\0\0\0\0",)).rowcount
-        assert changed == 10
-        assert score_groups(pool(), name)["scores"][:] == first
-
-    def test_a_killed_run_resumes(self, tmp_path: Path) -> None:
-        """kill -9 while scoring; then the same command computes only what is missing, with the same result."""
-        name = reward_dir(tmp_path / "model")
-        data = tmp_path / "pool.jsonl"
-        rows = [{"prompt": f"{n}?", "responses": [f"{n} {j} " * 40 for j in range(8)]} for n in range(150)]
-        data.write_text("\n".join(map(json.dumps, rows)))
-        code = (
-            "import sys, torch; torch.set_num_threads(1)\n"
-            "from mrt_plugin import load_groups\n"
-            "from mrt_plugin.scoring import score_groups\n"
-            f"score_groups(load_groups({str(data)!r}), {name!r}, score_cache=sys.argv[1])"
-        )
-        killed = str(tmp_path / "killed")
-        run = subprocess.Popen([sys.executable, "-c", code, killed], stderr=subprocess.DEVNULL)
-        file = Path(killed) / "scores.sqlite3"
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and run.poll() is None:
-            if file.exists() and _count(file) > 0:
-                break
-            time.sleep(0.02)
-        run.send_signal(signal.SIGKILL)
-        run.wait()
-        finished = _count(file)
-        assert 0 < finished < 1200
-        groups = load_groups(str(data))
-        resumed = score_groups(groups, name, score_cache=killed)
-        with sqlite3.connect(file) as connection:  # what was finished was not written again
-            assert connection.execute("SELECT max(rowid) FROM entry").fetchone() == (1200,)
-        assert resumed["scores"][:] == score_groups(groups, name, score_cache=tmp_path / "whole")["scores"][:]
 
     def test_a_long_conversation_loses_its_beginning(self, tmp_path: Path, caplog: Any) -> None:
         name = reward_dir(tmp_path / "model")
@@ -281,12 +250,102 @@ class TestRewardModel:
         assert f"best_k would change {changed} of 12 picks" in caplog.text
 
 
-def _count(file: Path) -> int:
-    try:
-        with sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=5) as connection:
-            return int(connection.execute("SELECT count(*) FROM entry").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0
+def sentence_dir(directory: Path) -> str:
+    """A tiny seeded sentence-transformers model."""
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    tokenizer = tiny.tokenizer(directory / "bert", chat_template=None)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=1024, pad_token_id=tokenizer.pad_token_id, **shape)).save_pretrained(
+        directory / "bert"
+    )
+    parts = [modules.Transformer(str(directory / "bert")), modules.Pooling(32)]
+    pytest.importorskip("sentence_transformers").SentenceTransformer(modules=parts, device="cpu").save(
+        str(directory / "model")
+    )
+    return str(directory / "model")
+
+
+@pytest.mark.parametrize("kind", ["scores", "vectors"])
+class TestWhateverHappens:
+    """The cache of a reward model's scores, and that of an embedder's vectors."""
+
+    SIZE = 120 * 6
+
+    @pytest.fixture
+    def job(self, kind: str, tmp_path: Path) -> Callable[[Path, Any], None]:
+        """Score or embed 720 texts with the cache in a folder, and leave there what came of it, and how many texts the
+        model was given. With a pause after every batch, a kill comes in between."""
+        rows = [
+            {"prompt": f"Count {n}.", "responses": [f"{n} and {j} " * (1 + (n + 5 * j) % 30) for j in range(6)]}
+            for n in range(120)
+        ]
+        groups = load_groups(Dataset.from_list(rows))
+        name = reward_dir(tmp_path / "reward", chat=False) if kind == "scores" else sentence_dir(tmp_path)
+
+        def run(folder: Path, pause: float = 0.0) -> None:
+            read: set[tuple[int, ...]] = set()
+
+            def note(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+                if isinstance(module, torch.nn.Embedding) and module.num_embeddings == 1024:
+                    read.update(map(tuple, inputs[0].tolist()))
+                    time.sleep(pause)
+
+            hook = torch.nn.modules.module.register_module_forward_hook(note)
+            try:
+                if kind == "scores":
+                    found: Any = score_groups(groups, name, score_cache=folder)["scores"][:]
+                else:
+                    found = select(groups, "diverse_k", k=2, embedder=name, score_cache=folder)["responses"][:]
+            finally:
+                hook.remove()
+            (folder / "found.json").write_text(json.dumps([found, len(read)]))
+
+        return run
+
+    def start(self, job: Callable[..., None], *arguments: Any) -> Any:
+        process = multiprocessing.get_context("fork").Process(target=job, args=arguments)
+        process.start()
+        return process
+
+    def test_killed_at_random_points(self, job: Callable[..., None], tmp_path: Path) -> None:
+        """kill -9, and the same command again: it computes what is missing, and comes to the same result."""
+        job(tmp_path / "calm")
+        expected, read = json.loads((tmp_path / "calm/found.json").read_text())
+        assert read == self.SIZE
+        drawn, folder = random.Random(time.time_ns()), tmp_path / "killed"
+        finished = [0]
+        for _ in range(3):
+            process = self.start(job, folder, 0.05)
+            while process.is_alive() and (not folder.exists() or len(ScoreCache(folder)) == finished[-1]):
+                time.sleep(0.01)
+            time.sleep(drawn.random() / 4)
+            process.kill()
+            process.join()
+            finished.append(len(ScoreCache(folder)))
+        assert 0 < finished[1] < self.SIZE
+        job(folder)
+        assert json.loads((folder / "found.json").read_text()) == [expected, self.SIZE - finished[-1]]
+        with sqlite3.connect(ScoreCache(folder).path) as connection:  # nothing was written a second time
+            assert connection.execute("SELECT count(*), max(rowid) FROM entry").fetchone() == (self.SIZE,) * 2
+
+    def test_two_processes_share_it(self, job: Callable[..., None], tmp_path: Path) -> None:
+        processes = [self.start(job, tmp_path / "shared", 0.01) for _ in range(2)]
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+        job(tmp_path / "alone")
+        shared, alone = (json.loads((tmp_path / name / "found.json").read_text()) for name in ("shared", "alone"))
+        assert shared[0] == alone[0]
+        assert len(ScoreCache(tmp_path / "shared")) == self.SIZE
+
+    def test_a_corrupt_entry_is_computed_again(self, job: Callable[..., None], tmp_path: Path) -> None:
+        job(tmp_path / "calm")
+        first, _ = json.loads((tmp_path / "calm/found.json").read_text())
+        with sqlite3.connect(ScoreCache(tmp_path / "calm").path) as connection:
+            connection.execute("UPDATE entry SET value = zeroblob(length(value)) WHERE rowid % 3 = 0")
+        job(tmp_path / "calm")
+        assert json.loads((tmp_path / "calm/found.json").read_text()) == [first, self.SIZE // 3]
 
 
 class TestFunctions:
