@@ -7,8 +7,9 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from test_trainer import config, losses, make_groups
-from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from mrt_plugin import MultiResponseSFTTrainer
 from mrt_plugin.encoding import Encoder
@@ -198,6 +199,35 @@ def test_sampling_is_logged_and_changes_nothing_about_training(tmp_path):
     assert last["eval_samples_ended"] == 1.0 > first["eval_samples_ended"]
 
 
+def test_an_adapter_under_gradient_checkpointing_trains_on_as_before(tmp_path):
+    """Sampling turns to evaluation mode and uses the cache; neither may be left behind."""
+
+    def trained(**settings):
+        set_seed(0)  # PEFT draws an adapter's first weights before the trainer sets its seed
+        trainer = MultiResponseSFTTrainer(
+            model=tiny.model_dir(tmp_path / "model"),
+            args=config(
+                tmp_path,
+                max_steps=4,
+                eval_strategy="steps",
+                eval_steps=1,
+                gradient_checkpointing=True,
+                layout="shared_prefix",
+                learning_rate=1e-2,
+                **settings,
+            ),
+            train_dataset=make_groups(8, 3),
+            eval_dataset=SHORT,
+            peft_config=LoraConfig(r=4, lora_dropout=0.2, target_modules="all-linear"),
+        )
+        trainer.train()
+        return trainer
+
+    sampled = trained(sample_prompts=2, sample_tokens=8)
+    assert losses(sampled) == losses(trained(overfit_limit=0.0))
+    assert len(logged(sampled, "eval_diversity")) == 4
+
+
 def test_sampling_needs_held_out_prompts(tmp_path):
     with pytest.raises(ValueError, match="sample_prompts answers held-out prompts, and there are none"):
         build(tmp_path, sample_prompts=2)
@@ -219,6 +249,37 @@ def test_a_sound_run_passes_and_stops_there(tmp_path, caplog):
     assert "ok: the loss falls, from" in caplog.text
     assert "ok: the longest rows fit" in caplog.text
     assert "answers are well formed" in caplog.text
+
+
+@pytest.mark.parametrize("layout", ["shared_prefix", "expanded"])
+def test_the_longest_rows_are_those_of_the_layout(tmp_path, layout):
+    """One group with a long prompt and two responses, one with a short prompt and three long responses."""
+    long_prompt = {"id": "a", "prompt": "Name a fruit. " * 20, "responses": [" plum", " pear"]}
+    long_pool = {"id": "b", "prompt": "Number 7:", "responses": [" apple and pear" * (9 + j) for j in range(3)]}
+    groups = Dataset.from_list(
+        [{**group, "id": f"{group['id']}{j}"} for group in (long_prompt, long_pool) for j in "01"]
+    )
+    trainer = build(tmp_path, groups, layout=layout, per_device_train_batch_size=1, row_packing=False)
+    counts = [trainer.data_collator([trainer.train_dataset[index]])["stats"]["tokens"] for index in range(4)]
+    assert len(set(counts)) > 1
+    trainer.create_optimizer_and_scheduler(1)
+    assert trainer.try_longest_rows() == max(counts)
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_a_smoke_test_of_a_run_that_redraws(tmp_path, caplog):
+    groups = Dataset.from_list([{**row, "responses": [*row["responses"], f" {row['id']} plum"]} for row in SHORT])
+    build(
+        tmp_path,
+        groups,
+        smoke_steps=40,
+        learning_rate=1e-2,
+        num_train_epochs=100,
+        selector="random_k",
+        k=2,
+        redraw="epoch",
+    ).train()
+    assert "Smoke test passed after 40 steps" in caplog.text
 
 
 def test_a_run_that_learns_nothing_fails(tmp_path):
