@@ -123,7 +123,10 @@ def _show(found: dict[str, Any]) -> None:
         say("\nFor your recipe:\n")
         say(found["yaml"])
         name, k = found["data"]["name"], model["best"]["k"]
-        say(f"Next: mrt select {name} --selector random_k --k {k} --output chosen.jsonl, or train on this recipe.")
+        say(
+            f"Next: mrt select {name} --selector random_k --k {k} --held-out 0.1 --output chosen.jsonl, or train on "
+            "this recipe."
+        )
     else:
         say(f"\nNext: mrt plan {found['data']['name']} --model path/or/name")
 
