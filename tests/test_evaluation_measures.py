@@ -1,6 +1,8 @@
 """The measures of an evaluation against values worked out by hand or by brute force."""
 
+import doctest
 import json
+from importlib import import_module
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,15 @@ from mrt_plugin.scoring import load_embedder
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+@pytest.mark.parametrize(
+    "module", ["best_of", "checkers", "closeness", "cosine", "forgetting", "measures", "named_model", "paired"]
+)
+def test_the_examples_are_true(module: str) -> None:
+    tried = doctest.testmod(import_module(f"mrt_plugin.evaluation.{module}"))
+    assert tried.attempted
+    assert not tried.failed
 
 
 class TestBestOf:

@@ -19,7 +19,7 @@ class Closeness:
     >>> from mrt_plugin.scoring import load_embedder
     >>> found = closeness(["An apple.", "A pear."], ["A pear.", "A pear."], load_embedder("lexical"))
     >>> round(found.alignment, 6), abs(round(found.diversity, 6)), round(found.coverage(2), 2)
-    (1.0, 0.0, 0.57)
+    (1.0, 0.0, 0.5)
     """
 
     references: np.ndarray
