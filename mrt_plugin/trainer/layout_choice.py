@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 
 from mrt_plugin.attention import Backend, ExpandedBackend, NotShareable, prove, resolve_backend
 from mrt_plugin.attention.adapters import refuse_row_adapters
 from mrt_plugin.layout.group_row import GroupRow, as_group_row
 from mrt_plugin.options import MultiResponseOptions
-from mrt_plugin.trainer.sharding import Sharding
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +45,8 @@ def choose_layout(
     compute: Callable[[dict[str, Any], torch.Tensor], torch.Tensor],
     tokenizer: Any,
     gradient_checkpointing: bool,
-    sharding: Sharding | None = None,
+    device_type: str | None = None,
+    sharding: str | None = None,
     agree: Callable[[str | None], str | None] = lambda refusal: refusal,
 ) -> LayoutChoice:
     """Resolve `layout` and `prefix_backend` for a model and its prepared data.
@@ -62,7 +61,8 @@ def choose_layout(
         compute: as `mrt_plugin.attention.Compute`.
         tokenizer: gives the pad token.
         gradient_checkpointing: whether activations are recomputed in the backward pass.
-        sharding: how the weights are spread over processes; by default every process keeps them all.
+        device_type: where it trains; by default where the model is.
+        sharding: what spreads the weights over processes (`mrt_plugin.trainer.sharding.read_sharding`), if anything.
         agree: takes why this process cannot share, or None, and returns the first such reason of any process, so that
             all choose the same layout.
 
@@ -83,7 +83,15 @@ def choose_layout(
     if share or options.row_packing:  # packed pairs are kept apart by the same rule as segments
         try:
             backend = _agreed_backend(
-                model, group, options, compute, tokenizer, gradient_checkpointing, sharding or Sharding(), agree
+                model,
+                group,
+                options,
+                compute,
+                tokenizer,
+                gradient_checkpointing,
+                device_type or model.device.type,
+                sharding,
+                agree,
             )
         except NotShareable as refusal:
             if options.layout == "shared_prefix":
@@ -110,7 +118,8 @@ def _agreed_backend(
     compute: Callable[[dict[str, Any], torch.Tensor], torch.Tensor],
     tokenizer: Any,
     gradient_checkpointing: bool,
-    sharding: Sharding,
+    device_type: str,
+    sharding: str | None,
     agree: Callable[[str | None], str | None],
 ) -> Backend:
     """The backend that every process found exact.
@@ -119,7 +128,9 @@ def _agreed_backend(
         NotShareable: if one of them did not, on all of them.
     """
     try:
-        backend = _proved_backend(model, group, options, compute, tokenizer, gradient_checkpointing, sharding)
+        backend = _proved_backend(
+            model, group, options, compute, tokenizer, gradient_checkpointing, device_type, sharding
+        )
     except NotShareable as refusal:
         agree(str(refusal))
         raise
@@ -137,29 +148,29 @@ def _proved_backend(
     compute: Callable[[dict[str, Any], torch.Tensor], torch.Tensor],
     tokenizer: Any,
     gradient_checkpointing: bool,
-    sharding: Sharding,
+    device_type: str,
+    sharding: str | None,
 ) -> Backend:
     refuse_row_adapters(model)
     backend = resolve_backend(
         options.prefix_backend,
         model.config,
-        device_type=model.device.type,
+        device_type=device_type,
         gradient_checkpointing=gradient_checkpointing,
     )
-    if backend.name == FORK and sharding.method is not None:
+    if backend.name == FORK and sharding is not None:
         raise NotShareable(
-            f"prefix_backend=fork: {sharding.method} gathers weights for each forward and frees them after it, and "
-            "the fork needs them over two forwards, as often as a process has groups. Use DDP, or layout=expanded."
+            f"prefix_backend=fork: {sharding} gathers weights for each forward and frees them after it, and the fork "
+            "needs them over two forwards, as often as a process has groups. Use DDP, or layout=expanded."
         )
-    if options.prefix_check and not sharding.somewhere:
+    if options.prefix_check and sharding is not None:
         raise NotShareable(
-            f"{sharding.method} spreads the weights before training, so the shared prefix cannot be proved on the "
-            "loaded model. Prove it once without that (a run of one step will do) and then set prefix_check=False, or "
-            "use layout=expanded."
+            f"{sharding} takes the weights apart before they meet the accelerator, so the shared prefix cannot be "
+            "proved on the loaded model. Prove it without that (one step on one accelerator, of a smaller model of "
+            "the family where this one does not fit) and then set prefix_check=False, or use layout=expanded."
         )
     backend.prepare_model(model)
-    # Where only the first process of a machine has loaded the weights, it proves for the others.
-    if options.prefix_check and (sharding.everywhere or PartialState().is_local_main_process):
+    if options.prefix_check:
         prove(model, backend, group, compute=compute, pad_token_id=tokenizer.pad_token_id)
     return backend
 

@@ -86,11 +86,8 @@ class MultiResponseTrainerMixin(Trainer):
             compute=self._token_nll.bound(model),
             tokenizer=collators[0].tokenizer,
             gradient_checkpointing=bool(self.args.gradient_checkpointing) or recomputes(model),
-            sharding=read_sharding(
-                self.accelerator.distributed_type,
-                self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None,
-                self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None,
-            ),
+            device_type=self.accelerator.device.type,
+            sharding=read_sharding(self.accelerator.distributed_type, self.accelerator.state.deepspeed_plugin),
             agree=self._first_refusal,
         )
         self.layout = choice.layout

@@ -1,41 +1,27 @@
-"""How a way of running spreads a model's weights over the processes."""
-
-from dataclasses import dataclass
+"""What FSDP and DeepSpeed ZeRO-3, which spread a model's weights over the processes, ask of a grouped run."""
 
 import torch
-from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DeepSpeedPlugin, DistributedType
 from torch.distributed.fsdp import FSDPModule
 
 
-@dataclass(frozen=True)
-class Sharding:
-    """What a backend and the proof must know of it."""
+def read_sharding(kind: DistributedType, deepspeed: DeepSpeedPlugin | None = None) -> str | None:
+    """What gathers weights for each forward and frees them after it; None where every process keeps them all.
 
-    method: str | None = None
-    """What gathers weights for each forward and frees them after it; None where every process keeps them all."""
-    everywhere: bool = True
-    """Whether every process has the weights before training begins."""
-    somewhere: bool = True
-    """Whether any process has them whole, so that the loaded model can be proved at all."""
-
-
-def read_sharding(
-    kind: DistributedType,
-    fsdp: FullyShardedDataParallelPlugin | None = None,
-    deepspeed: DeepSpeedPlugin | None = None,
-) -> Sharding:
-    """From what accelerate says of a run.
+    Args:
+        kind: how accelerate runs.
+        deepspeed: its plugin, if there is one.
 
     Example:
 
-    >>> read_sharding(DistributedType.MULTI_GPU).method is None
-    True
+    >>> read_sharding(DistributedType.FSDP)
+    'FSDP'
     """
-    if kind == DistributedType.FSDP and fsdp is not None:
-        return Sharding("FSDP", everywhere=not fsdp.cpu_ram_efficient_loading)
+    if kind == DistributedType.FSDP:
+        return "FSDP"
     if kind == DistributedType.DEEPSPEED and deepspeed is not None and deepspeed.zero_stage == 3:
-        return Sharding("DeepSpeed ZeRO-3", everywhere=False, somewhere=False)
-    return Sharding()
+        return "DeepSpeed ZeRO-3"
+    return None
 
 
 def keep_head_gathered(model: torch.nn.Module) -> None:
