@@ -116,3 +116,7 @@ def _show(found: dict[str, Any]) -> None:
         say(line)
     if found["loss"] is None:
         say(f"Next: mrt audit {found['name']} --pool ... --model path/or/name")
+    elif found["warnings"]:
+        say("Next: select again, with random_k or a lower alpha, and audit that; or train on both and compare them.")
+    else:
+        say(f"Next: train on {found['name']}, with type: mrt_plugin.axolotl.all in a recipe.")
