@@ -1,6 +1,7 @@
 """`mrt select`: the file, its manifest, and the same file again, whatever happens in between."""
 
 import json
+import os
 import random
 import resource
 import subprocess
@@ -379,6 +380,25 @@ class TestWhateverHappens:
         )
         assert f"File too large: '{target}'" in done.stderr
         assert list(target.parent.iterdir()) == []
+
+    def test_a_disk_that_is_full_before_anything_is_written(self, pool: Path, tmp_path: Path) -> None:
+        def limit() -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+        done = subprocess.run(
+            [sys.executable, "-c", "from mrt_plugin.cli import app; app()", "select", pool, "--output", "c.jsonl"],
+            preexec_fn=limit,
+            cwd=tmp_path,
+            env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 1
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert "File too large" in line
+        assert f"writes to {tmp_path}/cache (HF_DATASETS_CACHE)" in line
+        assert not (tmp_path / "c.jsonl").exists()
 
     def test_two_that_write_the_same_file(self, tmp_path: Path) -> None:
         target = tmp_path / "a.txt"

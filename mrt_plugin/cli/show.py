@@ -1,5 +1,6 @@
 """What the subcommands share: results on stdout, progress and errors on stderr."""
 
+import errno
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -55,8 +56,22 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"error: {error}")
+        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"error: {error}{_remedy(error)}")
         raise typer.Exit(1) from error
+
+
+def _remedy(error: Exception) -> str:
+    """What to do where a library wrote to a full disk: it says neither where nor what then."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if not isinstance(error, OSError) or (error.errno not in full and "No space left" not in str(error)):
+        return ""
+    import datasets
+
+    return (
+        ". Free some space and run the same command again: what was finished is kept. Besides its results a command "
+        f"writes to {datasets.config.HF_DATASETS_CACHE} (HF_DATASETS_CACHE), to the cache of scores (MRT_CACHE) and "
+        "to the folder for temporary files (TMPDIR)."
+    )
 
 
 @contextmanager
