@@ -15,7 +15,7 @@ from mrt_plugin.simulation.claim.decision import Estimate, affordable_share, boo
 from mrt_plugin.simulation.claim.exact import ExactDistance
 from mrt_plugin.simulation.claim.grouping import compare, intraclass_correlation, pair_gradients
 from mrt_plugin.simulation.claim.model import build_encoder, random_model
-from mrt_plugin.simulation.claim.pricing import Price, bench_price, token_price
+from mrt_plugin.simulation.claim.pricing import Price, fit_bench, token_price
 from mrt_plugin.simulation.claim.records import read_records
 from mrt_plugin.simulation.claim.report import put_into, write_report
 from mrt_plugin.simulation.claim.run import CALM
@@ -113,16 +113,32 @@ def test_prices_by_hand():
 
 
 def test_prices_from_a_benchmark():
-    def shape(k, seconds, prompt=256):
-        arms = {"mrt expanded": 1.0, "mrt shared sdpa": k / seconds}
-        measured = [{"name": name, "pairs_per_second": speed} for name, speed in arms.items()]
-        return {"prompt": prompt, "response": 64, "k": k, "arms": measured}
+    def arm(name, k, p, r, token=1e-3, meeting=1e-6):
+        pairs = 1 if name == "mrt shared sdpa" else k
+        copies = k // pairs
+        tokens = pairs * (p - 1 + copies * (r + 1))
+        meetings = pairs * ((p - 1) ** 2 / 2 + copies * ((r + 1) * (p - 1) + (r + 1) ** 2 / 2))
+        return {"name": name, "pairs_per_second": k / (token * tokens + meeting * meetings)}
 
-    bench = {"shapes": [shape(1, 5.0), shape(8, 12.0), shape(1, 9.0, prompt=64)]}
-    price = bench_price(bench, 256, selection=0.5)
-    assert (price.prompt, price.response, price.selection) == pytest.approx((4.0, 1.0, 0.5))
-    with pytest.raises(ValueError, match="mrt bench --shape 64,64,1"):
-        bench_price(bench, 64)
+    def shape(p, r, k):
+        names = ("mrt expanded", "mrt shared sdpa")
+        arms = [{"name": "trl nll", "pairs_per_second": 1.0}, *(arm(name, k, p, r) for name in names)]
+        return {"prompt": p, "response": r, "k": k, "arms": arms}
+
+    bench = {"settings": {"mixed": False}, "shapes": [shape(1024, 64, 8), shape(64, 256, 4)]}
+    fit = fit_bench(bench)
+    assert (fit.token, fit.meeting) == pytest.approx((1e-3, 1e-6))
+    assert fit.worst < 1e-9
+    assert [row["arm"] for row in fit.measured] == ["mrt expanded", "mrt shared sdpa"] * 2
+    price = fit.price(256, selection=0.5, proof=3.0)
+    # 255 tokens and 255²/2 meetings; 65 tokens that meet 255 and, causally, each other
+    assert price.prompt == pytest.approx(0.255 + 255**2 / 2 * 1e-6)
+    assert price.response == pytest.approx(0.065 + (65 * 255 + 65**2 / 2) * 1e-6)
+    assert (price.selection, price.proof) == (0.5, 3.0)
+    with pytest.raises(ValueError, match="2 measurements"):
+        fit_bench({**bench, "shapes": bench["shapes"][:1]})
+    with pytest.raises(ValueError, match="without --mixed"):
+        fit_bench({**bench, "settings": {"mixed": True}})
     tokens = token_price(64)
     assert tokens.fit(ARMS["k8"], 8, "shared_prefix") == 63 + 8 * 65
     assert tokens.fit(ARMS["k8"], 8, "expanded") == 8 * (64 + 64)
@@ -264,7 +280,8 @@ def test_equal_cost_by_hand(tmp_path):
     assert values["gain_equal_prompts"]["k4"]["value"] == pytest.approx(0.6)
     assert [point["prompts"] for point in values["by_budget"]["expanded"]["k4"]] == [0.5, 1, 1.5, 2]
 
-    found["grouping"] = []
+    machine = {"device": "a machine", "threads": 1, "load": 0.1, "torch": "2"}
+    found |= {"grouping": [], "machine": machine, "fit": {"measured": [], "token": 1, "meeting": 1, "worst": 0}}
     write_report(found, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["lengths"]["64"]["seeds"] == [0, 1, 2]
     text = (tmp_path / "results.md").read_text()

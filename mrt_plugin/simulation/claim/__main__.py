@@ -14,7 +14,7 @@ from mrt_plugin.simulation.claim.analysis import analyse
 from mrt_plugin.simulation.claim.checks import analyse_checks
 from mrt_plugin.simulation.claim.grouping import measure_grouping
 from mrt_plugin.simulation.claim.overheads import measure
-from mrt_plugin.simulation.claim.pricing import Price, bench_price
+from mrt_plugin.simulation.claim.pricing import Price, fit_bench
 from mrt_plugin.simulation.claim.records import key_of, read_records
 from mrt_plugin.simulation.claim.report import put_into, results_text, write_report
 from mrt_plugin.simulation.claim.run import LENGTHS, SEEDS, check_keys, main_keys, run_all, tuning_keys
@@ -77,8 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
         if given.bench is None:
             parser.error("price needs --bench: the output of mrt bench --json")
         bench = json.loads(given.bench.read_text(encoding="utf-8"))
-        priced = {str(length): asdict(bench_price(bench, length, **measure(length))) for length in given.length}
-        _write(given.output / "prices.json", {"machine": bench["machine"], "prices": priced})
+        fitted = fit_bench(bench)
+        priced = {str(length): asdict(fitted.price(length, **measure(length))) for length in given.length}
+        _write(given.output / "prices.json", {"machine": bench["machine"], "fit": asdict(fitted), "prices": priced})
     if given.step == "report":
         _report(given.output, given.docs, scale)
     return 0
@@ -88,7 +89,7 @@ def _report(folder: Path, docs: Path | None, scale: Scale) -> None:
     priced = json.loads((folder / "prices.json").read_text(encoding="utf-8"))
     prices = {int(length): Price(**values) for length, values in priced["prices"].items()}
     found = analyse(read_records(folder / "runs.jsonl"), read_records(folder / "tuning.jsonl"), prices, scale.n)
-    found["machine"] = priced["machine"]
+    found |= {"machine": priced["machine"], "fit": priced["fit"]}
     if (folder / "checks.jsonl").exists():
         tuning, records, checks = (read_records(folder / f"{name}.jsonl") for name in ("tuning", "runs", "checks"))
         found["checks"] = analyse_checks(tuning, records, checks, prices, scale.n)

@@ -15,7 +15,7 @@ from mrt_plugin.simulation.claim.decision import (
     decide,
     relative_gain,
 )
-from mrt_plugin.simulation.claim.pricing import Layout, Price
+from mrt_plugin.simulation.claim.pricing import Layout, Price, token_price
 from mrt_plugin.simulation.claim.records import key_of
 from mrt_plugin.simulation.claim.train import Setting
 from mrt_plugin.simulation.claim.tuning import Tuned, kl_at
@@ -50,6 +50,12 @@ class Curves:
         """
         setting = self.tuned.best(arm, pairs, self.settings[arm])
         return np.array([kl_at(self.runs[arm, setting, seed], pairs) for seed in self.seeds])
+
+    def kl_within(self, arm: str, pairs: float, n: int) -> np.ndarray:
+        """[seeds], after at most so many pairs: stopped at the checkpoint that was best on the tuning split."""
+        stops = [place * n for place in ARMS[arm].checkpoints if place * n < pairs] + [pairs]
+        best = {stop: self.tuned.best(arm, stop, self.settings[arm]) for stop in stops}
+        return self.kl(arm, min(stops, key=lambda stop: self.tuned.mean_kl(arm, best[stop], stop)))
 
     def mean(self, arm: str, pairs: float) -> dict[str, Any]:
         """Mean KL with its bootstrap interval, for a table or a plot."""
@@ -96,7 +102,9 @@ def compare(
         return None
     # A step is the least that can be bought; the end of the runs may lie a little under the budget of 8n pairs.
     pairs = min(pairs, other.pairs(n))
-    mine, theirs, alone = curves.kl(several, arm.k * n), curves.kl(rival, pairs), curves.kl("k1", n)
+    mine, alone = curves.kl(several, arm.k * n), curves.kl("k1", n)
+    # Seeing the same prompts again can do harm, so that a run on few prompts may stop before its money is spent.
+    theirs = curves.kl_within(rival, pairs, n) if other.passes > 1 else curves.kl(rival, pairs)
     gain = bootstrap(relative_gain, theirs, mine)
     return Comparison(
         length=length,
@@ -182,6 +190,7 @@ def analyse(
             "comparisons": _comparisons(curves, price, length, n),
             "sampled": _comparisons(curves, price, length, n, sampled=True),
             "proof_whole": _comparisons(curves, price, length, n, proof_over=None),
+            "tokens": _comparisons(curves, token_price(length), length, n),
             "curves": {
                 layout: {arm: price_curve(curves, price, arm, layout, n) for arm in ARMS} for layout in LAYOUTS
             },

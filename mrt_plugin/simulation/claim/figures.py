@@ -31,7 +31,7 @@ LAYOUTS = {"shared_prefix": "shared prefix", "expanded": "expanded"}
 def cost_curves(found: dict[str, Any], layout: str) -> "Figure":
     """KL against cost, a panel per prompt length; the cost of K = 1 on n prompts is 1."""
     lengths = list(found["lengths"])
-    made, axes = figure(4.2 * len(lengths), 4, columns=len(lengths))
+    made, axes = figure(4.2 * len(lengths), 4.6, columns=len(lengths))
     for axis, length in zip(axes, lengths, strict=True):
         curves = found["lengths"][length]["curves"][layout]
         unit = curves["k1"][0]["cost"]
@@ -39,18 +39,24 @@ def cost_curves(found: dict[str, Any], layout: str) -> "Figure":
             axis.plot(
                 [p["cost"] / unit for p in points], [p["value"] for p in points], label=LABELS[arm], **STYLE[arm]
             )
-        axis.set_xscale("log", base=2)
+        _doubling(axis)
         axis.set_title(f"P = {length}, {LAYOUTS[layout]}", fontsize=10)
         axis.set_xlabel("cost (K = 1 on n prompts is 1)")
     axes[0].set_ylabel("KL(truth || model), nats")
-    axes[-1].legend(frameon=False, fontsize=8)
+    made.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     return made
+
+
+def _doubling(axis: Any) -> None:
+    """A logarithmic axis with plain numbers."""
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
 
 
 def gain_by_budget(found: dict[str, Any]) -> "Figure":
     """The relative gain over K = 1 with more prompts at equal cost, against the prompts with K responses."""
     lengths = list(found["lengths"])
-    made, axes = figure(4.2 * len(lengths), 4, columns=len(lengths))
+    made, axes = figure(4.2 * len(lengths), 4.6, columns=len(lengths))
     for axis, length in zip(axes, lengths, strict=True):
         for layout, shade in (("shared_prefix", "black"), ("expanded", "0.6")):
             for arm in ("k2", "k4", "k8"):
@@ -70,11 +76,11 @@ def gain_by_budget(found: dict[str, Any]) -> "Figure":
                 )
         axis.axhline(0, color="black", linewidth=0.8)
         axis.axhline(5, color="black", linewidth=0.6, linestyle=(0, (1, 3)))
-        axis.set_xscale("log", base=2)
+        _doubling(axis)
         axis.set_title(f"P = {length}", fontsize=10)
         axis.set_xlabel("prompts with K responses (n = 1)")
     axes[0].set_ylabel("KL saved at equal cost, %")
-    axes[-1].legend(frameon=False, fontsize=7)
+    made.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return made
 
 

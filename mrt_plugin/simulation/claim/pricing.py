@@ -1,10 +1,9 @@
 """What a point of a curve costs, in either layout: the fit, the selection, the proof, and where asked the sampling.
 
 A prompt with K responses costs C_p + K·C_r where the prompt is computed once and K·(C_p + C_r) where it is copied.
-C_p and C_r are fitted to what `mrt bench` measured, so that one training run can be priced under both.
+C_p and C_r are fitted to what `mrt bench` measured, so that one training run can be priced under both layouts.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,39 +90,56 @@ def token_price(length: int) -> Price:
     return Price(prompt=length - 1, response=RESPONSE + 1)
 
 
-def bench_price(bench: dict[str, Any], length: int, *, selection: float = 0.0, proof: float = 0.0) -> Price:
-    """Seconds, fitted by least squares to the shared arm of `mrt bench --json` at P = `length`, R = 64 and several K.
+@dataclass(frozen=True)
+class BenchFit:
+    """What a step of `mrt bench` takes: so much per token, and so much per query and key that meet in attention."""
 
-    Args:
-        bench: what `mrt bench --json` printed.
-        length: P.
-        selection: seconds per prompt.
-        proof: seconds per run.
+    token: float
+    """Seconds, forward and backward."""
+    meeting: float
+    """Seconds, in all layers."""
+    worst: float
+    """The largest relative error of the fit."""
+    measured: list[dict[str, Any]]
+    """`shape` (P, R, K), `arm`, and `seconds` per prompt with its K responses."""
+
+    def price(self, length: int, *, selection: float = 0.0, proof: float = 0.0) -> Price:
+        """C_p and C_r at a prompt length, with the costs beside the fit."""
+        one, two = _work(length, RESPONSE, 1), _work(length, RESPONSE, 2)
+        first, second = (self.token * tokens + self.meeting * meetings for tokens, meetings in (one, two))
+        response = second - first
+        return Price(first - response, response, selection, proof)
+
+
+def fit_bench(bench: dict[str, Any]) -> BenchFit:
+    """Fit tokens and meetings to the arms of ours in `mrt bench --json`, both layouts, by least relative squares.
+
+    A prompt's first P - 1 tokens meet each other causally, and a segment of R + 1 meets them and itself; what is
+    copied is K pairs of one segment each. One fit over all shapes leaves less to the clock than a line through two K.
 
     Raises:
-        ValueError: if the file has fewer than two K at this shape.
+        ValueError: for lengths that were drawn (`--mixed`), and with fewer than three measurements.
     """
-    ks, seconds = _shared_seconds(bench, length)
-    if len(set(ks)) < 2:
-        raise ValueError(
-            f"The benchmark has {len(set(ks))} values of K at P = {length}, R = {RESPONSE}, and two are needed. Run "
-            f"mrt bench --shape {length},{RESPONSE},1 --shape {length},{RESPONSE},8 --json."
-        )
-    design = np.stack([np.ones(len(ks)), ks], axis=1)
-    # Relative errors: a clock is wrong by a share of what it measures.
-    weights = 1 / np.asarray(seconds)
-    (prompt, response), *_ = np.linalg.lstsq(design * weights[:, None], np.ones(len(ks)), rcond=None)
-    return Price(float(prompt), float(response), selection, proof)
-
-
-def _shared_seconds(bench: dict[str, Any], length: int) -> tuple[Sequence[int], Sequence[float]]:
-    """K, and seconds per prompt with K responses."""
-    ks, seconds = [], []
+    if bench["settings"]["mixed"]:
+        raise ValueError("A benchmark of mixed lengths has no one P: run mrt bench without --mixed.")
+    measured, work = [], []
     for shape in bench["shapes"]:
-        if (shape["prompt"], shape["response"]) != (length, RESPONSE):
-            continue
+        p, r, k = shape["prompt"], shape["response"], shape["k"]
         for arm in shape["arms"]:
-            if arm["name"].startswith("mrt shared") and "pairs_per_second" in arm:
-                ks.append(int(shape["k"]))
-                seconds.append(shape["k"] / arm["pairs_per_second"])
-    return ks, seconds
+            if not arm["name"].startswith("mrt") or "pairs_per_second" not in arm:
+                continue
+            shared = arm["name"].startswith("mrt shared")
+            work.append(_work(p, r, k) if shared else k * _work(p, r, 1))
+            measured.append({"shape": [p, r, k], "arm": arm["name"], "seconds": k / arm["pairs_per_second"]})
+    if len(measured) < 3:
+        raise ValueError(f"The benchmark has {len(measured)} measurements of ours: give it more shapes.")
+    relative = np.stack(work) / np.array([[row["seconds"]] for row in measured])
+    (token, meeting), *_ = np.linalg.lstsq(relative, np.ones(len(measured)), rcond=None)
+    worst = float(np.abs(relative @ [token, meeting] - 1).max())
+    return BenchFit(float(token), float(meeting), worst, measured)
+
+
+def _work(length: int, response: int, k: int) -> np.ndarray:
+    """Tokens, and queries that meet keys, of a prompt with K responses in the shared layout."""
+    prompt, segment = length - 1, response + 1
+    return np.array([prompt + k * segment, prompt**2 / 2 + k * (segment * prompt + segment**2 / 2)])

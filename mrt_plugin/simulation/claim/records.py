@@ -25,5 +25,7 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Replace the file by these lines, at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    unfinished.write_text(
+        "".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records), encoding="utf-8"
+    )
     unfinished.replace(path)

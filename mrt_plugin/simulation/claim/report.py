@@ -63,6 +63,9 @@ def results_text(found: Mapping[str, Any]) -> str:
         "### The proof charged whole\n",
         f"To a run of {found['n']} prompts. Lines are missing where it pays for more pairs than K = 1 saw.\n",
         _short(found["lengths"], "proof_whole"),
+        "### Priced in tokens\n",
+        "Tokens of a forward instead of measured seconds, and nothing else charged.\n",
+        _short(found["lengths"], "tokens"),
         "### Grouping correlates a step\n",
         _grouping(found),
         "### Checks made afterwards\n" if found.get("checks") else "",
@@ -146,7 +149,13 @@ def _prices(found: Mapping[str, Any]) -> str:
             ]
         )
     columns = ("P", "C_p, ms", "C_r, ms", "C_p/C_r", "in tokens", "selection, ms a prompt", "proof, s")
-    return table(columns, rows)
+    machine, fit = found["machine"], found["fit"]
+    return (
+        f"`mrt bench` on {machine['device']}, {machine['threads']} threads, load {machine['load']:g} when it began, "
+        f"torch {machine['torch']}: {len(fit['measured'])} measurements of both layouts, fitted by so much per token "
+        f"({1e6 * fit['token']:.0f} µs) and so much per query and key that meet ({1e9 * fit['meeting']:.0f} ns), to "
+        f"within {100 * fit['worst']:.0f} %.\n\n" + table(columns, rows)
+    )
 
 
 def _settings(found: Mapping[str, Any]) -> str:
