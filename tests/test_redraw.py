@@ -12,6 +12,7 @@ from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import build_group_row, take_segments
 from mrt_plugin.options import MultiResponseOptions, check_options
 from mrt_plugin.scoring import softmax_weights
+from mrt_plugin.trainer.mixin import with_fillers
 from mrt_plugin.trainer.prepare import prepare_groups
 from mrt_plugin.trainer.redraw import DRAW, Redraw, draw_group, draw_segments, rows_to_draw
 
@@ -225,6 +226,14 @@ class TestPrepare:
         caplog.clear()
         self.prepared(**options, loss_aggregation="prompt")
         assert "Set loss_aggregation='prompt'" not in caplog.text
+
+    def test_rows_that_even_out_the_processes_draw_nothing(self) -> None:
+        rows, _ = self.prepared(redraw="epoch", k=2)
+        filled = with_fillers(rows, 4)
+        assert (len(rows), len(filled)) == (6, 8)
+        read = [Redraw("token")(row) for row in filled]
+        assert [len(row["segment_lengths"]) for row in read] == [2] * 6 + [1] * 2
+        assert [sum(row["segment_units"]) > 0 for row in read] == [True] * 6 + [False] * 2
 
     def test_softmax_weights(self) -> None:
         rows, _ = self.prepared(selector="best_k", k=3, weights="softmax", weight_temperature=0.5)
