@@ -17,7 +17,7 @@ from mrt_plugin.simulation.claim.grouping import compare, intraclass_correlation
 from mrt_plugin.simulation.claim.model import build_encoder, random_model
 from mrt_plugin.simulation.claim.pricing import Price, fit_bench, token_price
 from mrt_plugin.simulation.claim.records import read_records
-from mrt_plugin.simulation.claim.report import put_into, write_report
+from mrt_plugin.simulation.claim.report import put_into, results_text, write_report
 from mrt_plugin.simulation.claim.run import CALM
 from mrt_plugin.simulation.claim.train import RunKey, Scale, Setting, train_run
 from mrt_plugin.simulation.claim.tuning import Tuned, kl_at
@@ -284,7 +284,7 @@ def test_equal_cost_by_hand(tmp_path):
     found |= {"grouping": [], "machine": machine, "fit": {"measured": [], "token": 1, "meeting": 1, "worst": 0}}
     write_report(found, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["lengths"]["64"]["seeds"] == [0, 1, 2]
-    text = (tmp_path / "results.md").read_text()
+    text = results_text(found)
     row = "| 64 | shared prefix | 4 | 0.440 | 0.550 (2.00n) | 20 % (20 to 20) | 17 % (17 to 17) | 3/3 | supported |"
     assert row in text
     assert {path.stem for path in tmp_path.glob("*.png")} == {"cost-shared_prefix", "cost-expanded", "gain"}

@@ -95,9 +95,11 @@ def _report(folder: Path, docs: Path | None, scale: Scale) -> None:
         found["checks"] = analyse_checks(tuning, records, checks, prices, scale.n)
     found["grouping"] = json.loads((folder / "grouping.json").read_text(encoding="utf-8"))
     write_report(found, folder)
-    if docs is not None:
+    if docs is None:
+        (folder / "results.md").write_text(results_text(found), encoding="utf-8")
+    else:
         put_into(docs / "results.md", results_text(found))
-    print(f"{folder / 'results.md'}, summary.json and the pictures are written.")
+    print(f"{(docs or folder) / 'results.md'} is written, and summary.json and the pictures in {folder}.")
 
 
 def _write(path: Path, values: Any) -> None:

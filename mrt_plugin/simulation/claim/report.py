@@ -16,15 +16,15 @@ Row = Sequence[str]
 
 
 def write_report(found: Mapping[str, Any], folder: Path) -> None:
-    """Write `summary.json`, the pictures and `results.md`, the part of the page that follows from the runs."""
+    """Write `summary.json`, with every number of tables and pictures to 6 digits, and the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    digits = json.loads(json.dumps(found, allow_nan=False), parse_float=lambda text: float(f"{float(text):.6g}"))
+    (folder / "summary.json").write_text(json.dumps(digits) + "\n", encoding="utf-8")
     for layout in LAYOUTS:
-        cost_curves(dict(found), layout).savefig(folder / f"cost-{layout}.png", dpi=110)
-    gain_by_budget(dict(found)).savefig(folder / "gain.png", dpi=110)
+        cost_curves(dict(found), layout).savefig(folder / f"cost-{layout}.png", dpi=90)
+    gain_by_budget(dict(found)).savefig(folder / "gain.png", dpi=90)
     if found.get("grouping"):
-        grouping(found["grouping"]).savefig(folder / "grouping.png", dpi=110)
-    (folder / "results.md").write_text(results_text(found), encoding="utf-8")
+        grouping(found["grouping"]).savefig(folder / "grouping.png", dpi=90)
 
 
 def put_into(page: Path, text: str) -> None:
