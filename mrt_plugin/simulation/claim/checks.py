@@ -8,7 +8,8 @@ from mrt_plugin.simulation.claim.analysis import LAYOUTS, SEVERAL, Curves, compa
 from mrt_plugin.simulation.claim.arms import ARMS
 from mrt_plugin.simulation.claim.pricing import Price
 from mrt_plugin.simulation.claim.records import key_of
-from mrt_plugin.simulation.claim.run import CALM, TUNING_LENGTH, TUNING_SEEDS
+from mrt_plugin.simulation.claim.run import CALM, SINGLE, TUNING_LENGTH, TUNING_SEEDS
+from mrt_plugin.simulation.claim.train import Setting
 from mrt_plugin.simulation.claim.tuning import Tuned
 
 PLACES = (1, 2, 4, 8)
@@ -34,7 +35,7 @@ def analyse_checks(
     Returns:
         `small_steps`, K = 1 at every setting tried; `long_prompts`, per arm and place the setting chosen at the tuning
         length and the best one at the longest prompts, both measured there; `one_rate`, by prompt length the
-        comparisons at equal cost with the settings of `CALM`.
+        comparisons at equal cost with the settings of `CALM`, and `single_pairs` those with K = 1 at `SINGLE`.
     """
     apart = [record for record in checks if key_of(record).seed in TUNING_SEEDS]
     short = Tuned([*tuning, *(record for record in apart if key_of(record).length == TUNING_LENGTH)])
@@ -49,12 +50,29 @@ def analyse_checks(
             first, second = here.best(name, place * n), there.best(name, place * n)
             kls = {which: there.mean_kl(name, s, place * n) for which, s in (("kl_here", first), ("kl_there", second))}
             long.append({"arm": name, "place": place, "here": asdict(first), "there": asdict(second), **kls})
-    both = [*records, *checks]
-    one_rate = {}
+    calm = {name: [setting] for name, setting in CALM.items()}
+    single = {**here.chosen(n), "k1": [SINGLE]}
+    return {
+        "small_steps": small,
+        "long_prompts": long,
+        "one_rate": _again([*records, *checks], here, calm, prices, n),
+        "single_pairs": _again([*records, *checks], short, single, prices, n),
+    }
+
+
+def _again(
+    records: Sequence[dict[str, Any]],
+    tuned: Tuned,
+    settings: dict[str, list[Setting]],
+    prices: dict[int, Price],
+    n: int,
+) -> dict[str, Any]:
+    """By prompt length, the comparisons with K = 1 on more prompts at these settings; lengths that ran only."""
+    found = {}
     for length, price in sorted(prices.items()):
-        curves = Curves(both, here, {name: [setting] for name, setting in CALM.items()}, length)
+        curves = Curves(records, tuned, settings, length)
         if curves.seeds:
             rows = [compare(curves, price, length, layout, k, "k1", n) for layout in LAYOUTS for k in SEVERAL]
-            found = [finite(asdict(row)) for row in rows if row is not None]
-            one_rate[str(length)] = {"seeds": curves.seeds, "comparisons": found}
-    return {"small_steps": small, "long_prompts": long, "one_rate": one_rate}
+            values = [finite(asdict(row)) for row in rows if row is not None]
+            found[str(length)] = {"seeds": curves.seeds, "comparisons": values}
+    return found

@@ -251,26 +251,32 @@ def _checks(found: Mapping[str, Any]) -> str:
             ],
         )
     )
-    parts.append(
-        "Tuning again at P = 1,024: the best setting there, and what the one chosen at P = 64 loses to it:\n\n"
-        + table(
-            ("arm", "pairs", "best at P = 64", "best at P = 1,024", "KL of the first", "KL of the second"),
-            [
+    if checks["long_prompts"]:
+        parts.append(
+            "Tuning again at P = 1,024: the best setting there, and what the one chosen at P = 64 loses to it:\n\n"
+            + table(
+                ("arm", "pairs", "best at P = 64", "best at P = 1,024", "KL of the first", "KL of the second"),
                 [
-                    f"`{row['arm']}`",
-                    f"{row['place']:g}n",
-                    _setting(row["here"]),
-                    _setting(row["there"]),
-                    f"{row['kl_here']:.3f}",
-                    f"{row['kl_there']:.3f}",
-                ]
-                for row in checks["long_prompts"]
-            ],
+                    [
+                        f"`{row['arm']}`",
+                        f"{row['place']:g}n",
+                        _setting(row["here"]),
+                        _setting(row["there"]),
+                        f"{row['kl_here']:.3f}",
+                        f"{row['kl_there']:.3f}",
+                    ]
+                    for row in checks["long_prompts"]
+                ],
+            )
         )
-    )
     parts.append(
         "The main comparison with one learning rate, 0.001, in all arms (4 pairs per step; 8 with K = 8), on the main "
         "worlds:\n\n" + _short(checks["one_rate"], "comparisons")
+    )
+    parts.append(
+        "The main comparison with single pairs per step and a learning rate of 0.001 for K = 1, which the first of "
+        "these checks found better on few prompts than what was tuned; the others as they were:\n\n"
+        + _short(checks["single_pairs"], "comparisons")
     )
     return "\n".join(parts)
 

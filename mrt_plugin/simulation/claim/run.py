@@ -31,19 +31,22 @@ def tuning_keys(seeds: Sequence[int] = TUNING_SEEDS) -> list[RunKey]:
 
 CALM = {name: Setting(1e-3, 8 if arm.k == 8 else 4) for name, arm in ARMS.items() if name != "k1_epochs"}
 """One learning rate for all arms, with the fewest pairs per step: a check made after the main runs."""
+SINGLE = Setting(1e-3, 1)
+"""What a check found to be better for K = 1 on few prompts than the settings that were tuned: one pair per step."""
 
 
 def check_keys(lengths: Sequence[int] = LENGTHS, seeds: Sequence[int] = SEEDS) -> list[RunKey]:
     """Runs that were decided on after the first main runs were seen.
 
     Fewer pairs per step for K = 1 and the tuning of two arms at the longest prompts, both on the tuning split; and on
-    the main seeds what `CALM` needs beside the main runs.
+    the main seeds what `CALM` needs beside the main runs, and K = 1 at `SINGLE`.
     """
     long = max(lengths)
     small = [Setting(rate, pairs) for pairs in (1, 2) for rate in (3e-4, 1e-3, 3e-3)]
     return [
         *(RunKey(TUNING_LENGTH, "k1", seed, setting) for seed in TUNING_SEEDS for setting in small),
         *(RunKey(length, name, seed, CALM[name]) for seed in seeds for length in lengths for name in CALM),
+        *(RunKey(length, "k1", seed, SINGLE) for length in sorted(lengths, reverse=True) for seed in seeds),
         *(
             RunKey(long, name, seed, Setting(rate, pairs))
             for seed in TUNING_SEEDS
