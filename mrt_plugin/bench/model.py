@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from mrt_plugin.encoding import prepare_tokenizer
+from mrt_plugin.simulation.random_llama import random_llama
 from mrt_plugin.simulation.tiny_model import build_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -76,24 +77,3 @@ def load_model(choice: ModelChoice, device: str) -> tuple[Any, Any]:
     if choice.lora or choice.load_in_4bit:
         model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     return model, tokenizer
-
-
-def random_llama(vocabulary: int = 1000) -> LlamaForCausalLM:
-    """Four layers, hidden size 256, 8 heads, 4 key-value heads, seeded weights, in fp32."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=vocabulary,
-                hidden_size=256,
-                intermediate_size=688,
-                num_hidden_layers=4,
-                num_attention_heads=8,
-                num_key_value_heads=4,
-                max_position_embeddings=1 << 20,
-                tie_word_embeddings=False,
-                bos_token_id=None,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-        )

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from mrt_plugin.attention import prove, resolve_backend
 from mrt_plugin.encoding.pair import Pair
@@ -15,28 +14,10 @@ from mrt_plugin.layout.group_row import build_group_row
 from mrt_plugin.loss.token_nll import TokenNLL
 from mrt_plugin.selection.run import run_selection
 from mrt_plugin.simulation.claim.world import POOL, RESPONSE, World, draw_pool
+from mrt_plugin.simulation.random_llama import random_llama
 
 TURNS = 3
 """Turns of each measurement; the median counts."""
-
-
-def bench_llama() -> LlamaForCausalLM:
-    """The model that `mrt bench` measures by default: the proof is priced on the model that the fit is priced on."""
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=1000,
-            hidden_size=256,
-            intermediate_size=688,
-            num_hidden_layers=4,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            max_position_embeddings=1 << 20,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    )
 
 
 def proof_seconds(length: int) -> float:
@@ -47,7 +28,7 @@ def proof_seconds(length: int) -> float:
     row = build_group_row([Pair(prompt + answer, [False] * length + [True] * RESPONSE) for answer in answers])
     seconds = []
     for _ in range(TURNS):
-        model = bench_llama()
+        model = random_llama()  # the model that the fit is priced on
         backend = resolve_backend("auto", model.config, device_type="cpu", gradient_checkpointing=False)
         backend.prepare_model(model)
         seconds.append(prove(model, backend, row, compute=TokenNLL(model).bound(model)).seconds)
