@@ -3,14 +3,16 @@
 import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import axolotl_recipe
 import pytest
 import tiny
 import torch
@@ -50,3 +52,23 @@ def logging_as_found() -> Iterator[None]:
         logger.handlers[:] = handlers
         logger.setLevel(level)
         logger.propagate = propagate
+
+
+@pytest.fixture
+def read_recipe(tmp_path: Path, tiny_model_dir: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Read a recipe with changes as every Axolotl command does, in its folder: the validated configuration."""
+    logger_class = logging.getLoggerClass()
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+
+    logging.setLoggerClass(logger_class)  # Axolotl's would be that of every logger made from here on
+    monkeypatch.chdir(tmp_path)
+    plugins = PluginManager.get_instance().plugins
+
+    def read(**changes: Any) -> Any:
+        plugins.clear()
+        settings = axolotl_recipe.recipe(tmp_path, tiny_model_dir, **changes)
+        return load_cfg(axolotl_recipe.write(tmp_path, settings))
+
+    yield read
+    plugins.clear()

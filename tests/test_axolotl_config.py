@@ -10,25 +10,9 @@ pytestmark = pytest.mark.axolotl
 
 
 @pytest.fixture
-def read(tmp_path, tiny_model_dir, monkeypatch):
+def read(read_recipe):
     """Read a recipe with `changes` as every Axolotl command does, and return the validated configuration."""
-    import logging
-
-    logger_class = logging.getLoggerClass()
-    from axolotl.cli.config import load_cfg
-    from axolotl.integrations.base import PluginManager
-
-    logging.setLoggerClass(logger_class)
-    monkeypatch.chdir(tmp_path)
-    plugins = PluginManager.get_instance().plugins
-
-    def load(**changes):
-        plugins.clear()
-        settings = axolotl_recipe.recipe(tmp_path, tiny_model_dir, **changes)
-        return load_cfg(axolotl_recipe.write(tmp_path, settings))
-
-    yield load
-    plugins.clear()
+    return read_recipe
 
 
 def refused(read, *parts, **changes):

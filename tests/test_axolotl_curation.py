@@ -1,9 +1,7 @@
 """Curation in a recipe: `mrt.curation`, for all datasets or one, after the held-out split and before selection."""
 
 import json
-import logging
 
-import axolotl_recipe
 import messy
 import pytest
 from axolotl_recipe import write_rows
@@ -13,24 +11,11 @@ pytestmark = pytest.mark.axolotl
 
 
 @pytest.fixture
-def prepare(tmp_path, tiny_model_dir, monkeypatch):
+def prepare(read_recipe):
     """Prepare a recipe's datasets as `axolotl preprocess` and `axolotl train` do."""
-    logger_class = logging.getLoggerClass()
-    from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import load_datasets
-    from axolotl.integrations.base import PluginManager
 
-    logging.setLoggerClass(logger_class)
-    monkeypatch.chdir(tmp_path)
-    plugins = PluginManager.get_instance().plugins
-
-    def run(mrt, **changes):
-        plugins.clear()
-        settings = axolotl_recipe.recipe(tmp_path, tiny_model_dir, mrt=mrt, sequence_len=1024, **changes)
-        return load_datasets(cfg=load_cfg(axolotl_recipe.write(tmp_path, settings)))
-
-    yield run
-    plugins.clear()
+    return lambda mrt, **changes: load_datasets(cfg=read_recipe(mrt=mrt, sequence_len=1024, **changes))
 
 
 def ledgers(tmp_path):

@@ -1,8 +1,5 @@
 """The datasets that Axolotl prepares with the plugin: which rows there are, and which tokens are trained."""
 
-import logging
-
-import axolotl_recipe
 import pytest
 from axolotl_recipe import PLUGIN, groups, write_rows
 
@@ -13,24 +10,11 @@ TYPE = "mrt_plugin.axolotl."
 
 
 @pytest.fixture
-def prepare(tmp_path, tiny_model_dir, monkeypatch):
+def prepare(read_recipe):
     """Prepare a recipe's datasets as `axolotl preprocess` and `axolotl train` do."""
-    logger_class = logging.getLoggerClass()
-    from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import load_datasets
-    from axolotl.integrations.base import PluginManager
 
-    logging.setLoggerClass(logger_class)
-    monkeypatch.chdir(tmp_path)
-    plugins = PluginManager.get_instance().plugins
-
-    def run(**changes):
-        plugins.clear()
-        settings = axolotl_recipe.recipe(tmp_path, tiny_model_dir, **changes)
-        return load_datasets(cfg=load_cfg(axolotl_recipe.write(tmp_path, settings)))
-
-    yield run
-    plugins.clear()
+    return lambda **changes: load_datasets(cfg=read_recipe(**changes))
 
 
 def texts(dataset, tokenizer):

@@ -1,9 +1,7 @@
 """`redraw: epoch` in a recipe: what is prepared, and what each epoch trains, packed or not."""
 
-import logging
 from collections import Counter
 
-import axolotl_recipe
 import pytest
 from axolotl_recipe import groups, write_rows
 
@@ -16,26 +14,16 @@ TYPE = "mrt_plugin.axolotl."
 
 
 @pytest.fixture
-def load(tmp_path, tiny_model_dir, monkeypatch):
+def load(read_recipe):
     """A recipe as `axolotl train` reads it, and the datasets that it prepares."""
-    logger_class = logging.getLoggerClass()
-    from axolotl.cli.config import load_cfg
     from axolotl.common.datasets import load_datasets
-    from axolotl.integrations.base import PluginManager
-
-    logging.setLoggerClass(logger_class)
-    monkeypatch.chdir(tmp_path)
-    plugins = PluginManager.get_instance().plugins
 
     def run(**changes):
-        plugins.clear()
         plain = {"adapter": "lora", "load_in_4bit": False, "gradient_accumulation_steps": 1, "num_epochs": 3}
-        changes = plain | {"mrt": {"k": 2, "redraw": "epoch", "prefix_check": False}} | changes
-        cfg = load_cfg(axolotl_recipe.write(tmp_path, axolotl_recipe.recipe(tmp_path, tiny_model_dir, **changes)))
+        cfg = read_recipe(**(plain | {"mrt": {"k": 2, "redraw": "epoch", "prefix_check": False}} | changes))
         return cfg, load_datasets(cfg=cfg)
 
-    yield run
-    plugins.clear()
+    return run
 
 
 @pytest.mark.parametrize("layout", ["auto", "expanded"])
