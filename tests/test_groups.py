@@ -19,6 +19,7 @@ import mrt_plugin.groups.keys
 import mrt_plugin.groups.messages
 from mrt_plugin import load_groups
 from mrt_plugin.groups import DataError, held_out, prompt_key, read_groups
+from mrt_plugin.groups.messages import has_text
 
 
 @pytest.fixture(autouse=True)
@@ -218,9 +219,14 @@ class TestDecisions:
         assert report.empty_responses.count == 2
 
     def test_unused_columns_are_named(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        _, report = read_groups(jsonl(tmp_path, {"prompt": "a", "responses": ["b"], "score": [1], "tools": []}))
-        assert report.ignored_columns == ("score", "tools")
-        assert "not used: score, tools" in caplog.text
+        rows = [{"prompt": "a", "responses": ["b"], "score": [1], "tools": []}, {"prompt": "b", "responses": ["c"]}]
+        rows.append({"prompt": "c", "responses": ["d"], "score": [2], "topic": "late", "context": " "})
+        _, report = read_groups(jsonl(tmp_path, *rows))
+        assert {name: (tally.count, tally.first) for name, tally in report.unused.items()} == {
+            "score": (2, "line 1"),
+            "topic": (1, "line 3"),
+        }
+        assert caplog.text.count("these columns are not used: score (2 rows), topic (1 row).") == 1
 
     def test_equal_rows_get_different_ids(self, tmp_path: Path) -> None:
         ids = load_groups(jsonl(tmp_path, *[{"prompt": "a", "responses": ["b"]}] * 3))["id"]
@@ -258,7 +264,10 @@ BAD_ROWS = {
     "prompt in another form": (row(prompt=[user("a")]), "prompt", "one form"),
     "response in another form": (row(responses=["b", [assistant("c")]]), "responses", "one form"),
     "broken emoji": (row(responses=["b", "\ud83d"]), "responses", "surrogate"),
+    "prompt of zero-width characters": (row(prompt="\u200b\x00"), "prompt", "empty"),
     "id a list": (row(id=["x"]), "id", "string or a whole number"),
+    "id empty": (row(id=""), "id", "empty"),
+    "id a broken emoji": (row(id="\ud83d"), "id", "surrogate"),
     "no responses column": ({"prompt": "a"}, "responses", "the first row has it"),
 }
 BAD_CHATS = {
@@ -288,8 +297,16 @@ BAD_CHATS = {
     "two assistant messages": ({"responses": [[assistant("a"), assistant("b")]]}, "responses", "merge"),
     "system in a response": ({"responses": [[{"role": "system", "content": "a"}]]}, "responses", "`system` at the"),
     "assistant without content": ({"responses": [[assistant(None)]]}, "responses", "`tool_calls`"),
-    "too large a number": ({"responses": [[assistant("a", tool_calls=[10**30])]]}, "responses", "as a string"),
+    "too large a number": ({"responses": [[assistant("a", tool_calls=[{"id": 10**30}])]]}, "responses", "as a string"),
     "broken emoji": ({"responses": [[assistant("\ud83d")]]}, "responses", "surrogate"),
+    "tool calls a number": ({"responses": [[assistant("a", tool_calls=3)]]}, "responses", "not a list of objects"),
+    "a tool call a number": ({"responses": [[assistant("a", tool_calls=[3])]]}, "responses", "not a list of objects"),
+    "tool calls in a prompt": (
+        {"prompt": [user("a"), assistant("b", tool_calls=True), user("c")]},
+        "prompt",
+        "not a list of objects",
+    ),
+    "user says zero-width characters": ({"prompt": [user("\u200b\ufeff")]}, "prompt", "no text"),
 }
 
 
@@ -459,10 +476,10 @@ values = st.recursive(
 
 
 class TestProperties:
-    @given(st.lists(st.tuples(texts.filter(str.strip), st.lists(texts, max_size=4)), min_size=1, max_size=6))
+    @given(st.lists(st.tuples(texts.filter(has_text), st.lists(texts, max_size=4)), min_size=1, max_size=6))
     def test_every_response_is_kept_or_counted(self, pools: list[tuple[str, list[str]]]) -> None:
         rows = [{"prompt": prompt, "responses": responses} for prompt, responses in pools]
-        wanted = [[text for text in responses if text.strip()] for _, responses in pools]
+        wanted = [[text for text in responses if has_text(text)] for _, responses in pools]
         if not any(wanted):
             with pytest.raises(DataError, match="dropped"):
                 read_groups(IterableDataset.from_generator(lambda: iter(rows)))

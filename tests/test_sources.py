@@ -154,6 +154,16 @@ class TestFormats:
             ["The Warm Crumb.", "Crust & Co."],
         ]
 
+    def test_alpaca_needs_no_source(self) -> None:
+        groups = load_groups(FOLDER / "alpaca.jsonl")
+        assert groups["prompt"][:] == [
+            "Sort the numbers.\n\nInput:\n3, 1, 2",
+            "Sort the numbers.\n\nInput:\n9, 8",
+            "Name a river.",
+        ]
+        assert groups["responses"][0] == ["1, 2, 3", "1 2 3"]
+        assert load("alpaca").to_list() == groups.to_list()
+
     def test_gsm8k_solutions(self) -> None:
         groups = load("gsm8k_solutions")
         assert groups["responses"][1][0] == "10/2 = <<10/2=5>>5\nA: 5"
@@ -177,6 +187,75 @@ class TestFormats:
         expected = load(name).to_list()
         assert load_groups(dataset, source=name).to_list() == expected
         assert load_groups(tmp_path / "data.parquet", source=name).to_list() == expected
+
+
+REASONED = {
+    "problem": "2 + 2?",
+    "solution": "Count.",
+    "generations": ["It is 4.", "4"],
+    "messages": [user("2 + 2?"), assistant("It is 4.")],
+}
+PAIRED = {"prompt": "Hi", "chosen": [user("Hi"), assistant("Hello.")], "rejected": [user("Hi"), assistant("No.")]}
+ASKED = "\n\nHuman: a\n\nAssistant"
+POOLED = {"prompt": "a", "responses": ["b", "c"]}
+
+
+class TestColumnsThatChangeMeaning:
+    @pytest.mark.parametrize(
+        ("source", "row", "column", "remedy"),
+        [
+            ("alpaca_eval", {"instruction": "Sort.", "input": "2, 1", "output": "1, 2"}, "input", "source='alpaca'"),
+            (None, REASONED, "generations", "source='fields:prompt=problem,responses=generations'"),
+            (None, {**PAIRED, "messages": PAIRED["chosen"]}, "rejected", "source='trl_preference'"),
+            (None, {**POOLED, "context": "A text."}, "context", "write it into the prompt, or remove the column"),
+            (None, {**POOLED, "System_Prompt": "Be brief."}, "System_Prompt", "responses=responses"),
+            (None, {**POOLED, "tools": [{"name": "add"}]}, "tools", "remove the column"),
+            (None, {**POOLED, "candidates": ["d", "e"]}, "candidates", "responses=candidates"),
+            (None, {"prompt": "a", "completion": "b", "history": [["c", "d"]]}, "history", "write it into the prompt"),
+            (None, {"instruction": "a", "input": "", "output": "b", "system": "Go."}, "system", "No source reads it"),
+            ("nectar", {"prompt": "a", "answers": [{"answer": "b", "rank": 1}], "docs": ["c"]}, "docs", "write"),
+            ("trl_completion", {"prompt": "a", "completion": "b", "images": ["c.png"]}, "images", "remove the column"),
+            ("hh_rlhf", {"chosen": f"{ASKED}: b", "rejected": f"{ASKED}: c", "system": "d"}, "system", "No source"),
+        ],
+    )
+    def test_they_are_refused_with_what_reads_them(
+        self, source: str | None, row: Any, column: str, remedy: str, tmp_path: Path
+    ) -> None:
+        bare = {name: value if name != column else None for name, value in row.items()}
+        with pytest.raises(DataError) as caught:
+            load_groups(jsonl(tmp_path, bare, row, row), source=source)
+        (problem,) = [problem for problem in caught.value.problems if problem.column == column]
+        assert problem.place == "line 2"
+        assert remedy in problem.what
+
+    def test_the_form_that_is_named_reads_the_pool(self, tmp_path: Path) -> None:
+        groups, report = read_groups(jsonl(tmp_path, REASONED), source="fields:prompt=problem,responses=generations")
+        assert groups[0]["responses"] == REASONED["generations"]
+        assert {name: tally.count for name, tally in report.unused.items()} == {"solution": 1, "messages": 1}
+
+    @pytest.mark.parametrize(
+        ("source", "row"),
+        [
+            ("trl_preference", {**PAIRED, "messages": PAIRED["chosen"]}),
+            (None, {"messages": [{"role": "system", "content": "Go."}, user("a"), assistant("b")], "system": "Go."}),
+            (None, {**POOLED, "answer": "b", "solution": "c", "answers": ["one"], "samples": [0.5, 1.0], "input": ""}),
+            ("nectar", {"prompt": "a", "answers": [{"answer": "b", "rank": 1}], "turns": 1, "source": ["books"]}),
+        ],
+    )
+    def test_a_copy_a_number_and_a_reference_are_not_refused(
+        self, source: str | None, row: Any, tmp_path: Path
+    ) -> None:
+        load_groups(jsonl(tmp_path, row), source=source)
+
+    @pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"fields"}))
+    def test_every_source_counts_what_it_leaves_out(self, name: str, tmp_path: Path) -> None:
+        rows = [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text().splitlines()]
+        path = jsonl(tmp_path, *({**row, "origin": "invented" if number else None} for number, row in enumerate(rows)))
+        report = read_groups(path, source=name)[1]
+        assert (report.unused["origin"].count, report.unused["origin"].first) == (len(rows) - 1, "line 2")
+        path = jsonl(tmp_path, *({**row, "context": "A text."} for row in rows))
+        with pytest.raises(DataError, match="column `context`: it would be left out"):
+            load_groups(path, source=name)
 
 
 class TestProblems:
@@ -333,7 +412,7 @@ class TestFinishReasons:
         chosen = select(load_groups(jsonl(tmp_path, *rows)), "random_k", k=3)[0]
         assert [name.replace("b", "r") for name in chosen["responses"]] == chosen["finish_reasons"]
 
-    @pytest.mark.parametrize("reasons", ["stop", ["stop"], [1, 2]])
+    @pytest.mark.parametrize("reasons", ["stop", ["stop"], [1, 2], ["stop", "\ud83d"]])
     def test_wrong_ones(self, reasons: Any, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="column `finish_reasons`"):
             load_groups(jsonl(tmp_path, {"prompt": "a", "responses": ["b", "c"], "finish_reasons": reasons}))

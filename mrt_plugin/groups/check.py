@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from mrt_plugin.groups.keys import canonical, group_id, prompt_key
-from mrt_plugin.groups.messages import Message, Part, clean_messages, kind, response_text
+from mrt_plugin.groups.messages import (
+    SURROGATE,
+    Message,
+    Part,
+    clean_messages,
+    has_text,
+    is_sound,
+    kind,
+    response_text,
+)
 from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.report import GroupReport
 from mrt_plugin.groups.shapes import RawGroup
@@ -46,7 +55,7 @@ class Checker:
         """One group, or None if it is dropped (counted) or has a problem (noted)."""
         before = len(self.problems.found)
         prompt = self._text_or_messages(raw.prompt, "prompt", raw.place, raw.columns["prompt"])
-        if prompt is not None and not (prompt.strip() if isinstance(prompt, str) else prompt):
+        if prompt is not None and not (has_text(prompt) if isinstance(prompt, str) else prompt):
             self.problems.add(raw.place, raw.columns["prompt"], "it is empty: write the prompt, or remove the row.")
         responses = self._responses(raw)
         scores = self._numbers(raw, "scores", raw.scores)
@@ -90,7 +99,7 @@ class Checker:
                 response = self._text_or_messages(value, "response", raw.place_of(index), column)
                 if len(self.problems.found) > found:
                     continue
-            if response is None or not response_text(response).strip():
+            if response is None or not has_text(response_text(response)):
                 self.report.empty_responses.add(raw.place_of(index))
                 response = None
             responses.append(response)
@@ -102,11 +111,8 @@ class Checker:
             self.problems.add(place, column, f"it is missing: write the {part}, or remove the row.")
             return None
         if isinstance(value, str):
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                what = "it holds half of a surrogate pair (a broken emoji, most likely): repair or remove it."
-                self.problems.add(place, column, what)
+            if not is_sound(value):
+                self.problems.add(place, column, SURROGATE)
                 return None
             form = "a string"
         elif isinstance(value, list):
@@ -163,6 +169,8 @@ class Checker:
         elif isinstance(raw.responses, list) and len(values) != len(raw.responses):
             what = f"it has {len(values)} for {len(raw.responses)} responses: give one for each, null if unknown."
             self.problems.add(raw.place, column, what)
+        elif not all(value is None or is_sound(value) for value in values):
+            self.problems.add(raw.place, column, SURROGATE)
         else:
             return values
         return None
@@ -191,16 +199,22 @@ class Checker:
             name = group_id(prompt, responses)
             self.ids[name] = self.ids.get(name, 0) + 1
             return name if self.ids[name] == 1 else f"{name}-{self.ids[name]}"
-        name = str(raw.id)
-        if isinstance(raw.id, bool) or not isinstance(raw.id, int | str) or not name:
-            self.problems.add(
-                raw.place, "id", f"it is {kind(raw.id)}; it must be a string or a whole number, not empty."
-            )
+        name, problem = str(raw.id), id_problem(raw.id)
+        if problem:
+            self.problems.add(raw.place, "id", problem)
         elif name in self.ids:
             what = f"{name!r} is the id of an earlier row too: ids must differ. Remove the column to have them made."
             self.problems.add(raw.place, "id", what)
         self.ids[name] = 1
         return name
+
+
+def id_problem(value: Any) -> str | None:
+    """Why a value cannot be a group's id; None if it can."""
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        what = "empty" if value == "" else kind(value)
+        return f"it is {what}; it must be a string or a whole number, not empty."
+    return SURROGATE if isinstance(value, str) and not is_sound(value) else None
 
 
 def _is_finite(value: int | float) -> bool:

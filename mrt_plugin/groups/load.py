@@ -13,7 +13,7 @@ import datasets
 import pyarrow
 from datasets import Dataset, Features, Json, List, Value
 
-from mrt_plugin.groups.adapters import check_source, guess_source, read_source
+from mrt_plugin.groups.adapters import check_source, guess_source, how_to_read, native_source, read_source
 from mrt_plugin.groups.check import Checker, Group
 from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.report import GroupReport
@@ -67,7 +67,10 @@ def read_groups(data: Any, *, split: str = "train", source: str | None = None) -
     problems, report = Problems(opened.name), GroupReport(opened.name)
     rows = opened.rows(problems)
     if source is None:
-        raw = read_raw_groups(rows, problems, report, hint=guess_source)
+        first = list(islice(rows, 1))
+        rows, source = chain(first, rows), native_source(first[0][1]) if first else None
+    if source is None:
+        raw = read_raw_groups(rows, problems, report, guess_source, how_to_read)
     else:
         raw = read_source(rows, source, problems, report)
     groups = _until_problem(Checker(problems, report).check_all(raw), problems)

@@ -5,6 +5,7 @@ are, for the chat template to read.
 """
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -26,6 +27,43 @@ FOLLOWERS = {
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
+_VISIBLE = re.compile(
+    r"[^\s\x00-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    r"\U000e0000-\U000e0fff]"
+)
+"""Any character but white space, controls, the blank Braille cell, and Unicode's default ignorable code points."""
+
+SURROGATE = "it holds half of a surrogate pair (a broken emoji, most likely): repair or remove it."
+
+
+def has_text(text: str) -> bool:
+    """Whether there is anything to read: white space, controls and zero-width characters are nothing.
+
+    Example:
+
+    >>> has_text("\\u200b \\x00"), has_text("0")
+    (False, True)
+    """
+    return _VISIBLE.search(text) is not None
+
+
+def is_sound(text: str) -> bool:
+    """Whether a file can carry the text: JSON can hold halves of surrogate pairs, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def without_empty_fields(messages: list[Any]) -> list[Any]:
+    """The messages without the fields that are None: `"name": null` says what no `name` says."""
+    return [
+        {key: field for key, field in item.items() if field is not None} if isinstance(item, dict) else item
+        for item in messages
+    ]
+
 
 def clean_messages(value: list[Any], part: Part, complain: Callable[[str], None]) -> list[Message]:
     """The messages of a prompt or of a response, without their empty fields.
@@ -38,13 +76,12 @@ def clean_messages(value: list[Any], part: Part, complain: Callable[[str], None]
         part: which of the two it is.
         complain: called with each problem, which names the message by its index.
     """
-    messages = []
-    for index, item in enumerate(value):
-        problem = _message_problem(item)
+    messages = without_empty_fields(value)
+    for index, message in enumerate(messages):
+        problem = _message_problem(message)
         if problem:
             complain(f"message {index} {problem}")
             return []
-        messages.append({key: field for key, field in item.items() if field is not None})
 
     if not messages:
         return []
@@ -70,10 +107,9 @@ def clean_messages(value: list[Any], part: Part, complain: Callable[[str], None]
     return messages
 
 
-def _message_problem(item: Any) -> str | None:
-    if not isinstance(item, dict):
-        return f"is {kind(item)}, not an object with `role` and `content`."
-    message = {key: field for key, field in item.items() if field is not None}
+def _message_problem(message: Any) -> str | None:
+    if not isinstance(message, dict):
+        return f"is {kind(message)}, not an object with `role` and `content`."
     if "role" not in message:
         hint = " (rename `from` to `role` and `value` to `content`)" if "from" in message else ""
         return f"has no `role`{hint}: its fields are {', '.join(sorted(message)) or 'none'}."
@@ -86,7 +122,10 @@ def _message_problem(item: Any) -> str | None:
                 return 'has content that is not text: only parts like {"type": "text", "text": ...} can be trained on.'
     elif content is not None and not isinstance(content, str):
         return f"has content that is {kind(content)}, not a string."
-    if role == "user" and not message_text(message).strip():
+    calls = message.get("tool_calls", [])
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        return 'has `tool_calls` that are not a list of objects like {"type": "function", "function": ...}.'
+    if role == "user" and not has_text(message_text(message)):
         return "is from `user` and has no text: write what the user says in `content`."
     if role == "assistant" and content is None and len(message) == 1:
         return "is from `assistant` and has no content: give it `content` or `tool_calls`."

@@ -42,7 +42,8 @@ class GroupReport:
     groups_without_responses: Tally = field(default_factory=Tally)
     duplicate_responses: Tally = field(default_factory=Tally)
     duplicate_prompts: Tally = field(default_factory=Tally)
-    ignored_columns: tuple[str, ...] = ()
+    unused: dict[str, Tally] = field(default_factory=dict)
+    """The columns that nothing reads, with the rows in which they hold something."""
     left_out: dict[str, Tally] = field(default_factory=dict)
     """What an adapter left out on purpose, by reason."""
 
@@ -74,8 +75,9 @@ class GroupReport:
                 lines.append(f"{self.source}: {what}: {tally.count:,} (first: {tally.first}){reason}.")
         for what, tally in self.left_out.items():
             lines.append(f"{self.source}: left out: {tally.count:,} {what} (first: {tally.first}).")
-        if self.ignored_columns:
-            lines.append(f"{self.source}: these columns are not used: {', '.join(self.ignored_columns)}.")
+        if self.unused:
+            found = ", ".join(f"{name} ({plural(tally.count, 'row')})" for name, tally in self.unused.items())
+            lines.append(f"{self.source}: these columns are not used: {found}.")
         return lines
 
     def log(self) -> None:

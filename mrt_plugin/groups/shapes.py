@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mrt_plugin.groups.keys import canonical, digest
-from mrt_plugin.groups.messages import clean_messages, kind
+from mrt_plugin.groups.messages import clean_messages, kind, without_empty_fields
 from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.report import GroupReport
 from mrt_plugin.groups.sources import Row
+from mrt_plugin.groups.unused import Remedy, Unused
 
 GROUPED = ("prompt", "responses", "scores", "weights", "finish_reasons", "id")
 
@@ -46,10 +47,11 @@ def read_raw_groups(
     problems: Problems,
     report: GroupReport,
     hint: Callable[[dict[str, Any]], str] = lambda row: "",
+    remedy: Remedy | None = None,
 ) -> Iterator[RawGroup]:
     """Groups in the order of their first row. The first row's columns decide the shape of all.
 
-    `hint` may say what else a row of an unknown shape could be.
+    `hint` may say what else a row of an unknown shape could be, `remedy` how to read a column that is left out.
     """
     rows = iter(rows)
     first = next(rows, None)
@@ -60,15 +62,13 @@ def read_raw_groups(
     if {"prompt", "responses"} <= found:
         needed, known = ("prompt", "responses"), set(GROUPED)
     elif {"prompt", "completion"} <= found:
-        needed, known = ("prompt", "completion"), {*COMPLETIONS.values(), "id"}
+        needed, known = ("prompt", "completion"), set(COMPLETIONS.values())
     elif "messages" in found:
-        needed, known = ("messages",), {*CONVERSATIONS.values(), "id"}
+        needed, known = ("messages",), set(CONVERSATIONS.values())
     else:
         names = ", ".join(f"`{name}`" for name in found) or "none"
         problems.fail(f"it needs the columns {EXPECTED}; it has {names}. Rename the columns.{hint(first[1])}")
-    report.ignored_columns = tuple(name for name in found if name not in known)
-
-    counted = _complete(first, rows, needed, problems, report)
+    counted = _complete(first, rows, needed, problems, report, Unused(known, problems, report, remedy))
     if "responses" in needed:
         for place, row in counted:
             yield RawGroup(place, **{name: row.get(name) for name in GROUPED})  # type: ignore[arg-type]
@@ -78,12 +78,18 @@ def read_raw_groups(
 
 
 def _complete(
-    first: Row, rest: Iterator[Row], needed: tuple[str, ...], problems: Problems, report: GroupReport
+    first: Row,
+    rest: Iterator[Row],
+    needed: tuple[str, ...],
+    problems: Problems,
+    report: GroupReport,
+    unused: Unused,
 ) -> Iterator[Row]:
     """The rows that have the needed columns."""
     row: Row | None = first
     while row is not None:
         report.rows += 1
+        unused.look(*row)
         missing = [name for name in needed if name not in row[1]]
         for name in missing:
             problems.add(
@@ -107,6 +113,8 @@ def _regroup(rows: Iterable[Row], problems: Problems, conversations: bool) -> It
             if not conversations:
                 problems.add(place, "prompt", f"it is {kind(prompt)}; it must be a string or a list of messages.")
             continue
+        if isinstance(prompt, list):
+            prompt = without_empty_fields(prompt)
         try:
             key = digest(canonical(prompt), size=16)
         except (TypeError, ValueError) as problem:

@@ -15,6 +15,11 @@ from mrt_plugin.groups.problems import Problems
 Row = tuple[str, dict[str, Any]]
 """A row with its place: `line N` from 1 in JSONL, `row N` from 0 elsewhere."""
 
+DEEPEST = 100
+"""Lists and objects inside each other. Python's own limit depends on where in the program it is reached."""
+
+TOO_DEEP = "JSON nested too deeply to be a group"
+
 FILE_TYPES = (".jsonl", ".ndjson", ".json", ".parquet")
 
 
@@ -63,15 +68,12 @@ def _line_rows(path: Path, problems: Problems) -> Iterator[Row]:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if not text.strip():
                     continue
-                row = json.loads(text)
+                row = _parse(text)
             except UnicodeDecodeError as problem:
                 problems.add(place, None, f"not UTF-8 text at byte {problem.start + 1} of the line: convert the file.")
                 continue
-            except json.JSONDecodeError as problem:
-                problems.add(place, None, f"not JSON at character {problem.colno} ({problem.msg}): mend the line.")
-                continue
-            except RecursionError:
-                problems.add(place, None, "JSON nested too deeply to be a group: mend the line.")
+            except ValueError as problem:
+                problems.add(place, None, f"{problem}: mend the line.")
                 continue
             if isinstance(row, dict):
                 yield place, row
@@ -87,16 +89,44 @@ def _json_rows(path: Path, problems: Problems) -> Iterator[Row]:
         yield from _line_rows(path, problems)
         return
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+        rows = _parse(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as problem:
         problems.fail(f"not UTF-8 text at byte {problem.start + 1}: convert the file.", problem)
-    except (json.JSONDecodeError, RecursionError) as problem:
-        problems.fail(f"not JSON ({problem}): mend the file.", problem)
+    except ValueError as problem:
+        problems.fail(f"{problem}: mend the file.", problem)
     for number, row in enumerate(rows):
         if isinstance(row, dict):
             yield f"row {number}", row
         else:
             problems.add(f"row {number}", None, "not a JSON object: the list holds one object per row.")
+
+
+def _parse(text: str) -> Any:
+    """JSON as a value that every later step can walk through and write again.
+
+    Raises:
+        ValueError: saying what is wrong with the text.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as problem:
+        row = f"line {problem.lineno} column" if "\n" in text.strip() else "character"
+        raise ValueError(f"not JSON at {row} {problem.colno} ({problem.msg})") from problem
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    except ValueError as problem:  # Python reads no whole number of more than 4,300 digits
+        raise ValueError("JSON with a whole number of thousands of digits") from problem
+    if text.count("[") + text.count("{") > DEEPEST and _depth_exceeds(value, DEEPEST):
+        raise ValueError(TOO_DEEP)
+    return value
+
+
+def _depth_exceeds(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        nested = [item for item in level if isinstance(item, dict | list)]
+        level = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
+    return any(isinstance(item, dict | list) for item in level)
 
 
 def _parquet_rows(path: Path, problems: Problems) -> Iterator[Row]:

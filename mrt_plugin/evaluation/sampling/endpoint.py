@@ -156,12 +156,12 @@ class _Session:
         async with self._client() as client:
             try:
                 body = await self._send(client, Pace(None), "GET", "/models", None)
-                names = [entry["id"] for entry in json.loads(body)["data"]]
+                names = [str(entry["id"]) for entry in json.loads(body)["data"]]
             except (_Failed, _Rejected, ValueError, KeyError, TypeError) as problem:
                 raise EndpointError(f"{self.endpoint.url}: it does not say which models it has ({problem}).") from None
         if len(names) != 1:
             raise EndpointError(f"{self.endpoint.url} has {len(names)} models; name one: {', '.join(names[:20])}.")
-        return str(names[0])
+        return names[0]
 
     def _client(self) -> httpx2.AsyncClient:
         endpoint = self.endpoint

@@ -1,13 +1,20 @@
 """Which prompts to draw responses for: a file of prompts, or the groups of a pool."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mrt_plugin.groups import load_groups, prompt_key
-from mrt_plugin.groups.messages import clean_messages, kind
+from mrt_plugin.groups import GroupReport, load_groups, prompt_key
+from mrt_plugin.groups.adapters import how_to_read
+from mrt_plugin.groups.check import id_problem
+from mrt_plugin.groups.messages import SURROGATE, clean_messages, has_text, is_sound, kind
 from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.shapes import GROUPED
 from mrt_plugin.groups.sources import Row, open_source
+from mrt_plugin.groups.unused import PAIR, POOLS, Unused
+
+logger = logging.getLogger(__name__)
 
 
 def read_prompts(data: Any, *, split: str = "train", source: str | None = None) -> tuple[list[tuple[str, Any]], int]:
@@ -32,11 +39,18 @@ def read_prompts(data: Any, *, split: str = "train", source: str | None = None) 
     found: dict[str, Any] = {}
     repeated = 0
     problems = Problems(str(data) if isinstance(data, str | Path) else "the dataset")
+    report = GroupReport(problems.source)
+    unused = Unused({*GROUPED, "messages", *POOLS, *PAIR}, problems, report, how_to_read)
     for place, row in _rows(data, split, problems):
+        unused.look(place, row)
         prompt = _prompt(place, row, problems)
         if prompt is None:
             continue
         given = row.get("id")
+        problem = None if given is None else id_problem(given)
+        if problem:
+            problems.add(place, "id", problem)
+            continue
         name = prompt_key(prompt) if given is None else str(given)
         if name not in found:
             found[name] = prompt
@@ -45,6 +59,8 @@ def read_prompts(data: Any, *, split: str = "train", source: str | None = None) 
         else:
             problems.add(place, "id", f"{name!r} is the id of an earlier row too: ids must differ. Or remove them.")
     problems.raise_any()
+    for line in report.notes():
+        logger.warning(line)
     if not found:
         problems.fail("it is empty: write at least one prompt.")
     return list(found.items()), repeated
@@ -53,10 +69,10 @@ def read_prompts(data: Any, *, split: str = "train", source: str | None = None) 
 def _rows(data: Any, split: str, problems: Problems) -> Iterator[Row]:
     if isinstance(data, str | Path) and Path(data).suffix == ".txt":
         try:
-            lines = Path(data).read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(data).read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut at U+2028 as well
         except UnicodeDecodeError as problem:
             problems.fail(f"not UTF-8 text ({problem}): convert the file.", problem)
-        return ((f"line {number}", {"prompt": line}) for number, line in enumerate(lines, start=1) if line.strip())
+        return ((f"line {number}", {"prompt": line}) for number, line in enumerate(lines, start=1) if has_text(line))
     return open_source(data, split).rows(problems)
 
 
@@ -67,12 +83,10 @@ def _prompt(place: str, row: dict[str, Any], problems: Problems) -> Any:
     if column == "messages" and isinstance(value, list):
         users = [index for index, item in enumerate(value) if isinstance(item, dict) and item.get("role") == "user"]
         value = value[: users[-1] + 1] if users else value
-    if isinstance(value, str) and value.strip():
-        try:
-            value.encode()
+    if isinstance(value, str) and has_text(value):
+        if is_sound(value):
             return value
-        except UnicodeEncodeError:
-            problems.add(place, column, "it holds half of a surrogate pair (a broken emoji, most likely): repair it.")
+        problems.add(place, column, SURROGATE)
     elif isinstance(value, list) and value:
         complaints: list[str] = []
         messages = clean_messages(value, "prompt", complaints.append)

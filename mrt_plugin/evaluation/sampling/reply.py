@@ -41,7 +41,7 @@ class _ChatChoice(BaseModel):
         tokens = self.logprobs.content if self.logprobs else None
         return Draw(
             text=_sound(self.message.content or ""),
-            finish_reason=self.finish_reason,
+            finish_reason=self.finish_reason and _sound(self.finish_reason),
             logprobs=None if tokens is None else [_finite(token.logprob) for token in tokens],
             reasoning=_sound(self.message.reasoning_content or self.message.reasoning or "") or None,
         )
@@ -60,7 +60,7 @@ class _TextChoice(BaseModel):
         tokens = self.logprobs.token_logprobs if self.logprobs else None
         return Draw(
             text=_sound(self.text),
-            finish_reason=self.finish_reason,
+            finish_reason=self.finish_reason and _sound(self.finish_reason),
             logprobs=None if tokens is None else [_finite(value) for value in tokens],
         )
 
@@ -101,7 +101,7 @@ def read_reply(body: bytes, api: Api, asked: int) -> tuple[list[Draw], str | Non
     used = parsed.usage.completion_tokens if parsed.usage else None
     for draw in draws:
         draw.tokens = len(draw.logprobs) if draw.logprobs else used if len(parsed.choices) == 1 else None
-    return draws, parsed.model
+    return draws, parsed.model and _sound(parsed.model)
 
 
 def shown(body: bytes, length: int = 200) -> str:

@@ -1,10 +1,10 @@
 """Adapters: public formats with several responses per prompt, by name."""
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 from mrt_plugin.groups.adapters.adapter import Adapter, Mismatch, check_row, read_adapted
-from mrt_plugin.groups.adapters.alpaca_eval import ALPACA_EVAL
+from mrt_plugin.groups.adapters.alpaca import ALPACA, ALPACA_EVAL
 from mrt_plugin.groups.adapters.code_contests import CODE_CONTESTS
 from mrt_plugin.groups.adapters.fields import FIELDS
 from mrt_plugin.groups.adapters.gold_labelled import GOLD_LABELLED
@@ -20,6 +20,7 @@ from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.report import GroupReport
 from mrt_plugin.groups.shapes import RawGroup
 from mrt_plugin.groups.sources import Row
+from mrt_plugin.groups.unused import PAIR, POOLS
 
 ADAPTERS: dict[str, Adapter] = {
     adapter.name: adapter
@@ -33,6 +34,7 @@ ADAPTERS: dict[str, Adapter] = {
         MOSAIC_1K,
         TRL_PREFERENCE,
         TRL_COMPLETION,
+        ALPACA,
         ALPACA_EVAL,
         GSM8K_SOLUTIONS,
         FIELDS,
@@ -40,7 +42,10 @@ ADAPTERS: dict[str, Adapter] = {
 }
 """Every source, by name. A new one is a file and a line here."""
 
-__all__ = ["ADAPTERS", "check_source", "guess_source", "read_source"]
+PROMPTS = ("prompt", "instruction", "question", "problem", "query")
+"""What columns are called that hold the whole of a prompt."""
+
+__all__ = ["ADAPTERS", "check_source", "guess_source", "how_to_read", "native_source", "read_source"]
 
 
 def check_source(source: str) -> None:
@@ -59,7 +64,13 @@ def check_source(source: str) -> None:
 def read_source(rows: Iterable[Row], source: str, problems: Problems, report: GroupReport) -> Iterator[RawGroup]:
     """Groups from the rows of a named source."""
     adapter, options = parse_source(source, ADAPTERS)
-    return read_adapted(rows, adapter, options, problems, report, guess_source)
+    return read_adapted(rows, adapter, options, problems, report, guess_source, how_to_read)
+
+
+def native_source(row: dict[str, Any]) -> str | None:
+    """The source that is read without being named, if a row has its fields and none of another."""
+    alpaca = {"instruction", "output"} <= row.keys() and not {"prompt", "messages"} & row.keys()
+    return ALPACA.name if alpaca and _fits(row, ALPACA) else None
 
 
 def guess_source(row: dict[str, Any]) -> str:
@@ -75,6 +86,33 @@ def guess_source(row: dict[str, Any]) -> str:
     # An HH-RLHF row is a TRL preference row too: where one names what the other does, both are worth naming.
     names = [repr(adapter.name) for adapter in fitting if len(adapter.row.__required_keys__) == most]
     return f" It has the fields of source {' or '.join(names)}." if names else ""
+
+
+def how_to_read(row: dict[str, Any], column: str) -> str:
+    """A sentence that names the source that reads a column of a row, or the `fields:` form that does.
+
+    Example:
+
+    >>> how_to_read({"problem": "2 + 2?", "generations": ["4", "5"], "messages": []}, "generations")
+    "Read the pool with source='fields:prompt=problem,responses=generations'."
+    """
+    fitting = [
+        adapter.name
+        for adapter in ADAPTERS.values()
+        if adapter.row is not None and column in get_type_hints(adapter.row) and _fits(row, adapter)
+    ]
+    if fitting:
+        return f"Read it with source={' or '.join(map(repr, fitting))}."
+    prompt = next((name for name in PROMPTS if isinstance(row.get(name), str)), None)
+    if column.casefold() in POOLS and prompt is not None:
+        return f"Read the pool with source='fields:prompt={prompt},responses={column}'."
+    advice = "No source reads it: write it into the prompt, or remove the column."
+    if column.casefold() in POOLS | PAIR:
+        advice = "No source reads it: make it the column `responses`, or remove it."
+    for ours in ("responses", "completion"):
+        if prompt is not None and ours in row:
+            advice += f" To leave it out on purpose: source='fields:prompt={prompt},{ours}={ours}'."
+    return advice
 
 
 def _fits(row: dict[str, Any], adapter: Adapter) -> bool:

@@ -13,6 +13,7 @@ from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.report import GroupReport, Tally
 from mrt_plugin.groups.shapes import GROUPED, RawGroup, read_raw_groups
 from mrt_plugin.groups.sources import Row
+from mrt_plugin.groups.unused import Remedy, Unused
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Adapter:
     about: str
     """One line: what the data is and what its scores are."""
     row: Any
-    """A `TypedDict` of the fields that are read; others may be there."""
+    """A `TypedDict` of the fields that are read; of others see `mrt_plugin.groups.unused`."""
     convert: Callable[..., Converted]
     """From one checked row to rows of ours. Its keyword arguments are the options of the source."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -59,6 +60,7 @@ def read_adapted(
     problems: Problems,
     report: GroupReport,
     guess: Callable[[dict[str, Any]], str],
+    remedy: Remedy,
 ) -> Iterator[RawGroup]:
     """Groups from rows of the adapter's shape. Problems are noted by place; what is left out is counted.
 
@@ -69,8 +71,14 @@ def read_adapted(
         problems: collects what is wrong. A first row of another shape is raised at once.
         report: counts what is left out.
         guess: says which other source a row may be of, or nothing.
+        remedy: says how to read a column that the adapter leaves out.
     """
-    converted = _convert_all(rows, adapter, options, problems, report, guess)
+    if adapter.row is None:  # the user named what to read: the rest is left out on purpose
+        names = {part for name in map(str, options.values()) for part in (name, name.split(".")[0])}
+        unused = Unused(names, problems, report)
+    else:
+        unused = Unused(get_type_hints(adapter.row), problems, report, remedy)
+    converted = _convert_all(rows, adapter, options, problems, report, guess, unused)
     for group in read_raw_groups(converted, problems, report):
         group.columns = {**{name: name for name in GROUPED}, **adapter.columns}
         yield group
@@ -83,11 +91,14 @@ def _convert_all(
     problems: Problems,
     report: GroupReport,
     guess: Callable[[dict[str, Any]], str],
+    unused: Unused,
 ) -> Iterator[Row]:
     first = True
     for place, row in rows:
         try:
-            for item in adapter.convert(check_row(row, adapter.row), **options):
+            checked = check_row(row, adapter.row)
+            unused.look(place, row)
+            for item in adapter.convert(checked, **options):
                 if isinstance(item, LeftOut):
                     report.left_out.setdefault(item.what, Tally()).add(place)
                 else:

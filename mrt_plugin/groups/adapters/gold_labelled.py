@@ -5,6 +5,7 @@ from typing import NotRequired
 from typing_extensions import TypedDict
 
 from mrt_plugin.groups.adapters.adapter import Adapter, Converted, Mismatch
+from mrt_plugin.groups.adapters.alpaca import with_input
 
 
 class GoldRow(TypedDict):
@@ -15,13 +16,11 @@ class GoldRow(TypedDict):
 
 
 def convert(row: GoldRow) -> Converted:
-    """One group. An `input` follows the instruction under a heading, as in the code of arXiv 2606.00544."""
+    """One group."""
     if len(row["answers"]) != len(row["gold_scores"]):
         raise Mismatch("gold_scores", f"{len(row['gold_scores'])} scores for {len(row['answers'])} answers.")
-    given = (row.get("input") or "").strip()
-    instruction = row["instruction"].strip()
     yield {
-        "prompt": f"{instruction}\n\nInput:\n{given}" if given else instruction,
+        "prompt": with_input(row["instruction"].strip(), row.get("input")),
         "responses": row["answers"],
         "scores": row["gold_scores"],
     }

@@ -2,7 +2,7 @@
 
 import re
 
-from mrt_plugin.groups.messages import Message
+from mrt_plugin.groups.messages import Message, has_text
 
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -31,4 +31,4 @@ def parse_transcript(text: str) -> list[Message] | None:
 
 def has_empty_turn(turns: list[Message]) -> bool:
     """Whether someone says nothing, which no chat template can render sensibly."""
-    return not all(turn["content"] for turn in turns)
+    return not all(has_text(turn["content"]) for turn in turns)
