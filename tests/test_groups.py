@@ -168,6 +168,13 @@ class TestFlatRows:
             {"prompt": [user("a")], "responses": [[assistant("b")], [assistant("c")]]}
         ]
 
+    def test_null_fields_do_not_split_a_prompt(self, tmp_path: Path) -> None:
+        rows = [{"prompt": [user("a")], "completion": [assistant("b")]}]
+        rows.append({"prompt": [{**user("a"), "name": None}], "completion": [assistant("c", name=None)]})
+        assert without_id(load_groups(jsonl(tmp_path, *rows))) == [
+            {"prompt": [user("a")], "responses": [[assistant("b")], [assistant("c")]]}
+        ]
+
     def test_conversations_split_after_the_last_question(self, tmp_path: Path) -> None:
         tool = {"role": "tool", "content": "4"}
         opening = [{"role": "system", "content": "s"}, user("a"), assistant("b"), user("c")]
@@ -227,6 +234,12 @@ class TestDecisions:
             "topic": (1, "line 3"),
         }
         assert caplog.text.count("these columns are not used: score (2 rows), topic (1 row).") == 1
+
+    @pytest.mark.parametrize("nothing", ["\u200b", "\x00", "\ufeff\u2060 \u200d", "\u3164\u2800\xad"])
+    def test_characters_that_nobody_sees_are_no_response(self, nothing: str, tmp_path: Path) -> None:
+        groups, report = read_groups(jsonl(tmp_path, {"prompt": "a", "responses": ["b", nothing, f"{nothing}c"]}))
+        assert groups[0]["responses"] == ["b", f"{nothing}c"]
+        assert report.empty_responses.count == 1
 
     def test_equal_rows_get_different_ids(self, tmp_path: Path) -> None:
         ids = load_groups(jsonl(tmp_path, *[{"prompt": "a", "responses": ["b"]}] * 3))["id"]
@@ -372,6 +385,16 @@ class TestProblems:
         assert places == ["line 3", "line 4", "line 5", "line 6"]
         for words in ("character 12", "not a JSON object", "UTF-8"):
             assert words in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["pool.jsonl", "pool.json"])
+    @pytest.mark.parametrize(
+        ("value", "words"), [("1" * 5000, "thousands of digits"), ("[" * 400 + "]" * 400, "nested too deeply")]
+    )
+    def test_json_that_nothing_can_carry(self, name: str, value: str, words: str, tmp_path: Path) -> None:
+        text = f'{{"prompt": "a", "responses": ["b"], "extra": {value}}}'
+        (tmp_path / name).write_text(f"[{text}]" if name == "pool.json" else text)
+        with pytest.raises(DataError, match=words):
+            load_groups(tmp_path / name)
 
     @pytest.mark.parametrize(
         ("name", "content", "words"),

@@ -136,17 +136,22 @@ class TestPool:
         self, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         choice = {"message": {"content": "half \ud83d"}, "finish_reason": None}
-        monkeypatch.setattr("endpoint_server.answer", lambda body: {"model": "m", "choices": [choice]})
+        ended = {"message": {"content": "whole"}, "finish_reason": "\ud83d"}
+        monkeypatch.setattr("endpoint_server.answer", lambda body: {"model": "m\ud83d", "choices": [choice]})
         report = sample_pool(prompts(tmp_path, many(1)), endpoint(server), tmp_path / "pool.jsonl", n=1)
         assert report.unknown == 1
         assert rows_of(tmp_path / "pool.jsonl")[0]["responses"] == ["half \ufffd"]
         assert rows_of(tmp_path / "pool.jsonl")[0]["finish_reasons"] == [None]
+        monkeypatch.setattr("endpoint_server.answer", lambda body: {"model": 7, "choices": [ended]})
+        sample_pool(prompts(tmp_path, many(1)), endpoint(server), tmp_path / "ended.jsonl", n=1, keep_cut_off=True)
+        row = rows_of(tmp_path / "ended.jsonl")[0]
+        assert (row["finish_reasons"], row["samples"][0]["model"]) == (["\ufffd"], "7")
 
     def test_the_only_model_is_found_out(self, tmp_path: Path, server: Server) -> None:
         sample_pool(prompts(tmp_path), Endpoint(server.url), tmp_path / "pool.jsonl", n=1)
         assert server.asked[0]["model"] == "tiny"
-        server.models = ["a", "b"]
-        with pytest.raises(EndpointError, match="has 2 models; name one: a, b"):
+        server.models = ["a", 7]
+        with pytest.raises(EndpointError, match="has 2 models; name one: a, 7"):
             sample_pool(prompts(tmp_path), Endpoint(server.url), tmp_path / "other.jsonl", n=1)
 
     @pytest.mark.parametrize("end", ["", "/", "/chat/completions", "/chat/completions?api-version=1"])
@@ -542,6 +547,13 @@ class TestPrompts:
             ({"prompt": [{"role": "assistant", "content": "a"}]}, "column `prompt`"),
             ({"messages": [{"role": "system", "content": "a"}]}, "column `messages`"),
             ({"prompt": "\ud83d"}, "surrogate"),
+            ({"prompt": "\u200b\x00"}, "it is empty"),
+            ({"prompt": "a", "id": ""}, "column `id`: it is empty"),
+            ({"prompt": "a", "id": {"n": 1}}, "column `id`: it is an object"),
+            ({"prompt": "a", "id": True}, "column `id`: it is true or false"),
+            ({"prompt": "a", "id": "\ud83d"}, "column `id`: .* surrogate"),
+            ({"prompt": "a", "context": "b"}, "column `context`: it would be left out"),
+            ({"prompt": [{"role": "user", "content": "a", "tool_calls": 3}]}, "not a list of objects"),
         ],
     )
     def test_problems_are_found_before_anything_is_asked(
@@ -553,9 +565,11 @@ class TestPrompts:
 
     def test_forms(self, tmp_path: Path, server: Server) -> None:
         text = tmp_path / "prompts.txt"
-        text.write_text("One?\n\nTwo?\nOne?\n")
+        text.write_text("One?\n\nTwo?\r\nOne?\n\ufeff\u200b\nIn\u2028one\fline\x85here?", newline="")
         report = sample_pool(text, endpoint(server), tmp_path / "a.jsonl", n=1, keep_cut_off=True)
-        assert [row["prompt"] for row in rows_of(tmp_path / "a.jsonl")] == ["One?", "Two?"]
+        written = (tmp_path / "a.jsonl").read_text().split("\n")
+        found = [json.loads(line)["prompt"] for line in written if line]
+        assert found == ["One?", "Two?", "In\u2028one\fline\x85here?"]
         assert report.repeated_prompts == 1
         chat = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
         path = prompts(tmp_path, [{"messages": chat}])

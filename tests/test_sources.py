@@ -238,7 +238,7 @@ class TestColumnsThatChangeMeaning:
         [
             ("trl_preference", {**PAIRED, "messages": PAIRED["chosen"]}),
             (None, {"messages": [{"role": "system", "content": "Go."}, user("a"), assistant("b")], "system": "Go."}),
-            (None, {**POOLED, "answer": "b", "solution": "c", "answers": ["one"], "samples": [0.5, 1.0], "input": ""}),
+            (None, {**POOLED, "answer": "b", "solution": "c", "answers": ["one"], "outputs": [0.5, 1.0], "input": ""}),
             ("nectar", {"prompt": "a", "answers": [{"answer": "b", "rank": 1}], "turns": 1, "source": ["books"]}),
         ],
     )

@@ -14,7 +14,7 @@ PROMPT_PARTS = frozenset(
 """What columns are called that hold a part of the prompt."""
 
 POOLS = frozenset(
-    "responses generations completions candidates outputs samples rollouts predictions answers solutions".split()
+    "responses generations completions candidates outputs rollouts predictions answers solutions".split()
 )
 """What columns are called that hold several responses."""
 

@@ -157,7 +157,7 @@ class _Session:
             try:
                 body = await self._send(client, Pace(None), "GET", "/models", None)
                 names = [str(entry["id"]) for entry in json.loads(body)["data"]]
-            except (_Failed, _Rejected, ValueError, KeyError, TypeError) as problem:
+            except (_Failed, _Rejected, ValueError, KeyError, TypeError, RecursionError) as problem:
                 raise EndpointError(f"{self.endpoint.url}: it does not say which models it has ({problem}).") from None
         if len(names) != 1:
             raise EndpointError(f"{self.endpoint.url} has {len(names)} models; name one: {', '.join(names[:20])}.")

@@ -70,13 +70,13 @@ class _Usage(BaseModel):
 
 
 class _ChatBody(BaseModel):
-    model: str | None = None
+    model: str | int | None = None
     choices: list[_ChatChoice] = Field(min_length=1)
     usage: _Usage | None = None
 
 
 class _TextBody(BaseModel):
-    model: str | None = None
+    model: str | int | None = None
     choices: list[_TextChoice] = Field(min_length=1)
     usage: _Usage | None = None
 
@@ -101,7 +101,7 @@ def read_reply(body: bytes, api: Api, asked: int) -> tuple[list[Draw], str | Non
     used = parsed.usage.completion_tokens if parsed.usage else None
     for draw in draws:
         draw.tokens = len(draw.logprobs) if draw.logprobs else used if len(parsed.choices) == 1 else None
-    return draws, parsed.model and _sound(parsed.model)
+    return draws, None if parsed.model is None else _sound(str(parsed.model))
 
 
 def shown(body: bytes, length: int = 200) -> str:
