@@ -6,6 +6,8 @@ from typing import Any, Literal, get_args
 
 from datasets import Dataset, Features
 
+from mrt_plugin.groups.batches import batch_size as bounded_size
+
 Engine = Literal["local", "ray"]
 
 BatchFunction = Callable[..., dict[str, list[Any]]]
@@ -38,7 +40,7 @@ def map_batches(
         function: stateless; it answers for each group alone, so that neither the batches nor the workers matter.
         kwargs: its other arguments; on Ray they are pickled.
         features: of the answer.
-        batch_size: groups per call.
+        batch_size: groups per call, at most: large groups come in smaller batches.
         description: for the progress bar.
         num_proc: processes, of the local engine.
         engine: `local` or `ray`.
@@ -48,6 +50,7 @@ def map_batches(
     Returns:
         n rows.
     """
+    batch_size = bounded_size(groups, batch_size)
     if engine == "ray":
         from mrt_plugin.ray_engine import map_on_ray
 

@@ -14,6 +14,7 @@ from datasets import Dataset, Features, List, Value
 from datasketch import MinHash, MinHashLSH
 
 from mrt_plugin.curation.text import normalised, prompt_text
+from mrt_plugin.groups.batches import batch_size
 
 WIDTH = 5
 """Characters in a shingle."""
@@ -70,10 +71,11 @@ def signature(text: str) -> np.ndarray:
 
 def prompt_signatures(groups: Dataset, num_proc: int | None = None) -> np.ndarray:
     """The signatures of all prompts, uint32 [n, 128]: half a gigabyte for a million."""
-    signed = groups.select_columns(["prompt"]).map(
+    prompts = groups.select_columns(["prompt"])
+    signed = prompts.map(
         _sign,
         batched=True,
-        batch_size=256,
+        batch_size=batch_size(prompts, 256),
         remove_columns=["prompt"],
         features=Features({"signature": List(Value("uint32"), length=PERMUTATIONS)}),
         num_proc=num_proc,

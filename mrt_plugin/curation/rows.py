@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow
 from datasets import Dataset, Features
 
+from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.write import spelled
 
@@ -33,6 +34,7 @@ def keep_responses(
             with_indices=True,
             fn_kwargs={"kept": kept, "changed": changed, "feature": groups.features["responses"].feature},
             batched=True,
+            batch_size=batch_size(groups, 1000),
             features=groups.features,
             new_fingerprint=_fingerprint(groups, kept, sorted(changed.items())),
             desc="Keeping the chosen",
@@ -112,6 +114,7 @@ def with_ids(groups: Dataset, ids: Sequence[str]) -> Dataset:
             rename,
             with_indices=True,
             batched=True,
+            batch_size=batch_size(groups, 1000),
             features=groups.features,
             new_fingerprint=_fingerprint(groups, list(ids)),
             desc="Naming copies",

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ from mrt_plugin.curation.ledger import Entry, Ledger
 from mrt_plugin.curation.rows import keep_responses, repeat_groups
 from mrt_plugin.curation.rule import Group, GroupRule, PoolRule, Rule, Tools, Verdict
 from mrt_plugin.engine import Engine, check_engine, map_batches
+from mrt_plugin.groups.batches import pool_sizes
 from mrt_plugin.groups.report import GroupReport
 from mrt_plugin.groups.write import whole_file
 
@@ -129,7 +130,7 @@ class _Run:
         self.ledger = Ledger(list(ledger.entries))
         self.ids = groups["id"][:]
         self.row = list(range(len(groups)))
-        self.origin = [list(range(len(responses))) for responses in _batches(groups, "responses")]
+        self.origin = [list(range(size)) for size in pool_sizes(groups)]
         self.changed: dict[tuple[int, int], Any] = {}
         self.events: list[tuple[int, Event]] = []
 
@@ -242,7 +243,7 @@ class _Run:
         """Count what is there, check the sums, and refuse an empty result."""
         groups, ledger = self.groups, self.ledger
         ledger.groups_out = len(groups)
-        ledger.responses_out = sum(map(len, _batches(groups, "responses")))
+        ledger.responses_out = sum(pool_sizes(groups))
         ledger.responses_changed = len(self.changed)
         ledger.responses_unchanged = sum(map(len, self.origin)) - len(self.changed)
         ledger.check()
@@ -251,12 +252,6 @@ class _Run:
         for line in ledger.lines():
             logger.info(line)
         return Curated(groups, ledger, self.row, self.origin, self.changed, self.events)
-
-
-def _batches(groups: Dataset, column: str) -> Iterator[Any]:
-    """A column's values, read a batch at a time."""
-    for batch in groups.select_columns([column]).iter(batch_size=1000):
-        yield from batch[column]  # type: ignore[index]
 
 
 DECISION = Features({"kept": List(Value("int64")), "changes": Value("string"), "events": Value("string")})

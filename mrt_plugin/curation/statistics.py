@@ -12,6 +12,7 @@ from mrt_plugin.curation.rule import Tools
 from mrt_plugin.curation.text import prompt_text
 from mrt_plugin.curation.token_length import token_counts
 from mrt_plugin.groups.messages import response_text
+from mrt_plugin.groups.write import rows_of
 
 QUANTILES = (0.05, 0.5, 0.95, 1.0)
 
@@ -106,8 +107,8 @@ def statistics(groups: Dataset, *, tokenizer: Any = None) -> dict[str, Any]:
 
 
 def _rows(groups: Dataset) -> Iterator[tuple[Any, Sequence[Any]]]:
-    for batch in groups.select_columns(["prompt", "responses"]).iter(batch_size=256):
-        yield from zip(batch["prompt"], batch["responses"], strict=True)  # type: ignore[index]
+    for row in rows_of(groups.select_columns(["prompt", "responses"])):
+        yield row["prompt"], row["responses"]
 
 
 def _spread(values: Sequence[int]) -> dict[str, float]:

@@ -14,14 +14,16 @@ import pyarrow
 from datasets import Dataset, Features, Json, List, Value
 
 from mrt_plugin.groups.adapters import check_source, guess_source, how_to_read, native_source, read_source
+from mrt_plugin.groups.batches import chunked, text_size
 from mrt_plugin.groups.check import Checker, Group
 from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.report import GroupReport
 from mrt_plugin.groups.shapes import read_raw_groups
 from mrt_plugin.groups.sources import open_source
+from mrt_plugin.groups.write import spelled
 
 CHUNK = 1000
-"""Groups held in memory at a time while they are written."""
+"""Groups held in memory at a time while they are written, at most."""
 
 
 def load_groups(data: Any, *, split: str = "train", source: str | None = None) -> Dataset:
@@ -113,10 +115,11 @@ def _store(groups: Iterator[Group], problems: Problems) -> Path | None:
     handle, name = tempfile.mkstemp(dir=folder, suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file, pyarrow.ipc.new_stream(file, features.arrow_schema) as writer:
-            rest = chain([first], groups)
-            while chunk := list(islice(rest, CHUNK)):
-                columns = {column: [_spelled(getattr(group, column)) for group in chunk] for column in features}
-                state.update(json.dumps(columns).encode())
+            rows = ({name: spelled(getattr(group, name)) for name in features} for group in chain([first], groups))
+            for chunk in chunked(rows, CHUNK, text_size):
+                for row in chunk:
+                    state.update(json.dumps(row).encode())
+                columns = {name: [row[name] for row in chunk] for name in features}
                 writer.write_table(Dataset.from_dict(columns, features=features).data.table)
         problems.raise_any()
         path = folder / f"{state.hexdigest()}.arrow"
@@ -143,10 +146,3 @@ def _features(group: Group) -> Features:
     if group.finish_reasons is not None:
         features["finish_reasons"] = List(text)
     return Features(features)
-
-
-def _spelled(value: Any) -> Any:
-    """Messages as JSON text: the encoder of `datasets` would round numbers to 9 digits (its decoder keeps 15)."""
-    if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False)
-    return [_spelled(item) for item in value] if isinstance(value, list) else value

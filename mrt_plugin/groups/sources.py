@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 from datasets import Dataset, DatasetDict, Features, IterableDataset, LargeList, List, load_dataset, load_from_disk
 
+from mrt_plugin.groups.batches import BYTES
 from mrt_plugin.groups.problems import Problems
 
 Row = tuple[str, dict[str, Any]]
@@ -131,12 +132,13 @@ def _depth_exceeds(value: Any, depth: int) -> bool:
 
 def _parquet_rows(path: Path, problems: Problems) -> Iterator[Row]:
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = pyarrow.parquet.ParquetFile(path, memory_map=True)
         features = Features.from_arrow_schema(file.schema_arrow)
     except (pyarrow.ArrowException, OSError) as problem:
         problems.fail(f"not a Parquet file ({problem}): write it again.", problem)
-    number = 0
-    for batch in file.iter_batches(batch_size=256):
+    number, parts = 0, [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+    size = sum(part.total_byte_size for part in parts) // max(1, file.metadata.num_rows)
+    for batch in file.iter_batches(batch_size=min(256, BYTES // max(1, size) + 1)):
         for row in batch.to_pylist():
             yield f"row {number}", _without_filler(features.decode_example(row), features)
             number += 1

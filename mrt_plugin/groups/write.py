@@ -6,12 +6,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow.parquet
 from datasets import Dataset, Features
+
+from mrt_plugin.groups.batches import batch_size, chunked, text_size
 
 try:
     import fcntl
@@ -19,7 +20,7 @@ except ImportError:  # Windows: two processes that write the same file are not t
     fcntl = None  # type: ignore[assignment]
 
 CHUNK = 1000
-"""Groups in a row group of a Parquet file. Fixed, since it is part of the file's bytes."""
+"""Groups in a row group of a Parquet file, at most. Fixed, since it is part of the file's bytes."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def write_groups(groups: Dataset, path: str | Path) -> Written:
 
 def rows_of(groups: Dataset) -> Iterator[dict[str, Any]]:
     """The groups one by one, read a batch at a time."""
-    for batch in groups.iter(batch_size=256):
+    for batch in groups.iter(batch_size(groups, 256)):
         for values in zip(*batch.values(), strict=True):  # type: ignore[union-attr]
             yield dict(zip(batch, values, strict=True))
 
@@ -134,8 +135,7 @@ def _write_lines(rows: Iterable[dict[str, Any]], features: Features, file: Binar
 
 def _write_parquet(rows: Iterable[dict[str, Any]], features: Features, file: BinaryIO) -> None:
     with pyarrow.parquet.ParquetWriter(file, features.arrow_schema) as writer:
-        rest = iter(rows)
-        while chunk := list(islice(rest, CHUNK)):
+        for chunk in chunked(rows, CHUNK, text_size):
             columns = {name: [spelled(row[name]) for row in chunk] for name in features}
             writer.write_table(Dataset.from_dict(columns, features=features).data.table)
 

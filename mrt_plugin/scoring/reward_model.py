@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from mrt_plugin.encoding.messages import prompt_messages, response_messages
+from mrt_plugin.groups.batches import BYTES, text_size
 from mrt_plugin.groups.keys import canonical
 from mrt_plugin.groups.messages import message_text, response_text
 from mrt_plugin.scoring.cache import ScoreCache, chunks, entry_key
@@ -85,11 +86,14 @@ class RewardModel:
                 waiting.clear()
                 pairs.clear()
 
+            held = 0
             for group in groups:
                 waiting.append(len(group["responses"]))
                 pairs += [(group["prompt"], response) for response in group["responses"]]
-                if len(pairs) >= CHUNK:
+                held += text_size(group["responses"])
+                if len(pairs) >= CHUNK or held >= BYTES:
                     yield from flush()
+                    held = 0
             yield from flush()
         if self.cut:
             logger.warning(

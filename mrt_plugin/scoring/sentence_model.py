@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from mrt_plugin.groups.batches import BYTES
 from mrt_plugin.scoring.cache import ScoreCache, chunks, entry_key
 from mrt_plugin.scoring.fixed_shapes import TOKENS_CPU, TOKENS_GPU, fixed_batches
 from mrt_plugin.scoring.model_content import model_content, tokenizer_content
@@ -50,7 +51,7 @@ class SentenceVectors:
                 found = self.store.get(list(keyed))
                 waiting.update({key: text for key, text in keyed.items() if key not in found})
                 bar.update(len(found))
-                if len(waiting) >= CHUNK:
+                if len(waiting) >= CHUNK or sum(map(len, waiting.values())) >= BYTES:
                     self._compute(waiting, bar)
                     waiting.clear()
             self._compute(waiting, bar)

@@ -19,6 +19,7 @@ from mrt_plugin.curation.run import Curated, curate, reading_entry, write_events
 from mrt_plugin.curation.statistics import statistics
 from mrt_plugin.engine import Engine
 from mrt_plugin.groups import GroupReport, load_groups, read_groups
+from mrt_plugin.groups.batches import pool_sizes
 from mrt_plugin.groups.write import Written, check_ending, rows_of, sha256_of, write_rows
 from mrt_plugin.options import WeightSource
 from mrt_plugin.scoring.scores import Scorer, scorer_list, scorer_name
@@ -259,14 +260,10 @@ def _mixing(job: SelectJob, pools: Pools) -> list[Rule]:
 
 
 def _held_out_entry(groups: Dataset, held_out: Dataset) -> Entry:
-    entry = Entry("held out", len(groups), _responses(groups))
-    entry.groups_dropped, entry.responses_dropped_with_group = len(held_out), _responses(held_out)
+    entry = Entry("held out", len(groups), sum(pool_sizes(groups)))
+    entry.groups_dropped, entry.responses_dropped_with_group = len(held_out), sum(pool_sizes(held_out))
     entry.reasons["drop: held out"] = len(held_out)
     return entry
-
-
-def _responses(groups: Dataset) -> int:
-    return sum(len(row["responses"]) for row in rows_of(groups.select_columns(["responses"])))
 
 
 def _with_selection(curated: Curated, picks: Sequence[Sequence[int]]) -> Ledger:

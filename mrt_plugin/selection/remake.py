@@ -8,12 +8,13 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 
 from mrt_plugin.curation.rows import PER_RESPONSE
+from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.write import Written, sha256_of, write_rows
 from mrt_plugin.selection.files import PoolFile, Pools, read_pools
 from mrt_plugin.selection.manifest import read_manifest
 
 BATCH = 256
-"""Groups looked up at a time."""
+"""Groups looked up at a time, at most."""
 
 
 def remake(
@@ -91,8 +92,8 @@ def _features(groups: Dataset, columns: Sequence[str]) -> Features:
 def _rows(lines: Iterable[dict[str, Any]], pools: Pools, features: Features) -> Iterator[dict[str, Any]]:
     """The groups of some manifest lines, looked up in the pools."""
     places = {key: place for place, key in enumerate(zip(pools.owner, pools.source_id, strict=True))}
-    rest = iter(lines)
-    while batch := list(islice(rest, BATCH)):
+    rest, size = iter(lines), batch_size(pools.groups, BATCH)
+    while batch := list(islice(rest, size)):
         found = pools.groups[[places[line.get("input", 0), line.get("from", line["id"])] for line in batch]]
         for number, line in enumerate(batch):
             row = {name: column[number] for name, column in found.items()}

@@ -10,6 +10,7 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 
 from mrt_plugin.curation.rows import keep_responses
 from mrt_plugin.engine import Engine, check_engine, map_batches
+from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.options import AllocationKind, Similarity, WeightSource
 from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.embedders import load_embedder
@@ -324,7 +325,8 @@ def _decide(
 def _texts(groups: Dataset, *, n: int | None, seed: int, at_least: int) -> Iterator[list[str]]:
     """The texts of the candidates that will be compared, some groups at a time."""
     names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
-    for batch in groups.select_columns(names).iter(BATCH):
+    wanted = groups.select_columns(names)
+    for batch in wanted.iter(batch_size(wanted, BATCH)):
         assert isinstance(batch, dict)
         yield candidate_texts(batch, n=n, seed=seed, at_least=at_least)
 

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 
 from mrt_plugin.encoding import Encoder, EncodingError
+from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, expand, join_pairs, split_group
 from mrt_plugin.options import MultiResponseOptions, check_options
 from mrt_plugin.scoring import softmax_weights
@@ -141,7 +142,7 @@ def prepare_groups(
         _prepare_batch,
         with_indices=True,
         batched=True,
-        batch_size=64,
+        batch_size=batch_size(groups, 64),
         fn_kwargs={
             "encoder": encoder,
             "chosen": chosen,
@@ -172,9 +173,10 @@ def is_prepared(dataset: Dataset) -> bool:
 def _pools(groups: Dataset, n: int | None, seed: int) -> list[list[int]]:
     """The candidates of each group, for a trainer that draws from them anew each epoch."""
     names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
+    wanted = groups.select_columns(names)
     return [
         candidates_of(batch, place, n=n, seed=seed).tolist()
-        for batch in groups.select_columns(names).iter(256)
+        for batch in wanted.iter(batch_size(wanted, 256))
         for place in range(len(batch["id"]))
     ]
 
