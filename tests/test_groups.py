@@ -4,22 +4,28 @@ import doctest
 import json
 import logging
 import multiprocessing
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mrt_plugin.groups.keys
 import mrt_plugin.groups.messages
-from mrt_plugin import load_groups
-from mrt_plugin.groups import DataError, held_out, prompt_key, read_groups
+from mrt_plugin import load_groups, select
+from mrt_plugin.engine import map_batches
+from mrt_plugin.groups import DataError, batches, held_out, prompt_key, read_groups
 from mrt_plugin.groups.messages import has_text
+from mrt_plugin.groups.write import write_groups
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +152,84 @@ class TestForms:
         groups = load_groups(jsonl(tmp_path, *rows))
         assert without_id(groups) == rows
         assert len(set(groups["id"])) == 2100
+
+
+class TestLargeGroups:
+    """The bound made small: 32 KiB, and groups of 8 KiB."""
+
+    @pytest.fixture(autouse=True)
+    def _small_bound(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(batches, "BYTES", 2**15)
+
+    def test_batches_are_bounded_by_their_text(self) -> None:
+        same = Dataset.from_dict({"responses": [["x" * 4096, "y" * 4096]] * 64})
+        assert batches.batch_size(same, 256) == 4
+        assert batches.batch_size(same, 3) == 3
+        assert batches.batch_size(same.select([0] * 9 + [5]), 256) == 2  # through indices, of 10 rows
+        one_giant = Dataset.from_dict({"responses": [["x"]] * 63 + [["y" * 2**16]]})
+        assert batches.batch_size(one_giant, 256) == 64
+        giants = Dataset.from_dict({"responses": [["y" * 2**16]] * 8})
+        assert batches.batch_size(giants, 256) == 2
+        assert batches.batch_size(Dataset.from_dict({"responses": []}), 256) == 1
+        assert batches.pool_sizes(one_giant.select([63, 0])) == [1, 1]
+
+    def test_messages_numbers_and_slices_are_measured(self, tmp_path: Path) -> None:
+        rows = [{**row, "scores": [1.0] * len(row["responses"])} for row in TOOLS]
+        groups = load_groups(jsonl(tmp_path, *rows * 8))
+        whole = sum(len(json.dumps(row["responses"], ensure_ascii=False).encode()) for row in rows) * 8
+        measured = batches._of_rows(groups.select_columns(["responses"]), "responses", batches._bytes)
+        assert len(measured) == 16
+        assert 0.8 * whole < measured.sum() < 1.2 * whole
+
+    def test_what_is_written_at_a_time_is_bounded(self, tmp_path: Path) -> None:
+        rows = [{"id": f"{n}", "prompt": f"{n}?", "responses": ["x" * 4096, "y" * 4096]} for n in range(40)]
+        groups = load_groups(jsonl(tmp_path, *rows))
+        assert groups.to_list() == rows
+        assert [len(chunk) for chunk in groups.data.column("id").chunks] == [4] * 10
+        write_groups(groups, tmp_path / "again.parquet")
+        assert pyarrow.parquet.ParquetFile(tmp_path / "again.parquet").num_row_groups == 10
+        assert load_groups(tmp_path / "again.parquet").to_list() == rows
+
+    def test_every_function_over_groups_gets_bounded_batches(self, tmp_path: Path) -> None:
+        rows = [{"prompt": f"{n}?", "responses": ["x" * 4096, "y" * 4096], "scores": [0, 1]} for n in range(40)]
+        groups = load_groups(jsonl(tmp_path, *rows))
+        seen: list[int] = []
+
+        def count(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            seen.append(len(batch["id"]))
+            return {"n": seen[-1:] * len(batch["id"])}
+
+        map_batches(groups, count, {}, Features({"n": Value("int64")}), batch_size=64, description="Counting")
+        assert set(seen) == {2}  # the prompt and the scores count as well
+        kept = select(groups, "best_k", k=1)
+        assert kept["responses"][:] == [["y" * 4096]] * 40
+        assert {len(chunk) for chunk in kept.data.column("responses").chunks} == {2}
+
+
+class TestKilled:
+    def test_what_a_killed_reader_left_is_removed(self, tmp_path: Path) -> None:
+        code = (
+            "import sys, time, datasets, mrt_plugin\n"
+            "def rows():\n"
+            "    yield {'prompt': 'a', 'responses': ['b']}\n"
+            "    print('reading', flush=True)\n"
+            "    time.sleep(600)\n"
+            "mrt_plugin.load_groups(datasets.IterableDataset.from_generator(rows))\n"
+        )
+        cache = str(datasets.config.HF_DATASETS_CACHE)
+        command = [sys.executable, "-c", code]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, env={**os.environ, "HF_DATASETS_CACHE": cache}
+        ) as reader:
+            assert reader.stdout is not None
+            assert reader.stdout.readline() == b"reading\n"
+            folder = Path(cache) / "mrt_groups"
+            (alive,) = folder.glob("*.partial")
+            load_groups(jsonl(tmp_path, *PLAIN))
+            assert alive.exists()
+            reader.kill()
+        load_groups(jsonl(tmp_path, *PLAIN))
+        assert not list(folder.glob("*.partial"))
 
 
 class TestFlatRows:

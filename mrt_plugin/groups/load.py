@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -20,7 +19,7 @@ from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.report import GroupReport
 from mrt_plugin.groups.shapes import read_raw_groups
 from mrt_plugin.groups.sources import open_source
-from mrt_plugin.groups.write import spelled
+from mrt_plugin.groups.write import scratch_file, spelled
 
 CHUNK = 1000
 """Groups held in memory at a time while they are written, at most."""
@@ -110,11 +109,9 @@ def _store(groups: Iterator[Group], problems: Problems) -> Path | None:
         return None
     features = _features(first)
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "mrt_groups"
-    folder.mkdir(parents=True, exist_ok=True)
     state = hashlib.blake2b(repr(features).encode(), digest_size=16)
-    handle, name = tempfile.mkstemp(dir=folder, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file, pyarrow.ipc.new_stream(file, features.arrow_schema) as writer:
+    with scratch_file(folder) as file:
+        with pyarrow.ipc.new_stream(file, features.arrow_schema) as writer:
             rows = ({name: spelled(getattr(group, name)) for name in features} for group in chain([first], groups))
             for chunk in chunked(rows, CHUNK, text_size):
                 for row in chunk:
@@ -122,11 +119,10 @@ def _store(groups: Iterator[Group], problems: Problems) -> Path | None:
                 columns = {name: [row[name] for row in chunk] for name in features}
                 writer.write_table(Dataset.from_dict(columns, features=features).data.table)
         problems.raise_any()
+        file.flush()
         path = folder / f"{state.hexdigest()}.arrow"
         if not path.exists():
-            os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+            os.replace(file.name, path)
     return path
 
 

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -65,6 +66,35 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         if problem.filename is not None:
             raise
         raise OSError(problem.errno, problem.strerror, str(path)) from problem
+
+
+@contextmanager
+def scratch_file(folder: Path) -> Iterator[BinaryIO]:
+    """A new file of the folder, `tmpNAME.partial`, that is gone when the block ends unless it was renamed.
+
+    A process holds a lock on its file while it writes: what has none was left by a killed process, and is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob("tmp*.partial") if fcntl is not None else ():
+        with suppress(OSError), left.open("rb") as file:  # another process writes it, or has removed it
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+    with _locked_file(folder) as file:
+        try:
+            yield file
+        finally:
+            Path(file.name).unlink(missing_ok=True)
+
+
+def _locked_file(folder: Path) -> Any:
+    while True:
+        file = tempfile.NamedTemporaryFile(dir=folder, prefix="tmp", suffix=".partial", delete=False)  # noqa: SIM115
+        if fcntl is not None:
+            with suppress(OSError):  # without locks on this file system nobody can take the file for a left one
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # removed by another process before it was locked
 
 
 def write_groups(groups: Dataset, path: str | Path) -> Written:
