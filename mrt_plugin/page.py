@@ -121,6 +121,18 @@ def svg(figure: "Figure") -> str:
     return whole[whole.index("<svg") :]
 
 
+def shown(name: str) -> str:
+    """A name for legends and ticks: matplotlib reads `$` as a formula, and leaves out what starts with `_`.
+
+    Example:
+
+    >>> shown("_best"), shown("$5")
+    (' _best', '\\\\$5')
+    """
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name
+
+
 def figure(width: float = 7, height: float = 4, columns: int = 1) -> "tuple[Figure, list]":
     """A new figure with its axes in one row, without a display and without pyplot's global state.
 

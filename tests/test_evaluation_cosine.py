@@ -31,6 +31,13 @@ def test_the_formulas(vectors):
     assert diversity(samples) == pytest.approx(1 - np.mean(pairs))
 
 
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_the_length_of_vectors_makes_no_difference(vectors, scale):
+    samples, references = vectors
+    assert coverage(samples * scale, references * scale) == pytest.approx(coverage(samples, references))
+    assert diversity(samples * scale) == pytest.approx(diversity(samples))
+
+
 def test_equal_samples_have_no_diversity_and_one_has_none_to_speak_of():
     assert diversity(np.ones((4, 3))) == pytest.approx(0.0)
     assert np.isnan(diversity(np.ones((1, 3))))

@@ -525,6 +525,15 @@ class TestProblems:
         with pytest.raises(DataError, match="validation"):
             load_groups(tmp_path / "data", split="validation")
 
+    def test_a_name_that_is_not_utf8(self, tmp_path: Path) -> None:
+        name = os.fsdecode(os.fsencode(tmp_path) + b"/pool-\xff.jsonl")
+        Path(name).write_bytes(jsonl(tmp_path, *PLAIN).read_bytes())
+        with pytest.raises(ValueError, match="not UTF-8") as caught:
+            load_groups(name)
+        assert str(caught.value).isascii()
+        with pytest.raises(ValueError, match="not UTF-8"):
+            write_groups(load_groups(tmp_path / "pool.jsonl"), name)
+
     def test_given_ids_differ(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"line 2, column `id`: '1' is the id of an earlier row"):
             load_groups(jsonl(tmp_path, row(id="1"), row(id=1)))

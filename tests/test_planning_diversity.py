@@ -1,12 +1,15 @@
 """Diversity, redundancy, the augmentation filter and the adaptive allocation."""
 
 import itertools
+import json
 import math
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
-from mrt_plugin.planning.augment import Candidate, filter_candidates
+from mrt_plugin.groups import DataError
+from mrt_plugin.planning.augment import Candidate, augment_file, filter_candidates
 from mrt_plugin.planning.diversity import (
     PromptDiversity,
     effective_k,
@@ -18,7 +21,9 @@ from mrt_plugin.planning.diversity import (
     response_diversity,
     words,
 )
-from mrt_plugin.scoring.embedders import load_embedder
+from mrt_plugin.planning.fit import read_runs
+from mrt_plugin.planning.grid_results import read_results
+from mrt_plugin.scoring.embedders import lexical, load_embedder
 from mrt_plugin.selection.allocation import allocate
 
 
@@ -78,6 +83,30 @@ def test_redundancy_and_response_diversity_see_copies():
     assert math.isnan(response_diversity(["one"], embedder))
     assert effective_k(4, 1.0) == 1
     assert effective_k(4, 0.0) == 4
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_redundancy_does_not_depend_on_the_length_of_vectors(scale):
+    prompts = ["How do magnets work?", "How do magnets work now?", "List ten rivers of Asia."]
+    scaled = load_embedder(lambda texts: lexical(texts) * np.float64(scale))
+    plain = prompt_redundancy(prompts, load_embedder("lexical"))
+    assert prompt_redundancy(prompts, scaled).nearest == pytest.approx(plain.nearest, abs=1e-6)
+
+
+def test_lines_of_candidates_and_runs_end_at_line_ends_only(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "One\u2028line\x85here", "k": 2, "loss": 1.5, "arm": "a\u2028b"}]
+    path.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows), encoding="utf-8", newline=""
+    )
+    owned = Dataset.from_dict({"prompt": ["Something else."]})
+    assert augment_file(path, owned, tmp_path / "kept.jsonl")["kept"] == 1
+    assert json.loads((tmp_path / "kept.jsonl").read_text()) == rows[0]
+    assert read_runs(path)[0].arm == read_results(path)[0][0].arm == "a\u2028b"
+    path.write_text("[" * 100_000)
+    for read in (read_runs, read_results, lambda path: augment_file(path, owned, tmp_path / "kept.jsonl")):
+        with pytest.raises(DataError, match="line 1"):
+            read(path)
 
 
 def test_augmentation_is_greedy_and_never_lets_an_overlap_through():
@@ -157,6 +186,8 @@ def test_allocation_does_not_depend_on_the_order_of_prompts():
         ({"mean_k": 2, "target_total": 4}, "either target_total or mean_k"),
         ({"mean_k": 2, "min_k": 3, "max_k": 2}, "min_k <= max_k"),
         ({"mean_k": 2, "floor": 0}, "floor"),
+        ({"mean_k": math.inf}, "finite number"),
+        ({"mean_k": math.nan}, "finite number"),
     ],
 )
 def test_allocation_refuses_options_that_contradict_each_other(options, words):

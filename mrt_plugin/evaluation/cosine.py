@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from mrt_plugin.scoring.embedders import unit_vectors
+
 
 def coverage(samples: np.ndarray, references: np.ndarray) -> float:
     """How much of the references the samples reach: the mean over references of the best cosine to a sample.
@@ -50,7 +52,7 @@ def diversity(samples: np.ndarray) -> float:
     count = len(samples)
     if count < 2:
         return float("nan")
-    units = _unit(samples)
+    units = unit_vectors(samples)
     # The squared length of the sum is the sum over all ordered pairs, each sample with itself included.
     total = units.sum(axis=0)
     itself = (units**2).sum()
@@ -65,12 +67,5 @@ def cosines(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """
     if not len(rows) or not len(columns):
         raise ValueError("Coverage and alignment need at least one sample and one reference.")
-    found: np.ndarray = _unit(rows) @ _unit(columns).T
+    found: np.ndarray = unit_vectors(rows) @ unit_vectors(columns).T
     return found
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, dtype=np.float64)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: np.ndarray = vectors / np.where(lengths > 0, lengths, 1)
-    return unit

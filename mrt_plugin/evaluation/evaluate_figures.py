@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mrt_plugin.evaluation.measures import MEASURES, ends_of, label, points_of
-from mrt_plugin.page import figure
+from mrt_plugin.page import figure, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ def curves_figure(result: dict[str, Any], names: Sequence[str]) -> "Figure":
                 color=shade,
                 markerfacecolor="white" if place % 2 else shade,
                 capsize=3,
-                label=model["name"],
+                label=shown(model["name"]),
             )
         ticks = sorted({point["m"] for model in result["models"] for point in points_of(model, name)})
         axis.set_xscale("log", base=2)
@@ -74,7 +74,7 @@ def difference_figure(result: dict[str, Any]) -> "Figure":
             color=shade,
             markerfacecolor="white" if row["outcome"] == "unclear" else shade,
             capsize=3,
-            label=row["model"],
+            label=shown(row["model"]),
         )
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(keys)), [_pointed(name, m) for name, m in keys])
@@ -83,7 +83,8 @@ def difference_figure(result: dict[str, Any]) -> "Figure":
     if len(others) > 1:
         handles, names = axis.get_legend_handles_labels()
         first = {name: handle for handle, name in reversed(list(zip(handles, names, strict=True)))}
-        axis.legend([first[name] for name in others if name in first], [name for name in others if name in first])
+        there = [name for name in map(shown, others) if name in first]
+        axis.legend([first[name] for name in there], there)
     return made
 
 
@@ -108,7 +109,7 @@ def forgetting_figure(rows: Sequence[dict[str, Any]], points: dict[str, float]) 
             color=shade,
             markerfacecolor="white" if turn % 2 else shade,
             capsize=3,
-            label=row["model"],
+            label=shown(row["model"]),
         )
     axis.axhline(0, color="black", linewidth=0.8)
     for name, line in (("flagged", ":"), ("significant", "--")):

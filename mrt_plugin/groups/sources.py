@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, LargeList,
 
 from mrt_plugin.groups.batches import BYTES
 from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.write import check_name
 
 Row = tuple[str, dict[str, Any]]
 """A row with its place: `line N` from 1 in JSONL, `row N` from 0 elsewhere."""
@@ -37,6 +38,7 @@ def open_source(source: Any, split: str) -> Source:
 
     Raises:
         DataError: if it is none of the things that can be read.
+        ValueError: if its name is not UTF-8.
     """
     if isinstance(source, DatasetDict):
         if split not in source:
@@ -48,6 +50,7 @@ def open_source(source: Any, split: str) -> Source:
     if not isinstance(source, str | Path):
         Problems("load_groups").fail(f"{type(source).__name__} cannot be read: give a path, a hub id or a Dataset.")
 
+    check_name(source)
     path = Path(source).expanduser()
     if path.is_file():
         readers = {".parquet": _parquet_rows, ".json": _json_rows, ".jsonl": _line_rows, ".ndjson": _line_rows}

@@ -14,6 +14,7 @@ import pyarrow.parquet
 from datasets import Dataset, Features
 
 from mrt_plugin.groups.batches import batch_size, chunked, text_size
+from mrt_plugin.groups.messages import is_sound
 
 try:
     import fcntl
@@ -152,8 +153,15 @@ def write_rows(
     return Written(path, counts[0], counts[1], size, found)
 
 
+def check_name(path: str | Path) -> None:
+    """Raise ValueError unless manifests, reports and messages can name the file."""
+    if not is_sound(str(path)):
+        raise ValueError(f"{os.fsencode(path)!r}: the name is not UTF-8, so that no manifest can hold it: rename it.")
+
+
 def check_ending(path: Path) -> None:
     """Raise ValueError unless groups can be written to such a file."""
+    check_name(path)
     if path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"{path}: write groups to a .jsonl or a .parquet file.")
 

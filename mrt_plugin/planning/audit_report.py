@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mrt_plugin.page import Report, figure
+from mrt_plugin.page import Report, figure, shown
 from mrt_plugin.planning.plan_report import number
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def splits_figure(splits: dict[str, Any]) -> "Figure":
             hatch="//",
             label="variance" if place == 0 else None,
         )
-    axis.set_xticks((0, 1), (splits["selector"], "random_k"))
+    axis.set_xticks((0, 1), (shown(splits["selector"]), "random_k"))
     axis.set_ylabel("error of the prompt's loss")
     axis.legend(frameon=False)
     return made

@@ -127,7 +127,7 @@ def augment_file(
     """
     used = words if tokenize is None else tokenize
     problems, lines, rows = Problems(str(candidates)), [], []
-    for number, line in enumerate(candidates.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(candidates.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -135,7 +135,7 @@ def augment_file(
             rows.append(
                 Candidate(prompt_text(row["prompt"]), [prompt_text(item) for item in row.get("supports") or []])
             )
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             problems.add(f"line {number}", None, 'is not a candidate: write {"prompt": "...", "supports": ["..."]}.')
             continue
         lines.append(line)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mrt_plugin.groups.messages import message_text, response_text
-from mrt_plugin.scoring.embedders import Embedder
+from mrt_plugin.scoring.embedders import Embedder, unit_vectors
 from mrt_plugin.selection.prepare import cosine_matrix
 
 Tokenize = Callable[[str], Sequence[Any]]
@@ -162,9 +162,7 @@ def prompt_redundancy(prompts: Sequence[str], embedder: Embedder, *, near: float
     """
     if len(prompts) < 2:
         raise ValueError("Redundancy is a matter of at least 2 prompts.")
-    vectors = embedder(list(prompts))
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    vectors = unit_vectors(embedder(list(prompts)))
     nearest = np.empty(len(prompts))
     for start in range(0, len(prompts), 512):
         block = vectors[start : start + 512] @ vectors.T

@@ -88,13 +88,13 @@ def read_runs(path: Path) -> list[Run]:
         DataError: naming the lines that are no runs.
     """
     problems, runs = Problems(str(path)), []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
             run = Run(float(row["k"]), float(row["loss"]), str(row.get("arm", "all runs")))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             problems.add(f"line {number}", None, 'is not a run: write {"k": 4, "loss": 1.23}.')
             continue
         if not (run.k > 0 and math.isfinite(run.loss)):

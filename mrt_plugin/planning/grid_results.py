@@ -23,7 +23,7 @@ def read_results(path: Path) -> tuple[list[Run], list[str]]:
         DataError: naming the lines that are no runs.
     """
     problems, runs, missing = Problems(str(path)), [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -33,7 +33,7 @@ def read_results(path: Path) -> tuple[list[Run], list[str]]:
             if loss is None and row.get("output_dir") is not None:
                 loss = last_held_out_loss(Path(row["output_dir"]))
             loss = None if loss is None else float(loss)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             problems.add(f"line {number}", None, 'is not a run: write {"k": 4, "loss": 1.23, "arm": "equal cost"}.')
             continue
         if loss is None:

@@ -94,6 +94,18 @@ def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: st
     return Embedder(name, vectors, forks=True, prepare=vectors.prepare)
 
 
+def unit_vectors(vectors: np.ndarray) -> np.ndarray:
+    """The rows at length 1, float64 [n, dim]; a row of zeros stays 0.
+
+    Each row is divided by its largest number first: the square of 1e200 is infinite, and that of 1e-200 is 0.
+    """
+    vectors = np.asarray(vectors, dtype=np.float64)
+    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
+    vectors = vectors / np.where(largest > 0, largest, 1)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(lengths > 0, lengths, 1))
+
+
 def lexical(texts: list[str]) -> np.ndarray:
     """Character n-grams, hashed: what a text is spelled like. Each vector depends on its own text alone.
 

@@ -7,6 +7,7 @@ a prompt with more responses would weigh more.
 """
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,6 +78,8 @@ def allocate(
         raise ValueError(f"{len(scores)} scores, {len(pool_sizes)} pools and {len(names)} names: give one per prompt.")
     if (target_total is None) == (mean_k is None):
         raise ValueError("Give either target_total or mean_k: how many responses there are to spread.")
+    if mean_k is not None and not 0 < mean_k < math.inf:
+        raise ValueError(f"mean_k={mean_k!r} must be a finite number above 0.")
     if min_k < 1 or (max_k is not None and max_k < min_k):
         raise ValueError(f"min_k={min_k} and max_k={max_k}: they must satisfy 1 <= min_k <= max_k.")
     if not floor > 0:

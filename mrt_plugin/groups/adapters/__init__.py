@@ -79,7 +79,7 @@ def guess_source(row: dict[str, Any]) -> str:
     Example:
 
     >>> guess_source({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"})
-    " It has the fields of source 'trl_preference'."
+    " It has the fields of source 'hh_rlhf' or 'trl_preference'."
     """
     fitting = [adapter for adapter in ADAPTERS.values() if adapter.row is not None and _fits(row, adapter)]
     most = max((len(adapter.row.__required_keys__) for adapter in fitting), default=0)
