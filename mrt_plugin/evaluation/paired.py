@@ -6,6 +6,8 @@ import numpy as np
 from scipy.stats import norm, t
 
 LEVEL = 0.95
+FEWEST = 5
+"""Prompts below which there is no interval: a bootstrap of fewer draws the same few tables over and over."""
 DRAWS = 2000
 """Bootstrap draws: enough for the 2.5 % point of a distribution."""
 

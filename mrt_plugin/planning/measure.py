@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,26 @@ class Measurement:
     """Responses left out because prompt and response exceed `max_length`; a group without any left is not listed."""
     max_length: int | None
     vocabulary: int
+
+    def distinct(self) -> "Measurement":
+        """The same with each distinct response of a pool once: without copies, and without likely answers drawn again."""
+        groups = []
+        for group in self.groups:
+            first = {
+                (tuple(pair.input_ids), tuple(pair.trained)): at for at, pair in reversed([*enumerate(group.pairs)])
+            }
+            kept = sorted(first.values())
+            groups.append(
+                replace(
+                    group,
+                    places=[group.places[at] for at in kept],
+                    pairs=[group.pairs[at] for at in kept],
+                    segment_tokens=group.segment_tokens[kept],
+                    trained_tokens=group.trained_tokens[kept],
+                    nll=group.nll[kept],
+                )
+            )
+        return replace(self, groups=groups)
 
     @property
     def nll_per_token(self) -> float:
