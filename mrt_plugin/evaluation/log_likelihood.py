@@ -56,10 +56,7 @@ def log_likelihoods(
     probability = np.exp(log_likelihoods(model, pairs))
     ```
     """
-    places: dict[tuple[tuple[int, ...], tuple[bool, ...]], list[int]] = {}
-    for place, pair in enumerate(pairs):
-        places.setdefault((tuple(pair.input_ids), tuple(pair.trained)), []).append(place)
-    copies = list(places.values())
+    copies = equal_pairs(pairs)
     result = np.zeros(len(pairs))
     training = model.training
     model.eval()
@@ -83,6 +80,14 @@ def log_likelihoods(
     finally:
         model.train(training)
     return result
+
+
+def equal_pairs(pairs: Sequence[Pair]) -> list[list[int]]:
+    """The places of each distinct pair, in the order of their first."""
+    places: dict[tuple[tuple[int, ...], tuple[bool, ...]], list[int]] = {}
+    for place, pair in enumerate(pairs):
+        places.setdefault((tuple(pair.input_ids), tuple(pair.trained)), []).append(place)
+    return list(places.values())
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

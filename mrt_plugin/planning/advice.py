@@ -62,7 +62,7 @@ def advise(plan: dict[str, Any]) -> list[str]:
         if gain > 0.02:
             lines.append(
                 f"Giving more responses to prompts that vary more would lower the responses' part of the variance by "
-                f"{gain:.0%} against {adaptive['mean_k']} responses for each; train with loss_aggregation: prompt then."
+                f"{gain:.0%} against {adaptive['mean_k']} for each. Train with loss_aggregation: prompt then."
             )
         else:
             lines.append(
@@ -166,7 +166,7 @@ def _why_one(found: dict[str, Any]) -> str:
     if found["prompts_differing"]:
         return (
             "The responses of one prompt alone differ in loss. One prompt is no estimate of V_{y|x}, so it is taken as "
-            "0 and more responses are not advised: sample other responses for more prompts (mrt sample), and plan again."
+            "0. Sample other responses for more prompts (mrt sample), and plan again."
         )
     return (
         "V_{y|x} is 0: the responses to a prompt do not differ in loss, so a second one adds nothing. Check that they "
@@ -219,8 +219,8 @@ def _single(found: dict[str, Any]) -> str:
     """What leaving out the prompts with one response does to V_x."""
     single = found["single"]
     line = (
-        f"{single['prompts']:,} of {found['prompts_measured']:,} prompts measured have one response. They count as owned "
-        "prompts, and V_x and V_{y|x} are estimated without them."
+        f"{single['prompts']:,} of {found['prompts_measured']:,} prompts measured have one response. They count as "
+        "owned prompts, and V_x and V_{y|x} are estimated without them."
     )
     means = f"Their mean loss is {single['mean']:.3g} and that of the others {single['others']:.3g}"
     if single["adds_to_v_x"]:

@@ -77,7 +77,8 @@ def choices(
     """What a budget buys at each K from 1 to the largest pool.
 
     A prompt keeps k = min(K, N) responses. `loss_aggregation: prompt` gives each prompt one vote, and the variance is
-    (V_x + V_{y|x}·mean(1/k)) / n. `token` and `response` give it k votes: (V_x·mean(k²)/mean(k)² + V_{y|x}/mean(k)) / n.
+    (V_x + V_{y|x}·mean(1/k)) / n. `token` and `response` give it k votes, and the variance is
+    (V_x·mean(k²)/mean(k)² + V_{y|x}/mean(k)) / n.
     With equal pools both are V_x/n + V_{y|x}/(n·K). Pool sizes are taken to be unrelated to the losses.
 
     Args:

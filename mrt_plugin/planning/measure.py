@@ -9,7 +9,7 @@ import numpy as np
 
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.evaluation.log_likelihood import Model, log_likelihoods
+from mrt_plugin.evaluation.log_likelihood import Model, equal_pairs, log_likelihoods
 from mrt_plugin.evaluation.tokenizer_match import check_ids, vocabulary, worse_than_guessing
 from mrt_plugin.layout.group_row import build_group_row
 from mrt_plugin.options import LossAggregation
@@ -47,13 +47,10 @@ class Measurement:
     vocabulary: int
 
     def distinct(self) -> "Measurement":
-        """The same with each distinct response of a pool once: without copies, and without likely answers drawn again."""
+        """The same with each distinct response of a pool once."""
         groups = []
         for group in self.groups:
-            first = {
-                (tuple(pair.input_ids), tuple(pair.trained)): at for at, pair in reversed([*enumerate(group.pairs)])
-            }
-            kept = sorted(first.values())
+            kept = [same[0] for same in equal_pairs(group.pairs)]
             groups.append(
                 replace(
                     group,

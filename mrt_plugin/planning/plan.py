@@ -125,13 +125,14 @@ def make_plan(
         )
         losses = found.losses(loss_aggregation)
         estimate, intervals = estimate_components(losses), bootstrap_intervals(losses, level=LEVEL, seed=seed)
+        ratio = None if intervals is None else intervals.ratio
         used = costs or found.costs(layout)
         paid = Costs(used.prompt, used.response, layout)
         amount = parse_budget(budget, len(sizes) * paid.of_prompt(1))
         plan["model"] = describe_model(found, losses, estimate, intervals) | {
             "prompts_sampled": len(chosen) < len(groups),
             "loss_aggregation": loss_aggregation,
-            **weigh_budgets(estimate, intervals and intervals.ratio, sizes, paid, amount, loss_aggregation),
+            **weigh_budgets(estimate, ratio, sizes, paid, amount, loss_aggregation),
             "cost_unit": "tokens" if costs is None else "the unit of the costs given",
             "copies": describe_copies(found, distinct, paid, amount, loss_aggregation),
             "single": describe_single(losses),
@@ -295,7 +296,9 @@ def weigh_budgets(
 
     def best(amount: float) -> tuple[list[Choice], Choice, list[int] | None]:
         rows = weigh(estimate.v_x, estimate.v_yx, amount)
-        ends = ratio and [best_choice(weigh(*_components(end), amount)).k for end in (ratio.high, ratio.low)]
+        if ratio is None:
+            return rows, best_choice(rows), None
+        ends = [best_choice(weigh(*_components(end), amount)).k for end in (ratio.high, ratio.low)]
         return rows, best_choice(rows), ends
 
     rows, chosen, interval = best(amount)
