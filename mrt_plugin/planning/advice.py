@@ -165,8 +165,8 @@ def _differing(found: dict[str, Any]) -> str:
 def _why_one(found: dict[str, Any]) -> str:
     if found["prompts_differing"]:
         return (
-            "The responses of one prompt alone differ in loss. One prompt is no estimate of V_{y|x}, so it is taken as "
-            "0. Sample other responses for more prompts (mrt sample), and plan again."
+            "The responses of one prompt alone differ in loss. One prompt is no estimate of V_{y|x}, so it is taken "
+            "as 0. Sample other responses for more prompts (mrt sample), and plan again."
         )
     return (
         "V_{y|x} is 0: the responses to a prompt do not differ in loss, so a second one adds nothing. Check that they "
