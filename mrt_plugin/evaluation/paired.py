@@ -9,6 +9,9 @@ from scipy.stats import norm, t
 LEVEL = 0.95
 FEWEST = 5
 """Prompts below which there is no interval: a bootstrap of fewer draws the same few tables over and over."""
+ROUNDING = 1e-6
+"""Values that differ by less than this share are equal: a model computes them in single precision, and the last digits
+depend on what else is in a batch."""
 DRAWS = 2000
 """Bootstrap draws: enough for the 2.5 % point of a distribution."""
 
@@ -73,15 +76,12 @@ class Bootstrap:
 
     def difference(self, one: Measured, other: Measured) -> tuple[float | None, list[float] | None, int]:
         """one - other on the prompts on which both were measured: the difference, its interval, their number."""
+        other = _rounded_off(one, other)
         both = one.known & other.known
         count = int(both.sum())
         if not count:
             return None, None, 0
-        values = [Measured(np.where(both, part.values, np.nan), part.weights).value for part in (one, other)]
-        assert values[0] is not None
-        assert values[1] is not None
-        spread = self._means(one, both) - self._means(other, both)
-        return round(values[0] - values[1], 12), self._interval(np.round(spread, 12), count), count
+        return self._gap(one, other), self._interval(self._spread(one, other), count), count
 
     def chance(self, one: Measured, other: Measured) -> float | None:
         """The two-sided p-value of one - other against 0; None with fewer than 5 prompts.
@@ -89,16 +89,24 @@ class Bootstrap:
         A t test with the bootstrap's standard error, widened for few prompts as the interval is. A share of 2,000
         draws would have too few steps to be corrected for many comparisons.
         """
-        both = one.known & other.known
-        count = int(both.sum())
+        other = _rounded_off(one, other)
+        count = int((one.known & other.known).sum())
         if count < FEWEST:
             return None
-        value, _, _ = self.difference(one, other)
-        assert value is not None
-        error = np.nanstd(np.round(self._means(one, both) - self._means(other, both), 12))
+        value, error = self._gap(one, other), np.nanstd(self._spread(one, other))
         if not error:
             return 0.0 if value else 1.0
         return float(2 * t.sf(abs(value) / error * np.sqrt((count - 1) / count), count - 1))
+
+    def _gap(self, one: Measured, other: Measured) -> float:
+        both = one.known & other.known
+        means = [float(part.values[both].sum() / part.weights[both].sum()) for part in (one, other)]
+        return round(means[0] - means[1], 12)
+
+    def _spread(self, one: Measured, other: Measured) -> np.ndarray:
+        """[draws] one - other."""
+        both = one.known & other.known
+        return np.round(self._means(one, both) - self._means(other, both), 12)
 
     def _means(self, measured: Measured, known: np.ndarray) -> np.ndarray:
         """[draws]; NaN for a draw without any of the known prompts."""
@@ -112,6 +120,12 @@ class Bootstrap:
             return None
         tail = norm.cdf(-np.sqrt(prompts / (prompts - 1)) * t.ppf((1 + self.level) / 2, prompts - 1))
         return [float(end) for end in np.nanquantile(means, [tail, 1 - tail])]
+
+
+def _rounded_off(one: Measured, other: Measured) -> Measured:
+    """`other`, with the values of `one` where they are equal but for rounding."""
+    equal = np.isclose(one.values, other.values, rtol=ROUNDING, atol=0) & (one.weights == other.weights)
+    return Measured(np.where(equal, one.values, other.values), other.weights)
 
 
 def holm(chances: Sequence[float]) -> list[float]:
