@@ -206,7 +206,7 @@ def test_length_of_text_without_spaces_counts_characters_and_says_so():
     kept = load_groups(Dataset.from_list([{**row, "responses": row["responses"][:1]} for row in rows]))
     length = make_audit(kept, pool)["length"]
     assert (length["kept"], length["pool"]) == (4, pytest.approx(13 / 3))
-    assert length["unit"] == "words (characters where unspaced)"
+    assert length["unit"] == "words or characters"
 
 
 def test_splits_tell_bias_from_variance():

@@ -21,7 +21,7 @@ MEASURES = {
     "coverage": Measure("coverage of M", "higher"),
     "alignment": Measure("alignment", "higher"),
     "diversity": Measure("diversity", "neither"),
-    "length": Measure("length, words (characters where unspaced)", "neither"),
+    "length": Measure("length, words or characters", "neither"),
     "reward": Measure("reward, mean", "higher"),
     "best_reward": Measure("reward, best of M", "higher"),
     "pass": Measure("pass@M", "higher"),

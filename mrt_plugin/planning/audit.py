@@ -166,7 +166,7 @@ def audit_length(chosen: Sequence[Kept], pool: Dataset) -> dict[str, Any]:
     for kept in chosen:
         texts = [response_text(response) for response in pool[kept.row]["responses"]]
         if any(map(NO_SPACES.search, texts)):
-            unit = "words (characters where unspaced)"
+            unit = "words or characters"
         lengths = np.array([len(words(text)) for text in texts])
         count, size = len(kept.places), len(lengths)
         kept_means.append(lengths[kept.places].mean())
