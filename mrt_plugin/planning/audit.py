@@ -167,7 +167,7 @@ def audit_length(chosen: Sequence[Kept], pool: Dataset) -> dict[str, Any]:
         texts = [response_text(response) for response in pool[kept.row]["responses"]]
         if any(map(NO_SPACES.search, texts)):
             unit = "words or characters"
-        lengths = np.array([len(words(text)) for text in texts])
+        lengths = np.array([_length(text) for text in texts])
         count, size = len(kept.places), len(lengths)
         kept_means.append(lengths[kept.places].mean())
         pool_means.append(lengths.mean())
@@ -180,6 +180,11 @@ def audit_length(chosen: Sequence[Kept], pool: Dataset) -> dict[str, Any]:
         "ratio": float(np.mean(kept_means)) / mean if mean else 1.0,
         "random_k_interval": [mean - 1.645 * error, mean + 1.645 * error],
     }
+
+
+def _length(text: str) -> int:
+    """Words and signs; in scripts without spaces, characters."""
+    return sum(len(word) if NO_SPACES.search(word) else 1 for word in words(text))
 
 
 def audit_coverage(chosen: Sequence[Kept], pool: Dataset, embedder: str, progress: Progress) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from mrt_plugin.curation.text import NO_SPACES
 from mrt_plugin.groups.messages import message_text, response_text
 from mrt_plugin.scoring.embedders import Embedder
 from mrt_plugin.selection.prepare import cosine_matrix
@@ -27,16 +26,13 @@ POWERS = tuple(round(0.05 * step, 2) for step in range(41))
 """The grid over p: 0, 0.05 ... 2."""
 
 
-_WORD = re.compile(rf"{NO_SPACES.pattern}|(?:(?!{NO_SPACES.pattern})\w)+|[^\w\s]")
-
-
 def words(text: str) -> list[str]:
-    """Words and single signs, in scripts without spaces characters: what counts as a token without a tokenizer.
+    """Words and single signs: what counts as a token where no tokenizer is given.
 
-    >>> words("What is 2 + 2?"), words("東京 is 大")
-    (['What', 'is', '2', '+', '2', '?'], ['東', '京', 'is', '大'])
+    >>> words("What is 2 + 2?")
+    ['What', 'is', '2', '+', '2', '?']
     """
-    return _WORD.findall(text)
+    return re.findall(r"\w+|[^\w\s]", text)
 
 
 def prompt_text(prompt: str | Sequence[dict[str, Any]]) -> str:
