@@ -11,17 +11,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interval_coverage import KEYS, null_verdicts
 
 from mrt_plugin.evaluation.best_of import expected_best, levels, pass_at_k
 from mrt_plugin.evaluation.cases import Case, read_cases
 from mrt_plugin.evaluation.checkers import last_number, load_checker
 from mrt_plugin.evaluation.closeness import closeness
+from mrt_plugin.evaluation.evaluate import differences
 from mrt_plugin.evaluation.forgetting import ProbeNLL, compare_probe, compare_tasks, points_of_nll, probe, verdict
 from mrt_plugin.evaluation.measures import outcome
 from mrt_plugin.evaluation.named_model import NamedModel, add_pools, parse_models
 from mrt_plugin.evaluation.paired import Bootstrap, Measured
 from mrt_plugin.evaluation.reward import rewards
 from mrt_plugin.evaluation.samples import Samples, read_samples
+from mrt_plugin.evaluation.subject import Subject
 from mrt_plugin.groups import DataError
 from mrt_plugin.scoring import load_embedder
 
@@ -125,6 +128,29 @@ class TestIntervals:
             held["difference"] += ends[0] <= 0.5 <= ends[1]  # type: ignore[index]
         for name, count in held.items():
             assert 0.90 <= count / repetitions <= 0.985, name
+
+    def test_a_null_evaluation_shows_a_verdict_as_seldom_as_it_says(self) -> None:
+        """Twelve measures without any difference: each interval by itself shows one in half of the evaluations."""
+        alone, corrected = null_verdicts(measures=12, prompts=40, repetitions=100)
+        assert alone > 0.3
+        assert corrected <= 0.1
+
+    def test_a_real_difference_survives_the_correction(self) -> None:
+        random = np.random.default_rng(4)
+        noise = {key: random.gamma(2, 1, 40) for key in KEYS}
+        measured = [{key: Measured.mean(values) for key, values in noise.items()}]
+        measured += [{key: Measured.mean(random.permutation(values)) for key, values in noise.items()}]
+        measured[1]["coverage", 8] = Measured.mean(noise["coverage", 8] + 0.2 + random.normal(0, 0.2, 40))
+        subjects = [Subject(NamedModel(name, name), own) for name, own in zip(("a", "b"), measured, strict=True)]
+        rows = {(row["measure"], row["m"]): row for row in differences(subjects, 0, Bootstrap(40))}
+        assert rows["coverage", 8]["outcome"] == "better"
+        assert all(row["p"] <= row["p_corrected"] <= 1 for row in rows.values())
+
+    def test_fewer_than_five_prompts_have_neither_interval_nor_verdict(self) -> None:
+        for prompts in (4, 5):
+            one, other = (Measured.mean(np.arange(prompts) + start) for start in (10.0, 0.0))
+            _, interval, _ = Bootstrap(prompts).difference(one, other)
+            assert (interval is None) == (Bootstrap(prompts).chance(one, other) is None) == (prompts < 5)
 
     def test_pairing_makes_a_difference_clear_that_is_not_clear_unpaired(self) -> None:
         random = np.random.default_rng(2)
@@ -401,3 +427,21 @@ class TestForgetting:
         assert rows["ppl"]["points"] is None
         assert (rows["f1"]["verdict"], rows["f1"]["interval"]) == ("kept", None)
         assert rows["new"]["before"] is None
+
+    def test_tasks_are_compared_document_by_document(self) -> None:
+        """12 of 200 documents lost, 2 gained: unpaired, two accuracies of 0.6 and 0.55 are within chance."""
+
+        def score(right: np.ndarray) -> dict[str, Any]:
+            error = float(right.std() / np.sqrt(200))
+            documents = dict(enumerate(right.astype(float).tolist()))
+            found = {"value": float(right.mean()), "stderr": error, "higher_is_better": True, "documents": documents}
+            return {"t": {"acc": found}}
+
+        before = np.arange(200) < 120
+        after = before.copy()
+        after[:12], after[-2:] = False, True
+        (row,) = compare_tasks(score(before), score(after))
+        assert row["points"] == pytest.approx(5.0)
+        assert 1 < row["interval"][0] < 5 < row["interval"][1] < 9
+        unpaired = 196 * np.hypot(*(part["t"]["acc"]["stderr"] for part in (score(before), score(after))))
+        assert row["points"] - unpaired < 0

@@ -165,7 +165,7 @@ class TestForgetting:
 
     def test_tasks_of_the_harness_before_and_after(self, folder: Path, tmp_path: Path) -> None:
         pytest.importorskip("lm_eval")
-        from mrt_plugin.evaluation.harness import check_tasks
+        from mrt_plugin.evaluation.harness import check_tasks, run_tasks
 
         questions = [
             {"question": f"Number {index}: name a fruit.", "choices": ["apple", "river"], "answer": index % 2}
@@ -188,6 +188,11 @@ class TestForgetting:
         assert (task["task"], task["metric"]) == ("own_fruit", "acc")
         assert 0 <= task["before"] <= 1
         assert task["points"] == pytest.approx(100 * (task["before"] - task["after"]))
+        model, encoder = LocalModel(f"{folder}/base").load()
+        scores = run_tasks(model, encoder.tokenizer, how.tasks, manager, limit=10)["own_fruit"]["acc"]
+        assert np.mean(list(scores["documents"].values())) == pytest.approx(task["before"])
+        assert len(scores["documents"]) == 10
+        assert task["interval"][0] <= task["points"] <= task["interval"][1]
 
     def test_without_the_harness_the_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import importlib.util
@@ -293,6 +298,36 @@ class TestWhatIsMissing:
         model, encoder = load_model(folder / "base"), Encoder(load_tokenizer(folder / "base"))
         alone = prompt_nll(model, encoder, [{"prompt": "One?", "responses": ["1"]}])
         assert value(found, "base", "nll_per_token") == pytest.approx(alone.nll[0] / alone.tokens[0], rel=1e-6)
+
+
+class TestOneSetOfReferences:
+    def test_equal_weights_with_different_limits_are_equal(self, tmp_path: Path) -> None:
+        """One model accepts 40 tokens, the other 512: both are measured on what fits in 40."""
+        for name, limit in (("short", 40), ("long", 512)):
+            model = tiny.llama(tiny.tokenizer(tmp_path / name))
+            model.config.max_position_embeddings = limit
+            model.save_pretrained(tmp_path / name)
+        cases = [Case(f"p{n}", "Name fruits.", ["An apple.", "pear " * (4 + 36 * (n % 2))]) for n in range(6)]
+        cases.append(Case("all too long", "Name fruits.", ["plum " * 60]))
+        models = parse_models([f"{tmp_path}/short", f"{tmp_path}/long"])
+        found = evaluate(cases, models, How(tmp_path / "out", m=0, probe=False))
+        assert {row["difference"] for row in found["differences"]} == {0.0}
+        assert {row["outcome"] for row in found["differences"]} == {"unclear"}
+        assert found["data"]["references_left_out"] == 4
+        assert found["per_prompt"][-1]["models"]["long"]["nll_per_token"] is None
+        (note,) = (note for note in found["notes"] if "do not fit" in note)
+        assert note.startswith("short: 4 references do not fit 40 tokens")
+        assert "every model's NLL, which rests on 9 of 13" in note
+        alone = evaluate(cases, models[1:], How(tmp_path / "out", m=0, probe=False))
+        assert alone["data"]["references_left_out"] == 0
+        assert value(alone, "long", "nll_per_response") != value(found, "long", "nll_per_response")
+
+    def test_no_reference_fits_in_every_model(self, folder: Path, tmp_path: Path) -> None:
+        models = parse_models([f"{folder}/base", f"again={folder}/base"])
+        found = evaluate([Case("a", "One?", ["apple " * 50])], models, How(tmp_path, m=0, max_length=40))
+        assert value(found, "again", "nll_per_token") is None
+        assert found["data"]["references_left_out"] == 1
+        assert any("rests on 0 of 1" in note for note in found["notes"])
 
 
 def test_a_quantised_base_with_its_adapter(folder: Path, tmp_path: Path, cases: list[Case]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
+from interval_coverage import audit_coverage
 from peft import LoraConfig, get_peft_model
 from typer.testing import CliRunner
 
@@ -15,7 +16,7 @@ from mrt_plugin import load_groups, select
 from mrt_plugin.cli import app
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.groups import DataError
-from mrt_plugin.planning.audit import Case, Rule, audit_loss, audit_splits, make_audit
+from mrt_plugin.planning.audit import Case, Rule, _warnings, audit_loss, audit_splits, make_audit, mean_interval
 from mrt_plugin.planning.audit_report import audit_report
 from mrt_plugin.planning.gradients import cosine, gradient_products
 from mrt_plugin.planning.subset import match
@@ -173,6 +174,39 @@ def test_error_of_the_loss_against_known_values():
     low = audit_loss(cases(300, 12, 3, random, lambda losses: np.argsort(losses)[:3].tolist()))
     assert low["kept_minus_pool"] < -1
     assert low["emse_difference_interval"][0] > 0
+
+
+def test_intervals_of_few_prompts_cover_more_than_plain_percentiles():
+    """Nominal 90 %; docs/planning.md has 4,000 repetitions."""
+    for prompts in (5, 8, 10, 20):
+        for plain, used in audit_coverage(prompts, 300).values():
+            assert plain < used
+            assert used >= 0.78
+        assert used >= 0.80 or prompts == 5
+    assert mean_interval(np.array([1.0, 2.0, 3.0, 4.0])) is None
+
+
+def test_a_cosine_below_zero_by_chance_is_no_warning(audit):
+    for high, warned in ((-0.01, True), (0.05, False)):
+        changed = json.loads(json.dumps(audit))
+        changed["gradient"] |= {"cosine": -0.02, "cosine_interval": [-0.1, high], "difference_interval": [-1.0, 1.0]}
+        assert any("points away from its pool" in line for line in _warnings(changed)) == warned
+
+
+def test_few_prompts_have_no_intervals_and_the_report_says_so(pool):
+    found = make_audit(select(pool.select(range(4)), "best_k", k=2), pool.select(range(4)))
+    assert found["coverage"]["difference_interval"] is None
+    assert any("Fewer than 5 prompts" in line for line in found["notes"])
+    assert "clusters covered" in audit_report(found)
+
+
+def test_length_of_text_without_spaces_counts_characters_and_says_so():
+    rows = [{"id": f"{n}", "prompt": f"{n}?", "responses": ["苹果很甜", "我喜欢吃苹果和梨", "梨"]} for n in range(6)]
+    pool = load_groups(Dataset.from_list(rows))
+    kept = load_groups(Dataset.from_list([{**row, "responses": row["responses"][:1]} for row in rows]))
+    length = make_audit(kept, pool)["length"]
+    assert (length["kept"], length["pool"]) == (4, pytest.approx(13 / 3))
+    assert length["unit"] == "words or characters"
 
 
 def test_splits_tell_bias_from_variance():

@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from mrt_plugin import load_groups
 from mrt_plugin.cli import app
 from mrt_plugin.encoding import Encoder
-from mrt_plugin.planning.advice import advise
+from mrt_plugin.planning.advice import advise, cannot_know
 from mrt_plugin.planning.measure import measure
-from mrt_plugin.planning.plan import make_plan, parse_budget
+from mrt_plugin.planning.plan import describe_single, make_plan, parse_budget
 from mrt_plugin.planning.plan_report import plan_report
 from mrt_plugin.planning.variance import estimate_components
 
@@ -292,3 +292,90 @@ def test_on_the_command_line(tmp_path):
     assert costs["model"]["costs"] == {"prompt": 100, "response": 1}
     assert costs["model"]["best"]["k"] >= found["model"]["best"]["k"]
     assert math.isfinite(costs["model"]["best"]["variance"])
+
+
+def planned(rows, model, tokenizer, **options):
+    plan = make_plan(load_groups(Dataset.from_list(rows)), model=model, encoder=Encoder(tokenizer), **options)
+    plan = json.loads(json.dumps(plan, allow_nan=False))
+    plan_report(plan)
+    return plan
+
+
+@pytest.mark.parametrize("differing", [0, 1])
+def test_where_responses_do_not_differ_one_is_kept_and_the_reason_given(differing, model, tokenizer):
+    rows = [{**row, "responses": row["responses"][:1] * 6} for row in make_rows()]
+    rows[:differing] = make_rows()[:differing]
+    plan = planned(rows, model, tokenizer, budget="4x")
+    found = plan["model"]
+    assert (found["v_yx"], found["ratio"], found["ratio_interval"], found["best"]["k"]) == (0.0, None, None, 1)
+    assert found["v_x"] > 0
+    assert "keep 1 response for each of your 12 prompts (no interval:" in plan["advice"][0]
+    assert ("do not differ in loss", "One prompt is no estimate of V_{y|x}")[differing] in plan["advice"][1]
+    assert not any("bottleneck" in line or "cannot use up" in line for line in plan["advice"])
+    assert "  k: 1\n" in plan["yaml"]
+
+
+def test_fewer_than_five_prompts_have_no_interval(model, tokenizer):
+    for prompts in (4, 5):
+        plan = planned(make_rows(prompts), model, tokenizer, budget="2x")
+        intervals = [plan["model"][f"{name}_interval"] for name in ("v_x", "v_yx", "ratio", "rho", "k_star")]
+        intervals += [row["k_interval"] for row in [plan["model"]["best"], *plan["model"]["outlook"]]]
+        assert all((interval is None) == (prompts < 5) for interval in intervals)
+        assert ("no interval: only 4 prompts have responses that differ" in plan["advice"][0]) == (prompts < 5)
+
+
+def test_each_sentence_on_an_interval_comes_from_that_interval(plan):
+    for v_x_low, ratio_low in ((0.1, 0.1), (-0.1, 0.1), (0.1, -0.1), (-0.1, -0.1)):
+        changed = json.loads(json.dumps(plan))
+        changed["model"] |= {"v_x": 0.5, "v_x_interval": [v_x_low, 1.0], "ratio_interval": [ratio_low, 1.0]}
+        changed["model"]["k_star_interval"] = [1.0, None if ratio_low < 0 else 9.0]
+        text = " ".join(advise(changed))
+        assert ("The interval of V_x reaches zero" in text) == (v_x_low < 0)
+        assert ("no upper end" in text) == (ratio_low < 0)
+
+
+def test_copied_responses_are_counted_with_what_they_do_to_the_plan(model, tokenizer):
+    drawn = make_rows(prompts=30, responses=4)
+    copied = [{**row, "responses": row["responses"] * 2} for row in drawn]
+    plain, doubled = (planned(rows, model, tokenizer, budget="2x") for rows in (drawn, copied))
+    copies = doubled["model"]["copies"]
+    assert plain["model"]["copies"] is None
+    assert (doubled["data"]["repeated_responses"], doubled["data"]["prompts_with_repeats"]) == (120, 30)
+    assert copies["measured"] == 120
+    assert copies["v_x"] == pytest.approx(plain["model"]["v_x"], rel=1e-6)
+    assert copies["v_yx"] == pytest.approx(plain["model"]["v_yx"], rel=1e-6)
+    assert doubled["model"]["v_x"] > copies["v_x"]  # the noise of the means is taken for half of what it is
+    (line,) = (line for line in doubled["advice"] if "repeat another" in line)
+    assert "120 of 240 responses" in line
+    assert f"K = {copies['k']}" in line
+    assert "duplicate_responses" in line
+    assert not any("repeat another" in line for line in plain["advice"])
+
+
+def test_a_plan_on_unequal_pools_names_the_vote_and_its_price(model, tokenizer):
+    rows = make_rows(prompts=20, responses=8)
+    for index, row in enumerate(rows):
+        row["responses"] = row["responses"][: 2 if index % 2 else 8]
+    by_token = planned(rows, model, tokenizer, budget="6x")
+    by_prompt = planned(rows, model, tokenizer, budget="6x", loss_aggregation="prompt")
+    assert by_token["model"]["best"]["k"] > 2
+    (line,) = (line for line in by_token["advice"] if "Pools are unequal" in line)
+    assert f"{abs(by_token['model']['best']['one_vote_per_prompt']):.1%}" in line
+    assert by_prompt["model"]["best"]["one_vote_per_prompt"] == 0
+    assert not any("Pools are unequal" in line for line in by_prompt["advice"])
+
+
+def test_prompts_with_one_response_that_differ_are_said_to(model, tokenizer):
+    rows = make_rows(prompts=30)
+    others = [{**row, "responses": ["Ω≈ç√ Ω≈ç√"]} for row in rows[:10]] + rows[10:]
+    plan = planned(others, model, tokenizer)
+    single = plan["model"]["single"]
+    assert single["adds_to_v_x"] == pytest.approx(2 / 9 * (single["mean"] - single["others"]) ** 2)
+    (line,) = (line for line in plan["cannot_know"] if "have one response" in line)
+    assert "10 of 30 prompts measured" in line
+    assert f"{single['adds_to_v_x']:.3g} larger than {plan['model']['v_x']:.3g}" in line
+    near = [np.array([1.0, 1.2]), np.array([2.0, 2.2]), np.array([1.1]), np.array([2.1])]
+    plan["model"]["single"] = describe_single(near)
+    assert plan["model"]["single"]["adds_to_v_x"] == 0
+    assert any("within chance" in line for line in cannot_know(plan))
+    assert describe_single(near[:2]) is None

@@ -142,6 +142,10 @@ def test_owned_prompts_pools_and_budget_all_bind():
     kept = np.minimum([2, 4, 4, 6], 4)
     assert fourth.pairs == pytest.approx(3 * kept.mean())
     assert fourth.cost == pytest.approx(3 * (40 + 10 * kept.mean()))
+    # A token or a response has a vote: a prompt with more responses counts for more.
+    votes = kept / kept.sum()
+    assert fourth.variance == pytest.approx(4 * (0.5 * (votes**2).sum() + 2 * (votes**2 / kept).sum()) / 3)
+    fourth = choices(0.5, 2, COSTS, pool_sizes=[2, 4, 4, 6], budget=240, loss_aggregation="prompt")[3]
     assert fourth.variance == pytest.approx(2.0 * (0.25 + np.mean(1 / kept)) / 3)
     assert all(row.cost <= 240 for row in shared)
     with pytest.raises(ValueError, match="does not pay for one prompt"):
@@ -157,6 +161,33 @@ def test_variance_formula_against_simulated_means():
     ]
     rows = choices(V_X, V_YX, Costs(0, 1), pool_sizes=[k] * n, budget=n * k)
     assert np.var(estimates) == pytest.approx(rows[k - 1].variance, rel=0.08)
+
+
+@pytest.mark.parametrize("aggregation", ["token", "prompt"])
+def test_unequal_pools_are_priced_as_the_training_loss_weighs_them(aggregation):
+    random = np.random.default_rng(6)
+    n, sizes = 30, np.array([1, 2, 4, 12])
+    estimates = []
+    for _ in range(6000):
+        kept = random.choice(sizes, n)
+        means = random.normal(0, math.sqrt(V_X), n) + random.normal(0, np.sqrt(V_YX / kept))
+        votes = kept if aggregation == "token" else np.ones(n)
+        estimates.append((votes * means).sum() / votes.sum())
+    rows = choices(V_X, V_YX, Costs(0, 1), pool_sizes=list(sizes) * 25, budget=150, loss_aggregation=aggregation)
+    assert rows[11].prompts == 31
+    assert np.var(estimates) == pytest.approx(rows[11].variance * 31 / n, rel=0.06)
+
+
+def test_differences_below_rounding_are_none():
+    base = np.array([1.0, 2.0, 4.0, 7.0, 9.0])
+    found = estimate_components([value + np.array([0.0, 3e-16, 1e-8]) for value in base])
+    assert (found.v_yx, found.ratio, found.differing) == (0.0, math.inf, 0)
+    one = estimate_components([[1.0, 1.5], *([value] * 2 for value in base)])
+    assert (one.v_yx, one.differing) == (0.0, 1)
+    assert estimate_components([[1.0, 1.5], [2.0, 2.5], [3.0, 3.0]]).v_yx == pytest.approx(0.25 / 3)
+    assert bootstrap_intervals([[value, value + 0.1] for value in base]) is not None
+    assert bootstrap_intervals([[value, value + 0.1] for value in base[:4]]) is None
+    assert bootstrap_intervals([[1.0, 1.5], *([value] * 2 for value in base)]) is None
 
 
 def test_fit_over_runs():

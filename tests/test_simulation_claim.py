@@ -15,6 +15,7 @@ from mrt_plugin.simulation.claim.decision import Estimate, affordable_share, boo
 from mrt_plugin.simulation.claim.exact import ExactDistance
 from mrt_plugin.simulation.claim.grouping import compare, intraclass_correlation, pair_gradients
 from mrt_plugin.simulation.claim.model import build_encoder, random_model
+from mrt_plugin.simulation.claim.power import rule_power
 from mrt_plugin.simulation.claim.pricing import Price, fit_bench, token_price
 from mrt_plugin.simulation.claim.records import read_records
 from mrt_plugin.simulation.claim.report import put_into, results_text, write_report
@@ -166,6 +167,26 @@ def test_bootstrap_is_paired():
     assert (share.value, share.low, share.high) == pytest.approx((0.25, 0.25, 0.25))
 
 
+def test_power_and_coverage_of_the_rule():
+    random = np.random.default_rng(1)
+    one = random.normal(0.4, 0.02, 10)
+    quiet = rule_power(one, 0.7 * one + random.normal(0, 0.001, 10), gain=0.3, repetitions=200)
+    assert (quiet["supported"], quiet["seeds"]) == (1.0, 10)
+    noisy = rule_power(one, one + random.normal(0, 0.05, 10), gain=0.05, repetitions=200)
+    assert noisy["supported"] < 0.5
+    assert 0.8 < noisy["coverage"] < 0.97
+
+
+def test_a_spike_at_one_length_weighs_less_when_lengths_are_pooled():
+    records = made_up_records(range(5), length=64) + made_up_records(range(5), length=256)
+    for record in records:
+        if record["length"] == 256 and record["arm"] == "k4":
+            record["curve"] = [{**point, "kl": 2 * point["kl"]} for point in record["curve"]]
+    found = analyse(records, made_up_records([1000]), {64: Price(2.0, 1.0), 256: Price(2.0, 1.0)}, 64)
+    gains = [found["lengths"][length]["pooled"]["k4"]["value"] for length in ("64", "256")]
+    assert gains == pytest.approx([1 - (0.4 + 0.8) / 2 / 0.5] * 2)
+
+
 def test_kl_between_checkpoints():
     curve = [{"pairs": 0, "kl": 9.0}, {"pairs": 100, "kl": 1.0}, {"pairs": 200, "kl": 0.6}, {"pairs": 400, "kl": 0.5}]
     assert kl_at(curve, 200) == 0.6
@@ -285,6 +306,8 @@ def test_equal_cost_by_hand(tmp_path):
     write_report(found, tmp_path)
     assert json.loads((tmp_path / "summary.json").read_text())["lengths"]["64"]["seeds"] == [0, 1, 2]
     text = results_text(found)
+    assert values["pooled"]["k4"] == pytest.approx(shared["gain"])  # one length alone
+    assert "20 % (20 to 20)" in text.split("### What the seeds can show")[1].split("###")[0]
     row = "| 64 | shared prefix | 4 | 0.440 | 0.550 (2.00n) | 20 % (20 to 20) | 17 % (17 to 17) | 3/3 | supported |"
     assert row in text
     assert {path.stem for path in tmp_path.glob("*.png")} == {"cost-shared_prefix", "cost-expanded", "gain"}

@@ -9,7 +9,7 @@ from mrt_plugin.groups.messages import message_text
 
 _SPACES = re.compile(r"\s+")
 _UNIT = re.compile(r"\w+")
-_NO_SPACES = re.compile(
+NO_SPACES = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
 )
 """Scripts written without spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters."""
@@ -55,6 +55,6 @@ def units(text: str) -> list[str]:
     ['two', 'words', '東', '京']
     """
     found = _UNIT.findall(text.casefold())
-    if not _NO_SPACES.search(text):
+    if not NO_SPACES.search(text):
         return found
-    return [unit for word in found for unit in (list(word) if _NO_SPACES.search(word) else [word])]
+    return [unit for word in found for unit in (list(word) if NO_SPACES.search(word) else [word])]

@@ -12,10 +12,10 @@ from mrt_plugin.evaluation.closeness import closeness
 from mrt_plugin.evaluation.forgetting import FLAGGED, SIGNIFICANT, compare_probe, compare_tasks
 from mrt_plugin.evaluation.measures import MEASURES, outcome
 from mrt_plugin.evaluation.named_model import NamedModel, check_names
-from mrt_plugin.evaluation.paired import DRAWS, LEVEL, Bootstrap
+from mrt_plugin.evaluation.paired import DRAWS, LEVEL, Bootstrap, holm
 from mrt_plugin.evaluation.reading import lay_out
 from mrt_plugin.evaluation.sentences import next_step, notes
-from mrt_plugin.evaluation.subject import How, Key, Progress, Subject, measure_subject, same_tokens
+from mrt_plugin.evaluation.subject import How, Key, Progress, Subject, measure_subject, same_tokens, share_references
 from mrt_plugin.scoring.function import load_function
 from mrt_plugin.scoring.scores import scorer_name
 
@@ -75,15 +75,16 @@ def evaluate(
         load_function(how.scorer)  # a wrong name is found before anything is drawn
     first = names.index(baseline) if baseline is not None else 0
     subjects = [measure_subject(model, cases, how, progress) for model in models]
+    left_out = share_references(subjects)
     if not any(subject.measured or subject.probe or subject.tasks for subject in subjects):
         raise ValueError("There is nothing to measure: ask for samples (--m), or give data with references.")
     boot = Bootstrap(len(cases), seed)
     result: dict[str, Any] = {
-        "data": _data(cases, data),
+        "data": _data(cases, data) | {"references_left_out": left_out},
         "baseline": names[first],
         "models": [_model(subject, boot) for subject in subjects],
         "references": _references(cases, how),
-        "differences": _differences(subjects, first, boot),
+        "differences": differences(subjects, first, boot),
         "forgetting": _forgetting(subjects, first, seed),
         "outputs": lay_out(cases, subjects, outputs, seed),
         "per_prompt": _per_prompt(cases, subjects),
@@ -161,10 +162,13 @@ def _references(cases: Sequence[Case], how: How) -> dict[str, Any] | None:
     return found
 
 
-def _differences(subjects: Sequence[Subject], first: int, boot: Bootstrap) -> list[dict[str, Any]]:
-    """Each model minus the baseline, on the prompts on which both were measured."""
+def differences(subjects: Sequence[Subject], first: int, boot: Bootstrap) -> list[dict[str, Any]]:
+    """Each model minus the baseline, on the prompts on which both were measured.
+
+    Outcomes are corrected for the number of all comparisons; intervals are those of each by itself.
+    """
     base = subjects[first]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for subject in subjects:
         if subject is base:
             continue
@@ -182,10 +186,14 @@ def _differences(subjects: Sequence[Subject], first: int, boot: Bootstrap) -> li
                     "interval": interval,
                     "scaled": _scaled(value, interval),
                     "prompts": prompts,
-                    "outcome": outcome(name, interval),
+                    "p": boot.chance(subject.measured[name, m], base.measured[name, m]),
+                    "p_corrected": None,
                 }
             )
-    return rows
+    tested = [row for row in rows if row["p"] is not None]
+    for row, corrected in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_corrected"] = corrected
+    return [row | {"outcome": outcome(row["measure"], row["interval"], row["p_corrected"])} for row in rows]
 
 
 def _scaled(value: float | None, interval: list[float] | None) -> list[float] | None:
@@ -210,7 +218,7 @@ def _forgetting(subjects: Sequence[Subject], first: int, seed: int) -> list[dict
         probe = None
         if subject.probe is not None and before_probe is not None:
             probe = compare_probe(before_probe, subject.probe, seed=seed)
-        tasks = compare_tasks(before_tasks, subject.tasks)
+        tasks = compare_tasks(before_tasks, subject.tasks, seed=seed)
         if probe is not None or tasks:
             found.append({"model": subject.model.name, "before": before, "probe": probe, "tasks": tasks})
     return found

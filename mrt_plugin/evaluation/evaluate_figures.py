@@ -79,7 +79,7 @@ def difference_figure(result: dict[str, Any]) -> "Figure":
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(keys)), [_pointed(name, m) for name, m in keys])
     axis.set_ylim(len(keys) - 0.5, -0.5)
-    axis.set_xlabel("difference, in half intervals (filled: clear of 0)")
+    axis.set_xlabel("difference, in half intervals (filled: beyond chance)")
     if len(others) > 1:
         handles, names = axis.get_legend_handles_labels()
         first = {name: handle for handle, name in reversed(list(zip(handles, names, strict=True)))}

@@ -88,8 +88,8 @@ def evaluation_report(result: dict[str, Any]) -> str:
         report.heading(f"Beside {result['baseline']}")
         report.figure(
             difference_figure(result),
-            "Differences on the same prompts in units of half their interval: a bar that does not cross the line at 0 "
-            "is a difference that the prompts do not explain by chance. The table has the numbers themselves.",
+            "Differences on the same prompts in units of half their interval. A filled mark is a difference that "
+            "chance does not explain, corrected for the number of comparisons. The table has the numbers themselves.",
         )
         for name in others:
             report.table(*difference_rows(result, name), text_columns=(0, 3))

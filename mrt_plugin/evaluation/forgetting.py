@@ -127,11 +127,13 @@ def compare_probe(before: ProbeNLL, after: ProbeNLL, texts: Sequence[Text] | Non
     return rows
 
 
-def compare_tasks(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
+def compare_tasks(before: dict[str, Any], after: dict[str, Any], *, seed: int = 0) -> list[dict[str, Any]]:
     """Scores of tasks before and after, as `harness.run_tasks` gives them: JSON-ready rows.
 
-    Only scores between 0 and 1 that are better when higher have points; the others are listed without.
-    The interval is 1.96 standard errors of the difference, the two runs taken for independent.
+    Only scores between 0 and 1 that are better when higher have points; the others are listed without. The interval
+    comes from a bootstrap over the documents, which are the same before and after. A score that is no mean over
+    documents (a group of tasks) has 1.96 standard errors of the difference, the two runs taken for independent: as a
+    rule that is too wide.
     """
     rows = []
     for task, metrics in after.items():
@@ -147,8 +149,21 @@ def compare_tasks(before: dict[str, Any], after: dict[str, Any]) -> list[dict[st
             if old is not None and score["higher_is_better"] and 0 <= old["value"] <= 1 and 0 <= score["value"] <= 1:
                 points = 100 * (old["value"] - score["value"])
                 row |= {"points": points, "verdict": verdict(points)}
-                if old["stderr"] is not None and score["stderr"] is not None:
+                paired = _paired(old.get("documents"), score.get("documents"), seed)
+                if paired is not None:
+                    row["interval"] = paired
+                elif old["stderr"] is not None and score["stderr"] is not None:
                     half = 196 * math.hypot(old["stderr"], score["stderr"])
                     row["interval"] = [points - half, points + half]
             rows.append(row)
     return rows
+
+
+def _paired(before: dict[int, float] | None, after: dict[int, float] | None, seed: int) -> list[float] | None:
+    """The interval of the points lost, over the documents scored in both runs; None if there are too few."""
+    both = sorted((before or {}).keys() & (after or {}).keys())
+    if not before or not after or not both:
+        return None
+    old, new = (Measured.mean(np.array([part[document] for document in both])) for part in (before, after))
+    _, interval, _ = Bootstrap(len(both), seed).difference(old, new)
+    return None if interval is None else [100 * end for end in interval]

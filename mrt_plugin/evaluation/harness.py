@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from mrt_plugin.evaluation.log_likelihood import Model
 
 Scores = dict[str, dict[str, dict[str, Any]]]
-"""By task and metric: `value`, `stderr` (None where the harness has none) and `higher_is_better`."""
+"""By task and metric: `value`, `stderr` (None where the harness has none), `higher_is_better`, and `documents`, the
+score of each document by its number (None where the value is not their mean)."""
 
 
 def check_tasks(tasks: Sequence[str], include: str | Path | None = None) -> Any:
@@ -76,7 +77,7 @@ def run_tasks(
             task_manager=manager,
             limit=limit,
             bootstrap_iters=1000,
-            log_samples=False,
+            log_samples=True,
             verbosity=logging.ERROR,
         )
     assert found is not None, "one process, so there is a result"
@@ -92,5 +93,18 @@ def run_tasks(
                 "value": float(value),
                 "stderr": float(error) if known else None,
                 "higher_is_better": bool((found["higher_is_better"].get(task) or {}).get(metric)),
+                "documents": _documents(found["samples"].get(task, []), metric, rule, float(value)),
             }
     return scores
+
+
+def _documents(samples: Sequence[dict[str, Any]], metric: str, rule: str, value: float) -> dict[int, float] | None:
+    """The score of each document; None if their mean is not the task's value."""
+    scored = {
+        sample["doc_id"]: float(sample[metric])
+        for sample in samples
+        if sample["filter"] == rule and isinstance(sample.get(metric), int | float)
+    }
+    if not scored or not math.isclose(sum(scored.values()) / len(scored), value, abs_tol=1e-9):
+        return None
+    return scored

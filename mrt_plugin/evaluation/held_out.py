@@ -27,7 +27,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class PromptNLL:
-    """The NLL of each prompt's responses, in nats. A prompt without responses that fit has zeros."""
+    """The NLL of each prompt's responses, in nats. A prompt without any measured response has zeros."""
 
     nll: np.ndarray
     """[P] summed over the prompt's responses."""
@@ -35,19 +35,44 @@ class PromptNLL:
     """[P] trained tokens, likewise."""
     pairs: np.ndarray
     """[P] responses measured."""
-    left_out: int
-    """Responses that do not fit `max_length` together with their prompt."""
 
 
-def prompt_nll(
+@dataclass(frozen=True)
+class ResponseNLL:
+    """The NLL of each response, those of a prompt after each other, in nats."""
+
+    nll: np.ndarray
+    """[R]; 0 where it does not fit."""
+    tokens: np.ndarray
+    """[R] trained tokens."""
+    fits: np.ndarray
+    """[R] whether it fits `max_length` together with its prompt."""
+    owner: np.ndarray
+    """[R] the place of its prompt."""
+    prompts: int
+    """P"""
+    max_length: int | None
+
+    def per_prompt(self, chosen: np.ndarray | None = None) -> PromptNLL:
+        """Sums over each prompt's responses: over the `chosen`, [R], by default over those that fit."""
+        where = self.fits if chosen is None else chosen
+        of = self.owner[where]
+        return PromptNLL(
+            nll=np.bincount(of, weights=self.nll[where], minlength=self.prompts),
+            tokens=np.bincount(of, weights=self.tokens[where], minlength=self.prompts).astype(int),
+            pairs=np.bincount(of, minlength=self.prompts),
+        )
+
+
+def response_nll(
     model: Model,
     encoder: Encoder,
     groups: Iterable[Mapping[str, Any]],
     *,
     max_length: int | None = None,
     **how: Any,
-) -> PromptNLL:
-    """The NLL of held-out responses, prompt by prompt.
+) -> ResponseNLL:
+    """The NLL of held-out responses, one by one.
 
     Args:
         model: a causal language model, with or without an adapter.
@@ -62,29 +87,36 @@ def prompt_nll(
     Example:
 
     ```python
-    found = prompt_nll(model, Encoder(tokenizer), load_groups("held_out.jsonl"))
-    found.nll / found.tokens  # nats per token, of each prompt
+    found = response_nll(model, Encoder(tokenizer), load_groups("held_out.jsonl"))
+    found.nll / found.tokens  # nats per token, of each response
     ```
     """
     pairs: list[Pair] = []
     owner: list[int] = []
-    left_out, count = 0, 0
+    count = 0
     for number, group in enumerate(groups):
         encoded: Sequence[Pair] = encoder.encode_group(group["prompt"], group["responses"])
-        fitting = [pair for pair in encoded if max_length is None or len(pair.input_ids) <= max_length]
-        left_out += len(encoded) - len(fitting)
-        pairs += fitting
-        owner += [number] * len(fitting)
+        pairs += encoded
+        owner += [number] * len(encoded)
         count = number + 1
-    check_ids(pairs, model)
-    nll = -log_likelihoods(model, pairs, **how)
-    of = np.array(owner, dtype=np.int64)
-    return PromptNLL(
-        nll=np.bincount(of, weights=nll, minlength=count),
-        tokens=np.bincount(of, weights=[pair.trained_length for pair in pairs], minlength=count).astype(int),
-        pairs=np.bincount(of, minlength=count),
-        left_out=left_out,
+    fits = np.array([max_length is None or len(pair.input_ids) <= max_length for pair in pairs], dtype=bool)
+    fitting = [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
+    check_ids(fitting, model)
+    nll = np.zeros(len(pairs))
+    nll[fits] = -log_likelihoods(model, fitting, **how)
+    return ResponseNLL(
+        nll=nll,
+        tokens=np.array([pair.trained_length for pair in pairs], dtype=np.int64),
+        fits=fits,
+        owner=np.array(owner, dtype=np.int64),
+        prompts=count,
+        max_length=max_length,
     )
+
+
+def prompt_nll(model: Model, encoder: Encoder, groups: Iterable[Mapping[str, Any]], **how: Any) -> PromptNLL:
+    """The NLL of held-out responses, prompt by prompt. Arguments as for `response_nll`."""
+    return response_nll(model, encoder, groups, **how).per_prompt()
 
 
 def held_out_nll(model: Model, encoder: Encoder, groups: Iterable[Mapping[str, Any]], **how: Any) -> HeldOut:

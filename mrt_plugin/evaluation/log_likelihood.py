@@ -39,8 +39,9 @@ def log_likelihoods(
 ) -> np.ndarray:
     """Summed log-probability of each pair's trained tokens, [n] float64, in nats.
 
-    The result does not depend on the order of the pairs nor, up to rounding, on the batch size. The model is put in
-    evaluation mode while it is measured, and left as it was.
+    The result does not depend on the order of the pairs nor, up to rounding, on the batch size. Equal pairs are
+    computed once, so that they are equal to the last digit. The model is put in evaluation mode while it is measured,
+    and left as it was.
 
     Args:
         model: a causal language model, with or without an adapter; measured on the device it is on.
@@ -55,13 +56,15 @@ def log_likelihoods(
     probability = np.exp(log_likelihoods(model, pairs))
     ```
     """
+    copies = equal_pairs(pairs)
     result = np.zeros(len(pairs))
     training = model.training
     model.eval()
     try:
-        for chosen in _batches([len(pair.input_ids) for pair in pairs], batch_tokens):
+        for chosen in _batches([len(pairs[same[0]].input_ids) for same in copies], batch_tokens):
             # Padding is masked and to the right, so the pad token may be any: it is never seen.
-            input_ids, labels, mask = (part.to(model.device) for part in pad_pairs([pairs[i] for i in chosen], 0))
+            batch = [pairs[copies[i][0]] for i in chosen]
+            input_ids, labels, mask = (part.to(model.device) for part in pad_pairs(batch, 0))
             wanted = labels[:, 1:] != IGNORE
             columns = wanted.any(dim=0).nonzero().squeeze(1)
             # Logits only where some pair of the batch is trained: the prompt's never exist.
@@ -70,11 +73,21 @@ def log_likelihoods(
             ).logits.float()
             targets, wanted = labels[:, 1:][:, columns], wanted[:, columns]
             token = logits.gather(2, targets.clamp(min=0)[:, :, None]).squeeze(2) - logits.logsumexp(dim=2)
-            result[chosen] = torch.where(wanted, token, 0.0).double().sum(dim=1).cpu().numpy()
-            progress(len(chosen))
+            found = torch.where(wanted, token, 0.0).double().sum(dim=1).cpu().numpy()
+            for i, value in zip(chosen, found, strict=True):
+                result[copies[i]] = value
+            progress(sum(len(copies[i]) for i in chosen))
     finally:
         model.train(training)
     return result
+
+
+def equal_pairs(pairs: Sequence[Pair]) -> list[list[int]]:
+    """The places of each distinct pair, in the order of their first."""
+    places: dict[tuple[tuple[int, ...], tuple[bool, ...]], list[int]] = {}
+    for place, pair in enumerate(pairs):
+        places.setdefault((tuple(pair.input_ids), tuple(pair.trained)), []).append(place)
+    return list(places.values())
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mrt_plugin.evaluation.paired import LEVEL
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -19,7 +21,7 @@ MEASURES = {
     "coverage": Measure("coverage of M", "higher"),
     "alignment": Measure("alignment", "higher"),
     "diversity": Measure("diversity", "neither"),
-    "length": Measure("length, words", "neither"),
+    "length": Measure("length, words or characters", "neither"),
     "reward": Measure("reward, mean", "higher"),
     "best_reward": Measure("reward, best of M", "higher"),
     "pass": Measure("pass@M", "higher"),
@@ -41,15 +43,20 @@ def label(name: str, m: int | None = None) -> str:
     return MEASURES[name].label.replace("M", str(m)) if m is not None else MEASURES[name].label
 
 
-def outcome(name: str, interval: list[float] | None) -> str:
-    """What a difference with this interval says: better, worse, different, or unclear.
+def outcome(name: str, interval: list[float] | None, chance: float | None = None) -> str:
+    """What a difference says: better, worse, different, or unclear.
+
+    Args:
+        name: of the measure.
+        interval: of the difference.
+        chance: its p-value, corrected for the number of comparisons; None for a single comparison.
 
     Example:
 
     >>> outcome("coverage", [0.01, 0.03]), outcome("nll_per_token", [0.01, 0.03]), outcome("length", [-1.0, 2.0])
     ('better', 'worse', 'unclear')
     """
-    if interval is None or interval[0] <= 0 <= interval[1]:
+    if interval is None or interval[0] <= 0 <= interval[1] or (chance is not None and chance > 1 - LEVEL):
         return "unclear"
     better = MEASURES[name].better
     if better == "neither":

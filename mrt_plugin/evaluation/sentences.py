@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from mrt_plugin.evaluation.cases import Case
-from mrt_plugin.evaluation.paired import LEVEL
+from mrt_plugin.evaluation.measures import label
+from mrt_plugin.evaluation.paired import FEWEST, LEVEL
 from mrt_plugin.evaluation.subject import Subject, same_tokens
 
 FEW = 30
@@ -19,6 +20,7 @@ def notes(cases: Sequence[Case], subjects: Sequence[Subject], first: int, result
         *(_dropped(row, part) for row in result["forgetting"] for part in _losses(row)),
         *(note for subject in subjects for note in subject.notes),
         *_about_samples(subjects, result),
+        *_about_columns(result),
         *_about_references(cases, subjects),
         *(note for subject in subjects for note in _about_model(subject, subjects[first], cases)),
         *_about_intervals(cases, result),
@@ -43,6 +45,18 @@ def _about_samples(subjects: Sequence[Subject], result: dict[str, Any]) -> list[
     if sampled and all(len(one.texts) < 2 for samples in sampled for one in samples):
         said.append("Diversity needs at least 2 samples per prompt (--m), and is left out.")
     return said
+
+
+def _about_columns(result: dict[str, Any]) -> list[str]:
+    """Measures whose values beside each other rest on different prompts."""
+    counts: dict[tuple[str, int | None], set[int]] = {}
+    for model in result["models"]:
+        for row in model["measures"]:
+            counts.setdefault((row["measure"], row["m"]), set()).add(row["prompts"])
+    apart = [label(*key) for key, found in counts.items() if len(found) > 1]
+    if not apart:
+        return []
+    return [f"Not all models were measured on the same prompts in {', '.join(apart)}: compare the differences."]
 
 
 def _about_references(cases: Sequence[Case], subjects: Sequence[Subject]) -> list[str]:
@@ -82,13 +96,18 @@ def _about_model(subject: Subject, base: Subject, cases: Sequence[Case]) -> list
 
 def _about_intervals(cases: Sequence[Case], result: dict[str, Any]) -> list[str]:
     said = []
-    if len(cases) < 2:
-        said.append("One prompt has no intervals.")
+    if len(cases) < FEWEST:
+        said.append(f"Fewer than {FEWEST} prompts have no intervals, and so no verdict.")
     elif len(cases) < FEW:
         said.append(f"{len(cases)} prompts are few: the intervals are wide.")
-    count = len(result["differences"])
-    if count >= 10:
-        said.append(f"Of {count} intervals at {LEVEL:.0%}, about {count * (1 - LEVEL):.0f} exclude 0 by chance.")
+    rows = [row for row in result["differences"] if row["p"] is not None]
+    alone = sum(row["outcome"] == "unclear" and not row["interval"][0] <= 0 <= row["interval"][1] for row in rows)
+    if len(rows) > 1:
+        line = (
+            f"Better, worse and different are corrected for {len(rows)} comparisons (Holm): by chance, any of them "
+            f"stands in at most about {1 - LEVEL:.0%} of evaluations. Intervals are those of each comparison alone"
+        )
+        said.append(f"{line}; {alone} exclude 0 and are still unclear." if alone else f"{line}.")
     return said
 
 
@@ -98,17 +117,21 @@ def _losses(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [part for part in [*probe, *row["tasks"]] if part["verdict"] in ("flagged", "significant")]
 
 
+def _beyond_chance(part: dict[str, Any]) -> bool:
+    return part["interval"] is None or part["interval"][0] > 0
+
+
 def _dropped(row: dict[str, Any], part: dict[str, Any]) -> str:
     where = "the general probe" if "kind" in part else f"{part['task']} ({part['metric']})"
     word = "a significant drop" if part["verdict"] == "significant" else "a drop"
-    chance = " It may be chance: the interval holds 0." if part["interval"] and part["interval"][0] <= 0 else ""
+    chance = "" if _beyond_chance(part) else " It may be chance: the interval holds 0."
     return f"{row['model']}: {word} of {part['points']:.1f} points on {where}, against {row['before']}.{chance}"
 
 
 def next_step(result: dict[str, Any]) -> str:
     """The one thing to do now."""
     data, models = result["data"], result["models"]
-    lost = next((row for row in result["forgetting"] if _losses(row)), None)
+    lost = next((row for row in result["forgetting"] if any(map(_beyond_chance, _losses(row)))), None)
     worse = next(
         (row for row in result["differences"] if row["outcome"] == "worse" and row["measure"] == "coverage"), None
     )

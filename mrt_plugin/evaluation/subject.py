@@ -19,7 +19,7 @@ from mrt_plugin.evaluation.checkers import Checker
 from mrt_plugin.evaluation.closeness import Closeness, closeness
 from mrt_plugin.evaluation.forgetting import ProbeNLL, probe_nll
 from mrt_plugin.evaluation.harness import Scores, run_tasks
-from mrt_plugin.evaluation.held_out import PromptNLL, prompt_nll
+from mrt_plugin.evaluation.held_out import PromptNLL, ResponseNLL, response_nll
 from mrt_plugin.evaluation.log_likelihood import Model
 from mrt_plugin.evaluation.named_model import NamedModel
 from mrt_plugin.evaluation.paired import Measured
@@ -80,7 +80,10 @@ class Subject:
 
     model: NamedModel
     measured: dict[Key, Measured] = field(default_factory=dict)
+    references: ResponseNLL | None = None
+    """Of every reference that fits in this model."""
     nll: PromptNLL | None = None
+    """Of the references that fit in all models: `share_references`."""
     samples: list[Samples] | None = None
     right: list[list[bool | None]] | None = None
     rewards: list[np.ndarray] | None = None
@@ -140,6 +143,36 @@ def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress
     return subject
 
 
+def share_references(subjects: Sequence[Subject]) -> int:
+    """Measure the held-out NLL of every model on the same references: those that fit in all of them.
+
+    Returns:
+        The references left out.
+    """
+    able = [subject for subject in subjects if subject.references is not None]
+    if not able:
+        return 0
+    fits = [subject.references.fits for subject in able if subject.references is not None]
+    common = np.logical_and.reduce(fits)
+    whose = "the NLL" if len(able) == 1 else "every model's NLL"
+    for subject in able:
+        assert subject.references is not None
+        subject.nll = subject.references.per_prompt(common)
+        known = subject.nll.pairs > 0
+        subject.measured["nll_per_token", None] = Measured(
+            np.where(known, subject.nll.nll, np.nan), subject.nll.tokens.astype(np.float64)
+        )
+        with np.errstate(invalid="ignore"):
+            subject.measured["nll_per_response", None] = Measured.mean(subject.nll.nll / subject.nll.pairs)
+        too_long = int((~subject.references.fits).sum())
+        if too_long:
+            subject.notes.append(
+                f"{subject.model.name}: {too_long:,} references do not fit {subject.references.max_length:,} tokens "
+                f"and are left out of {whose}, which rests on {int(common.sum()):,} of {len(common):,}."
+            )
+    return int((~common).sum())
+
+
 def same_tokens(one: Subject, other: Subject) -> bool:
     """Whether both models read the references as the same number of tokens each."""
     if one.nll is None or other.nll is None:
@@ -163,25 +196,14 @@ def _likelihoods(
 
         limit = how.max_length or model.config.to_dict().get("max_position_embeddings")
         groups = ({"prompt": case.prompt, "responses": case.references} for case in cases)
-        found = prompt_nll(model, encoder, groups, max_length=limit, progress=advance)
+        found = response_nll(model, encoder, groups, max_length=limit, progress=advance)
         if not np.isfinite(found.nll).all():
             raise ValueError(f"{name}: the loss is not finite on some reference. Load the model in another precision.")
-        known = found.pairs > 0
-        subject.nll = found
-        with np.errstate(invalid="ignore"):
-            per_response = found.nll / found.pairs
-        subject.measured["nll_per_token", None] = Measured(
-            np.where(known, found.nll, np.nan), found.tokens.astype(np.float64)
-        )
-        subject.measured["nll_per_response", None] = Measured.mean(per_response)
-        if found.left_out:
-            subject.notes.append(
-                f"{name}: {found.left_out:,} references do not fit {limit:,} tokens and are left out of the NLL."
-            )
-        value = subject.measured["nll_per_token", None].value
-        warning = None if value is None else worse_than_guessing(value, model)
-        if warning:
-            subject.notes.append(f"{name}: {warning}")
+        subject.references = found
+        if found.fits.any():
+            warning = worse_than_guessing(float(found.nll.sum() / found.tokens[found.fits].sum()), model)
+            if warning:
+                subject.notes.append(f"{name}: {warning}")
     if how.probe:
         subject.probe = probe_nll(model, encoder.tokenizer)
         if isinstance(model, PeftModel):

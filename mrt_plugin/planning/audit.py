@@ -14,6 +14,8 @@ import datasets
 import numpy as np
 from datasets import Dataset
 
+from mrt_plugin.curation.text import NO_SPACES
+from mrt_plugin.evaluation.paired import FEWEST, Bootstrap, Measured
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.options import LossAggregation
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
     from mrt_plugin.planning.measure import Measurement
 
 LEVEL = 0.9
-DRAWS = 2000
-"""Bootstrap draws over prompts."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done in it and their number."""
@@ -162,20 +162,29 @@ class Case:
 def audit_length(chosen: Sequence[Kept], pool: Dataset) -> dict[str, Any]:
     """Words of the kept responses against the pool's, and the range that `random_k` would stay in."""
     kept_means, pool_means, errors = [], [], []
+    unit = "words"
     for kept in chosen:
-        lengths = np.array([len(words(response_text(response))) for response in pool[kept.row]["responses"]])
+        texts = [response_text(response) for response in pool[kept.row]["responses"]]
+        if any(map(NO_SPACES.search, texts)):
+            unit = "words or characters"
+        lengths = np.array([_length(text) for text in texts])
         count, size = len(kept.places), len(lengths)
         kept_means.append(lengths[kept.places].mean())
         pool_means.append(lengths.mean())
         errors.append(lengths.var(ddof=1) / count * (1 - count / size))
     mean, error = float(np.mean(pool_means)), float(np.sqrt(np.sum(errors)) / len(chosen))
     return {
-        "unit": "words",
+        "unit": unit,
         "kept": float(np.mean(kept_means)),
         "pool": mean,
         "ratio": float(np.mean(kept_means)) / mean if mean else 1.0,
         "random_k_interval": [mean - 1.645 * error, mean + 1.645 * error],
     }
+
+
+def _length(text: str) -> int:
+    """Words and signs; in scripts without spaces, characters."""
+    return sum(len(word) if NO_SPACES.search(word) else 1 for word in words(text))
 
 
 def audit_coverage(chosen: Sequence[Kept], pool: Dataset, embedder: str, progress: Progress) -> dict[str, Any]:
@@ -305,6 +314,7 @@ def audit_splits(
             "variance": float(variance.mean()),
             "emse": float((bias + variance).mean()),
             "cosine": float(directions.mean()) if directions.size else None,
+            "cosine_interval": mean_interval(directions.mean(axis=0)) if directions.size else None,
         }
     if np.array(cosines["selection"]).size:
         gap = np.array(cosines["selection"]).mean(axis=0) - np.array(cosines["random_k"]).mean(axis=0)
@@ -312,11 +322,13 @@ def audit_splits(
     return result
 
 
-def mean_interval(values: np.ndarray, level: float = LEVEL) -> list[float]:
-    """A confidence interval of a mean over prompts: bootstrap percentiles."""
-    random = np.random.default_rng(0)
-    means = values[random.integers(len(values), size=(DRAWS, len(values)))].mean(axis=1)
-    return [float(value) for value in np.quantile(means, [(1 - level) / 2, (1 + level) / 2])]
+def mean_interval(values: np.ndarray) -> list[float] | None:
+    """A confidence interval of a mean over prompts; None with fewer than 5."""
+    return Bootstrap(len(values), level=LEVEL).interval(Measured.mean(values))
+
+
+def _below_zero(interval: list[float] | None) -> bool:
+    return interval is not None and interval[1] < 0
 
 
 def _can_run(rule: Rule, pool: Dataset) -> bool:
@@ -433,16 +445,16 @@ def _warnings(result: dict[str, Any]) -> list[str]:
             f"the mean cosine of a prompt's kept gradient with its pool's is {gradient['cosine']:.2f}, where random_k "
             f"has {gradient['random_k_cosine']:.2f}"
         )
-        if gradient["cosine"] < 0:
+        if _below_zero(gradient["cosine_interval"]):
             lines.append(f"The selection points away from its pool: {line}. Training on it unlearns part of the pool.")
-        elif gradient["difference_interval"][1] < 0:
+        elif _below_zero(gradient["difference_interval"]):
             lines.append(f"The selection points less along its pool's gradient than random_k: {line}.")
-    if splits is not None and splits["selection"]["cosine"] is not None and splits["selection"]["cosine"] < 0:
+    if splits is not None and _below_zero(splits["selection"]["cosine_interval"]):
         lines.append(
             f"On halves of the pools, what {splits['selector']} keeps points away from the responses it did not see: "
             f"cosine {splits['selection']['cosine']:.2f}, random_k {splits['random_k']['cosine']:.2f}."
         )
-    if loss is not None and loss["emse_difference_interval"][0] > 0:
+    if loss is not None and (loss["emse_difference_interval"] or [0])[0] > 0:
         lines.append(
             f"The loss of the kept responses estimates their pool's worse than random_k would: mean squared error "
             f"{loss['emse']:.3g} against {loss['random_k_emse']:.3g}."
@@ -453,11 +465,11 @@ def _warnings(result: dict[str, Any]) -> list[str]:
         side = "longer" if length["ratio"] > 1 else "shorter"
         lines.append(
             f"The kept responses are {abs(length['ratio'] - 1):.0%} {side} than their pools' ({length['kept']:.0f} "
-            f"words against {length['pool']:.0f}; random_k stays within {low:.0f} to {high:.0f}): the model will "
-            "learn that length."
+            f"{length['unit']} against {length['pool']:.0f}; random_k stays within {low:.0f} to {high:.0f}): the "
+            "model will learn that length."
         )
     coverage = result["coverage"]
-    if coverage["difference_interval"][1] < 0:
+    if _below_zero(coverage["difference_interval"]):
         lines.append(
             f"The kept responses cover {coverage['clusters_covered']:.0%} of their pools' clusters, random_k "
             f"{coverage['random_k']:.0%}: kinds of answers are missing."
@@ -469,6 +481,8 @@ def _notes(result: dict[str, Any], has_model: bool) -> list[str]:
     """What the audit rests on."""
     groups = result["groups"]
     lines = ["The pool stands for the truth: what it lacks, an audit cannot miss."]
+    if groups["audited"] < FEWEST:
+        lines.append(f"Fewer than {FEWEST} prompts have no intervals, and warnings that rest on one are not given.")
     if groups["kept_whole"]:
         lines.append(f"{groups['kept_whole']:,} pools were kept whole and are left out here.")
     if not has_model:

@@ -16,7 +16,12 @@ def audit_rows(audit: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     length, coverage, loss, gradient = audit["length"], audit["coverage"], audit["loss"], audit["gradient"]
     low, high = length["random_k_interval"]
     rows = [
-        ("mean length, words", f"{length['kept']:.1f}", f"{length['pool']:.1f}", f"random: {low:.1f} to {high:.1f}"),
+        (
+            f"mean length, {length['unit']}",
+            f"{length['kept']:.1f}",
+            f"{length['pool']:.1f}",
+            f"random: {low:.1f} to {high:.1f}",
+        ),
         (
             "clusters covered",
             f"{coverage['clusters_covered']:.1%}",
@@ -140,5 +145,5 @@ def gradient_figure(gradient: dict[str, Any]) -> "Figure":
     return made
 
 
-def _interval(ends: list[float]) -> str:
-    return f"{number(ends[0])} to {number(ends[1])}"
+def _interval(ends: list[float] | None) -> str:
+    return "" if ends is None else f"{number(ends[0])} to {number(ends[1])}"

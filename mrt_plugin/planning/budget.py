@@ -11,6 +11,8 @@ from typing import Literal
 
 import numpy as np
 
+from mrt_plugin.options import LossAggregation
+
 PaidLayout = Literal["shared_prefix", "expanded"]
 
 
@@ -63,8 +65,21 @@ def best_k_formula(ratio: float, costs: Costs) -> float:
     return math.sqrt(costs.prompt / costs.response / ratio) if ratio > 0 else math.inf
 
 
-def choices(v_x: float, v_yx: float, costs: Costs, *, pool_sizes: Sequence[int], budget: float) -> list[Choice]:
+def choices(
+    v_x: float,
+    v_yx: float,
+    costs: Costs,
+    *,
+    pool_sizes: Sequence[int],
+    budget: float,
+    loss_aggregation: LossAggregation = "token",
+) -> list[Choice]:
     """What a budget buys at each K from 1 to the largest pool.
+
+    A prompt keeps k = min(K, N) responses. `loss_aggregation: prompt` gives each prompt one vote, and the variance is
+    (V_x + V_{y|x}·mean(1/k)) / n. `token` and `response` give it k votes, and the variance is
+    (V_x·mean(k²)/mean(k)² + V_{y|x}/mean(k)) / n.
+    With equal pools both are V_x/n + V_{y|x}/(n·K). Pool sizes are taken to be unrelated to the losses.
 
     Args:
         v_x: variance between prompts; taken as 0 when below.
@@ -72,6 +87,7 @@ def choices(v_x: float, v_yx: float, costs: Costs, *, pool_sizes: Sequence[int],
         costs: of a prompt and a response.
         pool_sizes: N of each prompt owned. If the budget pays for fewer prompts, they are drawn at random.
         budget: in the unit of the costs.
+        loss_aggregation: of the training loss.
 
     Raises:
         ValueError: if the budget does not pay for one prompt with one response.
@@ -90,14 +106,18 @@ def choices(v_x: float, v_yx: float, costs: Costs, *, pool_sizes: Sequence[int],
     rows = []
     for k in range(1, int(sizes.max()) + 1):
         kept = np.minimum(sizes, k)
-        cost = costs.of_prompt(float(kept.mean()))
+        mean = float(kept.mean())
+        cost = costs.of_prompt(mean)
         prompts = min(len(sizes), int(budget / cost * (1 + 1e-12)))
-        noise = max(v_x, 0.0) + v_yx * float((1 / kept).mean())
+        if loss_aggregation == "prompt":
+            noise = max(v_x, 0.0) + v_yx * float((1 / kept).mean())
+        else:
+            noise = max(v_x, 0.0) * (float((kept**2).mean()) / mean**2) + v_yx / mean  # 1 exactly for equal pools
         rows.append(
             Choice(
                 k=k,
                 prompts=prompts,
-                pairs=prompts * float(kept.mean()),
+                pairs=prompts * mean,
                 cost=prompts * cost,
                 variance=noise / prompts if prompts else math.inf,
             )

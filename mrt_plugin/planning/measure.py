@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.evaluation.log_likelihood import Model, log_likelihoods
+from mrt_plugin.evaluation.log_likelihood import Model, equal_pairs, log_likelihoods
 from mrt_plugin.evaluation.tokenizer_match import check_ids, vocabulary, worse_than_guessing
 from mrt_plugin.layout.group_row import build_group_row
 from mrt_plugin.options import LossAggregation
@@ -45,6 +45,23 @@ class Measurement:
     """Responses left out because prompt and response exceed `max_length`; a group without any left is not listed."""
     max_length: int | None
     vocabulary: int
+
+    def distinct(self) -> "Measurement":
+        """The same with each distinct response of a pool once."""
+        groups = []
+        for group in self.groups:
+            kept = [same[0] for same in equal_pairs(group.pairs)]
+            groups.append(
+                replace(
+                    group,
+                    places=[group.places[at] for at in kept],
+                    pairs=[group.pairs[at] for at in kept],
+                    segment_tokens=group.segment_tokens[kept],
+                    trained_tokens=group.trained_tokens[kept],
+                    nll=group.nll[kept],
+                )
+            )
+        return replace(self, groups=groups)
 
     @property
     def nll_per_token(self) -> float:

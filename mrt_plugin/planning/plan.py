@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset
 
-from mrt_plugin.groups.keys import digest
+from mrt_plugin.groups.keys import canonical, digest
 from mrt_plugin.options import LossAggregation
 from mrt_plugin.planning.advice import advise, cannot_know, yaml_block
 from mrt_plugin.planning.budget import Choice, Costs, PaidLayout, best_choice, best_k_formula, choices
@@ -21,7 +21,13 @@ from mrt_plugin.planning.diversity import (
     response_diversity,
     words,
 )
-from mrt_plugin.planning.variance import Interval, bootstrap_intervals, estimate_components
+from mrt_plugin.planning.variance import (
+    Interval,
+    Intervals,
+    VarianceComponents,
+    bootstrap_intervals,
+    estimate_components,
+)
 from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.selection.allocation import allocate
 
@@ -93,7 +99,8 @@ def make_plan(
     ```
     """
     sizes = [len(responses) for responses in groups["responses"]]
-    plan: dict[str, Any] = {"data": describe_data(data, sizes), "model": None}
+    distinct = [len(set(map(canonical, responses))) for responses in groups["responses"]]
+    plan: dict[str, Any] = {"data": describe_data(data, sizes, distinct), "model": None}
     tokenize: Tokenize = words
     if encoder is not None:
         tokenizer = encoder.tokenizer
@@ -116,9 +123,20 @@ def make_plan(
             max_length=max_length,
             progress=lambda done, total: progress("losses of responses", done, total),
         )
-        plan["model"] = describe_model(found, loss_aggregation, seed) | {"prompts_sampled": len(chosen) < len(groups)}
-        plan["model"] |= weigh_budgets(plan["model"], sizes, costs or found.costs(layout), budget, layout)
-        plan["model"]["cost_unit"] = "tokens" if costs is None else "the unit of the costs given"
+        losses = found.losses(loss_aggregation)
+        estimate, intervals = estimate_components(losses), bootstrap_intervals(losses, level=LEVEL, seed=seed)
+        ratio = None if intervals is None else intervals.ratio
+        used = costs or found.costs(layout)
+        paid = Costs(used.prompt, used.response, layout)
+        amount = parse_budget(budget, len(sizes) * paid.of_prompt(1))
+        plan["model"] = describe_model(found, losses, estimate, intervals) | {
+            "prompts_sampled": len(chosen) < len(groups),
+            "loss_aggregation": loss_aggregation,
+            **weigh_budgets(estimate, ratio, sizes, paid, amount, loss_aggregation),
+            "cost_unit": "tokens" if costs is None else "the unit of the costs given",
+            "copies": describe_copies(found, distinct, paid, amount, loss_aggregation),
+            "single": describe_single(losses),
+        }
         plan["model"]["adaptive"] = describe_adaptive(found, loss_aggregation, plan["model"]["best"]["k"], seed)
     plan["advice"] = advise(plan)
     plan["cannot_know"] = cannot_know(plan)
@@ -126,8 +144,8 @@ def make_plan(
     return plan
 
 
-def describe_data(name: str, sizes: Sequence[int]) -> dict[str, Any]:
-    """How many prompts and responses there are."""
+def describe_data(name: str, sizes: Sequence[int], distinct: Sequence[int]) -> dict[str, Any]:
+    """How many prompts and responses there are, and how many of the responses of each are `distinct`."""
     return {
         "name": name,
         "prompts": len(sizes),
@@ -136,6 +154,8 @@ def describe_data(name: str, sizes: Sequence[int]) -> dict[str, Any]:
         "pool_median": float(np.median(sizes)),
         "pool_most": max(sizes),
         "prompts_with_one_response": sum(size == 1 for size in sizes),
+        "repeated_responses": sum(sizes) - sum(distinct),
+        "prompts_with_repeats": sum(kinds < size for kinds, size in zip(distinct, sizes, strict=True)),
     }
 
 
@@ -177,27 +197,26 @@ def describe_diversity(
     }
 
 
-def describe_model(found: "Measurement", aggregation: LossAggregation, seed: int) -> dict[str, Any]:
-    """The variance components at this model, with intervals."""
-    losses = found.losses(aggregation)
-    estimate = estimate_components(losses)
-    intervals = bootstrap_intervals(losses, level=LEVEL, seed=seed)
+def describe_model(
+    found: "Measurement", losses: Sequence[np.ndarray], estimate: VarianceComponents, intervals: Intervals | None
+) -> dict[str, Any]:
+    """The variance components at this model, with intervals (None with too few prompts)."""
     return {
         "prompts_measured": len(losses),
         "responses_measured": sum(map(len, losses)),
         "responses_too_long": found.left_out,
         "max_length": found.max_length,
-        "loss_aggregation": aggregation,
         "nll_per_token": found.nll_per_token,
         "level": LEVEL,
+        "prompts_differing": estimate.differing,
         "v_x": estimate.v_x,
-        "v_x_interval": _pair(intervals.v_x),
+        "v_x_interval": intervals and _pair(intervals.v_x),
         "v_yx": estimate.v_yx,
-        "v_yx_interval": _pair(intervals.v_yx),
+        "v_yx_interval": intervals and _pair(intervals.v_yx),
         "ratio": _finite(estimate.ratio),
-        "ratio_interval": _pair(intervals.ratio),
+        "ratio_interval": intervals and _pair(intervals.ratio),
         "rho": estimate.rho,
-        "rho_interval": _pair(intervals.rho),
+        "rho_interval": intervals and _pair(intervals.rho),
         "per_prompt": [
             {
                 "id": group.id,
@@ -210,21 +229,76 @@ def describe_model(found: "Measurement", aggregation: LossAggregation, seed: int
     }
 
 
+def describe_copies(
+    found: "Measurement", distinct: Sequence[int], costs: Costs, amount: float, aggregation: LossAggregation
+) -> dict[str, Any] | None:
+    """What the plan would be with each distinct response of a pool once; None if no response was measured twice.
+
+    A text alone does not say whether a repeated response was drawn twice or copied, so the plan shows both.
+    """
+    once = found.distinct()
+    losses = once.losses(aggregation)
+    repeated = sum(len(group.nll) for group in found.groups) - sum(map(len, losses))
+    if not repeated:
+        return None
+    if sum(len(row) > 1 for row in losses) < 2:
+        return {"measured": repeated, "v_x": None, "v_yx": None, "k": 1}
+    estimate = estimate_components(losses)
+    rows = choices(
+        estimate.v_x, estimate.v_yx, costs, pool_sizes=distinct, budget=amount, loss_aggregation=aggregation
+    )
+    return {"measured": repeated, "v_x": estimate.v_x, "v_yx": estimate.v_yx, "k": best_choice(rows).k}
+
+
+def describe_single(losses: Sequence[np.ndarray]) -> dict[str, Any] | None:
+    """How the prompts with one response, which the estimates leave out, differ from the others; None without them.
+
+    `adds_to_v_x` is what the distance between the two kinds adds to the variance between all prompts, p·(1-p)·gap²
+    with p their share. It is 0 where the gap is within 2 standard errors of 0.
+    """
+    single = np.array([row[0] for row in losses if len(row) == 1])
+    others = np.array([row.mean() for row in losses if len(row) > 1])
+    if not len(single):
+        return None
+    gap, share = float(single.mean() - others.mean()), len(single) / len(losses)
+    known = len(single) > 1
+    error = math.sqrt(single.var(ddof=1) / len(single) + others.var(ddof=1) / len(others)) if known else None
+    clear = error is not None and abs(gap) > 2 * error
+    return {
+        "prompts": len(single),
+        "mean": float(single.mean()),
+        "others": float(others.mean()),
+        "gap_error": error,
+        "adds_to_v_x": share * (1 - share) * gap**2 if clear else 0.0,
+    }
+
+
 def weigh_budgets(
-    found: dict[str, Any], sizes: Sequence[int], costs: Costs, budget: str | float, layout: PaidLayout
+    estimate: VarianceComponents,
+    ratio: Interval | None,
+    sizes: Sequence[int],
+    costs: Costs,
+    amount: float,
+    aggregation: LossAggregation,
 ) -> dict[str, Any]:
     """k*, the integer optimum under the budget in both layouts, and an outlook on other budgets."""
     ordinary = len(sizes) * costs.of_prompt(1)
-    amount = parse_budget(budget, ordinary)
-    used = Costs(costs.prompt, costs.response, layout)
-    ratio = math.inf if found["ratio"] is None else found["ratio"]
-    low, high = found["ratio_interval"]
 
-    def best(amount: float) -> tuple[list[Choice], Choice, list[int]]:
-        rows = choices(found["v_x"], found["v_yx"], used, pool_sizes=sizes, budget=amount)
-        ends = [
-            best_choice(choices(*_components(end), used, pool_sizes=sizes, budget=amount)).k for end in (high, low)
-        ]
+    def weigh(
+        v_x: float,
+        v_yx: float,
+        amount: float = amount,
+        layout: PaidLayout = costs.layout,
+        votes: LossAggregation = aggregation,
+    ) -> list[Choice]:
+        paid = Costs(costs.prompt, costs.response, layout)
+        return choices(v_x, v_yx, paid, pool_sizes=sizes, budget=amount, loss_aggregation=votes)
+
+    def best(amount: float) -> tuple[list[Choice], Choice, list[int] | None]:
+        rows = weigh(estimate.v_x, estimate.v_yx, amount)
+        if ratio is None:
+            return rows, best_choice(rows), None
+        ends = [best_choice(weigh(*_components(end), amount)).k for end in (ratio.high, ratio.low)]
         return rows, best_choice(rows), ends
 
     rows, chosen, interval = best(amount)
@@ -232,30 +306,35 @@ def weigh_budgets(
     for times in TIMES:
         _, at, ends = best(times * ordinary)
         outlook.append({"times": times, "budget": times * ordinary, **asdict(at), "k_interval": ends})
+    one_vote = weigh(estimate.v_x, estimate.v_yx, votes="prompt")[chosen.k - 1]
     return {
-        "layout": layout,
+        "layout": costs.layout,
         "costs": {"prompt": costs.prompt, "response": costs.response},
         "ordinary_epoch": ordinary,
         "budget": amount,
-        "k_star": _finite(best_k_formula(ratio, used)),
-        "k_star_interval": [_finite(best_k_formula(end, used)) for end in (high, low)],
+        "k_star": _finite(best_k_formula(estimate.ratio, costs)),
+        "k_star_interval": ratio and [_finite(best_k_formula(end, costs)) for end in (ratio.high, ratio.low)],
         "all_prompts": _all_prompts(rows, chosen, len(sizes)),
-        "best": {**asdict(chosen), "k_interval": interval, "saves": 1 - chosen.variance / rows[0].variance},
+        "best": {
+            **asdict(chosen),
+            "k_interval": interval,
+            "saves": -_more(chosen.variance, rows[0].variance),
+            "one_vote_per_prompt": _more(one_vote.variance, chosen.variance),
+        },
         "choices": {
-            name: [
+            layout: [
                 {**asdict(row), "variance": _finite(row.variance)}
-                for row in choices(
-                    found["v_x"],
-                    found["v_yx"],
-                    Costs(costs.prompt, costs.response, name),
-                    pool_sizes=sizes,
-                    budget=amount,
-                )
+                for row in weigh(estimate.v_x, estimate.v_yx, layout=layout)
             ]
-            for name in LAYOUTS
+            for layout in LAYOUTS
         },
         "outlook": outlook,
     }
+
+
+def _more(variance: float, than: float) -> float:
+    """By what share a variance is above another; 0 if the other is 0."""
+    return variance / than - 1 if than else 0.0
 
 
 def _all_prompts(rows: Sequence[Choice], best: Choice, owned: int) -> dict[str, Any]:
@@ -263,7 +342,7 @@ def _all_prompts(rows: Sequence[Choice], best: Choice, owned: int) -> dict[str, 
     whole = [row for row in rows if row.prompts == owned]
     if not whole:
         return {"k": 0, "extra": None}
-    return {"k": whole[-1].k, "extra": whole[-1].variance / best.variance - 1}
+    return {"k": whole[-1].k, "extra": _more(whole[-1].variance, best.variance)}
 
 
 def parse_budget(budget: str | float, ordinary: float) -> float:

@@ -81,6 +81,7 @@ def data_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("prompts", f"{data['prompts']:,}"),
         ("responses", f"{data['responses']:,}"),
+        ("of them repeated within their pool", f"{data['repeated_responses']:,}"),
         ("pool: least, median, most", f"{data['pool_least']}, {data['pool_median']:g}, {data['pool_most']}"),
         (
             f"prompt diversity d = r·n^p ({prompt['order']}-grams of {found['tokens']}, p = {prompt['p']:g})",
@@ -106,7 +107,10 @@ def variance_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("rho, correlation of two responses to a prompt", found["rho"], found["rho_interval"]),
         ("k*, the formula's best K", found["k_star"], found["k_star_interval"]),
     ]
-    table = [(name, number(value), f"{number(low)} to {number(high)}") for name, value, (low, high) in rows]
+    table = [
+        (name, number(value), "" if ends is None else f"{number(ends[0])} to {number(ends[1])}")
+        for name, value, ends in rows
+    ]
     costs = found["costs"]
     table.append(("C_p, tokens of a prompt" if found["cost_unit"] == "tokens" else "C_p", number(costs["prompt"]), ""))
     table.append(
@@ -124,7 +128,7 @@ def outlook_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             f"{row['times']}x",
             str(row["k"]),
-            f"{row['k_interval'][0]} to {row['k_interval'][1]}",
+            "" if row["k_interval"] is None else f"{row['k_interval'][0]} to {row['k_interval'][1]}",
             f"{row['prompts']:,}",
             number(row["variance"]),
         )
@@ -177,8 +181,9 @@ def outlook_figure(plan: dict[str, Any]) -> "Figure":
     rows = plan["model"]["outlook"]
     made, (axis,) = figure(height=3)
     ks = [row["k"] for row in rows]
-    low = [max(0, row["k"] - row["k_interval"][0]) for row in rows]
-    high = [max(0, row["k_interval"][1] - row["k"]) for row in rows]
+    ends = [row["k_interval"] or (row["k"], row["k"]) for row in rows]
+    low = [max(0, k - end) for k, (end, _) in zip(ks, ends, strict=True)]
+    high = [max(0, end - k) for k, (_, end) in zip(ks, ends, strict=True)]
     places = range(len(rows))
     axis.errorbar(places, ks, yerr=[low, high], marker="o", linestyle="none", color="black", capsize=5)
     axis.set_xticks(places, [f"{row['times']}x" for row in rows])

@@ -14,8 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mrt_plugin.evaluation.paired import FEWEST
+
 DRAWS = 1000
 """Bootstrap draws: enough for the 90 % point of a distribution."""
+
+ROUNDING = float(np.finfo(np.float32).eps)
+"""Losses that differ by less than this share of their size are equal: a model computes them in single precision."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class VarianceComponents:
     """Prompts with at least 2 responses, on which the estimates rest."""
     left_out: int
     """Prompts with one response, which say nothing about V_{y|x}."""
+    differing: int
+    """Prompts whose responses differ by more than rounding. V_{y|x} is 0 with fewer than 2 of them."""
 
     @property
     def ratio(self) -> float:
@@ -75,6 +82,8 @@ def estimate_components(losses: Sequence[Sequence[float] | np.ndarray]) -> Varia
 
     With s_i² the sample variance inside prompt i: V_{y|x} = mean s_i², and V_x = S²(prompt means) - mean(s_i²/K_i).
     Without the second term, V_x would be too large by V_{y|x}/K: the variance of prompt means holds both.
+    Differences below rounding count as none. A single prompt whose responses differ is no estimate of a mean over
+    prompts: V_{y|x} is then 0 as well.
 
     Args:
         losses: one sequence of losses per prompt.
@@ -86,16 +95,17 @@ def estimate_components(losses: Sequence[Sequence[float] | np.ndarray]) -> Varia
     Example:
 
     >>> estimate_components([[1.0, 3.0], [2.0, 6.0], [9.0, 5.0]])
-    VarianceComponents(v_x=3.3333333333333335, v_yx=6.0, prompts=3, left_out=0)
+    VarianceComponents(v_x=3.3333333333333335, v_yx=6.0, prompts=3, left_out=0, differing=3)
     """
     table = _table(losses)
     v_x, v_yx, _ = (float(value[0]) for value, _ in _estimate(table[None]))
-    return VarianceComponents(v_x, v_yx, len(table), len(losses) - len(table))
+    differing = int((table[:, 1] > 0).sum())
+    return VarianceComponents(v_x, v_yx if differing > 1 else 0.0, len(table), len(losses) - len(table), differing)
 
 
 def bootstrap_intervals(
     losses: Sequence[Sequence[float] | np.ndarray], *, level: float = 0.9, draws: int = DRAWS, seed: int = 0
-) -> Intervals:
+) -> Intervals | None:
     """Confidence intervals by a studentised bootstrap over prompts, symmetric about the estimate.
 
     Prompts are drawn with replacement, each with all its responses. |estimate* - estimate| / standard error* gives the
@@ -109,10 +119,15 @@ def bootstrap_intervals(
         draws: bootstrap draws.
         seed: of the draws.
 
+    Returns:
+        None if fewer than 5 prompts have responses that differ: too few to draw from.
+
     Raises:
         ValueError: as `estimate_components`.
     """
     table = _table(losses)
+    if (table[:, 1] > 0).sum() < FEWEST:
+        return None
     random = np.random.default_rng(seed)
     chosen = random.integers(len(table), size=(draws, len(table)))
     intervals = []
@@ -137,14 +152,19 @@ def _table(losses: Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:
         )
     if not all(np.isfinite(row).all() for row in rows):
         raise ValueError("A loss is not finite: the model overflows on some response. Load it in float32.")
-    if all(np.ptp(row) == 0 for row in rows) and np.ptp([row[0] for row in rows]) == 0:
+    if _equal(np.concatenate(rows)):
         raise ValueError(
             f"All losses are equal ({rows[0][0]:g}): neither prompts nor responses differ, so there is nothing to "
             "plan. Check that the model is trained and that the responses of a prompt are not copies."
         )
     # Centred, so that a large mean loss costs no digits; no estimate depends on it.
     centre = np.mean([row.mean() for row in rows])
-    return np.array([[row.mean() - centre, row.var(ddof=1), row.var(ddof=1) / len(row)] for row in rows])
+    within = [0.0 if _equal(row) else row.var(ddof=1) for row in rows]
+    return np.array([[row.mean() - centre, s, s / len(row)] for row, s in zip(rows, within, strict=True)])
+
+
+def _equal(values: np.ndarray) -> bool:
+    return bool(np.ptp(values) <= ROUNDING * np.abs(values).max())
 
 
 def _estimate(table: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], ...]:

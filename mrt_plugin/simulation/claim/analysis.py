@@ -15,6 +15,7 @@ from mrt_plugin.simulation.claim.decision import (
     decide,
     relative_gain,
 )
+from mrt_plugin.simulation.claim.power import pooled_gain, rule_power
 from mrt_plugin.simulation.claim.pricing import Layout, Price, token_price
 from mrt_plugin.simulation.claim.records import key_of
 from mrt_plugin.simulation.claim.train import Setting
@@ -169,10 +170,10 @@ def analyse(
     chosen = tuned.chosen(n)
     found: dict[str, Any] = {"n": n, "settings": {arm: [asdict(s) for s in chosen[arm]] for arm in chosen}}
     found["lengths"] = {}
-    for length, price in sorted(prices.items()):
-        curves = Curves(records, tuned, chosen, length)
-        if not curves.seeds:
-            continue
+    measured = {length: Curves(records, tuned, chosen, length) for length in sorted(prices)}
+    measured = {length: curves for length, curves in measured.items() if curves.seeds}
+    for length, curves in measured.items():
+        price = prices[length]
         found["lengths"][str(length)] = {
             "seeds": curves.seeds,
             "price": asdict(price),
@@ -188,6 +189,8 @@ def analyse(
                 arm: asdict(bootstrap(relative_gain, curves.kl("k1", 8 * n), curves.kl(arm, 8 * n))) for arm in SEVERAL
             },
             "comparisons": _comparisons(curves, price, length, n),
+            "pooled": {arm: pooled_gain(list(measured.values()), price, arm, n) for arm in SEVERAL},
+            "power": _power(curves, price, n),
             "sampled": _comparisons(curves, price, length, n, sampled=True),
             "proof_whole": _comparisons(curves, price, length, n, proof_over=None),
             "tokens": _comparisons(curves, token_price(length), length, n),
@@ -199,6 +202,15 @@ def analyse(
             },
         }
     return found
+
+
+def _power(curves: Curves, price: Price, n: int, several: str = "k4") -> dict[str, float] | None:
+    """What the rule can show at equal cost in the shared layout; None with one seed, or too short runs of K = 1."""
+    arm, one = ARMS[several], ARMS["k1"]
+    pairs = price.pairs_for(one, price.cost(arm, arm.k * n, n, "shared_prefix"), n, "shared_prefix")
+    if len(curves.seeds) < 2 or not one.checkpoints[0] * n <= pairs <= one.pairs(n):
+        return None
+    return rule_power(curves.kl("k1", pairs), curves.kl(several, arm.k * n))
 
 
 def _comparisons(curves: Curves, price: Price, length: int, n: int, **charged: Any) -> list[dict[str, Any]]:

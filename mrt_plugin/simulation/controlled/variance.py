@@ -41,6 +41,7 @@ def experiment(seed: int = 0, *, repeats: int = 2000) -> dict[str, Any]:
     responses, _ = world.draw_responses(prompts, 8, random)
     losses = ((predict(prompts)[:, None] - responses) ** 2).tolist()
     found, intervals = estimate_components(losses), bootstrap_intervals(losses, seed=seed)
+    assert intervals is not None, "PROMPTS are enough for an interval"
     fit = fit_inverse_k(KS, measured)
     return {
         "prompts": PROMPTS,

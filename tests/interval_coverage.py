@@ -1,0 +1,76 @@
+"""How often the intervals of `mrt audit` hold the truth, and how often a null evaluation shows a verdict.
+
+The figures of docs/planning.md and docs/evaluation.md: `PYTHONPATH=. python tests/interval_coverage.py`. The tests run
+the same with fewer repetitions.
+"""
+
+import numpy as np
+
+from mrt_plugin.evaluation.evaluate import differences
+from mrt_plugin.evaluation.measures import outcome
+from mrt_plugin.evaluation.named_model import NamedModel
+from mrt_plugin.evaluation.paired import Bootstrap, Measured
+from mrt_plugin.evaluation.subject import Subject
+from mrt_plugin.planning.audit import LEVEL
+
+N, K = 8, 2
+KEYS = (
+    *(("nll_per_token", None), ("nll_per_response", None), ("alignment", None), ("diversity", None), ("length", None)),
+    *(("coverage", m) for m in (1, 2, 4, 8)),
+    *(("reward", None), ("best_reward", 8), ("pass", 1)),
+)
+"""Twelve measures; the first nine are those of the command's default at --m 8."""
+
+
+def audit_coverage(prompts: int, repetitions: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """By statistic: the coverage of plain 90 % percentiles, and of those that the audit uses. All truths are 0.
+
+    `random_k` keeps 2 of 8 normal losses: its mean gap to the pool, and its squared error minus the expected one.
+    """
+    random = np.random.default_rng(seed)
+    boot = Bootstrap(prompts, level=LEVEL)
+    held = {"gap": np.zeros(2), "EMSE": np.zeros(2)}
+    for _ in range(repetitions):
+        losses = random.normal(0, 1, (prompts, N))
+        gaps = losses[:, :K].mean(axis=1) - losses.mean(axis=1)
+        usual = losses.var(axis=1, ddof=1) / K * (1 - K / N)
+        for name, values in (("gap", gaps), ("EMSE", gaps**2 - usual)):
+            means = values[random.integers(prompts, size=(2000, prompts))].mean(axis=1)
+            plain = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            used = boot.interval(Measured.mean(values))
+            assert used is not None
+            held[name] += [low <= 0 <= high for low, high in (plain, used)]
+    return {name: tuple(counts / repetitions) for name, counts in held.items()}
+
+
+def null_verdicts(measures: int, prompts: int, repetitions: int, seed: int = 0) -> tuple[float, float]:
+    """The share of null evaluations with any verdict, from each interval alone and as `mrt evaluate` corrects it.
+
+    Two models whose measures have the same distribution, all measures independent: the worst case.
+    """
+    random = np.random.default_rng(seed)
+    boot = Bootstrap(prompts, seed)
+    alone = corrected = 0
+    for _ in range(repetitions):
+        subjects = [
+            Subject(
+                NamedModel(name, name, None),
+                {key: Measured.mean(random.gamma(2, 1, prompts)) for key in KEYS[:measures]},
+            )
+            for name in ("before", "after")
+        ]
+        rows = differences(subjects, 0, boot)
+        alone += any(outcome(row["measure"], row["interval"]) != "unclear" for row in rows)
+        corrected += any(row["outcome"] != "unclear" for row in rows)
+    return alone / repetitions, corrected / repetitions
+
+
+if __name__ == "__main__":
+    print("prompts | gap: plain, used | EMSE: plain, used")
+    for prompts in (5, 8, 10, 20):
+        found = audit_coverage(prompts, 4000)
+        print(prompts, *(f"| {plain:.1%}, {used:.1%}" for plain, used in found.values()))
+    print("measures, prompts | any verdict: alone, corrected")
+    for measures in (9, 12):
+        for prompts in (10, 40):
+            print(measures, prompts, *(f"| {share:.1%}" for share in null_verdicts(measures, prompts, 2000)))
