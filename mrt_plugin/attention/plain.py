@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 LONGEST = 3
 """Pairs of a row that are compared, the longest ones; the last of the row is compared as well."""
+PADDED = 8
+"""Tokens of padding behind the longest of them, so that every row has some."""
 NOISE_FACTOR = 5.0
 """A comparison allows this many times the plain forward's own noise ..."""
 NOISE_FLOOR = 1e-4
@@ -113,19 +115,16 @@ def settle_plain(model: Any, row: Sequence[GroupRow], compute: Compute, pad_toke
 def _measure(model: Any, pairs: list[GroupRow], compute: Compute, pad_token_id: int) -> PlainForward:
     plain, alone = ExpandedBackend(), OneByOneBackend()
     rows = [[pair] for pair in pairs]
+    longest = max(len(pair["input_ids"]) for pair in pairs)
     plain.prepare_model(model)
     try:
         with inference(model):
             expected = packed_nll(model, alone, rows, compute, pad_token_id)
-            others = [
-                packed_nll(model, plain, rows, compute, pad_token_id, pad_to_multiple_of=multiple)
-                for multiple in (None, 64)
-            ]
+            moved = packed_nll(model, plain, rows, compute, pad_token_id, pad_to_multiple_of=longest + PADDED)
         attention = text_attention(model)
     finally:
         plain.restore_model(model)
-    noise = max(rms(other - expected) for other in others)
-    return PlainForward(attention, expected, noise, _spacing(model))
+    return PlainForward(attention, expected, rms(moved - expected), _spacing(model))
 
 
 def packed_nll(

@@ -85,7 +85,7 @@ def prove(
     began = time.perf_counter()
     compute = compute or all_logits(model)
     row = [] if group is None else [group, *beside]
-    nll: tuple[float | None, float | None, int] = (None, None, 0)
+    difference = None
     backend.restore_model(model)
     try:
         with (
@@ -96,12 +96,12 @@ def prove(
             small = _prove_small(model, backend, reach)
             if plain is not None:
                 difference = _prove_real(model, backend, row, plain, compute, pad_token_id)
-                nll = (difference, plain.tolerance, len(plain.nll))
     except NotShareable:
         backend.restore_model(model)
         raise
     backend.prepare_model(model)
-    proof = Proof(backend.name, *small, *nll, time.perf_counter() - began)
+    tolerance, tokens = (None, 0) if plain is None else (plain.tolerance, len(plain.nll))
+    proof = Proof(backend.name, *small, difference, tolerance, tokens, time.perf_counter() - began)
     logger.info("Shared prefix proved: %s", proof)
     return proof
 

@@ -101,8 +101,10 @@ def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str
     lowered = {name: min(value, THRESHOLDS[name]) for name, value in thresholds(small, reach).items()}
     if lifted is not None:
         lowered[lifted] = BEYOND
-    for name, value in _replaced(vars(small), lowered).items():
-        setattr(small, name, value)
+    before = dict(vars(small))
+    for name, value in _replaced(before, lowered).items():
+        if value != before[name]:
+            setattr(small, name, value)
     if read_family(small).softcap is not None:
         small.attn_logit_softcapping = 1.0  # low enough to matter to random scores
     # Weights large enough for attention to be far from uniform, as it is in a trained model.

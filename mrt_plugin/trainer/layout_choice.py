@@ -1,6 +1,7 @@
 """Which layout a run uses, and why."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -228,12 +229,14 @@ def _look_at(dataset: Dataset, options: MultiResponseOptions) -> tuple[float, li
     order = np.lexsort((-longest, counts == 1))
     packing = options.row_packing and options.row_length is not None
     candidates = [order[0], longest.argmax(), *order[1:PACKED_GROUPS]] if packing else order[:1]
+    room = math.inf if options.row_length is None else options.row_length
     row: list[GroupRow] = []
     for index in dict.fromkeys(map(int, candidates)):
         group = as_group_row(dataset[index])
         if options.row_length is not None:
             parts = split_group(group, options.row_length)
             group = max(parts, key=lambda part: max(part["segment_lengths"]))
-        if not row or len(group["input_ids"]) + sum(len(other["input_ids"]) for other in row) <= options.row_length:
+        if len(group["input_ids"]) <= room:
             row.append(group)
+            room -= len(group["input_ids"])
     return ratio, row
