@@ -7,10 +7,14 @@ from pathlib import Path
 import tiny
 import torch
 from accelerate.utils import gather_object
+from test_layout_choice import Fails, ReadsPadding
 from test_trainer import GradientTap, IgnoresTheMask, config, losses, make_groups
 from transformers import set_seed
 
 from mrt_plugin import MultiResponseSFTTrainer
+
+BROKEN = {"ignores": (IgnoresTheMask, [1]), "fails": (Fails, [1]), "padding": (ReadsPadding, [0, 1])}
+"""Models by what is wrong with them, and the processes that have them."""
 
 
 def main(folder: str, runs: str) -> None:
@@ -19,10 +23,10 @@ def main(folder: str, runs: str) -> None:
         set_seed(0)
         groups = make_groups(settings.pop("groups"), 3, weights=True)
         tap = GradientTap()
-        model, broken = tiny.llama(), settings.pop("broken_process", None)
+        model, broken = tiny.llama(), settings.pop("broken", None)
         args = config(Path(folder), max_steps=1, **{"ddp_find_unused_parameters": False, **settings})
-        if broken == args.process_index:
-            model.__class__ = IgnoresTheMask
+        if broken is not None and args.process_index in BROKEN[broken][1]:
+            model.__class__ = BROKEN[broken][0]
         trainer = MultiResponseSFTTrainer(
             model=model,
             args=args,

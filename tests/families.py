@@ -98,6 +98,25 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_5": {"model_type": "qwen3_5_text", **LINEAR},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 8},
 }
+DSA = {
+    "index_topk": 16,
+    "index_head_dim": 16,
+    "index_n_heads": 16,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 1,
+    "num_key_value_heads": 4,
+}
+"""DeepSeek-V3.2 and its relatives, which read the keys that an indexer picks: transformers' `sdpa` is wrong for them
+under a padding mask. Few index heads give keys equal scores, and which of them is read then depends on the batch."""
 STATEFUL = ("qwen3_next", "qwen3_5", "mamba2")
 CHUNKED = ("llama4",)
 ATTENTION_ONLY = tuple(name for name in FAMILIES if name not in STATEFUL)

@@ -6,7 +6,7 @@ import pytest
 from families import ATTENTION_ONLY, CHUNKED, FAMILIES, assert_equivalent, build, random_group
 
 from mrt_plugin.attention.dense import DenseBackend
-from mrt_plugin.attention.expanded import ExpandedBackend
+from mrt_plugin.attention.expanded import ExpandedBackend, OneByOneBackend
 from mrt_plugin.attention.two_part import TwoPartBackend
 from mrt_plugin.layout.group_row import expand
 
@@ -22,6 +22,12 @@ PAIRS = [[pair] for row in PACKED for group in row for pair in expand(group)]
 @pytest.mark.parametrize("name", FAMILIES)
 def test_expanded_rows(name: str) -> None:
     assert_equivalent(ExpandedBackend(), name, PAIRS)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mamba2"])
+def test_rows_one_by_one(name: str) -> None:
+    for padding_side in ("right", "left"):
+        assert_equivalent(OneByOneBackend(), name, PAIRS, padding_side=padding_side)
 
 
 @pytest.mark.parametrize("backend", [DenseBackend, TwoPartBackend])

@@ -1,20 +1,37 @@
 """The proof passes what is exact and catches every kind of break, naming its cause."""
 
+import re
 from typing import Any
 
 import pytest
 import torch
-from families import ATTENTION_ONLY, CHUNKED, WINDOW, build, random_group
+from families import (
+    ATTENTION_ONLY,
+    CHUNKED,
+    DSA,
+    PAD,
+    WINDOW,
+    build,
+    gradient,
+    one_by_one,
+    random_group,
+    rows_loss,
+)
 from peft import LoraConfig, get_peft_model
-from transformers import AttentionInterface
+from transformers import CONFIG_MAPPING, AttentionInterface, GPTNeoConfig, GPTNeoForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mrt_plugin.attention import NotShareable, prove
 from mrt_plugin.attention.backend import Compute
 from mrt_plugin.attention.dense import DenseBackend
 from mrt_plugin.attention.family import read_family
+from mrt_plugin.attention.fork import ForkBackend
+from mrt_plugin.attention.plain import PlainForward, settle_plain
+from mrt_plugin.attention.proof import all_logits
 from mrt_plugin.attention.rule import visible
+from mrt_plugin.attention.small_model import THRESHOLDS, small_config
 from mrt_plugin.attention.two_part import TwoPartBackend, two_part_attention
-from mrt_plugin.layout.rows import Rows
+from mrt_plugin.layout.rows import Rows, build_rows
 
 GROUP = random_group(3 * WINDOW, [3, 2 * WINDOW, 7])
 
@@ -50,6 +67,7 @@ def test_half_precision_passes() -> None:
 
 def refusal(name: str, backend: Any, **changes: Any) -> str:
     model = build(name, **changes)
+    settle_plain(model, [GROUP], all_logits(model), PAD)  # its own attention is the one that is exact
     before = model.config._attn_implementation
     with pytest.raises(NotShareable) as caught:
         prove(model, backend(model.config), GROUP)
@@ -76,7 +94,7 @@ class WindowOnRowIndices(DenseBackend):
 @pytest.mark.parametrize("name", ["mistral-window", "gemma3", "qwen2-window"])
 def test_a_wrong_window_is_caught(name: str, broken: Any) -> None:
     message = refusal(name, broken, attn_implementation="eager")
-    assert f"Cause: the sliding window of {WINDOW} is ignored, or not taken on positions." in message
+    assert f"Cause: sliding_window={WINDOW} is ignored, or not taken on positions." in message
 
 
 def without_sinks(*args: Any, s_aux: torch.Tensor | None = None, **kwargs: Any) -> Any:
@@ -193,3 +211,123 @@ def test_a_small_model_that_cannot_be_built_is_a_refusal() -> None:
     model.config.num_attention_heads = 3  # of a hidden size that 3 does not divide
     with pytest.raises(NotShareable, match="could not be proved: a small llama"):
         prove(model, TwoPartBackend(model.config), GROUP)
+
+
+# ---------------------------------------------------------------- a model that depends on the shape of its batch
+
+SPARSE = ("deepseek_v32", "glm_moe_dsa")
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_sparse_attention_shares_with_the_attention_that_is_exact(name: str, caplog: Any) -> None:
+    """`sdpa` moves by nats with padding, `eager` does not: the model gets it, and the fork is then exact."""
+    model = build(name, **DSA)
+    assert model.config._attn_implementation == "sdpa"
+    backend, beside = ForkBackend(model.config), random_group(12, [5, 8])
+    proof = prove(model, backend, GROUP, beside=[beside])
+    assert model.config._attn_implementation == "eager"
+    assert "attn_implementation=sdpa" in caplog.text
+    assert proof.nll_difference is not None
+    assert proof.nll_difference < 1e-5
+    reference = build(name, **DSA)
+    expected, expected_gradient = gradient(reference, lambda: one_by_one(reference, [GROUP, beside]))
+    rows = build_rows([[GROUP, beside]], PAD)
+    found, found_gradient = gradient(model, lambda: rows_loss(backend, model, rows))
+    assert abs(found / expected - 1) < 1e-5
+    assert (found_gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_model_that_no_attention_makes_exact_is_named(name: str) -> None:
+    """With two index heads many keys have a score of exactly 0, and ties are broken by the shape of the batch."""
+    model = build(name, **{**DSA, "index_n_heads": 2})
+    with pytest.raises(NotShareable, match=f"{name} depends on what stands beside a pair.*sdpa.*layout=expanded"):
+        prove(model, ForkBackend(model.config), GROUP)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_part_one_runs_with_the_attention_of_the_model(name: str) -> None:
+    for attention, exact in (("eager", True), ("sdpa", False)):
+        model = build(name, **DSA, attn_implementation=attention)
+        if exact:
+            prove(model, ForkBackend(model.config))
+        else:
+            with pytest.raises(NotShareable, match="on a small random model"):
+                prove(model, ForkBackend(model.config))
+
+
+def test_noise_does_not_widen_the_tolerance_beyond_what_rounding_explains() -> None:
+    def tolerance(noise: float, dtype: torch.dtype) -> float:
+        return PlainForward("sdpa", torch.zeros(1), noise, torch.finfo(dtype).eps).tolerance
+
+    assert tolerance(1e-6, torch.float32) == 1e-4
+    assert tolerance(1e-4, torch.float32) == 5e-4
+    assert tolerance(1.0, torch.float32) == 1e-3
+    assert tolerance(1e-4, torch.bfloat16) == 8 * 2**-7
+    assert tolerance(1.0, torch.bfloat16) == 32 * 2**-7
+    assert not PlainForward("sdpa", torch.zeros(1), float("nan"), 2**-7).steady
+
+
+# ---------------------------------------------------------------- thresholds of a length
+
+
+def test_a_window_under_another_name_is_reached() -> None:
+    config = GPTNeoConfig(
+        hidden_size=32, num_layers=2, num_heads=4, vocab_size=96, attention_types=[[["global", "local"], 1]]
+    )
+    model = GPTNeoForCausalLM(config).train()
+    with pytest.raises(NotShareable, match="Cause: window_size=256 is ignored, or not taken on positions"):
+        prove(model, DenseBackend(config))
+    assert prove(model, DenseBackend(config), reach=256).backend == "dense", "no row comes to the threshold"
+
+
+def test_a_temperature_by_position_is_reached() -> None:
+    model = build("llama4", attn_temperature_tuning=True, floor_scale=8192, attention_chunk_size=8192)
+    with pytest.raises(NotShareable, match="Cause: floor_scale=8192 is ignored, or not taken on positions"):
+        prove(model, DenseBackend(model.config))
+    assert prove(model, DenseBackend(model.config), reach=4096).backend == "dense"
+    assert prove(model, ForkBackend(model.config)).backend == "fork"
+
+
+def test_thresholds_inside_a_dictionary_are_lowered() -> None:
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {"rope_theta": 1e4, "original_max_position_embeddings": 64}
+    model = build("llama", rope_parameters=rope)
+    assert small_config(model.config).rope_parameters["original_max_position_embeddings"] == 8
+    assert small_config(model.config, reach=64).rope_parameters["original_max_position_embeddings"] == 64
+    prove(model, TwoPartBackend(model.config), GROUP)
+
+
+LENGTH_LIKE = re.compile(
+    "window|chunk|top_?k|extent|distance|floor|original_max|local|block|compress|span|context_len"
+)
+NO_THRESHOLD = {
+    # counts and widths
+    "centroid_intermediate_top_k", "index_local_blocks", "max_window_layers", "moe_top_k", "moe_topk", "num_blocks",
+    "num_local_experts", "num_mem_blocks", "num_random_blocks", "sliding_window_pattern", "_sliding_window_pattern",
+    "prefix_dense_sliding_window_pattern", "topk_group",
+    # sizes of the pieces that a computation is cut into, without a change of its result
+    "chunk_size", "chunk_size_feed_forward", "chunk_size_lm_head", "mamba_chunk_size", "max_inference_chunksize",
+    "block_multiple_of", "block_size",
+    # the end of what the model takes, and a family whose attention is not causal row by row (Reformer)
+    "context_length", "local_attn_chunk_length", "lsh_attn_chunk_length", "local_num_chunks_after",
+    "local_num_chunks_before", "lsh_num_chunks_after", "lsh_num_chunks_before",
+}  # fmt: skip
+
+
+def numbers(values: dict[str, Any]) -> set[str]:
+    """The names of the whole numbers in a configuration and in the dictionaries inside it."""
+    inside = [numbers(value) for value in values.values() if isinstance(value, dict)]
+    return {name for name, value in values.items() if type(value) is int}.union(*inside)
+
+
+def test_every_length_in_a_configuration_is_known() -> None:
+    """A release that adds one must say here whether the proof has to reach it."""
+    unknown = {}
+    for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if not model_type.startswith("musicgen"):  # which needs three other configurations
+            text = CONFIG_MAPPING[model_type]().get_text_config()
+            lengths = {name for name in numbers(vars(text)) if LENGTH_LIKE.search(str(name))}
+            unknown.update(dict.fromkeys(lengths - set(THRESHOLDS) - NO_THRESHOLD, model_type))
+    assert not unknown

@@ -25,7 +25,8 @@ def torchrun(processes: int, script: str, *arguments: str) -> None:
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
         "--master_addr", "127.0.0.1", "--master_port", str(port), str(HERE / script), *arguments,
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-5000:]
 
@@ -49,7 +50,8 @@ def test_two_processes(tmp_path):
     """Seven groups in two micro-batches of two on each process: one place is left, and filled with nothing.
 
     Six groups in batches of four: the fork runs the model four times on one process and three times on the other. A
-    process whose model cannot share makes both expand.
+    process whose model cannot share, or fails with any error while it is proved, makes both expand. A model that
+    reads padding runs once per pair, twelve times on one process and six times on the other.
     """
     six = {"groups": 6, "per_device_train_batch_size": 4}
     runs = {
@@ -63,13 +65,19 @@ def test_two_processes(tmp_path):
     }
     runs["fork"] = {**six, "layout": "shared_prefix", "prefix_backend": "fork"}
     runs["unused"] = {**six, "ddp_find_unused_parameters": True}
-    runs["broken"] = {**six, "layout": "auto", "prefix_check": True, "broken_process": 1}
+    for broken in ("ignores", "fails", "padding"):
+        runs[broken] = {**six, "layout": "auto", "prefix_check": True, "broken": broken}
     results = run_steps(tmp_path, 2, runs)
     for aggregation in ("token", "prompt", "response"):
         assert_same(results[aggregation], tmp_path, 7, loss_aggregation=aggregation)
-    for name, layout in (("fork", "shared_prefix fork"), ("broken", "expanded expanded")):
+    for name, layout in (
+        ("fork", "shared_prefix fork"),
+        ("ignores", "expanded expanded"),
+        ("fails", "expanded expanded"),
+        ("padding", "expanded one_by_one"),
+    ):
         assert results[name]["layouts"] == [layout] * 2
-    for name in ("fork", "unused", "broken"):
+    for name in ("fork", "unused", "ignores", "fails", "padding"):
         assert_same(results[name], tmp_path, 6)
     # of one set of groups and the same small step, whatever the aggregation that made it
     trained = one_step(tmp_path, make_groups(7, 3, weights=True), per_device_train_batch_size=7).trainer

@@ -5,17 +5,22 @@ import os
 
 import pytest
 import tiny
+import torch
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from datasets import Dataset
+from families import DSA, build
 from test_trainer import IgnoresTheMask, make_groups
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from mrt_plugin.attention import NotShareable
+from mrt_plugin import GroupedResponseCollator
+from mrt_plugin.attention import NotShareable, OneByOneBackend
 from mrt_plugin.attention.fork import recomputes
+from mrt_plugin.layout.rows import Rows
 from mrt_plugin.loss.token_nll import TokenNLL
 from mrt_plugin.options import MultiResponseOptions
-from mrt_plugin.trainer.layout_choice import choose_layout
+from mrt_plugin.trainer.layout_choice import _look_at, choose_layout
 from mrt_plugin.trainer.prepare import prepare_groups
 from mrt_plugin.trainer.sharding import read_sharding
 
@@ -29,8 +34,8 @@ def rows() -> Dataset:
     return prepare_groups(make_groups(4, 3), TOKENIZER, options, max_length=512, seed=0)[0]
 
 
-def choose(rows, *, sharding=None, agree=None, checkpointing=False, **options):
-    model = tiny.llama()
+def choose(rows, *, model=None, sharding=None, agree=None, checkpointing=False, **options):
+    model = model or tiny.llama()
     more = {} if agree is None else {"agree": agree}
     choice = choose_layout(
         model,
@@ -77,21 +82,107 @@ def test_attention_is_shared_there_only_unproved(rows, sharding):
 
 
 def test_one_process_that_cannot_share_decides_for_all(rows):
+    told, elsewhere = [], ["its model is patched", None, "its model is patched", None]
+
+    def agree(refusal):
+        told.append(refusal)
+        return refusal or elsewhere.pop(0)
+
+    model, choice = choose(rows, agree=agree, layout="auto")
+    assert choice.layout == choice.backend.name == "expanded"
+    assert model.config._attn_implementation == "sdpa", "its own attention is back"
+    with pytest.raises(NotShareable, match="another process found: its model is patched"):
+        choose(rows, agree=agree, layout="shared_prefix")
+    assert told == [None, None, None]
+    with pytest.raises(NotShareable, match="gradient_checkpointing=False"):
+        choose(rows, agree=agree, layout="shared_prefix", prefix_backend="fork", checkpointing=True)
+    assert "gradient_checkpointing=False" in told[-1], "the others are told why"
+
+
+class Fails(LlamaForCausalLM):
+    """Takes the plain forward only."""
+
+    def forward(self, *args, row_plan=None, **kwargs):
+        if row_plan is not None:
+            raise RuntimeError("no kernel for this shape")
+        return super().forward(*args, **kwargs)
+
+
+class ReadsPadding(LlamaForCausalLM):
+    """Computes something else where its batch is padded."""
+
+    def forward(self, *args, position_ids=None, attention_mask=None, **kwargs):
+        if attention_mask is not None and not attention_mask.all():
+            position_ids = 3 * position_ids
+        return super().forward(*args, position_ids=position_ids, attention_mask=attention_mask, **kwargs)
+
+
+def test_any_error_of_the_proof_is_a_refusal_with_its_cause(rows):
     told = []
 
     def agree(refusal):
         told.append(refusal)
-        return refusal or "its model is patched"
+        return refusal
 
-    model, choice = choose(rows, agree=agree, layout="auto")
-    assert choice.layout == "expanded"
-    assert model.config._attn_implementation == "sdpa", "its own attention is back"
-    with pytest.raises(NotShareable, match="another process found: its model is patched"):
-        choose(rows, agree=agree, layout="shared_prefix")
-    assert told == [None, None]
-    with pytest.raises(NotShareable, match="gradient_checkpointing=False"):
-        choose(rows, agree=agree, layout="shared_prefix", prefix_backend="fork", checkpointing=True)
-    assert "gradient_checkpointing=False" in told[-1], "the others are told why"
+    def broken():
+        model = tiny.llama()
+        model.__class__ = Fails
+        return model
+
+    model, choice = choose(rows, model=broken(), agree=agree, layout="auto")
+    assert choice.layout == choice.backend.name == "expanded"
+    assert model.config._attn_implementation == "sdpa"
+    assert ["no kernel for this shape" in (refusal or "") for refusal in told] == [True, False]
+    with pytest.raises(NotShareable, match="RuntimeError: no kernel for this shape") as caught:
+        choose(rows, model=broken(), agree=agree, layout="shared_prefix")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    unresolvable = tiny.llama()
+    unresolvable.config.attn_pdrop = "none"
+    with pytest.raises(NotShareable, match="could not convert string to float") as caught:
+        choose(rows, model=unresolvable, agree=agree, layout="shared_prefix", prefix_check=False)
+    assert type(caught.value.__cause__) is ValueError
+    assert "could not convert" in told[-1]
+
+
+@pytest.mark.parametrize(
+    ("heads", "row_packing", "attention", "backend"),
+    [(16, False, "eager", "expanded"), (2, True, "sdpa", "one_by_one")],
+)
+def test_expanded_rows_are_checked_as_well(rows, heads, row_packing, attention, backend, caplog):
+    """A model that is inexact under padding gets the attention that is exact, or one forward per pair."""
+    model = build("deepseek_v32", **{**DSA, "index_n_heads": heads, "vocab_size": 1024})
+    found = []
+    for check in (True, False):
+        options = {"layout": "expanded", "row_packing": row_packing, "prefix_check": check}
+        choice = choose(rows, model=model, **options)[1]
+        found.append((choice.layout, choice.backend.name, choice.can_pack))
+        if check:
+            assert model.config._attn_implementation == attention
+            assert "the per-token NLL of a real group moves by" in caplog.text
+            batch = GroupedResponseCollator(TOKENIZER, layout="expanded", packing=False)(list(rows))
+            pairs = Rows.from_batch(batch)
+            nll = choice.backend.token_nll(model, pairs, TokenNLL(model).bound(model))
+            alone = OneByOneBackend().token_nll(model, pairs, TokenNLL(model).bound(model))
+            torch.testing.assert_close(nll, alone)
+    assert found[0] == ("expanded", backend, False)
+
+
+def test_the_row_of_the_proof_is_packed_and_holds_the_longest_pair(rows):
+    lengths = [
+        [prefix + length for length in segments]
+        for prefix, segments in zip(rows["prefix_length"], rows["segment_lengths"], strict=True)
+    ]
+    longest = max(map(max, lengths))
+    ratio, row = _look_at(rows, MultiResponseOptions(row_length=1000))
+    shared = sum(map(len, rows["input_ids"]))
+    assert ratio == pytest.approx(sum(map(sum, lengths)) / shared)
+    assert len(row) == len(rows), "all four fit"
+    assert row[0]["prefix_length"] + max(row[0]["segment_lengths"]) == longest
+    narrow = _look_at(rows, MultiResponseOptions(row_length=longest))[1]
+    assert max(row[0]["segment_lengths"]) in narrow[0]["segment_lengths"], "the part with the longest pair"
+    assert sum(len(group["input_ids"]) for group in narrow) <= longest
+    for alone in ({"row_length": 1000, "row_packing": False}, {}):
+        assert len(_look_at(rows, MultiResponseOptions(**alone))[1]) == 1
 
 
 def test_the_proof_can_be_turned_off(rows):

@@ -1,9 +1,21 @@
 """Attention: the backends that compute a shared prompt once, and the proof that one is exact on a given model."""
 
 from mrt_plugin.attention.backend import Backend, Compute
-from mrt_plugin.attention.expanded import ExpandedBackend
+from mrt_plugin.attention.expanded import ExpandedBackend, OneByOneBackend
 from mrt_plugin.attention.family import NotShareable
-from mrt_plugin.attention.proof import Proof, prove
+from mrt_plugin.attention.plain import settle_plain
+from mrt_plugin.attention.proof import Proof, prove, refusal_of
 from mrt_plugin.attention.resolve import resolve_backend
 
-__all__ = ["Backend", "Compute", "ExpandedBackend", "NotShareable", "Proof", "prove", "resolve_backend"]
+__all__ = [
+    "Backend",
+    "Compute",
+    "ExpandedBackend",
+    "NotShareable",
+    "OneByOneBackend",
+    "Proof",
+    "prove",
+    "refusal_of",
+    "resolve_backend",
+    "settle_plain",
+]

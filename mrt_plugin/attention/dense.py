@@ -49,6 +49,7 @@ class DenseBackend:
         """Give the model the attention back that it had."""
         if self._before is not None:
             set_text_attention(model, self._before)
+            self._before = None
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
         """One forward of all rows."""

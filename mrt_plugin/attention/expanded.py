@@ -7,7 +7,7 @@ import torch
 
 from mrt_plugin.attention.backend import Compute
 from mrt_plugin.attention.implementation import exact_attention, set_text_attention, text_attention
-from mrt_plugin.layout.rows import Rows
+from mrt_plugin.layout.rows import PADDING, Rows
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class ExpandedBackend:
         """Give the model the attention back that it had."""
         if self._before is not None:
             set_text_attention(model, self._before)
+            self._before = None
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
         """One forward of all rows.
@@ -60,3 +61,29 @@ class ExpandedBackend:
             "use_cache": False,
         }
         return compute(kwargs, rows.labels)
+
+
+class OneByOneBackend(ExpandedBackend):
+    """Rows of one pair each, every pair in a forward of its own and without padding.
+
+    For models whose plain forward depends on the shape of its batch. Slow; takes the same steps as any other backend.
+
+    Example:
+
+    ```python
+    nll = OneByOneBackend().token_nll(model, rows, compute)  # [R, T]
+    ```
+    """
+
+    name = "one_by_one"
+
+    def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
+        """One forward per row."""
+        where = rows.group_ids != PADDING
+        found = []
+        for row in range(len(where)):
+            tokens = {name: value[row][where[row]][None] for name, value in rows.to_batch().items() if value.ndim == 2}
+            alone = Rows(**tokens, units=rows.units[row : row + 1])
+            found.append(super().token_nll(model, alone, compute)[0])
+        values = torch.cat(found)
+        return values.new_zeros(where.shape).masked_scatter(where, values)

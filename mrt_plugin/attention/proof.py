@@ -1,15 +1,15 @@
 """The proof before training: a backend computes the numbers that one pair at a time has, on this configuration, model
 and data.
 
-Part 1 compares loss and gradients on a small random fp32 model of the same configuration, tightly. Part 2 compares
-per-token NLL on the real model and one real group, with a tolerance taken from how much the plain forward itself moves
-when only the shape of its batch changes.
+Part 1 compares loss and gradients on a small random fp32 model of the same configuration, with the attention that the
+loaded model uses, tightly. Part 2 compares per-token NLL on the real model and a real row, with a tolerance taken from
+how much the plain forward itself moves when only the shape of its batch changes. That tolerance has a ceiling.
 """
 
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,28 +17,18 @@ from typing import Any
 import torch
 
 from mrt_plugin.attention.backend import Backend, Compute
-from mrt_plugin.attention.expanded import ExpandedBackend
 from mrt_plugin.attention.family import NotShareable, read_family
-from mrt_plugin.attention.small_model import VOCABULARY, WINDOW, random_model, small_config
+from mrt_plugin.attention.implementation import exact_attention, text_attention
+from mrt_plugin.attention.plain import PlainForward, compared, inference, on_device, packed_nll, rms, settle_plain
+from mrt_plugin.attention.small_model import BEYOND, VOCABULARY, WINDOW, random_model, small_config, thresholds
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, expand, take_segments
-from mrt_plugin.layout.rows import Rows, build_rows
+from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, expand
+from mrt_plugin.layout.rows import build_rows
 
 logger = logging.getLogger(__name__)
 
 LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4
-NOISE_FACTOR = 5.0
-"""Part 2 allows this many times the plain forward's own noise ..."""
-NOISE_FLOOR = 1e-4
-"""... but at least this many nats, and at least ..."""
-ROUNDING = 8.0
-"""... this many times the spacing of the numbers that the model computes in. In bfloat16, `sdpa` and `eager` differ by
-up to 5 of them."""
-SEGMENTS = 3
-"""Responses of the real group that part 2 looks at."""
-BEYOND = 10_000
-"""Longer than any row, and further down than any score."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +54,26 @@ def prove(
     backend: Backend,
     group: GroupRow | None = None,
     *,
+    beside: Sequence[GroupRow] = (),
+    reach: int | None = None,
     compute: Compute | None = None,
     pad_token_id: int = 0,
 ) -> Proof:
     """Prove that a backend is exact for a model, or refuse.
 
     Args:
-        model: the real model, prepared for the backend or not; it may be a PeftModel and quantized. Left prepared.
+        model: the real model, prepared for the backend or not; it may be a PeftModel and quantized. Left prepared, and
+            with `eager` attention where its own depends on the shape of a batch.
         backend: built from the model's configuration.
-        group: a real group, best one whose pairs are longer than any window; without one, part 2 is left out.
+        group: a real group, best the one with the longest pair of the run; without one, part 2 is left out.
+        beside: the groups that follow it in a packed row of the run.
+        reach: the longest row of the run, in tokens; thresholds beyond it are not looked at. By default all are.
         compute: how per-token NLL is computed from the model; by default from all logits.
         pad_token_id: any token id; padding is never looked at.
 
     Raises:
-        NotShareable: if the numbers differ; says by how much and, where it is known, why. The model has its own
-            attention back then.
+        NotShareable: if the numbers differ; says by how much and, where it is known, why. Any other error becomes its
+            cause. The model has its own attention back then.
 
     Example:
 
@@ -88,21 +83,52 @@ def prove(
     ```
     """
     began = time.perf_counter()
-    real: tuple[float | None, float | None, int] = (None, None, 0)
+    compute = compute or all_logits(model)
+    row = [] if group is None else [group, *beside]
+    difference = None
+    backend.restore_model(model)
     try:
-        with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
-            small = _prove_small(model, backend)
-            if group is not None:
-                real = _prove_real(model, backend, group, compute or all_logits(model), pad_token_id)
+        with (
+            refusal_of(f"prefix_backend={backend.name} could not be proved: {model.config.model_type}"),
+            torch.random.fork_rng([model.device] if model.device.type == "cuda" else []),
+        ):
+            plain = _settled(model, row, compute, pad_token_id) if row else None
+            small = _prove_small(model, backend, reach)
+            if plain is not None:
+                difference = _prove_real(model, backend, row, plain, compute, pad_token_id)
     except NotShareable:
         backend.restore_model(model)
         raise
     backend.prepare_model(model)
-    nll_difference, nll_tolerance, tokens = real
-    seconds = time.perf_counter() - began
-    proof = Proof(backend.name, *small, nll_difference, nll_tolerance, tokens, seconds)
+    tolerance, tokens = (None, 0) if plain is None else (plain.tolerance, len(plain.nll))
+    proof = Proof(backend.name, *small, difference, tolerance, tokens, time.perf_counter() - began)
     logger.info("Shared prefix proved: %s", proof)
     return proof
+
+
+@contextmanager
+def refusal_of(what: str) -> Iterator[None]:
+    """Make any error a refusal with that error as its cause; `what` failed is how the message begins.
+
+    Raises:
+        NotShareable: for any other exception.
+    """
+    try:
+        yield
+    except NotShareable:
+        raise
+    except Exception as error:
+        raise NotShareable(f"{what} failed with {type(error).__name__}: {error}. Use layout=expanded.") from error
+
+
+def _settled(model: Any, row: list[GroupRow], compute: Compute, pad_token_id: int) -> PlainForward:
+    plain = settle_plain(model, row, compute, pad_token_id)
+    if not plain.steady:
+        raise NotShareable(
+            f"{model.config.model_type} depends on what stands beside a pair: {plain.finding}. It is exact one pair "
+            "per forward only: use layout=expanded, which trains it so."
+        )
+    return plain
 
 
 def all_logits(model: Any) -> Compute:
@@ -121,22 +147,18 @@ def all_logits(model: Any) -> Compute:
 # ---------------------------------------------------------------- part 1: a small random model
 
 
-def _prove_small(model: Any, backend: Backend) -> tuple[float, float]:
+def _prove_small(model: Any, backend: Backend, reach: int | None) -> tuple[float, float]:
     groups = _random_groups()
-    try:
-        config = small_config(model.config)
-        reference = random_model(config, model.device)
+    attention = _small_attention(model)
+    with refusal_of(
+        f"prefix_backend={backend.name} could not be proved: a small {model.config.model_type} of this configuration"
+    ):
+        config = small_config(model.config, reach)
+        reference = random_model(config, model.device, attention)
         expected, expected_gradient = _loss_and_gradient(reference, lambda: _one_by_one(reference, groups))
-        shared = random_model(config, model.device)
+        shared = random_model(config, model.device, attention)
         own = _same_kind(backend, shared)
         found, found_gradient = _loss_and_gradient(shared, lambda: _packed(shared, own, groups))
-    except NotShareable:
-        raise
-    except Exception as error:  # whatever a model's code raises at a small size or at the backend's arguments
-        raise NotShareable(
-            f"prefix_backend={backend.name} could not be proved: a small {model.config.model_type} of this "
-            f"configuration failed with {type(error).__name__}: {error}. Use layout=expanded."
-        ) from error
     loss_difference = float(abs(found / expected - 1))
     gradient_difference = float((found_gradient - expected_gradient).norm() / expected_gradient.norm())
     # Written so that NaN is refused as well.
@@ -146,9 +168,16 @@ def _prove_small(model: Any, backend: Backend) -> tuple[float, float]:
             f"random model of this configuration, the loss differs by {loss_difference:.1e} "
             f"(allowed: {LOSS_TOLERANCE:g}) and the gradient by {gradient_difference:.1e} of its norm "
             f"(allowed: {GRADIENT_TOLERANCE:g}). "
-            f"{_cause(model, backend, groups)} Use layout=expanded."
+            f"{_cause(model, backend, groups, reach)} Use layout=expanded."
         )
     return loss_difference, gradient_difference
+
+
+def _small_attention(model: Any) -> str:
+    """The attention that the model trains with in the plain layout, or `eager` for one that fp32 on this device may
+    not have."""
+    name = text_attention(model)
+    return "sdpa" if name == "sdpa" and exact_attention(model) == "sdpa" else "eager"
 
 
 def _random_groups() -> list[GroupRow]:
@@ -177,14 +206,14 @@ def _one_by_one(model: Any, groups: list[GroupRow]) -> torch.Tensor:
     losses = []
     for group in groups:
         for pair in expand(group):
-            rows = _on_device(build_rows([[pair]], 0), model)
+            rows = on_device(build_rows([[pair]], 0), model)
             nll = compute({"input_ids": rows.input_ids, "use_cache": False}, rows.labels)
             losses.append((nll * rows.loss_weights).sum())
     return torch.stack(losses).sum()
 
 
 def _packed(model: Any, backend: Backend, groups: list[GroupRow]) -> torch.Tensor:
-    rows = _on_device(build_rows([groups], 0), model)
+    rows = on_device(build_rows([groups], 0), model)
     return (backend.token_nll(model, rows, all_logits(model)) * rows.loss_weights).sum()
 
 
@@ -204,97 +233,30 @@ def _loss_and_gradient(model: Any, loss: Callable[[], torch.Tensor]) -> tuple[to
 
 
 def _prove_real(
-    model: Any, backend: Backend, group: GroupRow, compute: Compute, pad_token_id: int
-) -> tuple[float, float, int]:
-    group = take_segments(group, _longest(group))
-    with _inference(model):
-        backend.restore_model(model)
-        plain = ExpandedBackend()
-        plain.prepare_model(model)
-        alone = torch.cat([_nll(model, plain, [[pair]], compute, pad_token_id) for pair in expand(group)])
-        together = [[pair] for pair in expand(group)]
-        others = [
-            _nll(model, plain, together, compute, pad_token_id),
-            _nll(model, plain, together, compute, pad_token_id, pad_to_multiple_of=64),
-        ]
-        plain.restore_model(model)
-        backend.prepare_model(model)
-        shared = _nll(model, backend, [[group]], compute, pad_token_id)
-    noise = max(_rms(other - alone) for other in others)
-    tolerance = max(NOISE_FACTOR * noise, NOISE_FLOOR, ROUNDING * torch.finfo(_computing_dtype(model)).eps)
-    difference = _rms(shared - alone)
-    if not difference <= tolerance:
+    model: Any, backend: Backend, row: list[GroupRow], plain: PlainForward, compute: Compute, pad_token_id: int
+) -> float:
+    pairs = [pair for group in row for pair in expand(group)]
+    trained = [sum(label != IGNORE for label in pair["labels"]) for pair in pairs]
+    backend.prepare_model(model)
+    with inference(model):
+        every = packed_nll(model, backend, [row], compute, pad_token_id).split(trained)
+    difference = rms(torch.cat([every[index] for index in compared(pairs)]) - plain.nll)
+    if not difference <= plain.tolerance:
         raise NotShareable(
-            f"prefix_backend={backend.name} does not compute what this model computes: on a real group the per-token "
-            f"NLL differs by {difference:.1e} nats (root mean square over {len(alone)} tokens), where the plain "
-            f"forward itself moves by {noise:.1e} with the shape of its batch (allowed: {tolerance:.1e}). On a small "
+            f"prefix_backend={backend.name} does not compute what this model computes: in a row of "
+            f"{sum(len(group['input_ids']) for group in row)} real tokens the per-token NLL differs by "
+            f"{difference:.1e} nats (root mean square over {len(plain.nll)} tokens), where the plain forward itself "
+            f"moves by {plain.noise:.1e} with the shape of its batch (allowed: {plain.tolerance:.1e}). On a small "
             "random model of the same configuration it was exact, so something about the loaded model is special: a "
             "replaced attention or forward, a patch, or a hook. Remove it, or use layout=expanded."
         )
-    return difference, tolerance, len(alone)
-
-
-def _longest(group: GroupRow) -> list[int]:
-    lengths = group["segment_lengths"]
-    ranked = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    return sorted(ranked[:SEGMENTS])
-
-
-def _nll(
-    model: Any,
-    backend: Backend,
-    packed: list[list[GroupRow]],
-    compute: Compute,
-    pad_token_id: int,
-    pad_to_multiple_of: int | None = None,
-) -> torch.Tensor:
-    """The NLL of the trained tokens, in the order of the responses."""
-    rows = _on_device(build_rows(packed, pad_token_id, pad_to_multiple_of=pad_to_multiple_of), model)
-    nll = backend.token_nll(model, rows, compute)
-    return nll[rows.labels != IGNORE].double().cpu()
-
-
-def _computing_dtype(model: Any) -> torch.dtype:
-    device = model.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    dtype: torch.dtype = model.dtype
-    return dtype
-
-
-def _rms(values: torch.Tensor) -> float:
-    return float(values.square().mean().sqrt())
-
-
-def _on_device(rows: Rows, model: Any) -> Rows:
-    return Rows.from_batch({name: value.to(model.device) for name, value in rows.to_batch().items()})
-
-
-@contextmanager
-def _inference(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; every module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    if getattr(model, "is_loaded_in_4bit", False):
-        from bitsandbytes.nn import Linear4bit
-
-        # On CPU these repack their weights for good at the first forward in evaluation mode, and compute differently
-        # from then on, in training too.
-        for module, _ in modes:
-            if isinstance(module, Linear4bit):
-                module.training = True
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    return difference
 
 
 # ---------------------------------------------------------------- naming the cause
 
 
-def _cause(model: Any, backend: Backend, groups: list[GroupRow]) -> str:
+def _cause(model: Any, backend: Backend, groups: list[GroupRow], reach: int | None) -> str:
     """What is different about the family, found by taking it away and comparing again."""
     family = read_family(model.config)
     if family.stateful:
@@ -302,13 +264,18 @@ def _cause(model: Any, backend: Backend, groups: list[GroupRow]) -> str:
             f"Cause: its layers of kind {', '.join(family.stateful)} carry a state along the row, which leaks from "
             "one response into the next."
         )
-    if family.window is not None and _agrees(model, backend, groups, without_window=True):
-        return f"Cause: the sliding window of {family.window} is ignored, or not taken on positions."
-    if _agrees(model, backend, groups, without_sinks=True):
+    for name, value in thresholds(model.config, reach).items():
+        if _agrees(model, backend, groups, small_config(model.config, reach, lifted=name)):
+            return f"Cause: {name}={value} is ignored, or not taken on positions."
+    config = small_config(model.config, reach)
+    if _agrees(model, backend, groups, config, without_sinks=True):
         return "Cause: the attention sinks are ignored."
-    if family.softcap is not None and _agrees(model, backend, groups, without_softcap=True):
-        return f"Cause: the soft-capping of attention scores at {family.softcap:g} is ignored."
-    if _agrees(model, backend, [build_group_row(_first_pair(groups))]):
+    if family.softcap is not None:
+        uncapped = small_config(model.config, reach)
+        uncapped.attn_logit_softcapping = None
+        if _agrees(model, backend, groups, uncapped):
+            return f"Cause: the soft-capping of attention scores at {family.softcap:g} is ignored."
+    if _agrees(model, backend, [build_group_row(_first_pair(groups))], config):
         return "Cause: the mask, or the row plan, does not reach the attention: responses see each other."
     return "Cause: not known; one response alone differs as well."
 
@@ -319,23 +286,10 @@ def _first_pair(groups: list[GroupRow]) -> list[Pair]:
 
 
 @torch.no_grad()
-def _agrees(
-    model: Any,
-    backend: Backend,
-    groups: list[GroupRow],
-    *,
-    without_window: bool = False,
-    without_sinks: bool = False,
-    without_softcap: bool = False,
-) -> bool:
-    config = small_config(model.config)
-    if without_window:
-        config.sliding_window = BEYOND
-    if without_softcap:
-        config.attn_logit_softcapping = None
+def _agrees(model: Any, backend: Backend, groups: list[GroupRow], config: Any, *, without_sinks: bool = False) -> bool:
     losses = []
     for shared in (False, True):
-        small = random_model(config, model.device)
+        small = random_model(config, model.device, _small_attention(model))
         sinks = [parameter for name, parameter in small.named_parameters() if name.endswith("sinks")]
         if without_sinks and not sinks:
             return False

@@ -11,6 +11,34 @@ from mrt_plugin.attention.family import read_family
 WINDOW = 8
 """The window and chunk of the small model: short rows then already reach beyond it."""
 
+THRESHOLDS = {
+    "sliding_window": WINDOW,
+    "sliding_window_size": WINDOW,  # Inkling
+    "attention_chunk_size": WINDOW,
+    "window_size": WINDOW,  # GPT-Neo
+    "attention_window_size": WINDOW,  # RecurrentGemma
+    "local_attention": WINDOW,  # ModernBERT
+    "keep_window_size": WINDOW,  # Doge
+    "floor_scale": WINDOW,  # Llama 4's temperature
+    "rel_extent": WINDOW,  # Inkling's relative positions
+    "position_bias_max_distance": WINDOW,  # CPM-Ant
+    "relative_max_distance": WINDOW,  # ProphetNet
+    "original_max_position_embeddings": WINDOW,  # rotary scaling
+    "index_topk": WINDOW,  # DeepSeek-V3.2, GLM
+    "index_block_size": WINDOW // 2,  # MiniMax M3: keys beyond index_topk_blocks blocks of this size
+    "index_topk_blocks": 2,
+    "heavily_compressed_attention": WINDOW,  # DeepSeek-V4: tokens per compressed key
+    "compressed_sparse_attention": WINDOW,
+}
+"""Settings that change what a model computes beyond a length or a position, with their value in the small model.
+
+They may stand inside a dictionary of the configuration. Sizes of a chunk that only cut a computation into pieces
+(`chunk_size` of Mamba 2, `block_size` of MiniMax) are not among them.
+"""
+
+BEYOND = 10_000
+"""Longer than any row, and further down than any score."""
+
 VOCABULARY = 256
 
 WIDTHS = (
@@ -36,14 +64,21 @@ HEADS = (
     "linear_num_value_heads",
 )
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-LAYERS = ("num_hidden_layers", "n_layer")
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+KINDS = 4
+"""A list with more different entries than this does not name kinds of layer."""
 
 
-def small_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The text configuration with few layers, narrow, with few experts, a short window and no dropout.
+def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str | None = None) -> PretrainedConfig:
+    """The text configuration with few layers, narrow, with few experts, low thresholds and no dropout.
 
     Every width and number of heads is divided by the same power of two, so that their ratios, head sizes and grouped
     keys stay. The first layers are kept, as many as it takes to have every kind.
+
+    Args:
+        config: the model's configuration.
+        reach: the longest row of the run. Thresholds that it does not pass stay; by default none does.
+        lifted: the name of a threshold that is put beyond the small model's rows instead.
     """
     small = copy.deepcopy(config.get_text_config())
     values = {name: value for name, value in small.to_dict().items() if isinstance(value, int)}
@@ -63,12 +98,14 @@ def small_config(config: PretrainedConfig) -> PretrainedConfig:
     for name, value in small.to_dict().items():
         if "drop" in name and isinstance(value, float):
             setattr(small, name, 0.0)
-    family = read_family(small)
-    if family.window is not None:
-        small.sliding_window = WINDOW
-    if family.chunk is not None:
-        small.attention_chunk_size = WINDOW
-    if family.softcap is not None:
+    lowered = {name: min(value, THRESHOLDS[name]) for name, value in thresholds(small, reach).items()}
+    if lifted is not None:
+        lowered[lifted] = BEYOND
+    before = dict(vars(small))
+    for name, value in _replaced(before, lowered).items():
+        if value != before[name]:
+            setattr(small, name, value)
+    if read_family(small).softcap is not None:
         small.attn_logit_softcapping = 1.0  # low enough to matter to random scores
     # Weights large enough for attention to be far from uniform, as it is in a trained model.
     for name in ("initializer_range", "init_std"):
@@ -82,12 +119,44 @@ def small_config(config: PretrainedConfig) -> PretrainedConfig:
     return small
 
 
-def random_model(config: PretrainedConfig, device: torch.device, *, seed: int = 0) -> torch.nn.Module:
-    """A random fp32 model with `eager` attention, in training mode. Sets torch's random state."""
+def thresholds(config: PretrainedConfig, reach: int | None = None) -> dict[str, int]:
+    """The thresholds of a configuration that rows of `reach` tokens pass, with their values.
+
+    Example:
+
+    >>> from transformers import MistralConfig
+    >>> thresholds(MistralConfig(sliding_window=4096)), thresholds(MistralConfig(sliding_window=4096), reach=2048)
+    ({'sliding_window': 4096}, {})
+    """
+    return _thresholds(vars(config.get_text_config()), reach)
+
+
+def _thresholds(values: dict[str, Any], reach: int | None) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _thresholds(value, reach)
+        elif name in THRESHOLDS and isinstance(value, int) and (reach is None or value < reach):
+            found[name] = value
+    return found
+
+
+def _replaced(values: dict[str, Any], new: dict[str, int]) -> dict[str, Any]:
+    """The values, those in dictionaries within them too, with new ones for the names of `new` that they have."""
+    return {
+        name: _replaced(value, new) if isinstance(value, dict) else new.get(name, value)
+        for name, value in values.items()
+    }
+
+
+def random_model(
+    config: PretrainedConfig, device: torch.device, attention: str = "eager", *, seed: int = 0
+) -> torch.nn.Module:
+    """A random fp32 model with the given attention, in training mode. Sets torch's random state."""
     torch.manual_seed(seed)
     with torch.device(device):
         model: torch.nn.Module = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=torch.float32, attn_implementation="eager"
+            copy.deepcopy(config), dtype=torch.float32, attn_implementation=attention
         )
     return model.train()
 
@@ -114,12 +183,17 @@ def _keep_first_layers(small: Any) -> None:
     layers = next((values[name] for name in LAYERS if name in values), 0)
     if not layers:
         return
-    kinds = getattr(small, "layer_types", None) or ["same"] * layers
-    keep = next(count for count in range(1, layers + 1) if set(kinds[:count]) == set(kinds))
+    # Configurations hold one list entry per layer for what differs between layers.
+    per_layer = {name: value for name, value in values.items() if isinstance(value, list) and len(value) == layers}
+    kinds = [value for value in per_layer.values() if len({str(kind) for kind in value}) <= KINDS]
+    keep = next(count for count in range(1, layers + 1) if all(_as_varied(value[:count], value) for value in kinds))
     keep = min(layers, max(keep, 2))
-    for name, value in values.items():
-        # Configurations hold one list entry per layer for what differs between layers.
-        if isinstance(value, list) and len(value) == layers:
-            setattr(small, name, value[:keep])
-        elif name in LAYERS:
+    for name, value in per_layer.items():
+        setattr(small, name, value[:keep])
+    for name in LAYERS:
+        if name in values:
             setattr(small, name, keep)
+
+
+def _as_varied(some: list[Any], every: list[Any]) -> bool:
+    return {str(kind) for kind in some} == {str(kind) for kind in every}

@@ -1,16 +1,28 @@
 """Which layout a run uses, and why."""
 
 import logging
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
+import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 
-from mrt_plugin.attention import Backend, ExpandedBackend, NotShareable, prove, resolve_backend
+from mrt_plugin.attention import (
+    Backend,
+    Compute,
+    ExpandedBackend,
+    NotShareable,
+    OneByOneBackend,
+    prove,
+    refusal_of,
+    resolve_backend,
+    settle_plain,
+)
 from mrt_plugin.attention.adapters import refuse_row_adapters
-from mrt_plugin.layout.group_row import GroupRow, as_group_row
+from mrt_plugin.layout.group_row import GroupRow, as_group_row, split_group
 from mrt_plugin.options import MultiResponseOptions
 
 logger = logging.getLogger(__name__)
@@ -19,11 +31,13 @@ WORTH_SHARING = 1.05
 """`layout: auto` shares where it saves at least this ratio of tokens."""
 
 FORK = "fork"
-"""The backend that runs one prompt at a time: it has nothing to gain from packed rows, and processes run the model as
-often as they have groups."""
+"""The backend that runs one prompt at a time: it has nothing to gain from packed rows."""
 
-SAMPLED_ROWS = 2000
-"""Rows looked at to estimate the token ratio and to find the group that the proof uses."""
+MANY_FORWARDS = (FORK, OneByOneBackend.name)
+"""The backends that run the model as often as a process has groups or pairs, and so unequally often."""
+
+PACKED_GROUPS = 64
+"""The longest groups, of which the row of the proof takes those that fit."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +56,7 @@ def choose_layout(
     dataset: Dataset,
     options: MultiResponseOptions,
     *,
-    compute: Callable[[dict[str, Any], torch.Tensor], torch.Tensor],
+    compute: Compute,
     tokenizer: Any,
     gradient_checkpointing: bool,
     device_type: str | None = None,
@@ -57,7 +71,7 @@ def choose_layout(
     Args:
         model: the unwrapped model.
         dataset: prepared rows.
-        options: `layout`, `prefix_backend`, `prefix_check` and `row_packing` are read.
+        options: `layout`, `prefix_backend`, `prefix_check`, `row_packing` and `row_length` are read.
         compute: as `mrt_plugin.attention.Compute`.
         tokenizer: gives the pad token.
         gradient_checkpointing: whether activations are recomputed in the backward pass.
@@ -69,7 +83,7 @@ def choose_layout(
     Raises:
         ValueError: if `layout="shared_prefix"` was asked for and cannot be had, with the reason.
     """
-    ratio, group = _look_at(dataset)
+    ratio, row = _look_at(dataset, options)
     worth_it = ratio >= WORTH_SHARING
     share = options.layout == "shared_prefix" or (options.layout == "auto" and worth_it)
     if share:
@@ -84,7 +98,7 @@ def choose_layout(
         try:
             backend = _agreed_backend(
                 model,
-                group,
+                row,
                 options,
                 compute,
                 tokenizer,
@@ -105,6 +119,11 @@ def choose_layout(
             else:
                 backend.restore_model(model)
     if choice.backend.name == ExpandedBackend.name:
+        if options.prefix_check and sharding is None:
+            finding = agree(_depends_on_batch(model, row, compute, tokenizer.pad_token_id))
+            if finding is not None:
+                logger.warning("One pair per forward, which is slow but exact: %s.", finding)
+                choice = replace(choice, backend=OneByOneBackend(), reason=finding)
         choice.backend.prepare_model(model)
     packed = "rows packed" if choice.can_pack and options.row_packing else "rows not packed"
     logger.info("Layout %s, backend %s, %s: %s.", choice.layout, choice.backend.name, packed, choice.reason)
@@ -113,9 +132,9 @@ def choose_layout(
 
 def _agreed_backend(
     model: Any,
-    group: GroupRow,
+    row: list[GroupRow],
     options: MultiResponseOptions,
-    compute: Callable[[dict[str, Any], torch.Tensor], torch.Tensor],
+    compute: Compute,
     tokenizer: Any,
     gradient_checkpointing: bool,
     device_type: str,
@@ -128,9 +147,10 @@ def _agreed_backend(
         NotShareable: if one of them did not, on all of them.
     """
     try:
-        backend = _proved_backend(
-            model, group, options, compute, tokenizer, gradient_checkpointing, device_type, sharding
-        )
+        with refusal_of(f"prefix_backend={options.prefix_backend} for {model.config.model_type}"):
+            backend = _proved_backend(
+                model, row, options, compute, tokenizer, gradient_checkpointing, device_type, sharding
+            )
     except NotShareable as refusal:
         agree(str(refusal))
         raise
@@ -143,9 +163,9 @@ def _agreed_backend(
 
 def _proved_backend(
     model: Any,
-    group: GroupRow,
+    row: list[GroupRow],
     options: MultiResponseOptions,
-    compute: Callable[[dict[str, Any], torch.Tensor], torch.Tensor],
+    compute: Compute,
     tokenizer: Any,
     gradient_checkpointing: bool,
     device_type: str,
@@ -171,19 +191,52 @@ def _proved_backend(
         )
     backend.prepare_model(model)
     if options.prefix_check:
-        prove(model, backend, group, compute=compute, pad_token_id=tokenizer.pad_token_id)
+        prove(
+            model,
+            backend,
+            row[0],
+            beside=row[1:],
+            reach=options.row_length,
+            compute=compute,
+            pad_token_id=tokenizer.pad_token_id,
+        )
     return backend
 
 
-def _look_at(dataset: Dataset) -> tuple[float, GroupRow]:
-    """The token ratio over a sample of the rows, and its longest group that has several responses if there is one."""
-    sample = dataset.select(range(min(len(dataset), SAMPLED_ROWS)))
-    expanded, shared = 0, 0
-    best, best_rank = 0, (False, 0)
-    for index, (prefix, lengths) in enumerate(zip(sample["prefix_length"], sample["segment_lengths"], strict=True)):
-        expanded += len(lengths) * prefix + sum(lengths)
-        shared += prefix + sum(lengths)
-        rank = (len(lengths) > 1, prefix + sum(lengths))
-        if rank > best_rank:
-            best, best_rank = index, rank
-    return expanded / shared, as_group_row(sample[best])
+def _depends_on_batch(model: Any, row: list[GroupRow], compute: Compute, pad_token_id: int) -> str | None:
+    """Why the plain forward of this model needs every pair alone; None where it does not."""
+    try:
+        plain = settle_plain(model, row, compute, pad_token_id)
+    except Exception as error:  # training will meet it, or not, as it always did
+        logger.warning("The plain forward could not be compared with itself: %s: %s", type(error).__name__, error)
+        return None
+    return None if plain.steady else f"{model.config.model_type}: {plain.finding}"
+
+
+def _look_at(dataset: Dataset, options: MultiResponseOptions) -> tuple[float, list[GroupRow]]:
+    """The token ratio, and a row as the run builds them, which begins with the longest pair of any group.
+
+    Groups of one response come last: the first group has several where any has.
+    """
+    table = dataset.select_columns(["prefix_length", "segment_lengths"]).with_format("arrow")[:]
+    prefixes = table["prefix_length"].to_numpy()
+    counts = pc.list_value_length(table["segment_lengths"]).to_numpy()
+    segments = pc.list_flatten(table["segment_lengths"]).to_numpy()
+    starts = np.cumsum(counts) - counts
+    totals = np.add.reduceat(segments, starts)
+    longest = prefixes + np.maximum.reduceat(segments, starts)
+    ratio = float((counts * prefixes + totals).sum() / (prefixes + totals).sum())
+    order = np.lexsort((-longest, counts == 1))
+    packing = options.row_packing and options.row_length is not None
+    candidates = [order[0], longest.argmax(), *order[1:PACKED_GROUPS]] if packing else order[:1]
+    room = math.inf if options.row_length is None else options.row_length
+    row: list[GroupRow] = []
+    for index in dict.fromkeys(map(int, candidates)):
+        group = as_group_row(dataset[index])
+        if options.row_length is not None:
+            parts = split_group(group, options.row_length)
+            group = max(parts, key=lambda part: max(part["segment_lengths"]))
+        if len(group["input_ids"]) <= room:
+            row.append(group)
+            room -= len(group["input_ids"])
+    return ratio, row

@@ -23,7 +23,7 @@ from mrt_plugin.trainer.callbacks import watch
 from mrt_plugin.trainer.callbacks.memory import out_of_memory_advice
 from mrt_plugin.trainer.callbacks.overfitting import TRAIN_ROWS
 from mrt_plugin.trainer.callbacks.together import from_main_process
-from mrt_plugin.trainer.layout_choice import FORK, choose_layout
+from mrt_plugin.trainer.layout_choice import MANY_FORWARDS, choose_layout
 from mrt_plugin.trainer.meter import Meter, batch_counts
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared
 from mrt_plugin.trainer.quantized_cpu import keep_trainable
@@ -92,7 +92,7 @@ class MultiResponseTrainerMixin(Trainer):
         )
         self.layout = choice.layout
         self._backend = choice.backend
-        if choice.backend.name == FORK:
+        if choice.backend.name in MANY_FORWARDS:
             self._stop_sending_buffers()
         for collator in collators:
             collator.layout = choice.layout
@@ -106,7 +106,7 @@ class MultiResponseTrainerMixin(Trainer):
         return next((reason for reason in gather_object([refusal]) if reason is not None), None)
 
     def _stop_sending_buffers(self) -> None:
-        """The fork runs the model once per group, and processes have unequally many.
+        """The backend runs the model once per group or pair, and processes have unequally many.
 
         DistributedDataParallel sends the buffers of the first process to the others at every forward, where they would
         wait for each other unequally often. Those of a language model are constants (the angles of its positions).
@@ -115,8 +115,8 @@ class MultiResponseTrainerMixin(Trainer):
             return
         if self.args.ddp_broadcast_buffers:
             raise ValueError(
-                "ddp_broadcast_buffers=True: the fork runs the model once per group, and processes have unequally "
-                "many groups, so they would wait for each other for ever. Remove it, or use layout=expanded."
+                f"ddp_broadcast_buffers=True: the backend {self._backend.name} runs the model once per group or pair, "
+                "and processes have unequally many, so they would wait for each other for ever. Remove it."
             )
         if self.accelerator.ddp_handler is not None:
             self.accelerator.ddp_handler.broadcast_buffers = False
