@@ -1,7 +1,8 @@
 """What a model family asks of attention, read from its configuration."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
 
@@ -10,6 +11,19 @@ FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attenti
 
 class NotShareable(ValueError):
     """This model cannot share a prompt exactly as asked; the message says why and what to do."""
+
+
+class LengthRope(NamedTuple):
+    """Rotary angles that transformers takes from the longest sequence of a forward pass, for all its sequences."""
+
+    kind: str
+    """`longrope` has two sets of angles. `dynamic` has one for every length, and keeps that of an earlier forward."""
+    threshold: int
+    """Tokens. Among sequences of at most this length the angles are always the same."""
+
+    def splits(self, lengths: Sequence[int]) -> bool:
+        """Whether sequences of these lengths have other angles together than alone."""
+        return max(lengths) > self.threshold and (self.kind == "dynamic" or min(lengths) <= self.threshold)
 
 
 @dataclass(frozen=True)
@@ -27,9 +41,11 @@ class Family:
     softcap: float | None
     """The bound that attention scores are squashed to, by softcap · tanh(score / softcap)."""
     head_size: int | None
-    """Numbers per attention head; None where there are no heads."""
+    """Numbers per attention head, of the layer with the most; None where there are no heads."""
     dropout: float
     """Probability that training drops an attention weight."""
+    length_ropes: tuple[LengthRope, ...]
+    """The rotary scalings that look at the longest sequence of a forward pass."""
 
     @property
     def stateful(self) -> tuple[str, ...]:
@@ -46,37 +62,85 @@ def read_family(config: PretrainedConfig) -> Family:
     >>> read_family(LlamaConfig()).kinds
     ('full_attention',)
     """
-    text = config.get_text_config()
+    text = config.get_text_config(decoder=True)
+    layers = list(text.per_layer_config) if text.is_heterogeneous else [text]
     # Configurations only carry the attributes that their family uses.
-    window = getattr(text, "sliding_window", None)
-    chunk = getattr(text, "attention_chunk_size", None)
     layer_types = getattr(text, "layer_types", None)
-    if layer_types is not None:
-        kinds = set(layer_types)
-    elif window is not None:
-        kinds = {SLIDING}
-    elif chunk is not None:
-        kinds = {CHUNKED}
-    else:
-        kinds = {FULL}
-    dropouts = (
-        getattr(text, name, None) for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
-    )
+    sizes = [size for size in map(_head_size, layers) if size]
+    dropouts = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
     return Family(
         model_type=text.model_type,
-        kinds=tuple(sorted(kinds)),
-        window=window,
-        chunk=chunk,
-        softcap=getattr(text, "attn_logit_softcapping", None),
-        head_size=_head_size(text),
-        dropout=max(float(dropout or 0.0) for dropout in dropouts),
+        kinds=tuple(sorted(set(layer_types or map(_kind, layers)))),
+        window=_common(layers, "sliding_window"),
+        chunk=_common(layers, "attention_chunk_size"),
+        softcap=_common(layers, "attn_logit_softcapping"),
+        head_size=max(sizes, default=None),
+        dropout=max(float(getattr(layer, name, None) or 0.0) for layer in layers for name in dropouts),
+        length_ropes=_length_ropes(text),
     )
 
 
-def _head_size(text: Any) -> int | None:
-    heads = getattr(text, "num_attention_heads", None)
-    size: int | None = getattr(text, "head_dim", None)
-    return size or (text.hidden_size // heads if heads else None)
+def _kind(layer: Any) -> str:
+    if getattr(layer, "sliding_window", None) is not None:
+        return SLIDING
+    return FULL if getattr(layer, "attention_chunk_size", None) is None else CHUNKED
+
+
+def _common(layers: Sequence[Any], name: str) -> Any:
+    """The value of the layers that have one.
+
+    Raises:
+        NotShareable: if it differs between layers.
+    """
+    values = {getattr(layer, name, None) for layer in layers} - {None}
+    if len(values) > 1:
+        raise NotShareable(
+            f"The layers of {layers[0].model_type} differ in {name} ({', '.join(map(str, sorted(values)))}), and the "
+            "shared-prefix backends know one value for all. Use layout=expanded."
+        )
+    return values.pop() if values else None
+
+
+def _head_size(layer: Any) -> int | None:
+    heads = getattr(layer, "num_attention_heads", None)
+    size: int | None = getattr(layer, "head_dim", None)
+    return size or (layer.hidden_size // heads if heads else None)
+
+
+def _length_ropes(text: Any) -> tuple[LengthRope, ...]:
+    parameters = getattr(text, "rope_parameters", None) or {}
+    # Families whose kinds of layer have rotary angles of their own hold one entry per kind.
+    entries = [parameters] if "rope_type" in parameters else [entry for entry in parameters.values() if entry]
+    found = set()
+    for entry in entries:
+        if entry["rope_type"] == "longrope":
+            found.add(LengthRope("longrope", entry["original_max_position_embeddings"]))
+        elif "dynamic" in entry["rope_type"]:
+            found.add(LengthRope("dynamic", text.max_position_embeddings))
+    return tuple(sorted(found))
+
+
+def refuse_split_angles(config: PretrainedConfig, lengths: Sequence[int], data: str) -> None:
+    """Refuse pairs whose rotary angles would depend on what else is in their forward pass.
+
+    Args:
+        config: the model's configuration.
+        lengths: tokens of each pair, prompt and response together.
+        data: names the pairs in the message.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    family = read_family(config)
+    for kind, threshold in (rope for rope in family.length_ropes if lengths and rope.splits(lengths)):
+        longer = sum(length > threshold for length in lengths)
+        raise ValueError(
+            f"{family.model_type} scales its rotary angles by the longest pair of a forward pass ({kind}): beyond "
+            f"{threshold} tokens all pairs of a batch get other angles, so a step would depend on how it is cut. "
+            f"{longer} of {len(lengths)} pairs of the {data} data are longer, up to {max(lengths)} tokens. Set "
+            f"max_length={threshold} (Axolotl: sequence_len), which drops them"
+            + (", or train the longer pairs in a run of their own." if kind == "longrope" else ".")
+        )
 
 
 def refuse_state(model: Any, backend: str) -> None:
