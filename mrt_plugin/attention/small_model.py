@@ -43,21 +43,24 @@ def small_config(config: PretrainedConfig) -> PretrainedConfig:
     """The text configuration with few layers, narrow, with few experts, a short window and no dropout.
 
     Every width and number of heads is divided by the same power of two, so that their ratios, head sizes and grouped
-    keys stay. The first layers are kept, as many as it takes to have every kind.
+    keys stay. The first layers are kept, as many as it takes to have every kind, and one of each kind that reuses
+    another layer's keys and values.
     """
     small = copy.deepcopy(config.get_text_config())
     values = {name: value for name, value in small.to_dict().items() if isinstance(value, int)}
-    divisor = _divisor(values)
-    for name in (*WIDTHS, *HEADS):
-        if values.get(name):
-            setattr(small, name, values[name] // divisor)
+    divisor = _divisor(small.to_dict())
+    for name, value in _sizes(small.to_dict()):
+        setattr(small, name, [size // divisor for size in value] if isinstance(value, list) else value // divisor)
     for name in EXPERTS:
         if values.get(name):
             setattr(small, name, min(values[name], 4))
-    if values.get("num_experts_per_tok"):
-        small.num_experts_per_tok = min(values["num_experts_per_tok"], 2)
-    _keep_first_layers(small)
-    small.vocab_size = VOCABULARY
+    for name in ("num_experts_per_tok", "top_k_experts"):
+        if values.get(name):
+            setattr(small, name, min(values[name], 2))
+    _keep_layers(small, divisor)
+    for name in ("vocab_size", "vocab_size_per_layer_input"):
+        if values.get(name):
+            setattr(small, name, VOCABULARY)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(small, name, None)
     for name, value in small.to_dict().items():
@@ -98,10 +101,17 @@ def _width(config: Any) -> int:
     return width
 
 
-def _divisor(values: dict[str, int]) -> int:
+def _sizes(values: dict[str, Any]) -> list[tuple[str, int | list[int]]]:
+    """The widths and numbers of heads among a configuration's values; a list where they differ by layer."""
+    return [(name, values[name]) for name in (*WIDTHS, *HEADS) if values.get(name)]
+
+
+def _divisor(values: dict[str, Any]) -> int:
     """The power of two to divide by: until the width is at most 256, or a number no longer divides."""
     divisor = 1
-    present = [values[name] for name in (*WIDTHS, *HEADS) if values.get(name)]
+    layers = values.get("per_layer_config", {}).values()
+    sizes = [size for part in (values, *layers) for _, size in _sizes(part)]
+    present = [number for size in sizes for number in (size if isinstance(size, list) else [size])]
     while values.get("hidden_size", values.get("n_embd", 0)) // divisor > 256 and all(
         value % (2 * divisor) == 0 for value in present
     ):
@@ -109,17 +119,26 @@ def _divisor(values: dict[str, int]) -> int:
     return divisor
 
 
-def _keep_first_layers(small: Any) -> None:
+def _keep_layers(small: Any, divisor: int) -> None:
     values = small.to_dict()
     layers = next((values[name] for name in LAYERS if name in values), 0)
     if not layers:
         return
     kinds = getattr(small, "layer_types", None) or ["same"] * layers
-    keep = next(count for count in range(1, layers + 1) if set(kinds[:count]) == set(kinds))
-    keep = min(layers, max(keep, 2))
+    own = layers - (values.get("num_kv_shared_layers") or 0)  # those after them reuse keys and values
+    keep = next(count for count in range(1, own + 1) if set(kinds[:count]) == set(kinds[:own]))
+    reusing = sorted({kind: layer for layer, kind in enumerate(kinds) if layer >= own}.values())
+    chosen = [*range(min(own, max(keep, 2))), *reusing]
     for name, value in values.items():
         # Configurations hold one list entry per layer for what differs between layers.
         if isinstance(value, list) and len(value) == layers:
-            setattr(small, name, value[:keep])
+            setattr(small, name, [getattr(small, name)[layer] for layer in chosen])
         elif name in LAYERS:
-            setattr(small, name, keep)
+            setattr(small, name, len(chosen))
+    if reusing:
+        small.num_kv_shared_layers = len(reusing)
+    if small.is_heterogeneous:
+        overrides = {int(layer): dict(entry) for layer, entry in values["per_layer_config"].items()}
+        for entry in overrides.values():
+            entry.update({name: size // divisor for name, size in _sizes(entry)})
+        small.per_layer_config = {new: overrides[old] for new, old in enumerate(chosen) if old in overrides}
