@@ -79,17 +79,18 @@ class MultiResponseTrainerMixin(Trainer):
                 "redraw='epoch': the training data was prepared without it, so there is nothing to draw from. Give "
                 "the groups themselves, or data prepared with redraw='epoch'."
             )
-        choice = choose_layout(
-            model,
-            self._as_trained(self.train_dataset),
-            options,
-            compute=self._token_nll.bound(model),
-            tokenizer=collators[0].tokenizer,
-            gradient_checkpointing=bool(self.args.gradient_checkpointing) or recomputes(model),
-            device_type=self.accelerator.device.type,
-            sharding=read_sharding(self.accelerator.distributed_type, self.accelerator.state.deepspeed_plugin),
-            agree=self._first_refusal,
-        )
+        with self._token_nll.judging():
+            choice = choose_layout(
+                model,
+                self._as_trained(self.train_dataset),
+                options,
+                compute=self._token_nll.bound(model),
+                tokenizer=collators[0].tokenizer,
+                gradient_checkpointing=bool(self.args.gradient_checkpointing) or recomputes(model),
+                device_type=self.accelerator.device.type,
+                sharding=read_sharding(self.accelerator.distributed_type, self.accelerator.state.deepspeed_plugin),
+                agree=self._first_refusal,
+            )
         self.layout = choice.layout
         self._backend = choice.backend
         if choice.backend.name == FORK:
