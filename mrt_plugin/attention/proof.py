@@ -234,13 +234,6 @@ def _prove_real(
     return difference, tolerance, len(alone)
 
 
-def run_pairs(model: Any, backend: Backend, group: GroupRow, compute: Compute, pad_token_id: int) -> None:
-    """Run the longest pairs of a group one at a time, without gradients, for a `compute` that learns from them."""
-    with _inference(model):
-        for pair in expand(take_segments(group, _longest(group))):
-            _nll(model, backend, [[pair]], compute, pad_token_id)
-
-
 def _longest(group: GroupRow) -> list[int]:
     lengths = group["segment_lengths"]
     ranked = sorted(range(len(lengths)), key=lambda index: -lengths[index])

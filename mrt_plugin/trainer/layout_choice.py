@@ -10,7 +10,6 @@ from datasets import Dataset
 
 from mrt_plugin.attention import Backend, ExpandedBackend, NotShareable, prove, resolve_backend
 from mrt_plugin.attention.adapters import refuse_row_adapters
-from mrt_plugin.attention.proof import run_pairs
 from mrt_plugin.layout.group_row import GroupRow, as_group_row
 from mrt_plugin.options import MultiResponseOptions
 
@@ -59,7 +58,7 @@ def choose_layout(
         model: the unwrapped model.
         dataset: prepared rows.
         options: `layout`, `prefix_backend`, `prefix_check` and `row_packing` are read.
-        compute: as `mrt_plugin.attention.Compute`; it sees the pairs of a real group, expanded ones too.
+        compute: as `mrt_plugin.attention.Compute`.
         tokenizer: gives the pad token.
         gradient_checkpointing: whether activations are recomputed in the backward pass.
         device_type: where it trains; by default where the model is.
@@ -107,8 +106,6 @@ def choose_layout(
                 backend.restore_model(model)
     if choice.backend.name == ExpandedBackend.name:
         choice.backend.prepare_model(model)
-        if sharding is None:
-            run_pairs(model, choice.backend, group, compute, tokenizer.pad_token_id)
     packed = "rows packed" if choice.can_pack and options.row_packing else "rows not packed"
     logger.info("Layout %s, backend %s, %s: %s.", choice.layout, choice.backend.name, packed, choice.reason)
     return choice
