@@ -194,9 +194,7 @@ def rows_loss(backend: Any, model: torch.nn.Module, rows: Rows) -> torch.Tensor:
     return (nll * rows.loss_weights).sum()
 
 
-def assert_equivalent(
-    backend: Any, name: str, packed: list[list[GroupRow]], *, padding_side: str = "right", **changes: Any
-) -> None:
+def assert_equivalent(backend: Any, name: str, packed: list[list[GroupRow]], **changes: Any) -> None:
     """The backend's loss and gradient on packed rows are those of one pair at a time: 1e-5, and 1e-4 of the norm."""
     groups = [group for row in packed for group in row]
     reference = build(name, **{"attn_implementation": "eager", **changes})
@@ -204,7 +202,7 @@ def assert_equivalent(
     model = build(name, **changes)
     backend.prepare_model(model)  # and once more, which changes nothing
     backend.prepare_model(model)
-    rows = build_rows(packed, PAD, padding_side=padding_side)
+    rows = build_rows(packed, PAD)
     found, found_gradient = gradient(model, lambda: rows_loss(backend, model, rows))
     assert abs(found / expected - 1) < 1e-5
     assert (found_gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()

@@ -6,13 +6,14 @@ import pytest
 import torch
 from families import ATTENTION_ONLY, CHUNKED, WINDOW, build, random_group
 from peft import LoraConfig, get_peft_model
-from transformers import AttentionInterface
+from transformers import CONFIG_MAPPING, AttentionInterface
 
 from mrt_plugin.attention import NotShareable, prove
 from mrt_plugin.attention.backend import Compute
 from mrt_plugin.attention.dense import DenseBackend
 from mrt_plugin.attention.family import read_family
 from mrt_plugin.attention.rule import visible
+from mrt_plugin.attention.small_model import small_config
 from mrt_plugin.attention.two_part import TwoPartBackend, two_part_attention
 from mrt_plugin.layout.rows import Rows
 
@@ -193,3 +194,16 @@ def test_a_small_model_that_cannot_be_built_is_a_refusal() -> None:
     model.config.num_attention_heads = 3  # of a hidden size that 3 does not divide
     with pytest.raises(NotShareable, match="could not be proved: a small llama"):
         prove(model, TwoPartBackend(model.config), GROUP)
+
+
+def test_the_small_model_has_layers_that_reuse_keys_and_values() -> None:
+    """One of each kind, beside the first layers; each keeps what is its own among the settings by layer."""
+    full = CONFIG_MAPPING["gemma4_text"](num_kv_shared_layers=18, hidden_size=1536, global_head_dim=512)
+    small = small_config(full)
+    assert small.layer_types == ["sliding_attention"] * 5 + ["full_attention", "sliding_attention", "full_attention"]
+    assert small.num_kv_shared_layers == 2
+    assert [layer.head_dim for layer in small.per_layer_config] == [256] * 5 + [512, 256, 512]
+    assert small.vocab_size_per_layer_input == small.vocab_size
+    small = small_config(CONFIG_MAPPING["gemma3n_text"]())
+    assert small.num_hidden_layers == len(small.layer_types) == len(small.intermediate_size) == 7
+    assert small.num_kv_shared_layers == 2
