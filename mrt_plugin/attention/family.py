@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -11,19 +11,6 @@ FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attenti
 
 class NotShareable(ValueError):
     """This model cannot share a prompt exactly as asked; the message says why and what to do."""
-
-
-class LengthRope(NamedTuple):
-    """Rotary angles that transformers takes from the longest sequence of a forward pass, for all its sequences."""
-
-    kind: str
-    """`longrope` has two sets of angles. `dynamic` has one for every length, and keeps that of an earlier forward."""
-    threshold: int
-    """Tokens. Among sequences of at most this length the angles are always the same."""
-
-    def splits(self, lengths: Sequence[int]) -> bool:
-        """Whether sequences of these lengths have other angles together than alone."""
-        return max(lengths) > self.threshold and (self.kind == "dynamic" or min(lengths) <= self.threshold)
 
 
 @dataclass(frozen=True)
@@ -44,8 +31,6 @@ class Family:
     """Numbers per attention head, of the layer with the most; None where there are no heads."""
     dropout: float
     """Probability that training drops an attention weight."""
-    length_ropes: tuple[LengthRope, ...]
-    """The rotary scalings that look at the longest sequence of a forward pass."""
 
     @property
     def stateful(self) -> tuple[str, ...]:
@@ -76,7 +61,6 @@ def read_family(config: PretrainedConfig) -> Family:
         softcap=_common(layers, "attn_logit_softcapping"),
         head_size=max(sizes, default=None),
         dropout=max(float(getattr(layer, name, None) or 0.0) for layer in layers for name in dropouts),
-        length_ropes=_length_ropes(text),
     )
 
 
@@ -105,42 +89,6 @@ def _head_size(layer: Any) -> int | None:
     heads = getattr(layer, "num_attention_heads", None)
     size: int | None = getattr(layer, "head_dim", None)
     return size or (layer.hidden_size // heads if heads else None)
-
-
-def _length_ropes(text: Any) -> tuple[LengthRope, ...]:
-    parameters = getattr(text, "rope_parameters", None) or {}
-    # Families whose kinds of layer have rotary angles of their own hold one entry per kind.
-    entries = [parameters] if "rope_type" in parameters else [entry for entry in parameters.values() if entry]
-    found = set()
-    for entry in entries:
-        if entry["rope_type"] == "longrope":
-            found.add(LengthRope("longrope", entry["original_max_position_embeddings"]))
-        elif "dynamic" in entry["rope_type"]:
-            found.add(LengthRope("dynamic", text.max_position_embeddings))
-    return tuple(sorted(found))
-
-
-def refuse_split_angles(config: PretrainedConfig, lengths: Sequence[int], data: str) -> None:
-    """Refuse pairs whose rotary angles would depend on what else is in their forward pass.
-
-    Args:
-        config: the model's configuration.
-        lengths: tokens of each pair, prompt and response together.
-        data: names the pairs in the message.
-
-    Raises:
-        ValueError: with the remedy.
-    """
-    family = read_family(config)
-    for kind, threshold in (rope for rope in family.length_ropes if lengths and rope.splits(lengths)):
-        longer = sum(length > threshold for length in lengths)
-        raise ValueError(
-            f"{family.model_type} scales its rotary angles by the longest pair of a forward pass ({kind}): beyond "
-            f"{threshold} tokens all pairs of a batch get other angles, so a step would depend on how it is cut. "
-            f"{longer} of {len(lengths)} pairs of the {data} data are longer, up to {max(lengths)} tokens. Set "
-            f"max_length={threshold} (Axolotl: sequence_len), which drops them"
-            + (", or train the longer pairs in a run of their own." if kind == "longrope" else ".")
-        )
 
 
 def refuse_state(model: Any, backend: str) -> None:

@@ -7,9 +7,13 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from mrt_plugin.attention.family import read_family
+from mrt_plugin.attention.length_rope import lift_thresholds
 
 WINDOW = 8
 """The window and chunk of the small model: short rows then already reach beyond it."""
+
+LONGEST = 8 * WINDOW
+"""Tokens that the small model's sequences have at most."""
 
 VOCABULARY = 256
 
@@ -73,6 +77,7 @@ def small_config(config: PretrainedConfig) -> PretrainedConfig:
         small.attention_chunk_size = WINDOW
     if family.softcap is not None:
         small.attn_logit_softcapping = 1.0  # low enough to matter to random scores
+    lift_thresholds(small, LONGEST)  # the pairs of a run are on one side of them
     # Weights large enough for attention to be far from uniform, as it is in a trained model.
     for name in ("initializer_range", "init_std"):
         if name in small.to_dict():
