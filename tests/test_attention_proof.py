@@ -331,3 +331,16 @@ def test_every_length_in_a_configuration_is_known() -> None:
             lengths = {name for name in numbers(vars(text)) if LENGTH_LIKE.search(str(name))}
             unknown.update(dict.fromkeys(lengths - set(THRESHOLDS) - NO_THRESHOLD, model_type))
     assert not unknown
+
+
+def test_the_small_model_has_layers_that_reuse_keys_and_values() -> None:
+    """One of each kind, beside the first layers; each keeps what is its own among the settings by layer."""
+    full = CONFIG_MAPPING["gemma4_text"](num_kv_shared_layers=18, hidden_size=1536, global_head_dim=512)
+    small = small_config(full)
+    assert small.layer_types == ["sliding_attention"] * 5 + ["full_attention", "sliding_attention", "full_attention"]
+    assert small.num_kv_shared_layers == 2
+    assert [layer.head_dim for layer in small.per_layer_config] == [256] * 5 + [512, 256, 512]
+    assert small.vocab_size_per_layer_input == small.vocab_size
+    small = small_config(CONFIG_MAPPING["gemma3n_text"]())
+    assert small.num_hidden_layers == len(small.layer_types) == len(small.intermediate_size) == 7
+    assert small.num_kv_shared_layers == 2

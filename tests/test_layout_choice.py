@@ -204,3 +204,34 @@ def test_layers_wrapped_by_torch_are_recomputed():
     flagged = tiny.llama()
     flagged.gradient_checkpointing_enable()
     assert recomputes(flagged)
+
+
+@pytest.mark.parametrize("layout", ["expanded", "shared_prefix"])
+def test_a_change_of_logits_is_noticed_before_the_first_batch(rows, layout):
+    """The first batch goes through the model's own head at once."""
+
+    class Capped(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = torch.tanh(output.logits)
+            return output
+
+    model = tiny.llama()
+    model.__class__ = Capped
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)
+    compute = TokenNLL(model)
+    with compute.judging():
+        choose_layout(
+            model,
+            rows,
+            MultiResponseOptions(row_packing=False, layout=layout),
+            compute=compute.bound(model),
+            tokenizer=TOKENIZER,
+            gradient_checkpointing=False,
+        )
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.numel() // output.shape[-1]))
+    input_ids = torch.tensor([rows[0]["input_ids"][:20]])
+    compute(model, {"input_ids": input_ids}, input_ids)
+    assert seen == [19]

@@ -1,21 +1,26 @@
 """Per-token NLL against the model's own full logits, for families that change their logits and those that do not."""
 
+import math
+
 import pytest
 import tiny
 import torch
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    FalconH1Config,
     Gemma2Config,
     GPT2Config,
     GraniteConfig,
     LlamaConfig,
     OPTConfig,
+    RecurrentGemmaConfig,
+    xLSTMConfig,
 )
 
 from mrt_plugin.layout.group_row import IGNORE
 from mrt_plugin.loss.step_loss import step_loss
-from mrt_plugin.loss.token_nll import TokenNLL
+from mrt_plugin.loss.token_nll import TokenNLL, logit_transform
 
 SMALL = {
     "vocab_size": 300,
@@ -92,24 +97,91 @@ def test_nll_and_gradients_are_those_of_the_full_logits(name, chunk):
     assert compute.take_correct_tokens() == 0
 
 
-def test_a_transformation_not_known_here_is_noticed():
-    """The model's own head then runs on the trained tokens, and the numbers stay its own."""
+def changed(model, change):
+    """The model, whose forward changes its logits in a way that no configuration says."""
 
-    class Shouting(type(build("llama"))):
+    class Changed(type(model)):
         def forward(self, *args, **kwargs):
             output = super().forward(*args, **kwargs)
-            output.logits = output.logits * 1.5 + 0.1 * output.logits**2
+            output.logits = change(output.logits)
             return output
 
+    model.__class__ = Changed
+    return model
+
+
+def shout(logits):
+    return logits * 1.5 + 0.1 * logits**2
+
+
+def cap_at_five(logits):
+    return torch.tanh(logits / 5) * 5
+
+
+def double_in_place(logits):
+    return logits.mul_(2)
+
+
+def drop_the_last_tokens(logits):
+    return logits[..., :-4]
+
+
+@pytest.mark.parametrize("change", [shout, cap_at_five, double_in_place, drop_the_last_tokens])
+def test_a_transformation_not_known_here_is_noticed(change):
+    """The model's own head then runs on the trained tokens, and the numbers stay its own."""
     input_ids, labels = batch()
-    model = build("llama")
-    model.__class__ = Shouting
+    labels[labels >= 296] = IGNORE
+    model = changed(build("llama"), change)
     expected = reference(model, input_ids, labels)
     compute = TokenNLL(model)
     for _ in range(2):
         nll = compute(model, {"input_ids": input_ids, "use_cache": False}, labels)
         assert torch.allclose(nll, expected, rtol=1e-5, atol=1e-5)
     assert nll.requires_grad
+
+
+def test_a_cap_that_the_first_token_does_not_show_is_noticed():
+    """A token whose logits are all small looks the same capped and not."""
+    input_ids, labels = batch()
+    input_ids[:, 0] = 1
+    labels[:, 1] = IGNORE
+    model = build("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[1] = 0  # the first position's logits are 0 then
+    changed(model, cap_at_five)
+    expected = reference(model, input_ids, labels)
+    nll = TokenNLL(model)(model, {"input_ids": input_ids, "use_cache": False}, labels)
+    assert torch.allclose(nll, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_within_judging_every_call_is_compared():
+    """Where only some tokens show the change, a later call may be the first to have one."""
+    input_ids, labels = batch()
+    model = changed(build("llama"), lambda logits: logits.clamp(max=20.0))
+    small = torch.full_like(labels, IGNORE)
+    logits = model(input_ids=input_ids).logits
+    row, place = (logits[:, :-1].amax(-1) < 20).nonzero()[0].tolist()
+    small[row, place + 1] = input_ids[row, place + 1]
+    compute = TokenNLL(model)
+    with compute.judging():
+        for asked in (small, labels, small):
+            nll = compute(model, {"input_ids": input_ids, "use_cache": False}, asked)
+            assert torch.allclose(nll, reference(model, input_ids, asked), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "known"),
+    [
+        (RecurrentGemmaConfig(logits_soft_cap=7.0), 7 * math.tanh(3 / 7)),
+        (xLSTMConfig(output_logit_soft_cap=7.0), 7 * math.tanh(3 / 7)),
+        (FalconH1Config(lm_head_multiplier=0.5), 1.5),
+        (Gemma2Config(final_logit_softcapping=7.0), 7 * math.tanh(3 / 7)),
+        (LlamaConfig(), 3.0),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_the_transformations_known_by_name(config, known):
+    assert logit_transform(config)(torch.tensor([3.0])).item() == pytest.approx(known)
 
 
 def test_the_logits_of_a_prompt_never_exist():
@@ -119,11 +191,12 @@ def test_the_logits_of_a_prompt_never_exist():
     seen = []
     model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.numel() // output.shape[-1]))
     compute = TokenNLL(model, chunk=4)
+    trained = int((labels[:, 1:] != IGNORE).sum())
     compute(model, {"input_ids": input_ids, "use_cache": False}, labels)
-    assert max(seen) <= 4
+    assert max(seen) == trained, "the first call compares all trained tokens"
     seen.clear()
     compute(model, {"input_ids": input_ids, "use_cache": False}, labels).sum().backward()
-    trained = int((labels[:, 1:] != IGNORE).sum())
+    assert max(seen) <= 4
     assert trained > 4
     # forward; all but the last chunk once more in the backward; and the model's own one position
     assert sum(seen) == trained + (trained - 1) // 4 * 4 + 1

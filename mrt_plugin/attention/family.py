@@ -1,5 +1,6 @@
 """What a model family asks of attention, read from its configuration."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class Family:
     softcap: float | None
     """The bound that attention scores are squashed to, by softcap · tanh(score / softcap)."""
     head_size: int | None
-    """Numbers per attention head; None where there are no heads."""
+    """Numbers per attention head, of the layer with the most; None where there are no heads."""
     dropout: float
     """Probability that training drops an attention weight."""
 
@@ -46,37 +47,48 @@ def read_family(config: PretrainedConfig) -> Family:
     >>> read_family(LlamaConfig()).kinds
     ('full_attention',)
     """
-    text = config.get_text_config()
+    text = config.get_text_config(decoder=True)
+    layers = list(text.per_layer_config) if text.is_heterogeneous else [text]
     # Configurations only carry the attributes that their family uses.
-    window = getattr(text, "sliding_window", None)
-    chunk = getattr(text, "attention_chunk_size", None)
     layer_types = getattr(text, "layer_types", None)
-    if layer_types is not None:
-        kinds = set(layer_types)
-    elif window is not None:
-        kinds = {SLIDING}
-    elif chunk is not None:
-        kinds = {CHUNKED}
-    else:
-        kinds = {FULL}
-    dropouts = (
-        getattr(text, name, None) for name in ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
-    )
+    sizes = [size for size in map(_head_size, layers) if size]
+    dropouts = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
     return Family(
         model_type=text.model_type,
-        kinds=tuple(sorted(kinds)),
-        window=window,
-        chunk=chunk,
-        softcap=getattr(text, "attn_logit_softcapping", None),
-        head_size=_head_size(text),
-        dropout=max(float(dropout or 0.0) for dropout in dropouts),
+        kinds=tuple(sorted(set(layer_types or map(_kind, layers)))),
+        window=_common(layers, "sliding_window"),
+        chunk=_common(layers, "attention_chunk_size"),
+        softcap=_common(layers, "attn_logit_softcapping"),
+        head_size=max(sizes, default=None),
+        dropout=max(float(getattr(layer, name, None) or 0.0) for layer in layers for name in dropouts),
     )
 
 
-def _head_size(text: Any) -> int | None:
-    heads = getattr(text, "num_attention_heads", None)
-    size: int | None = getattr(text, "head_dim", None)
-    return size or (text.hidden_size // heads if heads else None)
+def _kind(layer: Any) -> str:
+    if getattr(layer, "sliding_window", None) is not None:
+        return SLIDING
+    return FULL if getattr(layer, "attention_chunk_size", None) is None else CHUNKED
+
+
+def _common(layers: Sequence[Any], name: str) -> Any:
+    """The value of the layers that have one.
+
+    Raises:
+        NotShareable: if it differs between layers.
+    """
+    values = {getattr(layer, name, None) for layer in layers} - {None}
+    if len(values) > 1:
+        raise NotShareable(
+            f"The layers of {layers[0].model_type} differ in {name} ({', '.join(map(str, sorted(values)))}), and the "
+            "shared-prefix backends know one value for all. Use layout=expanded."
+        )
+    return values.pop() if values else None
+
+
+def _head_size(layer: Any) -> int | None:
+    heads = getattr(layer, "num_attention_heads", None)
+    size: int | None = getattr(layer, "head_dim", None)
+    return size or (layer.hidden_size // heads if heads else None)
 
 
 def refuse_state(model: Any, backend: str) -> None:

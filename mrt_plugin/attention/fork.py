@@ -12,6 +12,7 @@ from transformers.cache_utils import LinearAttentionLayer
 from mrt_plugin.attention.backend import Compute
 from mrt_plugin.attention.expanded import ExpandedBackend
 from mrt_plugin.attention.family import NotShareable, read_family
+from mrt_plugin.attention.length_rope import length_ropes
 from mrt_plugin.attention.plan import Run, find_runs, group_runs
 from mrt_plugin.layout.group_row import IGNORE
 from mrt_plugin.layout.rows import Rows
@@ -136,6 +137,12 @@ class ForkBackend:
 
     def _forked(self, model: Any, rows: Rows, group: list[Run], compute: Compute) -> tuple[torch.Tensor, torch.Tensor]:
         prompt, segments = group[0], group[1:]
+        for rope in length_ropes(model.config):
+            if prompt.length <= rope.threshold < prompt.length + max(run.length for run in segments):
+                raise NotShareable(
+                    f"prefix_backend=fork: the prompt and its responses lie on two sides of {rope.threshold} tokens, "
+                    f"where {rope.kind} changes the rotary angles. Use prefix_backend=sdpa or layout=expanded."
+                )
         cache = _new_cache(model.config)
         where = slice(prompt.start, prompt.start + prompt.length)
         model(

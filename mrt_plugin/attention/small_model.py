@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from mrt_plugin.attention.family import read_family
+from mrt_plugin.attention.length_rope import lift_thresholds
 
 WINDOW = 8
 """The window and chunk of the small model: short rows then already reach beyond it."""
@@ -38,6 +39,9 @@ They may stand inside a dictionary of the configuration. Sizes of a chunk that o
 
 BEYOND = 10_000
 """Longer than any row, and further down than any score."""
+
+LONGEST = 8 * WINDOW
+"""Tokens that the small model's sequences have at most."""
 
 VOCABULARY = 256
 
@@ -73,7 +77,8 @@ def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str
     """The text configuration with few layers, narrow, with few experts, low thresholds and no dropout.
 
     Every width and number of heads is divided by the same power of two, so that their ratios, head sizes and grouped
-    keys stay. The first layers are kept, as many as it takes to have every kind.
+    keys stay. The first layers are kept, as many as it takes to have every kind, and one of each kind that reuses
+    another layer's keys and values.
 
     Args:
         config: the model's configuration.
@@ -82,17 +87,19 @@ def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str
     """
     small = copy.deepcopy(config.get_text_config())
     values = {name: value for name, value in small.to_dict().items() if isinstance(value, int)}
-    divisor = _divisor(values)
-    for name in (*WIDTHS, *HEADS):
-        if values.get(name):
-            setattr(small, name, values[name] // divisor)
+    divisor = _divisor(small.to_dict())
+    for name, value in _sizes(small.to_dict()):
+        setattr(small, name, [size // divisor for size in value] if isinstance(value, list) else value // divisor)
     for name in EXPERTS:
         if values.get(name):
             setattr(small, name, min(values[name], 4))
-    if values.get("num_experts_per_tok"):
-        small.num_experts_per_tok = min(values["num_experts_per_tok"], 2)
-    _keep_first_layers(small)
-    small.vocab_size = VOCABULARY
+    for name in ("num_experts_per_tok", "top_k_experts"):
+        if values.get(name):
+            setattr(small, name, min(values[name], 2))
+    _keep_layers(small, divisor)
+    for name in ("vocab_size", "vocab_size_per_layer_input"):
+        if values.get(name):
+            setattr(small, name, VOCABULARY)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(small, name, None)
     for name, value in small.to_dict().items():
@@ -107,6 +114,7 @@ def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str
             setattr(small, name, value)
     if read_family(small).softcap is not None:
         small.attn_logit_softcapping = 1.0  # low enough to matter to random scores
+    lift_thresholds(small, LONGEST)  # the pairs of a run are on one side of them
     # Weights large enough for attention to be far from uniform, as it is in a trained model.
     for name in ("initializer_range", "init_std"):
         if name in small.to_dict():
@@ -167,10 +175,17 @@ def _width(config: Any) -> int:
     return width
 
 
-def _divisor(values: dict[str, int]) -> int:
+def _sizes(values: dict[str, Any]) -> list[tuple[str, int | list[int]]]:
+    """The widths and numbers of heads among a configuration's values; a list where they differ by layer."""
+    return [(name, values[name]) for name in (*WIDTHS, *HEADS) if values.get(name)]
+
+
+def _divisor(values: dict[str, Any]) -> int:
     """The power of two to divide by: until the width is at most 256, or a number no longer divides."""
     divisor = 1
-    present = [values[name] for name in (*WIDTHS, *HEADS) if values.get(name)]
+    layers = values.get("per_layer_config", {}).values()
+    sizes = [size for part in (values, *layers) for _, size in _sizes(part)]
+    present = [number for size in sizes for number in (size if isinstance(size, list) else [size])]
     while values.get("hidden_size", values.get("n_embd", 0)) // divisor > 256 and all(
         value % (2 * divisor) == 0 for value in present
     ):
@@ -178,21 +193,33 @@ def _divisor(values: dict[str, int]) -> int:
     return divisor
 
 
-def _keep_first_layers(small: Any) -> None:
+def _keep_layers(small: Any, divisor: int) -> None:
     values = small.to_dict()
     layers = next((values[name] for name in LAYERS if name in values), 0)
     if not layers:
         return
     # Configurations hold one list entry per layer for what differs between layers.
     per_layer = {name: value for name, value in values.items() if isinstance(value, list) and len(value) == layers}
-    kinds = [value for value in per_layer.values() if len({str(kind) for kind in value}) <= KINDS]
-    keep = next(count for count in range(1, layers + 1) if all(_as_varied(value[:count], value) for value in kinds))
-    keep = min(layers, max(keep, 2))
-    for name, value in per_layer.items():
-        setattr(small, name, value[:keep])
+    varying = [value for value in per_layer.values() if len({str(kind) for kind in value}) <= KINDS]
+    own = layers - (values.get("num_kv_shared_layers") or 0)  # those after them reuse keys and values
+    keep = next(
+        count for count in range(1, own + 1) if all(_as_varied(value[:count], value[:own]) for value in varying)
+    )
+    kinds = per_layer.get("layer_types", ["same"] * layers)
+    reusing = sorted({kind: layer for layer, kind in enumerate(kinds) if layer >= own}.values())
+    chosen = [*range(min(own, max(keep, 2))), *reusing]
+    for name in per_layer:
+        setattr(small, name, [getattr(small, name)[layer] for layer in chosen])
     for name in LAYERS:
         if name in values:
-            setattr(small, name, keep)
+            setattr(small, name, len(chosen))
+    if reusing:
+        small.num_kv_shared_layers = len(reusing)
+    if small.is_heterogeneous:
+        overrides = {int(layer): dict(entry) for layer, entry in values["per_layer_config"].items()}
+        for entry in overrides.values():
+            entry.update({name: size // divisor for name, size in _sizes(entry)})
+        small.per_layer_config = {new: overrides[old] for new, old in enumerate(chosen) if old in overrides}
 
 
 def _as_varied(some: list[Any], every: list[Any]) -> bool:

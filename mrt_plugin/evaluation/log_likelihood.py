@@ -7,6 +7,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from mrt_plugin.attention.length_rope import length_ropes, refuse_split_angles
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import IGNORE
 
@@ -49,6 +50,9 @@ def log_likelihoods(
         batch_tokens: tokens of a forward, padding included.
         progress: called after each forward with the pairs it held.
 
+    Raises:
+        ValueError: if the model's rotary angles would depend on the batch, with the remedy.
+
     Example:
 
     ```python
@@ -61,7 +65,9 @@ def log_likelihoods(
     training = model.training
     model.eval()
     try:
-        for chosen in _batches([len(pairs[same[0]].input_ids) for same in copies], batch_tokens):
+        lengths = [len(pairs[same[0]].input_ids) for same in copies]
+        for chosen in _batches(lengths, batch_tokens, [rope.threshold for rope in length_ropes(model.config)]):
+            refuse_split_angles(model.config, [lengths[index] for index in chosen], "measured")
             # Padding is masked and to the right, so the pad token may be any: it is never seen.
             batch = [pairs[copies[i][0]] for i in chosen]
             input_ids, labels, mask = (part.to(model.device) for part in pad_pairs(batch, 0))
@@ -90,11 +96,15 @@ def equal_pairs(pairs: Sequence[Pair]) -> list[list[int]]:
     return list(places.values())
 
 
-def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each at most `batch_tokens` with its padding (or one pair)."""
+def _batches(lengths: Sequence[int], batch_tokens: int, thresholds: Sequence[int]) -> Iterator[list[int]]:
+    """Indices in batches of similar length, each at most `batch_tokens` with its padding (or one pair).
+
+    The pairs of a batch are on one side of every threshold.
+    """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
+        apart = batch and any(lengths[index] <= threshold < lengths[batch[0]] for threshold in thresholds)
+        if apart or (batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens):
             yield batch
             batch = []
         batch.append(index)

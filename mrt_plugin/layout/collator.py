@@ -18,7 +18,7 @@ class GroupedResponseCollator:
     than `row_length` is split over several rows, each with the prompt.
 
     Args:
-        tokenizer: gives the pad token and the padding side.
+        tokenizer: gives the pad token. Rows are padded on the right, whatever its padding side.
         layout: `shared_prefix`, or `expanded` for one pair per row.
         row_length: tokens a row may hold; unlimited by default.
         packing: put several groups (in `expanded`: several pairs) into a row. Needs `row_length`.
@@ -64,7 +64,6 @@ class GroupedResponseCollator:
         rows = build_rows(
             self._arrange(groups),
             self.tokenizer.pad_token_id,
-            padding_side=self.tokenizer.padding_side,
             pad_to_multiple_of=self.pad_to_multiple_of,
         )
         return {**rows.to_batch(), "stats": self._stats(groups, rows)}

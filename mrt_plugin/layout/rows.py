@@ -53,10 +53,13 @@ def build_rows(
     packed: Sequence[Sequence[GroupRow]],
     pad_token_id: int,
     *,
-    padding_side: str = "right",
     pad_to_multiple_of: int | None = None,
 ) -> Rows:
-    """Tensors of rows, each made of the groups in `packed[row]`, padded to the longest."""
+    """Tensors of rows, each made of the groups in `packed[row]`, padded to the longest.
+
+    Padding is on the right, whatever the tokenizer says: some families take windows, blocks or temperatures from a
+    token's index in its row.
+    """
     width = max(sum(len(group["input_ids"]) for group in groups) for groups in packed)
     if pad_to_multiple_of:
         width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
@@ -71,7 +74,7 @@ def build_rows(
         units=torch.zeros(len(packed), dtype=torch.float32),
     )
     for index, groups in enumerate(packed):
-        start = width - sum(len(group["input_ids"]) for group in groups) if padding_side == "left" else 0
+        start = 0
         for number, group in enumerate(groups):
             stop = start + len(group["input_ids"])
             prefix = group["prefix_length"]

@@ -1,8 +1,8 @@
 """The negative log-likelihood of each trained token, without the logits of the others."""
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -35,8 +35,9 @@ class TokenNLL:
     of the last chunk are kept: the backward pass begins with them, so recomputing them would save nothing.) The
     model is given no labels, so a forward that some kernel library replaced does not compute a loss of its own.
 
-    A model whose forward does more to the logits than the transformations known here (`logit_transform`) is noticed at
-    the first call, by comparing one of its own logits vectors; it then runs its own head on the trained positions.
+    A model whose forward does more to the logits than the transformations known here (`logit_transform`) is noticed by
+    comparing the NLL of all trained tokens, in every call within `judging()`, else in the first call. It then runs its
+    own head on the trained positions.
 
     Example:
 
@@ -58,6 +59,20 @@ class TokenNLL:
         self.correct_tokens = torch.zeros((), dtype=torch.int64)
         """Trained tokens whose most likely prediction was right, since the last `take_correct_tokens`."""
         self._own_head: bool | None = None
+        """Whether the model's own head is needed; None where no token was compared yet."""
+        self._judging = False
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Compare the known transformation with the model's own logits in every call: for the proof before training.
+
+        All logits of a call's trained tokens exist at once then.
+        """
+        self._judging = True
+        try:
+            yield
+        finally:
+            self._judging = False
 
     def bound(self, model: nn.Module) -> Callable[[Mapping[str, Any], torch.Tensor], torch.Tensor]:
         """`compute(forward_kwargs, labels)` that runs `model`, which may be wrapped for distributed training."""
@@ -77,19 +92,19 @@ class TokenNLL:
         targets = labels[:, 1:]
         where = targets != IGNORE
         flat_targets = targets[where]
+        compare = len(flat_targets) > 0 and (self._own_head is None or (self._judging and not self._own_head))
+        own_head = len(flat_targets) > 0 and bool(compare or self._own_head)
         heard = _Heard()
-        with self._listen(heard, where):
-            outputs = model(**forward_kwargs)
-        if self._own_head is None:
-            self._own_head = not self._transform_explains(outputs.logits, heard)
-        if self._own_head:
-            if heard.used_own_head:
-                flat = nn.functional.cross_entropy(outputs.logits[0].float(), flat_targets, reduction="none")
-                self._count(outputs.logits[0].argmax(-1), flat_targets)
-            else:  # the call that noticed: once more, through the model's own head
-                return self(model, forward_kwargs, labels)
-        else:
+        with self._listen(heard, where, flat_targets if compare else None, own_head):
+            logits = model(**forward_kwargs).logits
+        flat = self._from_logits(logits[0], flat_targets) if own_head else None
+        if compare:
+            self._own_head = not self._explained(flat.detach(), heard.expected)
+        if flat is None or not self._own_head:
+            flat = logits = None  # frees what only the comparison needed
             flat = self._chunked(heard, flat_targets)
+        else:
+            self._count(logits[0].argmax(-1), flat_targets)
         nll = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
         shifted = nn.functional.pad(where, (1, 0), value=False)
         return nll.masked_scatter(shifted, flat)
@@ -101,8 +116,14 @@ class TokenNLL:
         return taken
 
     @contextmanager
-    def _listen(self, heard: "_Heard", where: torch.Tensor) -> Any:
-        """Take the head's input at the trained positions; let the model's own head see one position only."""
+    def _listen(
+        self, heard: "_Heard", where: torch.Tensor, compared: torch.Tensor | None, own_head: bool
+    ) -> Iterator[None]:
+        """Take the head's input at the trained positions.
+
+        The model's own head sees these with `own_head`, and one position only without. `compared` are the targets of
+        which the head's output is read, before the model's forward changes it.
+        """
 
         def before_head(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             (hidden,) = args
@@ -111,27 +132,28 @@ class TokenNLL:
                 heard.autocast = torch.autocast(device, torch.get_autocast_dtype(device))
             heard.hidden = hidden[:, :-1][where]
             heard.first = hidden[:1, :1].detach()
-            if self._own_head:
-                heard.used_own_head = True
-                return (heard.hidden.unsqueeze(0),)
-            return (hidden[:1, :1],)
+            return (heard.hidden.unsqueeze(0),) if own_head else (hidden[:1, :1],)
 
-        handle = self.head.register_forward_pre_hook(before_head)
+        @torch.no_grad()
+        def after_head(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+            if compared is not None:
+                heard.expected = self._from_logits(output[0], compared, self.transform)
+
+        hooks = self.head.register_forward_pre_hook(before_head), self.head.register_forward_hook(after_head)
         try:
             yield
         finally:
-            handle.remove()
+            for hook in hooks:
+                hook.remove()
         if heard.hidden is None:
             raise RuntimeError(
                 "The model's forward did not use its output embeddings. Remove the kernel or patch that replaces its "
                 "head (a fused loss, say), or report the model's name."
             )
 
-    @torch.no_grad()
-    def _transform_explains(self, logits: torch.Tensor, heard: "_Heard") -> bool:
-        with heard.autocast or _nothing():
-            ours = self.transform(self.head(heard.first)).float()
-        if torch.allclose(ours, logits[:1, :1].float(), rtol=1e-3, atol=1e-3):
+    def _explained(self, own: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether the known transformation gives the NLL that the model's own logits give."""
+        if torch.allclose(own, expected, rtol=1e-4, atol=1e-4):
             return True
         logger.info("The model changes its logits in a way not known here: its own head runs on the trained tokens.")
         return False
@@ -159,9 +181,18 @@ class TokenNLL:
     def _piece(
         self, hidden: torch.Tensor, target: torch.Tensor, autocast: AbstractContextManager[Any] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        with autocast or _nothing():
+        with autocast or nullcontext():
             logits = self.transform(self.head(hidden)).float()
         return nn.functional.cross_entropy(logits, target, reduction="none"), logits.detach().argmax(-1)
+
+    def _from_logits(
+        self, logits: torch.Tensor, targets: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
+    ) -> torch.Tensor:
+        """NLL [n] of targets [n] from logits [n, V] that exist already, changed and in fp32 a chunk at a time."""
+        pieces = zip(logits.split(self.chunk), targets.split(self.chunk), strict=True)
+        return torch.cat(
+            [nn.functional.cross_entropy(change(part).float(), target, reduction="none") for part, target in pieces]
+        )
 
     def _count(self, predicted: torch.Tensor, targets: torch.Tensor) -> None:
         self.correct_tokens = self.correct_tokens.to(targets.device) + (predicted == targets).sum()
@@ -173,34 +204,34 @@ class _Heard:
     def __init__(self) -> None:
         self.hidden: torch.Tensor | None = None
         self.first: torch.Tensor = torch.empty(0)
+        self.expected: torch.Tensor = torch.empty(0)
+        """The NLL that the known transformation gives, where it is compared."""
         self.autocast: AbstractContextManager[Any] | None = None
-        self.used_own_head = False
 
 
-@contextmanager
-def _nothing() -> Any:
-    yield
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+SCALES = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+DIVISORS = ("logits_scaling",)
+"""Names of configuration fields by which transformers' families change the head's output."""
 
 
 def logit_transform(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What the model's forward does to the head's output: soft-capping (Gemma 2, 3) or scaling (Granite, Cohere).
+    """What the model's forward does to the head's output, in this order: divide, scale, soft-cap.
 
     Args:
         config: the model's config; a nested text config is used where there is one.
     """
     values = config.get_text_config().to_dict()
-    cap, scale, divisor = (
-        values.get("final_logit_softcapping"),
-        values.get("logit_scale"),
-        values.get("logits_scaling"),
+    caps, scales, divisors = (
+        [values[name] for name in names if values.get(name) is not None] for names in (CAPS, SCALES, DIVISORS)
     )
 
     def transform(logits: torch.Tensor) -> torch.Tensor:
-        if divisor is not None:
+        for divisor in divisors:
             logits = logits / divisor
-        if scale is not None:
+        for scale in scales:
             logits = logits * scale
-        if cap is not None:
+        for cap in caps:
             logits = torch.tanh(logits / cap) * cap
         return logits
 

@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from mrt_plugin.attention.adapters import refuse_prompt_learning
 from mrt_plugin.attention.fork import recomputes
+from mrt_plugin.attention.length_rope import length_ropes, refuse_split_angles
 from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.layout.group_row import IGNORE, GroupRow
 from mrt_plugin.layout.rows import Rows
@@ -66,6 +67,10 @@ class MultiResponseTrainerMixin(Trainer):
         keep_trainable(model)
         _refuse_router_loss(model)
         refuse_prompt_learning(model)
+        _refuse_reentrant(model, self.args)
+        held_out: Any = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
+        for name, dataset in {"training": self.train_dataset, **held_out}.items():
+            self._refuse_split_angles(dataset, name)
         self._token_nll = TokenNLL(model)
         self._meter = Meter()
         rows: Any = self.train_dataset
@@ -79,17 +84,18 @@ class MultiResponseTrainerMixin(Trainer):
                 "redraw='epoch': the training data was prepared without it, so there is nothing to draw from. Give "
                 "the groups themselves, or data prepared with redraw='epoch'."
             )
-        choice = choose_layout(
-            model,
-            self._as_trained(self.train_dataset),
-            options,
-            compute=self._token_nll.bound(model),
-            tokenizer=collators[0].tokenizer,
-            gradient_checkpointing=bool(self.args.gradient_checkpointing) or recomputes(model),
-            device_type=self.accelerator.device.type,
-            sharding=read_sharding(self.accelerator.distributed_type, self.accelerator.state.deepspeed_plugin),
-            agree=self._first_refusal,
-        )
+        with self._token_nll.judging():
+            choice = choose_layout(
+                model,
+                self._as_trained(self.train_dataset),
+                options,
+                compute=self._token_nll.bound(model),
+                tokenizer=collators[0].tokenizer,
+                gradient_checkpointing=bool(self.args.gradient_checkpointing) or recomputes(model),
+                device_type=self.accelerator.device.type,
+                sharding=read_sharding(self.accelerator.distributed_type, self.accelerator.state.deepspeed_plugin),
+                agree=self._first_refusal,
+            )
         self.layout = choice.layout
         self._backend = choice.backend
         if choice.backend.name in MANY_FORWARDS:
@@ -150,6 +156,12 @@ class MultiResponseTrainerMixin(Trainer):
         if self._signature_columns is None:
             self._signature_columns = [*COLUMNS, DRAW]
 
+    def _refuse_split_angles(self, dataset: Any, name: str) -> None:
+        config = self.accelerator.unwrap_model(self.model).config
+        if length_ropes(config) and isinstance(dataset, Dataset) and is_prepared(dataset):
+            rows = zip(dataset["prefix_length"], dataset["segment_lengths"], strict=True)
+            refuse_split_angles(config, [prefix + length for prefix, lengths in rows for length in lengths], name)
+
     def _as_trained(self, dataset: Any) -> Any:
         """The rows without what `redraw` draws from: each is then as long as it could come to be."""
         return dataset.remove_columns(DRAW) if DRAW in dataset.column_names else dataset
@@ -169,6 +181,7 @@ class MultiResponseTrainerMixin(Trainer):
             dataset = with_fillers(dataset, multiple)
         if not is_training and isinstance(dataset, Dataset):
             dataset = self._as_trained(dataset)
+            self._refuse_split_angles(dataset, "evaluation")
         return super()._get_dataloader(
             dataset,
             description,
@@ -328,6 +341,17 @@ def _refuse_router_loss(model: Any) -> None:
             "The load-balancing loss of a mixture of experts counts tokens, and a shared prompt is there once instead "
             "of K times: it is not computed for groups. Set router_aux_loss_coef=0.0 (TRL), or output_router_logits: "
             "false in the model's config, to train without it."
+        )
+
+
+def _refuse_reentrant(model: Any, args: Any) -> None:
+    """Layers hand keys and values on beside their outputs, and reentrant checkpointing loses the gradient of these."""
+    reuses = model.config.get_text_config().to_dict().get("num_kv_shared_layers")
+    reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    if reuses and args.gradient_checkpointing and reentrant:
+        raise ValueError(
+            f"{model.config.model_type} reuses keys and values in its last {reuses} layers, and reentrant gradient "
+            "checkpointing loses their gradient. Set gradient_checkpointing_kwargs: {use_reentrant: false}."
         )
 
 
