@@ -3,6 +3,8 @@
 import pytest
 from axolotl_recipe import PLUGIN, groups, write_rows
 
+from mrt_plugin.groups.overlap import prompt_overlap
+
 pytest.importorskip("axolotl")
 pytestmark = pytest.mark.axolotl
 
@@ -218,3 +220,18 @@ def test_no_prompt_held_out(prepare, tmp_path):
         ValueError, match=r"val_set_size: 0.0001 leaves no prompt of 2 for the held_out part: raise it"
     ):
         prepare(val_set_size=0.0001)
+
+
+def test_prompts_on_both_sides_are_found_in_prepared_rows_and_refused(read_recipe, tmp_path):
+    from axolotl.common.datasets import load_datasets
+    from axolotl.train import setup_model_and_trainer
+
+    write_rows(tmp_path / "pool.jsonl", groups(12))
+    test = write_rows(tmp_path / "test.jsonl", groups(14)[8:])
+    cfg = read_recipe(test_datasets=[{"path": test, "ds_type": "json", "split": "train", "type": TYPE + "all"}])
+    meta = load_datasets(cfg=cfg)
+    overlap = prompt_overlap(meta.train_dataset, meta.eval_dataset)
+    assert (overlap.held_out_prompts, len(overlap.shared)) == (6, 4)
+    assert sorted(overlap.shared)[-1].startswith("Write sentence 9 about")
+    with pytest.raises(ValueError, match="4 of the 6 prompts of the evaluation data are also in the training data"):
+        setup_model_and_trainer(cfg, meta)

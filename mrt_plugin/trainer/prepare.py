@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from datasets import Dataset, Features, Value
 
 from mrt_plugin.encoding import Encoder, EncodingError
 from mrt_plugin.groups.batches import batch_size
+from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
 from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, expand, join_pairs, split_group
 from mrt_plugin.options import MultiResponseOptions, check_options
 from mrt_plugin.scoring import softmax_weights
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 COLUMNS = tuple(GroupRow.__annotations__)
 """The columns of a prepared dataset: those of a `GroupRow`."""
 
-KEEP_ALL: dict[str, Any] = {
+_KEEP_ALL: dict[str, Any] = {
     "selector": "all",
     "n": None,
     "scorer": None,
@@ -54,7 +55,12 @@ _SELECTION = (
 _COUNTS = ("group", "pairs", "expanded", "shared", "trained")
 
 _WITH_DRAWS = Features(
-    {**DRAW_FEATURE["pool"], **{name: Value("int64") for name in _COUNTS}, DRAW: DRAW_FEATURE}  # type: ignore[dict-item]
+    {
+        **DRAW_FEATURE["pool"],  # type: ignore[dict-item]
+        **{name: Value("int64") for name in _COUNTS},
+        PROMPT_NAME: Value("string"),
+        DRAW: DRAW_FEATURE,
+    }
 )
 """Of prepared rows with the column `draw`: where all of a batch are null, `datasets` could not infer its type."""
 
@@ -102,8 +108,9 @@ def prepare_groups(
     num_proc: int | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     description: str = "train",
+    held_out: bool = False,
 ) -> tuple[Dataset, PrepareReport]:
-    """Make a dataset whose rows are `GroupRow`s, one per group.
+    """Make a dataset whose rows are `GroupRow`s, one per group, each with the name of its prompt.
 
     Args:
         groups: as `load_groups` returns them.
@@ -117,6 +124,7 @@ def prepare_groups(
         num_proc: processes; the result does not depend on it.
         chat_template_kwargs: handed to the chat template.
         description: names the dataset in progress bars and messages.
+        held_out: keep every response, those of weight 0 too: held-out groups are scored without weights.
 
     Returns:
         The prepared dataset and the counts.
@@ -125,6 +133,10 @@ def prepare_groups(
         CacheError: if the cache of embeddings and scores cannot be used.
         ValueError: if options contradict each other, or every group was dropped.
     """
+    if held_out:
+        values = {item.name: getattr(options, item.name) for item in fields(MultiResponseOptions)}
+        options = MultiResponseOptions(**{**values, **_KEEP_ALL})
+        groups = groups.remove_columns([name for name in groups.column_names if name == "weights"])
     check_options(options)
     if options.selection_seed is not None:
         seed = options.selection_seed
@@ -160,7 +172,7 @@ def prepare_groups(
         desc=f"Encoding the {description} groups",
     )
     report = _report(groups, chosen, prepared)
-    prepared = prepared.remove_columns([name for name in prepared.column_names if name not in (*COLUMNS, DRAW)])
+    prepared = prepared.remove_columns([name for name in _COUNTS if name in prepared.column_names])
     _announce(report, options, max_length, description)
     return prepared, report
 
@@ -194,22 +206,23 @@ def _prepare_batch(
     seed: int,
 ) -> dict[str, list[Any]]:
     redraw = options.redraw == "epoch"
-    columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, *_COUNTS, *([DRAW] if redraw else []))}
+    names = (*COLUMNS, *_COUNTS, PROMPT_NAME, *([DRAW] if redraw else []))
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     for position, index in enumerate(indices):
         try:
-            kept, mean_length = _encode_kept(batch, position, chosen[index], encoder, options)
+            kept, pool = _encode_kept(batch, position, chosen[index], encoder, options, max_length)
         except EncodingError as error:
             raise EncodingError(f"Group {batch['id'][position]!r} (row {index}): {error}") from error
-        kept = [(pair, weight) for pair, weight in kept if max_length is None or len(pair.input_ids) <= max_length]
         if sum(weight for _, weight in kept) <= 0:
             continue
         row = build_group_row(
-            [pair for pair, _ in kept], options.loss_aggregation, [weight for _, weight in kept], mean_length
+            [pair for pair, _ in kept], options.loss_aggregation, [weight for _, weight in kept], **pool
         )
         for part, draw in _arrange(row, options, expanded_form, split_rows, seed):
             for name in COLUMNS:
                 columns[name].append(part[name])  # type: ignore[literal-required]
             columns["group"].append(index)
+            columns[PROMPT_NAME].append(prompt_name(batch["prompt"][position]))
             counts = _count(part)
             if redraw:
                 columns[DRAW].append(draw)
@@ -221,26 +234,34 @@ def _prepare_batch(
 
 
 def _encode_kept(
-    batch: dict[str, list[Any]], position: int, chosen: Sequence[int], encoder: Encoder, options: MultiResponseOptions
-) -> tuple[list[tuple[Any, float]], float | None]:
-    """The chosen pairs with their weights, and the mean trained length over the whole pool where the loss needs it."""
+    batch: dict[str, list[Any]],
+    position: int,
+    chosen: Sequence[int],
+    encoder: Encoder,
+    options: MultiResponseOptions,
+    max_length: int | None,
+) -> tuple[list[tuple[Any, float]], dict[str, float]]:
+    """The chosen pairs that fit, with their weights, and the means over the whole pool where the loss needs them."""
     responses = batch["responses"][position]
     weights = batch["weights"][position] if "weights" in batch else [1.0] * len(responses)
     if options.weights == "softmax":
         scores = batch["scores"][position]
-        kept = softmax_weights([scores[index] for index in chosen], options.weight_temperature)
-        weights = dict(zip(chosen, kept, strict=True))
+        softmax = softmax_weights([scores[index] for index in chosen], options.weight_temperature)
+        weights = dict(zip(chosen, softmax, strict=True))
     needs_pool = options.loss_aggregation == "prompt"
     wanted = range(len(responses)) if needs_pool else chosen
-    pairs = dict(
-        zip(
-            wanted,
-            encoder.encode_group(batch["prompt"][position], [responses[index] for index in wanted]),
-            strict=True,
-        )
-    )
-    mean_length = sum(pair.trained_length for pair in pairs.values()) / len(pairs) if needs_pool else None
-    return [(pairs[index], weights[index]) for index in chosen], mean_length
+    encoded = encoder.encode_group(batch["prompt"][position], [responses[index] for index in wanted])
+    pairs = dict(zip(wanted, encoded, strict=True))
+    fitting = {index for index, pair in pairs.items() if max_length is None or len(pair.input_ids) <= max_length}
+    kept = [(pairs[index], weights[index]) for index in chosen if index in fitting]
+    if not kept or not needs_pool:
+        return kept, {}
+    pool = {"pool_mean_length": sum(pair.trained_length for pair in encoded) / len(encoded)}
+    if options.selector == "random_k" and options.weights == "column":
+        # K uniform draws: dividing by the mean over what they are drawn from keeps each response's expected vote
+        drawn_from = [weights[index] for index in fitting if weights[index] > 0]
+        pool["pool_mean_weight"] = sum(drawn_from) / len(drawn_from)
+    return kept, pool
 
 
 def _count(row: GroupRow) -> dict[str, int]:
