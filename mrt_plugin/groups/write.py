@@ -43,7 +43,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         OSError: naming the path, if it cannot be written or another process is writing it.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("ab") as file:
@@ -64,6 +64,21 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         if problem.filename is not None:
             raise
         raise OSError(problem.errno, problem.strerror, str(path)) from problem
+
+
+def partial_path(path: Path) -> Path:
+    """The name that a file has until it is whole."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file that appears complete or not at all.
+
+    Raises:
+        OSError: naming the path, if it cannot be written.
+    """
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def write_groups(groups: Dataset, path: str | Path) -> Written:
