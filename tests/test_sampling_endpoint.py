@@ -18,10 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mrt_plugin import load_groups
+from mrt_plugin.evaluation.cases import read_cases
+from mrt_plugin.evaluation.samples import read_samples
 from mrt_plugin.evaluation.sampling import Endpoint, EndpointError, SamplingSettings, Unfinished, sample_pool
 from mrt_plugin.evaluation.sampling.journal import Journal
 from mrt_plugin.evaluation.sampling.settings import Draw, Reply
 from mrt_plugin.groups import DataError
+from mrt_plugin.selection.files import PoolFile, SelectJob, select_file
 
 PROMPTS = [
     {"prompt": "Name a colour."},
@@ -180,6 +183,98 @@ class TestExtend:
         sample_pool(path, endpoint(server), tmp_path / "pool.jsonl", n=2, extend=True)
         assert rows_of(tmp_path / "pool.jsonl")[0]["scores"] == [1.0, 0.0]
         assert server.asked == []
+
+    def test_a_sampled_pool_gets_new_draws(self, tmp_path: Path, server: Server) -> None:
+        """Numbered on from the highest draw ever made, also where it was cut off or never reached the pool."""
+        path, first, second = prompts(tmp_path, many(3)), tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+        sample_pool(path, endpoint(server), first, n=7)
+        sample_pool(path, endpoint(server), first, n=4)
+        assert any(row["truncated"] for row in rows_of(first))
+        sample_pool(first, endpoint(server), second, n=8, extend=True)
+        sample_pool(second, endpoint(server), tmp_path / "third.jsonl", n=10, extend=True)
+        for before, row in zip(rows_of(first), rows_of(tmp_path / "third.jsonl"), strict=True):
+            assert row["responses"][: len(before["responses"])] == before["responses"]
+            assert row["samples"][: len(before["samples"])] == before["samples"]
+            assert row["truncated"][: len(before["truncated"])] == before["truncated"]
+            draws = [how["draw"] for how in [*row["samples"], *row["truncated"]]]
+            assert len(draws) == len(set(draws))
+            assert not {4, 5, 6} & set(draws)
+        requests = [(str(body["messages"]), body["seed"]) for body in server.asked]
+        assert len(requests) == len(set(requests))
+
+    def test_in_place(self, tmp_path: Path, server: Server) -> None:
+        path, pool = prompts(tmp_path, many(3)), tmp_path / "pool.jsonl"
+        sample_pool(path, endpoint(server), pool, n=4, keep_cut_off=True)
+        before = rows_of(pool)
+        server.asked.clear()
+        report = sample_pool(pool, endpoint(server), pool, n=8, extend=True, keep_cut_off=True)
+        assert report.wanted == sum(body["n"] for body in server.asked) == 12
+        assert report.reused == 0
+        for old, row in zip(before, rows_of(pool), strict=True):
+            assert row["responses"][:4] == old["responses"]
+            assert [how["draw"] for how in row["samples"]] == list(range(8))
+            assert len(set(row["responses"])) > 5
+        server.asked.clear()
+        sample_pool(pool, endpoint(server), pool, n=8, extend=True, keep_cut_off=True)
+        assert server.asked == []
+
+    def test_in_place_after_a_stop(self, tmp_path: Path, server: Server) -> None:
+        """Draws that are in the journal, and not in the pool yet, are not made again."""
+        path, pool, calm = prompts(tmp_path, many(3)), tmp_path / "pool.jsonl", tmp_path / "calm.jsonl"
+        for output in (pool, calm):
+            sample_pool(path, endpoint(server), output, n=2)
+        start = len(server.asked)
+        server.behave = lambda number, body: "ok" if number < start + 5 else "500"
+        with pytest.raises(Unfinished):
+            sample_pool(pool, endpoint(server, per_request=1, retries=0, concurrency=1), pool, n=6, extend=True)
+        server.behave = lambda number, body: "ok"
+        sample_pool(pool, endpoint(server, per_request=1), pool, n=6, extend=True)
+        sample_pool(calm, endpoint(server, per_request=1), calm, n=6, extend=True)
+        assert pool.read_bytes() == calm.read_bytes()
+        assert rows_of(pool)[0]["samples"][-1]["draw"] == 5
+
+    def test_in_place_only_for_a_pool_of_this_command(self, tmp_path: Path, server: Server) -> None:
+        path = prompts(tmp_path, [{"id": "a", "prompt": "p", "responses": ["x"]}])
+        with pytest.raises(ValueError, match="same file"):
+            sample_pool(path, endpoint(server), path, n=2, extend=True)
+        assert len(path.read_text().splitlines()) == 1
+
+    def test_a_selection_of_a_sampled_pool_gets_new_draws(self, tmp_path: Path, server: Server) -> None:
+        """`mrt select` keeps no draw numbers: none of the draws behind the pool may come again."""
+        path, pool, chosen = prompts(tmp_path, many(3)), tmp_path / "pool.jsonl", tmp_path / "chosen.jsonl"
+        sample_pool(path, endpoint(server, per_request=1), pool, n=8)
+        select_file(SelectJob([PoolFile(str(pool))], chosen, {"selector": "random_k", "k": 2}))
+        sample_pool(chosen, endpoint(server, per_request=1), tmp_path / "more.jsonl", n=6, extend=True)
+        sample_pool(tmp_path / "more.jsonl", endpoint(server, per_request=1), tmp_path / "most.jsonl", n=9, extend=True)
+        requests = [(str(body["messages"]), body["seed"]) for body in server.asked]
+        assert len(requests) == len(set(requests))
+
+    def test_a_prompt_whose_draws_were_all_cut_off_stays(self, tmp_path: Path, server: Server) -> None:
+        row = {"id": "b", "prompt": "q", "responses": [], "finish_reasons": [], "samples": []}
+        cut = {"text": "half", "finish_reason": "length", "draw": 0, "model": "tiny"}
+        path = prompts(tmp_path, [{"id": "a", "prompt": "p", "responses": ["x"]}, {**row, "truncated": [cut]}])
+        sample_pool(path, endpoint(server), tmp_path / "pool.jsonl", n=3, extend=True, keep_cut_off=True)
+        found = {row["id"]: row for row in rows_of(tmp_path / "pool.jsonl")}
+        assert len(found["b"]["responses"]) == 3
+        assert found["b"]["truncated"] == [cut]
+        assert [how["draw"] for how in found["b"]["samples"]] == [1, 2, 3]
+
+    def test_scores_from_before_stay(self, tmp_path: Path, server: Server) -> None:
+        path = prompts(tmp_path, [{"id": "a", "prompt": "p", "responses": ["x", "y"], "scores": [1.0, 0.0]}])
+        pool = tmp_path / "pool.jsonl"
+        for n, data in ((3, path), (4, pool)):
+            sample_pool(data, endpoint(server), pool, n=n, extend=True, keep_cut_off=True)
+        assert rows_of(pool)[0]["scores_before"] == [1.0, 0.0, None, None]
+
+    def test_samples_are_those_of_the_model_that_drew_last(self, tmp_path: Path, server: Server) -> None:
+        path, pool = prompts(tmp_path, many(1)), tmp_path / "pool.jsonl"
+        sample_pool(path, endpoint(server), tmp_path / "first.jsonl", n=3, keep_cut_off=True)
+        other = Endpoint(server.url, "other", backoff=0.01)
+        sample_pool(tmp_path / "first.jsonl", other, pool, n=5, extend=True, keep_cut_off=True)
+        (row,) = rows_of(pool)
+        assert [how["model"] for how in row["samples"]] == ["tiny"] * 3 + ["other"] * 2
+        (found,) = read_samples(pool, read_cases(pool))
+        assert found.texts == row["responses"][3:]
 
     def test_pools_of_messages_and_named_sources(self, tmp_path: Path, server: Server) -> None:
         source = Path(__file__).parent / "data" / "sources" / "trl_completion.jsonl"

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from mrt_plugin.groups.write import partial_path
@@ -15,7 +15,9 @@ Named = tuple[str, str | Path | None]
 """What a path is called in messages, and the path; None where the option is not set."""
 
 
-def check_paths(written: Iterable[Named], read: Iterable[Named] = (), models: Iterable[str | Path | None] = ()) -> None:
+def check_paths(
+    written: Iterable[Named], read: Iterable[Named] = (), models: Iterable[str | Path | None] = ()
+) -> None:
     """Raise unless the files that a command writes differ from each other and from everything that it reads.
 
     Paths are compared as the file system sees them: relative or absolute, through symbolic and hard links, and without
@@ -66,7 +68,7 @@ class _Place:
     def __str__(self) -> str:
         return f"{self.what} {self.path}"
 
-    @property
+    @cached_property
     def real(self) -> Path:
         """The path in one spelling: absolute, without links, and in lower case where the case makes no difference."""
         resolved = self.path.resolve()

@@ -260,7 +260,9 @@ def read_pools(files: Sequence[PoolFile]) -> Pools:
         raise ValueError(f"two pools are called {twice}: rename one of the files.")
     digests = [_file_digest(file.path) for file in files]
     read = [read_groups(file.path, source=file.source) for file in files]
-    changed = next((file for file, digest in zip(files, digests, strict=True) if _file_digest(file.path) != digest), None)
+    changed = next(
+        (file for file, digest in zip(files, digests, strict=True) if _file_digest(file.path) != digest), None
+    )
     if changed is not None:
         raise ValueError(f"{changed.path} changed while it was read: run again when nothing writes to it.")
     together, _ = combine({file.name: groups for file, (groups, _) in zip(files, read, strict=True)})
