@@ -245,7 +245,8 @@ class TestExtend:
         sample_pool(path, endpoint(server, per_request=1), pool, n=8)
         select_file(SelectJob([PoolFile(str(pool))], chosen, {"selector": "random_k", "k": 2}))
         sample_pool(chosen, endpoint(server, per_request=1), tmp_path / "more.jsonl", n=6, extend=True)
-        sample_pool(tmp_path / "more.jsonl", endpoint(server, per_request=1), tmp_path / "most.jsonl", n=9, extend=True)
+        more = tmp_path / "more.jsonl"
+        sample_pool(more, endpoint(server, per_request=1), tmp_path / "most.jsonl", n=9, extend=True)
         requests = [(str(body["messages"]), body["seed"]) for body in server.asked]
         assert len(requests) == len(set(requests))
 
@@ -409,6 +410,57 @@ class TestFailures:
         assert "***" in shown
         assert "secret" not in shown
         assert all(b"secret" not in path.read_bytes() for path in tmp_path.iterdir())
+
+    @pytest.mark.parametrize(("status", "step"), [("500", 1), ("200", 6), ("400", 6), ("401", 6)])
+    @pytest.mark.parametrize("key", ["sk-very-secret-0123456789", 'sk/"quoted\\"/0123456789'])
+    def test_a_key_anywhere_in_a_body(
+        self, status: str, step: int, key: str, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No three characters of it are shown, wherever the message cuts the body."""
+        monkeypatch.setenv("SOME_KEY", key)
+        sampler = endpoint(server, api_key_env="SOME_KEY", retries=0)
+        begins = json.dumps({"error": key}).index("sk")
+        for before in range(200 - begins - len(key) - 6, 204 - begins, step):
+            server.behave = lambda number, body, before=before: f"say {status} {'x' * before}{key}"
+            with pytest.raises((EndpointError, Unfinished)) as found:
+                sample_pool(prompts(tmp_path, many(1)), sampler, tmp_path / "pool.jsonl", n=1)
+            said = str(found.value).replace("xxx", "")
+            assert not any(key[place : place + 3] in said for place in range(len(key) - 2))
+            assert all(b"789" not in path.read_bytes() for path in tmp_path.iterdir())
+
+    def test_secrets_of_the_address_and_of_further_fields(
+        self, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        extra = {"api_key": "sk-body-0123456789", "headers": {"Authorization": "Bearer sk-header-0123456789"}}
+        url = f"{server.url}?key=sk-query-0123456789&api-version=1"
+        server.behave = lambda number, body: ["ok", "say 500 sk-body-0123456789 sk-header-0123456789"][min(number, 1)]
+        sampler = Endpoint(url, "tiny", extra=extra, retries=0, concurrency=1)
+        with pytest.raises(Unfinished) as first:
+            sample_pool(prompts(tmp_path, many(2)), sampler, tmp_path / "pool.jsonl", n=1)
+        server.behave = lambda number, body: "say 404 sk-query-0123456789"
+        with pytest.raises(EndpointError, match="api-version=1") as second:
+            sample_pool(prompts(tmp_path, many(2)), sampler, tmp_path / "pool.jsonl", n=1)
+        assert "HTTP Request: POST" in caplog.text
+        assert server.asked[0]["api_key"] == "sk-body-0123456789"
+        assert "0123456789" not in f"{first.value}{second.value}{caplog.text}{sampler!r}"
+        assert all(b"0123456789" not in path.read_bytes() for path in tmp_path.iterdir())
+        for wrong in ("ftp://me:pass-word@host/v1", "me:pass-word@host:80", "http://host:port?key=pass-word"):
+            with pytest.raises(EndpointError) as refused:
+                Endpoint(wrong)
+            assert "pass-word" not in str(refused.value)
+
+    def test_a_key_in_a_good_reply_is_masked_and_a_word_is_not(
+        self, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for key, kept in (("sk-very-secret-0123456789", False), ("EMPTY", True)):
+            monkeypatch.setenv("SOME_KEY", key)
+            choice = {"message": {"content": f"It is {key}."}, "finish_reason": "stop"}
+            monkeypatch.setattr("endpoint_server.answer", lambda body, choice=choice: {"choices": [choice]})
+            output = tmp_path / f"{kept}.jsonl"
+            sample_pool(prompts(tmp_path, many(1)), endpoint(server, api_key_env="SOME_KEY"), output, n=1)
+            assert (key in rows_of(output)[0]["responses"][0]) == kept
+            assert key in (tmp_path / f"{kept}.jsonl.journal").read_text() or not kept
 
     @pytest.mark.parametrize(
         ("change", "words"),

@@ -46,14 +46,18 @@ def audit(
         log_to_stderr()
         from mrt_plugin.evaluation.named_model import parse_models
         from mrt_plugin.groups import load_groups
-        from mrt_plugin.groups.paths import check_paths
+        from mrt_plugin.groups.paths import Named, check_paths
         from mrt_plugin.planning.audit import Rule, make_audit
         from mrt_plugin.planning.audit_report import audit_report
         from mrt_plugin.selection.manifest import manifest_path
 
         opened = [] if model is None else parse_models([model], adapter=adapter)
         folders = [tokenizer, embedder, *(path for one in opened for path in (one.path, one.adapter))]
-        inputs = [("the selection", selection), ("its manifest", manifest_path(selection)), ("--pool", pool)]
+        inputs: list[Named] = [
+            ("the selection", selection),
+            ("its manifest", manifest_path(selection)),
+            ("--pool", pool),
+        ]
         check_paths([("--report", report)], inputs, folders)
         parts: dict[str, Any] = {}
         if selector is not None:

@@ -108,7 +108,7 @@ class SelectJob:
         inputs: list[Named] = [("the pool", file.path) for file in self.pools]
         inputs += [("the input", path) for path in [*self.also_read, *named, *rules]]
         check_paths(self.written(), inputs, models=named)
-        stale = left_over(self.output, [path for _, path in self.written()])
+        stale = left_over(self.output, self.written())
         if stale is not None and not self.overwrite:
             raise ValueError(
                 f"{stale} holds the groups that an earlier run held out of {self.output}, and this run would train on "
@@ -194,7 +194,7 @@ def select_file(job: SelectJob) -> SelectResult:
     if "dpo" in job.exports and "scores" not in features:
         raise ValueError("pairs for DPO need scores, and the groups have none: leave the export out, or score them.")
     temperature = job.weight_temperature if job.weights == "softmax" else None
-    stale = left_over(job.output, [path for _, path in job.written()])
+    stale = left_over(job.output, job.written())
     if stale is not None:
         stale.unlink()
         summary.append(f"{stale} was of an earlier run: removed.")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mrt_plugin.groups.paths import same_file
+from mrt_plugin.groups.paths import Named, same_file
 from mrt_plugin.groups.write import whole_file
 
 FORMAT = "mrt-selection/1"
@@ -33,7 +33,7 @@ def relative_name(path: Path, output: Path) -> str:
     return Path(os.path.relpath(path.parent.resolve(), output.parent.resolve()), path.name).as_posix()
 
 
-def left_over(output: Path, written: Iterable[Path | None]) -> Path | None:
+def left_over(output: Path, written: Iterable[Named]) -> Path | None:
     """The held-out file of an earlier selection of the same name, if it is there and is not written again.
 
     Raises:
@@ -44,7 +44,7 @@ def left_over(output: Path, written: Iterable[Path | None]) -> Path | None:
     if made is None:
         return None
     path = output.parent / made["name"]
-    again = any(same_file(path, other) for other in written if other is not None)
+    again = any(same_file(path, other) for _, other in written if other is not None)
     return path if path.is_file() and not again else None
 
 

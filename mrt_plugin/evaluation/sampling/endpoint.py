@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-from mrt_plugin.evaluation.sampling.masking import LONG, mask, mask_fields, mask_typed, secrets_in
+from mrt_plugin.evaluation.sampling.masking import LONG, mask, mask_fields, mask_typed, masked_log, secrets_in
 from mrt_plugin.evaluation.sampling.pace import Pace, asked_wait, backoff
 from mrt_plugin.evaluation.sampling.reply import Api, Garbage, read_reply, shown
 from mrt_plugin.evaluation.sampling.settings import Job, Reply, SampleReport, SamplingSettings, draw_seed
@@ -151,20 +151,23 @@ class _Session:
         todo = iter([(job, have) for job, have in jobs if have < job.wanted])
         self.succeeded = any(have for _, have in jobs)
         pace = Pace(self.endpoint.requests_per_minute)
-        async with self._client() as client, asyncio.TaskGroup() as workers:
-            for _ in range(self.endpoint.concurrency):
-                workers.create_task(self._work(todo, client, pace, record))
+        with masked_log("httpx2", self.endpoint._secrets):
+            async with self._client() as client, asyncio.TaskGroup() as workers:
+                for _ in range(self.endpoint.concurrency):
+                    workers.create_task(self._work(todo, client, pace, record))
 
     async def only_model(self) -> str:
         """The name of the model that the endpoint serves."""
-        async with self._client() as client:
-            try:
-                body = await self._send(client, Pace(None), "GET", "/models", None)
-                names = [entry["id"] for entry in json.loads(body)["data"]]
-            except (_Failed, _Rejected, ValueError, KeyError, TypeError) as problem:
-                raise EndpointError(f"{self.endpoint.shown}: it does not say which models it has ({problem}).") from None
+        place = self.endpoint.shown
+        with masked_log("httpx2", self.endpoint._secrets):
+            async with self._client() as client:
+                try:
+                    body = await self._send(client, Pace(None), "GET", "/models", None)
+                    names = [entry["id"] for entry in json.loads(body)["data"]]
+                except (_Failed, _Rejected, ValueError, KeyError, TypeError) as problem:
+                    raise EndpointError(f"{place}: it does not say which models it has ({problem}).") from None
         if len(names) != 1:
-            raise EndpointError(f"{self.endpoint.shown} has {len(names)} models; name one: {', '.join(names[:20])}.")
+            raise EndpointError(f"{place} has {len(names)} models; name one: {', '.join(names[:20])}.")
         return str(names[0])
 
     def _client(self) -> httpx2.AsyncClient:

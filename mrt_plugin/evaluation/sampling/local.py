@@ -64,7 +64,8 @@ class LocalModel:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size!r} is too small: it must be at least 1.")
-        (self._named,) = parse_models([str(self.path)], adapter=self.adapter and str(self.adapter))
+        adapter = None if self.adapter is None else str(self.adapter)
+        (self._named,) = parse_models([str(self.path)], adapter=adapter)
         self.path, self.adapter = str(self._named.path), self._named.adapter
 
     @property

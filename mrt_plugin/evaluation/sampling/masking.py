@@ -1,8 +1,10 @@
 """Keeping secrets out of what is written or shown: API keys, passwords, whatever a server repeats of them."""
 
 import json
+import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -64,7 +66,7 @@ def secrets_in(url: str, fields: Any) -> Iterator[str]:
     if isinstance(fields, dict):
         for name, item in fields.items():
             if _SECRET_NAME.fullmatch(name) and isinstance(item, str):
-                yield item
+                yield re.sub(r"^(bearer|basic)\s+", "", item, flags=re.IGNORECASE)
             else:
                 yield from secrets_in("", item)
     elif isinstance(fields, list):
@@ -73,4 +75,21 @@ def secrets_in(url: str, fields: Any) -> Iterator[str]:
 
 
 def _spellings(secret: str) -> set[str]:
-    return {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret), quote(secret, safe="")}
+    as_json = json.dumps(secret)[1:-1]
+    return {secret, as_json, as_json.replace("/", "\\/"), repr(secret)[1:-1], quote(secret), quote(secret, safe="")}
+
+
+@contextmanager
+def masked_log(name: str, secrets: Sequence[str]) -> Iterator[None]:
+    """While the block runs, mask what a library logs: of a request for instance its address."""
+
+    def masked(record: logging.LogRecord) -> bool:
+        record.msg, record.args = mask(record.getMessage(), secrets), ()
+        return True
+
+    logger = logging.getLogger(name)
+    logger.addFilter(masked)
+    try:
+        yield
+    finally:
+        logger.removeFilter(masked)
