@@ -1,5 +1,6 @@
 """No command writes over an input or over another of its files, however the paths are spelled."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -16,13 +17,13 @@ from mrt_plugin.selection.files import PoolFile, SelectJob, select_file
 from mrt_plugin.simulation.demo import RESULTS, run_demo
 
 
-def pool_lines(count: int = 12) -> str:
+def pool_lines(count: int = 12, texts: str = "abc") -> str:
     rows = [
         {
             "id": f"g{n}",
             "prompt": f"Say {n} of the sea.",
-            "responses": [f"{n} {k}" for k in "abc"],
-            "scores": [0, 1, 2],
+            "responses": [f"{n} {k}" for k in texts],
+            "scores": list(range(len(texts))),
         }
         for n in range(count)
     ]
@@ -35,6 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pool.jsonl").write_text(pool_lines())
     (tmp_path / "held.jsonl").write_text(pool_lines(4))
+    (tmp_path / "chosen.jsonl").write_text(pool_lines(texts="ac"))
     (tmp_path / "new.jsonl").write_text('{"prompt": "Name a stone."}\n')
     (tmp_path / "rules.yaml").write_text("[format]\n")
     (tmp_path / "mine.py").write_text("def score(prompt, responses):\n    return [0.0] * len(responses)\n")
@@ -202,6 +204,32 @@ def test_the_hash_is_that_of_what_was_read(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(files, "read_groups", change_after(files.read_groups))
     with pytest.raises(ValueError, match="changed while it was read"):
         select_file(job)
+
+
+@pytest.mark.parametrize(
+    ("command", "report"),
+    [
+        ("plan pool.jsonl --report r.html", "r.html"),
+        ("audit chosen.jsonl --pool pool.jsonl --report r.html", "r.html"),
+        ("evaluate --data held.jsonl --pool base=pool.jsonl --report r.html", "r.html"),
+        ("augment new.jsonl --data pool.jsonl --output r.html", "r.html"),
+    ],
+)
+def test_a_file_that_cannot_be_written_whole_leaves_the_old_one(
+    command: str, report: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full at the end of the write."""
+    (folder / report).write_text("an earlier report")
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mrt_plugin.groups.write.os.fsync", full)
+    shown = CliRunner().invoke(app, command.split())
+    assert shown.exit_code == 1
+    assert "No space left" in shown.output
+    assert (folder / report).read_text() == "an earlier report"
+    assert not list(folder.glob(".*.partial"))
 
 
 def test_a_demo_replaces_only_a_demo(tmp_path: Path) -> None:
