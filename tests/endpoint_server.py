@@ -109,6 +109,9 @@ class Handler(BaseHTTPRequestHandler):
             self._send(200, json.dumps({"choices": [{"message": {"content": 3}, "text": 3}]}).encode())
         elif what == "wait":
             self._send(429, b'{"error": "slow down"}', retry_after="1")
+        elif what.startswith("say "):  # a status and an error
+            _, status, error = what.split(" ", 2)
+            self._send(int(status), json.dumps({"error": error}).encode())
         elif what == "echo key":
             self._send(401, json.dumps({"error": f"wrong key: {self.headers['Authorization']}"}).encode())
         elif what == "echo key, 500":

@@ -11,7 +11,9 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForSequenceClassification
+from typer.testing import CliRunner
 
+from mrt_plugin.cli import app
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.evaluation.cases import Case, read_cases
 from mrt_plugin.evaluation.checkers import load_checker
@@ -328,6 +330,41 @@ class TestOneSetOfReferences:
         assert value(found, "again", "nll_per_token") is None
         assert found["data"]["references_left_out"] == 1
         assert any("rests on 0 of 1" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize("form", ["BASE+RUN", "RUN", "--adapter"])
+def test_every_command_opens_a_model_with_the_adapters_tokenizer(folder: Path, tmp_path: Path, form: str) -> None:
+    """plan, audit and sample, as evaluate does: training saves its tokenizer and template beside the adapter."""
+    run = save_adapter(tmp_path / "run", folder / "base")
+    tiny.tokenizer(run, family="gemma")
+    named = {
+        "BASE+RUN": ["--model", f"{folder}/base+{run}"],
+        "RUN": ["--model", run],
+        "--adapter": ["--model", f"{folder}/base", "--adapter", run],
+    }[form]
+    data, chosen = str(folder / "data.jsonl"), tmp_path / "chosen.jsonl"
+    rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
+    chosen.write_text("".join(json.dumps({**row, "responses": row["responses"][:1]}) + "\n" for row in rows))
+    found = {}
+    for tokenizer in ([], ["--tokenizer", run], ["--tokenizer", f"{folder}/base"]):
+        plan = command("plan", data, *named, *tokenizer)
+        audit = command("audit", str(chosen), "--pool", data, *named, *tokenizer, "--gradient-prompts", "0")
+        found[" ".join(tokenizer)] = plan["model"]["costs"], plan["model"]["v_x"], audit["loss"]
+    own, named_so, of_the_base = found.values()
+    assert own == named_so != of_the_base
+    (tmp_path / "prompts.txt").write_text("Name a fruit.\n")
+    output = tmp_path / "pool.jsonl"
+    command("sample", str(tmp_path / "prompts.txt"), *named, "--n", "1", "--max-tokens", "2", "--output", str(output))
+    drawn = json.loads(output.read_text())
+    (sample,) = [*drawn["samples"], *drawn["truncated"]]
+    assert sample["model"] == f"{folder}/base+{run}"
+
+
+def command(*arguments: str) -> Any:
+    """What a command prints as JSON."""
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
 
 
 def test_a_quantised_base_with_its_adapter(folder: Path, tmp_path: Path, cases: list[Case]) -> None:

@@ -18,10 +18,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mrt_plugin import load_groups
+from mrt_plugin.evaluation.cases import read_cases
+from mrt_plugin.evaluation.samples import read_samples
 from mrt_plugin.evaluation.sampling import Endpoint, EndpointError, SamplingSettings, Unfinished, sample_pool
 from mrt_plugin.evaluation.sampling.journal import Journal
 from mrt_plugin.evaluation.sampling.settings import Draw, Reply
 from mrt_plugin.groups import DataError
+from mrt_plugin.selection.files import PoolFile, SelectJob, select_file
 
 PROMPTS = [
     {"prompt": "Name a colour."},
@@ -186,6 +189,99 @@ class TestExtend:
         assert rows_of(tmp_path / "pool.jsonl")[0]["scores"] == [1.0, 0.0]
         assert server.asked == []
 
+    def test_a_sampled_pool_gets_new_draws(self, tmp_path: Path, server: Server) -> None:
+        """Numbered on from the highest draw ever made, also where it was cut off or never reached the pool."""
+        path, first, second = prompts(tmp_path, many(3)), tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+        sample_pool(path, endpoint(server), first, n=7)
+        sample_pool(path, endpoint(server), first, n=4)
+        assert any(row["truncated"] for row in rows_of(first))
+        sample_pool(first, endpoint(server), second, n=8, extend=True)
+        sample_pool(second, endpoint(server), tmp_path / "third.jsonl", n=10, extend=True)
+        for before, row in zip(rows_of(first), rows_of(tmp_path / "third.jsonl"), strict=True):
+            assert row["responses"][: len(before["responses"])] == before["responses"]
+            assert row["samples"][: len(before["samples"])] == before["samples"]
+            assert row["truncated"][: len(before["truncated"])] == before["truncated"]
+            draws = [how["draw"] for how in [*row["samples"], *row["truncated"]]]
+            assert len(draws) == len(set(draws))
+            assert not {4, 5, 6} & set(draws)
+        requests = [(str(body["messages"]), body["seed"]) for body in server.asked]
+        assert len(requests) == len(set(requests))
+
+    def test_in_place(self, tmp_path: Path, server: Server) -> None:
+        path, pool = prompts(tmp_path, many(3)), tmp_path / "pool.jsonl"
+        sample_pool(path, endpoint(server), pool, n=4, keep_cut_off=True)
+        before = rows_of(pool)
+        server.asked.clear()
+        report = sample_pool(pool, endpoint(server), pool, n=8, extend=True, keep_cut_off=True)
+        assert report.wanted == sum(body["n"] for body in server.asked) == 12
+        assert report.reused == 0
+        for old, row in zip(before, rows_of(pool), strict=True):
+            assert row["responses"][:4] == old["responses"]
+            assert [how["draw"] for how in row["samples"]] == list(range(8))
+            assert len(set(row["responses"])) > 5
+        server.asked.clear()
+        sample_pool(pool, endpoint(server), pool, n=8, extend=True, keep_cut_off=True)
+        assert server.asked == []
+
+    def test_in_place_after_a_stop(self, tmp_path: Path, server: Server) -> None:
+        """Draws that are in the journal, and not in the pool yet, are not made again."""
+        path, pool, calm = prompts(tmp_path, many(3)), tmp_path / "pool.jsonl", tmp_path / "calm.jsonl"
+        for output in (pool, calm):
+            sample_pool(path, endpoint(server), output, n=2)
+        start = len(server.asked)
+        server.behave = lambda number, body: "ok" if number < start + 5 else "500"
+        with pytest.raises(Unfinished):
+            sample_pool(pool, endpoint(server, per_request=1, retries=0, concurrency=1), pool, n=6, extend=True)
+        server.behave = lambda number, body: "ok"
+        sample_pool(pool, endpoint(server, per_request=1), pool, n=6, extend=True)
+        sample_pool(calm, endpoint(server, per_request=1), calm, n=6, extend=True)
+        assert pool.read_bytes() == calm.read_bytes()
+        assert rows_of(pool)[0]["samples"][-1]["draw"] == 5
+
+    def test_in_place_only_for_a_pool_of_this_command(self, tmp_path: Path, server: Server) -> None:
+        path = prompts(tmp_path, [{"id": "a", "prompt": "p", "responses": ["x"]}])
+        with pytest.raises(ValueError, match="same file"):
+            sample_pool(path, endpoint(server), path, n=2, extend=True)
+        assert len(path.read_text().splitlines()) == 1
+
+    def test_a_selection_of_a_sampled_pool_gets_new_draws(self, tmp_path: Path, server: Server) -> None:
+        """`mrt select` keeps no draw numbers: none of the draws behind the pool may come again."""
+        path, pool, chosen = prompts(tmp_path, many(3)), tmp_path / "pool.jsonl", tmp_path / "chosen.jsonl"
+        sample_pool(path, endpoint(server, per_request=1), pool, n=8)
+        select_file(SelectJob([PoolFile(str(pool))], chosen, {"selector": "random_k", "k": 2}))
+        sample_pool(chosen, endpoint(server, per_request=1), tmp_path / "more.jsonl", n=6, extend=True)
+        more = tmp_path / "more.jsonl"
+        sample_pool(more, endpoint(server, per_request=1), tmp_path / "most.jsonl", n=9, extend=True)
+        requests = [(str(body["messages"]), body["seed"]) for body in server.asked]
+        assert len(requests) == len(set(requests))
+
+    def test_a_prompt_whose_draws_were_all_cut_off_stays(self, tmp_path: Path, server: Server) -> None:
+        row = {"id": "b", "prompt": "q", "responses": [], "finish_reasons": [], "samples": []}
+        cut = {"text": "half", "finish_reason": "length", "draw": 0, "model": "tiny"}
+        path = prompts(tmp_path, [{"id": "a", "prompt": "p", "responses": ["x"]}, {**row, "truncated": [cut]}])
+        sample_pool(path, endpoint(server), tmp_path / "pool.jsonl", n=3, extend=True, keep_cut_off=True)
+        found = {row["id"]: row for row in rows_of(tmp_path / "pool.jsonl")}
+        assert len(found["b"]["responses"]) == 3
+        assert found["b"]["truncated"] == [cut]
+        assert [how["draw"] for how in found["b"]["samples"]] == [1, 2, 3]
+
+    def test_scores_from_before_stay(self, tmp_path: Path, server: Server) -> None:
+        path = prompts(tmp_path, [{"id": "a", "prompt": "p", "responses": ["x", "y"], "scores": [1.0, 0.0]}])
+        pool = tmp_path / "pool.jsonl"
+        for n, data in ((3, path), (4, pool)):
+            sample_pool(data, endpoint(server), pool, n=n, extend=True, keep_cut_off=True)
+        assert rows_of(pool)[0]["scores_before"] == [1.0, 0.0, None, None]
+
+    def test_samples_are_those_of_the_model_that_drew_last(self, tmp_path: Path, server: Server) -> None:
+        path, pool = prompts(tmp_path, many(1)), tmp_path / "pool.jsonl"
+        sample_pool(path, endpoint(server), tmp_path / "first.jsonl", n=3, keep_cut_off=True)
+        other = Endpoint(server.url, "other", backoff=0.01)
+        sample_pool(tmp_path / "first.jsonl", other, pool, n=5, extend=True, keep_cut_off=True)
+        (row,) = rows_of(pool)
+        assert [how["model"] for how in row["samples"]] == ["tiny"] * 3 + ["other"] * 2
+        (found,) = read_samples(pool, read_cases(pool))
+        assert found.texts == row["responses"][3:]
+
     def test_pools_of_messages_and_named_sources(self, tmp_path: Path, server: Server) -> None:
         source = Path(__file__).parent / "data" / "sources" / "trl_completion.jsonl"
         output = tmp_path / "pool.jsonl"
@@ -319,6 +415,57 @@ class TestFailures:
         assert "***" in shown
         assert "secret" not in shown
         assert all(b"secret" not in path.read_bytes() for path in tmp_path.iterdir())
+
+    @pytest.mark.parametrize(("status", "step"), [("500", 1), ("200", 6), ("400", 6), ("401", 6)])
+    @pytest.mark.parametrize("key", ["sk-very-secret-0123456789", 'sk/"quoted\\"/0123456789'])
+    def test_a_key_anywhere_in_a_body(
+        self, status: str, step: int, key: str, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No three characters of it are shown, wherever the message cuts the body."""
+        monkeypatch.setenv("SOME_KEY", key)
+        sampler = endpoint(server, api_key_env="SOME_KEY", retries=0)
+        begins = json.dumps({"error": key}).index("sk")
+        for before in range(200 - begins - len(key) - 6, 204 - begins, step):
+            server.behave = lambda number, body, before=before: f"say {status} {'x' * before}{key}"
+            with pytest.raises((EndpointError, Unfinished)) as found:
+                sample_pool(prompts(tmp_path, many(1)), sampler, tmp_path / "pool.jsonl", n=1)
+            said = str(found.value).replace("xxx", "")
+            assert not any(key[place : place + 3] in said for place in range(len(key) - 2))
+            assert all(b"789" not in path.read_bytes() for path in tmp_path.iterdir())
+
+    def test_secrets_of_the_address_and_of_further_fields(
+        self, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO")
+        extra = {"api_key": "sk-body-0123456789", "headers": {"Authorization": "Bearer sk-header-0123456789"}}
+        url = f"{server.url}?key=sk-query-0123456789&api-version=1"
+        server.behave = lambda number, body: ["ok", "say 500 sk-body-0123456789 sk-header-0123456789"][min(number, 1)]
+        sampler = Endpoint(url, "tiny", extra=extra, retries=0, concurrency=1)
+        with pytest.raises(Unfinished) as first:
+            sample_pool(prompts(tmp_path, many(2)), sampler, tmp_path / "pool.jsonl", n=1)
+        server.behave = lambda number, body: "say 404 sk-query-0123456789"
+        with pytest.raises(EndpointError, match="api-version=1") as second:
+            sample_pool(prompts(tmp_path, many(2)), sampler, tmp_path / "pool.jsonl", n=1)
+        assert "HTTP Request: POST" in caplog.text
+        assert server.asked[0]["api_key"] == "sk-body-0123456789"
+        assert "0123456789" not in f"{first.value}{second.value}{caplog.text}{sampler!r}"
+        assert all(b"0123456789" not in path.read_bytes() for path in tmp_path.iterdir())
+        for wrong in ("ftp://me:pass-word@host/v1", "me:pass-word@host:80", "http://host:port?key=pass-word"):
+            with pytest.raises(EndpointError) as refused:
+                Endpoint(wrong)
+            assert "pass-word" not in str(refused.value)
+
+    def test_a_key_in_a_good_reply_is_masked_and_a_word_is_not(
+        self, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for key, kept in (("sk-very-secret-0123456789", False), ("EMPTY", True)):
+            monkeypatch.setenv("SOME_KEY", key)
+            choice = {"message": {"content": f"It is {key}."}, "finish_reason": "stop"}
+            monkeypatch.setattr("endpoint_server.answer", lambda body, choice=choice: {"choices": [choice]})
+            output = tmp_path / f"{kept}.jsonl"
+            sample_pool(prompts(tmp_path, many(1)), endpoint(server, api_key_env="SOME_KEY"), output, n=1)
+            assert (key in rows_of(output)[0]["responses"][0]) == kept
+            assert key in (tmp_path / f"{kept}.jsonl.journal").read_text() or not kept
 
     @pytest.mark.parametrize(
         ("change", "words"),

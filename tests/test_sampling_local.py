@@ -96,6 +96,17 @@ class TestPool:
         sample_pool(prompts, model, tmp_path / "pool.jsonl", n=2, settings=SHORT, keep_cut_off=True)
         assert (tmp_path / "pool.jsonl").read_bytes() == (tmp_path / "calm.jsonl").read_bytes()
 
+    @pytest.mark.parametrize("output", ["pool.jsonl", "larger.jsonl"])
+    def test_a_pool_is_filled_up_with_the_draws_of_a_larger_one(
+        self, tmp_path: Path, prompts: Path, tiny_model_dir: str, output: str
+    ) -> None:
+        model = LocalModel(tiny_model_dir, device="cpu", batch_size=1)
+        for name, n in (("pool.jsonl", 2), ("at_once.jsonl", 5)):
+            sample_pool(prompts, model, tmp_path / name, n=n, settings=SHORT, keep_cut_off=True)
+        pool = tmp_path / "pool.jsonl"
+        sample_pool(pool, model, tmp_path / output, n=5, settings=SHORT, extend=True, keep_cut_off=True)
+        assert rows_of(tmp_path / output) == rows_of(tmp_path / "at_once.jsonl")
+
     def test_another_seed_and_other_draws_differ(self, loaded: tuple[Any, Encoder]) -> None:
         model, encoder = loaded
         one = [drawn.text for drawn in draw(model, encoder, SHORT, 4)]

@@ -191,6 +191,24 @@ def test_the_folder_holds_every_number_and_opens_offline(tmp_path):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_run_that_is_stopped_keeps_the_experiments_that_ended(tmp_path, monkeypatch):
+    def stop(seed, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lottery, "experiment", stop)
+    output = tmp_path / "out"
+    stopped = CliRunner().invoke(app, ["simulate", "--only", "variance,bridge,lottery", "--output", str(output)])
+    assert stopped.exit_code != 0
+    assert list(json.loads((output / "results.json").read_text())["experiments"]) == ["variance", "bridge"]
+    assert (output / "report.html").read_text().count("<svg") == 2
+    assert sorted(path.name for path in output.iterdir()) == [
+        "bridge.png",
+        "report.html",
+        "results.json",
+        "variance.png",
+    ]
+
+
 def test_on_the_command_line(tmp_path):
     run = CliRunner()
     shown = run.invoke(app, ["simulate", "--only", "bridge", "--output", str(tmp_path / "out")])

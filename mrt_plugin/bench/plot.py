@@ -8,6 +8,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from mrt_plugin.groups.write import whole_file
+
 HATCHES = ("", "//", "xx", "..", "\\\\", "++", "oo")
 
 
@@ -38,5 +40,6 @@ def plot(result: dict[str, Any], path: Path) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8)
     axis.set_title(result["machine"]["device"], fontsize=10)
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=120, format=path.suffix[1:])
     plt.close(figure)

@@ -11,9 +11,11 @@ from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, stage
 def audit(
     selection: Annotated[str, typer.Argument(help="The selected groups: JSONL, JSON or Parquet.")],
     pool: Annotated[str, typer.Option(help="The groups they were selected from.")],
-    model: Annotated[str | None, typer.Option(help="For loss and gradient: folder or name.")] = None,
+    model: Annotated[str | None, typer.Option(help="For loss and gradient: PATH or BASE+ADAPTER.")] = None,
     adapter: Annotated[str | None, typer.Option(help="Folder of an adapter to put on the model.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Folder or name; the model's by default.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or name; by default the adapter's own, else the model's.")
+    ] = None,
     selector: Annotated[
         str | None, typer.Option(help="How the selection was made, if no manifest lies beside it.")
     ] = None,
@@ -42,10 +44,21 @@ def audit(
     """
     with plain_errors():
         log_to_stderr()
+        from mrt_plugin.evaluation.named_model import parse_models
         from mrt_plugin.groups import load_groups
+        from mrt_plugin.groups.paths import Named, check_paths
         from mrt_plugin.planning.audit import Rule, make_audit
         from mrt_plugin.planning.audit_report import audit_report
+        from mrt_plugin.selection.manifest import manifest_path
 
+        opened = [] if model is None else parse_models([model], adapter=adapter)
+        folders = [tokenizer, embedder, *(path for one in opened for path in (one.path, one.adapter))]
+        inputs: list[Named] = [
+            ("the selection", selection),
+            ("its manifest", manifest_path(selection)),
+            ("--pool", pool),
+        ]
+        check_paths([("--report", report)], inputs, folders)
         parts: dict[str, Any] = {}
         if selector is not None:
             parts["rule"] = Rule(selector, {"alpha": alpha, "similarity": similarity})
@@ -54,15 +67,15 @@ def audit(
         if loss_aggregation not in ("token", "prompt", "response"):
             raise ValueError(f"--loss-aggregation {loss_aggregation} is unknown: choose token, prompt or response.")
         groups, chosen = load_groups(pool), load_groups(selection)
-        if model is not None:
-            from transformers import AutoTokenizer
+        if opened:
+            from mrt_plugin.evaluation.load import open_model
 
-            from mrt_plugin.encoding import Encoder, prepare_tokenizer
-            from mrt_plugin.evaluation.load import load_model
-
-            words = prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer or model))
-            parts["encoder"] = Encoder(words, prompt_format=prompt_format)  # type: ignore[arg-type]
-            parts["model"] = load_model(model, adapter, load_in_4bit=load_in_4bit)
+            parts["model"], parts["encoder"] = open_model(
+                opened[0],
+                tokenizer=tokenizer,
+                prompt_format=prompt_format,  # type: ignore[arg-type]  # checked by the encoder
+                load_in_4bit=load_in_4bit,
+            )
         with stages() as progress:
             found = make_audit(
                 chosen,
@@ -79,7 +92,9 @@ def audit(
                 progress=progress,
             )
         if report is not None:
-            report.write_text(audit_report(found), encoding="utf-8")
+            from mrt_plugin.groups.write import write_text
+
+            write_text(report, audit_report(found))
     if json:
         as_json(found)
         return

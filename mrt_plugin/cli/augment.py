@@ -30,8 +30,10 @@ def augment(
     """
     with plain_errors():
         from mrt_plugin.groups import load_groups
+        from mrt_plugin.groups.paths import check_paths
         from mrt_plugin.planning.augment import augment_file
 
+        check_paths([("--output", output)], [("the candidates", candidates), ("--data", data)], [tokenizer])
         tokens = None
         if tokenizer is not None:
             from transformers import AutoTokenizer

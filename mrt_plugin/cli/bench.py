@@ -8,6 +8,8 @@ import typer
 
 from mrt_plugin.cli.show import as_json, plain_errors, say, stages, table
 
+PICTURES = (".png", ".svg", ".pdf")
+
 
 def bench(
     shape: Annotated[
@@ -46,7 +48,11 @@ def bench(
         from mrt_plugin.bench.model import ModelChoice
         from mrt_plugin.bench.run import BenchSettings, run_bench
         from mrt_plugin.bench.shapes import DEFAULT_SHAPES, Shape
+        from mrt_plugin.groups.paths import check_paths
 
+        check_paths([("--plot", plot)], models=[model])
+        if plot is not None and plot.suffix not in PICTURES:
+            raise ValueError(f"--plot {plot}: a picture's name ends in one of {', '.join(PICTURES)}.")
         if threads is not None:
             import torch
 

@@ -116,6 +116,16 @@ def evaluate(
         models = add_pools(models, pool or [])
         if not models:
             raise ValueError("Say what to evaluate: --model PATH, or --pool FILE with its samples.")
+        from mrt_plugin.evaluation.samples import sample_files
+        from mrt_plugin.groups.paths import Named, check_paths
+        from mrt_plugin.scoring.cache import cache_file
+
+        drawn = [] if m == 0 else [one for one in models if one.path is not None and one.pool is None]
+        written = [(f"the samples of {one.name}", path) for one in drawn for path in sample_files(output, one)]
+        inputs: list[Named] = [("--data", data), *(("--pool", one.pool) for one in models)]
+        inputs += [("--scorer", scorer), ("--checker", checker), ("--lm-eval-include", lm_eval_include)]
+        folders = [tokenizer, embedder, *(path for one in models for path in (one.path, one.adapter))]
+        check_paths([*written, ("--report", report), ("the score cache", cache_file(score_cache))], inputs, folders)
         from mrt_plugin.evaluation.cases import read_cases
         from mrt_plugin.evaluation.checkers import load_checker
         from mrt_plugin.evaluation.evaluate import evaluate as run
@@ -164,10 +174,9 @@ def evaluate(
                 cases, models, how, baseline=baseline, outputs=outputs, seed=seed, data=data, progress=progress
             )
         if report is not None:
-            from mrt_plugin.groups.write import whole_file
+            from mrt_plugin.groups.write import write_text
 
-            with whole_file(report) as file:
-                file.write(evaluation_report(result).encode())
+            write_text(report, evaluation_report(result))
     if json:
         as_json(result)
         return

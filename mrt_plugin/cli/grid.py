@@ -58,12 +58,16 @@ def grid(
             _show_results(results, json)
             return
         from mrt_plugin.groups import load_groups
+        from mrt_plugin.groups.paths import Named, check_paths
         from mrt_plugin.planning.grid import ARMS, make_grid
-        from mrt_plugin.planning.grid_recipes import read_recipe, training_groups, write_grid
+        from mrt_plugin.planning.grid_recipes import read_recipe, runs_file, training_groups, write_grid
         from mrt_plugin.planning.plan import parse_budget
 
         if (data is None) == (recipe is None):
             raise ValueError("Give the data, or a --recipe whose dataset is taken, or the --results of runs.")
+        inputs: list[Named] = [("the data", data), ("--recipe", recipe), ("--plan", plan)]
+        if output is not None:
+            check_paths([("the list of runs", runs_file(output))], inputs, [tokenizer])
         base = None if recipe is None else read_recipe(recipe)
         if base is None:
             groups = load_groups(data)
@@ -80,7 +84,7 @@ def grid(
             budget=planned or parse_budget(budget, len(groups) * costs.of_prompt(1)),
             arms=ARMS if arm is None else _arms(arm),
         )
-        lines = [] if output is None else write_grid(found.settings, output, recipe=base, repeats=repeats)
+        lines = [] if output is None else write_grid(found.settings, output, recipe=base, repeats=repeats, read=inputs)
     if json:
         as_json(
             {

@@ -11,10 +11,12 @@ from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, stage
 def plan(
     data: Annotated[str, typer.Argument(help="The pools: a JSONL, JSON or Parquet file, or a hub id.")],
     model: Annotated[
-        str | None, typer.Option(help="What you will fine-tune: folder or name. Without it there is no K.")
+        str | None, typer.Option(help="What you will fine-tune: PATH or BASE+ADAPTER. Without it there is no K.")
     ] = None,
     adapter: Annotated[str | None, typer.Option(help="Folder of an adapter to put on the model.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Folder or name; the model's by default.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or name; by default the adapter's own, else the model's.")
+    ] = None,
     budget: Annotated[
         str, typer.Option(help="Cost of an epoch: tokens, or a multiple of one response per prompt, such as 4x.")
     ] = "1x",
@@ -45,7 +47,9 @@ def plan(
     """
     with plain_errors():
         log_to_stderr()
+        from mrt_plugin.evaluation.named_model import parse_models
         from mrt_plugin.groups import load_groups
+        from mrt_plugin.groups.paths import check_paths
         from mrt_plugin.planning.budget import Costs
         from mrt_plugin.planning.plan import make_plan
         from mrt_plugin.planning.plan_report import plan_report
@@ -54,17 +58,20 @@ def plan(
             raise ValueError("Give --cost-prompt and --cost-response together.")
         _one_of("--layout", layout, ("shared_prefix", "expanded"))
         _one_of("--loss-aggregation", loss_aggregation, ("token", "prompt", "response"))
+        opened = [] if model is None else parse_models([model], adapter=adapter)
+        folders = [tokenizer, embedder, *(path for one in opened for path in (one.path, one.adapter))]
+        check_paths([("--report", report)], [("the data", data)], folders)
         groups = load_groups(data)
         parts: dict[str, Any] = {}
-        if model is not None:
-            from transformers import AutoTokenizer
+        if opened:
+            from mrt_plugin.evaluation.load import open_model
 
-            from mrt_plugin.encoding import Encoder, prepare_tokenizer
-            from mrt_plugin.evaluation.load import load_model
-
-            words = prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer or model))
-            parts["encoder"] = Encoder(words, prompt_format=prompt_format)  # type: ignore[arg-type]
-            parts["model"] = load_model(model, adapter, load_in_4bit=load_in_4bit)
+            parts["model"], parts["encoder"] = open_model(
+                opened[0],
+                tokenizer=tokenizer,
+                prompt_format=prompt_format,  # type: ignore[arg-type]  # checked by the encoder
+                load_in_4bit=load_in_4bit,
+            )
         with stages() as progress:
             found = make_plan(
                 groups,
@@ -83,7 +90,9 @@ def plan(
                 progress=progress,
             )
         if report is not None:
-            report.write_text(plan_report(found), encoding="utf-8")
+            from mrt_plugin.groups.write import write_text
+
+            write_text(report, plan_report(found))
     if json:
         as_json(found)
         return

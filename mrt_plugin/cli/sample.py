@@ -143,10 +143,12 @@ def _data(prompts: str | None, extend: str | None, to: int | None) -> str:
 
 
 def _extra(text: str) -> dict[str, Any]:
+    from mrt_plugin.evaluation.sampling.masking import mask_typed
+
     try:
         value = json_module.loads(text)
     except ValueError as problem:
-        raise ValueError(f"--extra {text!r} is not JSON: {problem}.") from None
+        raise ValueError(f"--extra {mask_typed(text)!r} is not JSON: {problem}.") from None
     if not isinstance(value, dict):
-        raise ValueError(f'--extra {text!r} must be an object, {{"top_k": 20}} for example.')
+        raise ValueError(f'--extra {mask_typed(text)!r} must be an object, {{"top_k": 20}} for example.')
     return value

@@ -1,5 +1,6 @@
 """`mrt select`: from pools to a selected, ready-to-train file with its manifest."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,6 +63,9 @@ def select(
     ] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Task types and lengths, before and after.")] = False,
     num_proc: Annotated[int | None, typer.Option(min=1, help="Processes; the result does not depend on it.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Remove the held-out file of an earlier run that this one leaves out.")
+    ] = False,
     engine: Annotated[str, typer.Option(help="local, or ray (needs mrt-plugin[ray]): the same result.")] = "local",
     from_manifest: Annotated[
         Path | None, typer.Option(help="Make the selection of this manifest once more; the other options are in it.")
@@ -110,8 +114,6 @@ def select(
             score_cache=score_cache,
             weights=weights,  # type: ignore[arg-type]  # checked by select_file
             weight_temperature=weight_temperature,
-            curation=_rules(curation),
-            tokenizer=_tokenizer(tokenizer),
             held_out=held_out,
             held_out_output=held_out_output,
             held_out_threshold=held_out_threshold,
@@ -121,10 +123,13 @@ def select(
             exports={kind: Path(path) for kind, path in _pairs(export or [], "--export", "sft=FILE.jsonl")},
             decisions=decisions,
             with_statistics=stats,
+            overwrite=overwrite,
+            also_read=[path for path in (curation, tokenizer) if path is not None],
             num_proc=num_proc,
             engine=engine,  # type: ignore[arg-type]  # checked by the selection
         )
-        result = select_file(job)
+        job.check_paths()
+        result = select_file(replace(job, curation=_rules(curation), tokenizer=_tokenizer(tokenizer)))
     if json:
         as_json(_as_dict(result))
     else:

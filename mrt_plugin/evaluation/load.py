@@ -1,4 +1,4 @@
-"""A model to be measured: a folder or name, with or without an adapter, in 4 bit or not, and its tokenizer."""
+"""Opening a model to measure or to draw from: with or without an adapter, in 4 bit or not, and its tokenizer."""
 
 from pathlib import Path
 
@@ -7,8 +7,47 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 
-from mrt_plugin.encoding import prepare_tokenizer
+from mrt_plugin.encoding import Encoder, prepare_tokenizer
 from mrt_plugin.evaluation.log_likelihood import Model
+from mrt_plugin.evaluation.named_model import NamedModel
+from mrt_plugin.options import PromptFormat
+
+
+def open_model(
+    named: NamedModel,
+    *,
+    tokenizer: str | Path | None = None,
+    prompt_format: PromptFormat = "auto",
+    load_in_4bit: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+) -> tuple[Model, Encoder]:
+    """Open a model together with the encoder of its own tokenizer, as every command does.
+
+    Args:
+        named: the model and its adapter, as `parse_models` reads them.
+        tokenizer: folder or name; by default the adapter's own if it has one, else the model's.
+        prompt_format: as in training.
+        load_in_4bit: as QLoRA trains it.
+        dtype: of the computation.
+        device: where to; by default the first GPU, else the CPU.
+
+    Raises:
+        ValueError: if the adapter was trained on a model of another shape, or the name is that of samples alone.
+        EncodingError: for a tokenizer that cannot be used.
+
+    Example:
+
+    ```python
+    (named,) = parse_models(["path/to/base+outputs/run"])
+    model, encoder = open_model(named)
+    ```
+    """
+    if named.path is None:
+        raise ValueError(f"{named.name} is known by its samples alone: give its folder or name.")
+    encoder = Encoder(load_tokenizer(named.path, named.adapter, tokenizer), prompt_format=prompt_format)
+    model = load_model(named.path, named.adapter, load_in_4bit=load_in_4bit, dtype=dtype, device=device)
+    return model, encoder
 
 
 def load_model(

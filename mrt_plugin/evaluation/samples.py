@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mrt_plugin.evaluation.cases import Case
+from mrt_plugin.evaluation.named_model import NamedModel
+from mrt_plugin.evaluation.sampling.journal import journal_path
 from mrt_plugin.evaluation.sampling.run import Sampler, sample_pool
 from mrt_plugin.evaluation.sampling.settings import Draw, SampleReport, SamplingSettings
 from mrt_plugin.groups import prompt_key
@@ -44,7 +46,7 @@ def draw_samples(
         EndpointError: if the endpoint cannot be used, or stopped answering.
         ValueError: if the journal was made with other settings or another model.
     """
-    prompts = output.with_name(f"{output.name}.prompts.jsonl")
+    prompts = _prompts_file(output)
     with whole_file(prompts) as file:
         for case in cases:
             file.write(json.dumps({"id": case.id, "prompt": case.prompt}, ensure_ascii=False).encode() + b"\n")
@@ -64,10 +66,20 @@ def draw_samples(
     return read_samples(output, cases), report
 
 
+def sample_files(folder: Path, model: NamedModel) -> list[Path]:
+    """The files in which the samples of a model are kept, the pool first."""
+    pool = folder / f"{model.file_name}.jsonl"
+    return [pool, journal_path(pool), _prompts_file(pool)]
+
+
+def _prompts_file(output: Path) -> Path:
+    return output.with_name(f"{output.name}.prompts.jsonl")
+
+
 def read_samples(pool: Any, cases: Sequence[Case]) -> list[Samples]:
     """The samples of each case, from the pool that `mrt sample` writes, or from any groups.
 
-    Responses that were in a pool before it was filled up (`mrt sample --extend`) are not the model's, and left out.
+    Of a pool that was filled up (`mrt sample --extend`), only the draws of the model that drew last are its samples.
 
     Args:
         pool: rows with `prompt` and `responses`, and where known `finish_reasons`, `samples` and `truncated`.
@@ -98,14 +110,14 @@ def read_samples(pool: Any, cases: Sequence[Case]) -> list[Samples]:
 def _in_order(row: dict[str, Any]) -> tuple[list[str], list[bool]]:
     """The texts of a row in the order they were drawn, with those that `mrt sample` keeps apart as cut off."""
     reasons = row.get("finish_reasons") or [None] * len(row["responses"])
-    about = row.get("samples")
-    drawn: list[tuple[int, str, bool]] = []
-    for place, response in enumerate(row["responses"]):
-        how = about[place] if about else {}
+    about = row.get("samples") or [{}] * len(row["responses"])
+    drawn: list[tuple[int, str | None, str, bool]] = []
+    for place, (response, how) in enumerate(zip(row["responses"], about, strict=True)):
         if how is not None:
             cut = Draw("", reasons[place]).ending == "cut off"
-            drawn.append((how.get("draw", place), response_text(response), cut))
+            drawn.append((how.get("draw", place), how.get("model"), response_text(response), cut))
     for place, sample in enumerate(row.get("truncated") or [], start=len(row["responses"])):
-        drawn.append((sample.get("draw", place), sample["text"], True))
+        drawn.append((sample.get("draw", place), sample.get("model"), sample["text"], True))
     drawn.sort(key=lambda one: one[0])
-    return [text for _, text, _ in drawn], [cut for _, _, cut in drawn]
+    kept = [one for one in drawn if one[1] == drawn[-1][1]]
+    return [text for _, _, text, _ in kept], [cut for _, _, _, cut in kept]

@@ -24,7 +24,7 @@ from mrt_plugin.evaluation.log_likelihood import Model
 from mrt_plugin.evaluation.named_model import NamedModel
 from mrt_plugin.evaluation.paired import Measured
 from mrt_plugin.evaluation.reward import rewards
-from mrt_plugin.evaluation.samples import Samples, draw_samples, read_samples
+from mrt_plugin.evaluation.samples import Samples, draw_samples, read_samples, sample_files
 from mrt_plugin.evaluation.sampling.local import LocalModel
 from mrt_plugin.evaluation.sampling.run import Sampler
 from mrt_plugin.evaluation.sampling.settings import SamplingSettings
@@ -123,7 +123,7 @@ def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress
         subject.samples, report = draw_samples(
             cases,
             sampler,
-            how.folder / f"{model.file_name}.jsonl",
+            sample_files(how.folder, model)[0],
             how.m,
             how.settings,
             partial=how.partial,

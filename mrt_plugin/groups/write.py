@@ -46,7 +46,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         OSError: naming the path, if it cannot be written or another process is writing it.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("ab") as file:
@@ -96,6 +96,21 @@ def _locked_file(folder: Path) -> Any:
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # removed by another process before it was locked
+
+
+def partial_path(path: Path) -> Path:
+    """The name that a file has until it is whole."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file that appears complete or not at all.
+
+    Raises:
+        OSError: naming the path, if it cannot be written.
+    """
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def write_groups(groups: Dataset, path: str | Path) -> Written:

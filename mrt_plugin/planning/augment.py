@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.write import write_text
 from mrt_plugin.planning.diversity import CUT, Tokenize, ngrams, prompt_diversity, prompt_text, words
 
 
@@ -143,9 +144,7 @@ def augment_file(
     owned = [prompt_text(prompt) for prompt in groups["prompt"]]
     verdicts = filter_candidates(rows, owned, threshold=threshold, order=order, tokenize=used)
     kept = [row.prompt for row, verdict in zip(rows, verdicts, strict=True) if verdict.kept]
-    output.write_text(
-        "".join(f"{line}\n" for line, verdict in zip(lines, verdicts, strict=True) if verdict.kept), encoding="utf-8"
-    )
+    write_text(output, "".join(f"{line}\n" for line, verdict in zip(lines, verdicts, strict=True) if verdict.kept))
     return {
         "candidates": len(rows),
         "kept": len(kept),

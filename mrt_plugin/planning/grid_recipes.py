@@ -1,7 +1,7 @@
 """A grid as Axolotl recipes, and the list of its runs that the results are filled into."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ import yaml
 from datasets import Dataset
 
 from mrt_plugin.curation import split_held_out
-from mrt_plugin.groups.write import whole_file
+from mrt_plugin.groups.paths import Named, check_paths
+from mrt_plugin.groups.write import write_text
 from mrt_plugin.planning.grid import Setting
 
 TYPE = "mrt_plugin.axolotl."
@@ -64,37 +65,50 @@ def training_groups(groups: Dataset, recipe: dict[str, Any]) -> Dataset:
     return train
 
 
+def runs_file(output: Path) -> Path:
+    """The list of the runs of a grid."""
+    return output / "runs.jsonl"
+
+
 def write_grid(
-    settings: Sequence[Setting], output: Path, *, recipe: dict[str, Any] | None = None, repeats: int = 1
+    settings: Sequence[Setting],
+    output: Path,
+    *,
+    recipe: dict[str, Any] | None = None,
+    repeats: int = 1,
+    read: Iterable[Named] = (),
 ) -> list[dict[str, Any]]:
     """Write `runs.jsonl`, one line per arm and run, and with a recipe `n<prompts>-k<K>-r<repeat>.yaml` for each run.
 
     A run's prompts are drawn by the rule `sample` from the recipe's seed, so that the prompts of a smaller n are among
     those of a larger one; a repeat draws other responses (`selection_seed`). What is the same in two arms is one
-    recipe, trained once.
+    recipe, trained once. No recipe takes the place of a file that is `read`.
 
     Returns:
         The lines of `runs.jsonl`; `loss` is None, to be filled in.
 
     Raises:
         FileExistsError: if there is a `runs.jsonl` already, which may hold results.
+        ValueError: if a recipe would take the place of a file that is read.
     """
-    listing = output / "runs.jsonl"
+    listing = runs_file(output)
     if listing.exists():
         raise FileExistsError(f"{listing} is there already, and may hold results: choose another --output.")
     lines = []
+    recipes: dict[Path, str] = {}
     for setting in settings:
         for repeat in range(repeats):
             name = f"n{setting.prompts}-k{setting.k}-r{repeat}"
             line: dict[str, Any] = {**asdict(setting), "repeat": repeat, "loss": None}
             if recipe is not None:
                 made = _recipe_of(recipe, setting, repeat, name)
-                with whole_file(output / f"{name}.yaml") as file:
-                    file.write(yaml.safe_dump(made, sort_keys=False, allow_unicode=True).encode())
+                recipes[output / f"{name}.yaml"] = yaml.safe_dump(made, sort_keys=False, allow_unicode=True)
                 line |= {"recipe": f"{name}.yaml", "output_dir": made["output_dir"]}
             lines.append(line)
-    with whole_file(listing) as file:
-        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+    check_paths([("the recipe", path) for path in recipes], read)
+    for path, text in recipes.items():
+        write_text(path, text)
+    write_text(listing, "".join(json.dumps(line) + "\n" for line in lines))
     return lines
 
 

@@ -35,6 +35,11 @@ def cache_directory(directory: str | Path | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mrt-plugin"
 
 
+def cache_file(directory: str | Path | None = None) -> Path:
+    """The file of the cache."""
+    return cache_directory(directory) / FILE
+
+
 class ScoreCache:
     """float32 arrays by key, in a file that outlives the run.
 
@@ -59,7 +64,7 @@ class ScoreCache:
     """
 
     def __init__(self, directory: str | Path | None = None) -> None:
-        self.path = cache_directory(directory) / FILE
+        self.path = cache_file(directory)
         self._connection: sqlite3.Connection | None = None
         self._process = os.getpid()
         self._open()

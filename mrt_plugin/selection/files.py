@@ -20,12 +20,14 @@ from mrt_plugin.curation.statistics import statistics
 from mrt_plugin.engine import Engine
 from mrt_plugin.groups import GroupReport, load_groups, read_groups
 from mrt_plugin.groups.batches import pool_sizes
+from mrt_plugin.groups.paths import Named, check_paths
 from mrt_plugin.groups.write import Written, check_ending, rows_of, sha256_of, write_rows
 from mrt_plugin.options import WeightSource
+from mrt_plugin.scoring.cache import cache_file
 from mrt_plugin.scoring.scores import Scorer, scorer_list, scorer_name
 from mrt_plugin.scoring.weights import softmax_weights
 from mrt_plugin.selection.exports import Exported, check_export, export
-from mrt_plugin.selection.manifest import manifest_path, write_manifest
+from mrt_plugin.selection.manifest import left_over, manifest_path, relative_name, write_manifest
 from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.report import SelectionReport
 from mrt_plugin.selection.run import score_and_select
@@ -74,8 +76,45 @@ class SelectJob:
     decisions: Path | None = None
     """A file that gets every decision of the curation, for a person to read."""
     with_statistics: bool = False
+    overwrite: bool = False
+    """Remove what an earlier run with this `output` wrote beside it and this one does not write again."""
+    also_read: Sequence[str | Path] = ()
+    """Further files that the job is made from, such as a file of rules: nothing is written over them."""
     num_proc: int | None = None
     engine: Engine = "local"
+
+    @property
+    def held_out_path(self) -> Path | None:
+        """Where the held-out groups go; None if there are none."""
+        if self.held_out is None:
+            return None
+        return self.held_out_output or self.output.with_suffix(f".held_out{self.output.suffix}")
+
+    def written(self) -> list[Named]:
+        """Every file that the job writes."""
+        return [
+            ("--output", self.output),
+            ("the manifest", manifest_path(self.output)),
+            ("--held-out-output", self.held_out_path),
+            *((f"--export {kind}", path) for kind, path in self.exports.items()),
+            ("--decisions", self.decisions),
+            ("the score cache", cache_file(self.score_cache)),
+        ]
+
+    def check_paths(self) -> None:
+        """Raise ValueError if a file would take the place of another, of an input, or leave an old one behind."""
+        scorers = [] if self.scorer is None else scorer_list(self.scorer)
+        named = [item for item in [*scorers, self.selection.get("embedder")] if isinstance(item, str)]
+        rules = [path for rule in parse_rules(self.curation) for path in rule.reads()]
+        inputs: list[Named] = [("the pool", file.path) for file in self.pools]
+        inputs += [("the input", path) for path in [*self.also_read, *named, *rules]]
+        check_paths(self.written(), inputs, models=named)
+        stale = left_over(self.output, self.written())
+        if stale is not None and not self.overwrite:
+            raise ValueError(
+                f"{stale} holds the groups that an earlier run held out of {self.output}, and this run would train on "
+                "them. Hold them out again, write to another --output, or remove them with --overwrite."
+            )
 
     @property
     def seed(self) -> int:
@@ -120,6 +159,7 @@ def select_file(job: SelectJob) -> SelectResult:
     remake(result.manifest, Path("again.jsonl"))  # the same bytes
     ```
     """
+    job.check_paths()
     rules = parse_rules(job.curation)
     _check(job)
     pools = read_pools(job.pools)
@@ -155,17 +195,20 @@ def select_file(job: SelectJob) -> SelectResult:
     if "dpo" in job.exports and "scores" not in features:
         raise ValueError("pairs for DPO need scores, and the groups have none: leave the export out, or score them.")
     temperature = job.weight_temperature if job.weights == "softmax" else None
+    stale = left_over(job.output, job.written())
+    if stale is not None:
+        stale.unlink()
+        summary.append(f"{stale} was of an earlier run: removed.")
     written = write_rows(kept_rows(curated.groups, picks, temperature), features, job.output)
     exported = [
         export(kept_rows(curated.groups, picks, temperature), kind, path) for kind, path in job.exports.items()
     ]
     aside = None
-    if held_out is not None:
-        path = job.held_out_output or job.output.with_suffix(f".held_out{job.output.suffix}")
-        aside = write_rows(rows_of(held_out), held_out.features, path)
+    if held_out is not None and job.held_out_path is not None:
+        aside = write_rows(rows_of(held_out), held_out.features, job.held_out_path)
     if job.decisions is not None:
         write_events(job.decisions, train, curated)
-    header = _header(job, rules, written, aside, list(features), ledger, split)
+    header = _header(job, rules, pools, written, aside, list(features), ledger, split)
     manifest = manifest_path(job.output)
     write_manifest(manifest, header, _lines(pools, train, curated, picks, temperature, held_out))
     found = None
@@ -202,25 +245,34 @@ class Pools:
     """The number of the pool that each group came from."""
     source_id: list[str]
     """The id that each group has there."""
+    sha256: list[str | None]
+    """Of each pool's file as it was read; None for what is no file."""
 
 
 def read_pools(files: Sequence[PoolFile]) -> Pools:
     """Read pools and put them together.
 
     Raises:
-        ValueError: if two have the same name, or they do not go together.
+        ValueError: if two have the same name, they do not go together, or one changes while it is read.
     """
     names = [file.name for file in files]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"two pools are called {twice}: rename one of the files.")
+    digests = [_file_digest(file.path) for file in files]
     read = [read_groups(file.path, source=file.source) for file in files]
+    changed = next(
+        (file for file, digest in zip(files, digests, strict=True) if _file_digest(file.path) != digest), None
+    )
+    if changed is not None:
+        raise ValueError(f"{changed.path} changed while it was read: run again when nothing writes to it.")
     together, _ = combine({file.name: groups for file, (groups, _) in zip(files, read, strict=True)})
     return Pools(
         together,
         [report for _, report in read],
         [number for number, (groups, _) in enumerate(read) for _ in range(len(groups))],
         [name for groups, _ in read for name in groups["id"]],
+        digests,
     )
 
 
@@ -282,6 +334,7 @@ def _with_selection(curated: Curated, picks: Sequence[Sequence[int]]) -> Ledger:
 def _header(
     job: SelectJob,
     rules: Sequence[Rule],
+    pools: Pools,
     written: Written,
     aside: Written | None,
     columns: list[str],
@@ -293,7 +346,10 @@ def _header(
     versions = {library.name: library.found for library in libraries() if library.found is not None}
     return {
         "mrt_plugin": mrt_plugin.__version__,
-        "pools": [{"path": file.path, "source": file.source, "sha256": _file_digest(file.path)} for file in job.pools],
+        "pools": [
+            {"path": file.path, "source": file.source, "sha256": digest}
+            for file, digest in zip(job.pools, pools.sha256, strict=True)
+        ],
         "selection": options,
         "scorers": [] if job.scorer is None else [scorer_name(scorer) for scorer in scorer_list(job.scorer)],
         "weights": job.weights if job.weights == "column" else {job.weights: job.weight_temperature},
@@ -305,8 +361,8 @@ def _header(
         and {"proportions": job.proportions, "total": job.total, "max_repeats": job.max_repeats},
         "held_out": split and split.as_dict(),
         "columns": columns,
-        "output": _file_entry(written),
-        "held_out_output": aside and _file_entry(aside),
+        "output": _file_entry(written, job.output),
+        "held_out_output": aside and _file_entry(aside, job.output),
         "ledger": ledger.as_dict(),
         "versions": {"python": python_version(), **versions},
     }
@@ -317,9 +373,9 @@ def _named(value: Any) -> Any:
     return getattr(value, "__qualname__", type(value).__name__) if callable(value) else value
 
 
-def _file_entry(written: Written) -> dict[str, Any]:
+def _file_entry(written: Written, output: Path) -> dict[str, Any]:
     return {
-        "name": written.path.name,
+        "name": relative_name(written.path, output),
         "groups": written.groups,
         "responses": written.responses,
         "bytes": written.bytes,

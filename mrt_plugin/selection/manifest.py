@@ -5,10 +5,12 @@ for every group in the order of the file, so that a manifest of millions of grou
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mrt_plugin.groups.paths import Named, same_file
 from mrt_plugin.groups.write import whole_file
 
 FORMAT = "mrt-selection/1"
@@ -24,6 +26,26 @@ def manifest_path(output: str | Path) -> Path:
     """
     output = Path(output)
     return output.with_name(f"{output.name}.manifest.jsonl")
+
+
+def relative_name(path: Path, output: Path) -> str:
+    """What a manifest calls a file: its path from the folder of the selection."""
+    return Path(os.path.relpath(path.parent.resolve(), output.parent.resolve()), path.name).as_posix()
+
+
+def left_over(output: Path, written: Iterable[Named]) -> Path | None:
+    """The held-out file of an earlier selection of the same name, if it is there and is not written again.
+
+    Raises:
+        ValueError: if there is something else in the manifest's place.
+    """
+    manifest = manifest_path(output)
+    made = read_manifest(manifest)[0]["held_out_output"] if manifest.is_file() else None
+    if made is None:
+        return None
+    path = output.parent / made["name"]
+    again = any(same_file(path, other) for _, other in written if other is not None)
+    return path if path.is_file() and not again else None
 
 
 def write_manifest(path: Path, header: dict[str, Any], groups: Iterable[dict[str, Any]]) -> None:

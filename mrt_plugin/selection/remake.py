@@ -9,9 +9,10 @@ from datasets import Dataset, Features, List, Value
 
 from mrt_plugin.curation.rows import PER_RESPONSE
 from mrt_plugin.groups.batches import batch_size
+from mrt_plugin.groups.paths import check_paths
 from mrt_plugin.groups.write import Written, sha256_of, write_rows
 from mrt_plugin.selection.files import PoolFile, Pools, read_pools
-from mrt_plugin.selection.manifest import read_manifest
+from mrt_plugin.selection.manifest import manifest_path, read_manifest
 
 BATCH = 256
 """Groups looked up at a time, at most."""
@@ -43,14 +44,21 @@ def remake(
         raise ValueError(
             f"{output}: the selection was a {Path(header['output']['name']).suffix} file; so must this be."
         )
+    beside = manifest_path(output)
+    if beside.is_file() and read_manifest(beside)[0]["output"]["sha256"] != header["output"]["sha256"]:
+        raise ValueError(f"{output} is another selection, which {beside} describes: write to another --output.")
+    if held_out_output is not None and header["held_out_output"] is None:
+        raise ValueError(f"{manifest} has no held-out groups.")
+    check_paths(
+        [("--output", output), ("--held-out-output", held_out_output)],
+        [("the manifest", manifest), *(("the pool", path) for path in pools or [p["path"] for p in header["pools"]])],
+    )
     read = read_pools(_pool_files(header, pools))
     features = _features(read.groups, header["columns"])
     chosen = (line for line in lines if line.get("part") != "held_out")
     try:
         files = [write_rows(_rows(chosen, read, features), features, output, sha256=header["output"]["sha256"])]
         if held_out_output is not None:
-            if header["held_out_output"] is None:
-                raise ValueError(f"{manifest} has no held-out groups.")
             aside = (line for line in read_manifest(manifest)[1] if line.get("part") == "held_out")
             files.append(
                 write_rows(

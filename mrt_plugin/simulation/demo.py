@@ -30,6 +30,8 @@ from mrt_plugin.simulation.tiny_model import build_llama, build_tokenizer, pretr
 from mrt_plugin.simulation.whole_folder import whole_folder
 
 RESULTS = "results.json"
+TRUTH = "truth.jsonl"
+"""Marks a folder as a demo's, which the next one may replace; `mrt simulate` writes a `results.json` too."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done in it and their number."""
@@ -79,7 +81,7 @@ def run_demo(
     from mrt_plugin.simulation.demo_plot import plot  # a missing matplotlib is found first
 
     settings = settings or DemoSettings()
-    with whole_folder(folder, marker=RESULTS) as work:
+    with whole_folder(folder, marker=TRUTH) as work:
         started = time.perf_counter()
         train, held_out = _make_data(work, settings)
         encoder = _make_model(work, settings, lambda step: progress("base model", step, settings.pretraining_steps))
@@ -133,7 +135,7 @@ def _make_data(work: Path, settings: DemoSettings) -> tuple[list[ModePrompt], li
     held_out = rest[: settings.held_out_prompts]
     _write_lines(work / "pool.jsonl", draw_groups(train, settings.pool, settings.seed))
     _write_lines(work / "held_out.jsonl", draw_groups(held_out, settings.pool, settings.seed))
-    _write_lines(work / "truth.jsonl", (asdict(item) for item in train + held_out))
+    _write_lines(work / TRUTH, (asdict(item) for item in train + held_out))
     return train, held_out
 
 

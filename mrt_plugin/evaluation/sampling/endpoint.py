@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 
+from mrt_plugin.evaluation.sampling.masking import LONG, mask, mask_fields, mask_typed, masked_log, secrets_in
 from mrt_plugin.evaluation.sampling.pace import Pace, asked_wait, backoff
 from mrt_plugin.evaluation.sampling.reply import Api, Garbage, read_reply, shown
 from mrt_plugin.evaluation.sampling.settings import Job, Reply, SampleReport, SamplingSettings, draw_seed
@@ -62,7 +63,7 @@ class Endpoint:
         EndpointError: for a malformed address, or if `api_key_env` names no variable.
     """
 
-    url: str
+    url: str = field(repr=False)
     model: str | None = None
     api: Api = "chat"
     api_key_env: str | None = None
@@ -72,7 +73,7 @@ class Endpoint:
     retries: int = 8
     timeout: float = 600.0
     backoff: float = 1.0
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.api not in PATHS:
@@ -85,12 +86,14 @@ class Endpoint:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value!r} must be above 0.")
+        self.shown = mask_typed(str(self.url))
         try:
             address = httpx2.URL(self.url)
         except (httpx2.InvalidURL, TypeError) as problem:
-            raise EndpointError(f"endpoint {self.url!r} is not an address: {problem}.") from None
+            why = mask_typed(str(problem))
+            raise EndpointError(f"endpoint {self.shown!r} is not an address: {why}.") from None
         if address.scheme not in ("http", "https") or not address.host:
-            raise EndpointError(f"endpoint {self.url!r} is not an address: write http://HOST:PORT/v1 for instance.")
+            raise EndpointError(f"endpoint {self.shown!r} is not an address: write http://HOST:PORT/v1 for instance.")
         if address.userinfo:
             raise EndpointError("endpoint: leave the key out of the address; name a variable by api_key_env.")
         path = address.path.rstrip("/")
@@ -98,6 +101,7 @@ class Endpoint:
             path = path.removesuffix(end)
         self._base = address.copy_with(path=path)
         self._key = _key(self.api_key_env)
+        self._secrets = [*secrets_in(self.url, self.extra), *([self._key] if self._key else [])]
 
     def identity(self) -> dict[str, Any]:
         """What the draws depend on, besides the settings. Finds out the model's name if none was given.
@@ -107,7 +111,7 @@ class Endpoint:
         """
         if self.model is None:
             self.model = _run(_Session(self, None, SampleReport()).only_model())
-        return {"endpoint": self.api, "model": self.model, "extra": self.extra}
+        return {"endpoint": self.api, "model": self.model, "extra": mask_fields(self.extra)}
 
     def draw(
         self,
@@ -147,20 +151,23 @@ class _Session:
         todo = iter([(job, have) for job, have in jobs if have < job.wanted])
         self.succeeded = any(have for _, have in jobs)
         pace = Pace(self.endpoint.requests_per_minute)
-        async with self._client() as client, asyncio.TaskGroup() as workers:
-            for _ in range(self.endpoint.concurrency):
-                workers.create_task(self._work(todo, client, pace, record))
+        with masked_log("httpx2", self.endpoint._secrets):
+            async with self._client() as client, asyncio.TaskGroup() as workers:
+                for _ in range(self.endpoint.concurrency):
+                    workers.create_task(self._work(todo, client, pace, record))
 
     async def only_model(self) -> str:
         """The name of the model that the endpoint serves."""
-        async with self._client() as client:
-            try:
-                body = await self._send(client, Pace(None), "GET", "/models", None)
-                names = [str(entry["id"]) for entry in json.loads(body)["data"]]
-            except (_Failed, _Rejected, ValueError, KeyError, TypeError, RecursionError) as problem:
-                raise EndpointError(f"{self.endpoint.url}: it does not say which models it has ({problem}).") from None
+        place = self.endpoint.shown
+        with masked_log("httpx2", self.endpoint._secrets):
+            async with self._client() as client:
+                try:
+                    body = await self._send(client, Pace(None), "GET", "/models", None)
+                    names = [str(entry["id"]) for entry in json.loads(body)["data"]]
+                except (_Failed, _Rejected, ValueError, KeyError, TypeError, RecursionError) as problem:
+                    raise EndpointError(f"{place}: it does not say which models it has ({problem}).") from None
         if len(names) != 1:
-            raise EndpointError(f"{self.endpoint.url} has {len(names)} models; name one: {', '.join(names[:20])}.")
+            raise EndpointError(f"{place} has {len(names)} models; name one: {', '.join(names[:20])}.")
         return names[0]
 
     def _client(self) -> httpx2.AsyncClient:
@@ -180,10 +187,10 @@ class _Session:
         record: Callable[[list[Reply]], None],
     ) -> None:
         for job, have in todo:
-            start = have
+            start, end = job.first + have, job.first + job.wanted
             try:
-                while start < job.wanted:
-                    asked = min(job.wanted - start, self.endpoint.per_request or job.wanted)
+                while start < end:
+                    asked = min(end - start, self.endpoint.per_request or job.wanted)
                     body = self._body(job, start, asked)
                     draws, model = await self._ask(client, pace, body, asked)
                     record([Reply(job.key, start, draws, model)])
@@ -192,9 +199,9 @@ class _Session:
                 if self.succeeded:
                     record([Reply(job.key, start, rejected=str(problem))])
                 else:  # more likely something is wrong with all requests: the next run shall try again
-                    self._fail(job.wanted - start, str(problem))
+                    self._fail(end - start, str(problem))
             except _Failed as problem:
-                self._fail(job.wanted - start, str(problem))
+                self._fail(end - start, str(problem))
 
     def _fail(self, draws: int, why: str) -> None:
         self.report.unfinished += draws
@@ -202,7 +209,7 @@ class _Session:
         self.failures += 1
         if self.failures >= GIVE_UP:
             raise EndpointError(
-                f"{self.endpoint.url}: {self.failures} requests in a row failed; the last: {why} What was drawn is "
+                f"{self.endpoint.shown}: {self.failures} requests in a row failed; the last: {why} What was drawn is "
                 "kept: the same command goes on from there."
             )
 
@@ -259,9 +266,10 @@ class _Session:
                 async with asyncio.timeout(self.endpoint.timeout):
                     response = await client.request(method, url, json=body)
                 if response.is_success:
-                    check(response.content)
-                    return response.content
-                why = f"HTTP {response.status_code}: {shown(response.content)}"
+                    content = self._clean_bytes(response.content, at_least=LONG)
+                    check(content)
+                    return content
+                why = f"HTTP {response.status_code}: {shown(self._clean_bytes(response.content))}"
                 self._sort(response.status_code, why)
                 wait = asked_wait(response.headers.get("Retry-After"))
                 if wait is not None and response.status_code in (429, 503):
@@ -271,7 +279,8 @@ class _Session:
             except (httpx2.TransportError, httpx2.DecodingError) as problem:
                 why = f"{type(problem).__name__}: {problem}."
             except Garbage as problem:
-                why = f"a reply that makes no sense: {problem}."
+                begins = shown(self._clean_bytes(response.content))
+                why = f"a reply that makes no sense: {problem}; it begins {begins}."
             if attempt < self.endpoint.retries:
                 await asyncio.sleep(max(wait or 0.0, backoff(attempt, self.endpoint.backoff)))
         raise _Failed(self._clean(f"after {attempt + 1} tries: {why}"))
@@ -283,12 +292,17 @@ class _Session:
         if status < 400 or status in MISTAKEN:
             hint = {401: "the API key is missing or wrong (api_key_env)", 403: "the API key may not do this"}
             what = hint.get(status, "check the address and the model's name")
-            raise EndpointError(self._clean(f"{self.endpoint.url}: {what}. {why}"))
+            raise EndpointError(self._clean(f"{self.endpoint.shown}: {what}. {why}"))
         raise _Rejected(self._clean(why))
 
     def _clean(self, text: str) -> str:
         """Without the key, which some servers repeat in their errors."""
-        return text.replace(self.endpoint._key, "***") if self.endpoint._key else text
+        return mask(text, self.endpoint._secrets)
+
+    def _clean_bytes(self, body: bytes, at_least: int = 1) -> bytes:
+        """The same for a whole body, before any of it is cut off or parsed: for secrets of so many characters."""
+        secrets = [secret for secret in self.endpoint._secrets if len(secret) >= at_least]
+        return mask(body.decode("latin-1"), secrets).encode("latin-1") if secrets else body
 
 
 def _key(variable: str | None) -> str | None:

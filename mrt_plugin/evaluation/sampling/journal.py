@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,22 @@ logger = logging.getLogger(__name__)
 VERSION = 1
 SYNC_EVERY = 1.0
 """Seconds between flushes to the disk itself. A killed process loses nothing; a power cut at most this much."""
+
+
+def journal_path(pool: Path) -> Path:
+    """Where the journal of a pool lies."""
+    return pool.with_name(f"{pool.name}.journal")
+
+
+def draws_made(path: Path) -> dict[str, int]:
+    """How many draws of each prompt a journal knows of, counted to the highest; nothing where there is no journal."""
+    made: dict[str, int] = {}
+    if path.is_file():
+        with path.open("rb") as file:
+            for line in islice(file, 1, None):
+                for reply in _parse(line) or []:
+                    made[reply.key] = max(made.get(reply.key, 0), reply.start + len(reply.draws))
+    return made
 
 
 class Journal:
@@ -66,13 +83,13 @@ class Journal:
     ) -> None:
         os.close(self._file)
 
-    def have(self, key: str) -> int:
-        """How many draws of a prompt there are, counted from draw 0 to the first that is missing."""
-        count = 0
+    def have(self, key: str, first: int = 0) -> int:
+        """How many draws of a prompt there are, counted from draw `first` to the first that is missing."""
+        end = first
         for start, length, _, _ in sorted(self._places.get(key, [])):
-            if start <= count:
-                count = max(count, start + length)
-        return count
+            if start <= end:
+                end = max(end, start + length)
+        return end - first
 
     def rejection(self, key: str) -> str | None:
         """Why a prompt was turned away, if it was."""
@@ -87,14 +104,14 @@ class Journal:
         place = self._append([asdict(reply) for reply in replies])
         self._index(replies, place)
 
-    def draws(self, key: str, count: int) -> list[tuple[Draw, str | None]]:
-        """The first draws of a prompt, at most `count`, each with the model that the endpoint reported."""
+    def draws(self, key: str, count: int, first: int = 0) -> list[tuple[Draw, str | None]]:
+        """The draws of a prompt from `first` on, at most `count`, each with the model that the endpoint reported."""
         found: dict[int, tuple[Draw, str | None]] = {}
         for start, _, place, number in sorted(self._places.get(key, [])):
             reply = self._replies(place)[number]
             for index, draw in enumerate(reply.draws, start=start):
                 found.setdefault(index, (draw, reply.model))
-        return [found[index] for index in range(min(count, self.have(key)))]
+        return [found[first + index] for index in range(min(count, self.have(key, first)))]
 
     def _lock(self) -> None:
         try:

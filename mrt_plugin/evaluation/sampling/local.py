@@ -25,9 +25,11 @@ from transformers import (
 )
 
 from mrt_plugin.encoding import Encoder
-from mrt_plugin.evaluation.load import load_model, load_tokenizer
+from mrt_plugin.evaluation.load import open_model
+from mrt_plugin.evaluation.named_model import parse_models
 from mrt_plugin.evaluation.sampling.settings import Draw, Job, Reply, SampleReport, SamplingSettings, draw_seed
 from mrt_plugin.groups.keys import digest
+from mrt_plugin.groups.paths import MODEL_FILES
 from mrt_plugin.options import PromptFormat
 
 Model = PreTrainedModel | PeftModel
@@ -38,7 +40,7 @@ class LocalModel:
     """A causal language model on this machine.
 
     Args:
-        path: folder or hub name of the model, with its tokenizer.
+        path: folder or hub name of the model, with its tokenizer; also `BASE+ADAPTER`, or an adapter's folder.
         adapter: folder of a PEFT adapter to put on it.
         load_in_4bit: as QLoRA trains it.
         dtype: of the computation.
@@ -62,12 +64,20 @@ class LocalModel:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size!r} is too small: it must be at least 1.")
+        adapter = None if self.adapter is None else str(self.adapter)
+        (self._named,) = parse_models([str(self.path)], adapter=adapter)
+        self.path, self.adapter = str(self._named.path), self._named.adapter
+
+    @property
+    def name(self) -> str:
+        """What the draws say that they are from."""
+        return str(self.path) if self.adapter is None else f"{self.path}+{self.adapter}"
 
     def identity(self) -> dict[str, Any]:
         """What the draws depend on, besides the settings."""
         return {
-            "model": str(self.path),
-            "adapter": None if self.adapter is None else str(self.adapter),
+            "model": self.path,
+            "adapter": self.adapter,
             "load_in_4bit": self.load_in_4bit,
             "prompt_format": self.prompt_format,
             "tokenizer": None if self.tokenizer is None else str(self.tokenizer),
@@ -81,13 +91,14 @@ class LocalModel:
             ValueError: if the adapter was trained on a model of another shape.
         """
         if self.loaded is None:
-            dtype = self.dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
-            tokenizer = load_tokenizer(self.path, self.adapter, self.tokenizer)
-            encoder = Encoder(tokenizer, prompt_format=self.prompt_format)
-            model = load_model(
-                self.path, self.adapter, load_in_4bit=self.load_in_4bit, dtype=dtype, device=self.device
+            return open_model(
+                self._named,
+                tokenizer=self.tokenizer,
+                prompt_format=self.prompt_format,
+                load_in_4bit=self.load_in_4bit,
+                dtype=self.dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32),
+                device=self.device,
             )
-            return model, encoder
         return self.loaded
 
     def draw(
@@ -107,10 +118,7 @@ class LocalModel:
         model, encoder = self.load()
         for batch in _batches(jobs, self.batch_size):
             report.requests += 1
-            record(_replies(batch, generate(model, encoder, batch, settings), str(self.path)))
-
-
-MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model")
+            record(_replies(batch, generate(model, encoder, batch, settings), self.name))
 
 
 def _files(*folders: str | Path | None) -> str:
@@ -264,7 +272,7 @@ def _draw(
 
 def _batches(jobs: Sequence[tuple[Job, int]], size: int) -> Iterator[list[tuple[Job, int]]]:
     """The draws still missing, in batches that are the same whatever is missing."""
-    plan = [(job, number, number >= have) for job, have in jobs for number in range(job.wanted)]
+    plan = [(job, number, number >= job.first + have) for job, have in jobs for number in job.numbers]
     for start in range(0, len(plan), size):
         batch = [(job, number) for job, number, missing in plan[start : start + size] if missing]
         if batch:

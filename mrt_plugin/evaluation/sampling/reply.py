@@ -94,9 +94,9 @@ def read_reply(body: bytes, api: Api, asked: int) -> tuple[list[Draw], str | Non
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
         where = ".".join(str(step) for step in first["loc"]) or "the body"
-        raise Garbage(f"{where}: {first['msg']}; it begins {shown(body)}") from None
+        raise Garbage(f"{where}: {first['msg']}") from None
     except (ValueError, RecursionError):
-        raise Garbage(f"not JSON; it begins {shown(body)}") from None
+        raise Garbage("not JSON") from None
     draws = [choice.draw() for choice in parsed.choices[:asked]]
     used = parsed.usage.completion_tokens if parsed.usage else None
     for draw in draws:
@@ -105,7 +105,7 @@ def read_reply(body: bytes, api: Api, asked: int) -> tuple[list[Draw], str | Non
 
 
 def shown(body: bytes, length: int = 200) -> str:
-    """The beginning of a body, for a message."""
+    """The beginning of a body that holds no secret any more, for a message."""
     return repr(body[:length].decode("utf-8", "replace")) + ("..." if len(body) > length else "")
 
 

@@ -7,13 +7,12 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
 
-from datasets import Dataset
-
-from mrt_plugin.evaluation.sampling.journal import Journal
+from mrt_plugin.evaluation.sampling.journal import Journal, draws_made, journal_path
+from mrt_plugin.evaluation.sampling.pool import BEFORE, Pool
 from mrt_plugin.evaluation.sampling.prompts import read_prompts
 from mrt_plugin.evaluation.sampling.settings import Draw, Job, Reply, SampleReport, SamplingSettings
-from mrt_plugin.groups import load_groups
-from mrt_plugin.groups.write import rows_of, whole_file
+from mrt_plugin.groups.paths import check_paths, same_file
+from mrt_plugin.groups.write import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +67,10 @@ def sample_pool(
         output: the pool to write, `.jsonl`.
         n: draws per prompt; with `extend` the responses that each group shall have.
         settings: temperature and the like.
-        extend: add to the groups that have fewer than n responses, as arXiv 2403.11124 does (2 to 4). Scores and
-            weights then become `scores_before` and `weights_before`: the new responses have none.
+        extend: add to the groups that have fewer than n responses, as arXiv 2403.11124 does (2 to 4). Draws are
+            numbered on from the highest ever made for a prompt, so that none is made again. Scores and weights then
+            become `scores_before` and `weights_before`: the new responses have none. The output may be the pool
+            itself, if `sample_pool` wrote it.
         source: the public format that the prompts or the pool are in.
         split: for the hub and a `DatasetDict`.
         keep_cut_off: put responses that were cut off among the others, told apart by `finish_reasons` alone. By
@@ -99,27 +100,34 @@ def sample_pool(
     """
     settings = settings or SamplingSettings()
     output = Path(output)
-    journal_path = output.with_name(f"{output.name}.journal")
+    journal_file = journal_path(output)
+    in_place = extend and isinstance(prompts, str | Path) and same_file(prompts, output) and journal_file.exists()
+    source_file = prompts if isinstance(prompts, str | Path) and not in_place else None
+    check_paths([("--output", output), ("its journal", journal_file)], [("the prompts", source_file)])
     if n < 1:
         raise ValueError(f"n={n} is too small: it must be at least 1.")
     if output.suffix != ".jsonl":
         raise ValueError(f"{output}: the pool is written as JSON lines; choose a name that ends in .jsonl.")
-    if output.exists() and not journal_path.exists():
+    if output.exists() and not journal_file.exists():
         raise ValueError(f"{output} is there already, and not from this command: remove it or choose another output.")
 
-    pool = load_groups(prompts, split=split, source=source) if extend else None
-    wanted, repeated = _missing(pool, n) if pool is not None else _fresh(prompts, n, source, split)
+    pool = Pool.read(prompts, split, source) if extend else None
+    if pool is not None:
+        elsewhere = {} if source_file is None else draws_made(journal_path(Path(source_file)))
+        wanted, repeated = pool.missing(n, elsewhere), 0
+    else:
+        wanted, repeated = _fresh(prompts, n, source, split)
     report = SampleReport(prompts=len(wanted), repeated_prompts=repeated, output=str(output))
     report.wanted = sum(job.wanted for job in wanted)
-    with Journal(journal_path, {**sampler.identity(), **settings.as_dict()}) as journal:
-        jobs = [(job, journal.have(job.key)) for job in wanted]
+    with Journal(journal_file, {**sampler.identity(), **settings.as_dict()}) as journal:
+        jobs = [(job, journal.have(job.key, job.first)) for job in wanted]
         report.reused = sum(min(have, job.wanted) for job, have in jobs)
         _draw(sampler, jobs, settings, journal, report, progress)
         _count(wanted, journal, report)
         if report.unfinished and not partial:
             raise Unfinished(
                 f"{report.unfinished:,} of {report.wanted:,} draws could not be had ({report.first_failure}) The "
-                f"others are kept in {journal_path}: the same command goes on from there. To write what there is, "
+                f"others are kept in {journal_file}: the same command goes on from there. To write what there is, "
                 "say partial (--partial)."
             )
         rows = _rows(wanted, pool, journal, settings, report, keep_cut_off)
@@ -136,11 +144,6 @@ def _fresh(prompts: Any, n: int, source: str | None, split: str) -> tuple[list[J
     """n draws of every prompt; and how many rows repeat a prompt."""
     found, repeated = read_prompts(prompts, split=split, source=source)
     return [Job(name, prompt, n) for name, prompt in found], repeated
-
-
-def _missing(pool: Dataset, n: int) -> tuple[list[Job], int]:
-    """As many draws as every group lacks."""
-    return [Job(group["id"], group["prompt"], max(0, n - len(group["responses"]))) for group in rows_of(pool)], 0
 
 
 def _draw(
@@ -171,7 +174,7 @@ def _count(jobs: list[Job], journal: Journal, report: SampleReport) -> None:
     """What is missing now, by the journal."""
     report.unfinished = 0
     for job in jobs:
-        missing = max(0, job.wanted - journal.have(job.key))
+        missing = max(0, job.wanted - journal.have(job.key, job.first))
         rejection = journal.rejection(job.key)
         if missing and rejection is not None:
             report.rejected += 1
@@ -182,7 +185,7 @@ def _count(jobs: list[Job], journal: Journal, report: SampleReport) -> None:
 
 def _rows(
     jobs: list[Job],
-    pool: Dataset | None,
+    pool: Pool | None,
     journal: Journal,
     settings: SamplingSettings,
     report: SampleReport,
@@ -190,11 +193,12 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """The rows of the pool, in the order of the prompts and of the draws."""
     about = {name: value for name, value in settings.as_dict().items() if name != "logprobs"}
-    groups: Iterable[dict[str, Any]] = repeat({}) if pool is None else rows_of(pool)
-    for job, group in zip(jobs, groups, strict=False):
-        row = _start(job, group, report.wanted > 0)
-        as_messages = bool(row["responses"]) and isinstance(row["responses"][0], list)
-        for number, (draw, model) in enumerate(journal.draws(job.key, job.wanted)):
+    rows: Iterable[dict[str, Any]] = repeat({}) if pool is None else pool.rows(rename=report.wanted > 0)
+    as_messages = pool is not None and pool.as_messages
+    for job, before in zip(jobs, rows, strict=False):
+        row = {"id": job.id, "prompt": job.prompt, "responses": [], "finish_reasons": [], "samples": [], **before}
+        row.setdefault("truncated", [])
+        for number, (draw, model) in zip(job.numbers, journal.draws(job.key, job.wanted, job.first), strict=False):
             sample = _about(draw, number, model, about)
             ending = draw.ending
             report.whole += ending == "whole"
@@ -206,22 +210,11 @@ def _rows(
             row["responses"].append([{"role": "assistant", "content": draw.text}] if as_messages else draw.text)
             row["finish_reasons"].append(draw.finish_reason)
             row["samples"].append(sample)
-            for name in ("scores_before", "weights_before"):
+            for name in BEFORE:
                 if name in row:
                     row[name].append(None)
         if row["responses"] or row["truncated"]:
             yield row
-
-
-def _start(job: Job, group: dict[str, Any], rename: bool) -> dict[str, Any]:
-    """The row before the new draws. Scores and weights that cover only the old responses get another name."""
-    old = list(group.get("responses", []))
-    row = {"id": job.id, "prompt": job.prompt, "responses": old}
-    for name in ("scores", "weights"):
-        if name in group:
-            row[f"{name}_before" if rename else name] = list(group[name])
-    row["finish_reasons"] = list(group.get("finish_reasons") or [None] * len(old))
-    return row | {"samples": [None] * len(old), "truncated": []}
 
 
 def _about(draw: Draw, number: int, model: str | None, settings: dict[str, Any]) -> dict[str, Any]:

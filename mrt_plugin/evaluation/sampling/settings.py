@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from mrt_plugin.groups.keys import canonical, digest
@@ -68,11 +69,21 @@ class Job:
     prompt: Any
     """A string, or a list of messages."""
     wanted: int
+    first: int = 0
+    """The number of the first draw: earlier ones were made before, for the pool that is filled up."""
+    others: bytes = b""
+    """Names the responses there are whose draws are not known, so that no draw behind them is made again."""
 
     @property
+    def numbers(self) -> range:
+        """The numbers of the draws that are wanted."""
+        return range(self.first, self.first + self.wanted)
+
+    @cached_property
     def key(self) -> str:
         """Names the prompt in the journal, so that a changed prompt never gets the old one's responses."""
-        return digest(b"sample", self.id.encode(), canonical(self.prompt), size=16).hex()
+        others = [self.others] if self.others else []
+        return digest(b"sample", self.id.encode(), canonical(self.prompt), *others, size=16).hex()
 
 
 @dataclass

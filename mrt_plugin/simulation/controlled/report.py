@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mrt_plugin.groups.write import whole_file, write_text
 from mrt_plugin.page import Report
 from mrt_plugin.simulation.controlled.figures import CAPTIONS, draw
 from mrt_plugin.simulation.controlled.run import EXPERIMENTS
@@ -12,10 +13,11 @@ COLUMNS = ("experiment", "quantity", "published", "ours", "remark")
 
 
 def write_report(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Write `results.json`, `report.html` and `<experiment>.png` into `folder`, and return their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `results.json`, `report.html` and `<experiment>.png` into `folder`, and return their paths.
+
+    Each file appears complete or not at all, and takes the place of an earlier one.
+    """
     written = [folder / "results.json", folder / "report.html"]
-    written[0].write_text(json.dumps(results, indent=1, allow_nan=False), encoding="utf-8")
     page = Report("Controlled experiments of arXiv 2606.00544")
     page.text(
         "Small worlds in which the truth is known: every figure here was computed anew, by this package's selectors "
@@ -26,10 +28,12 @@ def write_report(results: dict[str, Any], folder: Path) -> list[Path]:
     page.table(COLUMNS, [[row[name] for name in COLUMNS] for row in results["published"]], text_columns=(0, 1, 4))
     for name, found in results["experiments"].items():
         picture = draw(name, found)
-        picture.savefig(folder / f"{name}.png", dpi=110)
+        with whole_file(folder / f"{name}.png") as file:
+            picture.savefig(file, dpi=110, format="png")
         written.append(folder / f"{name}.png")
         page.heading(EXPERIMENTS[name])
         page.figure(picture, CAPTIONS[name])
     page.text(f"Seed {results['seed']}. All numbers of the pictures are in results.json.")
-    written[1].write_text(page.html(), encoding="utf-8")
+    write_text(written[0], json.dumps(results, indent=1, allow_nan=False))
+    write_text(written[1], page.html())
     return written

@@ -27,6 +27,7 @@ def run_experiments(
     *,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    publish: Callable[[dict[str, Any]], None] = lambda results: None,
 ) -> dict[str, Any]:
     """Run experiments and put the published figures beside theirs.
 
@@ -34,6 +35,7 @@ def run_experiments(
         names: of `EXPERIMENTS`.
         seed: of every draw. The paper's networks keep their own seeds.
         progress: called with an experiment's title, the steps done in it and their number.
+        publish: called with the results so far after each experiment, so that a run that is stopped keeps them.
 
     Returns:
         `seed`, `experiments` (each with its numbers and `seconds`), and `published`, the rows of the comparison.
@@ -44,7 +46,8 @@ def run_experiments(
     for name in names:
         if name not in EXPERIMENTS:
             raise ValueError(f"Experiment {name!r} is unknown: choose from {', '.join(EXPERIMENTS)}.")
-    results: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    results: dict[str, Any] = {"seed": seed, "experiments": found, "published": []}
     for name in names:
         title, total, started = EXPERIMENTS[name], STEPS[name], time.perf_counter()
         progress(title, 0, total)
@@ -56,7 +59,9 @@ def run_experiments(
             progress(title, min(done, total), total)
 
         run = import_module(f"mrt_plugin.simulation.controlled.{name}").experiment
-        results[name] = run(seed, progress=step) if total > 1 else run(seed)
-        results[name]["seconds"] = time.perf_counter() - started
+        found[name] = run(seed, progress=step) if total > 1 else run(seed)
+        found[name]["seconds"] = time.perf_counter() - started
+        results["published"] = compare(found)
+        publish(results)
         progress(title, total, total)
-    return {"seed": seed, "experiments": results, "published": compare(results)}
+    return results

@@ -1,0 +1,95 @@
+"""Keeping secrets out of what is written or shown: API keys, passwords, whatever a server repeats of them."""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote, unquote
+
+MASK = "***"
+
+LONG = 16
+"""Characters from which a key is masked in good replies too. A shorter one (`EMPTY`) may be a word of a response."""
+
+_NAME = (
+    r"(?:[\w-]*[_-])?(?:api[_-]?key|key|secret|password|passwd|authorization|credentials?|signature)"
+    r"|(?:(?:access|auth|api|bearer|session)[_-])?token"
+)
+_SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
+_FIELD = re.compile(
+    rf"""(?<![\w-])((?:{_NAME})["']?\s*[:=]\s*["']?(?:(?:bearer|basic)\s+)?)([^\s"'&,;#}}]+)""", re.IGNORECASE
+)
+_LOGIN = re.compile(r"[^\s/]+@")
+
+
+def mask(text: str, secrets: Iterable[str]) -> str:
+    """Replace every secret, also as JSON, Python and addresses spell it. Mask a text before cutting it.
+
+    Example:
+
+    >>> mask('{"error": "no such key: sk-1%2F2"}', ["sk-1/2"])
+    '{"error": "no such key: ***"}'
+    """
+    spelled = {form for secret in secrets if secret for form in _spellings(secret)}
+    for form in sorted(spelled, key=len, reverse=True):
+        text = text.replace(form, MASK)
+    return text
+
+
+def mask_typed(text: str) -> str:
+    """Replace what stands where a secret stands, in an address or in fields that a user typed.
+
+    Example:
+
+    >>> mask_typed("http://me:pass@host/v1?key=abc&api-version=1")
+    'http://***@host/v1?key=***&api-version=1'
+    """
+    return _FIELD.sub(rf"\1{MASK}", _LOGIN.sub(f"{MASK}@", text))
+
+
+def mask_fields(value: Any) -> Any:
+    """The same JSON value with its secrets masked, known by their names."""
+    if isinstance(value, dict):
+        return {
+            name: MASK if _SECRET_NAME.fullmatch(name) and isinstance(item, str) else mask_fields(item)
+            for name, item in value.items()
+        }
+    return [mask_fields(item) for item in value] if isinstance(value, list) else value
+
+
+def secrets_in(url: str, fields: Any) -> Iterator[str]:
+    """The secrets of an address and of fields, known by their names."""
+    for _, found in _FIELD.findall(url):
+        yield unquote(found)
+    if isinstance(fields, dict):
+        for name, item in fields.items():
+            if _SECRET_NAME.fullmatch(name) and isinstance(item, str):
+                yield re.sub(r"^(bearer|basic)\s+", "", item, flags=re.IGNORECASE)
+            else:
+                yield from secrets_in("", item)
+    elif isinstance(fields, list):
+        for item in fields:
+            yield from secrets_in("", item)
+
+
+def _spellings(secret: str) -> set[str]:
+    as_json = json.dumps(secret)[1:-1]
+    return {secret, as_json, as_json.replace("/", "\\/"), repr(secret)[1:-1], quote(secret), quote(secret, safe="")}
+
+
+@contextmanager
+def masked_log(name: str, secrets: Sequence[str]) -> Iterator[None]:
+    """While the block runs, mask what a library logs: of a request for instance its address."""
+
+    def masked(record: logging.LogRecord) -> bool:
+        record.msg, record.args = mask(record.getMessage(), secrets), ()
+        return True
+
+    logger = logging.getLogger(name)
+    logger.addFilter(masked)
+    try:
+        yield
+    finally:
+        logger.removeFilter(masked)
