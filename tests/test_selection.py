@@ -344,7 +344,7 @@ class TestReports:
         _, report = run_selection(groups, "diverse_best_k", k=3, similarity="paper", alpha=1.0)
         assert (report.later_picks, report.zero_gain_share) == (8, 1.0)
         with caplog.at_level(logging.INFO, logger="mrt_plugin"):
-            select(groups, "diverse_best_k", k=3)
+            select(groups, "diverse_best_k", k=3, similarity="paper", alpha=1.0)
         assert "100.0% of 8 picks after a group's first gained nothing" in caplog.text
         assert "similarity='rescaled'" in caplog.text
 
