@@ -520,7 +520,7 @@ def test_diverse_best_k_is_diverse_at_its_defaults() -> None:
         return sum(ours == theirs for ours, theirs in zip(picks, best, strict=True)) / len(picks)
 
     assert as_best_k() < 0.3
-    assert as_best_k(similarity="paper", alpha=1.0) > 0.9
+    assert as_best_k(similarity="paper", alpha=1.0) > 0.8
 
 
 @pytest.mark.parametrize("scale", [1e200, 1e-200])
