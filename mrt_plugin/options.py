@@ -53,14 +53,14 @@ class MultiResponseOptions:
         None, "Candidates considered per prompt: of a larger pool a random `n`. By default the whole pool.", ge=1
     )
     alpha: float = option(
-        1.0,
+        0.25,
         "diverse_best_k: the exponent on the scores. 0 ignores them, larger values favour quality over diversity.",
         ge=0,
     )
     similarity: Similarity = option(
-        "paper",
-        "diverse_k and diverse_best_k: `paper` is (cosine + 1) / 2; `rescaled` stretches the cosines of each pool "
-        "to [0, 1], so that later picks still gain something.",
+        "rescaled",
+        "diverse_k and diverse_best_k: `rescaled` stretches the cosines of each pool to [0, 1], so that later picks "
+        "still gain something; `paper` is (cosine + 1) / 2, for replication.",
     )
     embedder: str = option(
         "lexical",

@@ -24,6 +24,7 @@ from mrt_plugin.planning.diversity import (
 from mrt_plugin.planning.fit import read_runs
 from mrt_plugin.planning.grid_results import read_results
 from mrt_plugin.scoring.embedders import lexical, load_embedder
+from mrt_plugin.selection.adaptive import diversity
 from mrt_plugin.selection.allocation import allocate
 
 
@@ -193,5 +194,22 @@ def test_allocation_does_not_depend_on_the_order_of_prompts():
 def test_allocation_refuses_options_that_contradict_each_other(options, words):
     with pytest.raises(ValueError, match=words):
         allocate([1.0], [4], ["a"], **options)
-    with pytest.raises(ValueError, match="NaN"):
-        allocate([float("nan")], [4], ["a"], mean_k=2)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -0.5])
+def test_allocation_refuses_a_score_that_is_no_spread(score):
+    with pytest.raises(ValueError, match=r"Group b has the allocation score .* at least 0"):
+        allocate([1.0, score], [4, 4], ["a", "b"], mean_k=2)
+
+
+@pytest.mark.parametrize("unit", [1e-300, 1e-7, 0.3, 1e7, 1e300])
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_allocation_does_not_depend_on_the_scores_unit(unit, power):
+    scores = [0.0, 1.0, 1.0, 3.0, 7.0, 1e-3]
+    options = {"pool_sizes": [9] * 6, "names": list("abcdef"), "mean_k": 4, "power": power}
+    assert allocate([unit * score for score in scores], **options).k == allocate(scores, **options).k
+
+
+def test_equal_responses_have_no_diversity():
+    assert [diversity(np.full((count, count), 1.0 + 1e-16)) for count in (1, 2, 3)] == [0.0, 0.0, 0.0]
+    assert diversity(np.array([[1.0, 1.0000001], [1.0000001, 1.0]])) == 0.0, "never negative, whatever was rounded"

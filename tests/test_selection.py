@@ -7,6 +7,7 @@ import logging
 import math
 import random
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -340,10 +341,10 @@ class TestReports:
             {"prompt": str(n), "responses": ["a b", "a b", "a b", "a c"], "scores": [9, 8, 7, 6]} for n in range(4)
         ]
         groups = load_groups(Dataset.from_list(rows))
-        _, report = run_selection(groups, "diverse_best_k", k=3)
+        _, report = run_selection(groups, "diverse_best_k", k=3, similarity="paper", alpha=1.0)
         assert (report.later_picks, report.zero_gain_share) == (8, 1.0)
         with caplog.at_level(logging.INFO, logger="mrt_plugin"):
-            select(groups, "diverse_best_k", k=3)
+            select(groups, "diverse_best_k", k=3, similarity="paper", alpha=1.0)
         assert "100.0% of 8 picks after a group's first gained nothing" in caplog.text
         assert "similarity='rescaled'" in caplog.text
 
@@ -452,7 +453,7 @@ class TestFacilityLocation:
         unit = np.asarray(vectors) / np.where(lengths > 0, lengths, 1)
         cosines = np.round(unit @ unit.T, 6)
         np.fill_diagonal(cosines, 1.0)
-        pool = Pool(np.arange(len(w), dtype=np.uint64), None, cosines)
+        pool = Pool(len(w), None, cosines, partial(np.arange, len(w)))
         (choice,) = maximise([pool], [w], Settings(k, 1.0, similarity))
         s = similarities(cosines, similarity)
         assert s.min() >= 0
@@ -473,7 +474,7 @@ class TestFacilityLocation:
         for vectors, scores, _, _ in drawn:
             unit = np.asarray(vectors) + 0.1
             unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
-            made.append(Pool(np.arange(len(scores), dtype=np.uint64), None, np.round(unit @ unit.T, 6)))
+            made.append(Pool(len(scores), None, np.round(unit @ unit.T, 6), partial(np.arange, len(scores))))
             weights.append(np.asarray(scores))
         setting = Settings(1 if min(map(len, weights)) == 2 else 2, 1.0, "paper")
         together = maximise(made, weights, setting)
@@ -485,3 +486,51 @@ class TestFacilityLocation:
         assert similarities(cosines, "rescaled")[0, 1] == pytest.approx(0.5)
         assert similarities(cosines, "paper")[0, 2] == pytest.approx(0.9)
         assert (similarities(np.ones((2, 2)), "rescaled") == 1).all()
+
+
+def clustered(count: int = 60, seed: int = 0) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Pools of four clusters of four responses, and their vectors; most scores are low and a few are high."""
+    draw = np.random.default_rng(seed)
+    rows, vectors = [], {}
+    for number in range(count):
+        responses, scores = [], []
+        for cluster, centre in enumerate(draw.normal(size=(4, 16))):
+            for member in range(4):
+                responses.append(f"prompt {number}, cluster {cluster}, response {member}")
+                vectors[responses[-1]] = centre + 0.2 * draw.normal(size=16)
+                scores.append(draw.random() ** 4)
+        rows.append({"prompt": f"prompt {number}", "responses": responses, "scores": scores})
+    return rows, vectors
+
+
+def test_diverse_best_k_is_diverse_at_its_defaults() -> None:
+    """The paper's objective picks as best_k does: a response of another cluster adds nothing to a better one."""
+    rows, vectors = clustered()
+    groups = load_groups(Dataset.from_list(rows))
+    best = select_indices(groups, "best_k", k=4)
+
+    def as_best_k(**options: Any) -> float:
+        picks = select_indices(
+            groups,
+            "diverse_best_k",
+            k=4,
+            embedder=lambda texts: np.stack([vectors[text] for text in texts]),
+            **options,
+        )
+        return sum(ours == theirs for ours, theirs in zip(picks, best, strict=True)) / len(picks)
+
+    assert as_best_k() < 0.3
+    assert as_best_k(similarity="paper", alpha=1.0) > 0.8
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200])
+def test_the_length_of_a_vector_does_not_matter(scale: float) -> None:
+    rows, vectors = clustered(20)
+    groups = load_groups(Dataset.from_list(rows))
+    plain, scaled = (
+        select_indices(
+            groups, "diverse_best_k", k=4, embedder=lambda texts, s=s: np.stack([s * vectors[text] for text in texts])
+        )
+        for s in (1.0, scale)
+    )
+    assert plain == scaled

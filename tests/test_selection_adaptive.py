@@ -1,4 +1,4 @@
-"""Adaptive K, the limit on candidates, and the sweep over alpha."""
+"""Adaptive K and the limit on candidates."""
 
 import random
 from pathlib import Path
@@ -12,7 +12,6 @@ from datasets import Dataset
 from mrt_plugin import load_groups, select
 from mrt_plugin.bench.selection import compare, stream
 from mrt_plugin.selection import SELECTORS, run_selection, select_indices
-from mrt_plugin.selection.sweep import sweep_alpha
 
 CHOOSING = [name for name in SELECTORS if name != "all"]
 
@@ -115,25 +114,6 @@ class TestAdaptive:
 def _sizes(groups: Dataset, score: str) -> list[int]:
     picks = select_indices(groups, "random_k", mean_k=2.0, allocation="adaptive", allocation_score=score)
     return list(map(len, picks))
-
-
-class TestSweep:
-    def test_alpha_trades_diversity_for_quality(self) -> None:
-        points = sweep_alpha(make_groups(60), k=3, alphas=[0.0, 1.0, 8.0])
-        assert [(point.selector, point.alpha) for point in points] == [
-            ("random_k", None),
-            ("best_k", None),
-            ("diverse_best_k", 0.0),
-            ("diverse_best_k", 1.0),
-            ("diverse_best_k", 8.0),
-        ]
-        drawn, best, flat, _, steep = points
-        assert best.as_best_k == 1.0
-        assert best.mean_score >= steep.mean_score > flat.mean_score
-        assert flat.diversity > drawn.diversity
-        assert flat.diversity > steep.diversity
-        with pytest.raises(ValueError, match="more than k=50"):
-            sweep_alpha(make_groups(3), k=50)
 
 
 class TestBench:

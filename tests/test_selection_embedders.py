@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 from datasets import Dataset
+from sklearn.feature_extraction.text import HashingVectorizer
 
 import mrt_plugin.scoring.embedders
 from mrt_plugin import load_groups, select
@@ -39,6 +40,17 @@ class TestLexical:
         cosines = vectors @ vectors.T
         assert cosines[0, 1] > 0.3
         assert abs(cosines[0, 2]) < 0.1
+
+    def test_are_the_counts_of_scikit_learn(self) -> None:
+        """Hashing each distinct word once gives the vectors of hashing every word of every text."""
+        texts = [*CAT, "A a  a\nab abc abcd", "İstanbul ΑΣ ΣΑΣ", "", " \t ", "四 川，四川 😀"]
+        plain = HashingVectorizer(
+            analyzer="char_wb", ngram_range=(3, 4), n_features=4096, norm=None, dtype=np.float32
+        ).transform(texts)
+        counts = plain.toarray()
+        expected = np.sign(counts) * np.log1p(np.abs(counts))
+        lengths = np.linalg.norm(expected, axis=1, keepdims=True)
+        assert (load_embedder("lexical")(texts) == expected / np.where(lengths > 0, lengths, 1)).all()
 
     def test_the_same_in_another_process(self) -> None:
         code = (

@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def compare(pools: int, candidates: int, dimension: int, k: int, rounds: int = 5
         choices = []
         for first in range(0, pools, 256):
             batch = [
-                Pool(np.arange(candidates, dtype=np.uint64), given, _cosines(some))
+                Pool(candidates, given, _cosines(some), partial(np.arange, candidates, dtype=np.uint64))
                 for some, given in zip(vectors[first : first + 256], scores[first : first + 256], strict=True)
             ]
             weights = [quality(given, settings.alpha) for given in scores[first : first + 256]]

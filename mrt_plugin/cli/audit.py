@@ -19,8 +19,8 @@ def audit(
     selector: Annotated[
         str | None, typer.Option(help="How the selection was made, if no manifest lies beside it.")
     ] = None,
-    alpha: Annotated[float, typer.Option(min=0, help="With --selector diverse_best_k.")] = 1.0,
-    similarity: Annotated[str, typer.Option(help="With --selector diverse_k, diverse_best_k.")] = "paper",
+    alpha: Annotated[float, typer.Option(min=0, help="With --selector diverse_best_k.")] = 0.25,
+    similarity: Annotated[str, typer.Option(help="With --selector diverse_k, diverse_best_k.")] = "rescaled",
     loss_aggregation: Annotated[str, typer.Option(help="Of your training loss: token, prompt or response.")] = "token",
     prompt_format: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
     embedder: Annotated[

@@ -2,22 +2,35 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def canonical(value: Any) -> bytes:
     """One spelling of a string or of messages: the same content gives the same bytes in any process and key order."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def digest(*parts: bytes, size: int = 8) -> bytes:
     """A hash of several byte strings that cannot be mistaken for that of their concatenation."""
-    state = hashlib.blake2b(digest_size=size)
-    for part in parts:
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
-    return state.digest()
+    return hashlib.blake2b(_framed(parts), digest_size=size).digest()
+
+
+def digests(prefix: Sequence[bytes], endings: Iterable[Sequence[bytes]], *, size: int = 8) -> list[bytes]:
+    """`digest(*prefix, *ending)` for each ending; the prefix is hashed once."""
+    begun = hashlib.blake2b(_framed(prefix), digest_size=size)
+    found = []
+    for ending in endings:
+        state = begun.copy()
+        state.update(_framed(ending))
+        found.append(state.digest())
+    return found
+
+
+def _framed(parts: Sequence[bytes]) -> bytes:
+    return b"".join([len(part).to_bytes(8, "little") + part for part in parts])
 
 
 def prompt_key(prompt: Any) -> str:

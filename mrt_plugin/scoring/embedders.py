@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from mrt_plugin.scoring.cache import ScoreCache
 
@@ -44,7 +45,7 @@ class Embedder:
         Raises:
             ValueError: if the embedder gives another shape, or numbers that are not finite.
         """
-        vectors = np.asarray(self.embed(texts), dtype=np.float64)
+        vectors = np.asarray(self.embed(texts))
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise ValueError(
                 f"The embedder {self.name} gave an array of shape {vectors.shape} for {len(texts)} texts: it must "
@@ -55,7 +56,7 @@ class Embedder:
             raise ValueError(
                 f"The embedder {self.name} gave a vector that is not finite, for the text {texts[worst][:80]!r}."
             )
-        return vectors
+        return vectors.astype(np.float64, copy=False)
 
 
 def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: str | Path | None = None) -> Embedder:
@@ -115,7 +116,17 @@ def lexical(texts: list[str]) -> np.ndarray:
     Returns:
         float32 [n, 4096], rows of length 1.
     """
-    counts = _vectorizer().transform(texts)
+    vocabulary: dict[str, int] = {}
+    words: list[int] = []
+    ends = [0]
+    for text in texts:
+        words += [vocabulary.setdefault(word, len(vocabulary)) for word in text.lower().split()]
+        ends.append(len(words))
+    if not vocabulary:
+        return np.zeros((len(texts), LEXICAL_DIMENSION), dtype=np.float32)
+    # No n-gram crosses a word's end, so each distinct word is cut into n-grams and hashed once.
+    times = csr_matrix((np.ones(len(words), dtype=np.float32), words, ends), shape=(len(texts), len(vocabulary)))
+    counts = times @ _vectorizer().transform(vocabulary)
     counts.data = np.sign(counts.data) * np.log1p(np.abs(counts.data))
     vectors: np.ndarray = counts.toarray()
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -126,6 +137,10 @@ def lexical(texts: list[str]) -> np.ndarray:
 def _vectorizer() -> Any:
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    return HashingVectorizer(
-        analyzer="char_wb", ngram_range=(3, 4), n_features=LEXICAL_DIMENSION, norm=None, dtype=np.float32
-    )
+    return HashingVectorizer(analyzer=_ngrams, n_features=LEXICAL_DIMENSION, norm=None, dtype=np.float32)
+
+
+def _ngrams(word: str) -> list[str]:
+    """The 3- and 4-grams of a word between two spaces, as scikit-learn's `char_wb` cuts them."""
+    word = f" {word} "
+    return [word[start : start + size] for size in (3, 4) for start in range(len(word) - size + 1)]

@@ -119,7 +119,10 @@ def diversity(cosines: np.ndarray) -> float:
         cosines: [N, N] with 1 on the diagonal.
     """
     count = len(cosines)
-    return float(1 - (cosines.sum() - count) / (count * (count - 1))) if count > 1 else 0.0
+    if count < 2:
+        return 0.0
+    # Rounding may take the mean cosine of equal responses above 1.
+    return max(0.0, float(1 - (cosines.sum() - count) / (count * (count - 1))))
 
 
 def _given(value: Any, candidates: np.ndarray, count: int, plan: AdaptiveK, name: str) -> float:

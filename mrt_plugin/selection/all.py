@@ -7,7 +7,7 @@ from mrt_plugin.selection.pool import Choice, Pool, Selector, Settings
 
 def choose(pools: Sequence[Pool], settings: Settings) -> list[Choice]:
     """All N."""
-    return [Choice(list(range(len(pool.keys)))) for pool in pools]
+    return [Choice(list(range(pool.size))) for pool in pools]
 
 
 SELECTOR = Selector(choose, keeps_all=True)

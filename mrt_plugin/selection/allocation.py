@@ -63,11 +63,14 @@ def allocate(
         mean_k: instead, their mean over prompts: the total is round(mean_k · prompts).
         min_k: fewest per prompt.
         max_k: most per prompt; the pool by default.
-        power: u_x = max(floor, score_x)^power; 0 makes all prompts equal.
-        floor: the least score, so that a prompt whose responses happen to agree keeps its place in the queue.
+        power: u_x = max(floor, score_x / the largest score)^power; 0 makes all prompts equal. So the scores' unit does
+            not matter.
+        floor: the least share of the largest score, so that a prompt whose responses happen to agree keeps its place
+            in the queue.
 
     Raises:
-        ValueError: for limits that contradict each other, lists of different lengths, or a score that is not a number.
+        ValueError: for limits that contradict each other, lists of different lengths, or a score that is negative or
+            not finite.
 
     Example:
 
@@ -84,15 +87,21 @@ def allocate(
         raise ValueError(f"min_k={min_k} and max_k={max_k}: they must satisfy 1 <= min_k <= max_k.")
     if not floor > 0:
         raise ValueError(f"floor={floor!r} must be above 0.")
-    if any(score != score for score in scores):
-        raise ValueError("A score is not a number (NaN): give every prompt a score.")
+    for name, score in zip(names, scores, strict=True):
+        if not 0 <= score < math.inf:
+            raise ValueError(
+                f"Group {name} has the allocation score {score!r}: a score says how much a prompt's responses vary. "
+                "It must be a finite number, at least 0."
+            )
     wanted = round(mean_k * len(scores)) if target_total is None and mean_k is not None else target_total
     assert wanted is not None
 
     lowest = [min(min_k, size) for size in pool_sizes]
     highest = [size if max_k is None else min(max_k, size) for size in pool_sizes]
     k, left = list(lowest), wanted - sum(lowest)
-    gains = [max(floor, score) ** power for score in scores]
+    largest = max(scores, default=0.0) or 1.0
+    # Twelve digits: a change of unit must not turn equal scores into unequal ones.
+    gains = [max(floor, float(f"{score / largest:.12g}")) ** power for score in scores]
     ties = [digest(b"allocate", name.encode()) for name in names]
 
     def entry(x: int) -> tuple[float, bytes, int]:

@@ -12,8 +12,8 @@ from mrt_plugin.selection.candidates import candidate_texts, candidates_of
 from mrt_plugin.selection.pool import Choice, Pool, Selector, Settings
 from mrt_plugin.selection.prepare import make_pool
 
-CELLS = 2**22
-"""Cosines held at a time: 32 MiB of float64, whatever the pools' sizes."""
+CELLS = 2**18
+"""Cosines held at a time: 2 MiB of float64, so that they are still in the processor's cache when they are used."""
 
 DECISION = Features(
     {

@@ -10,7 +10,7 @@ from mrt_plugin.selection.pool import Choice, Pool, Selector, Settings
 
 def choose(pools: Sequence[Pool], settings: Settings) -> list[Choice]:
     """Greedy facility location with all weights 1."""
-    return maximise(pools, [np.ones(len(pool.keys)) for pool in pools], settings)
+    return maximise(pools, [np.ones(pool.size) for pool in pools], settings)
 
 
 SELECTOR = Selector(choose, needs_embeddings=True)

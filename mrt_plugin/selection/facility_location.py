@@ -39,15 +39,15 @@ def maximise(pools: Sequence[Pool], weights: Sequence[np.ndarray], settings: Set
         the responses picked before cover everything that this one could.
     """
     choices: list[Choice | None] = [None] * len(pools)
-    for batch in _batches([len(pool.keys) for pool in pools]):
-        width = max(len(pools[index].keys) for index in batch)
+    for batch in _batches([pool.size for pool in pools]):
+        width = max(pools[index].size for index in batch)
         terms = np.zeros((len(batch), width, width))
         barred = np.ones((len(batch), width), dtype=bool)
         for place, index in enumerate(batch):
-            count = len(pools[index].keys)
+            count = pools[index].size
             cosines = pools[index].cosines
             assert cosines is not None
-            terms[place, :count, :count] = _terms(cosines, weights[index], settings.similarity)
+            _terms(cosines, weights[index], settings.similarity, out=terms[place, :count, :count])
             barred[place, :count] = False
         picks, gains = _greedy(terms, barred, settings.k)
         for place, index in enumerate(batch):
@@ -55,26 +55,29 @@ def maximise(pools: Sequence[Pool], weights: Sequence[np.ndarray], settings: Set
     return choices  # type: ignore[return-value]
 
 
-def similarities(cosines: np.ndarray, similarity: Similarity) -> np.ndarray:
+def similarities(cosines: np.ndarray, similarity: Similarity, out: np.ndarray | None = None) -> np.ndarray:
     """`paper`: s = (cos + 1) / 2. `rescaled`: cosines stretched so that the pool's least becomes 0, while 1 stays 1.
 
     Args:
         cosines: [N, N] with 1 on the diagonal.
+        out: [N, N], where to write instead of a new array.
 
     Returns:
         [N, N] float64 in [0, 1]. A pool of identical responses has s = 1 everywhere.
     """
-    if similarity == "paper":
-        return (cosines + 1.0) / 2.0
-    least = cosines.min()
-    return np.ones_like(cosines) if least == 1.0 else (cosines - least) / (1.0 - least)
+    least = -1.0 if similarity == "paper" else cosines.min()
+    if least == 1.0:
+        least = 0.0
+    shifted: np.ndarray = np.subtract(cosines, least, out=out)
+    shifted /= 1.0 - least
+    return shifted
 
 
-def _terms(cosines: np.ndarray, weights: np.ndarray, similarity: Similarity) -> np.ndarray:
-    """b_i · w_j · s_ij in multiples of `UNIT`, [N, N]: row i gains this much from candidate j alone."""
-    terms = similarities(cosines, similarity)
-    terms *= np.maximum(weights, FLOOR)[:, None] * (weights / UNIT)
-    return np.rint(terms, out=terms)
+def _terms(cosines: np.ndarray, weights: np.ndarray, similarity: Similarity, out: np.ndarray) -> None:
+    """b_i · w_j · s_ij in multiples of `UNIT`, [N, N], into `out`: row i gains this much from candidate j alone."""
+    similarities(cosines, similarity, out)
+    out *= np.maximum(weights, FLOOR)[:, None] * (weights / UNIT)
+    np.rint(out, out=out)
 
 
 def _greedy(terms: np.ndarray, barred: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

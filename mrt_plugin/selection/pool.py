@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -16,12 +17,19 @@ class Pool:
     a selector that takes the first of several equals breaks ties as it should, and never by the pool's order.
     """
 
-    keys: np.ndarray
-    """[N] uint64: the hashes, uniform and distinct."""
+    size: int
+    """N."""
     scores: np.ndarray | None
     """[N] float64, finite, falling."""
     cosines: np.ndarray | None
     """[N, N] float64 cosines of the responses' embeddings, rounded to 6 digits, with 1 on the diagonal."""
+    hashes: Callable[[], np.ndarray]
+    """Computes `keys`: most selections need no hash, and hashing costs more than choosing."""
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """[N] uint64: the hashes, uniform and distinct."""
+        return self.hashes()
 
 
 @dataclass(frozen=True)

@@ -2,39 +2,55 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from mrt_plugin.groups.keys import canonical, digest
+from mrt_plugin.groups.keys import canonical, digests
 from mrt_plugin.groups.messages import response_text
-from mrt_plugin.scoring.embedders import Embedder
+from mrt_plugin.scoring.embedders import Embedder, unit_vectors
 from mrt_plugin.selection.pool import Pool
+
+HUGE = 1e200
+"""Squared lengths of vectors within 1e-200 to 1e200 are used as they are."""
 
 
 def make_pool(
     name: str, responses: Sequence[Any], scores: np.ndarray | None, seed: int, embedder: Embedder | None
 ) -> tuple[np.ndarray, Pool]:
     """The pool in tie order, and that order as indices into `responses`."""
-    keys = tie_keys(name, responses, scores, seed)
-    order = np.argsort(keys) if scores is None else np.lexsort((keys, -scores))
+
+    @cache
+    def keys() -> np.ndarray:
+        return tie_keys(name, responses, scores, seed)
+
+    if scores is None:
+        order = np.argsort(keys())
+    elif len(np.unique(scores)) == len(scores):
+        order = np.argsort(-scores)
+    else:
+        order = np.lexsort((keys(), -scores))
     cosines = None
     if embedder is not None:
-        cosines = cosine_matrix([response_text(responses[index]) for index in order], embedder)
-    return order, Pool(keys[order], None if scores is None else scores[order], cosines)
+        cosines = cosine_matrix([response_text(responses[index]) for index in order.tolist()], embedder)
+    return order, Pool(len(order), None if scores is None else scores[order], cosines, lambda: keys()[order])
 
 
 def tie_keys(
     name: str, responses: Sequence[Any], scores: np.ndarray | None, seed: int, purpose: bytes = b"select"
 ) -> np.ndarray:
     """[N] uint64 hashes of (seed, group id, response text). Repeated texts are told apart by their rank in score."""
-    keys = np.empty(len(responses), dtype=np.uint64)
     seen: Counter[bytes] = Counter()
-    prefix = (purpose, str(seed).encode(), name.encode())
-    for index in range(len(responses)) if scores is None else np.argsort(-scores, kind="stable"):
+    endings = []
+    by_score = np.arange(len(responses)) if scores is None else np.argsort(-scores, kind="stable")
+    for index in by_score.tolist():
         text = canonical(responses[index])
-        keys[index] = int.from_bytes(digest(*prefix, text, str(seen[text]).encode()), "little")
+        endings.append((text, str(seen[text]).encode()))
         seen[text] += 1
+    keys = np.empty(len(responses), dtype=np.uint64)
+    found = digests((purpose, str(seed).encode(), name.encode()), endings)
+    keys[by_score] = np.frombuffer(b"".join(found), dtype="<u8")
     return keys
 
 
@@ -47,14 +63,19 @@ def cosine_matrix(texts: list[str], embedder: Embedder) -> np.ndarray:
     cosines = _cosines(embedder(distinct))
     place = {text: index for index, text in enumerate(distinct)}
     index = [place[text] for text in texts]
-    return cosines[np.ix_(index, index)]
+    return cosines.take(index, axis=0).take(index, axis=1)
 
 
 def _cosines(vectors: np.ndarray) -> np.ndarray:
     """[n, n] from [n, dim]. Scaling the products is less work than scaling the vectors."""
     products = vectors @ vectors.T
-    lengths = np.sqrt(products.diagonal())
-    scale = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    squares = products.diagonal()
+    if not 1 / HUGE < squares.min() <= squares.max() < HUGE:
+        # A cosine does not depend on the vectors' lengths, and here their products might overflow or vanish.
+        vectors = unit_vectors(vectors)
+        products = vectors @ vectors.T
+        squares = products.diagonal()
+    scale = np.divide(1.0, np.sqrt(squares), out=np.zeros(len(squares)), where=squares > 0)
     products *= scale[:, None] * scale
     np.round(products, 6, out=products)
     np.fill_diagonal(products, 1.0)

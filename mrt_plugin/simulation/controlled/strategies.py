@@ -4,6 +4,8 @@ Two responses are as similar as they are close: 1 - |y - y'| / the largest dista
 as a cosine of 1 - 2·|y - y'| / largest, which `similarity: paper` turns back into just that.
 """
 
+from functools import partial
+
 import numpy as np
 
 from mrt_plugin.selection.pool import Choice, Pool, Settings
@@ -42,9 +44,10 @@ def choose(
     cosines = 2 * closeness(np.take_along_axis(responses, order, 1)) - 1 if strategy.needs_embeddings else None
     pools = [
         Pool(
-            keys[row, order[row]],
+            responses.shape[1],
             rewards[row, order[row]],
             None if cosines is None else np.round(cosines[row], 6),
+            partial(keys[row].__getitem__, order[row]),
         )
         for row in range(len(responses))
     ]
