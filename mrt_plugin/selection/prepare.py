@@ -68,9 +68,10 @@ def cosine_matrix(texts: list[str], embedder: Embedder) -> np.ndarray:
 
 def _cosines(vectors: np.ndarray) -> np.ndarray:
     """[n, n] from [n, dim]. Scaling the products is less work than scaling the vectors."""
-    products = vectors @ vectors.T
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = vectors @ vectors.T
     squares = products.diagonal()
-    if not 1 / HUGE < squares.min() <= squares.max() < HUGE:
+    if not ((squares > 1 / HUGE) & (squares < HUGE)).all():
         # A cosine does not depend on the vectors' lengths, and here their products might overflow or vanish.
         vectors = unit_vectors(vectors)
         products = vectors @ vectors.T
