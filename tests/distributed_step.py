@@ -17,7 +17,8 @@ def main(folder: str, runs: str) -> None:
     torch.set_num_threads(1)
     for name, settings in json.loads(runs).items():
         set_seed(0)
-        groups = make_groups(settings.pop("groups"), 3, weights=True)
+        count = settings.pop("groups")
+        groups, held_out = (make_groups(count, 3, weights=True, first=first) for first in (0, count))
         tap = GradientTap()
         model, broken = tiny.llama(), settings.pop("broken_process", None)
         args = config(Path(folder), max_steps=1, **{"ddp_find_unused_parameters": False, **settings})
@@ -27,7 +28,7 @@ def main(folder: str, runs: str) -> None:
             model=model,
             args=args,
             train_dataset=groups,
-            eval_dataset=groups,
+            eval_dataset=held_out,
             processing_class=tiny.tokenizer(),
             callbacks=[tap],
         )

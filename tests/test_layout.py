@@ -76,7 +76,7 @@ def test_both_layouts_hold_the_same_pairs(batch, aggregation, row_length, packin
     ("aggregation", "coefficients", "units"),
     [
         ("token", [1.0, 3.0], [1 * 2, 3 * 4]),
-        ("prompt", [1 / (5 * 4), 3 / (5 * 4)], [1 / 4, 3 / 4]),
+        ("prompt", [1 / (5 * 4), 3 / (5 * 4)], [1 / 2, 1 / 2]),
         ("response", [1 / 2, 3 / 4], [1.0, 3.0]),
     ],
 )

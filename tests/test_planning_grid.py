@@ -179,7 +179,7 @@ def test_results_are_read_from_the_runs_and_fitted(tmp_path):
         model=tiny.llama(),
         args=config(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1),
         train_dataset=make_groups(4, 2),
-        eval_dataset=make_groups(4, 2),
+        eval_dataset=make_groups(4, 2, first=4),
         processing_class=tiny.tokenizer(),
     )
     trainer.train()

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from mrt_plugin import MultiResponseSFTConfig, MultiResponseSFTTrainer, load_groups, select
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.layout.group_row import build_group_row, take_segments
+from mrt_plugin.layout.group_row import build_group_row, expand, take_segments
 from mrt_plugin.options import MultiResponseOptions, check_options
 from mrt_plugin.scoring import softmax_weights
 from mrt_plugin.trainer.mixin import with_fillers
@@ -19,7 +19,7 @@ from mrt_plugin.trainer.redraw import DRAW, Redraw, draw_group, draw_segments, r
 WORDS = ["apple", "pear", "plum", "cherry", "small brown dog", "calm sea tonight", "bright moon over the water"]
 
 
-def make_groups(count: int = 6, size: int = 7) -> Dataset:
+def make_groups(count: int = 6, size: int = 7, first: int = 0) -> Dataset:
     return load_groups(
         Dataset.from_list(
             [
@@ -29,7 +29,7 @@ def make_groups(count: int = 6, size: int = 7) -> Dataset:
                     "responses": [f" {WORDS[(n + j) % 7]} {'and a plum ' * (j % 3)}{j}" for j in range(size)],
                     "scores": [(3 * j + n) % 5 / 4 for j in range(size)],
                 }
-                for n in range(count)
+                for n in range(first, first + count)
             ]
         )
     )
@@ -63,12 +63,12 @@ class TestDraw:
     @pytest.mark.parametrize("aggregation", ["token", "prompt", "response"])
     def test_the_loss_is_that_of_the_group_drawn(self, aggregation: str) -> None:
         pairs, weights = pairs_of(5), [1.0, 2.0, 0.5, 1.0, 3.0]
-        mean = sum(pair.trained_length for pair in pairs) / 5
-        whole = build_group_row(pairs, aggregation, weights, mean)  # type: ignore[arg-type]
+        means = (sum(pair.trained_length for pair in pairs) / 5, sum(weights) / 5)
+        whole = build_group_row(pairs, aggregation, weights, *means)  # type: ignore[arg-type]
         for epoch in range(5):
             chosen = draw_segments(whole, 2, seed=0, epoch=epoch)
             drawn = draw_group(whole, 2, seed=0, epoch=epoch, aggregation=aggregation)  # type: ignore[arg-type]
-            alone = build_group_row([pairs[j] for j in chosen], aggregation, [weights[j] for j in chosen], mean)  # type: ignore[arg-type]
+            alone = build_group_row([pairs[j] for j in chosen], aggregation, [weights[j] for j in chosen], *means)  # type: ignore[arg-type]
             # Which of the prompt's tokens are shared may differ; what is trained, and what it weighs, may not.
             assert [w for w in drawn["loss_weights"] if w] == pytest.approx([w for w in alone["loss_weights"] if w])
             assert drawn["segment_units"] == pytest.approx(alone["segment_units"])
@@ -271,8 +271,78 @@ class TestPrepare:
                 loss_aggregation="prompt",
             ),
             train_dataset=make_groups(),
-            eval_dataset=make_groups(3),
+            eval_dataset=make_groups(3, first=6),
             processing_class=tiny.tokenizer(),
         )
         assert trainer.prepare_reports["train"].pairs == 12
         assert trainer.prepare_reports["eval"].pairs == 21
+
+
+HEAVY = 10 / 14
+"""The vote of the first of five responses with weights 10, 1, 1, 1, 1."""
+
+
+def heavy_pool(count: int) -> Dataset:
+    """Prompts with five responses of equal length, of which the first weighs 10."""
+    rows = [
+        {"prompt": f"Number {n}:", "responses": [f" {n} is {j}" for j in range(5)], "weights": [10.0, 1, 1, 1, 1]}
+        for n in range(count)
+    ]
+    return load_groups(Dataset.from_list(rows))
+
+
+def votes(rows: Dataset, read: Redraw | None = None) -> tuple[float, float]:
+    """The mean vote of a prompt's heavy response, and of its responses together; each response is as long as M."""
+    heavy, total, prompts = 0.0, 0.0, set()
+    tokenizer = tiny.tokenizer()
+    for example in rows:
+        row = read(example) if read else example
+        for single in expand(row):
+            text = tokenizer.decode([token for token in single["labels"] if token != -100])
+            vote = sum(single["loss_weights"])
+            heavy, total = heavy + vote * ("is 0<" in text), total + vote
+        prompts.add(example["prompt_name"])
+    return heavy / len(prompts), total / len(prompts)
+
+
+class TestPromptVotes:
+    """`loss_aggregation: prompt` keeps the votes that a pool's weights ask for, whatever is drawn from it."""
+
+    def prepared(self, count: int = 700, max_length: int | None = None, **options) -> Dataset:
+        rows, _ = prepare_groups(
+            heavy_pool(count),
+            tiny.tokenizer(),
+            MultiResponseOptions(loss_aggregation="prompt", **options),
+            max_length=max_length,
+            seed=3,
+            split_rows=True,
+        )
+        return rows
+
+    @pytest.mark.parametrize(
+        ("options", "tolerance"),
+        [
+            ({"k": 1}, 0.2),  # a prompt's heavy vote is 0 or 3.57 here: standard error 0.054
+            ({"k": 2}, 0.12),
+            ({"k": 4}, 0.06),
+            ({"k": 5}, 1e-9),
+            ({"k": 2, "n": 4}, 0.12),
+            ({"k": 2, "row_length": 30}, 0.12),
+            ({"k": 2, "allocation": "adaptive", "allocation_score": "length", "mean_k": 2.0}, 0.12),
+            ({"k": 2, "redraw": "epoch"}, 0.12),
+            ({"k": 2, "n": 4, "redraw": "epoch"}, 0.12),
+        ],
+    )
+    def test_random_draws(self, options, tolerance) -> None:
+        heavy, total = votes(self.prepared(selector="random_k", **options), Redraw("prompt"))
+        assert heavy == pytest.approx(HEAVY, abs=tolerance)
+        assert total == pytest.approx(1, abs=tolerance * 1.3)
+
+    def test_all_and_chosen_responses_have_one_vote_per_prompt(self) -> None:
+        assert votes(self.prepared(20, selector="all")) == pytest.approx((HEAVY, 1))
+        assert votes(self.prepared(20, selector="diverse_k", k=2))[1] == pytest.approx(1)
+
+    def test_every_group_has_one_unit_so_that_a_single_one_keeps_its_weights(self) -> None:
+        rows = self.prepared(20, selector="random_k", k=1)
+        assert rows["segment_units"][:] == [[1.0]] * 20
+        assert sorted({round(sum(weights), 3) for weights in rows["loss_weights"]}) == [0.357, 3.571]

@@ -24,10 +24,10 @@ from mrt_plugin import MultiResponseSFTConfig, MultiResponseSFTTrainer
 FRUITS = ["apple", "pear", "plum", "cherry", "small brown dog", "calm sea tonight", "bright moon over the water"]
 
 
-def make_groups(count: int = 8, responses: int = 3, weights: bool = False) -> Dataset:
-    """Groups whose prompts and responses have mixed lengths."""
+def make_groups(count: int = 8, responses: int = 3, weights: bool = False, first: int = 0) -> Dataset:
+    """Groups whose prompts and responses have mixed lengths; another `first` gives other prompts."""
     rows = []
-    for index in range(count):
+    for index in range(first, first + count):
         prompt = "Name a fruit that grows on trees. " * (1 + index % 3) + f"Number {index}:"
         pool = [
             f" {FRUITS[(index + j) % 7]} and {' and '.join(FRUITS[: j + 1 + index % 2])}" for j in range(responses)
@@ -221,12 +221,13 @@ def test_eval_loss_is_the_mean_over_all_tokens_whatever_the_batch_size(tmp_path)
         trainer = MultiResponseSFTTrainer(
             model=tiny.llama(),
             args=config(tmp_path, per_device_eval_batch_size=size, layout=layout, selector="random_k", k=2),
-            train_dataset=groups,
+            train_dataset=make_groups(2, 3, first=7),
             eval_dataset=groups,
             processing_class=tiny.tokenizer(),
         )
         seen.append(trainer.evaluate()["eval_loss"])
         assert trainer.evaluate(groups)["eval_loss"] == pytest.approx(seen[-1])
+        assert trainer.predict(groups).metrics["test_loss"] == pytest.approx(seen[-1])
     whole = one_step(tmp_path, groups, per_device_train_batch_size=7).loss
     assert seen == pytest.approx([whole] * 3, rel=1e-5)
 
@@ -248,7 +249,7 @@ def test_lora_checkpointing_accumulation_evaluation_and_the_best_checkpoint(tmp_
             learning_rate=3e-3,
         ),
         train_dataset=groups,
-        eval_dataset=groups.select(range(4)),
+        eval_dataset=make_groups(4, 3, first=12),
         peft_config=LoraConfig(r=4, target_modules="all-linear"),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=2)],
     )
@@ -303,13 +304,13 @@ class _StopAfter(TrainerCallback):
 
 def test_qlora_on_the_cpu_learns_and_its_adapter_reloads(tmp_path):
     path = tiny.model_dir(tmp_path / "model")
-    groups = make_groups(8, 3)
+    groups, held_out = make_groups(8, 3), make_groups(8, 3, first=8)
     quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     trainer = MultiResponseSFTTrainer(
         model=path,
         args=config(tmp_path, num_train_epochs=4, learning_rate=1e-2, gradient_checkpointing=True),
         train_dataset=groups,
-        eval_dataset=groups,
+        eval_dataset=held_out,
         quantization_config=quantization,
         peft_config=LoraConfig(r=8, target_modules="all-linear"),
     )
@@ -325,7 +326,7 @@ def test_qlora_on_the_cpu_learns_and_its_adapter_reloads(tmp_path):
         model=PeftModel.from_pretrained(base, str(tmp_path / "adapter")),
         args=config(tmp_path),
         train_dataset=groups,
-        eval_dataset=groups,
+        eval_dataset=held_out,
         processing_class=tiny.tokenizer(),
     )
     assert again.evaluate()["eval_loss"] == pytest.approx(after, rel=2e-3)
@@ -440,3 +441,47 @@ def test_the_proof_refuses_a_model_that_ignores_the_layout_and_auto_expands(tmp_
 def test_auto_expands_where_sharing_buys_nothing(tmp_path):
     assert one_step(tmp_path, make_groups(4, 1), layout="auto").trainer.layout == "expanded"
     assert one_step(tmp_path, make_groups(4, 4), layout="auto").trainer.layout == "shared_prefix"
+
+
+def scored_pairs(trainer) -> int:
+    return sum(map(len, trainer.get_eval_dataloader("train").dataset["segment_lengths"]))
+
+
+def test_an_evaluation_set_named_train_is_held_out_data(tmp_path):
+    held_out = make_groups(6, 3, first=8)
+    trainer = MultiResponseSFTTrainer(
+        model=tiny.llama(),
+        args=config(tmp_path, selector="random_k", k=1),
+        train_dataset=make_groups(8, 3),
+        eval_dataset={"train": held_out},
+        processing_class=tiny.tokenizer(),
+    )
+    assert scored_pairs(trainer) == 18
+    assert trainer.prepare_reports["train"].pairs == 8
+    named = trainer.evaluate()["eval_train_loss"]
+    assert named == pytest.approx(trainer.evaluate(held_out)["eval_loss"])
+    assert trainer.evaluate({"train": held_out})["eval_train_loss"] == pytest.approx(named)
+
+
+def test_held_out_responses_of_weight_0_are_scored(tmp_path):
+    """`eval_loss` is over all held-out tokens, unweighted."""
+    plain = make_groups(4, 3, first=8)
+    weighted = plain.add_column("weights", [[1.0, 0.0, 3.0]] * 4)
+    trainer = MultiResponseSFTTrainer(
+        model=tiny.llama(), args=config(tmp_path), train_dataset=make_groups(2, 3), processing_class=tiny.tokenizer()
+    )
+    with_weights, without = trainer.evaluate(weighted), trainer.evaluate(plain)
+    assert with_weights["eval_tokens"] == without["eval_tokens"]
+    assert with_weights["eval_loss"] == pytest.approx(without["eval_loss"])
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_held_out_prompts_that_are_trained_on_are_refused_before_the_model_is_loaded(tmp_path, named):
+    held_out = make_groups(6, 2, first=5)
+    with pytest.raises(ValueError, match=r"3 of the 6 prompts of the evaluation (set 'test'|data) .*split the data by"):
+        MultiResponseSFTTrainer(
+            model=str(tmp_path / "no model"),
+            args=config(tmp_path),
+            train_dataset=make_groups(8, 3),
+            eval_dataset={"test": held_out} if named else held_out,
+        )

@@ -111,7 +111,7 @@ def test_what_early_stopping_cannot_do_without_is_named(tmp_path):
         MultiResponseSFTTrainer(
             model=tiny.llama(),
             args=config(tmp_path, eval_strategy="epoch", early_stopping=2),
-            train_dataset=SHORT,
+            train_dataset=make_groups(8, 3),
             eval_dataset=SHORT,
             processing_class=tiny.tokenizer(),
             callbacks=[EarlyStoppingCallback()],

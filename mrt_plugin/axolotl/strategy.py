@@ -17,7 +17,7 @@ from mrt_plugin.encoding import prepare_tokenizer
 from mrt_plugin.groups import held_out, load_groups
 from mrt_plugin.groups.overlap import PROMPT_NAME
 from mrt_plugin.groups.write import whole_file
-from mrt_plugin.trainer.prepare import KEEP_ALL, prepare_groups
+from mrt_plugin.trainer.prepare import prepare_groups
 from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE
 
 logger = logging.getLogger(__name__)
@@ -78,8 +78,7 @@ class GroupedDataset(DatasetWrappingStrategy):
         own = {**cfg.mrt, **mark.options}
         self._path = path
         self._rules = parse_rules(plain(own.get("curation")))
-        everything = {} if mark.part == "train" else KEEP_ALL
-        self._options = options_of(own, **{"selector": selector, "row_length": row_length, **everything})
+        self._options = options_of(own, selector=selector, row_length=row_length)
 
     def wrap_dataset(
         self, dataset: Dataset, process_count: int | None = None, keep_in_memory: bool | None = False, **kwargs: Any
@@ -104,6 +103,7 @@ class GroupedDataset(DatasetWrappingStrategy):
             num_proc=process_count,
             chat_template_kwargs=self._cfg.chat_template_kwargs,
             description="train" if self._mark.part == "train" else "held-out",
+            held_out=self._mark.part != "train",
         )
         if report.dropped_pairs and self._cfg.excess_length_strategy == "raise":
             raise ValueError(

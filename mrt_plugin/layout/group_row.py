@@ -57,13 +57,15 @@ def build_group_row(
     aggregation: LossAggregation = "token",
     weights: Sequence[float] | None = None,
     pool_mean_length: float | None = None,
+    pool_mean_weight: float | None = None,
 ) -> GroupRow:
     """Lay out one group and fix the coefficients and units of its loss (`docs/loss.md`).
 
-    With w_j a response's weight, L_j its trained tokens and M the mean trained length of the prompt's whole pool:
+    With w_j a response's weight, L_j its trained tokens, and M and W the mean trained length and the mean weight of the
+    prompt's whole pool:
 
     * `token`: c = w_j, units w_j·L_j;
-    * `prompt`: c = w_j / (M · sum w), units w_j / sum w;
+    * `prompt`: c = w_j / (M·K·W), units 1 / K;
     * `response`: c = w_j / L_j, units w_j.
 
     Args:
@@ -71,6 +73,7 @@ def build_group_row(
         aggregation: what has one vote in the mean.
         weights: K weights, at least 0 and not all 0; 1 each by default.
         pool_mean_length: M in tokens; by default the mean over `pairs`.
+        pool_mean_weight: W; by default the mean over `pairs`.
 
     Example:
 
@@ -93,8 +96,9 @@ def build_group_row(
         units = [weight * length for weight, length in zip(weights, lengths, strict=True)]
     elif aggregation == "prompt":
         mean_length = sum(lengths) / len(lengths) if pool_mean_length is None else pool_mean_length
-        coefficients = [weight / (mean_length * total) for weight in weights]
-        units = [weight / total for weight in weights]
+        mean_weight = total / len(pairs) if pool_mean_weight is None else pool_mean_weight
+        coefficients = [weight / (mean_length * len(pairs) * mean_weight) for weight in weights]
+        units = [1 / len(pairs)] * len(pairs)
     elif aggregation == "response":
         coefficients = [weight / length for weight, length in zip(weights, lengths, strict=True)]
         units = weights

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from datasets import Dataset, Features, Value
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 COLUMNS = tuple(GroupRow.__annotations__)
 """The columns of a prepared dataset: those of a `GroupRow`."""
 
-KEEP_ALL: dict[str, Any] = {
+_KEEP_ALL: dict[str, Any] = {
     "selector": "all",
     "n": None,
     "scorer": None,
@@ -107,6 +107,7 @@ def prepare_groups(
     num_proc: int | None = None,
     chat_template_kwargs: dict[str, Any] | None = None,
     description: str = "train",
+    held_out: bool = False,
 ) -> tuple[Dataset, PrepareReport]:
     """Make a dataset whose rows are `GroupRow`s, one per group, each with the name of its prompt.
 
@@ -122,6 +123,7 @@ def prepare_groups(
         num_proc: processes; the result does not depend on it.
         chat_template_kwargs: handed to the chat template.
         description: names the dataset in progress bars and messages.
+        held_out: keep every response, those of weight 0 too: held-out groups are scored without weights.
 
     Returns:
         The prepared dataset and the counts.
@@ -130,6 +132,10 @@ def prepare_groups(
         CacheError: if the cache of embeddings and scores cannot be used.
         ValueError: if options contradict each other, or every group was dropped.
     """
+    if held_out:
+        values = {item.name: getattr(options, item.name) for item in fields(MultiResponseOptions)}
+        options = MultiResponseOptions(**{**values, **_KEEP_ALL})
+        groups = groups.remove_columns([name for name in groups.column_names if name == "weights"])
     check_options(options)
     if options.selection_seed is not None:
         seed = options.selection_seed
@@ -202,14 +208,13 @@ def _prepare_batch(
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for position, index in enumerate(indices):
         try:
-            kept, mean_length = _encode_kept(batch, position, chosen[index], encoder, options)
+            kept, pool = _encode_kept(batch, position, chosen[index], encoder, options, max_length)
         except EncodingError as error:
             raise EncodingError(f"Group {batch['id'][position]!r} (row {index}): {error}") from error
-        kept = [(pair, weight) for pair, weight in kept if max_length is None or len(pair.input_ids) <= max_length]
         if sum(weight for _, weight in kept) <= 0:
             continue
         row = build_group_row(
-            [pair for pair, _ in kept], options.loss_aggregation, [weight for _, weight in kept], mean_length
+            [pair for pair, _ in kept], options.loss_aggregation, [weight for _, weight in kept], **pool
         )
         for part, draw in _arrange(row, options, expanded_form, split_rows, seed):
             for name in COLUMNS:
@@ -227,26 +232,34 @@ def _prepare_batch(
 
 
 def _encode_kept(
-    batch: dict[str, list[Any]], position: int, chosen: Sequence[int], encoder: Encoder, options: MultiResponseOptions
-) -> tuple[list[tuple[Any, float]], float | None]:
-    """The chosen pairs with their weights, and the mean trained length over the whole pool where the loss needs it."""
+    batch: dict[str, list[Any]],
+    position: int,
+    chosen: Sequence[int],
+    encoder: Encoder,
+    options: MultiResponseOptions,
+    max_length: int | None,
+) -> tuple[list[tuple[Any, float]], dict[str, float]]:
+    """The chosen pairs that fit, with their weights, and the means over the whole pool where the loss needs them."""
     responses = batch["responses"][position]
     weights = batch["weights"][position] if "weights" in batch else [1.0] * len(responses)
     if options.weights == "softmax":
         scores = batch["scores"][position]
-        kept = softmax_weights([scores[index] for index in chosen], options.weight_temperature)
-        weights = dict(zip(chosen, kept, strict=True))
+        softmax = softmax_weights([scores[index] for index in chosen], options.weight_temperature)
+        weights = dict(zip(chosen, softmax, strict=True))
     needs_pool = options.loss_aggregation == "prompt"
     wanted = range(len(responses)) if needs_pool else chosen
-    pairs = dict(
-        zip(
-            wanted,
-            encoder.encode_group(batch["prompt"][position], [responses[index] for index in wanted]),
-            strict=True,
-        )
-    )
-    mean_length = sum(pair.trained_length for pair in pairs.values()) / len(pairs) if needs_pool else None
-    return [(pairs[index], weights[index]) for index in chosen], mean_length
+    encoded = encoder.encode_group(batch["prompt"][position], [responses[index] for index in wanted])
+    pairs = dict(zip(wanted, encoded, strict=True))
+    fitting = {index for index, pair in pairs.items() if max_length is None or len(pair.input_ids) <= max_length}
+    kept = [(pairs[index], weights[index]) for index in chosen if index in fitting]
+    if not kept or not needs_pool:
+        return kept, {}
+    pool = {"pool_mean_length": sum(pair.trained_length for pair in encoded) / len(encoded)}
+    if options.selector == "random_k" and options.weights == "column":
+        # K uniform draws: dividing by the mean over what they are drawn from keeps each response's expected vote
+        drawn_from = [weights[index] for index in fitting if weights[index] > 0]
+        pool["pool_mean_weight"] = sum(drawn_from) / len(drawn_from)
+    return kept, pool
 
 
 def _count(row: GroupRow) -> dict[str, int]:

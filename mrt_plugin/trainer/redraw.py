@@ -42,17 +42,16 @@ def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
 def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: LossAggregation) -> GroupRow:
     """The row with K of its segments, and the loss coefficients that a group of these K has.
 
-    Under `prompt` a group's units are 1 in all, so the coefficients of the K grow to what they would be if the others
-    had never been there; M, the mean length over the whole pool, is unchanged. Under `token` and `response` each
-    response's coefficients are its own.
+    Under `prompt` the coefficients and units of N responses grow by N/K, so that the group still has one vote: M and W,
+    the means over the whole pool, are unchanged. Under `token` and `response` each response's coefficients are its own.
     """
     chosen = draw_segments(row, k, seed=seed, epoch=epoch)
-    if len(chosen) == len(row["segment_lengths"]):
+    count = len(row["segment_lengths"])
+    if len(chosen) == count:
         return row
     drawn = take_segments(row, chosen)
-    kept = sum(drawn["segment_units"])
-    if aggregation == "prompt" and kept > 0:
-        scale = sum(row["segment_units"]) / kept
+    if aggregation == "prompt":
+        scale = count / len(chosen)
         drawn["segment_units"] = [units * scale for units in drawn["segment_units"]]
         drawn["loss_weights"] = [weight * scale for weight in drawn["loss_weights"]]
     return drawn

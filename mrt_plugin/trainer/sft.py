@@ -1,19 +1,18 @@
 """Multi-response training on TRL's `SFTTrainer`."""
 
-from dataclasses import fields
 from typing import Any
 
 from datasets import Dataset, DatasetDict
+from transformers.trainer_utils import PredictionOutput
 from trl import SFTTrainer
 
 from mrt_plugin.encoding import prepare_tokenizer
 from mrt_plugin.groups import load_groups
 from mrt_plugin.groups.overlap import refuse_overlap
 from mrt_plugin.layout.collator import GroupedResponseCollator
-from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.trainer.config import MultiResponseSFTConfig
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
-from mrt_plugin.trainer.prepare import KEEP_ALL, PrepareReport, is_prepared, prepare_groups
+from mrt_plugin.trainer.prepare import PrepareReport, is_prepared, prepare_groups
 
 
 class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
@@ -74,7 +73,9 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         elif eval_dataset is not None:
             eval_dataset = self._checked(eval_dataset, args)
         refuse_overlap(train_dataset, eval_dataset)
+        self._train_groups: Dataset | None = train_dataset
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        self._train_groups = None
         self.data_collator = GroupedResponseCollator(
             self._tokenizer,
             row_length=args.row_length,
@@ -82,6 +83,11 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
             pad_to_multiple_of=args.pad_to_multiple_of,
         )
         self.set_up_groups(args, [self.data_collator])
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """As in `Trainer`, of groups as `evaluate` takes them; there are no predictions beside the loss."""
+        prepared = self._prepare_dataset(test_dataset, self.processing_class, self.args, False, None, "test")
+        return super().predict(prepared, *args, **kwargs)
 
     def _prepare_dataset(
         self,
@@ -96,18 +102,20 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         dataset = self._checked(dataset, args)
         if is_prepared(dataset):
             return dataset
-        training = dataset_name == "train"
+        training = dataset is self._train_groups
+        if not training and dataset_name != "eval":
+            dataset_name = f"eval_{dataset_name}"
         prepare_tokenizer(self._tokenizer)
-        options = args if training else _keep_all(args)
         with args.main_process_first(desc=f"preparing the {dataset_name} groups"):
             prepared, report = prepare_groups(
                 dataset,
                 self._tokenizer,
-                options,
+                args,
                 max_length=args.max_length,
                 seed=args.seed if args.data_seed is None else args.data_seed,
                 num_proc=args.dataset_num_proc,
                 description=dataset_name,
+                held_out=not training,
             )
         self.prepare_reports[dataset_name] = report
         if training and args.shuffle_dataset:
@@ -128,12 +136,6 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         groups = load_groups(dataset, source=source)
         self._known.add(groups._fingerprint)
         return groups
-
-
-def _keep_all(options: MultiResponseOptions) -> MultiResponseOptions:
-    """The same options, without a selection: of held-out groups every response is scored."""
-    values = {item.name: getattr(options, item.name) for item in fields(MultiResponseOptions)}
-    return MultiResponseOptions(**{**values, **KEEP_ALL})
 
 
 def _refuse_arguments(kwargs: dict[str, Any]) -> None:
