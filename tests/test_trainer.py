@@ -294,6 +294,48 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path):
         assert torch.allclose(a, b, atol=1e-6)
 
 
+def test_resuming_with_other_data_or_another_order_is_refused(tmp_path, caplog):
+    def resume(groups=None, **overrides):
+        started = (tmp_path / "out").exists()
+        trainer = MultiResponseSFTTrainer(
+            model=tiny.llama(),
+            args=config(
+                tmp_path, per_device_train_batch_size=2, save_strategy="steps", save_steps=2, **{"k": 2, **overrides}
+            ),
+            train_dataset=make_groups(8, 3) if groups is None else groups,
+            processing_class=tiny.tokenizer(),
+        )
+        trainer.train(resume_from_checkpoint=started)
+        return trainer
+
+    resume(selector="random_k")
+    changes = {
+        "rows: 8 then, 9 now": {"groups": make_groups(9, 3)},
+        "content": {"groups": make_groups(8, 3).select([1, 0, *range(2, 8)])},
+        "content: ": {"k": 1},
+        "content: [0-9a-f]+ then": {"loss_aggregation": "response"},
+        "rows per step: 2 then, 4 now": {"gradient_accumulation_steps": 2},
+        "seed of the order: 42 then, 7 now": {"data_seed": 7, "selection_seed": 42},
+        "train_sampling_strategy: sequential then, random now": {"train_sampling_strategy": "random"},
+    }
+    for named, change in changes.items():
+        with pytest.raises(ValueError, match=f"(?s)step 4 was trained on other data.*{named}.*start a new run"):
+            resume(**{"selector": "random_k", **change})
+    assert resume(selector="random_k", num_train_epochs=2).state.global_step == 8
+    resume(selector="random_k", groups=make_groups(9, 3), num_train_epochs=2, ignore_data_skip=True)
+    assert "Resumed with ignore_data_skip and a change: rows: 8 then, 9 now" in caplog.text
+
+
+def test_fp16_on_a_cpu_is_said_to_be_fp32_and_bf16_is_bf16(tmp_path, caplog):
+    groups = make_groups(4, 2)
+    full = one_step(tmp_path, groups).loss
+    assert "fp16 has no effect on a CPU" not in caplog.text
+    assert one_step(tmp_path, groups, bf16=True).loss != full
+    assert "fp16 has no effect on a CPU" not in caplog.text
+    assert one_step(tmp_path, groups, fp16=True).loss == full
+    assert "fp16 has no effect on a CPU: accelerate trains in fp32" in caplog.text
+
+
 class _StopAfter(TrainerCallback):
     def __init__(self, steps):
         self.steps = steps

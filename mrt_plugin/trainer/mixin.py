@@ -22,6 +22,7 @@ from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.trainer.callbacks import watch
 from mrt_plugin.trainer.callbacks.memory import out_of_memory_advice
 from mrt_plugin.trainer.callbacks.overfitting import TRAIN_ROWS
+from mrt_plugin.trainer.callbacks.resuming import SameTrainingData
 from mrt_plugin.trainer.callbacks.together import from_main_process
 from mrt_plugin.trainer.layout_choice import FORK, choose_layout
 from mrt_plugin.trainer.meter import Meter, batch_counts
@@ -61,6 +62,11 @@ class MultiResponseTrainerMixin(Trainer):
             ValueError: if the options, or the way of running, cannot be honoured.
         """
         self._refuse_parallelism()
+        if self.accelerator.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
+            logger.warning(
+                "fp16 has no effect on a CPU: accelerate trains in fp32 there. Set bf16=True for half precision, or "
+                "fp16=False. (Axolotl makes fp16 of `bf16: auto` where no GPU has bf16.)"
+            )
         self.model_accepts_loss_kwargs = True  # read by transformers < 5.19: the loss is scaled by the units already
         model = self.accelerator.unwrap_model(self.model)
         keep_trainable(model)
@@ -97,6 +103,7 @@ class MultiResponseTrainerMixin(Trainer):
         for collator in collators:
             collator.layout = choice.layout
             collator.packing = collator.packing and choice.can_pack
+        self.add_callback(SameTrainingData(rows, [*COLUMNS, DRAW]))
         self._watching = watch(self, options, collators[0].tokenizer)
 
     def _first_refusal(self, refusal: str | None) -> str | None:

@@ -1,0 +1,88 @@
+"""Resuming: the training data, and how it is dealt into steps, must be those of the checkpoint."""
+
+import hashlib
+import logging
+from typing import Any
+
+import pyarrow
+import pyarrow.compute
+from datasets import Dataset
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+RECORD = "mrt_training_data"
+"""The name of the record in a checkpoint's `trainer_state.json`, under `stateful_callbacks`."""
+
+
+class SameTrainingData(TrainerCallback):
+    """Records the training data with every checkpoint, and refuses to resume with other data.
+
+    A resumed run skips as many batches as were trained. Of other data, or of the same in another order, it would train
+    some groups twice and others never. With `ignore_data_skip` a run skips nothing, and the difference is only logged.
+
+    Args:
+        rows: the prepared training rows.
+        columns: those of them that are trained on.
+    """
+
+    def __init__(self, rows: Dataset, columns: list[str]) -> None:
+        self.rows = rows.select_columns([name for name in columns if name in rows.column_names])
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Compare with the checkpoint's record, if the run is resumed, and leave this run's for the next.
+
+        Raises:
+            ValueError: naming what differs, and the remedy.
+        """
+        if not state.global_step and args.save_strategy == "no":
+            return
+        records: Any = state.stateful_callbacks
+        found = self._record(args)
+        recorded = records.get(RECORD, found)
+        different = [
+            f"{name}: {recorded[name]} then, {value} now" for name, value in found.items() if recorded[name] != value
+        ]
+        if state.global_step and RECORD not in records:
+            logger.warning("The checkpoint does not say which data it was trained on, so resuming cannot compare it.")
+        if different and not args.ignore_data_skip:
+            raise ValueError(
+                f"The checkpoint of step {state.global_step} was trained on other data, or in other steps "
+                f"({'; '.join(different)}), and a resumed run continues at the same place of the same data. Restore "
+                "what was changed. To train the checkpoint's weights on the data of now, start a new run from them "
+                "(model=, in a recipe base_model or lora_model_dir), or set ignore_data_skip=True."
+            )
+        if different:
+            logger.warning("Resumed with ignore_data_skip and a change: %s.", "; ".join(different))
+        records[RECORD] = found
+
+    def _record(self, args: TrainingArguments) -> dict[str, Any]:
+        return {
+            "rows": len(self.rows),
+            "content": content_hash(self.rows),
+            "rows per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            "seed of the order": args.seed if args.data_seed is None else args.data_seed,
+            "train_sampling_strategy": str(args.train_sampling_strategy),
+        }
+
+
+def content_hash(rows: Dataset) -> str:
+    """A hash of the values of all rows, in order, whatever files and processes they came from."""
+    state = hashlib.blake2b(digest_size=16)
+    for table in rows.with_format("arrow").iter(256):
+        assert isinstance(table, pyarrow.Table)
+        for name in sorted(table.column_names):
+            _add(state, table.column(name).combine_chunks())
+    return state.hexdigest()
+
+
+def _add(state: Any, values: pyarrow.Array) -> None:
+    """The values of an array, with the lengths of lists and the fields of structs."""
+    if pyarrow.types.is_struct(values.type):
+        for field in values.flatten():
+            _add(state, field)
+    elif pyarrow.types.is_list(values.type) or pyarrow.types.is_large_list(values.type):
+        _add(state, pyarrow.compute.list_value_length(values))
+        _add(state, values.flatten())
+    else:
+        state.update(values.fill_null(-1).to_numpy(zero_copy_only=False).tobytes())
