@@ -222,12 +222,16 @@ def test_no_prompt_held_out(prepare, tmp_path):
         prepare(val_set_size=0.0001)
 
 
-def test_prompts_on_both_sides_are_found_in_prepared_rows(prepare, tmp_path):
+def test_prompts_on_both_sides_are_found_in_prepared_rows_and_refused(read_recipe, tmp_path):
+    from axolotl.common.datasets import load_datasets
+    from axolotl.train import setup_model_and_trainer
+
     write_rows(tmp_path / "pool.jsonl", groups(12))
     test = write_rows(tmp_path / "test.jsonl", groups(14)[8:])
-    meta = prepare(
-        test_datasets=[{"path": test, "ds_type": "json", "split": "train", "type": TYPE + "all"}], val_set_size=None
-    )
+    cfg = read_recipe(test_datasets=[{"path": test, "ds_type": "json", "split": "train", "type": TYPE + "all"}])
+    meta = load_datasets(cfg=cfg)
     overlap = prompt_overlap(meta.train_dataset, meta.eval_dataset)
     assert (overlap.held_out_prompts, len(overlap.shared)) == (6, 4)
     assert sorted(overlap.shared)[-1].startswith("Write sentence 9 about")
+    with pytest.raises(ValueError, match="4 of the 6 prompts of the evaluation data are also in the training data"):
+        setup_model_and_trainer(cfg, meta)

@@ -175,6 +175,17 @@ class TestRedrawInTraining:
             resumed.train(resume_from_checkpoint=str(tmp_path / name / f"checkpoint-{stop}"))
             assert losses(resumed)[stop:] == pytest.approx(losses(whole)[stop:], rel=1e-5)
 
+    def test_resuming_with_another_pool_is_refused(self, tmp_path) -> None:
+        """Also where the response that changed is in no row, and only might be drawn."""
+        settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+        trainer_of(tmp_path, **settings).train()
+        rows = make_groups().to_list()
+        shortest = min(range(7), key=lambda j: len(rows[0]["responses"][j]))
+        rows[0]["responses"][shortest] = rows[0]["responses"][shortest][:-1] + "9"
+        for changed in ({"train_dataset": load_groups(Dataset.from_list(rows))}, {"k": 3}, {"selection_seed": 5}):
+            with pytest.raises(ValueError, match=r"trained on other data, or in other steps \(content"):
+                trainer_of(tmp_path, **settings, **changed).train(resume_from_checkpoint=True)
+
     def test_layouts_agree(self, tmp_path) -> None:
         shared = trainer_of(tmp_path, "shared", layout="shared_prefix", loss_aggregation="prompt")
         expanded = trainer_of(tmp_path, "expanded", layout="expanded", loss_aggregation="prompt")

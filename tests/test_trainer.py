@@ -520,7 +520,9 @@ def test_held_out_responses_of_weight_0_are_scored(tmp_path):
 @pytest.mark.parametrize("named", [False, True])
 def test_held_out_prompts_that_are_trained_on_are_refused_before_the_model_is_loaded(tmp_path, named):
     held_out = make_groups(6, 2, first=5)
-    with pytest.raises(ValueError, match=r"3 of the 6 prompts of the evaluation (set 'test'|data) .*split the data by"):
+    with pytest.raises(
+        ValueError, match=r"3 of the 6 prompts of the evaluation (set 'test'|data) .*split the data by"
+    ):
         MultiResponseSFTTrainer(
             model=str(tmp_path / "no model"),
             args=config(tmp_path),

@@ -85,4 +85,6 @@ def _add(state: Any, values: pyarrow.Array) -> None:
         _add(state, pyarrow.compute.list_value_length(values))
         _add(state, values.flatten())
     else:
+        if pyarrow.types.is_boolean(values.type):
+            values = values.cast(pyarrow.int8())
         state.update(values.fill_null(-1).to_numpy(zero_copy_only=False).tobytes())
