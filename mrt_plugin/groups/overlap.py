@@ -10,7 +10,7 @@ from mrt_plugin.groups.keys import prompt_key
 from mrt_plugin.groups.messages import message_text
 
 PROMPT_NAME = "prompt_name"
-"""The column of a prepared dataset with each row's `prompt_name`, since its tokens no longer say what the prompt was."""
+"""The column of a prepared dataset with each row's `prompt_name`: its tokens no longer say what the prompt was."""
 
 _OPENING = 60
 _EXAMPLES = 3

@@ -61,7 +61,7 @@ def build_group_row(
 ) -> GroupRow:
     """Lay out one group and fix the coefficients and units of its loss (`docs/loss.md`).
 
-    With w_j a response's weight, L_j its trained tokens, and M and W the mean trained length and the mean weight of the
+    With w_j a response's weight, L_j its trained tokens, and M and W the mean trained length and mean weight of the
     prompt's whole pool:
 
     * `token`: c = w_j, units w_j·L_j;

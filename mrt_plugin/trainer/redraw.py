@@ -42,8 +42,8 @@ def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
 def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: LossAggregation) -> GroupRow:
     """The row with K of its segments, and the loss coefficients that a group of these K has.
 
-    Under `prompt` the coefficients and units of N responses grow by N/K, so that the group still has one vote: M and W,
-    the means over the whole pool, are unchanged. Under `token` and `response` each response's coefficients are its own.
+    Under `prompt` the coefficients and units of N responses grow by N/K, so that the group keeps one vote: M and W are
+    means over the whole pool. Under `token` and `response` each response's coefficients are its own.
     """
     chosen = draw_segments(row, k, seed=seed, epoch=epoch)
     count = len(row["segment_lengths"])

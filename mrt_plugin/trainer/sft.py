@@ -31,8 +31,8 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
 
     Raises:
         DataError: if the data is not groups, before the model is loaded.
-        ValueError: for arguments that a grouped trainer cannot honour, for held-out prompts that are trained on, and if `layout="shared_prefix"` cannot be
-            proved exact for the model.
+        ValueError: for arguments that a grouped trainer cannot honour, for held-out prompts that are trained on, and
+            if `layout="shared_prefix"` cannot be proved exact for the model.
 
     Example:
 
