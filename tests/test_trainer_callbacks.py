@@ -183,9 +183,10 @@ def test_prompts_and_references_are_those_of_the_groups(chat, expanded_form):
 
 def test_sampling_is_logged_and_changes_nothing_about_training(tmp_path):
     common = {"held_out": SHORT, "eval_strategy": "steps", "eval_steps": 20, "max_steps": 40, "learning_rate": 1e-2}
-    plain = build(tmp_path, SHORT, **common)
+    groups = SHORT.map(lambda row: {"prompt": f"A {row['prompt']}"})
+    plain = build(tmp_path, groups, **common)
     plain.train()
-    sampled = build(tmp_path, SHORT, sample_prompts=4, samples_per_prompt=3, **common)
+    sampled = build(tmp_path, groups, sample_prompts=4, samples_per_prompt=3, **common)
     first = sampled.evaluate()
     sampled.train()
     assert losses(sampled) == losses(plain)

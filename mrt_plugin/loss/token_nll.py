@@ -98,7 +98,7 @@ class TokenNLL:
         with self._listen(heard, where, flat_targets if compare else None, own_head):
             logits = model(**forward_kwargs).logits
         flat = self._from_logits(logits[0], flat_targets) if own_head else None
-        if compare:
+        if compare and flat is not None:
             self._own_head = not self._explained(flat.detach(), heard.expected)
         if flat is None or not self._own_head:
             flat = logits = None  # frees what only the comparison needed
