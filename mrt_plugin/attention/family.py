@@ -76,7 +76,7 @@ def _common(layers: Sequence[Any], name: str) -> Any:
     Raises:
         NotShareable: if it differs between layers.
     """
-    values = {getattr(layer, name, None) for layer in layers} - {None}
+    values = {value for layer in layers if (value := getattr(layer, name, None)) is not None}
     if len(values) > 1:
         raise NotShareable(
             f"The layers of {layers[0].model_type} differ in {name} ({', '.join(map(str, sorted(values)))}), and the "

@@ -218,7 +218,7 @@ def _keep_layers(small: Any, divisor: int) -> None:
     if small.is_heterogeneous:
         overrides = {int(layer): dict(entry) for layer, entry in values["per_layer_config"].items()}
         for entry in overrides.values():
-            entry.update({name: size // divisor for name, size in _sizes(entry)})
+            entry.update({name: entry[name] // divisor for name, _ in _sizes(entry)})
         small.per_layer_config = {new: overrides[old] for new, old in enumerate(chosen) if old in overrides}
 
 

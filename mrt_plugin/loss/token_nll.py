@@ -97,14 +97,14 @@ class TokenNLL:
         heard = _Heard()
         with self._listen(heard, where, flat_targets if compare else None, own_head):
             logits = model(**forward_kwargs).logits
-        flat = self._from_logits(logits[0], flat_targets) if own_head else None
-        if compare and flat is not None:
+        flat = self._from_logits(logits[0], flat_targets) if own_head else torch.empty(0)
+        if compare:
             self._own_head = not self._explained(flat.detach(), heard.expected)
-        if flat is None or not self._own_head:
-            flat = logits = None  # frees what only the comparison needed
-            flat = self._chunked(heard, flat_targets)
-        else:
+        if own_head and self._own_head:
             self._count(logits[0].argmax(-1), flat_targets)
+        else:
+            del flat, logits  # frees what only the comparison needed
+            flat = self._chunked(heard, flat_targets)
         nll = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
         shifted = nn.functional.pad(where, (1, 0), value=False)
         return nll.masked_scatter(shifted, flat)
