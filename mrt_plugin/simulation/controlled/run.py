@@ -27,7 +27,7 @@ def run_experiments(
     *,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
-    publish: Callable[[dict[str, Any]], None] = lambda results: None,
+    publish: Callable[[dict[str, Any]], object] = lambda results: None,
 ) -> dict[str, Any]:
     """Run experiments and put the published figures beside theirs.
 
