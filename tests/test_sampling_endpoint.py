@@ -236,7 +236,8 @@ class TestExtend:
         sample_pool(pool, endpoint(server, per_request=1), pool, n=6, extend=True)
         sample_pool(calm, endpoint(server, per_request=1), calm, n=6, extend=True)
         assert pool.read_bytes() == calm.read_bytes()
-        assert rows_of(pool)[0]["samples"][-1]["draw"] == 5
+        row = rows_of(pool)[0]
+        assert {how["draw"] for how in [*row["samples"], *row["truncated"]]} >= {2, 3, 4, 5}
 
     def test_in_place_only_for_a_pool_of_this_command(self, tmp_path: Path, server: Server) -> None:
         path = prompts(tmp_path, [{"id": "a", "prompt": "p", "responses": ["x"]}])
