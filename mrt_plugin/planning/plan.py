@@ -333,7 +333,7 @@ def weigh_budgets(
 
 
 def _more(variance: float, than: float) -> float:
-    """By what share a variance is above another; 0 if the other is 0."""
+    """Return the share by which a variance exceeds another; 0 if the other is 0."""
     return variance / than - 1 if than else 0.0
 
 
