@@ -20,6 +20,8 @@ THRESHOLDS = {
     "local_attention": WINDOW,  # ModernBERT
     "keep_window_size": WINDOW,  # Doge
     "floor_scale": WINDOW,  # Llama 4's temperature
+    "log_scaling_n_floor": WINDOW,  # Inkling 2's temperature
+    "local_attention_window_len": WINDOW,  # BLT
     "rel_extent": WINDOW,  # Inkling's relative positions
     "position_bias_max_distance": WINDOW,  # CPM-Ant
     "relative_max_distance": WINDOW,  # ProphetNet
@@ -88,7 +90,7 @@ def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str
             setattr(small, name, values[name] // divisor)
     for name in EXPERTS:
         if values.get(name):
-            setattr(small, name, min(values[name], 4))
+            setattr(small, name, min(values[name], 4 * (values.get("n_group") or 1)))
     if values.get("num_experts_per_tok"):
         small.num_experts_per_tok = min(values["num_experts_per_tok"], 2)
     _keep_first_layers(small)
