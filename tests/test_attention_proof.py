@@ -310,7 +310,8 @@ LENGTH_LIKE = re.compile(
 )
 NO_THRESHOLD = {
     # counts and widths
-    "centroid_intermediate_top_k", "index_local_blocks", "max_window_layers", "moe_top_k", "moe_topk", "n_layers_per_attn_res_block", "num_blocks",
+    "centroid_intermediate_top_k", "index_local_blocks", "max_window_layers", "moe_top_k", "moe_topk", "num_blocks",
+    "n_layers_per_attn_res_block",
     "num_local_experts", "num_mem_blocks", "num_random_blocks", "sliding_window_pattern", "_sliding_window_pattern",
     "prefix_dense_sliding_window_pattern", "topk_group",
     # sizes of the pieces that a computation is cut into, without a change of its result
