@@ -220,13 +220,12 @@ SPARSE = ("deepseek_v32", "glm_moe_dsa")
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_sparse_attention_shares_with_the_attention_that_is_exact(name: str, caplog: Any) -> None:
-    """`sdpa` moves by nats with padding, `eager` does not: the model gets it, and the fork is then exact."""
+    """In older releases of transformers `sdpa` moves by nats with padding: the model gets `eager`."""
     model = build(name, **DSA)
     assert model.config._attn_implementation == "sdpa"
     backend, beside = ForkBackend(model.config), random_group(12, [5, 8])
     proof = prove(model, backend, GROUP, beside=[beside])
-    assert model.config._attn_implementation == "eager"
-    assert "attn_implementation=sdpa" in caplog.text
+    assert (model.config._attn_implementation == "eager") == ("attn_implementation=sdpa" in caplog.text)
     assert proof.nll_difference is not None
     assert proof.nll_difference < 1e-5
     reference = build(name, **DSA)
@@ -248,13 +247,15 @@ def test_a_model_that_no_attention_makes_exact_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("name", SPARSE)
 def test_part_one_runs_with_the_attention_of_the_model(name: str) -> None:
-    for attention, exact in (("eager", True), ("sdpa", False)):
+    settled = build(name, **DSA)
+    settle_plain(settled, [GROUP], all_logits(settled), PAD)
+    for attention in ("eager", "sdpa"):
         model = build(name, **DSA, attn_implementation=attention)
-        if exact:
-            prove(model, ForkBackend(model.config))
-        else:
+        if attention == "sdpa" and settled.config._attn_implementation == "eager":
             with pytest.raises(NotShareable, match="on a small random model"):
                 prove(model, ForkBackend(model.config))
+        else:
+            prove(model, ForkBackend(model.config))
 
 
 def test_noise_does_not_widen_the_tolerance_beyond_what_rounding_explains() -> None:
@@ -262,8 +263,8 @@ def test_noise_does_not_widen_the_tolerance_beyond_what_rounding_explains() -> N
         return PlainForward("sdpa", torch.zeros(1), noise, torch.finfo(dtype).eps).tolerance
 
     assert tolerance(1e-6, torch.float32) == 1e-4
-    assert tolerance(1e-4, torch.float32) == 5e-4
-    assert tolerance(1.0, torch.float32) == 1e-3
+    assert tolerance(4e-5, torch.float32) == 2e-4
+    assert tolerance(1.0, torch.float32) == 3e-4
     assert tolerance(1e-4, torch.bfloat16) == 8 * 2**-7
     assert tolerance(1.0, torch.bfloat16) == 32 * 2**-7
     assert not PlainForward("sdpa", torch.zeros(1), float("nan"), 2**-7).steady
@@ -299,12 +300,18 @@ def test_thresholds_inside_a_dictionary_are_lowered() -> None:
     prove(model, TwoPartBackend(model.config), GROUP)
 
 
+def test_a_small_model_has_experts_for_every_group() -> None:
+    model = build("deepseek_v32", **{**DSA, "n_routed_experts": 64, "n_group": 8, "topk_group": 4})
+    prove(model, ForkBackend(model.config), GROUP)
+
+
 LENGTH_LIKE = re.compile(
     "window|chunk|top_?k|extent|distance|floor|original_max|local|block|compress|span|context_len"
 )
 NO_THRESHOLD = {
     # counts and widths
     "centroid_intermediate_top_k", "index_local_blocks", "max_window_layers", "moe_top_k", "moe_topk", "num_blocks",
+    "n_layers_per_attn_res_block",
     "num_local_experts", "num_mem_blocks", "num_random_blocks", "sliding_window_pattern", "_sliding_window_pattern",
     "prefix_dense_sliding_window_pattern", "topk_group",
     # sizes of the pieces that a computation is cut into, without a change of its result
@@ -326,7 +333,7 @@ def test_every_length_in_a_configuration_is_known() -> None:
     """A release that adds one must say here whether the proof has to reach it."""
     unknown = {}
     for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        if not model_type.startswith("musicgen"):  # which needs three other configurations
+        if not model_type.startswith("musicgen") and not model_type.endswith("assistant"):  # which need others'
             text = CONFIG_MAPPING[model_type]().get_text_config()
             lengths = {name for name in numbers(vars(text)) if LENGTH_LIKE.search(str(name))}
             unknown.update(dict.fromkeys(lengths - set(THRESHOLDS) - NO_THRESHOLD, model_type))

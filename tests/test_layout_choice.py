@@ -8,14 +8,13 @@ import tiny
 import torch
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from datasets import Dataset
-from families import DSA, build
 from test_trainer import IgnoresTheMask, make_groups
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from mrt_plugin import GroupedResponseCollator
-from mrt_plugin.attention import NotShareable, OneByOneBackend
+from mrt_plugin.attention import ExpandedBackend, NotShareable
 from mrt_plugin.attention.fork import recomputes
 from mrt_plugin.layout.rows import Rows
 from mrt_plugin.loss.token_nll import TokenNLL
@@ -111,10 +110,13 @@ class Fails(LlamaForCausalLM):
 class ReadsPadding(LlamaForCausalLM):
     """Computes something else where its batch is padded."""
 
-    def forward(self, *args, position_ids=None, attention_mask=None, **kwargs):
-        if attention_mask is not None and not attention_mask.all():
-            position_ids = 3 * position_ids
-        return super().forward(*args, position_ids=position_ids, attention_mask=attention_mask, **kwargs)
+    inexact = ("sdpa", "eager")
+
+    def forward(self, input_ids, attention_mask=None, **kwargs):
+        padded = attention_mask is not None and attention_mask.ndim == 2 and not attention_mask.all()
+        if padded and self.config._attn_implementation in self.inexact:
+            input_ids = input_ids.roll(1, 1)
+        return super().forward(input_ids, attention_mask=attention_mask, **kwargs)
 
 
 def test_any_error_of_the_proof_is_a_refusal_with_its_cause(rows):
@@ -144,27 +146,44 @@ def test_any_error_of_the_proof_is_a_refusal_with_its_cause(rows):
     assert "could not convert" in told[-1]
 
 
+class ReadsPaddingUnderSdpa(ReadsPadding):
+    """As transformers' DeepSeek-V3.2 in older releases."""
+
+    inexact = ("sdpa",)
+
+
 @pytest.mark.parametrize(
-    ("heads", "row_packing", "attention", "backend"),
-    [(16, False, "eager", "expanded"), (2, True, "sdpa", "one_by_one")],
+    ("kind", "attention", "backend"),
+    [(ReadsPadding, "sdpa", "one_by_one"), (ReadsPaddingUnderSdpa, "eager", "expanded")],
 )
-def test_expanded_rows_are_checked_as_well(rows, heads, row_packing, attention, backend, caplog):
+def test_expanded_rows_are_checked_as_well(rows, kind, attention, backend, caplog):
     """A model that is inexact under padding gets the attention that is exact, or one forward per pair."""
-    model = build("deepseek_v32", **{**DSA, "index_n_heads": heads, "vocab_size": 1024})
-    found = []
-    for check in (True, False):
-        options = {"layout": "expanded", "row_packing": row_packing, "prefix_check": check}
-        choice = choose(rows, model=model, **options)[1]
-        found.append((choice.layout, choice.backend.name, choice.can_pack))
-        if check:
-            assert model.config._attn_implementation == attention
-            assert "the per-token NLL of a real group moves by" in caplog.text
-            batch = GroupedResponseCollator(TOKENIZER, layout="expanded", packing=False)(list(rows))
-            pairs = Rows.from_batch(batch)
-            nll = choice.backend.token_nll(model, pairs, TokenNLL(model).bound(model))
-            alone = OneByOneBackend().token_nll(model, pairs, TokenNLL(model).bound(model))
-            torch.testing.assert_close(nll, alone)
-    assert found[0] == ("expanded", backend, False)
+    model = tiny.llama()
+    model.__class__ = kind
+    _, choice = choose(rows, model=model, layout="expanded", row_packing=False)
+    assert (choice.layout, choice.backend.name, choice.can_pack) == ("expanded", backend, False)
+    assert model.config._attn_implementation == attention
+    assert "with attn_implementation=sdpa, the per-token NLL of a real group moves by" in caplog.text
+    pairs = Rows.from_batch(GroupedResponseCollator(TOKENIZER, layout="expanded", packing=False)(list(rows)))
+    plain = tiny.llama()
+    expected = ExpandedBackend().token_nll(plain, pairs, TokenNLL(plain).bound(plain))
+    found = choice.backend.token_nll(model, pairs, TokenNLL(model).bound(model))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_reads_padding_shares_with_the_attention_that_does_not(rows):
+    for kind, layout, backend in (
+        (ReadsPadding, "expanded", "one_by_one"),
+        (ReadsPaddingUnderSdpa, "shared_prefix", "dense"),
+    ):
+        model = tiny.llama()
+        model.__class__ = kind
+        choice = choose(rows, model=model, layout="auto", prefix_backend="dense")[1]
+        assert (choice.layout, choice.backend.name) == (layout, backend)
+    model = tiny.llama()
+    model.__class__ = ReadsPadding
+    with pytest.raises(NotShareable, match="llama depends on what stands beside a pair"):
+        choose(rows, model=model, layout="shared_prefix")
 
 
 def test_the_row_of_the_proof_is_packed_and_holds_the_longest_pair(rows):

@@ -21,6 +21,8 @@ THRESHOLDS = {
     "local_attention": WINDOW,  # ModernBERT
     "keep_window_size": WINDOW,  # Doge
     "floor_scale": WINDOW,  # Llama 4's temperature
+    "log_scaling_n_floor": WINDOW,  # Inkling 2's temperature
+    "local_attention_window_len": WINDOW,  # BLT
     "rel_extent": WINDOW,  # Inkling's relative positions
     "position_bias_max_distance": WINDOW,  # CPM-Ant
     "relative_max_distance": WINDOW,  # ProphetNet
@@ -92,7 +94,7 @@ def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str
         setattr(small, name, [size // divisor for size in value] if isinstance(value, list) else value // divisor)
     for name in EXPERTS:
         if values.get(name):
-            setattr(small, name, min(values[name], 4))
+            setattr(small, name, min(values[name], 4 * (values.get("n_group") or 1)))
     for name in ("num_experts_per_tok", "top_k_experts"):
         if values.get(name):
             setattr(small, name, min(values[name], 2))
