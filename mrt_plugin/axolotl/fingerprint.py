@@ -23,6 +23,7 @@ from mrt_plugin.options import WATCHING
 from mrt_plugin.scoring.embedders import SENTENCE_TRANSFORMERS_DEFAULT
 from mrt_plugin.scoring.function import load_function
 from mrt_plugin.scoring.scores import scorer_list
+from mrt_plugin.trainer.prepare import FORMAT
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ def recipe_fingerprint(cfg: Any, block: dict[str, Any]) -> str:
     return _digest(
         {
             "mrt_plugin": mrt_plugin.__version__,
+            "format": FORMAT,
             "options": {name: value for name, value in block.items() if name not in WATCHING},
             "curation": _rules_content(block),
             "recipe": fields,

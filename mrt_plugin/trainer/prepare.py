@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 COLUMNS = tuple(GroupRow.__annotations__)
 """The columns of a prepared dataset: those of a `GroupRow`."""
 
+FORMAT = 2
+"""The version of prepared rows. Raise it when the same groups and options give other rows, so that none is reused."""
+
 _KEEP_ALL: dict[str, Any] = {
     "selector": "all",
     "n": None,
