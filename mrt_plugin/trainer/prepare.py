@@ -27,6 +27,7 @@ KEEP_ALL: dict[str, Any] = {
     "allocation": "fixed",
     "mean_k": None,
     "target_total": None,
+    "min_k": 1,
     "max_k": None,
     "weights": "column",
     "redraw": "never",
