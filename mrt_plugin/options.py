@@ -19,6 +19,9 @@ PromptFormat = Literal["auto", "chat", "plain"]
 AllocationKind = Literal["fixed", "adaptive"]
 WeightSource = Literal["column", "softmax"]
 Redraw = Literal["never", "epoch"]
+PaidLayout = Literal["shared_prefix", "expanded"]
+Engine = Literal["local", "ray"]
+Api = Literal["chat", "completions"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class Bounds:
     def __str__(self) -> str:
         limits = ((self.ge, "at least"), (self.gt, "above"), (self.le, "at most"), (self.lt, "below"))
         return " and ".join(f"{words} {limit:g}" for limit, words in limits if limit is not None)
+
+    def check(self, name: str, value: float) -> None:
+        """Raise ValueError, naming the option, unless a number is within the bounds."""
+        if not self.holds(value):
+            raise ValueError(f"{name}={value!r} must be a finite number, {self}.")
 
     def holds(self, value: float) -> bool:
         """Whether a number is within the bounds. NaN is within none."""
@@ -263,7 +271,7 @@ def _check_value(name: str, value: Any, hint: Any, bounds: Bounds) -> None:
 _CONTRADICTIONS: list[tuple[Callable[[MultiResponseOptions], bool], str]] = [
     (
         lambda o: o.selector == "all" and (o.allocation == "adaptive" or o.n is not None),
-        "selector='all' keeps every response: it takes neither allocation='adaptive' nor n.",
+        "selector='all' keeps every response: it takes neither n nor allocation='adaptive'.",
     ),
     (
         lambda o: o.mean_k is not None and o.target_total is not None,
@@ -300,46 +308,56 @@ def _compares(options: MultiResponseOptions) -> bool:
     )
 
 
-_NEEDS: list[tuple[tuple[str, ...], Callable[[MultiResponseOptions], bool], str]] = [
-    (_BUDGET, _adaptive, "allocation='adaptive'; with allocation='fixed' set k"),
-    (("allocation_score",), _adaptive, "allocation='adaptive'"),
-    (
+@dataclass(frozen=True)
+class Need:
+    """Options that change nothing without another one."""
+
+    names: tuple[str, ...]
+    used: Callable[[Any], bool]
+    """Whether they are used, from an object that has all options as attributes."""
+    words: str
+    """What they need."""
+
+
+NEEDS = [
+    Need(_BUDGET, _adaptive, "allocation='adaptive'; with allocation='fixed' set k"),
+    Need(("allocation_score",), _adaptive, "allocation='adaptive'"),
+    Need(
         ("k",),
         lambda o: o.selector != "all" and (not _adaptive(o) or o.mean_k is None is o.target_total),
         "a selector other than 'all', and neither mean_k nor target_total, which replace it",
     ),
-    (("alpha",), lambda o: o.selector == "diverse_best_k", "selector='diverse_best_k'"),
-    (
+    Need(("alpha",), lambda o: o.selector == "diverse_best_k", "selector='diverse_best_k'"),
+    Need(
         ("similarity",),
         lambda o: o.selector in ("diverse_k", "diverse_best_k"),
         "selector='diverse_k' or 'diverse_best_k'",
     ),
-    (
+    Need(
         ("embedder",),
         _compares,
         "a selector that compares responses (diverse_k, diverse_best_k, filter_then_spread), allocation='adaptive' "
         "with allocation_score='diversity', or sample_prompts",
     ),
-    (
+    Need(
         ("score_cache",),
         lambda o: o.scorer is not None or (_compares(o) and o.embedder != "lexical"),
         "a scorer, or an embedder that is a model",
     ),
-    (("weight_temperature",), lambda o: o.weights == "softmax", "weights='softmax'"),
-    (
+    Need(("weight_temperature",), lambda o: o.weights == "softmax", "weights='softmax'"),
+    Need(
         ("prefix_backend", "prefix_check"),
         lambda o: o.layout != "expanded" or o.row_packing,
         "layout='auto' or 'shared_prefix', or row_packing=True",
     ),
-    (("min_improvement",), lambda o: o.early_stopping is not None, "early_stopping"),
-    (("samples_per_prompt",), lambda o: o.sample_prompts > 0, "sample_prompts"),
-    (
+    Need(("min_improvement",), lambda o: o.early_stopping is not None, "early_stopping"),
+    Need(("samples_per_prompt",), lambda o: o.sample_prompts > 0, "sample_prompts"),
+    Need(
         ("sample_tokens",),
         lambda o: o.sample_prompts > 0 or o.smoke_steps is not None,
         "sample_prompts or smoke_steps",
     ),
 ]
-"""Options, when they are used, and what they need then."""
 
 
 def unused_options(options: MultiResponseOptions, given: Collection[str] | None = None) -> dict[str, str]:
@@ -361,10 +379,10 @@ def unused_options(options: MultiResponseOptions, given: Collection[str] | None 
         defaults = {item.name: item.default for item in dataclasses.fields(MultiResponseOptions)}
         given = [name for name, default in defaults.items() if getattr(options, name) != default]
     return {
-        name: f"{name}={getattr(options, name)!r} changes nothing here: it needs {words}."
-        for names, used, words in _NEEDS
-        if not used(options)
-        for name in names
+        name: f"{name}={getattr(options, name)!r} changes nothing here: it needs {need.words}."
+        for need in NEEDS
+        if not need.used(options)
+        for name in need.names
         if name in given
     }
 
