@@ -1,11 +1,12 @@
 """Which command-line options need which other: an option that was given and changes nothing is refused."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
 
+from mrt_plugin.cli.show import raise_plainly
 from mrt_plugin.options import NEEDS, MultiResponseOptions, Need
 
 
@@ -100,7 +101,17 @@ ALONE = {
 
 
 class CheckedCommand(TyperCommand):
-    """A command that refuses options which were given and change nothing. Defaults never count as given."""
+    """A command that refuses options which were given and change nothing. Defaults never count as given.
+
+    What is wrong with an option's value is one line and exit status 1, as every other error of a command.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options and check their values."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as problem:
+            raise_plainly(problem.format_message())
 
     def invoke(self, ctx: Any) -> Any:
         """Check, and run the command."""
@@ -116,7 +127,6 @@ class CheckedCommand(TyperCommand):
                 self._refuse(ctx, idle[0], need.words)
         return super().invoke(ctx)
 
-    def _refuse(self, ctx: typer.Context, name: str, words: str) -> None:
+    def _refuse(self, ctx: Any, name: str, words: str) -> NoReturn:
         parameter = next(parameter for parameter in self.params if parameter.name == name)
-        value = ctx.params[name]
-        raise typer.BadParameter(f"{value} changes nothing here: it needs {words}.", ctx=ctx, param=parameter)
+        raise_plainly(f"{parameter.opts[0]} {ctx.params[name]} changes nothing here: it needs {words}.")
