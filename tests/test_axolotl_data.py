@@ -3,6 +3,8 @@
 import pytest
 from axolotl_recipe import PLUGIN, groups, write_rows
 
+from mrt_plugin.groups.overlap import prompt_overlap
+
 pytest.importorskip("axolotl")
 pytestmark = pytest.mark.axolotl
 
@@ -218,3 +220,14 @@ def test_no_prompt_held_out(prepare, tmp_path):
         ValueError, match=r"val_set_size: 0.0001 leaves no prompt of 2 for the held_out part: raise it"
     ):
         prepare(val_set_size=0.0001)
+
+
+def test_prompts_on_both_sides_are_found_in_prepared_rows(prepare, tmp_path):
+    write_rows(tmp_path / "pool.jsonl", groups(12))
+    test = write_rows(tmp_path / "test.jsonl", groups(14)[8:])
+    meta = prepare(
+        test_datasets=[{"path": test, "ds_type": "json", "split": "train", "type": TYPE + "all"}], val_set_size=None
+    )
+    overlap = prompt_overlap(meta.train_dataset, meta.eval_dataset)
+    assert (overlap.held_out_prompts, len(overlap.shared)) == (6, 4)
+    assert overlap.shared[0].startswith("Write sentence 8 about")

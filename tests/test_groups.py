@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 import mrt_plugin.groups.keys
 import mrt_plugin.groups.messages
+import mrt_plugin.groups.overlap
 from mrt_plugin import load_groups
 from mrt_plugin.groups import DataError, held_out, prompt_key, read_groups
+from mrt_plugin.groups.overlap import prompt_overlap
 
 
 @pytest.fixture(autouse=True)
@@ -443,7 +445,18 @@ class TestKeys:
         with pytest.raises(ValueError, match="between 0 and 1"):
             held_out("a", 10)
 
-    @pytest.mark.parametrize("module", [mrt_plugin.groups.keys, mrt_plugin.groups.messages])
+    def test_prompts_on_both_sides_are_found_counted_and_named(self) -> None:
+        train = load_groups(Dataset.from_list([{"prompt": f"prompt {n}", "responses": ["a"]} for n in range(20)]))
+        chats = [{"prompt": [user(f"prompt {n}")], "responses": ["b"]} for n in range(12, 24)]
+        overlap = prompt_overlap(train, load_groups(Dataset.from_list(chats)))
+        assert (overlap.held_out_prompts, overlap.shared) == (12, tuple(f"prompt {n}" for n in range(12, 20)))
+        assert "8 of the 12 prompts" in overlap.message()
+        assert "'prompt 14', ..." in overlap.message()
+        assert not prompt_overlap(train.select(range(12)), load_groups(Dataset.from_list(chats)))
+
+    @pytest.mark.parametrize(
+        "module", [mrt_plugin.groups.keys, mrt_plugin.groups.messages, mrt_plugin.groups.overlap]
+    )
     def test_examples(self, module: Any) -> None:
         result = doctest.testmod(module)
         assert result.attempted

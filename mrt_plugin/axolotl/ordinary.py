@@ -17,6 +17,7 @@ from mrt_plugin.axolotl.entries import ORDINARY, Mark
 from mrt_plugin.axolotl.strategy import features_of, required_mark
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.groups import held_out
+from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
 from mrt_plugin.layout.group_row import build_group_row
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class OrdinaryDataset(DatasetWrappingStrategy):  # type: ignore[misc]
         prepared = part.map(
             _as_group,
             fn_kwargs={
+                "tokenizer": self._tokenizer,
                 "aggregation": self._cfg.mrt.loss_aggregation,
                 "max_length": self._max_length,
                 "names": list(features_of(self._cfg.mrt)),
@@ -93,14 +95,19 @@ class OrdinaryDataset(DatasetWrappingStrategy):  # type: ignore[misc]
 
 
 def _in_part(row: dict[str, Any], *, wanted: bool, share: float, seed: int) -> bool:
-    """Whether the row's prompt, the tokens before the first trained one, is on the wanted side."""
-    tokens, trained = row["input_ids"], [label != -100 for label in row["labels"]]
-    prompt = tokens[: trained.index(True)] if True in trained else []
-    return held_out(" ".join(map(str, prompt or tokens)), share, seed) == wanted
+    """Whether the row's prompt is on the wanted side."""
+    prompt = _prompt_tokens(row["input_ids"], row["labels"])
+    return held_out(" ".join(map(str, prompt)), share, seed) == wanted
+
+
+def _prompt_tokens(tokens: list[int], labels: list[int]) -> list[int]:
+    """The tokens before the first trained one; all of them where that is the first, or there is none."""
+    first = next((place for place, label in enumerate(labels) if label != -100), 0)
+    return tokens[:first] or tokens
 
 
 def _as_group(
-    batch: dict[str, list[Any]], *, aggregation: Any, max_length: int, names: list[str]
+    batch: dict[str, list[Any]], *, tokenizer: Any, aggregation: Any, max_length: int, names: list[str]
 ) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for tokens, labels in zip(batch["input_ids"], batch["labels"], strict=True):
@@ -111,6 +118,7 @@ def _as_group(
         row: dict[str, Any] = {
             **build_group_row([Pair(tokens, trained)], aggregation),
             "attention_mask": [1] * len(tokens),
+            PROMPT_NAME: prompt_name(tokenizer.decode(_prompt_tokens(tokens, labels))),
         }
         for name in names:
             columns[name].append(row.get(name))  # a group of one draws nothing

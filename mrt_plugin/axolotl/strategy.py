@@ -15,6 +15,7 @@ from mrt_plugin.axolotl.entries import PREFIX, Mark
 from mrt_plugin.curation import curate, parse_rules, split_held_out
 from mrt_plugin.encoding import prepare_tokenizer
 from mrt_plugin.groups import held_out, load_groups
+from mrt_plugin.groups.overlap import PROMPT_NAME
 from mrt_plugin.groups.write import whole_file
 from mrt_plugin.trainer.prepare import KEEP_ALL, prepare_groups
 from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE
@@ -30,6 +31,7 @@ _FEATURES = Features(
         "segment_lengths": List(Value("int64")),
         "segment_units": List(Value("float64")),
         "attention_mask": List(Value("int8")),
+        PROMPT_NAME: Value("string"),
     }
 )
 """Columns of a prepared dataset. Axolotl removes `attention_mask` for some models, and fails without it."""

@@ -5,6 +5,7 @@ from typing import Any
 from axolotl.core.trainers import AxolotlTrainer
 from datasets import Dataset
 
+from mrt_plugin.groups.overlap import refuse_overlap
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
 from mrt_plugin.trainer.prepare import is_prepared
 
@@ -17,6 +18,7 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
         for dataset in (self.train_dataset, self.eval_dataset):
             if dataset is not None:
                 _check_rows(dataset)
+        refuse_overlap(self.train_dataset, self.eval_dataset)
         # Both of the plugin's making: the training arguments have its mixin, the collators its class.
         options: Any = self.args
         collators: list[Any] = [self.data_collator, self.eval_data_collator]

@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset, Features, Value
 
 from mrt_plugin.encoding import Encoder, EncodingError
+from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
 from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, expand, join_pairs, split_group
 from mrt_plugin.options import MultiResponseOptions, check_options
 from mrt_plugin.scoring import softmax_weights
@@ -54,7 +55,12 @@ _SELECTION = (
 _COUNTS = ("group", "pairs", "expanded", "shared", "trained")
 
 _WITH_DRAWS = Features(
-    {**DRAW_FEATURE["pool"], **{name: Value("int64") for name in _COUNTS}, DRAW: DRAW_FEATURE}  # type: ignore[dict-item]
+    {
+        **DRAW_FEATURE["pool"],  # type: ignore[dict-item]
+        **{name: Value("int64") for name in _COUNTS},
+        PROMPT_NAME: Value("string"),
+        DRAW: DRAW_FEATURE,
+    }
 )
 """Of prepared rows with the column `draw`: where all of a batch are null, `datasets` could not infer its type."""
 
@@ -103,7 +109,7 @@ def prepare_groups(
     chat_template_kwargs: dict[str, Any] | None = None,
     description: str = "train",
 ) -> tuple[Dataset, PrepareReport]:
-    """Make a dataset whose rows are `GroupRow`s, one per group.
+    """Make a dataset whose rows are `GroupRow`s, one per group, each with the name of its prompt.
 
     Args:
         groups: as `load_groups` returns them.
@@ -160,7 +166,7 @@ def prepare_groups(
         desc=f"Encoding the {description} groups",
     )
     report = _report(groups, chosen, prepared)
-    prepared = prepared.remove_columns([name for name in prepared.column_names if name not in (*COLUMNS, DRAW)])
+    prepared = prepared.remove_columns([name for name in _COUNTS if name in prepared.column_names])
     _announce(report, options, max_length, description)
     return prepared, report
 
@@ -193,7 +199,8 @@ def _prepare_batch(
     seed: int,
 ) -> dict[str, list[Any]]:
     redraw = options.redraw == "epoch"
-    columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, *_COUNTS, *([DRAW] if redraw else []))}
+    names = (*COLUMNS, *_COUNTS, PROMPT_NAME, *([DRAW] if redraw else []))
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     for position, index in enumerate(indices):
         try:
             kept, mean_length = _encode_kept(batch, position, chosen[index], encoder, options)
@@ -209,6 +216,7 @@ def _prepare_batch(
             for name in COLUMNS:
                 columns[name].append(part[name])  # type: ignore[literal-required]
             columns["group"].append(index)
+            columns[PROMPT_NAME].append(prompt_name(batch["prompt"][position]))
             counts = _count(part)
             if redraw:
                 columns[DRAW].append(draw)

@@ -8,6 +8,7 @@ from trl import SFTTrainer
 
 from mrt_plugin.encoding import prepare_tokenizer
 from mrt_plugin.groups import load_groups
+from mrt_plugin.groups.overlap import refuse_overlap
 from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.trainer.config import MultiResponseSFTConfig
@@ -26,12 +27,12 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         args: the configuration; batch sizes count groups.
         train_dataset: groups (`mrt_plugin.load_groups`): columns `prompt`, `responses`, and optionally `scores`,
             `weights`, `id`.
-        eval_dataset: groups, or a dict of them.
+        eval_dataset: groups, or a dict of them, whose prompts are not in the training data.
         kwargs: `processing_class`, `peft_config`, `quantization_config`, `callbacks`, `optimizers` and the rest.
 
     Raises:
         DataError: if the data is not groups, before the model is loaded.
-        ValueError: for arguments that a grouped trainer cannot honour, and if `layout="shared_prefix"` cannot be
+        ValueError: for arguments that a grouped trainer cannot honour, for held-out prompts that are trained on, and if `layout="shared_prefix"` cannot be
             proved exact for the model.
 
     Example:
@@ -72,6 +73,7 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
             eval_dataset = {name: self._checked(dataset, args) for name, dataset in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = self._checked(eval_dataset, args)
+        refuse_overlap(train_dataset, eval_dataset)
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self.data_collator = GroupedResponseCollator(
             self._tokenizer,

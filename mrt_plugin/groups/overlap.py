@@ -1,0 +1,98 @@
+"""Prompts that are both in the training data and in a held-out set."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from mrt_plugin.groups.keys import prompt_key
+from mrt_plugin.groups.messages import message_text
+
+PROMPT_NAME = "prompt_name"
+"""The column of a prepared dataset with each row's `prompt_name`, since its tokens no longer say what the prompt was."""
+
+_OPENING = 60
+_EXAMPLES = 3
+
+
+def prompt_name(prompt: Any) -> str:
+    """The key of a prompt, a space, and its beginning for people to read. A string is the same as one user message.
+
+    Example:
+
+    >>> prompt_name("What is 2 + 2?") == prompt_name([{"role": "user", "content": "What is 2 + 2?"}])
+    True
+    """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    opening = " ".join(message_text(messages[-1])[: 4 * _OPENING].split())[:_OPENING]
+    return f"{prompt_key(messages)} {opening}"
+
+
+@dataclass(frozen=True)
+class PromptOverlap:
+    """What a training set and a held-out set have in common."""
+
+    held_out_prompts: int
+    """Distinct prompts of the held-out set."""
+    shared: tuple[str, ...]
+    """The beginnings of those that are in the training data too, in the order of the held-out set."""
+
+    def __bool__(self) -> bool:
+        return bool(self.shared)
+
+    def message(self, held_out: str = "the held-out data") -> str:
+        """What is wrong and what to do; `held_out` is what the user calls that set."""
+        examples = ", ".join(repr(opening) for opening in self.shared[:_EXAMPLES])
+        return (
+            f"{len(self.shared):,} of the {self.held_out_prompts:,} prompts of {held_out} are also in the training "
+            f"data, so its loss would not be held out: {examples}{', ...' * (len(self.shared) > _EXAMPLES)}. Remove "
+            "them from one of the two, or split the data by prompt: `mrt select --held-out 0.1`, or in an Axolotl "
+            "recipe `val_set_size: 0.1` in place of test_datasets."
+        )
+
+
+def prompt_overlap(train: Dataset, held_out: Dataset) -> PromptOverlap:
+    """Find the held-out prompts that are in the training data, by `prompt_key`, which also makes a held-out split.
+
+    Args:
+        train: groups, or prepared rows.
+        held_out: likewise. Of prepared rows without names (filler, or not prepared here) nothing is known.
+
+    Example:
+
+    ```python
+    overlap = prompt_overlap(load_groups("train.jsonl"), load_groups("test.jsonl"))
+    if overlap:
+        print(overlap.message())
+    ```
+    """
+    ours = dict.fromkeys(_names(held_out))
+    found = {name for name in _names(train) if name in ours}
+    return PromptOverlap(len(ours), tuple(name.partition(" ")[2] for name in ours if name in found))
+
+
+def refuse_overlap(train: Dataset, held_out: Dataset | dict[str, Dataset] | None) -> None:
+    """Refuse held-out data that would be trained on; `held_out` is as a trainer takes it.
+
+    Raises:
+        ValueError: with the count, examples and the remedy.
+    """
+    if held_out is None:
+        return
+    for name, dataset in (held_out if isinstance(held_out, dict) else {"": held_out}).items():
+        overlap = prompt_overlap(train, dataset)
+        if overlap:
+            raise ValueError(overlap.message(f"the evaluation set {name!r}" if name else "the evaluation data"))
+
+
+def _names(dataset: Dataset) -> Iterator[str]:
+    column = PROMPT_NAME if PROMPT_NAME in dataset.column_names else "prompt"
+    if column not in dataset.column_names:
+        return
+    for batch in dataset.select_columns([column]).iter(1024):
+        for value in batch[column]:
+            if column == "prompt":
+                yield prompt_name(value)
+            elif value is not None:
+                yield value
