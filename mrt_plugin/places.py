@@ -68,6 +68,8 @@ def is_path(name: str | Path) -> bool:
     (False, True, True)
     """
     text = os.fspath(name)
+    if "://" in text:
+        return False
     first, *rest = Path(text).parts
     return (
         isinstance(name, Path)

@@ -454,9 +454,7 @@ class TestKeys:
         assert "'prompt 14', ..." in overlap.message()
         assert not prompt_overlap(train.select(range(12)), load_groups(Dataset.from_list(chats)))
 
-    @pytest.mark.parametrize(
-        "module", [mrt_plugin.groups.keys, mrt_plugin.groups.messages, mrt_plugin.groups.overlap]
-    )
+    @pytest.mark.parametrize("module", [mrt_plugin.groups.keys, mrt_plugin.groups.messages, mrt_plugin.groups.overlap])
     def test_examples(self, module: Any) -> None:
         result = doctest.testmod(module)
         assert result.attempted
