@@ -2,13 +2,12 @@
 
 import uuid
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from datasets import Dataset, Features
 
 from mrt_plugin.groups.batches import batch_size as bounded_size
-
-Engine = Literal["local", "ray"]
+from mrt_plugin.options import Engine
 
 BatchFunction = Callable[..., dict[str, list[Any]]]
 """From columns of a batch to columns of the answer, one row per group, each for itself."""

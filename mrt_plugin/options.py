@@ -5,8 +5,10 @@
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Layout = Literal["auto", "shared_prefix", "expanded"]
@@ -17,11 +19,49 @@ PromptFormat = Literal["auto", "chat", "plain"]
 AllocationKind = Literal["fixed", "adaptive"]
 WeightSource = Literal["column", "softmax"]
 Redraw = Literal["never", "epoch"]
+PaidLayout = Literal["shared_prefix", "expanded"]
+Engine = Literal["local", "ray"]
+Api = Literal["chat", "completions"]
 
 
-def option(default: Any, help: str, *, ge: float | None = None) -> Any:
-    """A dataclass field with its help text and its lower bound."""
-    return field(default=default, metadata={"help": help, "ge": ge})
+@dataclass(frozen=True)
+class Bounds:
+    """The numbers that an option may be: finite ones for which `ge`, `gt`, `le` and `lt` hold.
+
+    Example:
+
+    >>> str(Bounds(gt=0, le=1)), Bounds(ge=0).holds(float("nan"))
+    ('above 0 and at most 1', False)
+    """
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def __str__(self) -> str:
+        limits = ((self.ge, "at least"), (self.gt, "above"), (self.le, "at most"), (self.lt, "below"))
+        return " and ".join(f"{words} {limit:g}" for limit, words in limits if limit is not None)
+
+    def check(self, name: str, value: float) -> None:
+        """Raise ValueError, naming the option, unless a number is within the bounds."""
+        if not self.holds(value):
+            raise ValueError(f"{name}={value!r} must be a finite number, {self}.")
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is within the bounds. NaN is within none."""
+        return (
+            math.isfinite(value)
+            and (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+
+def option(default: Any, help: str, **bounds: float) -> Any:
+    """A dataclass field with its help text and its `Bounds`."""
+    return field(default=default, metadata={"help": help, "bounds": Bounds(**bounds)})
 
 
 @dataclass
@@ -98,7 +138,7 @@ class MultiResponseOptions:
         "the kept responses' scores, scaled to a mean of 1.",
     )
     weight_temperature: float = option(
-        1.0, "softmax: divides the scores. Small: only the best counts. Large: all count alike.", ge=0
+        1.0, "softmax: divides the scores. Small: only the best counts. Large: all count the same.", gt=0
     )
     redraw: Redraw = option(
         "never",
@@ -185,34 +225,53 @@ WATCHING = (
 """Options that look at a run, and change nothing about its rows: data prepared with others can be used again."""
 
 
+_KINDS: dict[type, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a finite number"),
+}
+"""For the type of an option: what is taken for it, and its name in messages. The others are checked where they are
+used."""
+
+
 def check_options(options: MultiResponseOptions) -> None:
-    """Check every option against its type and bounds.
+    """Check every option against its type and bounds, and against the options that it needs.
 
     Raises:
         ValueError: naming the option, the value found and the values allowed.
     """
     hints = get_type_hints(MultiResponseOptions)
     for item in dataclasses.fields(MultiResponseOptions):
-        value = getattr(options, item.name)
-        hint = hints[item.name]
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            raise ValueError(f"{item.name}={value!r} is unknown: choose one of {', '.join(get_args(hint))}.")
-        lowest = item.metadata["ge"]
-        if lowest is not None and value is not None and not value >= lowest:
-            raise ValueError(f"{item.name}={value!r} is too small: it must be at least {lowest:g}.")
+        _check_value(item.name, getattr(options, item.name), hints[item.name], item.metadata["bounds"])
     for wrong, reason in _CONTRADICTIONS:
         if wrong(options):
             raise ValueError(reason)
+    unused = unused_options(options)
+    for name in _BUDGET:
+        if name in unused:
+            raise ValueError(unused[name])
+
+
+def _check_value(name: str, value: Any, hint: Any, bounds: Bounds) -> None:
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(get_args(hint))}.")
+        return
+    if value is None and type(None) in get_args(hint):
+        return
+    kind = next((found for found in _KINDS if found is hint or found in get_args(hint)), None)
+    if kind is None:
+        return
+    taken, words = _KINDS[kind]
+    fits = isinstance(value, taken) and (kind is bool or not isinstance(value, bool))
+    if not fits or (kind is not bool and not bounds.holds(value)):
+        raise ValueError(f"{name}={value!r} must be {', '.join(filter(None, (words, str(bounds))))}.")
 
 
 _CONTRADICTIONS: list[tuple[Callable[[MultiResponseOptions], bool], str]] = [
     (
         lambda o: o.selector == "all" and (o.allocation == "adaptive" or o.n is not None),
-        "selector='all' keeps every response: it takes neither allocation='adaptive' nor n.",
-    ),
-    (
-        lambda o: o.allocation == "fixed" and (o.mean_k, o.target_total, o.max_k) != (None, None, None),
-        "mean_k, target_total and max_k are for allocation='adaptive'; with allocation='fixed' set k.",
+        "selector='all' keeps every response: it takes neither n nor allocation='adaptive'.",
     ),
     (
         lambda o: o.mean_k is not None and o.target_total is not None,
@@ -221,10 +280,6 @@ _CONTRADICTIONS: list[tuple[Callable[[MultiResponseOptions], bool], str]] = [
     (
         lambda o: o.max_k is not None and o.max_k < o.min_k,
         "max_k is below min_k: a prompt cannot keep fewer than its least.",
-    ),
-    (
-        lambda o: o.weights == "softmax" and o.weight_temperature == 0,
-        "weight_temperature=0 has no softmax: choose a temperature above 0, or selector='best_k' with k=1.",
     ),
     (
         lambda o: o.redraw == "epoch" and (o.selector != "random_k" or o.allocation != "fixed"),
@@ -236,6 +291,100 @@ _CONTRADICTIONS: list[tuple[Callable[[MultiResponseOptions], bool], str]] = [
         "redraw='epoch' fixes the weights before it knows what is drawn: it takes weights='column'.",
     ),
 ]
+
+_BUDGET = ("mean_k", "target_total", "min_k", "max_k")
+"""Options that ask for a number of responses: without what they need the user would get another number."""
+
+
+def _adaptive(options: MultiResponseOptions) -> bool:
+    return options.allocation == "adaptive"
+
+
+def _compares(options: MultiResponseOptions) -> bool:
+    return (
+        options.selector in ("diverse_k", "diverse_best_k", "filter_then_spread")
+        or (_adaptive(options) and options.allocation_score == "diversity")
+        or options.sample_prompts > 0
+    )
+
+
+@dataclass(frozen=True)
+class Need:
+    """Options that change nothing without another one."""
+
+    names: tuple[str, ...]
+    used: Callable[[Any], bool]
+    """Whether they are used, from an object that has all options as attributes."""
+    words: str
+    """What they need."""
+
+
+NEEDS = [
+    Need(_BUDGET, _adaptive, "allocation='adaptive'; with allocation='fixed' set k"),
+    Need(("allocation_score",), _adaptive, "allocation='adaptive'"),
+    Need(
+        ("k",),
+        lambda o: o.selector != "all" and (not _adaptive(o) or o.mean_k is None is o.target_total),
+        "a selector other than 'all', and neither mean_k nor target_total, which replace it",
+    ),
+    Need(("alpha",), lambda o: o.selector == "diverse_best_k", "selector='diverse_best_k'"),
+    Need(
+        ("similarity",),
+        lambda o: o.selector in ("diverse_k", "diverse_best_k"),
+        "selector='diverse_k' or 'diverse_best_k'",
+    ),
+    Need(
+        ("embedder",),
+        _compares,
+        "a selector that compares responses (diverse_k, diverse_best_k, filter_then_spread), allocation='adaptive' "
+        "with allocation_score='diversity', or sample_prompts",
+    ),
+    Need(
+        ("score_cache",),
+        lambda o: o.scorer is not None or (_compares(o) and o.embedder != "lexical"),
+        "a scorer, or an embedder that is a model",
+    ),
+    Need(("weight_temperature",), lambda o: o.weights == "softmax", "weights='softmax'"),
+    Need(
+        ("prefix_backend", "prefix_check"),
+        lambda o: o.layout != "expanded" or o.row_packing,
+        "layout='auto' or 'shared_prefix', or row_packing=True",
+    ),
+    Need(("min_improvement",), lambda o: o.early_stopping is not None, "early_stopping"),
+    Need(("samples_per_prompt",), lambda o: o.sample_prompts > 0, "sample_prompts"),
+    Need(
+        ("sample_tokens",),
+        lambda o: o.sample_prompts > 0 or o.smoke_steps is not None,
+        "sample_prompts or smoke_steps",
+    ),
+]
+
+
+def unused_options(options: MultiResponseOptions, given: Collection[str] | None = None) -> dict[str, str]:
+    """Find the options that were set and change nothing, since another option that they need is not set.
+
+    Args:
+        options: all of them.
+        given: the names that the user set; by default those whose value is not the default.
+
+    Returns:
+        For each such option a message with the remedy.
+
+    Example:
+
+    >>> unused_options(MultiResponseOptions(selector="best_k", alpha=0.5))
+    {'alpha': "alpha=0.5 changes nothing here: it needs selector='diverse_best_k'."}
+    """
+    if given is None:
+        defaults = {item.name: item.default for item in dataclasses.fields(MultiResponseOptions)}
+        given = [name for name, default in defaults.items() if getattr(options, name) != default]
+    return {
+        name: f"{name}={getattr(options, name)!r} changes nothing here: it needs {need.words}."
+        for need in NEEDS
+        if not need.used(options)
+        for name in need.names
+        if name in given
+    }
 
 
 def markdown() -> str:

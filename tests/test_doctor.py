@@ -248,6 +248,9 @@ dataset_num_proc: 1
 dataset_prepared_path: prepared
 """
 
+PLUGIN = "  - mrt_plugin.axolotl.MultiResponsePlugin\n"
+DATA = "path: pool.jsonl, ds_type: json"
+
 CHANGES = {
     "good": ("", ""),
     "expanded": ("layout: auto", "layout: expanded"),
@@ -258,6 +261,26 @@ CHANGES = {
     "too_short": ("sequence_len: 128", "sequence_len: 4"),
     "no_model": ("base_model: ", "base_model: nowhere"),
     "unknown_option": ("num_epochs: 3", "num_epochs: many"),
+    "typo_outside": ("sequence_len: 128", "sequnce_len: 128"),
+    "nested_typo": ("output_dir: out", "output_dir: out\nfsdp_config: {offload_parms: true}"),
+    "k_outside": ("mrt:\n  k: 2", "k: 2\nmrt:"),
+    "selector_outside": ("mrt:\n", "selector: best_k\nmrt:\n"),
+    "key_twice": ("output_dir: out", "output_dir: out\nsequence_len: 64"),
+    "plugin_twice": (PLUGIN, PLUGIN + PLUGIN),
+    "plugin_typo": (PLUGIN, PLUGIN + "  - axolotl.integrations.ligr.LigerPlugin\n"),
+    "leak": ("val_set_size: 0.2", f"test_datasets:\n  - {{{DATA}, split: train, type: mrt_plugin.axolotl.all}}"),
+    "data_twice": ("mrt:\n", f"  - {{{DATA}, type: mrt_plugin.axolotl.best_k}}\nmrt:\n"),
+    "dropped": ("pool.jsonl", "long.jsonl"),
+    "dropped_by_mrt": ("pool.jsonl", "long.jsonl", "layout: auto", "max_length: 120"),
+    "few_dropped": ("pool.jsonl", "few_long.jsonl"),
+    "no_partner": ("layout: auto", "mean_k: 3"),
+    "no_use": ("layout: auto", "alpha: 0.5"),
+    "no_adapter": ("adapter: qlora\nload_in_4bit: true\n", ""),
+    "no_evaluation": ("val_set_size: 0.2", "evals_per_epoch: 2"),
+    "no_held_out": ("val_set_size: 0.2\n", "", "layout: auto", "early_stopping: 2"),
+    "no_folder": ("base_model: model", "base_model: ./modle"),
+    "output_is_model": ("output_dir: out", "output_dir: ./model"),
+    "no_steps": ("num_epochs: 3", "num_epochs: 0"),
 }
 
 SCRIPT = """
@@ -294,29 +317,60 @@ class TestRecipe:
         [
             ("typo", ["recipe:", "mrt.kk is not an option: did you mean k?"]),
             ("no_plugin", ["recipe:", "Add `plugins: [mrt_plugin.axolotl.MultiResponsePlugin]`"]),
-            ("no_data", ["data:", "nowhere.jsonl"]),
+            ("no_data", ["recipe:", "datasets[0]", "no such file: nowhere.jsonl"]),
             ("bad_data", ["data:", "line 2", "responses"]),
-            ("too_short", ["data:", "max_length=4", "Raise max_length"]),
+            ("too_short", ["data:", "sequence_len=4", "Raise sequence_len"]),
             ("no_model", ["recipe:", "OSError"]),
             ("unknown_option", ["recipe:", "num_epochs"]),
+            ("typo_outside", ["recipe: sequnce_len is not an option", "dropped: did you mean sequence_len?"]),
+            ("nested_typo", ["recipe: fsdp_config.offload_parms is not", "did you mean offload_params?"]),
+            ("k_outside", ["recipe:", "k: 2 is an option of multi-response training: write it under `mrt:`"]),
+            ("selector_outside", ["recipe:", "a dataset names it, `type: mrt_plugin.axolotl.best_k`"]),
+            ("key_twice", ["recipe: sequence_len is given in line", "only the last counts"]),
+            ("plugin_twice", ["recipe:", "MultiResponsePlugin is listed 2 times"]),
+            ("plugin_typo", ["recipe: plugins: axolotl.integrations.ligr.LigerPlugin cannot be loaded"]),
+            ("leak", ["data: 20 of the 20 prompts of the held-out data are also in the training data"]),
+            ("data_twice", ["recipe: datasets[1] reads what datasets[0] reads"]),
+            ("dropped", ["data: train: dropped", "longer than sequence_len=128", "Raise sequence_len to keep"]),
+            ("dropped_by_mrt", ["data: train: dropped", "longer than mrt.max_length=120", "Raise mrt.max_length"]),
+            ("no_partner", ["recipe:", "mean_k=3.0 changes nothing here: it needs allocation='adaptive'"]),
+            ("no_adapter", ["recipe: lora_r, lora_alpha, lora_target_linear", "needs adapter: lora or qlora"]),
+            ("no_evaluation", ["recipe: evals_per_epoch", "needs val_set_size or test_datasets"]),
+            ("no_held_out", ["recipe:", "mrt.early_stopping needs held-out prompts: set val_set_size"]),
+            ("no_folder", ["recipe:", "base_model: there is no folder ./modle; did you mean model?"]),
+            ("output_is_model", ["recipe: output_dir: ./model is base_model's own folder"]),
+            ("no_steps", ["data: no optimizer step", "num_epochs"]),
         ],
     )
     def test_what_is_wrong_is_said(self, reports: dict[str, Any], name: str, words: list[str]) -> None:
-        (problem,) = reports[name]["problems"]
+        problem = reports[name]["problems"][0]
         for word in words:
             assert word in problem
 
+    def test_what_may_be_meant_is_a_note(self, reports: dict[str, Any]) -> None:
+        for name, words in (
+            ("few_dropped", "dropped 1 pairs longer than sequence_len=128"),
+            ("no_use", "mrt.alpha=0.5"),
+        ):
+            assert reports[name]["problems"] == []
+            assert any(words in note for note in reports[name]["notes"])
+
     def test_nothing_is_written(self, reports: dict[str, Any], folder: Path) -> None:
-        known = {"model", "pool.jsonl", "bad.jsonl", "script.py", *(f"{name}.yaml" for name in CHANGES)}
+        data = ("pool.jsonl", "bad.jsonl", "long.jsonl", "few_long.jsonl")
+        known = {"model", *data, "script.py", *(f"{name}.yaml" for name in CHANGES)}
         assert {path.name for path in folder.iterdir()} == known
 
     def test_the_command(self, folder: Path) -> None:
         done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "typo.yaml")
         assert done.returncode == 1
         assert "did you mean k?" in done.stdout
+        assert done.stdout.endswith("Next: mend this, then mrt doctor typo.yaml\n")
         done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "missing.yaml")
         assert done.returncode == 1
-        assert "missing.yaml is not a file" in done.stderr
+        assert "there is no file missing.yaml" in done.stderr
+        done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "good.yaml")
+        assert done.returncode == 0
+        assert done.stdout.endswith("No problem found.\nNext: axolotl train good.yaml\n")
 
 
 def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -336,11 +390,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     groups[0]["responses"] = ["apple", "apple", "plum", "dog"]
     (folder / "pool.jsonl").write_text("".join(json.dumps(group) + "\n" for group in groups))
+    for name, number in (("long", 20), ("few_long", 1)):
+        some = [{**group, "responses": ["dog " * 200, "dog"]} for group in groups[:number]] + groups[number:]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(group) + "\n" for group in some))
     (folder / "bad.jsonl").write_text('{"prompt": "a", "responses": ["b"]}\n{"prompt": "a", "responses": "b"}\n')
     recipe = RECIPE.format(model="model", pool="pool.jsonl")
-    for name, (old, new) in CHANGES.items():
-        assert old in recipe
-        (folder / f"{name}.yaml").write_text(recipe.replace(old, new, 1) if old else recipe)
+    for name, changes in CHANGES.items():
+        text = recipe
+        for old, new in zip(changes[::2], changes[1::2], strict=True):
+            assert old in text
+            text = text.replace(old, new, 1) if old else text
+        (folder / f"{name}.yaml").write_text(text)
     (folder / "script.py").write_text(SCRIPT)
     return folder
 

@@ -282,7 +282,7 @@ def test_on_the_command_line(tmp_path):
     assert "cannot be told without a model" in plain.output
     for wrong, words in (
         (["--budget", "lots"], "neither a number"),
-        (["--layout", "shared"], "choose one of shared_prefix"),
+        (["--layout", "shared"], "is not one of 'shared_prefix'"),
         (["--cost-prompt", "3"], "together"),
     ):
         failed = run.invoke(app, [*arguments, *wrong])

@@ -44,11 +44,12 @@ def _fields(names: list[str], *, optional: bool) -> dict[str, Any]:
         if item.name in names:
             hint = hints[item.name] | None if optional else hints[item.name]
             default = None if optional else item.default
-            fields[item.name] = (hint, Field(default, description=item.metadata["help"], ge=item.metadata["ge"]))
+            limits = dataclasses.asdict(item.metadata["bounds"])
+            fields[item.name] = (hint, Field(default, description=item.metadata["help"], **limits))
     return fields
 
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _OPTIONS = [item.name for item in dataclasses.fields(MultiResponseOptions) if item.name != "selector"]
 _KEYS: dict[str, Any] = dict.fromkeys(DATASET_KEYS, (str | list[str] | None, None))
 

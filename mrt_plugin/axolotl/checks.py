@@ -1,7 +1,17 @@
-"""Options of Axolotl that a grouped run cannot honour: each is refused by name, with what to do instead."""
+"""What of a recipe a grouped run cannot honour: each is refused by name, with what to do instead."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+from axolotl.integrations.base import load_plugin
+from axolotl.utils.schemas.config import AxolotlInputConfig
+from pydantic import BaseModel
+
+from mrt_plugin.axolotl.args import MrtBlock
+from mrt_plugin.places import check_model
 
 Check = tuple[str, Callable[[Any], bool], str]
 """A key of the recipe, the values of it that are refused, and what to do instead."""
@@ -137,8 +147,79 @@ def refuse_options(cfg: Any) -> None:
             "  tiled_mlp: true without tiled_mlp_num_shards cannot be combined with this plugin: at every MLP the "
             "processes then wait for each other, and they may run the model unequally often. Set tiled_mlp_num_shards."
         )
+    found += [
+        f"  {problem}"
+        for problem in (*_misplaced(cfg), *_without_held_out(cfg), *_base_model(cfg), *output_slips(cfg))
+    ]
     if found:
         raise ValueError("Options of the recipe that grouped training cannot honour:\n" + "\n".join(found))
+
+
+def schemas(plugins: Iterable[Any]) -> list[type[BaseModel]]:
+    """The schemas of Axolotl and of the plugins of a recipe, which together say what a recipe may hold. A plugin that
+    cannot be loaded is passed over, as Axolotl does."""
+    found: list[type[BaseModel]] = [AxolotlInputConfig]
+    for name in plugins:
+        try:
+            path = load_plugin(str(name)).get_input_args()
+        except (ImportError, AttributeError, ValueError):
+            continue
+        if path:
+            module, _, attribute = path.rpartition(".")
+            found.append(getattr(import_module(module), attribute))
+    return found
+
+
+def fields_of(models: Iterable[type[BaseModel]]) -> dict[str, Any]:
+    """The types of all fields, by name and by alias."""
+    found: dict[str, Any] = {}
+    for model in models:
+        for name, item in model.model_fields.items():
+            found[name] = item.annotation
+            if item.alias is not None:
+                found[item.alias] = item.annotation
+    return found
+
+
+def _misplaced(cfg: Any) -> Iterator[str]:
+    """Options of `mrt:` beside it, where Axolotl drops them, and a plugin that is there twice."""
+    known = fields_of(schemas(cfg.get("plugins") or []))
+    for key, value in cfg.items():
+        if key == "selector" and key not in known:
+            yield f"selector: a dataset names it, `type: mrt_plugin.axolotl.{value}`."
+        elif key in MrtBlock.model_fields and key not in known and value is not None:
+            yield f"{key}: {value!r} is an option of multi-response training: write it under `mrt:`."
+    counts = Counter(map(str, cfg.get("plugins") or []))
+    for name in (name for name, count in counts.items() if count > 1):
+        yield f"plugins: {name} is listed {counts[name]} times. List it once."
+
+
+def _without_held_out(cfg: Any) -> Iterator[str]:
+    """Options that need held-out prompts; the trainer would find out after the model is loaded."""
+    if not cfg.get("val_set_size") and not cfg.get("test_datasets"):
+        for name in ("early_stopping", "sample_prompts"):
+            if (cfg.get("mrt") or {}).get(name):
+                yield f"mrt.{name} needs held-out prompts: set val_set_size or test_datasets."
+
+
+def _base_model(cfg: Any) -> Iterator[str]:
+    model = str(cfg.get("base_model") or "")
+    try:
+        if model:
+            check_model(model, None if cfg.get("base_model_config") else "config.json")
+    except ValueError as problem:
+        yield f"base_model: {problem}"
+
+
+def output_slips(cfg: Any) -> Iterator[str]:
+    """A folder for results that is the model's, or lies in one that is read as data."""
+    model, output = str(cfg.get("base_model") or ""), Path(str(cfg.get("output_dir") or "model-out")).resolve()
+    if model and Path(model).resolve() == output:
+        yield f"output_dir: {cfg.get('output_dir')} is base_model's own folder, which would be overwritten. Change it."
+    for entry in (*(cfg.get("datasets") or []), *(cfg.get("test_datasets") or [])):
+        data = Path(str(entry.get("path") if isinstance(entry, dict) else ""))
+        if data.is_dir() and data.resolve() in (output, *output.parents) and data != Path():
+            yield f"output_dir: {cfg.get('output_dir')} lies in {data}, which is read as data. Change it."
 
 
 def check_lengths(cfg: Any, block: dict[str, Any]) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 from mrt_plugin.axolotl.args import DATASET_KEYS, DATASET_OPTIONS, options_of
 from mrt_plugin.axolotl.dataset_types import PREFIX, find_strategy, meant
 from mrt_plugin.axolotl.fingerprint import entry_fingerprint
-from mrt_plugin.options import check_options
+from mrt_plugin.options import check_options, unused_options
+from mrt_plugin.places import check_data
 from mrt_plugin.selection import SELECTORS
+
+logger = logging.getLogger(__name__)
 
 ORDINARY = "ordinary"
 
@@ -82,6 +86,7 @@ def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> No
     marked = list(zip(entries, options, keys, strict=False))
     for (place, entry), own in zip(_named("datasets", entries), options, strict=False):
         _check_own_options(place, entry, block, own)
+    _warn_unused(block, entries, options)
     cfg["datasets"] = [_mark(entry, Mark("train", share, key, own)) for entry, own, key in marked]
     if share:
         cfg["val_set_size"] = 0
@@ -112,6 +117,10 @@ def _named(key: str, entries: list[dict[str, Any]]) -> list[tuple[str, dict[str,
 
 
 def _check_entry(place: str, entry: dict[str, Any]) -> None:
+    try:
+        check_data(str(entry.get("path")))
+    except ValueError as problem:
+        raise ValueError(f"{place}: {problem}") from None
     kind = entry.get("type")
     if not kind:
         raise ValueError(f"{place} has no type: write `type: {PREFIX}<selector>`, with one of {', '.join(SELECTORS)}.")
@@ -149,6 +158,21 @@ def _check_own_options(place: str, entry: dict[str, Any], block: dict[str, Any],
             check_options(options_of({**block, **own}, selector=selector))
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
+
+
+def _warn_unused(block: dict[str, Any], entries: list[dict[str, Any]], options: list[dict[str, Any]]) -> None:
+    """Name the options that change nothing: those of `mrt:` in no dataset, those of one dataset in it."""
+    unused = []
+    for entry, own in zip(entries, options, strict=False):
+        selector = selector_of(entry)
+        if selector is not None:
+            found = unused_options(options_of({**block, **own}, selector=selector))
+            unused.append({name: message for name, message in found.items() if name not in own})
+            for message in (found[name] for name in own if name in found):
+                logger.warning("mrt.datasets (%s): %s", entry.get("path"), message)
+    for name, message in unused[0].items():
+        if all(name in others for others in unused):
+            logger.warning("mrt.%s", message)
 
 
 def _share(value: Any) -> float:

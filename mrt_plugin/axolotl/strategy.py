@@ -93,6 +93,7 @@ class GroupedDataset(DatasetWrappingStrategy):
         groups = self._part(load_groups(self._mark.file or dataset, source=self._options.source))
         if self._mark.part == "train":
             groups = self._curate(groups, process_count)
+        limit = "mrt.max_length" if self._cfg.mrt.max_length else "sequence_len"
         prepared, report = prepare_groups(
             groups,
             self._tokenizer,
@@ -105,11 +106,12 @@ class GroupedDataset(DatasetWrappingStrategy):
             chat_template_kwargs=self._cfg.chat_template_kwargs,
             description="train" if self._mark.part == "train" else "held-out",
             held_out=self._mark.part != "train",
+            length_option=limit,
         )
         if report.dropped_pairs and self._cfg.excess_length_strategy == "raise":
             raise ValueError(
                 f"Pairs longer than {self._max_length} tokens: {report.dropped_pairs}, and excess_length_strategy is "
-                "`raise`. Raise mrt.max_length and sequence_len, or drop them with `drop`."
+                f"`raise`. Raise {limit}, or drop them with `drop`."
             )
         if report.rows > report.groups:
             logger.info(

@@ -9,6 +9,7 @@ from mrt_plugin.cli.demo import demo
 from mrt_plugin.cli.doctor import doctor
 from mrt_plugin.cli.evaluate import evaluate
 from mrt_plugin.cli.grid import grid
+from mrt_plugin.cli.needs import CheckedCommand
 from mrt_plugin.cli.plan import plan
 from mrt_plugin.cli.sample import sample
 from mrt_plugin.cli.select import select
@@ -23,4 +24,4 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 for command in (demo, sample, select, doctor, bench, plan, simulate, audit, augment, evaluate, grid):
-    app.command()(command)
+    app.command(cls=CheckedCommand)(command)

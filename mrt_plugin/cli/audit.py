@@ -5,33 +5,57 @@ from typing import Annotated, Any
 
 import typer
 
+from mrt_plugin.cli.option import (
+    existing_adapter,
+    existing_data,
+    existing_embedder,
+    existing_model,
+    existing_tokenizer,
+    report_file,
+    within,
+)
 from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, stages, table
+from mrt_plugin.options import LossAggregation, PromptFormat, Similarity
 
 
 def audit(
-    selection: Annotated[str, typer.Argument(help="The selected groups: JSONL, JSON or Parquet.")],
-    pool: Annotated[str, typer.Option(help="The groups they were selected from.")],
-    model: Annotated[str | None, typer.Option(help="For loss and gradient: PATH or BASE+ADAPTER.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="Folder of an adapter to put on the model.")] = None,
+    selection: Annotated[
+        str, typer.Argument(help="The selected groups: JSONL, JSON or Parquet.", callback=existing_data)
+    ],
+    pool: Annotated[str, typer.Option(help="The groups they were selected from.", callback=existing_data)],
+    model: Annotated[
+        str | None, typer.Option(help="For loss and gradient: folder or name.", callback=existing_model)
+    ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Folder of an adapter to put on the model.", callback=existing_adapter)
+    ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or name; by default the adapter's own, else the model's.")
+        str | None, typer.Option(help="Folder or name; the model's by default.", callback=existing_tokenizer)
     ] = None,
     selector: Annotated[
         str | None, typer.Option(help="How the selection was made, if no manifest lies beside it.")
     ] = None,
-    alpha: Annotated[float, typer.Option(min=0, help="With --selector diverse_best_k.")] = 0.25,
-    similarity: Annotated[str, typer.Option(help="With --selector diverse_k, diverse_best_k.")] = "rescaled",
-    loss_aggregation: Annotated[str, typer.Option(help="Of your training loss: token, prompt or response.")] = "token",
-    prompt_format: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
+    alpha: Annotated[float, typer.Option(help="With --selector diverse_best_k.", callback=within(ge=0))] = 0.25,
+    similarity: Annotated[Similarity, typer.Option(help="With --selector diverse_k, diverse_best_k.")] = "rescaled",
+    loss_aggregation: Annotated[
+        LossAggregation, typer.Option(help="Of your training loss: token, prompt or response.")
+    ] = "token",
+    prompt_format: Annotated[PromptFormat, typer.Option(help="auto, chat or plain.")] = "auto",
     embedder: Annotated[
-        str, typer.Option(help="For clusters: lexical, sentence-transformers, or a model's name or path.")
+        str,
+        typer.Option(
+            help="For clusters: lexical, sentence-transformers, or a model's name or path.",
+            callback=existing_embedder,
+        ),
     ] = "lexical",
-    max_length: Annotated[int | None, typer.Option(help="Tokens of a prompt with one response.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=2, help="Tokens of a prompt with one response.")] = None,
     max_prompts: Annotated[int, typer.Option(min=2, help="Prompts whose losses are measured.")] = 200,
     gradient_prompts: Annotated[int, typer.Option(min=0, help="Prompts whose gradients are; 0 for none.")] = 50,
     splits: Annotated[int, typer.Option(min=2, help="Halvings of each pool.")] = 20,
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="As QLoRA loads it.")] = False,
-    report: Annotated[Path | None, typer.Option(help="Write the audit as one HTML file, to open offline.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the audit as one HTML file, to open offline.", callback=report_file())
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the audit as JSON.")] = False,
 ) -> None:
@@ -49,6 +73,7 @@ def audit(
         from mrt_plugin.groups.paths import Named, check_paths
         from mrt_plugin.planning.audit import Rule, make_audit
         from mrt_plugin.planning.audit_report import audit_report
+        from mrt_plugin.selection import get_selector
         from mrt_plugin.selection.manifest import manifest_path
 
         opened = [] if model is None else parse_models([model], adapter=adapter)
@@ -61,11 +86,10 @@ def audit(
         check_paths([("--report", report)], inputs, folders)
         parts: dict[str, Any] = {}
         if selector is not None:
+            get_selector(selector)
             parts["rule"] = Rule(selector, {"alpha": alpha, "similarity": similarity})
         else:
             parts["rule"] = _rule_of(selection)
-        if loss_aggregation not in ("token", "prompt", "response"):
-            raise ValueError(f"--loss-aggregation {loss_aggregation} is unknown: choose token, prompt or response.")
         groups, chosen = load_groups(pool), load_groups(selection)
         if opened:
             from mrt_plugin.evaluation.load import open_model
@@ -73,7 +97,7 @@ def audit(
             parts["model"], parts["encoder"] = open_model(
                 opened[0],
                 tokenizer=tokenizer,
-                prompt_format=prompt_format,  # type: ignore[arg-type]  # checked by the encoder
+                prompt_format=prompt_format,
                 load_in_4bit=load_in_4bit,
             )
         with stages() as progress:
@@ -81,7 +105,7 @@ def audit(
                 chosen,
                 groups,
                 **parts,
-                loss_aggregation=loss_aggregation,  # type: ignore[arg-type]
+                loss_aggregation=loss_aggregation,
                 embedder=embedder,
                 max_length=max_length,
                 max_prompts=max_prompts,

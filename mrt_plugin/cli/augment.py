@@ -5,21 +5,34 @@ from typing import Annotated
 
 import typer
 
+from mrt_plugin.cli.option import existing_data, existing_file, existing_tokenizer, within
 from mrt_plugin.cli.show import as_json, plain_errors, say, table
 
 
 def augment(
     candidates: Annotated[
-        Path, typer.Argument(help="Generated prompts: JSONL with `prompt` and, where known, `supports` (prompts).")
+        Path,
+        typer.Argument(
+            help="Generated prompts: JSONL with `prompt` and, where known, `supports` (prompts).",
+            callback=existing_file,
+        ),
     ],
-    data: Annotated[str, typer.Option(help="The groups whose prompts you have: a file or a hub id.")],
+    data: Annotated[
+        str, typer.Option(help="The groups whose prompts you have: a file or a hub id.", callback=existing_data)
+    ],
     output: Annotated[Path, typer.Option(help="Where the kept candidates go, as JSONL.")],
     threshold: Annotated[
-        float, typer.Option(help="Jaccard overlap of n-grams from which a candidate is dropped, in (0, 1].")
+        float,
+        typer.Option(
+            help="Jaccard overlap of n-grams from which a candidate is dropped, in (0, 1].",
+            callback=within(gt=0, le=1),
+        ),
     ] = 0.3,
     ngram: Annotated[int, typer.Option(min=1, help="Tokens of an n-gram.")] = 2,
-    p: Annotated[float, typer.Option(min=0, help="Exponent of the prompt diversity.")] = 0.5,
-    tokenizer: Annotated[str | None, typer.Option(help="Folder or name; words are the tokens without it.")] = None,
+    p: Annotated[float, typer.Option(help="Exponent of the prompt diversity.", callback=within(ge=0))] = 0.5,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or name; words are the tokens without it.", callback=existing_tokenizer)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Keep the generated prompts that overlap little with the ones they stem from, with yours, and with each other.

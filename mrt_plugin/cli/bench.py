@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from mrt_plugin.cli.option import existing_base, one_of, report_file
 from mrt_plugin.cli.show import as_json, plain_errors, say, stages, table
+from mrt_plugin.options import PrefixBackend
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -17,14 +19,18 @@ def bench(
     ] = None,
     mixed: Annotated[bool, typer.Option(help="Log-normal lengths with these means, as in real data.")] = False,
     model: Annotated[
-        str | None, typer.Option(help="Path or hub id of a causal model. By default a random 4-layer Llama.")
+        str | None,
+        typer.Option(
+            help="Path or hub id of a causal model. By default a random 4-layer Llama.", callback=existing_base
+        ),
     ] = None,
     vocabulary: Annotated[int, typer.Option(min=16, help="Of the random Llama.")] = 1000,
-    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     lora: Annotated[bool, typer.Option(help="Train LoRA adapters instead of all weights.")] = False,
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="QLoRA: 4-bit weights, LoRA adapters.")] = False,
     prefix_backend: Annotated[
-        list[str] | None, typer.Option(help="auto, flex, sdpa, fork or dense. Repeat for several.")
+        list[str] | None,
+        typer.Option(help="auto, flex, sdpa, fork or dense. Repeat for several.", callback=one_of(PrefixBackend)),
     ] = None,
     only: Annotated[str, typer.Option(help="Only the trainers whose name contains this, such as 'mrt shared'.")] = "",
     groups: Annotated[int, typer.Option(min=1, help="Groups per optimizer step; TRL gets their pairs.")] = 2,
@@ -34,7 +40,10 @@ def bench(
     breakdown: Annotated[bool, typer.Option(help="Also measure where the rest of the token ratio goes.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default as PyTorch chooses.")] = None,
     cpu: Annotated[bool, typer.Option(help="Use the CPU even where there is a GPU.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Write a picture: .png, .svg or .pdf.")] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Write a picture: .png, .svg or .pdf.", callback=report_file(".png", ".svg", ".pdf")),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Train the same pairs with TRL's SFTTrainer and with ours, in turn, and compare speed and peak memory.

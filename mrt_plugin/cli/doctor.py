@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mrt_plugin.cli.option import existing_file
 from mrt_plugin.cli.show import as_json, plain_errors, say, table
 
 if TYPE_CHECKING:
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    recipe: Annotated[Path | None, typer.Argument(help="An Axolotl recipe to check, with its data.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="An Axolotl recipe to check, with its data.", callback=existing_file)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Say which versions are found and supported, and what `auto` means on this machine.
@@ -38,6 +41,8 @@ def doctor(
         show_machine(machine)
         if report is not None:
             show_recipe(report)
+        elif not machine.problems:
+            say("Next: mrt doctor recipe.yaml, or mrt demo")
     if machine.problems or (report is not None and report.problems):
         raise typer.Exit(1)
 
@@ -92,8 +97,10 @@ def show_recipe(report: "RecipeReport") -> None:
         say(f"note: {note}")
     for problem in report.problems:
         say(f"problem: {problem}")
-    if not report.problems:
-        say("No problem found.")
+    if report.problems:
+        say(f"Next: mend {'this' if len(report.problems) == 1 else 'these'}, then mrt doctor {report.recipe}")
+    else:
+        say(f"No problem found.\nNext: axolotl train {report.recipe}")
 
 
 def show_memory(report: "RecipeReport") -> None:

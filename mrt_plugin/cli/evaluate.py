@@ -5,18 +5,35 @@ from typing import Annotated, Any
 
 import typer
 
+from mrt_plugin.cli.option import (
+    existing_adapter,
+    existing_data,
+    existing_embedder,
+    existing_folder,
+    existing_scorer,
+    existing_tokenizer,
+    report_file,
+    within,
+)
 from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, stages, table
+from mrt_plugin.options import Api, PromptFormat
+from mrt_plugin.places import check_file
 
 
 def evaluate(
-    data: Annotated[str, typer.Option(help="Held-out groups: prompts, with references where there are any.")],
+    data: Annotated[
+        str,
+        typer.Option(help="Held-out groups: prompts, with references where there are any.", callback=existing_data),
+    ],
     model: Annotated[
         list[str] | None,
         typer.Option(
             help="PATH, BASE+ADAPTER, or NAME= before either; repeat for several. With --endpoint its names."
         ),
     ] = None,
-    adapter: Annotated[str | None, typer.Option(help="Folder of an adapter to put on the only --model.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Folder of an adapter to put on the only --model.", callback=existing_adapter)
+    ] = None,
     pool: Annotated[
         list[str] | None, typer.Option(help="[NAME=]FILE of samples drawn before (mrt sample), instead of drawing.")
     ] = None,
@@ -33,10 +50,16 @@ def evaluate(
         str | None, typer.Option(help="Numbers of samples to report at, with commas; by default 1,2,4,... up to M.")
     ] = None,
     embedder: Annotated[
-        str, typer.Option(help="lexical, sentence-transformers, a model's name or path, or none.")
+        str,
+        typer.Option(
+            help="lexical, sentence-transformers, a model's name or path, or none.", callback=existing_embedder
+        ),
     ] = "lexical",
     scorer: Annotated[
-        str | None, typer.Option(help="For the reward: a reward model's path or name, or module:function.")
+        str | None,
+        typer.Option(
+            help="For the reward: a reward model's path or name, or module:function.", callback=existing_scorer
+        ),
     ] = None,
     score_cache: Annotated[Path | None, typer.Option(help="Folder of the cache of vectors and scores.")] = None,
     checker: Annotated[str | None, typer.Option(help="For pass@M: exact, numeric, or module:function.")] = None,
@@ -45,36 +68,49 @@ def evaluate(
         str | None, typer.Option("--lm-eval", help="Tasks of the lm-evaluation-harness, with commas.")
     ] = None,
     lm_eval_include: Annotated[
-        Path | None, typer.Option("--lm-eval-include", help="A folder with task files of your own.")
+        Path | None,
+        typer.Option("--lm-eval-include", help="A folder with task files of your own.", callback=existing_folder),
     ] = None,
     lm_eval_limit: Annotated[int | None, typer.Option("--lm-eval-limit", min=1, help="Examples of each task.")] = None,
-    temperature: Annotated[float, typer.Option(help="1 is the model's own distribution.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that reach this probability.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(help="1 is the model's own distribution.", callback=within(ge=0, le=10))
+    ] = 1.0,
+    top_p: Annotated[
+        float,
+        typer.Option(help="Draw from the likeliest tokens that reach this probability.", callback=within(gt=0, le=1)),
+    ] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=0, help="Of one sample; 0 leaves it to the endpoint.")] = 512,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends a sample; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of samples, bootstrap and the outputs laid out.")] = 0,
     endpoint: Annotated[
         str | None, typer.Option(help="Draw from an OpenAI-compatible server: http://localhost:8000/v1.")
     ] = None,
-    api: Annotated[str, typer.Option(help="chat, or completions for text as it is.")] = "chat",
+    api: Annotated[Api, typer.Option(help="chat, or completions for text as it is.")] = "chat",
     api_key_env: Annotated[
         str | None, typer.Option(help="The environment variable that holds the API key. It is never written down.")
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 16,
     per_request: Annotated[int | None, typer.Option(min=1, help="Samples asked for at once.")] = None,
     retries: Annotated[int, typer.Option(min=0, help="Of a request that failed in passing.")] = 8,
-    timeout: Annotated[float, typer.Option(help="Seconds that one request may take.")] = 600.0,
-    backoff: Annotated[float, typer.Option(help="Seconds before the first retry; doubled for each further.")] = 1.0,
+    timeout: Annotated[float, typer.Option(help="Seconds that one request may take.", callback=within(gt=0))] = 600.0,
+    backoff: Annotated[
+        float, typer.Option(help="Seconds before the first retry; doubled for each further.", callback=within(gt=0))
+    ] = 1.0,
     partial: Annotated[bool, typer.Option("--partial", help="Go on if some samples could not be had.")] = False,
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="As QLoRA loads it.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples that a model on this machine draws at once.")] = 32,
-    prompt_format: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
+    prompt_format: Annotated[PromptFormat, typer.Option(help="auto, chat or plain.")] = "auto",
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or name; by default the adapter's own, else the model's.")
+        str | None,
+        typer.Option(
+            help="Folder or name; by default the adapter's own, else the model's.", callback=existing_tokenizer
+        ),
     ] = None,
     max_length: Annotated[int | None, typer.Option(min=2, help="Tokens of a prompt with one reference.")] = None,
     outputs: Annotated[int, typer.Option(min=0, help="Outputs laid out for reading, of all models together.")] = 30,
-    report: Annotated[Path | None, typer.Option(help="Write all of it as one HTML file, to open offline.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write all of it as one HTML file, to open offline.", callback=report_file())
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure what models have learned: held-out NLL, and on samples coverage, diversity, reward, pass@M; and what
@@ -85,14 +121,9 @@ def evaluate(
     """
     with plain_errors():
         log_to_stderr()
-        from mrt_plugin.evaluation.named_model import add_pools, parse_models
+        counts = _numbers(at)
+        from mrt_plugin.evaluation.named_model import add_pools, check_folders, parse_models
 
-        if endpoint is not None and adapter is not None:
-            raise ValueError("--adapter is for models on this machine; an endpoint serves adapters under their names.")
-        if endpoint is not None and (load_in_4bit or tokenizer is not None):
-            raise ValueError(
-                "--load-in-4bit and --tokenizer are for models on this machine; the endpoint has its own."
-            )
         serve = None
         if endpoint is not None:
             from mrt_plugin.evaluation.sampling import Endpoint
@@ -101,7 +132,7 @@ def evaluate(
                 return Endpoint(
                     endpoint,
                     name,
-                    api=api,  # type: ignore[arg-type]  # checked by Endpoint
+                    api=api,
                     api_key_env=api_key_env,
                     concurrency=concurrency,
                     per_request=per_request,
@@ -116,6 +147,11 @@ def evaluate(
         models = add_pools(models, pool or [])
         if not models:
             raise ValueError("Say what to evaluate: --model PATH, or --pool FILE with its samples.")
+        if serve is None:
+            check_folders(models)
+        for one in models:
+            if one.pool is not None:
+                check_file(one.pool)
         from mrt_plugin.evaluation.samples import sample_files
         from mrt_plugin.groups.paths import Named, check_paths
         from mrt_plugin.scoring.cache import cache_file
@@ -144,7 +180,7 @@ def evaluate(
         how = How(
             folder=output,
             m=m,
-            at=_numbers(at),
+            at=counts,
             settings=SamplingSettings(
                 temperature=temperature,
                 top_p=top_p,
@@ -160,7 +196,7 @@ def evaluate(
             checker=None if checker is None else load_checker(checker),
             load_in_4bit=load_in_4bit,
             batch_size=batch_size,
-            prompt_format=prompt_format,  # type: ignore[arg-type]  # checked by the encoder
+            prompt_format=prompt_format,
             tokenizer=tokenizer,
             max_length=max_length,
             probe=probe,

@@ -7,15 +7,23 @@ from typing import Annotated, Any
 import typer
 
 from mrt_plugin.cli.fits import show_fits
+from mrt_plugin.cli.option import budget_text, existing_data, existing_file, existing_tokenizer, within
 from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, table
+from mrt_plugin.options import PaidLayout
 
 
 def grid(
     data: Annotated[
-        str | None, typer.Argument(help="The pools: a JSONL, JSON or Parquet file, or a hub id. Not with --recipe.")
+        str | None,
+        typer.Argument(
+            help="The pools: a JSONL, JSON or Parquet file, or a hub id. Not with --recipe.", callback=existing_data
+        ),
     ] = None,
     recipe: Annotated[
-        Path | None, typer.Option(help="An Axolotl recipe with one grouped dataset: one is written for each run.")
+        Path | None,
+        typer.Option(
+            help="An Axolotl recipe with one grouped dataset: one is written for each run.", callback=existing_file
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for runs.jsonl and, with --recipe, the recipes.")] = None,
     k: Annotated[str, typer.Option(help="Values of K.")] = "1,2,4,8",
@@ -25,22 +33,38 @@ def grid(
     prompts: Annotated[int | None, typer.Option(min=1, help="Of equal prompts; by default all.")] = None,
     pairs: Annotated[int | None, typer.Option(min=1, help="Of equal pairs; by default as many as prompts.")] = None,
     budget: Annotated[
-        str, typer.Option(help="Of equal cost, an epoch: tokens, or a multiple of one response per prompt, as 4x.")
+        str,
+        typer.Option(
+            help="Of equal cost, an epoch: tokens, or a multiple of one response per prompt, as 4x.",
+            callback=budget_text,
+        ),
     ] = "1x",
     plan: Annotated[
-        Path | None, typer.Option(help="What `mrt plan --json` printed: its costs, layout and budget are taken.")
+        Path | None,
+        typer.Option(
+            help="What `mrt plan --json` printed: its costs, layout and budget are taken.", callback=existing_file
+        ),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or name: the costs are its token counts. The recipe's by default.")
+        str | None,
+        typer.Option(
+            help="Folder or name: the costs are its token counts. The recipe's by default.",
+            callback=existing_tokenizer,
+        ),
     ] = None,
-    cost_prompt: Annotated[float | None, typer.Option(help="C_p as you measured it, in any unit; with C_r.")] = None,
-    cost_response: Annotated[float | None, typer.Option(help="C_r, likewise.")] = None,
-    layout: Annotated[str, typer.Option(help="The layout you will train in: shared_prefix or expanded.")] = (
+    cost_prompt: Annotated[
+        float | None, typer.Option(help="C_p as you measured it, in any unit; with C_r.", callback=within(gt=0))
+    ] = None,
+    cost_response: Annotated[float | None, typer.Option(help="C_r, likewise.", callback=within(gt=0))] = None,
+    layout: Annotated[PaidLayout, typer.Option(help="The layout you will train in: shared_prefix or expanded.")] = (
         "shared_prefix"
     ),
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each setting, with other responses drawn.")] = 1,
     results: Annotated[
-        Path | None, typer.Option(help="Instead: the runs.jsonl of a grid that was trained. Fits loss = a + b/K.")
+        Path | None,
+        typer.Option(
+            help="Instead: the runs.jsonl of a grid that was trained. Fits loss = a + b/K.", callback=existing_file
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the grid, or the results, as JSON.")] = False,
 ) -> None:
@@ -59,12 +83,15 @@ def grid(
             return
         from mrt_plugin.groups import load_groups
         from mrt_plugin.groups.paths import Named, check_paths
+        from mrt_plugin.planning.budget import parse_budget
         from mrt_plugin.planning.grid import ARMS, make_grid
         from mrt_plugin.planning.grid_recipes import read_recipe, runs_file, training_groups, write_grid
-        from mrt_plugin.planning.plan import parse_budget
 
         if (data is None) == (recipe is None):
             raise ValueError("Give the data, or a --recipe whose dataset is taken, or the --results of runs.")
+        if (cost_prompt is None) != (cost_response is None):
+            raise ValueError("Give --cost-prompt and --cost-response together.")
+        ks, arms = _numbers(k), ARMS if arm is None else _arms(arm)
         inputs: list[Named] = [("the data", data), ("--recipe", recipe), ("--plan", plan)]
         if output is not None:
             check_paths([("the list of runs", runs_file(output))], inputs, [tokenizer])
@@ -78,11 +105,11 @@ def grid(
         found = make_grid(
             [len(responses) for responses in groups["responses"]],
             costs,
-            ks=_numbers(k),
+            ks=ks,
             prompts=prompts,
             pairs=pairs,
             budget=planned or parse_budget(budget, len(groups) * costs.of_prompt(1)),
-            arms=ARMS if arm is None else _arms(arm),
+            arms=arms,
         )
         lines = [] if output is None else write_grid(found.settings, output, recipe=base, repeats=repeats, read=inputs)
     if json:
@@ -166,15 +193,11 @@ def _costs(
     tokenizer: str | None,
     cost_prompt: float | None,
     cost_response: float | None,
-    layout: str,
+    layout: PaidLayout,
 ) -> tuple[Any, float | None]:
     """The costs, and the budget where a plan has one."""
     from mrt_plugin.planning.budget import Costs
 
-    if layout not in ("shared_prefix", "expanded"):
-        raise ValueError(f"--layout {layout} is unknown: choose one of shared_prefix, expanded.")
-    if (cost_prompt is None) != (cost_response is None):
-        raise ValueError("Give --cost-prompt and --cost-response together.")
     if plan is not None:
         try:
             model = json_module.loads(plan.read_text(encoding="utf-8"))["model"]
@@ -183,7 +206,7 @@ def _costs(
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{plan} is not what `mrt plan DATA --model MODEL --json` prints.") from error
     if cost_prompt is not None and cost_response is not None:
-        return Costs(cost_prompt, cost_response, layout), None  # type: ignore[arg-type]
+        return Costs(cost_prompt, cost_response, layout), None
     if tokenizer is None and recipe is not None:
         tokenizer = recipe.get("tokenizer_config") or recipe.get("base_model")
     if tokenizer is None:
@@ -199,14 +222,17 @@ def _costs(
 
     words = prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer))
     format_ = ((recipe or {}).get("mrt") or {}).get("prompt_format", "auto")
-    return token_costs(sample_prompts(groups, 500, 0), Encoder(words, prompt_format=format_), layout), None  # type: ignore[arg-type]
+    return token_costs(sample_prompts(groups, 500, 0), Encoder(words, prompt_format=format_), layout), None
 
 
 def _numbers(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--k {text}: give whole numbers with commas, such as 1,2,4,8.") from error
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if min(found, default=0) < 1:
+        raise ValueError(f"--k {text}: give whole numbers of at least 1 with commas, such as 1,2,4,8.")
+    return found
 
 
 def _arms(text: str) -> Any:

@@ -5,37 +5,66 @@ from typing import Annotated, Any
 
 import typer
 
+from mrt_plugin.cli.option import (
+    budget_text,
+    existing_adapter,
+    existing_data,
+    existing_embedder,
+    existing_model,
+    existing_tokenizer,
+    report_file,
+    within,
+)
 from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, stages, table
+from mrt_plugin.options import LossAggregation, PaidLayout, PromptFormat
 
 
 def plan(
-    data: Annotated[str, typer.Argument(help="The pools: a JSONL, JSON or Parquet file, or a hub id.")],
+    data: Annotated[
+        str, typer.Argument(help="The pools: a JSONL, JSON or Parquet file, or a hub id.", callback=existing_data)
+    ],
     model: Annotated[
-        str | None, typer.Option(help="What you will fine-tune: PATH or BASE+ADAPTER. Without it there is no K.")
+        str | None,
+        typer.Option(
+            help="What you will fine-tune: folder or name. Without it there is no K.", callback=existing_model
+        ),
     ] = None,
-    adapter: Annotated[str | None, typer.Option(help="Folder of an adapter to put on the model.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Folder of an adapter to put on the model.", callback=existing_adapter)
+    ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or name; by default the adapter's own, else the model's.")
+        str | None, typer.Option(help="Folder or name; the model's by default.", callback=existing_tokenizer)
     ] = None,
     budget: Annotated[
-        str, typer.Option(help="Cost of an epoch: tokens, or a multiple of one response per prompt, such as 4x.")
+        str,
+        typer.Option(
+            help="Cost of an epoch: tokens, or a multiple of one response per prompt, such as 4x.",
+            callback=budget_text,
+        ),
     ] = "1x",
-    layout: Annotated[str, typer.Option(help="The layout you will train in: shared_prefix or expanded.")] = (
+    layout: Annotated[PaidLayout, typer.Option(help="The layout you will train in: shared_prefix or expanded.")] = (
         "shared_prefix"
     ),
-    loss_aggregation: Annotated[str, typer.Option(help="Of your training loss: token, prompt or response.")] = "token",
-    prompt_format: Annotated[str, typer.Option(help="auto, chat or plain.")] = "auto",
-    cost_prompt: Annotated[float | None, typer.Option(help="C_p as you measured it, in any unit; with C_r.")] = None,
-    cost_response: Annotated[float | None, typer.Option(help="C_r, likewise.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of a prompt with one response.")] = None,
+    loss_aggregation: Annotated[
+        LossAggregation, typer.Option(help="Of your training loss: token, prompt or response.")
+    ] = "token",
+    prompt_format: Annotated[PromptFormat, typer.Option(help="auto, chat or plain.")] = "auto",
+    cost_prompt: Annotated[
+        float | None, typer.Option(help="C_p as you measured it, in any unit; with C_r.", callback=within(gt=0))
+    ] = None,
+    cost_response: Annotated[float | None, typer.Option(help="C_r, likewise.", callback=within(gt=0))] = None,
+    max_length: Annotated[int | None, typer.Option(min=2, help="Tokens of a prompt with one response.")] = None,
     max_prompts: Annotated[int, typer.Option(min=2, help="Prompts that the model is measured on.")] = 500,
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="As QLoRA loads it.")] = False,
     embedder: Annotated[
-        str, typer.Option(help="lexical, sentence-transformers, or a model's name or path.")
+        str,
+        typer.Option(help="lexical, sentence-transformers, or a model's name or path.", callback=existing_embedder),
     ] = "lexical",
     ngram: Annotated[int, typer.Option(min=1, help="Tokens of an n-gram in the prompt diversity.")] = 2,
-    p: Annotated[float, typer.Option(min=0, help="Exponent of the prompt diversity.")] = 0.5,
-    report: Annotated[Path | None, typer.Option(help="Write the plan as one HTML file, to open offline.")] = None,
+    p: Annotated[float, typer.Option(help="Exponent of the prompt diversity.", callback=within(ge=0))] = 0.5,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the plan as one HTML file, to open offline.", callback=report_file())
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the prompts drawn and of the bootstrap.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
@@ -56,8 +85,6 @@ def plan(
 
         if (cost_prompt is None) != (cost_response is None):
             raise ValueError("Give --cost-prompt and --cost-response together.")
-        _one_of("--layout", layout, ("shared_prefix", "expanded"))
-        _one_of("--loss-aggregation", loss_aggregation, ("token", "prompt", "response"))
         opened = [] if model is None else parse_models([model], adapter=adapter)
         folders = [tokenizer, embedder, *(path for one in opened for path in (one.path, one.adapter))]
         check_paths([("--report", report)], [("the data", data)], folders)
@@ -69,7 +96,7 @@ def plan(
             parts["model"], parts["encoder"] = open_model(
                 opened[0],
                 tokenizer=tokenizer,
-                prompt_format=prompt_format,  # type: ignore[arg-type]  # checked by the encoder
+                prompt_format=prompt_format,
                 load_in_4bit=load_in_4bit,
             )
         with stages() as progress:
@@ -77,8 +104,8 @@ def plan(
                 groups,
                 **parts,
                 budget=budget,
-                layout=layout,  # type: ignore[arg-type]
-                loss_aggregation=loss_aggregation,  # type: ignore[arg-type]
+                layout=layout,
+                loss_aggregation=loss_aggregation,
                 costs=None if cost_prompt is None or cost_response is None else Costs(cost_prompt, cost_response),
                 max_length=max_length,
                 max_prompts=max_prompts,
@@ -138,8 +165,3 @@ def _show(found: dict[str, Any]) -> None:
         )
     else:
         say(f"\nNext: mrt plan {found['data']['name']} --model path/or/name")
-
-
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{option} {value} is unknown: choose one of {', '.join(allowed)}.")

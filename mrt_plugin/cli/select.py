@@ -6,14 +6,26 @@ from typing import Annotated, Any
 
 import typer
 
-from mrt_plugin.cli.option import of
+from mrt_plugin.cli.option import (
+    existing_data,
+    existing_embedder,
+    existing_file,
+    existing_scorer,
+    existing_tokenizer,
+    of,
+    within,
+)
 from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, table
+from mrt_plugin.options import AllocationKind, Engine, Similarity, WeightSource
 
 
 def select(
     data: Annotated[
         list[str] | None,
-        typer.Argument(help="The pools: JSONL, JSON or Parquet files, or hub ids. Several are put together."),
+        typer.Argument(
+            help="The pools: JSONL, JSON or Parquet files, or hub ids. Several are put together.",
+            callback=existing_data,
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "--out", help="Where to write: .jsonl or .parquet.")
@@ -22,17 +34,17 @@ def select(
     k: Annotated[int, of("k")] = 4,
     n: Annotated[int | None, of("n")] = None,
     alpha: Annotated[float, of("alpha")] = 0.25,
-    similarity: Annotated[str, of("similarity")] = "rescaled",
-    embedder: Annotated[str, of("embedder")] = "lexical",
-    scorer: Annotated[str | None, of("scorer")] = None,
+    similarity: Annotated[Similarity, of("similarity")] = "rescaled",
+    embedder: Annotated[str, of("embedder", existing_embedder)] = "lexical",
+    scorer: Annotated[str | None, of("scorer", existing_scorer)] = None,
     score_cache: Annotated[str | None, of("score_cache")] = None,
-    allocation: Annotated[str, of("allocation")] = "fixed",
+    allocation: Annotated[AllocationKind, of("allocation")] = "fixed",
     allocation_score: Annotated[str, of("allocation_score")] = "diversity",
     mean_k: Annotated[float | None, of("mean_k")] = None,
     target_total: Annotated[int | None, of("target_total")] = None,
     min_k: Annotated[int, of("min_k")] = 1,
     max_k: Annotated[int | None, of("max_k")] = None,
-    weights: Annotated[str, of("weights")] = "column",
+    weights: Annotated[WeightSource, of("weights")] = "column",
     weight_temperature: Annotated[float, of("weight_temperature")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another choice.")] = 0,
     source: Annotated[
@@ -43,14 +55,21 @@ def select(
         typer.Option(help="Rules: `default`, a .yaml file (a list, or a recipe's mrt.curation), or YAML as text."),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Name or path; counts tokens in rules and statistics. Else estimated.")
+        str | None,
+        typer.Option(
+            help="Name or path; counts tokens in rules and statistics. Else estimated.", callback=existing_tokenizer
+        ),
     ] = None,
     held_out: Annotated[
-        float | None, typer.Option(help="Share of prompts to hold out first, by clusters of near-duplicates.")
+        float | None,
+        typer.Option(
+            help="Share of prompts to hold out first, by clusters of near-duplicates.",
+            callback=within(gt=0, lt=1),
+        ),
     ] = None,
     held_out_output: Annotated[Path | None, typer.Option(help="Default: NAME.held_out.jsonl.")] = None,
     held_out_threshold: Annotated[
-        float, typer.Option(help="Similarity from which prompts are near, in (0, 1].")
+        float, typer.Option(help="Similarity from which prompts are near, in (0, 1].", callback=within(gt=0, le=1))
     ] = 0.8,
     proportion: Annotated[
         list[str] | None, typer.Option(help="NAME=SHARE for each pool, NAME being its file's without the ending.")
@@ -66,9 +85,12 @@ def select(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Remove the held-out file of an earlier run that this one leaves out.")
     ] = False,
-    engine: Annotated[str, typer.Option(help="local, or ray (needs mrt-plugin[ray]): the same result.")] = "local",
+    engine: Annotated[Engine, typer.Option(help="local, or ray (needs mrt-plugin[ray]): the same result.")] = "local",
     from_manifest: Annotated[
-        Path | None, typer.Option(help="Make the selection of this manifest once more; the other options are in it.")
+        Path | None,
+        typer.Option(
+            help="Make the selection of this manifest once more; the other options are in it.", callback=existing_file
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
@@ -112,7 +134,7 @@ def select(
             },
             scorer=scorer,
             score_cache=score_cache,
-            weights=weights,  # type: ignore[arg-type]  # checked by select_file
+            weights=weights,
             weight_temperature=weight_temperature,
             held_out=held_out,
             held_out_output=held_out_output,
@@ -126,7 +148,7 @@ def select(
             overwrite=overwrite,
             also_read=[path for path in (curation, tokenizer) if path is not None],
             num_proc=num_proc,
-            engine=engine,  # type: ignore[arg-type]  # checked by the selection
+            engine=engine,
         )
         job.check_paths()
         result = select_file(replace(job, curation=_rules(curation), tokenizer=_tokenizer(tokenizer)))

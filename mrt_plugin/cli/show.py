@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -56,8 +56,13 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"error: {error}{_remedy(error)}")
-        raise typer.Exit(1) from error
+        raise_plainly(f"{error}{_remedy(error)}", error)
+
+
+def raise_plainly(message: str, cause: Exception | None = None) -> NoReturn:
+    """Write one error message and exit with status 1."""
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"error: {message}")
+    raise typer.Exit(1) from cause
 
 
 def _remedy(error: Exception) -> str:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mrt_plugin.cli.fits import show_fits
+from mrt_plugin.cli.option import existing_file
 from mrt_plugin.cli.show import as_json, plain_errors, say, stages, table
 
 
@@ -20,7 +21,10 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="Of every draw; the paper's networks keep their own.")] = 0,
     fit: Annotated[
         Path | None,
-        typer.Option(help="Instead: fit loss = a + b/K to your runs, JSONL with `k`, `loss` and, if you like, `arm`."),
+        typer.Option(
+            help="Instead: fit loss = a + b/K to your runs, JSONL with `k`, `loss` and, if you like, `arm`.",
+            callback=existing_file,
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:

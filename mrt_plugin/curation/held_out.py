@@ -9,6 +9,7 @@ from datasets import Dataset
 from mrt_plugin.curation.near import clusters, prompt_signatures
 from mrt_plugin.groups.keys import held_out as draws_held_out
 from mrt_plugin.groups.keys import prompt_key
+from mrt_plugin.options import Bounds
 
 
 @dataclass
@@ -43,10 +44,11 @@ class SplitReport:
         )
 
 
-def check_share(share: float) -> None:
-    """Raise ValueError unless a share leaves something on both sides."""
-    if not 0 < share < 1:
-        raise ValueError(f"the held-out share {share!r} must be between 0 and 1, 0.05 for instance.")
+SHARE = Bounds(gt=0, lt=1)
+"""Of prompts that are held out: something is left on both sides."""
+
+THRESHOLD = Bounds(gt=0, le=1)
+"""Of the similarity from which prompts are near."""
 
 
 def split_held_out(
@@ -82,7 +84,8 @@ def split_held_out(
     train, held_out, report = split_held_out(load_groups("pool.jsonl"), 0.1, seed=7)
     ```
     """
-    check_share(share)
+    SHARE.check("held_out", share)
+    THRESHOLD.check("held_out_threshold", threshold)
     members = clusters(prompt_signatures(groups, num_proc), threshold)
     prompts = groups["prompt"][:]
     keys = np.array([prompt_key(prompt) for prompt in prompts])

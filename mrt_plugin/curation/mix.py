@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -37,6 +37,20 @@ class MixPart:
         return asdict(self)
 
 
+def check_proportions(names: Iterable[str], proportions: Mapping[str, float], max_repeats: int) -> None:
+    """Raise ValueError unless each dataset has a proportion, and they can be shares."""
+    if set(names) != set(proportions):
+        raise ValueError(
+            f"proportions are given for {', '.join(proportions)}, and the datasets are {', '.join(names)}: give one "
+            "for each (0 leaves a dataset out)."
+        )
+    bad = [f"{name}={value!r}" for name, value in proportions.items() if not 0 <= value < math.inf]
+    if bad or not sum(proportions.values()) > 0:
+        raise ValueError(f"proportions must be at least 0 and not all 0, not {', '.join(bad) or 'all 0'}.")
+    if max_repeats < 1:
+        raise ValueError(f"max_repeats={max_repeats} must be at least 1.")
+
+
 def plan_mix(
     sizes: Mapping[str, int], proportions: Mapping[str, float], *, total: int | None = None, max_repeats: int = 4
 ) -> list[MixPart]:
@@ -58,16 +72,7 @@ def plan_mix(
     >>> [(part.name, part.take) for part in plan_mix({"chat": 900, "code": 100}, {"chat": 1, "code": 1})]
     [('chat', 400), ('code', 400)]
     """
-    if set(sizes) != set(proportions):
-        raise ValueError(
-            f"proportions are given for {', '.join(proportions)}, and the datasets are {', '.join(sizes)}: give one "
-            "for each (0 leaves a dataset out)."
-        )
-    bad = [f"{name}={value!r}" for name, value in proportions.items() if not 0 <= value < math.inf]
-    if bad or not sum(proportions.values()) > 0:
-        raise ValueError(f"proportions must be at least 0 and not all 0, not {', '.join(bad) or 'all 0'}.")
-    if max_repeats < 1:
-        raise ValueError(f"max_repeats={max_repeats} must be at least 1.")
+    check_proportions(sizes, proportions, max_repeats)
     whole = sum(Fraction(value) for value in proportions.values())
     shares = {name: Fraction(value) / whole for name, value in proportions.items() if value > 0}
     most = min(Fraction(sizes[name] * max_repeats) / share for name, share in shares.items())

@@ -14,10 +14,11 @@ from mrt_plugin.curation.config import RuleSpec, parse_rules
 from mrt_plugin.curation.ledger import Entry, Ledger
 from mrt_plugin.curation.rows import keep_responses, repeat_groups
 from mrt_plugin.curation.rule import Group, GroupRule, PoolRule, Rule, Tools, Verdict
-from mrt_plugin.engine import Engine, check_engine, map_batches
+from mrt_plugin.engine import check_engine, map_batches
 from mrt_plugin.groups.batches import pool_sizes
 from mrt_plugin.groups.report import GroupReport
 from mrt_plugin.groups.write import whole_file
+from mrt_plugin.options import Engine
 
 logger = logging.getLogger(__name__)
 

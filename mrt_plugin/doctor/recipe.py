@@ -20,8 +20,10 @@ from datasets import Dataset
 from transformers import AutoConfig
 
 from mrt_plugin.attention import NotShareable, resolve_backend
+from mrt_plugin.doctor.keys import recipe_slips
 from mrt_plugin.doctor.machine import Device, find_device
 from mrt_plugin.doctor.memory import MemoryEstimate, Method, estimate_memory
+from mrt_plugin.groups.overlap import prompt_overlap
 from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.trainer.layout_choice import WORTH_SHARING
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared
@@ -102,6 +104,7 @@ def inspect_recipe(recipe: str | Path) -> RecipeReport:
     with _quiet(report), tempfile.TemporaryDirectory() as scratch:
         stage = "recipe"
         try:
+            report.problems += [f"recipe: {slip}" for slip in recipe_slips(recipe)]
             cfg, asked_layout = _load_config(recipe, scratch)
             _describe(report, cfg, asked_layout)
             stage = "data"
@@ -144,7 +147,13 @@ def _load_data(report: RecipeReport, cfg: Any) -> Any:
     report.train = count(meta.train_dataset)
     layout = "expanded" if report.options["layout"] == "expanded" else "shared_prefix"
     report.steps = foresee_steps(cfg, meta.train_dataset, layout)
-    report.held_out = None if meta.eval_dataset is None else count(meta.eval_dataset)
+    if meta.eval_dataset is not None:
+        report.held_out = count(meta.eval_dataset)
+        overlap = prompt_overlap(meta.train_dataset, meta.eval_dataset)
+        if overlap:
+            report.problems.append(f"data: {overlap.message()}")
+    if not report.steps:
+        report.problems.append(f"data: no optimizer step: num_epochs is {cfg.num_epochs}. Raise it.")
     tokenizer = load_tokenizer(cfg)
     collator = GroupedResponseCollator(tokenizer, row_length=report.options.get("row_length") or cfg.sequence_len)
     for layout in ("shared_prefix", "expanded"):
@@ -231,16 +240,18 @@ def method_of(cfg: Any) -> Method:
 
 
 class _Notes(logging.Handler):
-    """Keeps what the package warns of."""
+    """Keeps what the package warns of, as a note, or as a problem where the warning says that it is one."""
 
-    def __init__(self, notes: list[str]) -> None:
+    def __init__(self, report: RecipeReport) -> None:
         super().__init__(logging.WARNING)
-        self.notes = notes
+        self.report = report
 
     def emit(self, record: logging.LogRecord) -> None:
         note = record.getMessage()
-        if note not in self.notes:  # train and held-out prompts are often of one file
-            self.notes.append(note)
+        if vars(record).get("problem"):
+            self.report.problems.append(f"data: {note}")
+        elif note not in self.report.notes:  # train and held-out prompts are often of one file
+            self.report.notes.append(note)
 
 
 @contextmanager
@@ -249,7 +260,7 @@ def _quiet(report: RecipeReport) -> Iterator[None]:
     os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
     os.environ.setdefault("AXOLOTL_LOG_LEVEL", "ERROR")
     os.environ.setdefault("LOG_LEVEL", "ERROR")
-    ours, handler = logging.getLogger("mrt_plugin"), _Notes(report.notes)
+    ours, handler = logging.getLogger("mrt_plugin"), _Notes(report)
     propagate, ours.propagate = ours.propagate, False
     level = ours.level
     ours.setLevel(logging.WARNING)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mrt_plugin.places import check_model
+
 
 @dataclass(frozen=True)
 class NamedModel:
@@ -56,6 +58,15 @@ def parse_models(texts: Sequence[str], *, adapter: str | None = None, local: boo
         for model, count, text in zip(models, counts, texts, strict=True)
     ]
     return check_names(models)
+
+
+def check_folders(models: Sequence[NamedModel]) -> None:
+    """Raise ValueError if a model or an adapter is named by a path where there is none."""
+    for model in models:
+        if model.path is not None:
+            check_model(model.path)
+        if model.adapter is not None:
+            check_model(model.adapter, "adapter_config.json")
 
 
 def add_pools(models: Sequence[NamedModel], pools: Sequence[str]) -> list[NamedModel]:

@@ -7,13 +7,10 @@ it is copied for each response (`expanded`). Under the second, K = 1 is the best
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
-from mrt_plugin.options import LossAggregation
-
-PaidLayout = Literal["shared_prefix", "expanded"]
+from mrt_plugin.options import LossAggregation, PaidLayout
 
 
 @dataclass(frozen=True)
@@ -132,3 +129,21 @@ def best_choice(rows: Sequence[Choice]) -> Choice:
     larger K. So an interval of the ratio is an interval of the best K.
     """
     return min(rows, key=lambda row: (row.variance, row.k))
+
+
+def parse_budget(budget: str | float, ordinary: float) -> float:
+    """A budget as a number: given as one, or as a multiple of an ordinary epoch ("2x").
+
+    Raises:
+        ValueError: for anything else.
+    """
+    text = str(budget).strip().replace(",", "").replace("_", "")
+    try:
+        amount = float(text[:-1]) * ordinary if text.endswith("x") else float(text)
+    except ValueError:
+        amount = math.nan
+    if not 0 < amount < math.inf:
+        raise ValueError(
+            f"budget={budget!r} is neither a number of tokens above 0 nor a multiple of an ordinary epoch such as 2x."
+        )
+    return amount

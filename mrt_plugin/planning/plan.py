@@ -9,9 +9,9 @@ import numpy as np
 from datasets import Dataset
 
 from mrt_plugin.groups.keys import canonical, digest
-from mrt_plugin.options import LossAggregation
+from mrt_plugin.options import LossAggregation, PaidLayout
 from mrt_plugin.planning.advice import advise, cannot_know, yaml_block
-from mrt_plugin.planning.budget import Choice, Costs, PaidLayout, best_choice, best_k_formula, choices
+from mrt_plugin.planning.budget import Choice, Costs, best_choice, best_k_formula, choices, parse_budget
 from mrt_plugin.planning.diversity import (
     Tokenize,
     effective_k,
@@ -343,24 +343,6 @@ def _all_prompts(rows: Sequence[Choice], best: Choice, owned: int) -> dict[str, 
     if not whole:
         return {"k": 0, "extra": None}
     return {"k": whole[-1].k, "extra": _more(whole[-1].variance, best.variance)}
-
-
-def parse_budget(budget: str | float, ordinary: float) -> float:
-    """A budget as a number: given as one, or as a multiple of an ordinary epoch ("2x").
-
-    Raises:
-        ValueError: for anything else.
-    """
-    text = str(budget).strip().replace(",", "").replace("_", "")
-    try:
-        amount = float(text[:-1]) * ordinary if text.endswith("x") else float(text)
-    except ValueError:
-        amount = math.nan
-    if not 0 < amount < math.inf:
-        raise ValueError(
-            f"budget={budget!r} is neither a number of tokens above 0 nor a multiple of an ordinary epoch such as 2x."
-        )
-    return amount
 
 
 def describe_adaptive(

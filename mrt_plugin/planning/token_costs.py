@@ -7,7 +7,8 @@ import numpy as np
 
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.layout.group_row import build_group_row
-from mrt_plugin.planning.budget import Costs, PaidLayout
+from mrt_plugin.options import PaidLayout
+from mrt_plugin.planning.budget import Costs
 
 
 def token_costs(groups: Iterable[Mapping[str, Any]], encoder: Encoder, layout: PaidLayout) -> Costs:

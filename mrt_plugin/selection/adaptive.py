@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, Value
 
-from mrt_plugin.engine import Engine, map_batches
+from mrt_plugin.engine import map_batches
 from mrt_plugin.groups.messages import response_text
+from mrt_plugin.options import Engine
 from mrt_plugin.scoring.embedders import Embedder
 from mrt_plugin.selection.allocation import Allocation, allocate
 from mrt_plugin.selection.candidates import candidate_texts, candidates_of

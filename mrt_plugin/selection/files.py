@@ -1,29 +1,31 @@
 """From pool files to a selected, ready-to-train file with its manifest."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
 import mrt_plugin
 from mrt_plugin.curation.config import RuleSpec, parse_rules
-from mrt_plugin.curation.held_out import SplitReport, check_share, split_held_out
+from mrt_plugin.curation.held_out import SHARE, THRESHOLD, SplitReport, split_held_out
 from mrt_plugin.curation.leakage import measure_leakage
 from mrt_plugin.curation.ledger import Entry, Ledger
-from mrt_plugin.curation.mix import Mix, combine
+from mrt_plugin.curation.mix import Mix, check_proportions, combine
 from mrt_plugin.curation.rows import PER_RESPONSE
 from mrt_plugin.curation.rule import Rule
 from mrt_plugin.curation.run import Curated, curate, reading_entry, write_events
 from mrt_plugin.curation.statistics import statistics
-from mrt_plugin.engine import Engine
+from mrt_plugin.engine import check_engine
 from mrt_plugin.groups import GroupReport, load_groups, read_groups
+from mrt_plugin.groups.adapters import check_source
 from mrt_plugin.groups.batches import pool_sizes
 from mrt_plugin.groups.paths import Named, check_paths
 from mrt_plugin.groups.write import Written, check_ending, rows_of, sha256_of, write_rows
-from mrt_plugin.options import WeightSource
+from mrt_plugin.options import Engine, MultiResponseOptions, WeightSource, check_options
 from mrt_plugin.scoring.cache import cache_file
+from mrt_plugin.scoring.function import load_function
 from mrt_plugin.scoring.scores import Scorer, scorer_list, scorer_name
 from mrt_plugin.scoring.weights import softmax_weights
 from mrt_plugin.selection.exports import Exported, check_export, export
@@ -32,6 +34,8 @@ from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.report import SelectionReport
 from mrt_plugin.selection.run import score_and_select
 from mrt_plugin.versions import libraries, python_version
+
+_OPTIONS = {item.name for item in fields(MultiResponseOptions)}
 
 
 @dataclass(frozen=True)
@@ -223,16 +227,26 @@ def select_file(job: SelectJob) -> SelectResult:
 def _check(job: SelectJob) -> None:
     """Raise for what would only fail after all the work."""
     get_selector(job.selection["selector"])
+    known = {name: value for name, value in job.selection.items() if name in _OPTIONS}
+    check_options(MultiResponseOptions(**known, weights=job.weights, weight_temperature=job.weight_temperature))
+    check_engine(job.engine)
     for kind, path in job.exports.items():
         check_export(kind, path)
     for path in [job.output, *filter(None, [job.held_out_output])]:
         check_ending(path)
-    if job.weights not in get_args(WeightSource):
-        raise ValueError(f"weights={job.weights!r} is unknown: choose one of {', '.join(get_args(WeightSource))}.")
     if job.proportions is None and job.total is not None:
         raise ValueError("a total needs proportions: give each pool's share.")
     if job.held_out is not None:
-        check_share(job.held_out)
+        SHARE.check("held_out", job.held_out)
+        THRESHOLD.check("held_out_threshold", job.held_out_threshold)
+    if job.proportions is not None:
+        check_proportions([file.name for file in job.pools], job.proportions, job.max_repeats)
+    for file in job.pools:
+        if file.source is not None:
+            check_source(file.source)
+    for scorer in scorer_list(job.scorer or []):
+        if isinstance(scorer, str) and ":" in scorer:
+            load_function(scorer)
 
 
 @dataclass

@@ -1,17 +1,16 @@
 """Applying a selector to a dataset: the same picks for any number of processes, any row order and any shard."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from mrt_plugin.curation.rows import keep_responses
-from mrt_plugin.engine import Engine, check_engine, map_batches
+from mrt_plugin.engine import check_engine, map_batches
 from mrt_plugin.groups.batches import batch_size
-from mrt_plugin.options import AllocationKind, Similarity, WeightSource
+from mrt_plugin.options import AllocationKind, Engine, MultiResponseOptions, Similarity, WeightSource, check_options
 from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.scoring.scores import Scorer, score_columns, with_scores
@@ -19,7 +18,7 @@ from mrt_plugin.scoring.weights import weigh_groups
 from mrt_plugin.selection.adaptive import AdaptiveK, adaptive_k
 from mrt_plugin.selection.candidates import candidate_texts
 from mrt_plugin.selection.decide import DECISION, choose_batch, embed_and_choose
-from mrt_plugin.selection.pool import Selector, Settings
+from mrt_plugin.selection.pool import Settings
 from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.report import SelectionReport
 
@@ -93,8 +92,7 @@ def select(
     chosen = select(load_groups("pool.jsonl"), "diverse_best_k", k=4, alpha=0.75, seed=7)
     ```
     """
-    if weights not in get_args(WeightSource):
-        raise ValueError(f"weights={weights!r} is unknown: choose one of {', '.join(get_args(WeightSource))}.")
+    check_options(MultiResponseOptions(weights=weights, weight_temperature=weight_temperature))
     chosen = score_and_select(
         groups,
         selector,
@@ -169,7 +167,25 @@ def score_and_select(
     engine: Engine = "local",
 ) -> Selected:
     """Score the groups if there is a `scorer`, once, and choose. Takes the options of `select`; logs nothing."""
-    get_selector(selector)
+    check_engine(engine)
+    if k is None and not get_selector(selector).keeps_all and mean_k is None and target_total is None:
+        raise ValueError(f"selector={selector!r} needs k, the responses to keep per prompt.")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ValueError(f"seed={seed!r} must be a whole number.")
+    check_options(
+        MultiResponseOptions(
+            selector=selector,
+            k=1 if k is None else k,
+            n=n,
+            alpha=alpha,
+            similarity=similarity,
+            allocation=allocation,
+            mean_k=mean_k,
+            target_total=target_total,
+            min_k=min_k,
+            max_k=max_k,
+        )
+    )
     scored, others = _scored(groups, scorer, num_proc, score_cache, engine)
     picks, report = _run(
         scored,
@@ -213,8 +229,6 @@ def _adaptive(
     min_k: int,
     max_k: int | None,
 ) -> AdaptiveK | None:
-    if allocation not in get_args(AllocationKind):
-        raise ValueError(f"allocation={allocation!r} is unknown: choose one of {', '.join(get_args(AllocationKind))}.")
     if allocation == "fixed":
         return None
     if mean_k is None and target_total is None:
@@ -238,10 +252,7 @@ def _run(
     num_proc: int | None,
     engine: Engine,
 ) -> tuple[list[list[int]], SelectionReport]:
-    check_engine(engine)
     strategy = get_selector(selector)
-    _check(strategy, selector, k if adaptive is None else 1, alpha, similarity, seed)
-    _check_candidates(strategy, selector, n, adaptive)
     columns = _columns(groups)
     if strategy.needs_scores and "scores" not in columns:
         raise ValueError(
@@ -337,27 +348,6 @@ def _changed(picks: list[list[int]], others: list[list[int]], name: str, selecto
     return (
         f"With the scores of {name}, {selector} would change {changed:,} of {total:,} picks ({changed / total:.1%})."
     )
-
-
-def _check_candidates(strategy: Selector, selector: str, n: Any, adaptive: AdaptiveK | None) -> None:
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-        raise ValueError(f"n={n!r} must be a whole number of candidates, at least 1.")
-    if strategy.keeps_all and (n is not None or adaptive is not None):
-        raise ValueError(f"selector={selector!r} keeps every response: it takes neither n nor allocation='adaptive'.")
-
-
-def _check(strategy: Selector, selector: str, k: Any, alpha: Any, similarity: Any, seed: Any) -> None:
-    if not strategy.keeps_all:
-        if k is None:
-            raise ValueError(f"selector={selector!r} needs k, the responses to keep per prompt.")
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"k={k!r} must be a whole number, at least 1.")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha < math.inf:
-        raise ValueError(f"alpha={alpha!r} must be a finite number, at least 0.")
-    if similarity not in get_args(Similarity):
-        raise ValueError(f"similarity={similarity!r} is unknown: choose one of {', '.join(get_args(Similarity))}.")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ValueError(f"seed={seed!r} must be a whole number.")
 
 
 def _columns(groups: Dataset) -> list[str]:

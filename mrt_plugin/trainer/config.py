@@ -1,12 +1,15 @@
 """The TRL configuration of a multi-response run."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from trl import SFTConfig
 
-from mrt_plugin.options import MultiResponseOptions, check_options
+from mrt_plugin.options import MultiResponseOptions, check_options, unused_options
 from mrt_plugin.selection import get_selector
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -34,6 +37,8 @@ class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
     def __post_init__(self) -> None:
         check_options(self)
         get_selector(self.selector)
+        for message in unused_options(self).values():
+            logger.warning(message)
         refuse_collisions(self)
         if self.row_length is None:
             self.row_length = self.max_length

@@ -32,6 +32,7 @@ _KEEP_ALL: dict[str, Any] = {
     "allocation": "fixed",
     "mean_k": None,
     "target_total": None,
+    "min_k": 1,
     "max_k": None,
     "weights": "column",
     "redraw": "never",
@@ -54,6 +55,9 @@ _SELECTION = (
     "max_k",
 )
 """The options that `score_and_select` takes by the same name."""
+
+MANY_DROPPED = 0.05
+"""The share of dropped pairs from which what is trained on is no longer what the data is."""
 
 _COUNTS = ("group", "pairs", "expanded", "shared", "trained")
 
@@ -112,6 +116,7 @@ def prepare_groups(
     chat_template_kwargs: dict[str, Any] | None = None,
     description: str = "train",
     held_out: bool = False,
+    length_option: str = "max_length",
 ) -> tuple[Dataset, PrepareReport]:
     """Make a dataset whose rows are `GroupRow`s, one per group, each with the name of its prompt.
 
@@ -128,6 +133,7 @@ def prepare_groups(
         chat_template_kwargs: handed to the chat template.
         description: names the dataset in progress bars and messages.
         held_out: keep every response, those of weight 0 too: held-out groups are scored without weights.
+        length_option: what the user calls `max_length`.
 
     Returns:
         The prepared dataset and the counts.
@@ -176,7 +182,7 @@ def prepare_groups(
     )
     report = _report(groups, chosen, prepared)
     prepared = prepared.remove_columns([name for name in _COUNTS if name in prepared.column_names])
-    _announce(report, options, max_length, description)
+    _announce(report, options, f"{length_option}={max_length}", description)
     return prepared, report
 
 
@@ -305,11 +311,12 @@ def _report(groups: Dataset, chosen: Sequence[Sequence[int]], prepared: Dataset)
     )
 
 
-def _announce(report: PrepareReport, options: MultiResponseOptions, max_length: int | None, description: str) -> None:
+def _announce(report: PrepareReport, options: MultiResponseOptions, limit: str, description: str) -> None:
+    raise_it = f"Raise {limit.partition('=')[0]}"
     if report.groups == 0:
         raise ValueError(
             f"Every group of the {description} data was dropped: none of the {report.dropped_pairs} selected pairs "
-            f"fits max_length={max_length}. Raise max_length."
+            f"fits {limit}. {raise_it}."
         )
     logger.info(
         "%s: %d groups, %d pairs (%.2f per prompt), %d trained tokens; %d tokens a pass expanded, %d shared (ratio "
@@ -337,12 +344,17 @@ def _announce(report: PrepareReport, options: MultiResponseOptions, max_length: 
             options.loss_aggregation,
         )
     if report.dropped_pairs:
+        share = report.dropped_pairs / (report.dropped_pairs + report.pairs)
+        many = f" With more than {100 * MANY_DROPPED:.0f} % gone, the longest responses are not learned."
         logger.warning(
-            "%s: dropped %d pairs longer than max_length=%s (%.1f %% of those selected), and with them %d groups that "
-            "had no other. Raise max_length to keep them.",
+            "%s: dropped %d pairs longer than %s (%.1f %% of those selected), and with them %d groups that had no "
+            "other.%s %s to keep them.",
             description,
             report.dropped_pairs,
-            max_length,
-            100 * report.dropped_pairs / (report.dropped_pairs + report.pairs),
+            limit,
+            100 * share,
             report.dropped_groups,
+            many if share > MANY_DROPPED else "",
+            raise_it,
+            extra={"problem": share > MANY_DROPPED},  # read by `mrt doctor`
         )

@@ -13,8 +13,9 @@ import httpx2
 
 from mrt_plugin.evaluation.sampling.masking import LONG, mask, mask_fields, mask_typed, masked_log, secrets_in
 from mrt_plugin.evaluation.sampling.pace import Pace, asked_wait, backoff
-from mrt_plugin.evaluation.sampling.reply import Api, Garbage, read_reply, shown
+from mrt_plugin.evaluation.sampling.reply import Garbage, read_reply, shown
 from mrt_plugin.evaluation.sampling.settings import Job, Reply, SampleReport, SamplingSettings, draw_seed
+from mrt_plugin.options import Api
 
 logger = logging.getLogger(__name__)
 

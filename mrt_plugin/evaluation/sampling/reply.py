@@ -2,13 +2,12 @@
 
 import json
 import math
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from mrt_plugin.evaluation.sampling.settings import Draw
-
-Api = Literal["chat", "completions"]
+from mrt_plugin.options import Api
 
 
 class Garbage(Exception):

@@ -1,0 +1,131 @@
+"""Keys of a recipe that Axolotl would drop without a word, and other slips that a schema cannot see."""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel
+
+from mrt_plugin.axolotl.args import MrtBlock
+from mrt_plugin.axolotl.checks import fields_of, load_plugin, output_slips, schemas
+from mrt_plugin.axolotl.entries import PREFIX
+from mrt_plugin.options import Need
+
+NEEDS = [
+    Need(
+        ("lora_r", "lora_alpha", "lora_dropout", "lora_target_linear", "lora_target_modules"),
+        lambda recipe: recipe.get("adapter"),
+        "adapter: lora or qlora; without one all weights are trained",
+    ),
+    Need(
+        ("evals_per_epoch", "eval_steps"),
+        lambda recipe: recipe.get("val_set_size") or recipe.get("test_datasets"),
+        "val_set_size or test_datasets",
+    ),
+]
+"""Options of Axolotl that change nothing without others, and that it does not speak of."""
+
+
+def recipe_slips(path: Path) -> list[str]:
+    """Problems of a recipe as it is written: keys given twice, keys that no schema has, the same data twice.
+
+    Raises:
+        yaml.YAMLError: if it is not YAML.
+    """
+    loader = _Loader(path.read_text(encoding="utf-8"))
+    recipe = loader.get_single_data()
+    if not isinstance(recipe, dict):
+        return [f"{path} holds no options, one `name: value` per line."]
+    return [
+        *loader.twice,
+        *_plugins(recipe),
+        *_unknown(recipe),
+        *_same_data(recipe),
+        *_unused(recipe),
+        *output_slips(recipe),
+    ]
+
+
+class _Loader(yaml.SafeLoader):
+    """Notes the keys that a mapping has twice, of which YAML takes the last."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.twice: list[str] = []
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen:
+                self.twice.append(
+                    f"{key.value} is given in line {seen[key.value]} and again in line {line}, and only the last "
+                    "counts. Keep one."
+                )
+            seen[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def _plugins(recipe: dict[str, Any]) -> Iterator[str]:
+    for name in recipe.get("plugins") or []:
+        try:
+            load_plugin(str(name))
+        except (ImportError, AttributeError, ValueError) as error:
+            yield f"plugins: {name} cannot be loaded, and Axolotl goes on without it: {error}. Correct or remove it."
+
+
+def _unknown(recipe: dict[str, Any]) -> Iterator[str]:
+    """Keys that neither Axolotl nor a plugin of the recipe reads. Options of `mrt:` are the plugin's to refuse."""
+    known = fields_of(schemas(recipe.get("plugins") or []))
+    ours = {"selector", *MrtBlock.model_fields, "mrt"}
+    for place, key, names in _strange(recipe, known, ""):
+        if place or key not in ours:
+            guess = get_close_matches(str(key), names, n=1)
+            yield f"{place}{key} is not an option of Axolotl or a plugin here, and would be dropped" + (
+                f": did you mean {guess[0]}?" if guess else ". Remove it, or list the plugin that it belongs to."
+            )
+
+
+def _strange(values: dict[str, Any], known: dict[str, Any], place: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Where a key is that a schema does not have, the key, and the names that the schema has."""
+    for key, value in values.items():
+        if key not in known:
+            yield place, key, list(known)
+            continue
+        models = _models(known[key])
+        if not models:
+            continue
+        for number, item in enumerate(value if isinstance(value, list) else [value]):
+            grouped = isinstance(item, dict) and str(item.get("type")).startswith(PREFIX)
+            if isinstance(item, dict) and not grouped:
+                index = f"[{number}]" if isinstance(value, list) else ""
+                yield from _strange(item, fields_of(models), f"{place}{key}{index}.")
+
+
+def _models(hint: Any) -> list[type[BaseModel]]:
+    """The models in a type; none where it also takes any mapping."""
+    if hint is dict or getattr(hint, "__origin__", None) is dict:
+        return []
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return [] if hint.model_config.get("extra") == "allow" else [hint]
+    parts = [_models(part) for part in get_args(hint)]
+    if any(part is dict or getattr(part, "__origin__", None) is dict for part in get_args(hint)):
+        return []
+    return [model for part in parts for model in part]
+
+
+def _same_data(recipe: dict[str, Any]) -> Iterator[str]:
+    entries = [entry for entry in recipe.get("datasets") or [] if isinstance(entry, dict)]
+    read = [{key: value for key, value in entry.items() if key != "type"} for entry in entries]
+    for place, source in enumerate(read):
+        if source in read[:place]:
+            yield f"datasets[{place}] reads what datasets[{read.index(source)}] reads: its prompts are trained twice."
+
+
+def _unused(recipe: dict[str, Any]) -> Iterator[str]:
+    for need in NEEDS:
+        idle = [key for key in need.names if recipe.get(key) is not None]
+        if idle and not need.used(recipe):
+            yield f"{', '.join(idle)}: nothing changes by this here: it needs {need.words}."

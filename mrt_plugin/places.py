@@ -1,0 +1,101 @@
+"""Files, folders and models that options name: what does not exist is refused before anything is read."""
+
+import logging
+import os
+from difflib import get_close_matches
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+DATA_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".csv", ".tsv", ".arrow")
+"""A name with one of these is a file's, never a hub id."""
+
+
+def check_file(name: str | Path) -> None:
+    """Raise ValueError unless there is a file of that name, saying which one may be meant."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise ValueError(f"{name} is a folder: give a file.")
+    if not path.is_file():
+        raise ValueError(f"there is no file {name}{meant(path)}")
+
+
+def check_folder(name: str | Path) -> None:
+    """Raise ValueError unless there is a folder of that name, saying which one may be meant."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"there is no folder {name}{meant(path)}")
+
+
+def check_data(name: str | Path) -> None:
+    """Raise ValueError if a name is a path, not a hub id, and there is nothing there."""
+    path = Path(name).expanduser()
+    if not path.exists() and (path.suffix.lower() in DATA_ENDINGS or is_path(name)):
+        raise ValueError(f"there is no such file: {name}{meant(path)}")
+
+
+def check_model(name: str | Path, holds: str | None = "config.json") -> None:
+    """Raise ValueError if a name is a path, not a hub id, and there is no model there.
+
+    Args:
+        name: a folder, or a hub id such as `org/name`.
+        holds: a file that the folder must have; None for any.
+
+    Example:
+
+    >>> check_model("org/name")
+    >>> check_model("./modles/llama")
+    Traceback (most recent call last):
+        ...
+    ValueError: there is no folder ./modles/llama.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        if is_path(name):
+            raise ValueError(f"there is no folder {name}{meant(path)}")
+        if meant(path) != ".":
+            logger.warning("%s is looked up on the hub, since there is no such folder here%s", name, meant(path))
+    if path.is_dir() and holds is not None and not (path / holds).is_file():
+        raise ValueError(f"the folder {name} has no {holds}: give the folder that the model was saved to.")
+
+
+def is_path(name: str | Path) -> bool:
+    """Whether a name can only be a path: hub ids are `name` or `org/name`, and `org` is no folder here.
+
+    Example:
+
+    >>> is_path("org/name"), is_path("./name"), is_path("a/b/c")
+    (False, True, True)
+    """
+    text = os.fspath(name)
+    if "://" in text:
+        return False
+    first, *rest = Path(text).parts
+    return (
+        isinstance(name, Path)
+        or text.startswith((".", "~", "/"))
+        or text.endswith("/")
+        or len(rest) > 1
+        or (len(rest) == 1 and Path(first).is_dir())
+    )
+
+
+def meant(path: Path) -> str:
+    """The end of a message: `; did you mean PATH?` where a name beside the missing one is near it, else a full stop.
+
+    The first missing part of the path is replaced by what is near it in its folder, and so on down to the end.
+    """
+    found = Path(path.parts[0]) if path.is_absolute() else Path()
+    for part in path.parts[1:] if path.is_absolute() else path.parts:
+        following = found / part
+        if not following.exists():
+            try:
+                beside = {Path(name).stem: name for name in sorted(os.listdir(found))}
+            except OSError:  # a file, or a folder that may not be read
+                return "."
+            near = get_close_matches(Path(part).stem, beside, n=1)
+            if not near:
+                return "."
+            following = found / beside[near[0]]
+        found = following
+    return f"; did you mean {found}?" if found != path else "."
