@@ -67,8 +67,6 @@ HEADS = (
 )
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
-KINDS = 4
-"""A list with more different entries than this does not name kinds of layer."""
 
 
 def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str | None = None) -> PretrainedConfig:
@@ -185,17 +183,12 @@ def _keep_first_layers(small: Any) -> None:
     layers = next((values[name] for name in LAYERS if name in values), 0)
     if not layers:
         return
-    # Configurations hold one list entry per layer for what differs between layers.
-    per_layer = {name: value for name, value in values.items() if isinstance(value, list) and len(value) == layers}
-    kinds = [value for value in per_layer.values() if len({str(kind) for kind in value}) <= KINDS]
-    keep = next(count for count in range(1, layers + 1) if all(_as_varied(value[:count], value) for value in kinds))
+    kinds = getattr(small, "layer_types", None) or ["same"] * layers
+    keep = next(count for count in range(1, layers + 1) if set(kinds[:count]) == set(kinds))
     keep = min(layers, max(keep, 2))
-    for name, value in per_layer.items():
-        setattr(small, name, value[:keep])
-    for name in LAYERS:
-        if name in values:
+    for name, value in values.items():
+        # Configurations hold one list entry per layer for what differs between layers.
+        if isinstance(value, list) and len(value) == layers:
+            setattr(small, name, value[:keep])
+        elif name in LAYERS:
             setattr(small, name, keep)
-
-
-def _as_varied(some: list[Any], every: list[Any]) -> bool:
-    return {str(kind) for kind in some} == {str(kind) for kind in every}
