@@ -71,8 +71,6 @@ HEADS = (
 )
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
-KINDS = 4
-"""A list with more different entries than this does not name kinds of layer."""
 
 
 def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str | None = None) -> PretrainedConfig:
@@ -200,20 +198,16 @@ def _keep_layers(small: Any, divisor: int) -> None:
     layers = next((values[name] for name in LAYERS if name in values), 0)
     if not layers:
         return
-    # Configurations hold one list entry per layer for what differs between layers.
-    per_layer = {name: value for name, value in values.items() if isinstance(value, list) and len(value) == layers}
-    varying = [value for value in per_layer.values() if len({str(kind) for kind in value}) <= KINDS]
+    kinds = getattr(small, "layer_types", None) or ["same"] * layers
     own = layers - (values.get("num_kv_shared_layers") or 0)  # those after them reuse keys and values
-    keep = next(
-        count for count in range(1, own + 1) if all(_as_varied(value[:count], value[:own]) for value in varying)
-    )
-    kinds = per_layer.get("layer_types", ["same"] * layers)
+    keep = next(count for count in range(1, own + 1) if set(kinds[:count]) == set(kinds[:own]))
     reusing = sorted({kind: layer for layer, kind in enumerate(kinds) if layer >= own}.values())
     chosen = [*range(min(own, max(keep, 2))), *reusing]
-    for name in per_layer:
-        setattr(small, name, [getattr(small, name)[layer] for layer in chosen])
-    for name in LAYERS:
-        if name in values:
+    for name, value in values.items():
+        # Configurations hold one list entry per layer for what differs between layers.
+        if isinstance(value, list) and len(value) == layers:
+            setattr(small, name, [getattr(small, name)[layer] for layer in chosen])
+        elif name in LAYERS:
             setattr(small, name, len(chosen))
     if reusing:
         small.num_kv_shared_layers = len(reusing)
@@ -222,7 +216,3 @@ def _keep_layers(small: Any, divisor: int) -> None:
         for entry in overrides.values():
             entry.update({name: entry[name] // divisor for name, _ in _sizes(entry)})
         small.per_layer_config = {new: overrides[old] for new, old in enumerate(chosen) if old in overrides}
-
-
-def _as_varied(some: list[Any], every: list[Any]) -> bool:
-    return {str(kind) for kind in some} == {str(kind) for kind in every}
