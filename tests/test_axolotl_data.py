@@ -218,3 +218,69 @@ def test_no_prompt_held_out(prepare, tmp_path):
         ValueError, match=r"val_set_size: 0.0001 leaves no prompt of 2 for the held_out part: raise it"
     ):
         prepare(val_set_size=0.0001)
+
+
+# ------------------------------------------------------------------ prepared data that is out of date
+
+STRATEGY = """
+from axolotl.prompt_strategies.alpaca_chat import load as chat
+
+def load(tokenizer, cfg, ds_cfg=None):
+    return chat(tokenizer, cfg, {"type": "alpaca"})
+"""
+
+
+def two_entries(folder):
+    rows = [{"instruction": f"Name fruit {i}.", "input": "", "output": f"Fruit {i} is a pear."} for i in range(6)]
+    return [
+        {"path": "pool.jsonl", "ds_type": "json", "type": TYPE + "random_k"},
+        {"path": write_rows(folder / "alpaca.jsonl", rows), "ds_type": "json", "type": "alpaca"},
+    ]
+
+
+def one_entry(folder):
+    return two_entries(folder)[:1]
+
+
+def folder_of_files(folder):
+    parts = folder / "parts"
+    if not parts.exists():
+        parts.mkdir()
+        write_rows(parts / "a.jsonl", groups(3))
+    return [{"path": "parts", "data_files": "parts/*.jsonl", "ds_type": "json", "type": TYPE + "random_k"}]
+
+
+@pytest.mark.parametrize(
+    ("entries", "change"),
+    [
+        (two_entries, lambda entries, folder: {"datasets": entries[::-1]}),
+        (two_entries, lambda entries, folder: {"shuffle_merged_datasets": False}),
+        (two_entries, lambda entries, folder: {"shuffle_before_merging_datasets": True}),
+        (one_entry, lambda entries, folder: {"curriculum_sampling": True}),
+        (one_entry, lambda entries, folder: {"datasets": [{**entries[0], "shards": 2, "shards_idx": 1}]}),
+        (folder_of_files, lambda entries, folder: write_rows(folder / "parts" / "b.jsonl", groups(5)) and {}),
+    ],
+    ids=["order", "shuffled", "shuffled before", "curriculum", "shards", "files by pattern"],
+)
+def test_a_change_is_prepared_anew(prepare, tmp_path, entries, change):
+    """The rows of the second run are those that a folder without prepared data gives."""
+    before = {"datasets": entries(tmp_path), "mrt": {"k": 2}}
+    first = prepare(**before)
+    after = before | change(before["datasets"], tmp_path)
+    found = prepare(**after).train_dataset["input_ids"]
+    assert found == prepare(**after, dataset_prepared_path=str(tmp_path / "fresh")).train_dataset["input_ids"]
+    assert found != first.train_dataset["input_ids"]
+
+
+def test_a_changed_strategy_of_ones_own_is_another_dataset(read_recipe, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.syspath_prepend(tmp_path)
+    names = []
+    (tmp_path / "own_types").mkdir()
+    for code in (STRATEGY, STRATEGY + "# changed\n"):
+        (tmp_path / "own_types" / "chat.py").write_text(code)
+        entries = [*one_entry(tmp_path), {**two_entries(tmp_path)[1], "type": "own_types.chat"}]
+        names.append(read_recipe(datasets=entries).datasets[1].conversation)
+    assert names[0] != names[1]
+    del sys.modules["own_types.chat"], sys.modules["own_types"]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from mrt_plugin.axolotl.args import DATASET_KEYS, DATASET_OPTIONS, options_of
+from mrt_plugin.axolotl.dataset_types import PREFIX, find_strategy, meant
 from mrt_plugin.axolotl.fingerprint import entry_fingerprint
 from mrt_plugin.options import check_options
 from mrt_plugin.selection import SELECTORS
 
-PREFIX = "mrt_plugin.axolotl."
 ORDINARY = "ordinary"
 
 OWN_KEYS = {*DATASET_KEYS, "trust_remote_code", "shards", "shards_idx"}
@@ -74,9 +74,12 @@ def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> No
     if share and tests:
         raise ValueError("val_set_size and test_datasets cannot both be set: remove one.")
     options = _match_overrides(block.get("datasets") or [], [*entries, *tests])
-    marked = list(
-        zip(entries, options, [entry_fingerprint(entry, recipe_fingerprint) for entry in entries], strict=False)
-    )
+    keys = [
+        entry_fingerprint(entry, place, recipe_fingerprint)
+        for part in (entries, tests)
+        for place, entry in enumerate(part)
+    ]
+    marked = list(zip(entries, options, keys, strict=False))
     for (place, entry), own in zip(_named("datasets", entries), options, strict=False):
         _check_own_options(place, entry, block, own)
     cfg["datasets"] = [_mark(entry, Mark("train", share, key, own)) for entry, own, key in marked]
@@ -87,8 +90,8 @@ def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> No
         ]
     elif tests:
         cfg["test_datasets"] = [
-            _mark(entry, Mark("test", 0.0, entry_fingerprint(entry, recipe_fingerprint), own))
-            for entry, own in zip(tests, options[len(entries) :], strict=True)
+            _mark(entry, Mark("test", 0.0, key, own))
+            for entry, own, key in zip(tests, options[len(entries) :], keys[len(entries) :], strict=True)
         ]
 
 
@@ -121,6 +124,10 @@ def _check_entry(place: str, entry: dict[str, Any]) -> None:
     if entry.get("conversation"):
         raise ValueError(f"{place}: the key conversation is used by this plugin; remove it.")
     if selector_of(entry) is None:
+        if isinstance(kind, str) and find_strategy(kind) is None:
+            raise ValueError(
+                f"{place}: type {kind!r} is neither one of Axolotl's nor a module with a function `load`.{meant(kind)}"
+            )
         return
     unknown = [key for key, value in entry.items() if key not in OWN_KEYS and value is not None]
     for key in unknown:

@@ -10,12 +10,14 @@ import json
 import logging
 import sys
 from collections.abc import Iterable
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 
 import mrt_plugin
+from mrt_plugin.axolotl.dataset_types import find_strategy
 from mrt_plugin.curation import parse_rules
 from mrt_plugin.options import WATCHING
 from mrt_plugin.scoring.embedders import SENTENCE_TRANSFORMERS_DEFAULT
@@ -37,6 +39,8 @@ TOKENIZER_FILES = (
 )
 
 RECIPE_KEYS = (
+    "base_model",
+    "is_qwen_derived_model",
     "seed",
     "sequence_len",
     "sample_packing",
@@ -52,6 +56,9 @@ RECIPE_KEYS = (
     "chat_template_kwargs",
     "default_system_message",
     "excess_length_strategy",
+    "shuffle_merged_datasets",
+    "shuffle_before_merging_datasets",
+    "curriculum_sampling",
 )
 """Fields of the recipe that what we prepare depends on."""
 
@@ -73,9 +80,20 @@ def recipe_fingerprint(cfg: Any, block: dict[str, Any]) -> str:
     )
 
 
-def entry_fingerprint(entry: dict[str, Any], recipe: str) -> str:
-    """A fingerprint of one dataset entry: the entry, its data's content, and the recipe's fingerprint."""
-    return _digest({"recipe": recipe, "entry": dict(entry), "content": _data_content(entry)})
+def entry_fingerprint(entry: dict[str, Any], place: int, recipe: str) -> str:
+    """A fingerprint of one dataset entry: the entry, its place among the others, its data's content, the code of its
+    type, and the recipe's fingerprint. Axolotl's hash sorts the entries, and prepared rows stand in their order."""
+    kind = entry.get("type")
+    strategy = find_strategy(kind) if isinstance(kind, str) else None
+    return _digest(
+        {
+            "recipe": recipe,
+            "place": place,
+            "entry": dict(entry),
+            "content": _data_content(entry),
+            "code": strategy and _function_content(strategy),
+        }
+    )
 
 
 def local_files(entry: dict[str, Any]) -> list[Path]:
@@ -84,8 +102,9 @@ def local_files(entry: dict[str, Any]) -> list[Path]:
     if path.is_file():
         return [path]
     named = entry.get("data_files") or []
-    files = [Path(name) for name in ([named] if isinstance(named, str) else named)]
-    if files:
+    patterns = [named] if isinstance(named, str) else named
+    if patterns:
+        files = {Path(name) for pattern in patterns for name in glob(pattern, recursive=True)}
         return sorted(file for file in files if file.is_file())
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
 

@@ -11,7 +11,8 @@ from datasets import Dataset, Features, List, Value
 
 from mrt_plugin.axolotl.args import options_of, plain, redraws
 from mrt_plugin.axolotl.checks import check_lengths
-from mrt_plugin.axolotl.entries import PREFIX, Mark
+from mrt_plugin.axolotl.dataset_types import PREFIX
+from mrt_plugin.axolotl.entries import Mark
 from mrt_plugin.curation import curate, parse_rules, split_held_out
 from mrt_plugin.encoding import prepare_tokenizer
 from mrt_plugin.groups import held_out, load_groups

@@ -1,0 +1,55 @@
+"""Dataset types of Axolotl's own and of other packages, found when the recipe is read.
+
+Axolotl looks them up after it has printed its configuration and loaded the tokenizer and the data.
+"""
+
+from difflib import get_close_matches
+from importlib import import_module
+from pkgutil import iter_modules
+
+from axolotl import prompt_strategies
+from axolotl.utils.data.wrappers import DATASET_HANDLERS
+
+from mrt_plugin.selection import SELECTORS
+
+PREFIX = "mrt_plugin.axolotl."
+
+
+def find_strategy(kind: str) -> str | None:
+    """`module:function` that Axolotl calls for a dataset type; None if there is none.
+
+    Raises:
+        ModuleNotFoundError: if the type's module is there and imports one that is not.
+
+    Example:
+
+    >>> find_strategy("chat_template"), find_strategy("chat_tempalte")
+    ('axolotl.prompt_strategies.chat_template:load', None)
+    """
+    path, _, name = kind.rpartition(".")
+    if name == "load" or name.startswith("load_"):
+        places, function = [f"{prompt_strategies.__name__}.{path}"], name
+    else:
+        places, function = [*([kind] if path else []), f"{prompt_strategies.__name__}.{kind}"], "load"
+    for place in places:
+        if _has(place, function):
+            return f"{place}:{function}"
+    handler = DATASET_HANDLERS.get(kind.partition(":")[0])
+    return f"{handler.__module__}:{handler.__name__}" if handler else None
+
+
+def _has(place: str, function: str) -> bool:
+    try:
+        return function in vars(import_module(place))
+    except ModuleNotFoundError as error:
+        if not f"{place}.".startswith(f"{error.name}."):
+            raise
+        return False
+
+
+def meant(kind: str) -> str:
+    """A question whether a type of a similar name is meant; empty if none is."""
+    strategies = [module.name for module in iter_modules(prompt_strategies.__path__)]
+    known = {name: name for name in (*DATASET_HANDLERS, *strategies)} | {name: PREFIX + name for name in SELECTORS}
+    guess = get_close_matches(kind.rpartition(".")[2], known, n=1)
+    return f" Did you mean {known[guess[0]]}?" if guess else ""
