@@ -96,6 +96,29 @@ def test_a_wrong_type_lists_the_right_ones(read):
     refused(read, "no dataset is grouped", datasets=[{"path": "pool.jsonl", "type": "alpaca"}])
 
 
+@pytest.mark.parametrize(
+    ("kind", "meant"),
+    [
+        ("chat_tempalte", "Did you mean chat_template?"),
+        ("alpacca", "Did you mean alpaca?"),
+        ("random_k", "Did you mean mrt_plugin.axolotl.random_k?"),
+        ("nowhere.strategy", "a module with a function `load`"),
+        ("alpaca_chat.load_nothing", "neither one of Axolotl's"),
+    ],
+)
+def test_a_type_that_axolotl_would_not_find_is_refused_when_the_recipe_is_read(read, kind, meant):
+    grouped = {"path": "pool.jsonl", "ds_type": "json", "type": "mrt_plugin.axolotl.random_k"}
+    refused(read, "datasets[1]", kind, meant, datasets=[grouped, {"path": "other.jsonl", "type": kind}])
+    refused(read, "test_datasets[0]", kind, datasets=[grouped], test_datasets=[{"path": "other.jsonl", "type": kind}])
+
+
+def test_types_of_axolotl_are_found():
+    from mrt_plugin.axolotl.dataset_types import find_strategy
+
+    for kind in ("alpaca", "alpaca:chat", "alpaca_chat.load_qa", "chat_template", "messages", "input_output"):
+        assert find_strategy(kind) is not None, kind
+
+
 def test_keys_that_a_grouped_dataset_would_ignore_are_refused(read):
     entry = {"path": "pool.jsonl", "type": "mrt_plugin.axolotl.random_k"}
     refused(read, "datasets[0]", "k here", "mrt:", datasets=[{**entry, "k": 3}])
@@ -234,6 +257,11 @@ def test_ligers_other_kernels_pass(read):
 def test_tiled_mlps_that_wait_for_other_processes_are_refused(read):
     refused(read, "tiled_mlp_num_shards", tiled_mlp=True)
     assert read(tiled_mlp=True, tiled_mlp_num_shards=2).tiled_mlp
+
+
+def test_packed_batches_that_accelerate_would_split_are_refused(read):
+    split = {"accelerator_config": {"split_batches": True}}
+    refused(read, "split_batches", "sample_packing", sample_packing=True, **split)
 
 
 def test_experts_on_several_processes_are_refused(read):

@@ -127,6 +127,11 @@ def refuse_options(cfg: Any) -> None:
         remedy = REFUSED_PLUGINS.get(str(plugin).rsplit(".", 1)[-1])
         if remedy:
             found.append(f"  plugins: {plugin} cannot be combined with this plugin. {remedy}")
+    if cfg.get("sample_packing") and (cfg.get("accelerator_config") or {}).get("split_batches"):
+        found.append(
+            "  accelerator_config: split_batches cannot be combined with sample_packing: it cuts a batch into equal "
+            "parts, and packed batches hold unequally many rows. Remove split_batches."
+        )
     if cfg.get("tiled_mlp") and not cfg.get("tiled_mlp_num_shards"):
         found.append(
             "  tiled_mlp: true without tiled_mlp_num_shards cannot be combined with this plugin: at every MLP the "

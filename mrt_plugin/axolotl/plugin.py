@@ -91,10 +91,13 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         return "mrt_plugin.options.MultiResponseOptions"
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
-        """The values of those fields."""
+        """The values of those fields; the steps and the share of them that warms up are left to Trainer."""
         _, row_length = check_lengths(cfg, cfg.mrt)
         options = options_of(cfg.mrt, row_length=row_length)
-        return vars(options)
+        steps = {"max_steps": cfg.max_steps or -1}
+        if cfg.warmup_steps is None and cfg.warmup_ratio is not None and cfg.warmup_ratio < 1:
+            steps["warmup_steps"] = cfg.warmup_ratio
+        return {**vars(options), **steps}
 
     def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> tuple[type, dict[str, Any]]:
         """The collator; the trainer tells it the layout."""

@@ -5,8 +5,10 @@ from typing import Any
 from axolotl.core.trainers import AxolotlTrainer
 from datasets import Dataset
 
+from mrt_plugin.axolotl.steps import Announcement, EpochPacking, row_sizes
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
 from mrt_plugin.trainer.prepare import is_prepared
+from mrt_plugin.trainer.redraw import epoch_begun
 
 
 class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  # type: ignore[misc]
@@ -21,6 +23,18 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
         options: Any = self.args
         collators: list[Any] = [self.data_collator, self.eval_data_collator]
         self.set_up_groups(options, collators)
+        self._packing: EpochPacking | None = None
+        rows: Any = self.train_dataset
+        self.add_callback(Announcement(len(rows), lambda: self._packing))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """With `sample_packing` every row of every epoch, which Axolotl's own sampler does not promise."""
+        cfg: Any = self.axolotl_cfg
+        if not cfg.sample_packing:
+            return super()._get_train_sampler(train_dataset)
+        sizes = row_sizes(self.train_dataset if train_dataset is None else train_dataset, self.layout, cfg)
+        self._packing = EpochPacking(sizes, cfg, self._train_batch_size, epoch=lambda: epoch_begun(self.state))
+        return self._packing
 
 
 def _check_rows(dataset: Dataset) -> None:

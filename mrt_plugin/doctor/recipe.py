@@ -138,9 +138,12 @@ def _load_data(report: RecipeReport, cfg: Any) -> Any:
     from axolotl.common.datasets import load_datasets
     from axolotl.loaders import load_tokenizer
 
+    from mrt_plugin.axolotl.steps import foresee_steps
+
     meta = load_datasets(cfg=cfg)
     report.train = count(meta.train_dataset)
-    report.steps = cfg.max_steps or meta.total_num_steps  # what Axolotl gives the trainer as max_steps
+    layout = "expanded" if report.options["layout"] == "expanded" else "shared_prefix"
+    report.steps = foresee_steps(cfg, meta.train_dataset, layout)
     report.held_out = None if meta.eval_dataset is None else count(meta.eval_dataset)
     tokenizer = load_tokenizer(cfg)
     collator = GroupedResponseCollator(tokenizer, row_length=report.options.get("row_length") or cfg.sequence_len)

@@ -56,13 +56,12 @@ class GroupedResponseCollator:
             raise ValueError("The tokenizer has no pad token: set tokenizer.pad_token before building the collator.")
 
     def __call__(self, examples: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
-        """Collate groups, given as a list or (from Axolotl's multipack sampler) as a list of lists."""
-        groups: list[GroupRow] = []
-        for example in examples:
-            for row in [example] if isinstance(example, dict) else example:
-                groups.append(self.read_row(row))
+        """Collate groups, given as a list or (where a sampler packs, as in Axolotl) as the lists of single rows."""
+        bins: Any = [examples] if isinstance(examples[0], dict) else examples
+        read = [[self.read_row(row) for row in chosen] for chosen in bins]
+        groups = [group for chosen in read for group in chosen]
         rows = build_rows(
-            self._arrange(groups),
+            [row for chosen in read for row in self._arrange(chosen)],
             self.tokenizer.pad_token_id,
             padding_side=self.tokenizer.padding_side,
             pad_to_multiple_of=self.pad_to_multiple_of,

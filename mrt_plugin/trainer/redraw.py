@@ -132,6 +132,11 @@ def rows_to_draw(
     return rows
 
 
+def epoch_begun(state: TrainerState) -> int:
+    """The epoch that begins, or that a resumed run was in; asked before the first step of the epoch."""
+    return int((state.epoch or 0) + 1e-6)
+
+
 class Redraw(TrainerCallback):
     """Reads a row as the current epoch has it; as a callback it learns of every epoch that begins.
 
@@ -146,17 +151,10 @@ class Redraw(TrainerCallback):
     def __init__(self, aggregation: LossAggregation) -> None:
         self.aggregation = aggregation
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-        self._resumed = True
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """The first epoch is the one that the state says."""
-        self._resumed = True
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Draw for this epoch from now on. Later ones are counted: where a sampler packs rows, their number is an
-        estimate, and the state's epoch need not be whole when one begins."""
-        self.epoch.fill_(int((state.epoch or 0) + 1e-6) if self._resumed else int(self.epoch) + 1)
-        self._resumed = False
+        """Draw for this epoch from now on."""
+        self.epoch.fill_(epoch_begun(state))
 
     def __call__(self, example: dict[str, Any]) -> GroupRow:
         """The row as the current epoch has it; one without `draw` as it is."""

@@ -1,0 +1,161 @@
+"""The steps of a run in Axolotl: how many there are, which groups they train, and what is logged before the first."""
+
+import math
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from axolotl_recipe import groups, write_rows
+from test_axolotl_redraw import pieces
+
+pytest.importorskip("axolotl")
+pytestmark = pytest.mark.axolotl
+
+
+def packing(sizes, batch_size=2, **changes):
+    from axolotl.utils.dict import DictDefault
+
+    from mrt_plugin.axolotl.steps import EpochPacking
+
+    settings = {
+        "seed": 3,
+        "num_epochs": 4,
+        "max_steps": None,
+        "gradient_accumulation_steps": 2,
+        "world_size": 1,
+        "dataset_num_proc": 1,
+        "sequence_len": 100,
+        "mrt": {"row_length": None, "row_packing": True},
+        "sample_packing_group_size": 100_000,
+        "sample_packing_bin_size": 200,
+        "sample_packing_mp_start_method": None,
+        "sample_packing_sequentially": None,
+        "curriculum_sampling": None,
+    }
+    return EpochPacking(np.array(sizes), DictDefault(settings | changes), batch_size)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("in_order", [False, True])
+def test_every_row_is_in_every_epoch(processes, batch_size, in_order):
+    sizes = np.random.default_rng(0).integers(5, 80, 60)
+    changes = {"world_size": processes, "sample_packing_sequentially": in_order, "curriculum_sampling": in_order}
+    packed, again = (packing(sizes, batch_size, **changes) for _ in range(2))
+    assert len(packed) % processes == 0
+    for epoch in range(4):
+        batches = packed.batches(epoch)
+        assert len(batches) == len(packed)
+        assert all(1 <= len(batch) <= batch_size for batch in batches)
+        bins = [chosen for batch in batches for chosen in batch]
+        assert max(sizes[chosen].sum() for chosen in bins) <= 100
+        rows = [index for chosen in bins for index in chosen]
+        assert sorted(rows) == list(range(60))
+        assert (rows == list(range(60))) == in_order
+        assert batches == again.batches(epoch), "an epoch's packing depends on the seed alone"
+    assert (packed.batches(0) == packed.batches(1)) == in_order
+
+
+def test_epochs_that_max_steps_adds_are_as_long():
+    sizes = np.random.default_rng(1).integers(5, 80, 40)
+    packed = packing(sizes, 1, max_steps=200)
+    epochs = math.ceil(200 / math.ceil(len(packed) / 2))
+    assert epochs > 4
+    for epoch in range(epochs):
+        assert len(packed.batches(epoch)) == len(packed)
+
+
+@pytest.fixture
+def train(read_recipe, tmp_path, monkeypatch):
+    """Train on a pool of the given size: how often each group was seen, the trainer, the most rows in a batch."""
+    from axolotl.common.datasets import load_datasets
+    from axolotl.train import setup_model_and_trainer
+
+    from mrt_plugin.axolotl.steps import foresee_steps
+
+    def run(count, **changes):
+        write_rows(tmp_path / "pool.jsonl", groups(count))
+        plain = {"adapter": "lora", "load_in_4bit": False, "num_epochs": 3, "mrt": {"k": 2, "prefix_check": False}}
+        cfg = read_recipe(**(plain | changes))
+        meta = load_datasets(cfg=cfg)
+        trainer = setup_model_and_trainer(cfg, meta)[0]
+        inner, seen, rows = trainer.compute_loss, Counter(), []
+
+        def compute_loss(model, inputs, *args, **kwargs):
+            rows.append(len(inputs["input_ids"]))
+            seen.update(pieces(inputs))
+            return inner(model, inputs, *args, **kwargs)
+
+        trainer.compute_loss = compute_loss
+        trainer.train()
+        assert (
+            trainer.state.global_step
+            == trainer.state.max_steps
+            == foresee_steps(cfg, meta.train_dataset, trainer.layout)
+        )
+        of_group = [{seen[piece] for piece in pieces(trainer.data_collator([row]))} for row in trainer.train_dataset]
+        assert all(len(times) == 1 for times in of_group)
+        return [times.pop() for times in of_group], trainer, max(rows)
+
+    return run
+
+
+def announced(caplog):
+    (line,) = [record for record in caplog.records if "This run trains" in record.getMessage()]
+    trained, epochs, never, of = re.search(
+        r"trains ([\d.]+) of ([\d.]+) epochs, (\d+) of (\d+) groups never", line.getMessage()
+    ).groups()
+    return float(trained), float(epochs), int(never), int(of), line.levelname
+
+
+@pytest.mark.parametrize(
+    ("count", "changes"),
+    [
+        (12, {"sample_packing": True, "sequence_len": 160}),  # Axolotl's steps: 1.67 of 3 epochs
+        (9, {}),  # 2.33
+        (12, {"sample_packing": True, "sequence_len": 160, "micro_batch_size": 1, "num_epochs": 1.5}),
+    ],
+    ids=["packed", "unpacked", "one and a half epochs"],
+)
+def test_a_run_trains_the_epochs_that_it_is_asked_for(train, caplog, count, changes):
+    caplog.set_level("INFO", logger="mrt_plugin")
+    seen, trainer, most_rows = train(count, **changes)
+    epochs = trainer.args.num_train_epochs
+    assert set(seen) == ({3} if epochs == 3 else {1, 2})
+    assert most_rows <= trainer.args.per_device_train_batch_size
+    trained, asked, never, of, level = announced(caplog)
+    assert (asked, never, of, level) == (epochs, 0, count, "INFO")
+    assert trained == pytest.approx(trainer.state.epoch, abs=1e-3)
+    assert trained >= epochs
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_groups_that_are_never_trained_are_announced(train, caplog, packed):
+    caplog.set_level("INFO", logger="mrt_plugin")
+    changes = {"sample_packing": True, "sequence_len": 160} if packed else {}
+    seen, trainer, _ = train(14, max_steps=1, **changes)
+    assert 0 < seen.count(0) < 14
+    trained, asked, never, of, level = announced(caplog)
+    assert (asked, never, of, level) == (3, seen.count(0), 14, "WARNING")
+    assert trained == pytest.approx(trainer.state.epoch, abs=1e-3)
+
+
+def test_a_share_of_the_steps_warms_up(train):
+    _, trainer, _ = train(9, warmup_ratio=0.34, lr_scheduler="linear")
+    assert trainer.args.get_warmup_steps(trainer.state.max_steps) == math.ceil(0.34 * 9)
+
+
+def test_bins_of_a_sampler_are_rows(chat_tokenizer):
+    """Best-fit decreasing over all bins at once would need another row."""
+    from mrt_plugin.encoding.pair import Pair
+    from mrt_plugin.layout.collator import GroupedResponseCollator
+    from mrt_plugin.layout.group_row import build_group_row
+
+    def row(tokens):
+        return dict(build_group_row([Pair([5] * tokens, [False] + [True] * (tokens - 1))], "token"))
+
+    sizes = [[9, 7, 4], [8, 10, 2]]
+    collator = GroupedResponseCollator(chat_tokenizer, row_length=20)
+    assert len(collator([[row(size) for size in chosen] for chosen in sizes])["input_ids"]) == 2
+    assert len(collator([row(size) for chosen in sizes for size in chosen])["input_ids"]) == 3
