@@ -82,11 +82,11 @@ def test_what_each_epoch_trains(load, tmp_path, packed):
     """The draw of that epoch, also in worker processes and in a resumed run; in as many steps as foreseen."""
     from axolotl.train import setup_model_and_trainer
 
-    write_rows(tmp_path / "pool.jsonl", groups(12, 6))
+    write_rows(tmp_path / "pool.jsonl", groups(13, 6))
 
     def train(resume=None, **changes):
         """For each epoch how often each response was trained; those that it draws; the steps, foreseen and taken."""
-        settings = {"sample_packing": packed, "micro_batch_size": 1 if packed else 2, "sequence_len": 160}
+        settings = {"sample_packing": packed, "micro_batch_size": 2, "sequence_len": 160}
         cfg, meta = load(save_steps=2, save_total_limit=20, **settings, **changes)
         trainer = setup_model_and_trainer(cfg, meta)[0]
         redraw, inner, seen = trainer.data_collator.read_row, trainer.compute_loss, {}

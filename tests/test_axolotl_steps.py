@@ -113,7 +113,7 @@ def announced(caplog):
     ("count", "changes"),
     [
         (12, {"sample_packing": True, "sequence_len": 160}),  # Axolotl's steps: 1.67 of 3 epochs
-        (9, {}),  # 2.33
+        (9, {}),  # 2.4
         (12, {"sample_packing": True, "sequence_len": 160, "micro_batch_size": 1, "num_epochs": 1.5}),
     ],
     ids=["packed", "unpacked", "one and a half epochs"],
