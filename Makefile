@@ -1,6 +1,6 @@
 # make demo   sets everything up in .venv and runs the main job on generated data (demo_output/)
 # make test   sets everything up and runs the tests, then those that need no Axolotl on the newest releases
-# make lint   ruff and mypy
+# make lint   ruff, mypy and the order of the rooms
 # Another Python: make demo PYTHON=python3.12. Nothing outside this folder is written, but for pip's cache.
 
 PYTHON ?= python3
@@ -60,6 +60,7 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 clean:
 	rm -rf $(VENV) $(NEWEST) build dist *.egg-info demo_output

@@ -1,16 +1,13 @@
 """Where a stateless batch function runs: in processes of this machine, or on Ray. The answer is the same."""
 
 import uuid
-from collections.abc import Callable
 from typing import Any, get_args
 
 from datasets import Dataset, Features
 
 from mrt_plugin.groups.batches import batch_size as bounded_size
 from mrt_plugin.options import Engine
-
-BatchFunction = Callable[..., dict[str, list[Any]]]
-"""From columns of a batch to columns of the answer, one row per group, each for itself."""
+from mrt_plugin.ray_engine import BatchFunction, map_on_ray
 
 
 def check_engine(engine: str) -> None:
@@ -51,8 +48,6 @@ def map_batches(
     """
     batch_size = bounded_size(groups, batch_size)
     if engine == "ray":
-        from mrt_plugin.ray_engine import map_on_ray
-
         return map_on_ray(
             groups, function, kwargs, features, batch_size=batch_size, description=description, threads=threads
         )

@@ -3,13 +3,15 @@
 import importlib.util
 import io
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow
 from datasets import Dataset, Features
 from tqdm.auto import tqdm
 
-from mrt_plugin.engine import BatchFunction
+BatchFunction = Callable[..., dict[str, list[Any]]]
+"""From columns of a batch to columns of the answer, one row per group, each for itself."""
 
 
 def require_ray() -> Any:

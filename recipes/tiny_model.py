@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from mrt_plugin import load_groups
-from mrt_plugin.simulation.tiny_model import build_tokenizer, save
+from mrt_plugin.models.tiny_model import build_tokenizer, save
 
 
 def main() -> None:

@@ -8,10 +8,10 @@ import numpy as np
 
 from mrt_plugin.evaluation.evaluate import differences
 from mrt_plugin.evaluation.measures import outcome
-from mrt_plugin.evaluation.named_model import NamedModel
-from mrt_plugin.evaluation.paired import Bootstrap, Measured
 from mrt_plugin.evaluation.subject import Subject
+from mrt_plugin.models.named_model import NamedModel
 from mrt_plugin.planning.audit import LEVEL
+from mrt_plugin.planning.paired import Bootstrap, Measured
 
 N, K = 8, 2
 KEYS = (

@@ -18,9 +18,9 @@ from mrt_plugin.curation.refusals import refuses
 from mrt_plugin.curation.repetition import repeated_share
 from mrt_plugin.curation.rule import Group, Tools
 from mrt_plugin.curation.statistics import statistics, task_type
-from mrt_plugin.curation.text import units
 from mrt_plugin.curation.truncation import looks_cut
 from mrt_plugin.groups import load_groups
+from mrt_plugin.groups.text import units
 
 
 def verdicts(rule: str, responses: list, *, tokenizer=None, prompt: str = "A prompt.", options=None, **group) -> list:

@@ -13,16 +13,16 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 
+from mrt_plugin.demo.known_truth import distance_of, truth_distance
+from mrt_plugin.demo.modes import draw_groups, mode_prompts, split_prompts
+from mrt_plugin.demo.run import RESULTS
+from mrt_plugin.demo.training import axolotl_train
+from mrt_plugin.demo.whole_folder import whole_folder
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.evaluation.held_out import held_out_nll
-from mrt_plugin.evaluation.known_truth import distance_of, truth_distance
-from mrt_plugin.evaluation.load import load_model
-from mrt_plugin.evaluation.log_likelihood import log_likelihoods
-from mrt_plugin.simulation.demo import RESULTS
-from mrt_plugin.simulation.demo_training import axolotl_train
-from mrt_plugin.simulation.modes import draw_groups, mode_prompts, split_prompts
-from mrt_plugin.simulation.tiny_model import build_llama, build_tokenizer, pretrain, save
-from mrt_plugin.simulation.whole_folder import whole_folder
+from mrt_plugin.models.load import load_model
+from mrt_plugin.models.log_likelihood import log_likelihoods
+from mrt_plugin.models.tiny_model import build_llama, build_tokenizer, pretrain, save
 
 
 class TestModes:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mrt_plugin.evaluation.cosine import alignment, coverage, diversity
+from mrt_plugin.scoring.cosine import alignment, coverage, diversity
 
 
 def cosine(a, b):

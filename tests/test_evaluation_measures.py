@@ -20,12 +20,12 @@ from mrt_plugin.evaluation.closeness import closeness
 from mrt_plugin.evaluation.evaluate import differences
 from mrt_plugin.evaluation.forgetting import ProbeNLL, compare_probe, compare_tasks, points_of_nll, probe, verdict
 from mrt_plugin.evaluation.measures import outcome
-from mrt_plugin.evaluation.named_model import NamedModel, add_pools, parse_models
-from mrt_plugin.evaluation.paired import Bootstrap, Measured
 from mrt_plugin.evaluation.reward import rewards
 from mrt_plugin.evaluation.samples import Samples, read_samples
 from mrt_plugin.evaluation.subject import Subject
 from mrt_plugin.groups import DataError
+from mrt_plugin.models.named_model import NamedModel, add_pools, parse_models
+from mrt_plugin.planning.paired import Bootstrap, Measured
 from mrt_plugin.scoring import load_embedder
 
 

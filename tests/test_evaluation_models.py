@@ -20,12 +20,12 @@ from mrt_plugin.evaluation.checkers import load_checker
 from mrt_plugin.evaluation.evaluate import evaluate
 from mrt_plugin.evaluation.evaluate_report import evaluation_report
 from mrt_plugin.evaluation.held_out import held_out_nll, prompt_nll
-from mrt_plugin.evaluation.load import load_model, load_tokenizer
-from mrt_plugin.evaluation.named_model import NamedModel, add_pools, parse_models
 from mrt_plugin.evaluation.reward import rewards
 from mrt_plugin.evaluation.samples import Samples
-from mrt_plugin.evaluation.sampling import LocalModel, SamplingSettings
 from mrt_plugin.evaluation.subject import How
+from mrt_plugin.models.load import load_model, load_tokenizer
+from mrt_plugin.models.named_model import NamedModel, add_pools, parse_models
+from mrt_plugin.sampling import LocalModel, SamplingSettings
 from mrt_plugin.scoring import load_embedder
 
 SHORT = SamplingSettings(max_tokens=4)

@@ -12,9 +12,9 @@ from mrt_plugin.attention import NotShareable
 from mrt_plugin.attention.fork import ForkBackend
 from mrt_plugin.attention.length_rope import length_ropes
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.evaluation.log_likelihood import log_likelihoods
 from mrt_plugin.layout.rows import build_rows
 from mrt_plugin.loss.token_nll import TokenNLL
+from mrt_plugin.models.log_likelihood import log_likelihoods
 
 THRESHOLD = 44
 

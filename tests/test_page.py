@@ -3,7 +3,7 @@
 import pytest
 
 from mrt_plugin.evaluation.evaluate_figures import curves_figure, forgetting_figure
-from mrt_plugin.page import svg
+from mrt_plugin.report import svg
 
 NAMES = (r"$\frac$", "_hidden", "plain")
 

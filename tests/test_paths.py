@@ -11,10 +11,10 @@ import tiny
 from typer.testing import CliRunner
 
 from mrt_plugin.cli import app
+from mrt_plugin.demo.run import RESULTS, run_demo
 from mrt_plugin.groups import paths
 from mrt_plugin.groups.paths import check_paths
-from mrt_plugin.selection.files import PoolFile, SelectJob, select_file
-from mrt_plugin.simulation.demo import RESULTS, run_demo
+from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
 
 
 def pool_lines(count: int = 12, texts: str = "abc") -> str:
@@ -182,7 +182,7 @@ def test_a_held_out_file_of_an_earlier_run(folder: Path) -> None:
 
 
 def test_the_hash_is_that_of_what_was_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mrt_plugin.selection import files
+    from mrt_plugin.pipeline import files
 
     pool = folder / "pool.jsonl"
     job = SelectJob([PoolFile("pool.jsonl")], folder / "o.jsonl", {"selector": "random_k", "k": 2})

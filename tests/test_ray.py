@@ -11,10 +11,10 @@ from test_scoring import reward_dir
 from test_select_cli import job, write_lines
 
 from mrt_plugin import load_groups
+from mrt_plugin.pipeline.files import select_file
 from mrt_plugin.ray_engine import map_on_ray
 from mrt_plugin.scoring import ScoreCache
 from mrt_plugin.selection import run_selection
-from mrt_plugin.selection.files import select_file
 from mrt_plugin.selection.run import score_and_select
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or it writes a token into the home directory

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from mrt_plugin.cli import app
 from mrt_plugin.encoding import Encoder, prepare_tokenizer
-from mrt_plugin.evaluation.sampling import LocalModel, SamplingSettings, sample_pool
-from mrt_plugin.evaluation.sampling.local import _Picker, generate
-from mrt_plugin.evaluation.sampling.settings import Job
+from mrt_plugin.sampling import LocalModel, SamplingSettings, sample_pool
+from mrt_plugin.sampling.local import _Picker, generate
+from mrt_plugin.sampling.settings import Job
 
 SHORT = SamplingSettings(max_tokens=6)
 

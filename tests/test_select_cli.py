@@ -20,10 +20,10 @@ from mrt_plugin import load_groups
 from mrt_plugin import select as select_groups
 from mrt_plugin.cli import app
 from mrt_plugin.groups.write import sha256_of, whole_file, write_groups
-from mrt_plugin.selection.exports import export
-from mrt_plugin.selection.files import PoolFile, SelectJob, select_file
-from mrt_plugin.selection.manifest import manifest_path, read_manifest
-from mrt_plugin.selection.remake import remake
+from mrt_plugin.pipeline.exports import export
+from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
+from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
+from mrt_plugin.pipeline.remake import remake
 
 BEST = {"selector": "diverse_best_k", "k": 3, "alpha": 0.75, "seed": 7}
 
@@ -316,7 +316,7 @@ class TestExports:
 CHILD = """
 import sys
 from pathlib import Path
-from mrt_plugin.selection.files import PoolFile, SelectJob, select_file
+from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
 
 pool, output = sys.argv[1:]
 job = SelectJob(

@@ -10,8 +10,8 @@ import pytest
 from datasets import Dataset
 
 from mrt_plugin import load_groups, select
-from mrt_plugin.bench.selection import compare, stream
 from mrt_plugin.selection import SELECTORS, run_selection, select_indices
+from recipes.benchmarks.selection import compare, stream
 
 CHOOSING = [name for name in SELECTORS if name != "all"]
 

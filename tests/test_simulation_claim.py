@@ -6,23 +6,23 @@ import numpy as np
 import pytest
 from transformers import set_seed
 
-from mrt_plugin.evaluation.known_truth import truth_distance
-from mrt_plugin.simulation.claim import run as runs
-from mrt_plugin.simulation.claim.analysis import analyse
-from mrt_plugin.simulation.claim.arms import ARMS, arm_groups, responses_drawn
-from mrt_plugin.simulation.claim.checks import analyse_checks
-from mrt_plugin.simulation.claim.decision import Estimate, affordable_share, bootstrap, decide, relative_gain
-from mrt_plugin.simulation.claim.exact import ExactDistance
-from mrt_plugin.simulation.claim.grouping import compare, intraclass_correlation, pair_gradients
-from mrt_plugin.simulation.claim.model import build_encoder, random_model
-from mrt_plugin.simulation.claim.power import rule_power
-from mrt_plugin.simulation.claim.pricing import Price, fit_bench, token_price
-from mrt_plugin.simulation.claim.records import read_records
-from mrt_plugin.simulation.claim.report import put_into, results_text, write_report
-from mrt_plugin.simulation.claim.run import CALM
-from mrt_plugin.simulation.claim.train import RunKey, Scale, Setting, train_run
-from mrt_plugin.simulation.claim.tuning import Tuned, kl_at
-from mrt_plugin.simulation.claim.world import POOL, RESPONSE, World, draw_pool
+from mrt_plugin.demo.known_truth import truth_distance
+from recipes.claim import run as runs
+from recipes.claim.analysis import analyse
+from recipes.claim.arms import ARMS, arm_groups, responses_drawn
+from recipes.claim.checks import analyse_checks
+from recipes.claim.decision import Estimate, affordable_share, bootstrap, decide, relative_gain
+from recipes.claim.exact import ExactDistance
+from recipes.claim.grouping import compare, intraclass_correlation, pair_gradients
+from recipes.claim.model import build_encoder, random_model
+from recipes.claim.power import rule_power
+from recipes.claim.pricing import Price, fit_bench, token_price
+from recipes.claim.records import read_records
+from recipes.claim.report import put_into, results_text, write_report
+from recipes.claim.run import CALM
+from recipes.claim.train import RunKey, Scale, Setting, train_run
+from recipes.claim.tuning import Tuned, kl_at
+from recipes.claim.world import POOL, RESPONSE, World, draw_pool
 
 TINY = Scale(n=8, held_out=2, base_steps=3)
 

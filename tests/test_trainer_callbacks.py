@@ -13,8 +13,8 @@ from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, Tr
 
 from mrt_plugin import MultiResponseSFTTrainer
 from mrt_plugin.encoding import Encoder
-from mrt_plugin.evaluation.sampling.settings import Draw
 from mrt_plugin.options import MultiResponseOptions
+from mrt_plugin.sampling.settings import Draw
 from mrt_plugin.trainer.callbacks import HeldOutEarlyStopping, SmokeTestFailed
 from mrt_plugin.trainer.callbacks.memory import out_of_memory_advice
 from mrt_plugin.trainer.callbacks.overfitting import Overfitting

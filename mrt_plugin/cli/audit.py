@@ -68,13 +68,13 @@ def audit(
     """
     with plain_errors():
         log_to_stderr()
-        from mrt_plugin.evaluation.named_model import parse_models
         from mrt_plugin.groups import load_groups
         from mrt_plugin.groups.paths import Named, check_paths
+        from mrt_plugin.models.named_model import parse_models
+        from mrt_plugin.pipeline.manifest import manifest_path
         from mrt_plugin.planning.audit import Rule, make_audit
         from mrt_plugin.planning.audit_report import audit_report
         from mrt_plugin.selection import get_selector
-        from mrt_plugin.selection.manifest import manifest_path
 
         opened = [] if model is None else parse_models([model], adapter=adapter)
         folders = [tokenizer, embedder, *(path for one in opened for path in (one.path, one.adapter))]
@@ -92,7 +92,7 @@ def audit(
             parts["rule"] = _rule_of(selection)
         groups, chosen = load_groups(pool), load_groups(selection)
         if opened:
-            from mrt_plugin.evaluation.load import open_model
+            from mrt_plugin.models.load import open_model
 
             parts["model"], parts["encoder"] = open_model(
                 opened[0],
@@ -129,8 +129,8 @@ def audit(
 
 def _rule_of(selection: str) -> Any:
     """How `mrt select` made the file, from its manifest; None without one."""
+    from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
     from mrt_plugin.planning.audit import Rule
-    from mrt_plugin.selection.manifest import manifest_path, read_manifest
 
     path = manifest_path(selection)
     if not path.is_file():

@@ -29,7 +29,7 @@ def demo(
     with plain_errors():
         from dataclasses import replace
 
-        from mrt_plugin.simulation.demo import QUICK, DemoSettings, run_demo
+        from mrt_plugin.demo.run import QUICK, DemoSettings, run_demo
 
         settings = replace(QUICK if quick else DemoSettings(), seed=seed)
         with stages() as progress:

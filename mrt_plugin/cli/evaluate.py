@@ -122,11 +122,11 @@ def evaluate(
     with plain_errors():
         log_to_stderr()
         counts = _numbers(at)
-        from mrt_plugin.evaluation.named_model import add_pools, check_folders, parse_models
+        from mrt_plugin.models.named_model import add_pools, check_folders, parse_models
 
         serve = None
         if endpoint is not None:
-            from mrt_plugin.evaluation.sampling import Endpoint
+            from mrt_plugin.sampling import Endpoint
 
             def serve(name: str | None) -> Any:
                 return Endpoint(
@@ -166,8 +166,8 @@ def evaluate(
         from mrt_plugin.evaluation.checkers import load_checker
         from mrt_plugin.evaluation.evaluate import evaluate as run
         from mrt_plugin.evaluation.evaluate_report import evaluation_report
-        from mrt_plugin.evaluation.sampling import SamplingSettings
         from mrt_plugin.evaluation.subject import How
+        from mrt_plugin.sampling import SamplingSettings
         from mrt_plugin.scoring import load_embedder
 
         tasks = [name.strip() for name in (lm_eval or "").split(",") if name.strip()]

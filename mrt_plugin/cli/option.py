@@ -84,7 +84,7 @@ def one_of(literal: Any) -> Callable[[Any], Any]:
 
 
 def _check_named_model(text: str) -> None:
-    from mrt_plugin.evaluation.named_model import check_folders, parse_models
+    from mrt_plugin.models.named_model import check_folders, parse_models
 
     check_folders(parse_models([text]))
 

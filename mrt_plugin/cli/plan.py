@@ -76,9 +76,9 @@ def plan(
     """
     with plain_errors():
         log_to_stderr()
-        from mrt_plugin.evaluation.named_model import parse_models
         from mrt_plugin.groups import load_groups
         from mrt_plugin.groups.paths import check_paths
+        from mrt_plugin.models.named_model import parse_models
         from mrt_plugin.planning.budget import Costs
         from mrt_plugin.planning.plan import make_plan
         from mrt_plugin.planning.plan_report import plan_report
@@ -91,7 +91,7 @@ def plan(
         groups = load_groups(data)
         parts: dict[str, Any] = {}
         if opened:
-            from mrt_plugin.evaluation.load import open_model
+            from mrt_plugin.models.load import open_model
 
             parts["model"], parts["encoder"] = open_model(
                 opened[0],

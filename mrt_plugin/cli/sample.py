@@ -8,7 +8,7 @@ import typer
 
 from mrt_plugin.cli.option import existing_adapter, existing_data, within
 from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, stages
-from mrt_plugin.evaluation.named_model import check_folders, parse_models
+from mrt_plugin.models.named_model import check_folders, parse_models
 from mrt_plugin.options import Api, PromptFormat
 
 
@@ -91,7 +91,7 @@ def sample(
         fields = _extra(extra)
         if model is not None and endpoint is None:
             check_folders(parse_models([model]))
-        from mrt_plugin.evaluation.sampling import SamplingSettings, sample_pool
+        from mrt_plugin.sampling import SamplingSettings, sample_pool
 
         settings = SamplingSettings(
             temperature=temperature,
@@ -103,7 +103,7 @@ def sample(
         )
         sampler: Any
         if endpoint:
-            from mrt_plugin.evaluation.sampling import Endpoint
+            from mrt_plugin.sampling import Endpoint
 
             sampler = Endpoint(
                 endpoint,
@@ -119,7 +119,7 @@ def sample(
                 extra=fields,
             )
         elif model:
-            from mrt_plugin.evaluation.sampling import LocalModel
+            from mrt_plugin.sampling import LocalModel
 
             sampler = LocalModel(
                 model,
@@ -165,7 +165,7 @@ def _data(prompts: str | None, extend: str | None, to: int | None) -> str:
 
 
 def _extra(text: str) -> dict[str, Any]:
-    from mrt_plugin.evaluation.sampling.masking import mask_typed
+    from mrt_plugin.sampling.masking import mask_typed
 
     try:
         value = json_module.loads(text)

@@ -112,7 +112,7 @@ def select(
             return
         if not data:
             raise ValueError("say what to select from: a pool's file, or --from-manifest.")
-        from mrt_plugin.selection.files import SelectJob, select_file
+        from mrt_plugin.pipeline.files import SelectJob, select_file
 
         job = SelectJob(
             pools=_pools(data, source or []),
@@ -159,7 +159,7 @@ def select(
 
 
 def _remake(manifest: Path, output: Path, held_out_output: Path | None, pools: list[str], json: bool) -> None:
-    from mrt_plugin.selection.remake import remake
+    from mrt_plugin.pipeline.remake import remake
 
     files = remake(manifest, output, held_out_output=held_out_output, pools=pools)
     if json:
@@ -169,7 +169,7 @@ def _remake(manifest: Path, output: Path, held_out_output: Path | None, pools: l
 
 
 def _pools(data: list[str], sources: list[str]) -> list[Any]:
-    from mrt_plugin.selection.files import PoolFile
+    from mrt_plugin.pipeline.files import PoolFile
 
     if len(sources) not in (0, 1, len(data)):
         raise ValueError(f"{len(sources)} sources for {len(data)} pools: give one for all, or one for each.")

@@ -7,8 +7,8 @@ from pydantic import Field
 
 from mrt_plugin.curation.near import NearIndex, prompt_signatures
 from mrt_plugin.curation.rule import PoolRule, PoolVerdict, Tools
-from mrt_plugin.curation.text import normalised, prompt_text
 from mrt_plugin.groups.keys import digest
+from mrt_plugin.groups.text import normalised, prompt_text
 
 
 class DuplicatePrompts(PoolRule):

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from mrt_plugin.curation.near import jaccard_matrix
 from mrt_plugin.curation.rule import Group, GroupRule, Tools, Verdict
-from mrt_plugin.curation.text import normalised
 from mrt_plugin.groups.keys import canonical, digest
+from mrt_plugin.groups.text import normalised
 
 
 class DuplicateResponses(GroupRule):

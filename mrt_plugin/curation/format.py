@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from mrt_plugin.curation.rule import Group, GroupRule, Tools, Verdict
-from mrt_plugin.curation.text import edit_response, prompt_text
 from mrt_plugin.encoding.tokenizer import special_token_texts
+from mrt_plugin.groups.text import edit_response, prompt_text
 
 CONTROL_TOKENS = (
     "<|im_start|> <|im_end|> <|endoftext|> <|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> "

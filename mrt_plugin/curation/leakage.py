@@ -10,11 +10,11 @@ from pydantic import Field, field_validator
 
 from mrt_plugin.curation.near import NearIndex, prompt_signatures, signature
 from mrt_plugin.curation.rule import DropOrFlag, PoolRule, PoolVerdict, Tools
-from mrt_plugin.curation.text import normalised, prompt_text
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.sources import open_source
+from mrt_plugin.groups.text import normalised, prompt_text
 
 
 class Leakage(PoolRule):

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 
 from datasets import Dataset, concatenate_datasets
 
-from mrt_plugin.curation.rows import repeat_groups, with_ids
 from mrt_plugin.curation.rule import PoolRule, PoolVerdict, Tools
 from mrt_plugin.curation.sample import shuffled
+from mrt_plugin.groups.rows import repeat_groups, with_ids
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasketch import MinHash, MinHashLSH
 
-from mrt_plugin.curation.text import normalised, prompt_text
 from mrt_plugin.groups.batches import batch_size
+from mrt_plugin.groups.text import normalised, prompt_text
 
 WIDTH = 5
 """Characters in a shingle."""

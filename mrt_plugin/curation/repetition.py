@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from mrt_plugin.curation.rule import DropOrFlag, Group, GroupRule, Tools, Verdict
-from mrt_plugin.curation.text import units
+from mrt_plugin.groups.text import units
 
 SPAN = 15
 """Words in a repeated run."""

@@ -9,9 +9,9 @@ import numpy as np
 from datasets import Dataset
 
 from mrt_plugin.curation.rule import Tools
-from mrt_plugin.curation.text import prompt_text
 from mrt_plugin.curation.token_length import token_counts
 from mrt_plugin.groups.messages import response_text
+from mrt_plugin.groups.text import prompt_text
 from mrt_plugin.groups.write import rows_of
 
 QUANTILES = (0.05, 0.5, 0.95, 1.0)

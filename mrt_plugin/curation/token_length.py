@@ -6,7 +6,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from mrt_plugin.curation.rule import Group, GroupRule, Tools, Verdict
-from mrt_plugin.curation.text import prompt_text
+from mrt_plugin.groups.text import prompt_text
 
 BYTES_PER_TOKEN = 4
 """UTF-8 bytes that a token stands for, where no tokenizer is given: a usual figure for English text."""

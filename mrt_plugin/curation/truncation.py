@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from mrt_plugin.curation.rule import Group, GroupRule, Tools, Verdict
-from mrt_plugin.curation.text import last_text
+from mrt_plugin.groups.text import last_text
 
 CUT = {"length", "max_tokens", "max_length", "model_length"}
 """`finish_reason` of an answer that ran out of tokens: OpenAI and vLLM, Anthropic and Gemini, Mistral."""

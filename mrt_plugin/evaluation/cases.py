@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mrt_plugin.evaluation.sampling.prompts import read_prompts
 from mrt_plugin.groups import load_groups, prompt_key
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.sources import open_source
 from mrt_plugin.groups.write import rows_of
+from mrt_plugin.sampling.prompts import read_prompts
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mrt_plugin.evaluation.best_of import expected_best
-from mrt_plugin.evaluation.cosine import alignment, cosines, coverage, diversity
+from mrt_plugin.scoring.cosine import alignment, cosines, coverage, diversity
 from mrt_plugin.scoring.embedders import Embedder
 
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from mrt_plugin.curation.text import units
 from mrt_plugin.evaluation.cases import Case
 from mrt_plugin.evaluation.closeness import closeness
 from mrt_plugin.evaluation.forgetting import FLAGGED, SIGNIFICANT, compare_probe, compare_tasks
 from mrt_plugin.evaluation.measures import MEASURES, outcome
-from mrt_plugin.evaluation.named_model import NamedModel, check_names
-from mrt_plugin.evaluation.paired import DRAWS, LEVEL, Bootstrap, holm
 from mrt_plugin.evaluation.reading import lay_out
 from mrt_plugin.evaluation.sentences import next_step, notes
 from mrt_plugin.evaluation.subject import How, Key, Progress, Subject, measure_subject, same_tokens, share_references
+from mrt_plugin.groups.text import units
+from mrt_plugin.models.named_model import NamedModel, check_names
+from mrt_plugin.planning.paired import DRAWS, LEVEL, Bootstrap, holm
 from mrt_plugin.scoring.function import load_function
 from mrt_plugin.scoring.scores import scorer_name
 

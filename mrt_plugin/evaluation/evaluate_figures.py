@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mrt_plugin.evaluation.measures import MEASURES, ends_of, label, points_of
-from mrt_plugin.page import figure, shown
+from mrt_plugin.report import figure, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,7 +4,7 @@ from typing import Any
 
 from mrt_plugin.evaluation.evaluate_figures import curves_figure, difference_figure, forgetting_figure
 from mrt_plugin.evaluation.measures import CURVES, MEASURES, ends_of, label, measure_keys, points_of
-from mrt_plugin.page import Report
+from mrt_plugin.report import Report
 
 
 def measure_rows(result: dict[str, Any], *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mrt_plugin.evaluation.log_likelihood import Model
+from mrt_plugin.models.log_likelihood import Model
 
 Scores = dict[str, dict[str, dict[str, Any]]]
 """By task and metric: `value`, `stderr` (None where the harness has none), `higher_is_better`, and `documents`, the

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mrt_plugin.evaluation.paired import LEVEL
+from mrt_plugin.planning.paired import LEVEL
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from mrt_plugin.curation.text import prompt_text
 from mrt_plugin.evaluation.cases import Case
 from mrt_plugin.evaluation.subject import Subject
 from mrt_plugin.groups.keys import digest
+from mrt_plugin.groups.text import prompt_text
 
 REFERENCES_SHOWN = 3
 """Beside the outputs of a prompt."""

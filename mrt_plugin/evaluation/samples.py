@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from mrt_plugin.evaluation.cases import Case
-from mrt_plugin.evaluation.named_model import NamedModel
-from mrt_plugin.evaluation.sampling.journal import journal_path
-from mrt_plugin.evaluation.sampling.run import Sampler, sample_pool
-from mrt_plugin.evaluation.sampling.settings import Draw, SampleReport, SamplingSettings
 from mrt_plugin.groups import prompt_key
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.sources import open_source
 from mrt_plugin.groups.write import whole_file
+from mrt_plugin.models.named_model import NamedModel
+from mrt_plugin.sampling.journal import journal_path
+from mrt_plugin.sampling.run import Sampler, sample_pool
+from mrt_plugin.sampling.settings import Draw, SampleReport, SamplingSettings
 
 
 @dataclass

@@ -7,8 +7,8 @@ import numpy as np
 
 from mrt_plugin.evaluation.cases import Case
 from mrt_plugin.evaluation.measures import label
-from mrt_plugin.evaluation.paired import FEWEST, LEVEL
 from mrt_plugin.evaluation.subject import Subject, same_tokens
+from mrt_plugin.planning.paired import FEWEST, LEVEL
 
 FEW = 30
 """Prompts below which an interval is too wide to decide much."""

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from peft import PeftModel
 
-from mrt_plugin.curation.text import units
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.evaluation.best_of import expected_best, levels
 from mrt_plugin.evaluation.cases import Case
@@ -20,16 +19,17 @@ from mrt_plugin.evaluation.closeness import Closeness, closeness
 from mrt_plugin.evaluation.forgetting import ProbeNLL, probe_nll
 from mrt_plugin.evaluation.harness import Scores, run_tasks
 from mrt_plugin.evaluation.held_out import PromptNLL, ResponseNLL, response_nll
-from mrt_plugin.evaluation.log_likelihood import Model
-from mrt_plugin.evaluation.named_model import NamedModel
-from mrt_plugin.evaluation.paired import Measured
 from mrt_plugin.evaluation.reward import rewards
 from mrt_plugin.evaluation.samples import Samples, draw_samples, read_samples, sample_files
-from mrt_plugin.evaluation.sampling.local import LocalModel
-from mrt_plugin.evaluation.sampling.run import Sampler
-from mrt_plugin.evaluation.sampling.settings import SamplingSettings
-from mrt_plugin.evaluation.tokenizer_match import worse_than_guessing
+from mrt_plugin.groups.text import units
+from mrt_plugin.models.log_likelihood import Model
+from mrt_plugin.models.named_model import NamedModel
+from mrt_plugin.models.tokenizer_match import worse_than_guessing
 from mrt_plugin.options import PromptFormat
+from mrt_plugin.planning.paired import Measured
+from mrt_plugin.sampling.local import LocalModel
+from mrt_plugin.sampling.run import Sampler
+from mrt_plugin.sampling.settings import SamplingSettings
 from mrt_plugin.scoring.embedders import Embedder
 from mrt_plugin.scoring.scores import Scorer
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mrt_plugin.evaluation.paired import FEWEST
+from mrt_plugin.planning.paired import FEWEST
 
 
 def advise(plan: dict[str, Any]) -> list[str]:

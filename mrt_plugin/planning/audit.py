@@ -14,12 +14,12 @@ import datasets
 import numpy as np
 from datasets import Dataset
 
-from mrt_plugin.curation.text import NO_SPACES
-from mrt_plugin.evaluation.paired import FEWEST, Bootstrap, Measured
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.messages import response_text
+from mrt_plugin.groups.text import NO_SPACES
 from mrt_plugin.options import LossAggregation
 from mrt_plugin.planning.diversity import words
+from mrt_plugin.planning.paired import FEWEST, Bootstrap, Measured
 from mrt_plugin.planning.subset import Kept, match
 from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.selection.prepare import cosine_matrix
@@ -28,7 +28,7 @@ from mrt_plugin.selection.run import run_selection
 
 if TYPE_CHECKING:
     from mrt_plugin.encoding import Encoder
-    from mrt_plugin.evaluation.log_likelihood import Model
+    from mrt_plugin.models.log_likelihood import Model
     from mrt_plugin.planning.measure import Measurement
 
 LEVEL = 0.9

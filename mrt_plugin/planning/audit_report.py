@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mrt_plugin.page import Report, figure, shown
 from mrt_plugin.planning.plan_report import number
+from mrt_plugin.report import Report, figure, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

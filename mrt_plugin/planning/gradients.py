@@ -13,8 +13,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.evaluation.log_likelihood import Model, pad_pairs
 from mrt_plugin.layout.group_row import IGNORE
+from mrt_plugin.models.log_likelihood import Model, pad_pairs
 
 RANK = 8
 

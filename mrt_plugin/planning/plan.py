@@ -33,7 +33,7 @@ from mrt_plugin.selection.allocation import allocate
 
 if TYPE_CHECKING:
     from mrt_plugin.encoding import Encoder
-    from mrt_plugin.evaluation.log_likelihood import Model
+    from mrt_plugin.models.log_likelihood import Model
     from mrt_plugin.planning.measure import Measurement
 
 LEVEL = 0.9

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mrt_plugin.page import Report, figure
+from mrt_plugin.report import Report, figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrt_plugin.evaluation.paired import FEWEST
+from mrt_plugin.planning.paired import FEWEST
 
 DRAWS = 1000
 """Bootstrap draws: enough for the 90 % point of a distribution."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
 
-from mrt_plugin.curation.rows import keep_responses
 from mrt_plugin.engine import check_engine, map_batches
 from mrt_plugin.groups.batches import batch_size
+from mrt_plugin.groups.rows import keep_responses
 from mrt_plugin.options import AllocationKind, Engine, MultiResponseOptions, Similarity, WeightSource, check_options
 from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.embedders import load_embedder

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mrt_plugin.page import figure
+from mrt_plugin.report import figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mrt_plugin.groups.write import whole_file, write_text
-from mrt_plugin.page import Report
+from mrt_plugin.report import Report
 from mrt_plugin.simulation.controlled.figures import CAPTIONS, draw
 from mrt_plugin.simulation.controlled.run import EXPERIMENTS
 

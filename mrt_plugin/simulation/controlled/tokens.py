@@ -20,8 +20,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.evaluation.log_likelihood import log_likelihoods
 from mrt_plugin.groups import load_groups
+from mrt_plugin.models.log_likelihood import log_likelihoods
 from mrt_plugin.selection.run import run_selection
 from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
 

@@ -8,11 +8,11 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from mrt_plugin.evaluation.cosine import alignment, coverage, diversity
-from mrt_plugin.evaluation.sampling.local import draw_after
-from mrt_plugin.evaluation.sampling.settings import Draw, SamplingSettings, draw_seed
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.layout.group_row import IGNORE, segment_starts
+from mrt_plugin.sampling.local import draw_after
+from mrt_plugin.sampling.settings import Draw, SamplingSettings, draw_seed
+from mrt_plugin.scoring.cosine import alignment, coverage, diversity
 
 SEEN_ROWS = 2000
 """Rows among which the prompts are chosen."""

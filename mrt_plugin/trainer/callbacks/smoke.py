@@ -10,8 +10,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from mrt_plugin.curation.repetition import repeated_share
-from mrt_plugin.curation.text import units
-from mrt_plugin.evaluation.sampling.settings import Draw
+from mrt_plugin.groups.text import units
+from mrt_plugin.sampling.settings import Draw
 from mrt_plugin.trainer.callbacks.samples import PromptTokens, answer
 from mrt_plugin.trainer.callbacks.together import from_main_process
 from mrt_plugin.trainer.callbacks.trend import trend

@@ -1,0 +1,1 @@
+"""The demo: its generated example, its training runs and its figures."""

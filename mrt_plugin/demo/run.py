@@ -1,0 +1,190 @@
+"""The demo: QLoRA through Axolotl on K = 1 and on K = 4 responses per prompt, measured against a known truth.
+
+Everything it trains on is generated. A tiny chat model first learns another world of the same prompts and answers, so
+that it knows the format and what can be answered, but not how likely each answer is here. Fine-tuning has to teach it
+that from a pool of N draws per prompt, of which each run keeps K. Both runs see the same prompts and take the same
+number of optimizer steps with the same settings; only K differs. The truth is known, so the distance to it is exact.
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from mrt_plugin.demo.known_truth import truth_distance
+from mrt_plugin.demo.modes import ModePrompt, draw_groups, mode_prompts, split_prompts
+from mrt_plugin.demo.training import axolotl_train
+from mrt_plugin.demo.whole_folder import whole_folder
+from mrt_plugin.encoding import Encoder, Pair
+from mrt_plugin.evaluation.held_out import held_out_nll
+from mrt_plugin.models.load import load_model
+from mrt_plugin.models.tiny_model import build_llama, build_tokenizer, pretrain, save
+
+RESULTS = "results.json"
+TRUTH = "truth.jsonl"
+"""Marks a folder as a demo's, which the next one may replace; `mrt simulate` writes a `results.json` too."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, the steps done in it and their number."""
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demo trains on and for how long."""
+
+    seed: int = 0
+    train_prompts: int = 160
+    held_out_prompts: int = 160
+    pool: int = 8
+    """N, the draws per prompt."""
+    k: tuple[int, ...] = (1, 4)
+    epochs: int = 8
+    """Chosen for K = 1, whose distance to the truth is larger with 5 and with 12."""
+    pretraining_steps: int = 250
+
+
+QUICK = DemoSettings(train_prompts=24, held_out_prompts=16, epochs=1, pretraining_steps=20)
+"""The short form: proves that everything runs. Its numbers mean nothing."""
+
+
+def run_demo(
+    folder: Path, settings: DemoSettings | None = None, progress: Progress = lambda *_: None
+) -> dict[str, Any]:
+    """Run the demo and put everything it made into `folder`, which appears complete or not at all.
+
+    The folder holds the data, the model, the recipes, what Axolotl wrote and logged, `results.json` and `results.png`.
+    A folder of an earlier demo is replaced.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        FileExistsError: if `folder` exists and is not a demo's.
+        RuntimeError: if a training run fails; the message ends with its last lines.
+
+    Example:
+
+    ```python
+    results = run_demo(Path("demo_output"), QUICK)
+    print(results["sentence"])
+    ```
+    """
+    from mrt_plugin.demo.plot import plot  # a missing matplotlib is found first
+
+    settings = settings or DemoSettings()
+    with whole_folder(folder, marker=TRUTH) as work:
+        started = time.perf_counter()
+        train, held_out = _make_data(work, settings)
+        encoder = _make_model(work, settings, lambda step: progress("base model", step, settings.pretraining_steps))
+        runs: list[dict[str, Any]] = [{"name": "base model", "k": None, "adapter": None}]
+        steps = settings.epochs * math.ceil(settings.train_prompts / 8)
+        for k in settings.k:
+            stage = f"axolotl train k{k}.yaml"
+            took = axolotl_train(work, k, settings.epochs, settings.seed, partial(_forward, progress, stage, steps))
+            progress(stage, steps, steps)
+            runs.append({"name": f"K = {k}", "k": k, "adapter": f"k{k}", "seconds": asdict(took)})
+        for number, run in enumerate(runs):
+            progress("evaluation", number, len(runs))
+            run.update(_measure(work, run["adapter"], encoder, train, held_out))
+        progress("evaluation", len(runs), len(runs))
+        results = {
+            "settings": asdict(settings),
+            "runs": runs,
+            "truth": _truth(work, held_out, runs[0]["held_out_tokens"]),
+            "sentence": describe(runs[1], runs[-1]),
+            "seconds": time.perf_counter() - started,
+        }
+        plot(results, work / "results.png")
+        shutil.rmtree(work / "prepared", ignore_errors=True)
+        (work / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+def _forward(progress: Progress, stage: str, total: int, done: int) -> None:
+    progress(stage, done, total)
+
+
+def describe(first: dict[str, Any], last: dict[str, Any]) -> str:
+    """What the numbers say, in one sentence.
+
+    Example:
+
+    >>> describe({"k": 1, "kl": 1.0}, {"k": 4, "kl": 0.7})[-80:]
+    'closer to the truth by 30% (KL 1.000 to 0.700 nats), in as many optimizer steps.'
+    """
+    change = (last["kl"] - first["kl"]) / first["kl"]
+    verb = "closer to" if change < 0 else "further from"
+    return (
+        f"On prompts it was not trained on, {last['k']} responses per prompt instead of {first['k']} brought the "
+        f"model {verb} the truth by {abs(change):.0%} (KL {first['kl']:.3f} to {last['kl']:.3f} nats), in as "
+        "many optimizer steps."
+    )
+
+
+def _make_data(work: Path, settings: DemoSettings) -> tuple[list[ModePrompt], list[ModePrompt]]:
+    train, rest = split_prompts(mode_prompts(settings.seed), settings.train_prompts, settings.seed)
+    held_out = rest[: settings.held_out_prompts]
+    _write_lines(work / "pool.jsonl", draw_groups(train, settings.pool, settings.seed))
+    _write_lines(work / "held_out.jsonl", draw_groups(held_out, settings.pool, settings.seed))
+    _write_lines(work / TRUTH, (asdict(item) for item in train + held_out))
+    return train, held_out
+
+
+def _make_model(work: Path, settings: DemoSettings, progress: Callable[[int], None]) -> Encoder:
+    other_world = mode_prompts(settings.seed + 1000, sharpness=1.0)
+    tokenizer = build_tokenizer([text for item in other_world for text in (item.prompt, *item.modes)])
+    encoder = Encoder(tokenizer)
+    random = np.random.default_rng([settings.seed, 3])
+
+    def draw(step: int) -> list[Pair]:
+        items = [other_world[index] for index in random.integers(len(other_world), size=64)]
+        return [encoder.encode(item.prompt, str(random.choice(item.modes, p=item.probabilities))) for item in items]
+
+    model = build_llama(tokenizer, settings.seed)
+    pretrain(model, draw, steps=settings.pretraining_steps, progress=progress)
+    save(model, tokenizer, work / "model")
+    return Encoder(AutoTokenizer.from_pretrained(work / "model"))
+
+
+def _measure(
+    work: Path, adapter: str | None, encoder: Encoder, train: list[ModePrompt], held_out: list[ModePrompt]
+) -> dict[str, float]:
+    transformers_logging.disable_progress_bar()
+    model = load_model(work / "model", None if adapter is None else work / adapter, load_in_4bit=True)
+    nll = held_out_nll(model, encoder, _read_lines(work / "held_out.jsonl"))
+    distance, seen = truth_distance(model, encoder, held_out), truth_distance(model, encoder, train)
+    return {
+        "held_out_nll": nll.nll_per_token,
+        "held_out_nll_per_response": nll.nll_per_response,
+        "held_out_tokens": nll.tokens,
+        "kl": distance.kl,
+        "coverage": distance.coverage,
+        "elsewhere": distance.elsewhere,
+        "kl_on_training_prompts": seen.kl,
+        "coverage_on_training_prompts": seen.coverage,
+    }
+
+
+def _truth(work: Path, held_out: list[ModePrompt], tokens: int) -> dict[str, float]:
+    """What the truth itself would reach on the held-out responses: the floor of the NLL."""
+    chances = {item.prompt: dict(zip(item.modes, item.probabilities, strict=True)) for item in held_out}
+    drawn = _read_lines(work / "held_out.jsonl")
+    nll = sum(-math.log(chances[group["prompt"]][response]) for group in drawn for response in group["responses"])
+    return {"held_out_nll": nll / tokens, "kl": 0.0, "coverage": 1.0, "elsewhere": 0.0}
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,133 @@
+"""Opening a model to measure or to draw from: with or without an adapter, in 4 bit or not, and its tokenizer."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+
+from mrt_plugin.encoding import Encoder, prepare_tokenizer
+from mrt_plugin.models.log_likelihood import Model
+from mrt_plugin.models.named_model import NamedModel
+from mrt_plugin.options import PromptFormat
+
+
+def open_model(
+    named: NamedModel,
+    *,
+    tokenizer: str | Path | None = None,
+    prompt_format: PromptFormat = "auto",
+    load_in_4bit: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+) -> tuple[Model, Encoder]:
+    """Open a model together with the encoder of its own tokenizer, as every command does.
+
+    Args:
+        named: the model and its adapter, as `parse_models` reads them.
+        tokenizer: folder or name; by default the adapter's own if it has one, else the model's.
+        prompt_format: as in training.
+        load_in_4bit: as QLoRA trains it.
+        dtype: of the computation.
+        device: where to; by default the first GPU, else the CPU.
+
+    Raises:
+        ValueError: if the adapter was trained on a model of another shape, or the name is that of samples alone.
+        EncodingError: for a tokenizer that cannot be used.
+
+    Example:
+
+    ```python
+    (named,) = parse_models(["path/to/base+outputs/run"])
+    model, encoder = open_model(named)
+    ```
+    """
+    if named.path is None:
+        raise ValueError(f"{named.name} is known by its samples alone: give its folder or name.")
+    encoder = Encoder(load_tokenizer(named.path, named.adapter, tokenizer), prompt_format=prompt_format)
+    model = load_model(named.path, named.adapter, load_in_4bit=load_in_4bit, dtype=dtype, device=device)
+    return model, encoder
+
+
+def load_model(
+    model: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    load_in_4bit: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+) -> Model:
+    """Load a causal language model in evaluation mode.
+
+    Args:
+        model: folder or hub name of the base model, or of a merged model.
+        adapter: folder of a PEFT adapter to put on it.
+        load_in_4bit: NF4 with double quantisation, as QLoRA trains: an adapter is measured on what it was trained on.
+        dtype: of the computation, and of the weights that are not quantised.
+        device: where to; by default the first GPU, else the CPU.
+
+    Raises:
+        ValueError: if the adapter was trained on a model of another shape.
+
+    Example:
+
+    ```python
+    model = load_model("path/to/base", adapter="outputs/run", load_in_4bit=True)
+    ```
+    """
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    four_bit = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    base = AutoModelForCausalLM.from_pretrained(
+        model,
+        dtype=dtype,
+        device_map={"": place},
+        quantization_config=four_bit if load_in_4bit else None,
+    )
+    loaded = base if adapter is None else _with_adapter(base, adapter, str(model))
+    return loaded.eval()
+
+
+def load_tokenizer(
+    model: str | Path, adapter: str | Path | None = None, tokenizer: str | Path | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that a model was trained with: the one named, else the adapter's own, else the model's.
+
+    Trainers save the tokenizer beside the adapter, with the chat template and the tokens that training added.
+
+    Raises:
+        EncodingError: for a tokenizer that cannot be used.
+    """
+    beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
+    return prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer or (adapter if beside else model)))
+
+
+def _with_adapter(base: Model, adapter: str | Path, name: str) -> PeftModel:
+    """The model with the adapter on it. PEFT passes over weights that find no place, and a wrong base with them."""
+    try:
+        loaded = PeftModel.from_pretrained(base, str(adapter))  # type: ignore[arg-type]
+    except (RuntimeError, ValueError) as error:
+        if "size mismatch" not in str(error) and "Target modules" not in str(error):
+            raise
+        raise ValueError(_misfit(adapter, name, str(error).strip().splitlines()[-1].strip())) from error
+    path = Path(adapter) / "adapter_model.safetensors"
+    if path.is_file():
+        with safe_open(path, framework="pt") as file:
+            saved = {key for key in file.keys() if "lora_" in key}  # noqa: SIM118
+        placed = {key for key in get_peft_model_state_dict(loaded) if "lora_" in key}
+        if saved != placed:
+            what = f"{len(saved - placed)} of its weights find no place there, {len(placed - saved)} are missing"
+            raise ValueError(_misfit(adapter, name, f"{what}, {min(saved ^ placed)} for example"))
+    return loaded
+
+
+def _misfit(adapter: str | Path, model: str, why: str) -> str:
+    return (
+        f"The adapter {adapter} does not fit {model}: {why}. Give the base it was trained on "
+        "(base_model_name_or_path in its adapter_config.json)."
+    )

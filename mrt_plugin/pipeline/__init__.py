@@ -1,0 +1,1 @@
+"""Pipeline: one selection job, from files to files."""

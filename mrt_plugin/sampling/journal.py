@@ -1,0 +1,207 @@
+"""The journal of a sampling run: every reply is on disk before the next is asked for, so that a kill loses nothing.
+
+One line per write: a JSON list of replies, which is there whole or not at all. A line that a killed process left
+half-written is cut off when the journal is opened again.
+"""
+
+import json
+import logging
+import os
+import time
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mrt_plugin.sampling.settings import Draw, Reply
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes that sample into the same file are not told of each other
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+SYNC_EVERY = 1.0
+"""Seconds between flushes to the disk itself. A killed process loses nothing; a power cut at most this much."""
+
+
+def journal_path(pool: Path) -> Path:
+    """Where the journal of a pool lies."""
+    return pool.with_name(f"{pool.name}.journal")
+
+
+def draws_made(path: Path) -> dict[str, int]:
+    """How many draws of each prompt a journal knows of, counted to the highest; nothing where there is no journal."""
+    made: dict[str, int] = {}
+    if path.is_file():
+        with path.open("rb") as file:
+            for line in islice(file, 1, None):
+                for reply in _parse(line) or []:
+                    made[reply.key] = max(made.get(reply.key, 0), reply.start + len(reply.draws))
+    return made
+
+
+class Journal:
+    """The replies of a run, appended one by one, and found again by their prompt.
+
+    Args:
+        path: of the journal; made if it is not there.
+        settings: what the draws depend on. A journal made with others is refused.
+
+    Raises:
+        ValueError: if the journal was made with other settings, or the file is no journal.
+        OSError: if it cannot be written, or another process is sampling into it.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        self._places: dict[str, list[tuple[int, int, int, int]]] = {}
+        self._rejected: dict[str, str] = {}
+        self._made: dict[str, Any] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            self._lock()
+            self._end = self._read()
+            self._check_settings(settings)
+            os.ftruncate(self._file, self._end)
+            self._synced = time.monotonic()
+            if self._end == 0:
+                self._append({"journal": VERSION, "settings": settings})
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+
+    def have(self, key: str, first: int = 0) -> int:
+        """How many draws of a prompt there are, counted from draw `first` to the first that is missing."""
+        end = first
+        for start, length, _, _ in sorted(self._places.get(key, [])):
+            if start <= end:
+                end = max(end, start + length)
+        return end - first
+
+    def rejection(self, key: str) -> str | None:
+        """Why a prompt was turned away, if it was."""
+        return self._rejected.get(key)
+
+    def add(self, replies: list[Reply]) -> None:
+        """Write replies, all or none.
+
+        Raises:
+            OSError: if the disk is full or failing; what was written before stays.
+        """
+        place = self._append([asdict(reply) for reply in replies])
+        self._index(replies, place)
+
+    def draws(self, key: str, count: int, first: int = 0) -> list[tuple[Draw, str | None]]:
+        """The draws of a prompt from `first` on, at most `count`, each with the model that the endpoint reported."""
+        found: dict[int, tuple[Draw, str | None]] = {}
+        for start, _, place, number in sorted(self._places.get(key, [])):
+            reply = self._replies(place)[number]
+            for index, draw in enumerate(reply.draws, start=start):
+                found.setdefault(index, (draw, reply.model))
+        return [found[first + index] for index in range(min(count, self.have(key, first)))]
+
+    def _lock(self) -> None:
+        try:
+            if fcntl is not None:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OSError(
+                f"{self.path}: another process is sampling into it; wait for it, or write elsewhere."
+            ) from None
+
+    def _read(self) -> int:
+        """Index what is there; the length of the part that is whole."""
+        place = 0
+        with os.fdopen(os.dup(self._file), "rb") as file:
+            file.seek(0)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    logger.warning("%s: the last line was not finished when the run was stopped; dropped.", self.path)
+                    break
+                if place == 0:
+                    self._made = self._header(line)
+                else:
+                    replies = _parse(line)
+                    if replies is None:
+                        logger.warning("%s: a damaged line at byte %d is passed over.", self.path, place)
+                    else:
+                        self._index(replies, place)
+                place += len(line)
+        return place
+
+    def _header(self, line: bytes) -> dict[str, Any]:
+        try:
+            header = json.loads(line)
+            made, version = dict(header["settings"]), header["journal"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{self.path}: this is not the journal of a sampling run; write elsewhere.") from None
+        if version != VERSION:
+            raise ValueError(f"{self.path}: a journal of version {version}; this is version {VERSION}. Remove it.")
+        return made
+
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        """Refuse draws made with other settings; start a journal without draws anew."""
+        made = self._made
+        changed = [name for name in {**made, **settings} if self._end and made.get(name) != settings.get(name)]
+        if changed and self._places:
+            told = ", ".join(f"{name} was {made.get(name)!r} and is {settings.get(name)!r}" for name in changed)
+            raise ValueError(
+                f"{self.path}: it holds draws made with other settings ({told}). Choose another output, or remove it."
+            )
+        if changed:
+            self._end = 0
+            self._rejected.clear()
+
+    def _index(self, replies: list[Reply], place: int) -> None:
+        for number, reply in enumerate(replies):
+            if reply.rejected is not None:
+                self._rejected[reply.key] = reply.rejected
+            elif reply.draws:
+                self._places.setdefault(reply.key, []).append((reply.start, len(reply.draws), place, number))
+
+    def _replies(self, place: int) -> list[Reply]:
+        with os.fdopen(os.dup(self._file), "rb") as file:
+            file.seek(place)
+            replies = _parse(file.readline())
+        if replies is None:
+            raise OSError(f"{self.path}: the line at byte {place} cannot be read any more. Run the command again.")
+        return replies
+
+    def _append(self, value: Any) -> int:
+        """Write one line and return its place. A line that does not fit on the disk is taken back."""
+        line = json.dumps(value, allow_nan=False).encode() + b"\n"
+        place, left = self._end, line
+        try:
+            while left:
+                left = left[os.write(self._file, left) :]
+        except OSError as problem:
+            os.ftruncate(self._file, place)
+            raise OSError(
+                problem.errno, f"{problem.strerror}: what was drawn so far is kept", str(self.path)
+            ) from problem
+        self._end += len(line)
+        if time.monotonic() - self._synced >= SYNC_EVERY:
+            os.fsync(self._file)
+            self._synced = time.monotonic()
+        return place
+
+
+def _parse(line: bytes) -> list[Reply] | None:
+    """The replies in a line; None if it is damaged."""
+    try:
+        return [Reply(**{**reply, "draws": [Draw(**draw) for draw in reply["draws"]]}) for reply in json.loads(line)]
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,117 @@
+"""Reading what an OpenAI-compatible endpoint answers. Nothing is trusted: proxies send all kinds of things."""
+
+import json
+import math
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from mrt_plugin.options import Api
+from mrt_plugin.sampling.settings import Draw
+
+
+class Garbage(Exception):
+    """The body is not what the protocol says. Says what is wrong with it."""
+
+
+class _Token(BaseModel):
+    logprob: float | None = None
+
+
+class _ChatLogprobs(BaseModel):
+    content: list[_Token] | None = None
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[Any] | None = None
+
+
+class _ChatChoice(BaseModel):
+    message: _Message
+    finish_reason: str | None = None
+    logprobs: _ChatLogprobs | None = None
+
+    def draw(self) -> Draw:
+        if self.message.content is None and self.message.tool_calls:
+            raise Garbage("a choice is a tool call, though no tools were offered")
+        tokens = self.logprobs.content if self.logprobs else None
+        return Draw(
+            text=_sound(self.message.content or ""),
+            finish_reason=self.finish_reason and _sound(self.finish_reason),
+            logprobs=None if tokens is None else [_finite(token.logprob) for token in tokens],
+            reasoning=_sound(self.message.reasoning_content or self.message.reasoning or "") or None,
+        )
+
+
+class _TextLogprobs(BaseModel):
+    token_logprobs: list[float | None] | None = None
+
+
+class _TextChoice(BaseModel):
+    text: str
+    finish_reason: str | None = None
+    logprobs: _TextLogprobs | None = None
+
+    def draw(self) -> Draw:
+        tokens = self.logprobs.token_logprobs if self.logprobs else None
+        return Draw(
+            text=_sound(self.text),
+            finish_reason=self.finish_reason and _sound(self.finish_reason),
+            logprobs=None if tokens is None else [_finite(value) for value in tokens],
+        )
+
+
+class _Usage(BaseModel):
+    completion_tokens: int | None = None
+
+
+class _ChatBody(BaseModel):
+    model: str | int | None = None
+    choices: list[_ChatChoice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+class _TextBody(BaseModel):
+    model: str | int | None = None
+    choices: list[_TextChoice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+def read_reply(body: bytes, api: Api, asked: int) -> tuple[list[Draw], str | None]:
+    """The draws in a body, at most as many as were asked for, and the model that made them.
+
+    Raises:
+        Garbage: if the body is not JSON, or not of the protocol's shape.
+    """
+    shape = _ChatBody if api == "chat" else _TextBody
+    parsed: Any
+    try:
+        parsed = shape.model_validate(json.loads(body))
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        where = ".".join(str(step) for step in first["loc"]) or "the body"
+        raise Garbage(f"{where}: {first['msg']}") from None
+    except (ValueError, RecursionError):
+        raise Garbage("not JSON") from None
+    draws = [choice.draw() for choice in parsed.choices[:asked]]
+    used = parsed.usage.completion_tokens if parsed.usage else None
+    for draw in draws:
+        draw.tokens = len(draw.logprobs) if draw.logprobs else used if len(parsed.choices) == 1 else None
+    return draws, None if parsed.model is None else _sound(str(parsed.model))
+
+
+def shown(body: bytes, length: int = 200) -> str:
+    """The beginning of a body that holds no secret any more, for a message."""
+    return repr(body[:length].decode("utf-8", "replace")) + ("..." if len(body) > length else "")
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _sound(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which JSON can carry and a file cannot."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

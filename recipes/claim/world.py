@@ -1,0 +1,135 @@
+"""A generated world: every prompt has six right answers of known probability, and is as long as asked.
+
+A prompt is P tokens: mentions of its topic and of three attributes, all equally often, and as many filler words, in
+random order. An answer is R tokens: a word that names its mode, then one of three fixed endings. The topic says which
+six modes are right; how likely each is depends on the topic's own taste and on how the attributes pull. What P tokens
+say does not depend on P, so the lengths differ in what a prompt costs and in nothing else.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mrt_plugin.groups.keys import digest
+
+TOPICS, ATTRIBUTES, VALUES, MODES, ENDINGS, FILLERS = 6, 3, 8, 6, 3, 16
+RESPONSE = 64
+"""R, tokens of a response with its end token."""
+POOL = 8
+"""N, draws per prompt."""
+LATENT = 3
+"""Numbers that describe an attribute's pull, and a mode's answer to it."""
+
+WORDS = [
+    *("<pad>", "<eos>", ":"),
+    *(f"t{topic}" for topic in range(TOPICS)),
+    *(f"{'abc'[kind]}{value}" for kind in range(ATTRIBUTES) for value in range(VALUES)),
+    *(f"f{number}" for number in range(FILLERS)),
+    *(f"m{topic}.{mode}" for topic in range(TOPICS) for mode in range(MODES)),
+    *(f"e{ending}.{step}" for ending in range(ENDINGS) for step in range(RESPONSE - 2)),
+]
+"""The vocabulary, a token each."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a prompt is about: the whole truth about its answers follows from it."""
+
+    topic: int
+    values: tuple[int, ...]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The four words that a prompt about it mentions."""
+        return (f"t{self.topic}", *(f"{'abc'[kind]}{value}" for kind, value in enumerate(self.values)))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt with its right answers; a `mrt_plugin.demo.known_truth.KnownTruth`."""
+
+    id: str
+    prompt: str
+    modes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+class World:
+    """Which answers are right, and how likely, for every subject: all drawn from `seed`.
+
+    Example:
+
+    >>> world = World(seed=0)
+    >>> prompt = world.prompts(1, length=64, stream=0)[0]
+    >>> len(prompt.prompt.split()), len(prompt.modes), round(sum(prompt.probabilities), 9)
+    (64, 6, 1.0)
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        random = np.random.default_rng([seed, 1])
+        self.taste = random.standard_normal((TOPICS, MODES))
+        self.pull = random.standard_normal((ATTRIBUTES, VALUES, LATENT))
+        self.answer = random.standard_normal((TOPICS, MODES, LATENT))
+        subjects = [(topic, value) for topic in range(TOPICS) for value in range(VALUES**ATTRIBUTES)]
+        # Streams are cut from one shuffled list, so that no subject is in two of them.
+        self._order = [subjects[place] for place in random.permutation(len(subjects))]
+
+    def probabilities(self, subject: Subject) -> np.ndarray:
+        """[MODES]; the logits have a standard deviation of 1 from the topic and of 1 from the attributes."""
+        pull = sum(self.pull[kind, value] for kind, value in enumerate(subject.values))
+        logits = self.taste[subject.topic] + self.answer[subject.topic] @ pull / np.sqrt(ATTRIBUTES * LATENT)
+        weights = np.exp(logits - logits.max())
+        return weights / weights.sum()
+
+    def prompts(self, count: int, *, length: int, stream: int) -> list[Prompt]:
+        """Prompts of `length` tokens about different subjects. The first n of a longer list are the list of n.
+
+        Args:
+            stream: 0 or 1; two streams share no subject.
+
+        Raises:
+            ValueError: if there are not so many subjects.
+        """
+        half = len(self._order) // 2
+        if count > half:
+            raise ValueError(f"{count} prompts of one stream: the world has {half} subjects for it.")
+        chosen = self._order[stream * half : stream * half + count]
+        return [self._prompt(topic, number, length) for topic, number in chosen]
+
+    def _prompt(self, topic: int, number: int, length: int) -> Prompt:
+        subject = Subject(topic, tuple(number // VALUES**kind % VALUES for kind in range(ATTRIBUTES)))
+        name = "-".join(subject.words)
+        random = np.random.default_rng(list(digest(b"claim prompt", str(self.seed).encode(), name.encode())))
+        mentions = [subject.words[place % len(subject.words)] for place in range(length // 2)]
+        words = mentions + [f"f{number}" for number in random.integers(FILLERS, size=length - 1 - len(mentions))]
+        random.shuffle(words)
+        return Prompt(
+            id=name,
+            prompt=" ".join(words) + " :",
+            modes=tuple(answer_text(topic, mode) for mode in range(MODES)),
+            probabilities=tuple(self.probabilities(subject).tolist()),
+        )
+
+
+def answer_text(topic: int, mode: int) -> str:
+    """The R - 1 words of an answer; the end token follows.
+
+    Example:
+
+    >>> answer_text(2, 4)[:15], len(answer_text(2, 4).split())
+    (' m2.4 e1.0 e1.1', 63)
+    """
+    return f" m{topic}.{mode} " + " ".join(f"e{mode % ENDINGS}.{step}" for step in range(RESPONSE - 2))
+
+
+def draw_pool(world: World, prompts: Sequence[Prompt], n: int = POOL) -> list[dict[str, Any]]:
+    """One group per prompt: `n` answers drawn independently from the truth, repeats included."""
+    groups = []
+    for item in prompts:
+        random = np.random.default_rng(list(digest(b"claim pool", str(world.seed).encode(), item.id.encode())))
+        drawn = random.choice(len(item.modes), size=n, p=item.probabilities)
+        groups.append({"id": item.id, "prompt": item.prompt, "responses": [item.modes[mode] for mode in drawn]})
+    return groups
