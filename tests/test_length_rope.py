@@ -67,6 +67,7 @@ def test_pairs_on_both_sides_are_refused_with_the_remedy(tmp_path, build_model, 
 def test_held_out_pairs_are_refused_before_training(tmp_path):
     groups = make_groups()
     short = groups.filter(lambda row: int(row["id"]) % 3 == 0)
+    groups = groups.map(lambda row: {"prompt": row["prompt"].replace("Name", "Give")})
     ready = trainer(tmp_path, phi3(), short, max_length=None)
     with pytest.raises(ValueError, match="longrope.*of the evaluation data"):
         ready.evaluate(groups)
