@@ -318,7 +318,7 @@ class TestRecipe:
         assert train["pairs"] == 2 * train["rows"]
         assert held_out["pairs"] == 4 * held_out["rows"]  # every held-out response is scored
         assert train["ratio"] == pytest.approx(train["tokens_expanded"] / train["tokens_shared"])
-        assert report["steps"] == -(-3 * train["rows"] // 6) == 8  # epochs, and 6 groups a step; Axolotl rounds once
+        assert report["steps"] == 3 * -(-train["rows"] // 6) == 9  # epochs, and up to 6 groups a step
         assert (report["layout"], report["method"], report["options"]["k"]) == ("shared_prefix", "qlora", 2)
         assert report["notes"] == ["pool.jsonl: repeated responses kept: 1 (first: line 1); "
                                    "a repeated answer counts as a likelier answer."]  # fmt: skip
