@@ -17,7 +17,7 @@ def check_file(name: str | Path) -> None:
     if path.is_dir():
         raise ValueError(f"{name} is a folder: give a file.")
     if not path.is_file():
-        raise ValueError(f"there is no file {name}{meant(path)}")
+        raise ValueError(f"there is no such file: {name}{meant(path)}")
 
 
 def check_folder(name: str | Path) -> None:

@@ -66,9 +66,12 @@ REFUSED: list[tuple[str, str]] = [
     # places
     ("select pol.jsonl --output o.jsonl", "there is no such file: pol.jsonl; did you mean pool.jsonl?"),
     ("select pool.jsonl --output o.jsonl --selector diverse_k --embedder ./modle", "did you mean model?"),
-    ("select pool.jsonl --output o.jsonl --scorer rewards.py:score", "there is no file rewards.py; did you mean"),
+    (
+        "select pool.jsonl --output o.jsonl --scorer rewards.py:score",
+        "there is no such file: rewards.py; did you mean",
+    ),
     ("select pool.jsonl --output o.jsonl --stats --tokenizer ./modle", "'--tokenizer': there is no folder ./modle"),
-    ("select --from-manifest o.manifest.jsonl --output o.jsonl", "there is no file o.manifest.jsonl."),
+    ("select --from-manifest o.manifest.jsonl --output o.jsonl", "there is no such file: o.manifest.jsonl."),
     ("sample pool.jsonl --model ./modle", "there is no folder ./modle; did you mean model?"),
     ("sample promts.txt --model model", "there is no such file: promts.txt; did you mean prompts.txt?"),
     ("sample pool.jsonl --model model --adapter model", "the folder model has no adapter_config.json"),
@@ -81,13 +84,13 @@ REFUSED: list[tuple[str, str]] = [
         "evaluate --data pool.jsonl --model model+outputs/rum",
         "there is no folder outputs/rum; did you mean outputs/run?",
     ),
-    ("evaluate --data pool.jsonl --pool a=samples.jsonl", "there is no file samples.jsonl."),
+    ("evaluate --data pool.jsonl --pool a=samples.jsonl", "there is no such file: samples.jsonl."),
     ("evaluate --data pool.jsonl --model model --lm-eval x --lm-eval-include tasks", "there is no folder tasks."),
-    ("grid --recipe recipe.yml", "there is no file recipe.yml; did you mean recipe.yaml?"),
-    ("grid --results runs.jsonl", "there is no file runs.jsonl."),
+    ("grid --recipe recipe.yml", "there is no such file: recipe.yml; did you mean recipe.yaml?"),
+    ("grid --results runs.jsonl", "there is no such file: runs.jsonl."),
     ("bench --model ./modle", "'--model': there is no folder ./modle; did you mean model?"),
-    ("simulate --fit runs.jsonl", "there is no file runs.jsonl."),
-    ("augment new.jsonl --data pool.jsonl --output o.jsonl", "there is no file new.jsonl."),
+    ("simulate --fit runs.jsonl", "there is no such file: runs.jsonl."),
+    ("augment new.jsonl --data pool.jsonl --output o.jsonl", "there is no such file: new.jsonl."),
     # options that need another
     (
         "select pool.jsonl --output o.jsonl --mean-k 3",

@@ -261,7 +261,7 @@ class TestHeldOut:
 
     @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5])
     def test_shares_out_of_bounds(self, share: float) -> None:
-        with pytest.raises(ValueError, match="between 0 and 1"):
+        with pytest.raises(ValueError, match="above 0 and below 1"):
             split_held_out(Dataset.from_list(messy.pool(4)), share)
 
     def test_one_cluster_cannot_be_split(self) -> None:

@@ -297,7 +297,14 @@ CHANGES = {
         "num_epochs: 0",
     ),
     "dropped": ("pool.jsonl", "long.jsonl", "layout: auto", "alpha: 0.5"),
-    "few_dropped": ("pool.jsonl", "few_long.jsonl", "layout: auto", "max_length: 120"),
+    "few_dropped": (
+        "pool.jsonl",
+        "few_long.jsonl",
+        "layout: auto",
+        "max_length: 120",
+        "val_set_size: 0.2",
+        "weight_decay: 0",
+    ),
 }
 
 SCRIPT = """
@@ -383,7 +390,7 @@ class TestRecipe:
         assert done.stdout.endswith("Next: mend this, then mrt doctor typo.yaml\n")
         done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "missing.yaml")
         assert done.returncode == 1
-        assert "there is no file missing.yaml" in done.stderr
+        assert "there is no such file: missing.yaml" in done.stderr
         done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "good.yaml")
         assert done.returncode == 0
         assert done.stdout.endswith("No problem found.\nNext: axolotl train good.yaml\n")

@@ -179,13 +179,13 @@ class TestFiles:
             (["--model", "a", "--at", "1,two"], "write numbers with commas"),
             (["--model", "a", "--at", "0"], "at least 1"),
             (["--pool", "no-such.jsonl"], "there is no such file"),
-            (["--model", "a", "--temperature", "-1"], "temperature=-1.0 must be"),
+            (["--model", "a", "--temperature", "-1"], "-1.0 must be a finite number, at least 0"),
             (["--model", "a", "--endpoint", "nowhere"], "is not an address"),
             (
                 ["--model", "a", "--load-in-4bit", "--endpoint", "http://h/v1"],
-                "--load-in-4bit and --tokenizer are for",
+                "--load-in-4bit changes nothing here: it needs a run without --endpoint",
             ),
-            (["--model", "a", "--adapter", "b", "--endpoint", "http://h/v1"], "--adapter is for models on this"),
+            (["--model", "a", "--adapter", "b", "--endpoint", "http://h/v1"], "--adapter b changes nothing here"),
         ],
     )
     def test_mistakes(self, arguments: list[str], words: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,15 +268,19 @@ class TestCommand:
         [
             (["prompts.jsonl"], "give --endpoint URL, or --model PATH"),
             ([], "either a file of prompts, or --extend POOL"),
-            (["--extend", "pool.jsonl", "--model", "m"], "--extend POOL and --to N go together"),
-            (["p.jsonl", "--endpoint", "http://h/v1", "--extra", "{"], "is not JSON"),
-            (["p.jsonl", "--endpoint", "http://h/v1", "--temperature", "-1"], "temperature=-1.0 must be"),
-            (["p.jsonl", "--endpoint", "http://h/v1", "--top-p", "0"], "top_p=0.0 must be"),
+            (["--extend", "prompts.jsonl", "--model", "m"], "--extend POOL and --to N go together"),
+            (["prompts.jsonl", "--endpoint", "http://h/v1", "--extra", "{"], "is not JSON"),
+            (
+                ["prompts.jsonl", "--endpoint", "http://h/v1", "--temperature", "-1"],
+                "-1.0 must be a finite number, at least 0",
+            ),
+            (["prompts.jsonl", "--endpoint", "http://h/v1", "--top-p", "0"], "0.0 must be a finite number, above 0"),
             (["no-such-file.jsonl", "--endpoint", "http://127.0.0.1:9/v1", "--model", "m"], "there is no such file"),
         ],
     )
     def test_mistakes(self, arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
+        (tmp_path / "prompts.jsonl").write_text('{"prompt": "p"}\n')
         done = CliRunner().invoke(app, ["sample", *arguments])
         assert done.exit_code == 1
         assert words in done.stderr

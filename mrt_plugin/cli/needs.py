@@ -129,4 +129,5 @@ class CheckedCommand(TyperCommand):
 
     def _refuse(self, ctx: Any, name: str, words: str) -> NoReturn:
         parameter = next(parameter for parameter in self.params if parameter.name == name)
-        raise_plainly(f"{parameter.opts[0]} {ctx.params[name]} changes nothing here: it needs {words}.")
+        shown = parameter.opts[0] if ctx.params[name] is True else f"{parameter.opts[0]} {ctx.params[name]}"
+        raise_plainly(f"{shown} changes nothing here: it needs {words}.")
