@@ -106,7 +106,8 @@ def test_a_wrong_type_lists_the_right_ones(read):
         ("alpaca_chat.load_nothing", "neither one of Axolotl's"),
     ],
 )
-def test_a_type_that_axolotl_would_not_find_is_refused_when_the_recipe_is_read(read, kind, meant):
+def test_a_type_that_axolotl_would_not_find_is_refused_when_the_recipe_is_read(read, tmp_path, kind, meant):
+    axolotl_recipe.write_rows(tmp_path / "other.jsonl", axolotl_recipe.groups(2))
     grouped = {"path": "pool.jsonl", "ds_type": "json", "type": "mrt_plugin.axolotl.random_k"}
     refused(read, "datasets[1]", kind, meant, datasets=[grouped, {"path": "other.jsonl", "type": kind}])
     refused(read, "test_datasets[0]", kind, datasets=[grouped], test_datasets=[{"path": "other.jsonl", "type": kind}])
