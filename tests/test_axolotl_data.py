@@ -147,7 +147,7 @@ def test_long_groups_are_split_and_long_pairs_dropped(prepare, tmp_path, caplog)
     assert len(rows) > 6
     assert max(map(len, rows)) <= 96
     assert sum(len(lengths) for lengths in meta.train_dataset["segment_lengths"]) == 29
-    assert "dropped 1 pairs longer than max_length=96" in caplog.text
+    assert "dropped 1 pairs longer than sequence_len=96" in caplog.text
     # On standard output once an earlier test had Axolotl set its loggers up, else with pytest.
     assert "micro_batch_size counts rows" in caplog.text
 
