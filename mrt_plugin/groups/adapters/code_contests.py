@@ -27,7 +27,7 @@ class ContestRow(TypedDict):
 def convert(row: ContestRow, *, language: Language = "python3", incorrect: bool = False) -> Converted:
     """Yield one group: the problem and its solutions in one language.
 
-    With `incorrect`, incorrect solutions are included. The score is then 1 for a correct solution and 0 for an incorrect one.
+    With `incorrect`, incorrect solutions are included. A correct solution then has score 1 and an incorrect one 0.
     """
     correct = yield from _in_language(row["solutions"], "solutions", language)
     group: dict[str, Any] = {"prompt": row["description"], "responses": correct}
