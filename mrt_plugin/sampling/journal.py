@@ -105,7 +105,7 @@ class Journal:
         self._index(replies, place)
 
     def draws(self, key: str, count: int, first: int = 0) -> list[tuple[Draw, str | None]]:
-        """Return at most `count` draws of a prompt from draw `first`, each with the model that the endpoint reported."""
+        """Return up to `count` draws of a prompt from draw `first`, each with the model that the endpoint reported."""
         found: dict[int, tuple[Draw, str | None]] = {}
         for start, _, place, number in sorted(self._places.get(key, [])):
             reply = self._replies(place)[number]

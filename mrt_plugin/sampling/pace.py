@@ -34,8 +34,8 @@ class Pace:
 def backoff(attempt: int, first: float) -> float:
     """Return the seconds to wait after failed attempt number `attempt` (from 0).
 
-    The upper limit starts at `first` and doubles with each attempt. The wait is random between half of it and all.
-    The randomness prevents requests that failed together from being retried together.
+    The longest wait starts at `first`, doubles with each attempt and stops growing at 60 s. The wait is drawn between
+    half of it and all of it. The randomness prevents requests that failed together from being retried together.
     """
     return min(first * 2**attempt, 60.0) * random.uniform(0.5, 1.0)
 
