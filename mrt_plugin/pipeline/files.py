@@ -293,7 +293,7 @@ def read_pools(files: Sequence[PoolFile]) -> Pools:
 def kept_rows(
     groups: Dataset, picks: Sequence[Sequence[int]], temperature: float | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the groups with only the picked responses. With a temperature, weights are computed from the scores."""
+    """Yield the groups with only the picked responses. With a temperature, the weights are a softmax of the scores."""
     for row, picked in zip(rows_of(groups), picks, strict=True):
         kept = {
             name: [value[index] for index in picked] if name in PER_RESPONSE else value for name, value in row.items()

@@ -52,10 +52,10 @@ def left_over(output: Path, written: Iterable[Named]) -> Path | None:
 def write_manifest(path: Path, header: dict[str, Any], groups: Iterable[dict[str, Any]]) -> None:
     """Write the header and one line per group. The file appears complete or not at all.
 
-    The fields of a group's line. All but the first two are optional:
+    The fields of a group's line. All but `id` are optional:
 
     - `id`: the group's id.
-    - `kept`: the indices of the kept responses in the pool.
+    - `kept`: the indices of the kept responses in the pool. Missing for a held-out group, which keeps all.
     - `scores`, `weights`: those of the kept responses.
     - `changed`: the responses that curation changed, by their position among the kept.
     - `from`: the group's id in the input, if it differs.
