@@ -36,7 +36,7 @@ SHOWN = 2000
 
 @dataclass
 class Report:
-    """Builds a report: call the methods in the order of the content, then `html()`.
+    """Build a report: call the methods in the order of the content, then `html()`.
 
     Example:
 

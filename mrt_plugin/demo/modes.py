@@ -65,7 +65,8 @@ def mode_prompts(seed: int = 0, *, sharpness: float = 1.5) -> list[ModePrompt]:
 
     Args:
         seed: the seed of the latent vectors, and so of the world.
-        sharpness: standard deviation of a mode's logit in nats. 0 makes all modes equally likely.
+        sharpness: a mode's logit is the sum of an answer part and a wording part. Each has this standard deviation, in
+            nats. 0 makes all modes equally likely.
 
     Example:
 
