@@ -30,17 +30,17 @@ def load_groups(data: Any, *, split: str = "train", source: str | None = None) -
 
     Args:
         data: a JSONL, JSON or Parquet file, a directory written by `save_to_disk`, a hub id, or a
-            `datasets.Dataset`. A row is either a group (`prompt`, `responses`, and optionally `scores`, `weights`,
-            `finish_reasons`, `id`) or flat (`prompt` and `completion`, or `messages`, and optionally `score`,
-            `weight`, `finish_reason`). Flat rows are regrouped by prompt. In `messages`, everything up to the last
-            user message is the prompt.
+            `datasets.Dataset`. A row is either a group or flat. A group has `prompt`, `responses`, and optionally
+            `scores`, `weights`, `finish_reasons`, `id`. A flat row has `prompt` and `completion`, or `messages`, and
+            optionally `score`, `weight`, `finish_reason`. Flat rows are regrouped by prompt. In `messages`,
+            everything up to the last user message is the prompt.
         split: the split of a hub dataset or a `DatasetDict`. Files have none.
         source: the public format of the rows, such as `nectar` or `code_contests:language=cpp`. See
             docs/sources.md. By default one of the formats above.
 
     Returns:
-        A dataset stored on disk, with the columns `id` (string), `prompt` (string or list of messages), `responses`
-        (list of strings, or of lists of messages) and, if given, `scores` and `weights` (lists of floats) and
+        A dataset stored on disk. Its columns are `id` (string), `prompt` (string or list of messages) and `responses`
+        (list of strings, or of lists of messages). If given, it also has `scores` and `weights` (lists of floats) and
         `finish_reasons` (list of strings, None where unknown).
 
     Raises:

@@ -20,7 +20,10 @@ from mrt_plugin.sampling.settings import Job, Reply, SampleReport, SamplingSetti
 logger = logging.getLogger(__name__)
 
 GIVE_UP = 8
-"""A run stops after this many consecutive failed requests: the server is down or refuses such requests."""
+"""A run stops after this many requests in a row failed, each after its retries.
+
+The server is then down, or the request is wrong for it.
+"""
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 PATHS: dict[Api, str] = {"chat": "/chat/completions", "completions": "/completions"}
