@@ -1,4 +1,4 @@
-"""Files, folders and models that options name: what does not exist is refused before anything is read."""
+"""Check files, folders and models named in options. Missing ones are refused before anything is read."""
 
 import logging
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 DATA_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".csv", ".tsv", ".arrow")
-"""A name with one of these is a file's, never a hub id."""
+"""A name with one of these endings is a file name, never a hub id."""
 
 
 def check_file(name: str | Path) -> None:
-    """Raise ValueError unless there is a file of that name, saying which one may be meant."""
+    """Raise ValueError unless the file exists. The message suggests a similar name."""
     path = Path(name).expanduser()
     if path.is_dir():
         raise ValueError(f"{name} is a folder: give a file.")
@@ -21,25 +21,25 @@ def check_file(name: str | Path) -> None:
 
 
 def check_folder(name: str | Path) -> None:
-    """Raise ValueError unless there is a folder of that name, saying which one may be meant."""
+    """Raise ValueError unless the folder exists. The message suggests a similar name."""
     path = Path(name).expanduser()
     if not path.is_dir():
         raise ValueError(f"there is no folder {name}{meant(path)}")
 
 
 def check_data(name: str | Path) -> None:
-    """Raise ValueError if a name is a path, not a hub id, and there is nothing there."""
+    """Raise ValueError if a name is a path, not a hub id, and the path does not exist."""
     path = Path(name).expanduser()
     if not path.exists() and (path.suffix.lower() in DATA_ENDINGS or is_path(name)):
         raise ValueError(f"there is no such file: {name}{meant(path)}")
 
 
 def check_model(name: str | Path, holds: str | None = "config.json") -> None:
-    """Raise ValueError if a name is a path, not a hub id, and there is no model there.
+    """Raise ValueError if a name is a path, not a hub id, and there is no model.
 
     Args:
         name: a folder, or a hub id such as `org/name`.
-        holds: a file that the folder must have; None for any.
+        holds: a file that the folder must contain. None for any folder.
 
     Example:
 
@@ -60,7 +60,7 @@ def check_model(name: str | Path, holds: str | None = "config.json") -> None:
 
 
 def is_path(name: str | Path) -> bool:
-    """Whether a name can only be a path: hub ids are `name` or `org/name`, and `org` is no folder here.
+    """Return whether a name can only be a path. Hub ids are `name`, or `org/name` where no folder `org` exists.
 
     Example:
 
@@ -81,9 +81,10 @@ def is_path(name: str | Path) -> bool:
 
 
 def meant(path: Path) -> str:
-    """The end of a message: `; did you mean PATH?` where a name beside the missing one is near it, else a full stop.
+    """Return the end of a message: `; did you mean PATH?` if a similar path exists, else a full stop.
 
-    The first missing part of the path is replaced by what is near it in its folder, and so on down to the end.
+    The first missing part of the path is replaced by a similar name in its folder. The same is then done for the
+    remaining parts.
     """
     found = Path(path.parts[0]) if path.is_absolute() else Path()
     for part in path.parts[1:] if path.is_absolute() else path.parts:
@@ -91,7 +92,7 @@ def meant(path: Path) -> str:
         if not following.exists():
             try:
                 beside = {Path(name).stem: name for name in sorted(os.listdir(found))}
-            except OSError:  # a file, or a folder that may not be read
+            except OSError:  # a file, or a folder without read permission
                 return "."
             near = get_close_matches(Path(part).stem, beside, n=1)
             if not near:

@@ -1,4 +1,4 @@
-"""A report as one HTML file: no script, no font, no picture from anywhere else, readable in black and white."""
+"""A report as one HTML file: no scripts, no external fonts or images, and readable in black and white."""
 
 import io
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ section h3 { font: bold 15px/1.4 Helvetica, Arial, sans-serif; white-space: pre-
 """
 
 SHOWN = 2000
-"""Characters of a text that is laid out for reading."""
+"""The most characters shown of a text that is printed for reading."""
 
 
 @dataclass
 class Report:
-    """A report under construction: call what you need, in order, then `html()`.
+    """Build a report: call the methods in the order of the content, then `html()`.
 
     Example:
 
@@ -51,19 +51,19 @@ class Report:
     parts: list[str] = field(default_factory=list)
 
     def heading(self, text: str) -> None:
-        """A section begins."""
+        """Start a section."""
         self.parts.append(f"<h2>{escape(text)}</h2>")
 
     def text(self, text: str, *, lead: bool = False) -> None:
-        """A paragraph; a lead is what to read first."""
+        """Add a paragraph. A `lead` paragraph is the one to read first."""
         self.parts.append(f'<p class="lead">{escape(text)}</p>' if lead else f"<p>{escape(text)}</p>")
 
     def list(self, items: Sequence[str]) -> None:
-        """A list of sentences."""
+        """Add a list of sentences."""
         self.parts.append("<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>")
 
     def code(self, text: str) -> None:
-        """Text to copy."""
+        """Add text for copying."""
         self.parts.append(f"<pre>{escape(text)}</pre>")
 
     def table(
@@ -74,7 +74,7 @@ class Report:
         marked: Sequence[int] = (),
         text_columns: Sequence[int] = (0,),
     ) -> None:
-        """A table; `marked` rows stand out, `text_columns` are set to the left."""
+        """Add a table. `marked` rows are highlighted, and `text_columns` are left-aligned."""
 
         def cell(tag: str, place: int, value: str) -> str:
             kind = ' class="text"' if place in text_columns else ""
@@ -88,11 +88,11 @@ class Report:
         self.parts.append(f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>")
 
     def figure(self, figure: "Figure", caption: str) -> None:
-        """A matplotlib figure as SVG."""
+        """Add a matplotlib figure as SVG."""
         self.parts.append(f"<figure>{svg(figure)}<figcaption>{escape(caption)}</figcaption></figure>")
 
     def side_by_side(self, title: str, panels: Sequence[tuple[str, str]]) -> None:
-        """Texts to read beside each other, each under its name. What a long one goes on with is counted."""
+        """Add texts side by side, each under its name. A long text is cut, with the number of characters left out."""
 
         def cut(text: str) -> str:
             more = len(text) - SHOWN
@@ -102,7 +102,7 @@ class Report:
         self.parts.append(f'<section><h3>{cut(title)}</h3><div class="panels">{body}</div></section>')
 
     def html(self) -> str:
-        """The whole file."""
+        """Return the complete file."""
         body = "\n".join(self.parts)
         return (
             f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(self.title)}</title>\n'
@@ -111,7 +111,7 @@ class Report:
 
 
 def svg(figure: "Figure") -> str:
-    """A figure as an SVG element, the same bytes for the same numbers."""
+    """Convert a figure to an SVG element. The same numbers give the same bytes."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "mrt", "svg.fonttype": "none"}):
@@ -122,7 +122,7 @@ def svg(figure: "Figure") -> str:
 
 
 def shown(name: str) -> str:
-    """A name for legends and ticks: matplotlib reads `$` as a formula, and leaves out what starts with `_`.
+    """Escape a name for legends and ticks: matplotlib reads `$` as a formula and omits names that start with `_`.
 
     Example:
 
@@ -134,10 +134,10 @@ def shown(name: str) -> str:
 
 
 def figure(width: float = 7, height: float = 4, columns: int = 1) -> "tuple[Figure, list]":
-    """A new figure with its axes in one row, without a display and without pyplot's global state.
+    """Create a figure with its axes in one row, without a display or pyplot's global state.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: if matplotlib is missing.
     """
     try:
         from matplotlib.figure import Figure

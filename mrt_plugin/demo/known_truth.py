@@ -1,4 +1,4 @@
-"""How far a model is from a truth that is known: exact, because the right responses of each prompt can be listed."""
+"""Exact distance of a model from a known truth, computed over the list of right responses of each prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from mrt_plugin.models.log_likelihood import Model, log_likelihoods
 
 
 class KnownTruth(Protocol):
-    """A prompt, all its right responses, and the probability of each (they sum to 1)."""
+    """A prompt, all its right responses (modes), and their probabilities, which sum to 1."""
 
     @property
     def prompt(self) -> Any: ...
@@ -23,16 +23,16 @@ class KnownTruth(Protocol):
 
 @dataclass(frozen=True)
 class TruthDistance:
-    """Means over prompts of what separates a model's distribution q from the true p. Nothing here is sampled."""
+    """Distances between a model's distribution q and the true p: means over prompts, computed without sampling."""
 
     kl: float
-    """KL(p || q) = sum over the modes of p·log(p/q), in nats. q is the model's own probability of the whole response,
-    end token included, so probability given to anything that is no mode is charged."""
+    """KL(p || q) = sum over the modes of p·log(p/q), in nats. q is the model's probability of the complete response,
+    including the end token. Probability given to responses that are not modes therefore increases the KL."""
     elsewhere: float
-    """1 - sum over the modes of q: the probability of answering with something that is no mode."""
+    """1 - sum over the modes of q: the probability of a response that is not a mode."""
     coverage: float
-    """The true probability that lies on modes which the model gives at least half of theirs: the sum of p over the
-    modes with q >= p/2. 1 for the truth; a model that concentrates on the few answers it saw loses the others."""
+    """The sum of p over the modes with q >= p/2, to which the model gives at least half of their true probability. It
+    is 1 for the truth. It is lower for a model that concentrates on the few answers it saw."""
     prompts: int
 
 
@@ -43,7 +43,7 @@ def truth_distance(model: Model, encoder: Encoder, truths: Sequence[KnownTruth],
         model: a causal language model, with or without an adapter.
         encoder: the encoding that the model was trained with.
         truths: the prompts with their modes and probabilities.
-        how: `batch_tokens` and `progress` of `log_likelihoods`.
+        how: the options `batch_tokens` and `progress` of `log_likelihoods`.
 
     Example:
 
@@ -60,7 +60,7 @@ def truth_distance(model: Model, encoder: Encoder, truths: Sequence[KnownTruth],
 
 
 def distance_of(scores: Sequence[np.ndarray], truths: Sequence[KnownTruth]) -> TruthDistance:
-    """The distance of a model that gives mode j of prompt i the log-probability `scores[i][j]`, in nats.
+    """Return the distance of a model that gives mode j of prompt i the log-probability `scores[i][j]`, in nats.
 
     Example:
 

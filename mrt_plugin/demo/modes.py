@@ -1,9 +1,10 @@
 """A grouped dataset with known modes: every prompt has several right answers, each with a known probability.
 
-A prompt asks for a suggestion ("Suggest a drink for a rainy morning."). Each subject has its own answers, and an
-answer can be worded in several ways; one answer in one wording is a mode, so a prompt has 6 x 3 of them. How likely
-each is depends on the prompt: weather and occasion pull towards some answers and wordings, through latent vectors that
-are drawn once per world. What one prompt teaches therefore says something about the others, as in real data.
+A prompt asks for a suggestion ("Suggest a drink for a rainy morning."). Each subject has its own answers, and each
+answer has several wordings. One answer in one wording is a mode, so a prompt has 6 x 3 modes. The probability of a
+mode depends on the prompt: weather and occasion favour some answers and wordings, through latent vectors that are
+drawn once per world (one set of true distributions). So one prompt carries information about the others, as in real
+data.
 """
 
 from collections.abc import Sequence
@@ -45,7 +46,7 @@ WORDINGS = ("Try {}.", "How about {}?", "I would pick {}.")
 
 @dataclass(frozen=True)
 class ModePrompt:
-    """A prompt, its M right responses, and how likely each is. The probabilities sum to 1: nothing else is right."""
+    """A prompt, its M right responses and their probabilities, which sum to 1: no other response is right."""
 
     id: str
     prompt: str
@@ -54,17 +55,18 @@ class ModePrompt:
 
     @property
     def entropy(self) -> float:
-        """Entropy of the truth in nats: the negative log-likelihood per response that no model can beat on average."""
+        """Entropy of the truth in nats: the lowest expected negative log-likelihood per response of any model."""
         p = np.array(self.probabilities)
         return float(-(p * np.log(p)).sum())
 
 
 def mode_prompts(seed: int = 0, *, sharpness: float = 1.5) -> list[ModePrompt]:
-    """All prompts of one world: every subject, weather and occasion.
+    """Build all prompts of one world: every subject, weather and occasion.
 
     Args:
-        seed: draws the latent vectors, and so the world.
-        sharpness: standard deviation of a mode's logit in nats; 0 makes all modes equally likely.
+        seed: the seed of the latent vectors, and so of the world.
+        sharpness: a mode's logit is the sum of an answer part and a wording part. Each has this standard deviation, in
+            nats. 0 makes all modes equally likely.
 
     Example:
 
@@ -83,7 +85,7 @@ def mode_prompts(seed: int = 0, *, sharpness: float = 1.5) -> list[ModePrompt]:
     for subject, answers in SUBJECTS.items():
         for sky, pull_of_weather in weather.items():
             for event, pull_of_occasion in occasion.items():
-                # A sum of two standard normals dotted with one has standard deviation sqrt(2 * size).
+                # The dot product of a sum of two standard normal vectors with one has std sqrt(2 * size).
                 pull = sharpness * (pull_of_weather + pull_of_occasion) / np.sqrt(2 * size)
                 logits = np.array([[pull @ answer[text] + pull @ style for style in wording] for text in answers])
                 weights = np.exp(logits - logits.max()).ravel()
@@ -99,15 +101,15 @@ def mode_prompts(seed: int = 0, *, sharpness: float = 1.5) -> list[ModePrompt]:
 
 
 def split_prompts(prompts: Sequence[ModePrompt], train: int, seed: int) -> tuple[list[ModePrompt], list[ModePrompt]]:
-    """`train` prompts drawn without replacement, and all the others as held-out prompts."""
+    """Draw `train` prompts without replacement. All others become held-out prompts."""
     order = np.random.default_rng([seed, 1]).permutation(len(prompts))
     return [prompts[index] for index in order[:train]], [prompts[index] for index in order[train:]]
 
 
 def draw_groups(prompts: Sequence[ModePrompt], n: int, seed: int) -> list[dict[str, Any]]:
-    """One group per prompt: `n` responses drawn independently from the truth, repeats included.
+    """Draw one group per prompt: `n` responses drawn independently from the truth, including repeats.
 
-    A repeated response is information: how often a mode was drawn is all that a pool knows about its probability.
+    Repeats carry information: a pool shows a mode's probability only through the number of its draws.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""The demo's picture: the measures of each run, and the distribution that each learned on one held-out prompt."""
+"""The demo's figure: the metrics of each run, and the distribution that each learned on one held-out prompt."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ HATCHES = ("", "//", "xx", "..")
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Write the picture of `results` (what `run_demo` returns) as PNG. It reads in black and white."""
+    """Write the figure of `results` (the return value of `run_demo`) as PNG. It is readable in black and white."""
     runs = results["runs"]
     figure, axes = plt.subplots(1, len(PANELS), figsize=(10, 3.4), layout="constrained")
     for axis, (key, title) in zip(axes, PANELS, strict=True):

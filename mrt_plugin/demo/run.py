@@ -1,9 +1,9 @@
 """The demo: QLoRA through Axolotl on K = 1 and on K = 4 responses per prompt, measured against a known truth.
 
-Everything it trains on is generated. A tiny chat model first learns another world of the same prompts and answers, so
-that it knows the format and what can be answered, but not how likely each answer is here. Fine-tuning has to teach it
-that from a pool of N draws per prompt, of which each run keeps K. Both runs see the same prompts and take the same
-number of optimizer steps with the same settings; only K differs. The truth is known, so the distance to it is exact.
+All training data is generated. A tiny chat model is first trained on another world with the same prompts and answers.
+It then knows the format and the possible answers, but not their probabilities in this world. Fine-tuning teaches the
+probabilities from a pool of N draws per prompt, of which each run keeps K. Both runs use the same prompts, settings
+and number of optimizer steps. Only K differs. The truth is known, so the distance to it is exact.
 """
 
 import json
@@ -31,45 +31,46 @@ from mrt_plugin.models.tiny_model import build_llama, build_tokenizer, pretrain,
 
 RESULTS = "results.json"
 TRUTH = "truth.jsonl"
-"""Marks a folder as a demo's, which the next one may replace; `mrt simulate` writes a `results.json` too."""
+"""Marks a folder as written by the demo, so that the next demo may replace it. `results.json` would not be enough:
+`mrt simulate` writes one too."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the steps done in it and their number."""
+"""Called with a stage's name, its finished steps and its total steps."""
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo trains on and for how long."""
+    """The size of the demo's data and the length of its training."""
 
     seed: int = 0
     train_prompts: int = 160
     held_out_prompts: int = 160
     pool: int = 8
-    """N, the draws per prompt."""
+    """N, the number of draws per prompt."""
     k: tuple[int, ...] = (1, 4)
     epochs: int = 8
-    """Chosen for K = 1, whose distance to the truth is larger with 5 and with 12."""
+    """Chosen in favour of K = 1, whose distance to the truth is larger with 5 and with 12 epochs."""
     pretraining_steps: int = 250
 
 
 QUICK = DemoSettings(train_prompts=24, held_out_prompts=16, epochs=1, pretraining_steps=20)
-"""The short form: proves that everything runs. Its numbers mean nothing."""
+"""A short run to check that everything works. Its numbers are meaningless."""
 
 
 def run_demo(
     folder: Path, settings: DemoSettings | None = None, progress: Progress = lambda *_: None
 ) -> dict[str, Any]:
-    """Run the demo and put everything it made into `folder`, which appears complete or not at all.
+    """Run the demo and write all its files into `folder`, which appears complete or not at all.
 
-    The folder holds the data, the model, the recipes, what Axolotl wrote and logged, `results.json` and `results.png`.
-    A folder of an earlier demo is replaced.
+    The folder holds the data, the model, the recipes, Axolotl's output and logs, `results.json` and `results.png`.
+    The folder of an earlier demo is replaced.
 
     Returns:
-        What `results.json` holds.
+        The content of `results.json`.
 
     Raises:
-        FileExistsError: if `folder` exists and is not a demo's.
-        RuntimeError: if a training run fails; the message ends with its last lines.
+        FileExistsError: if `folder` exists and was not written by the demo.
+        RuntimeError: if a training run fails. The message ends with the last lines of its log.
 
     Example:
 
@@ -78,7 +79,7 @@ def run_demo(
     print(results["sentence"])
     ```
     """
-    from mrt_plugin.demo.plot import plot  # a missing matplotlib is found first
+    from mrt_plugin.demo.plot import plot  # fails early if matplotlib is missing
 
     settings = settings or DemoSettings()
     with whole_folder(folder, marker=TRUTH) as work:
@@ -114,7 +115,7 @@ def _forward(progress: Progress, stage: str, total: int, done: int) -> None:
 
 
 def describe(first: dict[str, Any], last: dict[str, Any]) -> str:
-    """What the numbers say, in one sentence.
+    """Summarise the results in one sentence.
 
     Example:
 
@@ -175,7 +176,7 @@ def _measure(
 
 
 def _truth(work: Path, held_out: list[ModePrompt], tokens: int) -> dict[str, float]:
-    """What the truth itself would reach on the held-out responses: the floor of the NLL."""
+    """Return the metrics of the truth itself. Its NLL on the held-out responses is the lowest expected value."""
     chances = {item.prompt: dict(zip(item.modes, item.probabilities, strict=True)) for item in held_out}
     drawn = _read_lines(work / "held_out.jsonl")
     nll = sum(-math.log(chances[group["prompt"]][response]) for group in drawn for response in group["responses"])

@@ -1,4 +1,4 @@
-"""One `axolotl train` of the demo: the recipe, and the run that a user would start by hand."""
+"""One `axolotl train` run of the demo: its recipe, and the command that a user would run."""
 
 import os
 import re
@@ -57,23 +57,23 @@ logging_steps: 10
 
 @dataclass(frozen=True)
 class TrainingTime:
-    """How long a training run took, in seconds."""
+    """The duration of a training run, in seconds."""
 
     whole: float
-    """From the start of the command to its end, imports and data included."""
+    """From the start of the command to its end, including imports and data."""
     steps: float
-    """Of the optimizer steps alone, as the trainer reports it."""
+    """The optimizer steps only, as the trainer reports it."""
 
 
 def axolotl_train(work: Path, k: int, epochs: int, seed: int, progress: Callable[[int], None]) -> TrainingTime:
-    """Write the recipe `k<K>.yaml` into `work` and run `axolotl train` on it; its output goes to `k<K>.log`.
+    """Write the recipe `k<K>.yaml` into `work` and run `axolotl train` on it. Its output goes to `k<K>.log`.
 
     Args:
-        work: folder with the base model in `model` and the pool in `pool.jsonl`; the adapter is written to `k<K>`.
-        progress: called with the optimizer steps done.
+        work: folder with the base model in `model` and the pool in `pool.jsonl`. The adapter is written to `k<K>`.
+        progress: called with the number of finished optimizer steps.
 
     Raises:
-        RuntimeError: if the run fails; the message ends with its last lines.
+        RuntimeError: if the run fails. The message ends with the last lines of its log.
     """
     name = f"k{k}"
     recipe = RECIPE.format(k=k, name=name, epochs=epochs, seed=seed)
@@ -92,7 +92,7 @@ def axolotl_train(work: Path, k: int, epochs: int, seed: int, progress: Callable
         try:
             while process.poll() is None:
                 time.sleep(0.2)
-                # tqdm's bar of the training loop, the only one that counts without a description
+                # tqdm's progress bar of the training loop, the only bar without a description
                 steps = re.findall(rb"%\|[^|\r\n]*\| (\d+)/\d+ \[", log.read_bytes().partition(b"Starting trainer")[2])
                 progress(int(steps[-1]) if steps else 0)
         finally:

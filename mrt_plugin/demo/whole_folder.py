@@ -9,14 +9,14 @@ from pathlib import Path
 
 @contextmanager
 def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
-    """A working folder that takes the place of `folder` when the block ends well, and vanishes when it does not.
+    """Create a working folder. It replaces `folder` if the block succeeds, and is removed otherwise.
 
     Args:
-        folder: where the result goes. An earlier result there is replaced, known by its file `marker`.
-        marker: a file that every complete result holds.
+        folder: the folder of the result. An earlier result, recognised by its file `marker`, is replaced.
+        marker: a file that every complete result contains.
 
     Raises:
-        FileExistsError: if `folder` exists and does not hold `marker`: it is something else.
+        FileExistsError: if `folder` exists and does not contain `marker`, so it is not an earlier result.
 
     Example:
 
@@ -33,7 +33,7 @@ def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
     old = work.with_name(work.name + "-old")
     try:
         yield work
-        work.chmod(0o755)  # mkdtemp's folders are private
+        work.chmod(0o755)  # folders from mkdtemp are private
         if folder.exists():
             folder.rename(old)
         work.rename(folder)

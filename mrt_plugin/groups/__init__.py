@@ -1,4 +1,4 @@
-"""Groups: reading, regrouping and checking prompts with several responses each."""
+"""Groups: read, regroup and check prompts with several responses each."""
 
 from mrt_plugin.groups.keys import held_out, prompt_key
 from mrt_plugin.groups.load import load_groups, read_groups

@@ -1,4 +1,4 @@
-"""How many groups to hold at once: bounded by their number and, where they are large, by their text."""
+"""Batch sizes, limited by the number of groups and by the size of their text."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -9,20 +9,20 @@ import pyarrow.compute
 from datasets import Dataset
 
 BYTES = 2**25
-"""Text held at once, in bytes (in characters where it is not encoded). A single group may be larger."""
+"""The most text per batch, in bytes (in characters if the text is not encoded). A single group may be larger."""
 
 Item = TypeVar("Item")
 
 
 def batch_size(groups: Dataset, most: int) -> int:
-    """The rows that a batch may have, so that no batch holds more than about 32 MiB of text.
+    """Return the number of rows per batch for which no batch holds more than about 32 MiB of text.
 
-    It bounds every run of consecutive rows, so it holds for any shard. A row above half of the bound counts as half:
-    a few giants do not make all batches small.
+    The limit holds for any consecutive rows, and so for any shard. A row larger than half the limit counts as half,
+    so that a few very large rows do not make all batches small.
 
     Args:
         groups: the columns that will be read.
-        most: rows per batch where they are small.
+        most: the largest number of rows per batch.
     """
     sizes = sum(_of_rows(groups, name, _bytes) for name in groups.column_names)
     ends = np.concatenate(([0], np.cumsum(np.minimum(sizes, BYTES // 2))))
@@ -33,13 +33,13 @@ def batch_size(groups: Dataset, most: int) -> int:
 
 
 def pool_sizes(groups: Dataset) -> list[int]:
-    """How many responses each group has, without reading them."""
+    """Return the number of responses of each group, without reading the responses."""
     sizes: list[int] = _of_rows(groups, "responses", _lengths).tolist()
     return sizes
 
 
 def chunked(items: Iterable[Item], most: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Consecutive items in lists of at most `most`, each ended by the item with which its sizes reach the bound."""
+    """Yield consecutive items in lists of at most `most`. A list also ends once its total size reaches `BYTES`."""
     held: list[Item] = []
     total = 0
     for item in items:
@@ -53,7 +53,7 @@ def chunked(items: Iterable[Item], most: int, size: Callable[[Item], int]) -> It
 
 
 def text_size(value: Any) -> int:
-    """The characters in a value's strings, and 8 for anything else.
+    """Return the number of characters in a value's strings, plus 8 for each other value.
 
     Example:
 
@@ -68,7 +68,7 @@ def text_size(value: Any) -> int:
 
 
 def _of_rows(groups: Dataset, column: str, measure: Callable[[pyarrow.Array], np.ndarray]) -> np.ndarray:
-    """A measure of a column's values, int64 [n]."""
+    """Measure the values of a column. Returns int64 [n]."""
     parts = [measure(chunk) for chunk in groups.data.column(column).chunks]
     values = np.concatenate([np.zeros(0, np.int64), *parts])
     return values if groups._indices is None else values[groups._indices.column(0).to_numpy()]
@@ -80,7 +80,7 @@ def _lengths(array: pyarrow.Array) -> np.ndarray:
 
 
 def _bytes(array: pyarrow.Array) -> np.ndarray:
-    """The bytes of text in each value, read from offsets alone; 8 for a number."""
+    """Return the bytes of text in each value, read from Arrow's offsets only. A number counts as 8."""
     if isinstance(array, pyarrow.ExtensionArray):
         array = array.storage
     kind = array.type

@@ -1,4 +1,4 @@
-"""Checking groups: the one place that says what a group must be."""
+"""Check groups. All requirements on a group are defined here."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ from mrt_plugin.groups.shapes import RawGroup
 
 @dataclass
 class Group:
-    """A checked group: N >= 1 responses that are not empty; one score, weight and finish reason for each, if any."""
+    """A checked group: N >= 1 non-empty responses, each with one score, weight and finish reason if there are any."""
 
     id: str
     prompt: str | list[Message]
@@ -34,7 +34,7 @@ class Group:
 
 
 class Checker:
-    """Checks groups one by one; remembers what must agree between them."""
+    """Check groups one by one, and remember what must be consistent between them."""
 
     def __init__(self, problems: Problems, report: GroupReport) -> None:
         self.problems = problems
@@ -44,7 +44,7 @@ class Checker:
         self.ids: dict[str, int] = {}
 
     def check_all(self, groups: Iterable[RawGroup]) -> Iterator[Group]:
-        """The groups that can be trained on. Problems go to `problems`, decisions are counted in `report`."""
+        """Yield the groups that can be trained on. Add problems to `problems` and count decisions in `report`."""
         for raw in groups:
             group = self.check(raw)
             if group:
@@ -52,7 +52,7 @@ class Checker:
                 yield group
 
     def check(self, raw: RawGroup) -> Group | None:
-        """One group, or None if it is dropped (counted) or has a problem (noted)."""
+        """Check one group. Return None if it is dropped (counted) or has a problem (recorded)."""
         before = len(self.problems.found)
         prompt = self._text_or_messages(raw.prompt, "prompt", raw.place, raw.columns["prompt"])
         if prompt is not None and not (has_text(prompt) if isinstance(prompt, str) else prompt):
@@ -83,7 +83,7 @@ class Checker:
         return Group(self._id(raw, prompt, responses), prompt, responses, scores, weights, finish_reasons)
 
     def _responses(self, raw: RawGroup) -> list[Any]:
-        """The responses, with None for each that is empty."""
+        """Return the responses, with None for each empty one."""
         column = raw.columns["responses"]
         if raw.responses is None:
             return []
@@ -106,7 +106,7 @@ class Checker:
         return responses
 
     def _text_or_messages(self, value: Any, part: Part, place: str, column: str) -> Any:
-        """The string or the cleaned messages; None after a problem."""
+        """Return the string or the cleaned messages, or None after a problem."""
         if value is None:
             self.problems.add(place, column, f"it is missing: write the {part}, or remove the row.")
             return None
@@ -131,7 +131,7 @@ class Checker:
         return value
 
     def _numbers(self, raw: RawGroup, name: str, values: Any) -> list[float] | None:
-        """Scores or weights: one finite number for each response."""
+        """Return the scores or weights: one finite number per response."""
         column, one = raw.columns[name], name[:-1]
         if values is None:
             return None
@@ -160,7 +160,7 @@ class Checker:
         return [float(value) for value in values]
 
     def _finish_reasons(self, raw: RawGroup) -> list[str | None] | None:
-        """Why each response ended, as whoever generated it said; None where it is not known."""
+        """Return the finish reason of each response as its generator reported it, or None where it is unknown."""
         values, column = raw.finish_reasons, raw.columns["finish_reasons"]
         if values is None:
             return None
@@ -194,7 +194,7 @@ class Checker:
         self.prompts.add(key)
 
     def _id(self, raw: RawGroup, prompt: Any, responses: list[Any]) -> str:
-        """The id given, or one from the content; the second of two identical rows gets `-2`, and so on."""
+        """Return the given id, or one made from the content. The second of identical rows gets `-2`, and so on."""
         if raw.id is None:
             name = group_id(prompt, responses)
             self.ids[name] = self.ids.get(name, 0) + 1
@@ -210,7 +210,7 @@ class Checker:
 
 
 def id_problem(value: Any) -> str | None:
-    """Why a value cannot be a group's id; None if it can."""
+    """Return why a value cannot be a group's id, or None if it can."""
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         what = "empty" if value == "" else kind(value)
         return f"it is {what}; it must be a string or a whole number, not empty."
@@ -220,5 +220,5 @@ def id_problem(value: Any) -> str | None:
 def _is_finite(value: int | float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number too large for a float
+    except OverflowError:  # an integer too large for a float
         return False

@@ -1,4 +1,4 @@
-"""Names that depend on content alone: the id of a group, the key of a prompt, and which prompts are held out."""
+"""Identifiers that depend only on content: group ids, prompt keys and the held-out split."""
 
 import hashlib
 import json
@@ -9,17 +9,17 @@ _ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",",
 
 
 def canonical(value: Any) -> bytes:
-    """One spelling of a string or of messages: the same content gives the same bytes in any process and key order."""
+    """Encode a string or messages so that the same content gives the same bytes in any process and key order."""
     return _ENCODER.encode(value).encode()
 
 
 def digest(*parts: bytes, size: int = 8) -> bytes:
-    """A hash of several byte strings that cannot be mistaken for that of their concatenation."""
+    """Hash several byte strings. The same bytes split in another way have another hash."""
     return hashlib.blake2b(_framed(parts), digest_size=size).digest()
 
 
 def digests(prefix: Sequence[bytes], endings: Iterable[Sequence[bytes]], *, size: int = 8) -> list[bytes]:
-    """`digest(*prefix, *ending)` for each ending; the prefix is hashed once."""
+    """Return `digest(*prefix, *ending)` for each ending. The prefix is hashed once."""
     begun = hashlib.blake2b(_framed(prefix), digest_size=size)
     found = []
     for ending in endings:
@@ -34,7 +34,7 @@ def _framed(parts: Sequence[bytes]) -> bytes:
 
 
 def prompt_key(prompt: Any) -> str:
-    """A stable name of a prompt (string or messages), whatever its responses.
+    """Return a stable key of a prompt (string or messages) that does not depend on its responses.
 
     Example:
 
@@ -45,20 +45,20 @@ def prompt_key(prompt: Any) -> str:
 
 
 def group_id(prompt: Any, responses: Sequence[Any]) -> str:
-    """A stable name of a group that depends neither on its place in the data nor on the order of its responses."""
+    """Return a stable id of a group. It depends neither on its place in the data nor on the order of its responses."""
     return digest(b"group", canonical(prompt), *sorted(map(canonical, responses))).hex()
 
 
 def held_out(prompt: Any, share: float, seed: int = 0) -> bool:
-    """Whether a prompt belongs to the held-out `share` of all prompts.
+    """Return whether a prompt belongs to the held-out `share` of all prompts.
 
-    The answer depends on the prompt and the seed alone: rows that repeat a prompt fall on the same side, and adding
-    data moves no prompt across.
+    The result depends only on the prompt and the seed. Rows that repeat a prompt are on the same side of the split,
+    and adding data moves no prompt to the other side.
 
     Args:
         prompt: string or messages.
-        share: in [0, 1], the expected share of distinct prompts held out.
-        seed: another seed, another split.
+        share: the expected share of distinct prompts held out, in [0, 1].
+        seed: another seed gives another split.
 
     Raises:
         ValueError: if `share` is outside [0, 1].

@@ -1,4 +1,4 @@
-"""`load_groups`: from whatever holds the data to a checked dataset of groups."""
+"""`load_groups`: read a file, hub id or dataset into a checked dataset of groups."""
 
 import hashlib
 import json
@@ -22,30 +22,30 @@ from mrt_plugin.groups.sources import open_source
 from mrt_plugin.groups.write import scratch_file, spelled
 
 CHUNK = 1000
-"""Groups held in memory at a time while they are written, at most."""
+"""The most groups held in memory at a time while they are written."""
 
 
 def load_groups(data: Any, *, split: str = "train", source: str | None = None) -> Dataset:
-    """Read prompts with several responses each, check them, and say what was dropped.
+    """Read and check prompts with several responses each, and log what was dropped.
 
     Args:
         data: a JSONL, JSON or Parquet file, a directory written by `save_to_disk`, a hub id, or a
-            `datasets.Dataset`. Its rows are either groups (`prompt`, `responses`, and optionally `scores`, `weights`,
-            `finish_reasons`, `id`), or flat (`prompt` and `completion`, or `messages`, and optionally `score`,
-            `weight`, `finish_reason`), which are regrouped by prompt. Of `messages`, everything up to the last user
-            message is the prompt.
-        split: for the hub and a `DatasetDict`, which split; files have none.
-        source: the public format the rows are in, such as `nectar` or `code_contests:language=cpp`; see
-            docs/sources.md. By default one of the shapes above.
+            `datasets.Dataset`. A row is either a group or flat. A group has `prompt`, `responses`, and optionally
+            `scores`, `weights`, `finish_reasons`, `id`. A flat row has `prompt` and `completion`, or `messages`, and
+            optionally `score`, `weight`, `finish_reason`. Flat rows are regrouped by prompt. In `messages`,
+            everything up to the last user message is the prompt.
+        split: the split of a hub dataset or a `DatasetDict`. Files have none.
+        source: the public format of the rows, such as `nectar` or `code_contests:language=cpp`. See
+            docs/sources.md. By default one of the formats above.
 
     Returns:
-        A dataset kept on disk, with the columns `id` (string), `prompt` (string or list of messages), `responses`
-        (list of strings, or of lists of messages) and, if given, `scores` and `weights` (lists of floats) and
+        A dataset stored on disk. Its columns are `id` (string), `prompt` (string or list of messages) and `responses`
+        (list of strings, or of lists of messages). If given, it also has `scores` and `weights` (lists of floats) and
         `finish_reasons` (list of strings, None where unknown).
 
     Raises:
         DataError: with up to 20 problems, each with its row, column and remedy.
-        ValueError: for an unknown `source` (the known ones are listed), or an option that it does not have.
+        ValueError: for an unknown `source` (lists the known ones) or an unknown option of it.
 
     Example:
 
@@ -61,7 +61,7 @@ def load_groups(data: Any, *, split: str = "train", source: str | None = None) -
 
 
 def read_groups(data: Any, *, split: str = "train", source: str | None = None) -> tuple[Dataset, GroupReport]:
-    """`load_groups`, together with the counts of what was read, kept and dropped."""
+    """Read groups as `load_groups` does, and also return the counts of what was read, kept and dropped."""
     if source is not None:
         check_source(source)
     opened = open_source(data, split)
@@ -89,19 +89,19 @@ def read_groups(data: Any, *, split: str = "train", source: str | None = None) -
 
 
 def _until_problem(groups: Iterable[Group], problems: Problems) -> Iterator[Group]:
-    """After the first problem nothing is worth writing any more, but the rest is still checked."""
+    """Yield groups up to the first problem. The later groups are still checked, but not written."""
     for group in groups:
         if not problems.found:
             yield group
 
 
 def _store(groups: Iterator[Group], problems: Problems) -> Path | None:
-    """Write the groups to a file of the datasets cache, named by its content; None if there are none.
+    """Write the groups to a file in the datasets cache, named by its content. Return None if there are no groups.
 
-    Nothing is left behind if the data has problems, which are raised here.
+    If the data has problems, they are raised here and no file is left.
 
-    The content's hash in the name means that changed data is never taken for the old, that equal data keeps its
-    fingerprint (so what `datasets` caches downstream stays valid), and that processes may write at the same time.
+    The file name holds the content's hash. So changed data is never mistaken for the old data, and several processes
+    may write at the same time. Equal data keeps its fingerprint, so later caches of `datasets` stay valid.
     """
     first = next(groups, None)
     if first is None:
@@ -127,7 +127,7 @@ def _store(groups: Iterator[Group], problems: Problems) -> Path | None:
 
 
 def _features(group: Group) -> Features:
-    """The columns. A message is stored as JSON: Arrow would force one set of fields on all, and fill it with None."""
+    """Return the columns. Messages are stored as JSON: Arrow would give all the same fields and fill in None."""
     messages = List(Json())
     text = Value("string")
     features = {

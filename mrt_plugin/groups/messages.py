@@ -1,7 +1,7 @@
-"""Conversations: what a list of messages must look like as a prompt and as a response, and the text in it.
+"""Conversations: the rules for a list of messages as a prompt or a response, and the text in it.
 
-Fields beyond `role` and `content` (`tool_calls`, `tool_call_id`, `name`, `reasoning_content`, ...) are kept as they
-are, for the chat template to read.
+Fields other than `role` and `content` (`tool_calls`, `tool_call_id`, `name`, `reasoning_content`, ...) are kept
+unchanged for the chat template.
 """
 
 import json
@@ -23,7 +23,7 @@ FOLLOWERS = {
     "assistant": ("user", "tool"),
     "tool": ("tool", "assistant"),
 }
-"""Which roles may come after which. Most chat templates refuse anything else."""
+"""The roles that may follow each role. Most chat templates refuse other orders."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -32,13 +32,13 @@ _VISIBLE = re.compile(
     r"\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     r"\U000e0000-\U000e0fff]"
 )
-"""Any character but white space, controls, the blank Braille cell, and Unicode's default ignorable code points."""
+"""Any character except white space, controls, the blank Braille cell and Unicode's default ignorable code points."""
 
 SURROGATE = "it holds half of a surrogate pair (a broken emoji, most likely): repair or remove it."
 
 
 def has_text(text: str) -> bool:
-    """Whether there is anything to read: white space, controls and zero-width characters are nothing.
+    """Return whether a text has visible characters. White space, controls and zero-width characters do not count.
 
     Example:
 
@@ -49,7 +49,7 @@ def has_text(text: str) -> bool:
 
 
 def is_sound(text: str) -> bool:
-    """Whether a file can carry the text: JSON can hold halves of surrogate pairs, UTF-8 cannot."""
+    """Return whether the text can be written to a file. JSON allows halves of surrogate pairs, UTF-8 does not."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -58,7 +58,7 @@ def is_sound(text: str) -> bool:
 
 
 def without_empty_fields(messages: list[Any]) -> list[Any]:
-    """The messages without the fields that are None: `"name": null` says what no `name` says."""
+    """Return the messages without fields that are None: `"name": null` means the same as no `name`."""
     return [
         {key: field for key, field in item.items() if field is not None} if isinstance(item, dict) else item
         for item in messages
@@ -66,14 +66,15 @@ def without_empty_fields(messages: list[Any]) -> list[Any]:
 
 
 def clean_messages(value: list[Any], part: Part, complain: Callable[[str], None]) -> list[Message]:
-    """The messages of a prompt or of a response, without their empty fields.
+    """Check the messages of a prompt or a response, and return them without their empty fields.
 
-    A prompt is any system messages, then user turns and answers in turn, ending with a `user` or a `tool` message. A
-    response starts and ends with an `assistant` message; `tool` and `user` messages may come between.
+    A prompt has any number of system messages, then alternating user turns and answers. It ends with a `user` or a
+    `tool` message. A response starts and ends with an `assistant` message, with `tool` and `user` messages allowed
+    in between.
 
     Args:
         value: the list as it was read.
-        part: which of the two it is.
+        part: whether it is a prompt or a response.
         complain: called with each problem, which names the message by its index.
     """
     messages = without_empty_fields(value)
@@ -133,7 +134,7 @@ def _message_problem(message: Any) -> str | None:
 
 
 def _storage_problem(message: Message) -> str | None:
-    """What would not survive the way through an Arrow file."""
+    """Return what an Arrow file cannot store unchanged."""
     try:
         text = json.dumps(message, ensure_ascii=False, allow_nan=False)
         text.encode()
@@ -146,13 +147,13 @@ def _storage_problem(message: Message) -> str | None:
 
 
 def message_text(message: Message) -> str:
-    """The text of one message's content."""
+    """Return the text of one message's content."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 def response_text(response: str | list[Message]) -> str:
-    """The text that stands for a response where texts are compared: what the assistant says, and the calls it makes.
+    """Return a response as one text for comparisons: what the assistant says and the calls it makes.
 
     Example:
 
@@ -170,7 +171,7 @@ def response_text(response: str | list[Message]) -> str:
 
 
 def kind(value: Any) -> str:
-    """The type of a value in words that fit JSON and Python alike."""
+    """Return the type of a value in words that fit both JSON and Python."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "missing"}
     if type(value) in names:
         return names[type(value)]

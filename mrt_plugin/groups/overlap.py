@@ -1,4 +1,4 @@
-"""Prompts that are both in the training data and in a held-out set."""
+"""Find prompts that are both in the training data and in a held-out set."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from mrt_plugin.groups.keys import prompt_key
 from mrt_plugin.groups.messages import message_text
 
 PROMPT_NAME = "prompt_name"
-"""The column of a prepared dataset with each row's `prompt_name`: its tokens no longer say what the prompt was."""
+"""The column of a prepared dataset with each row's `prompt_name`. The prompt cannot be recovered from the tokens."""
 
 _OPENING = 60
 _EXAMPLES = 3
 
 
 def prompt_name(prompt: Any) -> str:
-    """The key of a prompt, a space, and its beginning for people to read. A string is the same as one user message.
+    """Return the key of a prompt, a space, and its beginning for readers. A string is the same as one user message.
 
     Example:
 
@@ -31,18 +31,18 @@ def prompt_name(prompt: Any) -> str:
 
 @dataclass(frozen=True)
 class PromptOverlap:
-    """What a training set and a held-out set have in common."""
+    """The prompts that a training set and a held-out set share."""
 
     held_out_prompts: int
-    """Distinct prompts of the held-out set."""
+    """The number of distinct prompts in the held-out set."""
     shared: tuple[str, ...]
-    """The beginnings of those that are in the training data too, in the order of the held-out set."""
+    """The beginnings of those that are also in the training data, in the order of the held-out set."""
 
     def __bool__(self) -> bool:
         return bool(self.shared)
 
     def message(self, held_out: str = "the held-out data") -> str:
-        """What is wrong and what to do; `held_out` is what the user calls that set."""
+        """Explain the problem and the remedy. `held_out` is the user's name for the held-out set."""
         examples = ", ".join(repr(opening) for opening in self.shared[:_EXAMPLES])
         return (
             f"{len(self.shared):,} of the {self.held_out_prompts:,} prompts of {held_out} are also in the training "
@@ -53,11 +53,11 @@ class PromptOverlap:
 
 
 def prompt_overlap(train: Dataset, held_out: Dataset) -> PromptOverlap:
-    """Find the held-out prompts that are in the training data, by `prompt_key`, which also makes a held-out split.
+    """Find the held-out prompts that are in the training data. Compares `prompt_key`, which also makes the split.
 
     Args:
         train: groups, or prepared rows.
-        held_out: likewise. Of prepared rows without names (filler, or not prepared here) nothing is known.
+        held_out: likewise. Prepared rows without names (filler, or not prepared here) cannot be compared.
 
     Example:
 
@@ -73,7 +73,7 @@ def prompt_overlap(train: Dataset, held_out: Dataset) -> PromptOverlap:
 
 
 def refuse_overlap(train: Dataset, held_out: Dataset | dict[str, Dataset] | None) -> None:
-    """Refuse held-out data that would be trained on; `held_out` is as a trainer takes it.
+    """Refuse held-out data that would be trained on. `held_out` has the form that a trainer takes.
 
     Raises:
         ValueError: with the count, examples and the remedy.

@@ -1,4 +1,4 @@
-"""Which files a command writes and which it reads: compared before anything is read, so that none is lost."""
+"""Compare the files that a command writes and reads, before it reads any, so that none is overwritten."""
 
 import os
 from collections.abc import Iterable
@@ -9,10 +9,10 @@ from pathlib import Path
 from mrt_plugin.groups.write import partial_path
 
 MODEL_FILES = (".safetensors", ".bin", ".json", ".jinja", ".model")
-"""Endings of the files of a model's folder that decide what the model does."""
+"""Endings of the files in a model's folder that affect what the model does."""
 
 Named = tuple[str, str | Path | None]
-"""What a path is called in messages, and the path; None where the option is not set."""
+"""The name of a path in messages, and the path, or None where the option is not set."""
 
 
 def check_paths(
@@ -20,17 +20,17 @@ def check_paths(
 ) -> None:
     """Raise unless the files that a command writes differ from each other and from everything that it reads.
 
-    Paths are compared as the file system sees them: relative or absolute, through symbolic and hard links, and without
-    case where names have none. A folder that is read stands for everything in it.
+    Paths are compared as the file system resolves them: relative or absolute, through symbolic and hard links. Case
+    is ignored where the file system ignores it. A folder that is read includes everything in it.
 
     Args:
-        written: every file that the command writes, with manifests and journals.
-        read: files and folders of data; a name that is no path here, of a hub or a module, is passed over. Of
+        written: every file that the command writes, including manifests and journals.
+        read: files and folders of data. A name that is not a path, such as a hub id or a module, is ignored. For
             `file.py:function` the file is compared.
-        models: folders of models. A report may lie in one, but may not be one of the model's own files.
+        models: folders of models. A report may be written into one, but not over one of the model's own files.
 
     Raises:
-        ValueError: naming both paths.
+        ValueError: names both paths.
 
     Example:
 
@@ -51,12 +51,12 @@ def check_paths(
         for folder in folders:
             if place.real.suffix in MODEL_FILES and folder in place.real.parents:
                 raise ValueError(f"{place} would be one of the files of the model {folder}: write to another place.")
-        # What is written takes its name only at the end: the name that it has until then is taken too.
+        # A written file gets its final name only at the end. Its temporary name is reserved too.
         taken += [place, _Place(what, partial_path(place.path))]
 
 
 def same_file(one: str | Path, other: str | Path) -> bool:
-    """Whether two paths lead to the same file, there or not."""
+    """Return whether two paths lead to the same file, whether or not it exists."""
     return _Place("", Path(one)).is_at(_Place("", Path(other)))
 
 
@@ -70,18 +70,18 @@ class _Place:
 
     @cached_property
     def real(self) -> Path:
-        """The path in one spelling: absolute, without links, and in lower case where the case makes no difference."""
+        """Return the path in one form: absolute, without links, and in lower case where case is ignored."""
         resolved = self.path.resolve()
         return Path(str(resolved).casefold()) if _folds_case(resolved.parent) else resolved
 
     def is_at(self, other: "_Place") -> bool:
-        """Whether both are one file."""
+        """Return whether both are the same file."""
         if self.path.exists() and other.path.exists() and self.path.samefile(other.path):
             return True
         return self.real == other.real
 
     def check_apart(self, other: "_Place") -> None:
-        """Raise ValueError if this is the other, or one lies in the other."""
+        """Raise ValueError if both are the same file, or one lies inside the other."""
         if self.is_at(other):
             raise ValueError(f"{self} is the same file as {other}: write to another place.")
         if other.real in self.real.parents or self.real in other.real.parents:
@@ -89,7 +89,7 @@ class _Place:
             raise ValueError(f"{inner} lies in {outer}: write to another place.")
 
     def check_writable(self) -> None:
-        """Raise ValueError if no file can be put here."""
+        """Raise ValueError if no file can be written here."""
         if self.path.exists() and not self.path.is_file():
             raise ValueError(f"{self} is no ordinary file, and cannot be replaced by one: write to another place.")
         above = next(folder for folder in self.path.absolute().parents if folder.exists())
@@ -98,17 +98,17 @@ class _Place:
 
 
 def _existing(text: str | Path) -> Path | None:
-    """The path that an option names, also as `file.py:function`; None for a name of something else."""
+    """Return the existing path that an option names, also as `file.py:function`, or None for any other name."""
     for spelled in (str(text), str(text).rpartition(":")[0]):
         path = os.path.expanduser(spelled)
-        if os.path.exists(path):  # a rule as text is no possible file name, which Path.exists() would raise for
+        if os.path.exists(path):  # a rule as text may be an invalid file name, for which Path.exists() raises
             return Path(path)
     return None
 
 
 @cache
 def _folds_case(folder: Path) -> bool:
-    """Whether names that differ in case alone are one file there, judged by the name of the nearest folder."""
+    """Return whether the file system ignores case there, tested on the name of the nearest existing folder."""
     for place in (folder, *folder.parents):
         other = place.with_name(place.name.swapcase()) if place.name else place
         if other != place and place.exists():

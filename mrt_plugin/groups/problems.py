@@ -1,18 +1,18 @@
-"""What is wrong with the data: every problem names its place, its column and the remedy."""
+"""Problems in the data. Each names its place, its column and the remedy."""
 
 from dataclasses import dataclass
 from typing import NoReturn
 
 LIMIT = 20
-"""Problems shown at once: enough to see a pattern, few enough to read."""
+"""The most problems shown at once: enough to see a pattern, few enough to read."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with the data.
+    """One problem in the data.
 
-    `place` is `line N` of a JSONL file (from 1, as an editor counts) or `row N` of anything else (from 0, as in
-    `dataset[N]`); empty where the whole source is meant.
+    `place` is `line N` in a JSONL file (from 1, as in an editor) or `row N` in anything else (from 0, as in
+    `dataset[N]`). It is empty for a problem of the source as such.
     """
 
     place: str
@@ -29,7 +29,7 @@ class DataError(ValueError):
 
     Attributes:
         source: the file, hub id or dataset that was read.
-        problems: up to 20 of them, in the order in which they were found.
+        problems: up to 20 problems, in the order found.
     """
 
     def __init__(self, source: str, problems: list[Problem]) -> None:
@@ -44,19 +44,19 @@ class DataError(ValueError):
         super().__init__(text)
 
     def __reduce__(self) -> tuple[type["DataError"], tuple[str, list[Problem]]]:
-        # Exceptions are rebuilt from their message by default; this one has to cross process borders whole.
+        # By default pickle rebuilds an exception from its message alone. Other processes need all of its fields.
         return (DataError, (self.source, list(self.problems)))
 
 
 class Problems:
-    """Collects problems, and raises them together at the end, or at the 20th."""
+    """Collect problems, and raise them together at the end or at the 20th."""
 
     def __init__(self, source: str) -> None:
         self.source = source
         self.found: list[Problem] = []
 
     def add(self, place: str, column: str | None, what: str) -> None:
-        """Note a problem.
+        """Record a problem.
 
         Raises:
             DataError: with all problems so far, at the 20th.
@@ -66,7 +66,7 @@ class Problems:
             self.raise_any()
 
     def fail(self, what: str, cause: BaseException | None = None) -> NoReturn:
-        """Raise a problem of the whole source, after any found before it.
+        """Raise a problem of the source as such, listed after any earlier problems.
 
         Raises:
             DataError: always.
@@ -75,7 +75,7 @@ class Problems:
         raise DataError(self.source, self.found) from cause
 
     def raise_any(self) -> None:
-        """Raise what was found, if anything.
+        """Raise the problems found, if any.
 
         Raises:
             DataError: with all problems so far.

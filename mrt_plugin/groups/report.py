@@ -1,4 +1,4 @@
-"""What reading a dataset did to it: nothing is dropped or kept against expectation without being counted."""
+"""Counts of what reading a dataset changed. Everything that is dropped, or kept unexpectedly, is counted."""
 
 import logging
 from dataclasses import dataclass, field
@@ -7,28 +7,28 @@ logger = logging.getLogger(__name__)
 
 
 def plural(count: int, noun: str) -> str:
-    """`1 group`, `2,000 groups`."""
+    """Return a count with its noun: `1 group`, `2,000 groups`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 @dataclass
 class Tally:
-    """How often something happened, and where first."""
+    """How often something happened, and where it happened first."""
 
     count: int = 0
     first: str = ""
 
     def add(self, place: str) -> None:
-        """Count one at `place`."""
+        """Count one occurrence at `place`."""
         self.count += 1
         self.first = self.first or place
 
 
 @dataclass
 class GroupReport:
-    """The counts of one `read_groups`.
+    """The counts of one call of `read_groups`.
 
-    `responses` counts what was kept; `smallest` and `largest` are the pool sizes N found.
+    `responses` counts the responses kept. `smallest` and `largest` are the extreme pool sizes N (responses per group).
     """
 
     source: str
@@ -43,26 +43,26 @@ class GroupReport:
     duplicate_responses: Tally = field(default_factory=Tally)
     duplicate_prompts: Tally = field(default_factory=Tally)
     unused: dict[str, Tally] = field(default_factory=dict)
-    """The columns that nothing reads, with the rows in which they hold something."""
+    """The columns that are not read, with the rows in which they are not empty."""
     left_out: dict[str, Tally] = field(default_factory=dict)
-    """What an adapter left out on purpose, by reason."""
+    """What an adapter skipped on purpose, by reason."""
 
     def count_group(self, responses: int) -> None:
-        """Count a group that is kept, with its N."""
+        """Count a group that is kept, with its number of responses."""
         self.groups += 1
         self.responses += responses
         self.smallest = min(self.smallest, responses) if self.smallest else responses
         self.largest = max(self.largest, responses)
 
     def summary(self) -> str:
-        """The line that says what there is."""
+        """Return a line with the number of groups and responses."""
         counts = f"{plural(self.groups, 'group')}, {plural(self.responses, 'response')}"
         sizes = str(self.smallest) if self.smallest == self.largest else f"{self.smallest} to {self.largest}"
         regrouped = f", regrouped by prompt from {plural(self.rows, 'row')}" if self.regrouped else ""
         return f"{self.source}: {counts} ({sizes} each){regrouped}."
 
     def notes(self) -> list[str]:
-        """One line for each decision a user should know of."""
+        """Return one line for each decision that a user should know about."""
         lines = []
         for what, tally, why in (
             ("empty responses dropped", self.empty_responses, ""),

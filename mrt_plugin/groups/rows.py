@@ -1,4 +1,4 @@
-"""Taking responses out of groups, and putting changed ones in, on Arrow's buffers: nothing is decoded."""
+"""Remove or replace responses of groups directly in Arrow's buffers, without decoding."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,17 @@ from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.write import spelled
 
 PER_RESPONSE = ("responses", "scores", "weights", "finish_reasons")
-"""The columns that hold one item per response, where a dataset has them."""
+"""The columns with one item per response. A dataset may lack some of them."""
 
 
 def keep_responses(
     groups: Dataset, kept: Sequence[Sequence[int]], changed: Mapping[tuple[int, int], Any] | None = None
 ) -> Dataset:
-    """The groups with only some of their responses.
+    """Return the groups with only some of their responses.
 
     Args:
         groups: n groups.
-        kept: for each of them, the indices of the responses that stay, rising.
+        kept: for each group, the indices of the responses to keep, in increasing order.
         changed: new responses by (position of the group, index of the response in it).
     """
     changed = changed or {}
@@ -63,7 +63,7 @@ def _keep(
             places = [(index, item) for index, stay in zip(indices, chosen, strict=True) for item in stay]
             new = {place: changed[place] for place in places if place in changed}
             if new:
-                # New texts go behind the old ones, and are then picked like them.
+                # New texts are appended to the old ones, and then picked in the same way.
                 behind = dict(zip(new, range(len(values), len(values) + len(new)), strict=True))
                 items = [behind.get(place, item) for place, item in zip(places, items, strict=True)]
                 values = pyarrow.concat_arrays([values, _encoded(list(new.values()), feature)])
@@ -84,7 +84,7 @@ def _fingerprint(groups: Dataset, *rest: Any) -> str:
 
 
 def repeat_groups(groups: Dataset, positions: Sequence[int]) -> Dataset:
-    """The groups at some positions, in that order. The second time a group occurs its id ends in `#2`, and so on."""
+    """Return the groups at `positions`, in that order. The second copy of a group has an id ending in `#2`, etc."""
     repeated = groups.select(positions)
     seen: dict[int, int] = {}
     ids = []
@@ -101,7 +101,7 @@ def repeat_groups(groups: Dataset, positions: Sequence[int]) -> Dataset:
 
 
 def with_ids(groups: Dataset, ids: Sequence[str]) -> Dataset:
-    """The groups with other ids."""
+    """Return the groups with new ids."""
     place = groups.column_names.index("id")
     column = pyarrow.array(list(ids), groups.features["id"].pa_type)
 

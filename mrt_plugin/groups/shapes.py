@@ -1,4 +1,4 @@
-"""From rows to groups: rows that are groups already, and flat rows that are regrouped by their prompt."""
+"""Convert rows to groups. A row is already a group, or it is flat and regrouped by its prompt."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ GROUPED = ("prompt", "responses", "scores", "weights", "finish_reasons", "id")
 
 @dataclass
 class RawGroup:
-    """A group as it was read, not checked yet, with the names that its columns have in the source."""
+    """A group as it was read, not yet checked, with the source's names for its columns."""
 
     place: str
     prompt: Any
@@ -26,12 +26,12 @@ class RawGroup:
     finish_reasons: Any = None
     id: Any = None
     columns: dict[str, str] = field(default_factory=lambda: {name: name for name in GROUPED})
-    """What the source calls `prompt`, `responses`, `scores`, `weights`, `finish_reasons` and `id`."""
+    """The source's names for `prompt`, `responses`, `scores`, `weights`, `finish_reasons` and `id`."""
     places: list[str] | None = None
-    """Where each response was read, if not all in one row."""
+    """The place of each response, if they are not all in one row."""
 
     def place_of(self, response: int) -> str:
-        """The place of one response."""
+        """Return the place of one response."""
         return self.places[response] if self.places else f"{self.place}, response {response}"
 
 
@@ -49,9 +49,9 @@ def read_raw_groups(
     hint: Callable[[dict[str, Any]], str] = lambda row: "",
     remedy: Remedy | None = None,
 ) -> Iterator[RawGroup]:
-    """Groups in the order of their first row. The first row's columns decide the shape of all.
+    """Yield groups in the order of their first row. The first row's columns decide the format of all rows.
 
-    `hint` may say what else a row of an unknown shape could be, `remedy` how to read a column that is left out.
+    `hint` may name the format of an unknown row. `remedy` may explain how to read a column that is not read.
     """
     rows = iter(rows)
     first = next(rows, None)
@@ -85,7 +85,7 @@ def _complete(
     report: GroupReport,
     unused: Unused,
 ) -> Iterator[Row]:
-    """The rows that have the needed columns."""
+    """Yield the rows that have the required columns."""
     row: Row | None = first
     while row is not None:
         report.rows += 1
@@ -101,7 +101,7 @@ def _complete(
 
 
 def _regroup(rows: Iterable[Row], problems: Problems, conversations: bool) -> Iterator[RawGroup]:
-    """Rows of one response each, gathered by prompt. Holds the data in memory: a prompt may come back at any time."""
+    """Group rows of one response each by prompt. Holds all data in memory, since a prompt may recur at any time."""
     columns = CONVERSATIONS if conversations else COMPLETIONS
     groups: dict[bytes, RawGroup] = {}
     for place, row in rows:
@@ -135,10 +135,10 @@ def _regroup(rows: Iterable[Row], problems: Problems, conversations: bool) -> It
 
 
 def split_conversation(messages: Any, place: str, problems: Problems) -> tuple[Any, Any]:
-    """The prompt is everything up to the last user message, the response everything after it.
+    """Split a conversation into the prompt, up to the last user message, and the response, everything after it.
 
-    So earlier answers of the assistant belong to the prompt and are not trained on, and the tool calls and results
-    between the last question and its final answer belong to the response.
+    So earlier answers of the assistant belong to the prompt and are not trained on. Tool calls and results between
+    the last question and its final answer belong to the response.
     """
     if not isinstance(messages, list):
         problems.add(place, "messages", f"it is {kind(messages)}; it must be a list of messages.")

@@ -1,4 +1,4 @@
-"""Reading rows, as dicts with their place, from a file, the hub or a dataset in memory."""
+"""Read rows, as dicts with their place, from a file, the hub or a dataset in memory."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ Row = tuple[str, dict[str, Any]]
 """A row with its place: `line N` from 1 in JSONL, `row N` from 0 elsewhere."""
 
 DEEPEST = 100
-"""Lists and objects inside each other. Python's own limit depends on where in the program it is reached."""
+"""The deepest nesting of lists and objects. Python's own limit depends on the depth of the call stack."""
 
 TOO_DEEP = "JSON nested too deeply to be a group"
 
@@ -27,17 +27,17 @@ FILE_TYPES = (".jsonl", ".ndjson", ".json", ".parquet")
 
 @dataclass
 class Source:
-    """Something to read rows from, and what to call it in messages."""
+    """Something to read rows from, with its name for messages."""
 
     name: str
     rows: Callable[[Problems], Iterator[Row]]
 
 
 def open_source(source: Any, split: str) -> Source:
-    """Find out what `source` is, without reading it yet.
+    """Determine the type of `source` without reading it yet.
 
     Raises:
-        DataError: if it is none of the things that can be read.
+        DataError: if it is of no type that can be read.
         ValueError: if its name is not UTF-8.
     """
     if isinstance(source, DatasetDict):
@@ -64,7 +64,7 @@ def open_source(source: Any, split: str) -> Source:
 
 
 def _line_rows(path: Path, problems: Problems) -> Iterator[Row]:
-    """JSONL: one object a line; blank lines carry nothing and are passed over."""
+    """Read JSONL: one object per line. Blank lines are skipped."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             place = f"line {number}"
@@ -86,7 +86,7 @@ def _line_rows(path: Path, problems: Problems) -> Iterator[Row]:
 
 
 def _json_rows(path: Path, problems: Problems) -> Iterator[Row]:
-    """JSON: a list of objects. A file that starts with an object is read as JSONL, which often bears this name too."""
+    """Read JSON: a list of objects. A file that starts with an object is read as JSONL, often also named `.json`."""
     with path.open("rb") as file:
         start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start.startswith(b"["):
@@ -106,10 +106,10 @@ def _json_rows(path: Path, problems: Problems) -> Iterator[Row]:
 
 
 def _parse(text: str) -> Any:
-    """JSON as a value that every later step can walk through and write again.
+    """Parse JSON to a value that every later step can traverse and write again.
 
     Raises:
-        ValueError: saying what is wrong with the text.
+        ValueError: describes the problem in the text.
     """
     try:
         value = json.loads(text)
@@ -118,7 +118,7 @@ def _parse(text: str) -> Any:
         raise ValueError(f"not JSON at {row} {problem.colno} ({problem.msg})") from problem
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
-    except ValueError as problem:  # Python reads no whole number of more than 4,300 digits
+    except ValueError as problem:  # Python parses no integer of more than 4,300 digits
         raise ValueError("JSON with a whole number of thousands of digits") from problem
     if text.count("[") + text.count("{") > DEEPEST and _depth_exceeds(value, DEEPEST):
         raise ValueError(TOO_DEEP)
@@ -154,13 +154,13 @@ def _dataset_rows(dataset: Dataset | IterableDataset) -> Iterator[Row]:
 
 
 def _loaded_rows(name: str, split: str, problems: Problems) -> Iterator[Row]:
-    """A directory written by `save_to_disk`, or anything that `load_dataset` finds under the name."""
+    """Read a directory written by `save_to_disk`, or anything that `load_dataset` finds by this name."""
     try:
         if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
             dataset = load_from_disk(name)
         else:
             dataset = load_dataset(name, split=split)
-    except Exception as problem:  # the hub client has dozens of kinds; each becomes one message with its cause
+    except Exception as problem:  # the hub client raises dozens of types; each becomes one message with its cause
         problems.fail(
             f"no such file, and it could not be loaded as a dataset (split {split!r}): "
             f"{type(problem).__name__}: {problem}",
@@ -170,7 +170,7 @@ def _loaded_rows(name: str, split: str, problems: Problems) -> Iterator[Row]:
 
 
 def _without_filler(row: dict[str, Any], features: Features) -> dict[str, Any]:
-    """Arrow gives all structs of a column the same keys and fills in None; JSON columns are stored as written."""
+    """Remove None that Arrow adds to give all structs of a column the same keys. JSON columns are kept as written."""
     return {key: _drop_none(value, features[key]) for key, value in row.items()}
 
 

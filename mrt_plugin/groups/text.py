@@ -1,4 +1,4 @@
-"""Texts as the rules see them: of prompts, of responses, and what counts as the same text."""
+"""The texts of prompts and responses that the curation rules read, and when two texts are equal."""
 
 import re
 import unicodedata
@@ -16,19 +16,19 @@ NO_SPACES = re.compile(
 
 
 def prompt_text(prompt: Any) -> str:
-    """All that is said in a prompt, string or messages, one message after the other."""
+    """Return the text of a prompt (string or messages), one message after the other."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(message_text(message) for message in prompt)
 
 
 def last_text(response: Any) -> str:
-    """What a response ends with: the string, or its last message's content."""
+    """Return the end of a response: the string, or its last message's content."""
     return response if isinstance(response, str) else message_text(response[-1])
 
 
 def edit_response(response: Any, edit: Callable[[str], str]) -> Any:
-    """The response with `edit` applied to what the assistant says; the same object if nothing changed."""
+    """Return the response with `edit` applied to the assistant's text, or the same object if nothing changed."""
     if isinstance(response, str):
         return edit(response)
     messages = []
@@ -42,12 +42,12 @@ def edit_response(response: Any, edit: Callable[[str], str]) -> Any:
 
 
 def normalised(text: str) -> str:
-    """The text without what makes no difference to a reader: case, runs of white space, compatibility forms (NFKC)."""
+    """Remove differences that readers ignore: case, repeated white space and compatibility forms (NFKC)."""
     return _SPACES.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 def units(text: str) -> list[str]:
-    """The words of a text; in scripts without spaces, its characters.
+    """Return the words of a text, or its characters in scripts without spaces.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Columns that nothing reads: named and counted, and refused where leaving them out changes what a group means."""
+"""Name and count columns that are not read. Refuse data if skipping a column changes what a group means."""
 
 from collections.abc import Callable, Collection
 from typing import Any
@@ -11,27 +11,27 @@ PROMPT_PARTS = frozenset(
     "input inputs context contexts system system_prompt system_message history chat_history tools functions document "
     "documents docs passage passages article background image images audio audios video videos".split()
 )
-"""What columns are called that hold a part of the prompt."""
+"""Common names of columns that hold a part of the prompt."""
 
 POOLS = frozenset(
     "responses generations completions candidates outputs rollouts predictions answers solutions".split()
 )
-"""What columns are called that hold several responses."""
+"""Common names of columns that hold several responses."""
 
 PAIR = frozenset({"chosen", "rejected"})
 
 Remedy = Callable[[dict[str, Any], str], str]
-"""From a row and a column that must not be left out to a sentence that says how to read it."""
+"""Takes a row and a column that must not be skipped, and returns a sentence on how to read it."""
 
 
 class Unused:
-    """Looks at each row for what its reader leaves out.
+    """Find columns that the reader of the rows skips.
 
     Args:
         read: the columns that are read.
-        problems: gets one problem for each column that must not be left out.
-        report: counts the rows in which each other column holds something.
-        remedy: says how to read a column; None where the user named what to read.
+        problems: gets one problem for each column that must not be skipped.
+        report: counts the rows in which each other column is not empty.
+        remedy: returns a sentence on how to read a column. None where the user named the columns to read.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Unused:
         self.refused: set[str] = set()
 
     def look(self, place: str, row: dict[str, Any]) -> None:
-        """Count what is left out of one row."""
+        """Count the columns of one row that are skipped."""
         for name, value in row.items():
             if name in self.read or not holds_something(value):
                 continue
@@ -54,16 +54,16 @@ class Unused:
                 self.problems.add(place, name, what)
 
     def _said(self, row: dict[str, Any]) -> list[Any]:
-        """The values that are read, and the contents of their messages: a copy of one of them is not lost."""
+        """Return the values that are read, and the contents of their messages. A skipped copy of one loses nothing."""
         values = [row[name] for name in self.read & row.keys()]
         messages = [item for value in values if isinstance(value, list) for item in value if isinstance(item, dict)]
         return values + [message.get("content") for message in messages]
 
 
 def changes_meaning(name: str, value: Any) -> bool:
-    """Whether a column that holds something looks like a part of the prompt, or like the pool of responses.
+    """Return whether a non-empty column looks like a part of the prompt or like the pool of responses.
 
-    Numbers and truth values do not: they say something about a text.
+    Numbers and booleans do not: they describe a text.
 
     Example:
 
@@ -77,7 +77,7 @@ def changes_meaning(name: str, value: Any) -> bool:
 
 
 def holds_something(value: Any) -> bool:
-    """Whether a value is more than nothing: None, blank text, and lists and objects of such are nothing."""
+    """Return whether a value is not empty. None, blank text, and lists and objects of these are empty."""
     if isinstance(value, str):
         return has_text(value)
     if isinstance(value, list | dict):

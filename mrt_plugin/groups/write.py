@@ -1,4 +1,4 @@
-"""Writing files that appear complete or not at all, and groups that `load_groups` reads back as they are."""
+"""Write files that appear complete or not at all, and groups that `load_groups` reads back unchanged."""
 
 import hashlib
 import json
@@ -18,11 +18,11 @@ from mrt_plugin.groups.messages import is_sound
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes that write the same file are not told of each other
+except ImportError:  # Windows: two processes that write the same file do not notice each other
     fcntl = None  # type: ignore[assignment]
 
 CHUNK = 1000
-"""Groups in a row group of a Parquet file, at most. Fixed, since it is part of the file's bytes."""
+"""The most groups in a row group of a Parquet file. Fixed, since it affects the file's bytes."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Written:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes its name only when the block ends well, and is flushed to the disk by then.
+    """Open a file that gets its name only if the block succeeds. It is flushed to disk before that.
 
-    Until then it is `.NAME.partial` beside it. One that a killed process left behind is written anew.
+    Until then the file is `.NAME.partial` in the same folder. A file left by a killed process is overwritten.
 
     Raises:
-        OSError: naming the path, if it cannot be written or another process is writing it.
+        OSError: if the file cannot be written or another process is writing it. Names the path.
     """
     path = Path(path)
     partial = partial_path(path)
@@ -71,13 +71,13 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def scratch_file(folder: Path) -> Iterator[BinaryIO]:
-    """A new file of the folder, `tmpNAME.partial`, that is gone when the block ends unless it was renamed.
+    """Open a new file `tmpNAME.partial` in the folder. It is removed at the end of the block unless it was renamed.
 
-    A process holds a lock on its file while it writes: what has none was left by a killed process, and is removed.
+    A process locks its file while it writes. A file without a lock was left by a killed process, and is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob("tmp*.partial") if fcntl is not None else ():
-        with suppress(OSError), left.open("rb") as file:  # another process writes it, or has removed it
+        with suppress(OSError), left.open("rb") as file:  # another process is writing it, or has removed it
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
     with _locked_file(folder) as file:
@@ -91,7 +91,7 @@ def _locked_file(folder: Path) -> Any:
     while True:
         file = tempfile.NamedTemporaryFile(dir=folder, prefix="tmp", suffix=".partial", delete=False)  # noqa: SIM115
         if fcntl is not None:
-            with suppress(OSError):  # without locks on this file system nobody can take the file for a left one
+            with suppress(OSError):  # without locks on this file system, no process removes the file
                 fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
             return file
@@ -99,7 +99,7 @@ def _locked_file(folder: Path) -> Any:
 
 
 def partial_path(path: Path) -> Path:
-    """The name that a file has until it is whole."""
+    """Return the name of a file until it is complete."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -107,16 +107,16 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a text file that appears complete or not at all.
 
     Raises:
-        OSError: naming the path, if it cannot be written.
+        OSError: if it cannot be written. Names the path.
     """
     with whole_file(path) as file:
         file.write(text.encode())
 
 
 def write_groups(groups: Dataset, path: str | Path) -> Written:
-    """Write groups as JSON lines or Parquet, by the path's ending; the file appears complete or not at all.
+    """Write groups as JSON lines or Parquet, by the path's ending. The file appears complete or not at all.
 
-    The bytes depend on the groups alone (and, for Parquet, on the version of pyarrow).
+    The bytes depend only on the groups (and, for Parquet, on the version of pyarrow).
 
     Raises:
         ValueError: if the ending is neither `.jsonl` nor `.parquet`.
@@ -132,7 +132,7 @@ def write_groups(groups: Dataset, path: str | Path) -> Written:
 
 
 def rows_of(groups: Dataset) -> Iterator[dict[str, Any]]:
-    """The groups one by one, read a batch at a time."""
+    """Yield the groups one by one, read a batch at a time."""
     for batch in groups.iter(batch_size(groups, 256)):
         for values in zip(*batch.values(), strict=True):  # type: ignore[union-attr]
             yield dict(zip(batch, values, strict=True))
@@ -141,13 +141,13 @@ def rows_of(groups: Dataset) -> Iterator[dict[str, Any]]:
 def write_rows(
     rows: Iterable[dict[str, Any]], features: Features, path: str | Path, *, sha256: str | None = None
 ) -> Written:
-    """`write_groups` for rows that are not a dataset yet.
+    """Write groups as `write_groups` does, from rows that are not a dataset yet.
 
     Args:
         rows: groups.
         features: their columns, in the order of the file.
         path: the file.
-        sha256: what the file's must be; nothing is written if it is another.
+        sha256: the expected SHA-256 of the file. Nothing is written if the result differs.
     """
     path = Path(path)
     check_ending(path)
@@ -169,13 +169,13 @@ def write_rows(
 
 
 def check_name(path: str | Path) -> None:
-    """Raise ValueError unless manifests, reports and messages can name the file."""
+    """Raise ValueError unless the file's name can be written in manifests, reports and messages."""
     if not is_sound(str(path)):
         raise ValueError(f"{os.fsencode(path)!r}: the name is not UTF-8, so that no manifest can hold it: rename it.")
 
 
 def check_ending(path: Path) -> None:
-    """Raise ValueError unless groups can be written to such a file."""
+    """Raise ValueError unless groups can be written to a file with this ending."""
     check_name(path)
     if path.suffix not in (".jsonl", ".parquet"):
         raise ValueError(f"{path}: write groups to a .jsonl or a .parquet file.")
@@ -194,13 +194,13 @@ def _write_parquet(rows: Iterable[dict[str, Any]], features: Features, file: Bin
 
 
 def spelled(value: Any) -> Any:
-    """Messages as JSON text, spelled here: the encoder of `datasets` rounds numbers to nine digits."""
+    """Convert messages to JSON text here, since the encoder of `datasets` rounds numbers to nine digits."""
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
     return [spelled(item) for item in value] if isinstance(value, list) else value
 
 
 def sha256_of(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,1 +1,1 @@
-"""Models: opening a model, its tokenizer and adapter; log-likelihoods; tiny local models."""
+"""Models: open a model with its tokenizer and adapter, compute log-likelihoods, build tiny local models."""

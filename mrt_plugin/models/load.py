@@ -1,4 +1,4 @@
-"""Opening a model to measure or to draw from: with or without an adapter, in 4 bit or not, and its tokenizer."""
+"""Open a model for measuring or sampling, with its tokenizer, optionally with an adapter or in 4 bit."""
 
 from pathlib import Path
 
@@ -22,18 +22,18 @@ def open_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
 ) -> tuple[Model, Encoder]:
-    """Open a model together with the encoder of its own tokenizer, as every command does.
+    """Open a model and the encoder of its tokenizer. All commands use this function.
 
     Args:
-        named: the model and its adapter, as `parse_models` reads them.
-        tokenizer: folder or name; by default the adapter's own if it has one, else the model's.
+        named: the model and its adapter, as returned by `parse_models`.
+        tokenizer: folder or name. By default the adapter's own if it has one, else the model's.
         prompt_format: as in training.
-        load_in_4bit: as QLoRA trains it.
-        dtype: of the computation.
-        device: where to; by default the first GPU, else the CPU.
+        load_in_4bit: load the model as QLoRA trains it.
+        dtype: dtype of the computation.
+        device: target device. By default the first GPU, else the CPU.
 
     Raises:
-        ValueError: if the adapter was trained on a model of another shape, or the name is that of samples alone.
+        ValueError: if the adapter was trained on a model with other weight shapes, or `named` has only samples.
         EncodingError: for a tokenizer that cannot be used.
 
     Example:
@@ -62,13 +62,14 @@ def load_model(
 
     Args:
         model: folder or hub name of the base model, or of a merged model.
-        adapter: folder of a PEFT adapter to put on it.
-        load_in_4bit: NF4 with double quantisation, as QLoRA trains: an adapter is measured on what it was trained on.
-        dtype: of the computation, and of the weights that are not quantised.
-        device: where to; by default the first GPU, else the CPU.
+        adapter: folder of a PEFT adapter to apply to the model.
+        load_in_4bit: use NF4 with double quantisation, as in QLoRA training, so that the adapter is measured on the
+            same base weights.
+        dtype: dtype of the computation and of the weights that are not quantised.
+        device: target device. By default the first GPU, else the CPU.
 
     Raises:
-        ValueError: if the adapter was trained on a model of another shape.
+        ValueError: if the adapter was trained on a model with other weight shapes.
 
     Example:
 
@@ -96,9 +97,9 @@ def load_model(
 def load_tokenizer(
     model: str | Path, adapter: str | Path | None = None, tokenizer: str | Path | None = None
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer that a model was trained with: the one named, else the adapter's own, else the model's.
+    """Load the tokenizer a model was trained with: `tokenizer` if given, else the adapter's own, else the model's.
 
-    Trainers save the tokenizer beside the adapter, with the chat template and the tokens that training added.
+    Trainers save the tokenizer in the adapter's folder, with the chat template and the tokens added in training.
 
     Raises:
         EncodingError: for a tokenizer that cannot be used.
@@ -108,7 +109,7 @@ def load_tokenizer(
 
 
 def _with_adapter(base: Model, adapter: str | Path, name: str) -> PeftModel:
-    """The model with the adapter on it. PEFT passes over weights that find no place, and a wrong base with them."""
+    """Apply the adapter, and check that every weight fits. PEFT ignores misplaced weights, and so a wrong base."""
     try:
         loaded = PeftModel.from_pretrained(base, str(adapter))  # type: ignore[arg-type]
     except (RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The log-likelihood of responses under a model: what every likelihood-based measure starts from."""
+"""The log-likelihood of responses under a model, on which all likelihood-based metrics are based."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -16,7 +16,7 @@ Model = PreTrainedModel | PeftModel
 
 
 def pad_pairs(pairs: Sequence[Pair], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`input_ids`, `labels` and `attention_mask`, each [B, T] int64, padded on the right."""
+    """Return `input_ids`, `labels` and `attention_mask`, each [B, T] int64, padded on the right."""
     width = max(len(pair.input_ids) for pair in pairs)
     input_ids = torch.full((len(pairs), width), pad_token_id)
     labels = torch.full((len(pairs), width), IGNORE)
@@ -38,20 +38,20 @@ def log_likelihoods(
     batch_tokens: int = 8192,
     progress: Callable[[int], None] = lambda pairs: None,
 ) -> np.ndarray:
-    """Summed log-probability of each pair's trained tokens, [n] float64, in nats.
+    """Return the summed log-probability of each pair's trained tokens, [n] float64, in nats.
 
-    The result does not depend on the order of the pairs nor, up to rounding, on the batch size. Equal pairs are
-    computed once, so that they are equal to the last digit. The model is put in evaluation mode while it is measured,
-    and left as it was.
+    The result does not depend on the order of the pairs, nor (up to rounding) on the batch size. Equal pairs are
+    computed once, so their results are identical. The model is in evaluation mode during the measurement, and its
+    mode is then restored.
 
     Args:
-        model: a causal language model, with or without an adapter; measured on the device it is on.
+        model: a causal language model, with or without an adapter. It stays on its device.
         pairs: encoded pairs, each with at least one trained token.
-        batch_tokens: tokens of a forward, padding included.
-        progress: called after each forward with the pairs it held.
+        batch_tokens: tokens per forward pass, including padding.
+        progress: called after each forward pass with its number of pairs.
 
     Raises:
-        ValueError: if the model's rotary angles would depend on the batch, with the remedy.
+        ValueError: if the model's rotary angles would depend on the batch. Names the remedy.
 
     Example:
 
@@ -68,12 +68,12 @@ def log_likelihoods(
         lengths = [len(pairs[same[0]].input_ids) for same in copies]
         for chosen in _batches(lengths, batch_tokens, [rope.threshold for rope in length_ropes(model.config)]):
             refuse_split_angles(model.config, [lengths[index] for index in chosen], "measured")
-            # Padding is masked and to the right, so the pad token may be any: it is never seen.
+            # Padding is masked and on the right, so any pad token will do: no other token attends to it.
             batch = [pairs[copies[i][0]] for i in chosen]
             input_ids, labels, mask = (part.to(model.device) for part in pad_pairs(batch, 0))
             wanted = labels[:, 1:] != IGNORE
             columns = wanted.any(dim=0).nonzero().squeeze(1)
-            # Logits only where some pair of the batch is trained: the prompt's never exist.
+            # Compute logits only where some pair of the batch is trained. The prompt's logits are never created.
             logits = model(
                 input_ids=input_ids, attention_mask=mask, logits_to_keep=columns, use_cache=False
             ).logits.float()
@@ -89,7 +89,7 @@ def log_likelihoods(
 
 
 def equal_pairs(pairs: Sequence[Pair]) -> list[list[int]]:
-    """The places of each distinct pair, in the order of their first."""
+    """Return the indices of each distinct pair, in the order of first occurrence."""
     places: dict[tuple[tuple[int, ...], tuple[bool, ...]], list[int]] = {}
     for place, pair in enumerate(pairs):
         places.setdefault((tuple(pair.input_ids), tuple(pair.trained)), []).append(place)
@@ -97,9 +97,9 @@ def equal_pairs(pairs: Sequence[Pair]) -> list[list[int]]:
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int, thresholds: Sequence[int]) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each at most `batch_tokens` with its padding (or one pair).
+    """Yield batches of indices with similar lengths, each of at most `batch_tokens` with padding (or one pair).
 
-    The pairs of a batch are on one side of every threshold.
+    The lengths of a batch are all on the same side of every threshold.
     """
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):

@@ -1,4 +1,4 @@
-"""A model to be evaluated: its name in tables, where it lies, and the adapter on it."""
+"""A model to be evaluated: its name in tables, its path and its adapter."""
 
 import json
 import re
@@ -11,33 +11,33 @@ from mrt_plugin.places import check_model
 
 @dataclass(frozen=True)
 class NamedModel:
-    """One of the models side by side."""
+    """One of the models to compare."""
 
     name: str
     path: str | None
-    """Folder or hub name of a base or merged model; an endpoint's name for it; None where only samples are given."""
+    """Folder or hub name of a base or merged model, or an endpoint's name for it. None if only samples are given."""
     adapter: str | None = None
     pool: str | None = None
-    """A file of samples that were drawn from it before."""
+    """A file of samples drawn from the model earlier."""
 
     @property
     def file_name(self) -> str:
-        """The name as a file may bear it."""
+        """The name in a form that is valid in file names."""
         return re.sub(r"[^\w.-]+", "_", self.name)
 
 
 def parse_models(texts: Sequence[str], *, adapter: str | None = None, local: bool = True) -> list[NamedModel]:
-    """Models as a command line names them: `PATH`, `BASE+ADAPTER`, or either after `NAME=`.
+    """Parse models from the command line: `PATH`, `BASE+ADAPTER`, or either after `NAME=`.
 
-    A folder that holds an adapter and no model stands for the base that its configuration names, with the adapter.
+    A folder with an adapter and no model means that adapter on the base that its configuration names.
 
     Args:
-        texts: one for each model.
-        adapter: to put on the only model.
-        local: False for the names of an endpoint's models, which are taken as they are.
+        texts: one text per model.
+        adapter: an adapter to apply to the only model.
+        local: False for an endpoint's model names, which are used unchanged.
 
     Raises:
-        ValueError: if two models have one name, or an adapter has no base.
+        ValueError: if two models have the same name, or an adapter has no base.
 
     Example:
 
@@ -61,7 +61,7 @@ def parse_models(texts: Sequence[str], *, adapter: str | None = None, local: boo
 
 
 def check_folders(models: Sequence[NamedModel]) -> None:
-    """Raise ValueError if a model or an adapter is named by a path where there is none."""
+    """Raise ValueError if the path of a model or an adapter does not hold one."""
     for model in models:
         if model.path is not None:
             check_model(model.path)
@@ -70,11 +70,13 @@ def check_folders(models: Sequence[NamedModel]) -> None:
 
 
 def add_pools(models: Sequence[NamedModel], pools: Sequence[str]) -> list[NamedModel]:
-    """The models, with files of samples: `NAME=FILE` for the model of that name, or one more that is known by its
-    samples alone; a bare `FILE` is named after itself.
+    """Add files of samples to the models.
+
+    `NAME=FILE` adds the file to the model of that name, or adds a model that has only samples. A `FILE` without a
+    name adds a model named after the file.
 
     Raises:
-        ValueError: if two models have one name.
+        ValueError: if two models have the same name.
     """
     found = list(models)
     for text in pools:
@@ -91,7 +93,7 @@ def add_pools(models: Sequence[NamedModel], pools: Sequence[str]) -> list[NamedM
 
 
 def check_names(models: Sequence[NamedModel]) -> list[NamedModel]:
-    """Raise ValueError unless all names, also as files, differ."""
+    """Raise ValueError unless all names differ, also as file names."""
     seen: dict[str, NamedModel] = {}
     for model in models:
         if model.file_name in seen:
@@ -117,7 +119,7 @@ def _parse(text: str, local: bool) -> NamedModel:
 
 
 def _is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter and no model. Axolotl writes the base's config.json beside an adapter."""
+    """Return whether a folder holds an adapter and no model. Axolotl adds the base's config.json to that folder."""
     weights = [path for pattern in ("model*.safetensors", "pytorch_model*.bin") for path in folder.glob(pattern)]
     return (folder / "adapter_config.json").is_file() and not weights
 
@@ -136,7 +138,7 @@ def _named(text: str) -> bool:
 
 
 def _split_name(text: str) -> tuple[str, str]:
-    """The name before `=`, if there is one and the whole is no path."""
+    """Split off the name before `=`, if there is one and the complete text is not a path."""
     name, sign, rest = text.partition("=")
     return ("", text) if not sign or "/" in name or Path(text).exists() else (name, rest)
 

@@ -1,11 +1,11 @@
-"""The random Llama that speed is measured on: by `mrt bench`, and where the claim prices what it measured."""
+"""The random Llama for speed measurements: in `mrt bench`, and for the costs in the claim experiment."""
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
 def random_llama(vocabulary: int = 1000) -> LlamaForCausalLM:
-    """Four layers, hidden size 256, 8 heads, 4 key-value heads, seeded weights, in fp32."""
+    """Build a Llama with four layers, hidden size 256, 8 heads, 4 key-value heads and seeded weights, in fp32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return LlamaForCausalLM(

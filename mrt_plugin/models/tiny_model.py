@@ -1,4 +1,4 @@
-"""A chat model small enough to build and train in seconds, saved as any other model is: for demos and experiments."""
+"""A chat model for demos and experiments. It is built and trained in seconds, and saved like any other model."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(texts: Sequence[str], vocabulary: int = 512) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on `texts`, with a ChatML template. It can encode any text.
+    """Train a byte-level BPE tokenizer with a ChatML template on `texts`. It can encode any text.
 
     Example:
 
@@ -47,7 +47,7 @@ def build_tokenizer(texts: Sequence[str], vocabulary: int = 512) -> PreTrainedTo
 
 
 def build_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0, *, hidden: int = 128) -> LlamaForCausalLM:
-    """A randomly initialised two-layer Llama with grouped-query attention, in fp32."""
+    """Build a randomly initialised two-layer Llama with grouped-query attention, in fp32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(
@@ -74,10 +74,10 @@ def pretrain(
     learning_rate: float = 3e-3,
     progress: Callable[[int], None] = lambda step: None,
 ) -> float:
-    """Train all of the model on fresh pairs, so that it knows format and vocabulary before it is fine-tuned.
+    """Train all weights on fresh pairs, so that the model knows the format and vocabulary before fine-tuning.
 
     Args:
-        draw: gives the pairs of a step.
+        draw: returns the pairs of a step.
         steps: optimizer steps of AdamW, with a linear decay to zero.
         progress: called after each step.
 
@@ -89,7 +89,7 @@ def pretrain(
     model.train()
     losses = []
     for step in range(steps):
-        input_ids, labels, mask = pad_pairs(draw(step), 0)  # padding is masked: any token will do
+        input_ids, labels, mask = pad_pairs(draw(step), 0)  # padding is masked, so any token will do
         loss = model(input_ids=input_ids, attention_mask=mask, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -104,7 +104,7 @@ def pretrain(
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write model and tokenizer as any library that loads a model by path expects them."""
+    """Save model and tokenizer in the format that libraries load by path."""
     transformers_logging.disable_progress_bar()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Whether a tokenizer is a model's own: what can be told from token ids, and from a loss."""
+"""Check from token ids and from a loss whether a tokenizer belongs to a model."""
 
 import math
 from collections.abc import Iterable
@@ -7,11 +7,11 @@ from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.models.log_likelihood import Model
 
 GUESSING = 1.2
-"""A mean NLL per token above this many times ln(vocabulary) says that the model knows less than nothing."""
+"""A mean NLL per token above this factor times ln(vocabulary), the NLL of uniform guessing, suggests a mismatch."""
 
 
 def vocabulary(model: Model) -> int:
-    """The rows of a model's embeddings."""
+    """Return the number of rows of a model's embedding."""
     return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, index, arg-type]
 
 
@@ -27,7 +27,7 @@ def check_ids(pairs: Iterable[Pair], model: Model) -> None:
 
 
 def worse_than_guessing(nll_per_token: float, model: Model) -> str | None:
-    """A sentence if the loss is that of a model which is read with another's tokenizer; None otherwise."""
+    """Return a warning if the loss suggests that the tokenizer belongs to another model, else None."""
     rows = vocabulary(model)
     if nll_per_token <= GUESSING * math.log(rows):
         return None

@@ -1,1 +1,1 @@
-"""Pipeline: one selection job, from files to files."""
+"""Pipeline: a complete selection job, from files to files."""

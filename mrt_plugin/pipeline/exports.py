@@ -1,4 +1,4 @@
-"""Selected groups for other trainers: flat rows for SFT, pairs for DPO."""
+"""Export selected groups for other trainers: flat rows for SFT, pairs for DPO."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -13,13 +13,13 @@ EXPORTS = ("sft", "dpo")
 
 @dataclass
 class Exported:
-    """A file that was exported."""
+    """An exported file."""
 
     kind: str
     path: Path
     rows: int
     skipped: int
-    """Groups without a pair: one response, or all scores equal."""
+    """Groups that give no pair: one response, or all scores equal."""
     sha256: str
 
 
@@ -27,15 +27,16 @@ def export(rows: Iterable[dict[str, Any]], kind: str, path: str | Path) -> Expor
     """Write selected groups as JSON lines that TRL and others read.
 
     Args:
-        rows: groups, as `load_groups` gives them.
-        kind: `sft` for one row per response, `prompt` and `completion` (and `weight` where there are weights), both
-            strings or both lists of messages; `dpo` for one row per group, `prompt`, `chosen` and `rejected`: the
-            responses of the highest and of the lowest score, with `score_chosen` and `score_rejected`. Of equal
-            scores, the first counts. Groups with one response, or all scores equal, give no pair and are counted.
-        path: of a `.jsonl` file.
+        rows: groups, as `load_groups` returns them.
+        kind: `sft` writes one row per response with `prompt` and `completion` (and `weight` if there are weights).
+            Both are strings, or both are lists of messages. `dpo` writes one row per group with `prompt`, `chosen`
+            and `rejected`: the responses with the highest and the lowest score, with `score_chosen` and
+            `score_rejected`. Of equal scores, the first is used. Groups with one response, or with all scores
+            equal, give no pair and are counted.
+        path: a `.jsonl` file.
 
     Raises:
-        ValueError: for another kind or ending, or if pairs are asked for and there are no scores.
+        ValueError: for another kind or ending, or for `dpo` without scores.
 
     Example:
 
@@ -57,7 +58,7 @@ def export(rows: Iterable[dict[str, Any]], kind: str, path: str | Path) -> Expor
 
 
 def check_export(kind: str, path: Path) -> None:
-    """Raise ValueError for a kind or an ending that there is not."""
+    """Raise ValueError for an unknown kind or ending."""
     if kind not in EXPORTS:
         raise ValueError(f"there is no export {kind!r}: choose one of {', '.join(EXPORTS)}.")
     if path.suffix != ".jsonl":
@@ -90,7 +91,7 @@ def _pair(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _alike(prompt: Any, response: Any) -> tuple[Any, Any]:
-    """Both as strings or both as messages: other trainers do not take one of each."""
+    """Convert both to strings or both to messages, since other trainers do not accept one of each."""
     if isinstance(prompt, str) == isinstance(response, str):
         return prompt, response
     if isinstance(prompt, str):

@@ -1,4 +1,4 @@
-"""From pool files to a selected, ready-to-train file with its manifest."""
+"""Select from pool files, and write a file that is ready to train on, with its manifest."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -44,22 +44,22 @@ class PoolFile:
 
     path: str
     source: str | None = None
-    """The public format it is in, as for `load_groups`."""
+    """The public format of the pool, as for `load_groups`."""
 
     @property
     def name(self) -> str:
-        """What it is called in proportions: the file's name without its ending."""
+        """Its name in `proportions`: the file's name without its ending."""
         return Path(self.path).stem
 
 
 @dataclass(frozen=True)
 class SelectJob:
-    """All that `mrt select` is told. The result depends on neither `num_proc` nor `engine`."""
+    """All inputs of `mrt select`. The result depends on neither `num_proc` nor `engine`."""
 
     pools: Sequence[PoolFile]
     output: Path
     selection: dict[str, Any]
-    """`selector`, and the options of `mrt_plugin.select` that say what is kept: `k`, `seed`, `embedder`, ..."""
+    """`selector`, and the options of `mrt_plugin.select` that decide what is kept: `k`, `seed`, `embedder`, ..."""
     scorer: Scorer | Sequence[Scorer] | None = None
     weights: WeightSource = "column"
     weight_temperature: float = 1.0
@@ -67,35 +67,35 @@ class SelectJob:
     curation: str | Sequence[RuleSpec] | None = None
     tokenizer: Any = None
     held_out: float | None = None
-    """The share of prompts that goes to `held_out_output`, before any curation, with all their responses."""
+    """The share of prompts written to `held_out_output` with all their responses, before any curation."""
     held_out_output: Path | None = None
-    """By default `NAME.held_out.jsonl` beside the output."""
+    """By default `NAME.held_out.jsonl` in the output's folder."""
     held_out_threshold: float = 0.8
     proportions: dict[str, float] | None = None
-    """Shares of the pools in the result, by name."""
+    """The shares of the pools in the result, by pool name."""
     total: int | None = None
     max_repeats: int = 4
     exports: dict[str, Path] = field(default_factory=dict)
     """Files for other trainers, by kind: `sft`, `dpo`."""
     decisions: Path | None = None
-    """A file that gets every decision of the curation, for a person to read."""
+    """A file for every decision of the curation, for people to read."""
     with_statistics: bool = False
     overwrite: bool = False
-    """Remove what an earlier run with this `output` wrote beside it and this one does not write again."""
+    """Remove files that an earlier run with this `output` wrote next to it and this run does not write again."""
     also_read: Sequence[str | Path] = ()
-    """Further files that the job is made from, such as a file of rules: nothing is written over them."""
+    """Other input files, such as a file of rules. They are never overwritten."""
     num_proc: int | None = None
     engine: Engine = "local"
 
     @property
     def held_out_path(self) -> Path | None:
-        """Where the held-out groups go; None if there are none."""
+        """The file of the held-out groups, or None if there are none."""
         if self.held_out is None:
             return None
         return self.held_out_output or self.output.with_suffix(f".held_out{self.output.suffix}")
 
     def written(self) -> list[Named]:
-        """Every file that the job writes."""
+        """Return every file that the job writes."""
         return [
             ("--output", self.output),
             ("the manifest", manifest_path(self.output)),
@@ -106,7 +106,7 @@ class SelectJob:
         ]
 
     def check_paths(self) -> None:
-        """Raise ValueError if a file would take the place of another, of an input, or leave an old one behind."""
+        """Raise ValueError if an output would overwrite another output or an input, or leave an old file behind."""
         scorers = [] if self.scorer is None else scorer_list(self.scorer)
         named = [item for item in [*scorers, self.selection.get("embedder")] if isinstance(item, str)]
         rules = [path for rule in parse_rules(self.curation) for path in rule.reads()]
@@ -122,34 +122,34 @@ class SelectJob:
 
     @property
     def seed(self) -> int:
-        """The seed of everything that is drawn."""
+        """The seed of all random draws."""
         return int(self.selection.get("seed", 0))
 
 
 @dataclass
 class SelectResult:
-    """What `select_file` did."""
+    """The result of `select_file`."""
 
     output: Written
     manifest: Path
     ledger: Ledger
     summary: list[str]
-    """Lines for people."""
+    """Lines for people to read."""
     held_out: Written | None = None
     exports: list[Exported] = field(default_factory=list)
     statistics: dict[str, Any] | None = None
-    """Of the `pool` and of the `selected` groups."""
+    """Statistics of the `pool` and of the `selected` groups."""
 
 
 def select_file(job: SelectJob) -> SelectResult:
     """Read pools, hold prompts out, curate, mix, select, and write the result with its manifest.
 
-    Every file appears complete or not at all, the manifest last. The same job gives the same bytes: in any number of
-    processes, on Ray, and after having been killed at any point.
+    Every file appears complete or not at all, the manifest last. The same job gives the same bytes with any number of
+    processes, on Ray, and when repeated after a kill at any point.
 
     Raises:
-        DataError, ValueError: naming what is wrong and the remedy.
-        OSError: naming the file that cannot be written.
+        DataError, ValueError: name the problem and the remedy.
+        OSError: names the file that cannot be written.
 
     Example:
 
@@ -225,7 +225,7 @@ def select_file(job: SelectJob) -> SelectResult:
 
 
 def _check(job: SelectJob) -> None:
-    """Raise for what would only fail after all the work."""
+    """Raise early for errors that would otherwise appear only at the end of the job."""
     get_selector(job.selection["selector"])
     known = {name: value for name, value in job.selection.items() if name in _OPTIONS}
     check_options(MultiResponseOptions(**known, weights=job.weights, weight_temperature=job.weight_temperature))
@@ -251,23 +251,23 @@ def _check(job: SelectJob) -> None:
 
 @dataclass
 class Pools:
-    """The groups of all pools, and where each came from."""
+    """The groups of all pools, and the origin of each."""
 
     groups: Dataset
     reports: list[GroupReport]
     owner: list[int]
-    """The number of the pool that each group came from."""
+    """The index of each group's pool."""
     source_id: list[str]
-    """The id that each group has there."""
+    """The id of each group in its pool."""
     sha256: list[str | None]
-    """Of each pool's file as it was read; None for what is no file."""
+    """The SHA-256 of each pool's file as it was read. None for a pool that is not a file."""
 
 
 def read_pools(files: Sequence[PoolFile]) -> Pools:
-    """Read pools and put them together.
+    """Read pools and concatenate them.
 
     Raises:
-        ValueError: if two have the same name, they do not go together, or one changes while it is read.
+        ValueError: if two have the same name, they are not compatible, or one changes while it is read.
     """
     names = [file.name for file in files]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -293,7 +293,7 @@ def read_pools(files: Sequence[PoolFile]) -> Pools:
 def kept_rows(
     groups: Dataset, picks: Sequence[Sequence[int]], temperature: float | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The groups one by one, each with only the responses picked; with a temperature, weighed by their scores."""
+    """Yield the groups with only the picked responses. With a temperature, the weights are a softmax of the scores."""
     for row, picked in zip(rows_of(groups), picks, strict=True):
         kept = {
             name: [value[index] for index in picked] if name in PER_RESPONSE else value for name, value in row.items()
@@ -302,7 +302,7 @@ def kept_rows(
 
 
 def _score_and_select(job: SelectJob, curated: Curated) -> tuple[list[list[int]], SelectionReport]:
-    """The picks. The groups then have the scores that decided."""
+    """Return the picks. Afterwards the groups hold the scores that were used."""
     chosen = score_and_select(
         curated.groups,
         scorer=job.scorer,
@@ -333,7 +333,7 @@ def _held_out_entry(groups: Dataset, held_out: Dataset) -> Entry:
 
 
 def _with_selection(curated: Curated, picks: Sequence[Sequence[int]]) -> Ledger:
-    """The ledger with the selection as its last entry, checked once more."""
+    """Return the ledger with the selection as its last entry, checked again."""
     before = curated.ledger
     kept = sum(map(len, picks))
     entry = Entry("selection", len(picks), before.responses_out, responses_dropped=before.responses_out - kept)
@@ -355,7 +355,7 @@ def _header(
     ledger: Ledger,
     split: SplitReport | None,
 ) -> dict[str, Any]:
-    """The manifest's first line. Nothing in it depends on when, where or in how many processes the job ran."""
+    """Return the manifest's first line. It does not depend on when, where or in how many processes the job ran."""
     options = {name: _named(value) for name, value in job.selection.items()}
     versions = {library.name: library.found for library in libraries() if library.found is not None}
     return {
@@ -383,7 +383,7 @@ def _header(
 
 
 def _named(value: Any) -> Any:
-    """An option as JSON: a function by its name."""
+    """Convert an option to JSON. A function becomes its name."""
     return getattr(value, "__qualname__", type(value).__name__) if callable(value) else value
 
 
@@ -409,7 +409,7 @@ def _lines(
     temperature: float | None,
     held_out: Dataset | None,
 ) -> Iterator[dict[str, Any]]:
-    """The manifest's line for each group: where it is from, and what was kept."""
+    """Yield the manifest's line for each group: its origin and what was kept."""
     place_of = {name: place for place, name in enumerate(pools.groups["id"])}
     train_ids = train["id"][:]
     columns = [name for name in ("id", "scores", "weights") if name in curated.groups.column_names]

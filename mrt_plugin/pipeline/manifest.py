@@ -1,7 +1,8 @@
-"""The manifest of a selection: what was chosen from what and how, enough to make the same file again.
+"""The manifest of a selection: the inputs, settings and choices needed to make the same file again.
 
-A JSON-lines file beside the selection, `NAME.manifest.jsonl`. The first line says how it was made; then comes a line
-for every group in the order of the file, so that a manifest of millions of groups can be read a line at a time.
+The manifest is a JSON-lines file `NAME.manifest.jsonl` in the selection's folder. The first line describes how it was
+made. Then follows one line per group, in the order of the file. So a manifest of millions of groups can be read line
+by line.
 """
 
 import json
@@ -17,7 +18,7 @@ FORMAT = "mrt-selection/1"
 
 
 def manifest_path(output: str | Path) -> Path:
-    """Where the manifest of a selection lies.
+    """Return the path of a selection's manifest.
 
     Example:
 
@@ -29,15 +30,15 @@ def manifest_path(output: str | Path) -> Path:
 
 
 def relative_name(path: Path, output: Path) -> str:
-    """What a manifest calls a file: its path from the folder of the selection."""
+    """Return a file's name in the manifest: its path relative to the selection's folder."""
     return Path(os.path.relpath(path.parent.resolve(), output.parent.resolve()), path.name).as_posix()
 
 
 def left_over(output: Path, written: Iterable[Named]) -> Path | None:
-    """The held-out file of an earlier selection of the same name, if it is there and is not written again.
+    """Return the held-out file of an earlier selection of the same name, if it exists and is not written again.
 
     Raises:
-        ValueError: if there is something else in the manifest's place.
+        ValueError: if the manifest's path holds another kind of file.
     """
     manifest = manifest_path(output)
     made = read_manifest(manifest)[0]["held_out_output"] if manifest.is_file() else None
@@ -49,12 +50,17 @@ def left_over(output: Path, written: Iterable[Named]) -> Path | None:
 
 
 def write_manifest(path: Path, header: dict[str, Any], groups: Iterable[dict[str, Any]]) -> None:
-    """Write the header and a line per group; the file appears complete or not at all.
+    """Write the header and one line per group. The file appears complete or not at all.
 
-    A group's line has its `id`, the `kept` indices in the pool it came from, and where there are any its `scores`,
-    `weights`, and the responses that curation `changed`, by their place among the kept. `from` is its id in the input
-    where that is another, `input` the number of the input where there are several, `part` is `held_out` for a held-out
-    group.
+    The fields of a group's line. All but `id` are optional:
+
+    - `id`: the group's id.
+    - `kept`: the indices of the kept responses in the pool. Missing for a held-out group, which keeps all.
+    - `scores`, `weights`: those of the kept responses.
+    - `changed`: the responses that curation changed, by their position among the kept.
+    - `from`: the group's id in the input, if it differs.
+    - `input`: the number of the input, if there are several.
+    - `part`: `held_out` for a held-out group.
     """
     with whole_file(path) as file:
         file.write(_line({"format": FORMAT, **header}))
@@ -63,10 +69,10 @@ def write_manifest(path: Path, header: dict[str, Any], groups: Iterable[dict[str
 
 
 def read_manifest(path: str | Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
-    """The header of a manifest, and its groups.
+    """Return the header of a manifest, and its groups.
 
     Raises:
-        ValueError: if the file is no manifest, or one of another version.
+        ValueError: if the file is not a manifest, or has another version.
     """
     path = Path(path)
     with path.open(encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The same selection again, from its manifest and the pools alone: nothing is scored, embedded or chosen."""
+"""Make the same selection again from its manifest and the pools, without scoring, embedding or choosing."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,22 +15,22 @@ from mrt_plugin.pipeline.files import PoolFile, Pools, read_pools
 from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
 
 BATCH = 256
-"""Groups looked up at a time, at most."""
+"""The most groups looked up at a time."""
 
 
 def remake(
     manifest: str | Path, output: str | Path, *, held_out_output: str | Path | None = None, pools: Sequence[str] = ()
 ) -> list[Written]:
-    """Write the selection that a manifest describes once more, byte for byte.
+    """Write the selection that a manifest describes again, byte for byte.
 
     Args:
-        manifest: as `mrt select` wrote it.
-        output: the selection; with the ending that it had.
-        held_out_output: the held-out groups, where there were any; left out by default.
-        pools: the pool files, where they lie elsewhere than the manifest says.
+        manifest: a manifest written by `mrt select`.
+        output: the file to write, with the same ending as the original.
+        held_out_output: the file for the held-out groups, if there were any. By default they are not written.
+        pools: the pool files, if they are not where the manifest says.
 
     Raises:
-        ValueError: if a pool is not the one selected from, or the bytes would differ; nothing is written then.
+        ValueError: if a pool differs from the original, or the bytes would differ. Nothing is written then.
 
     Example:
 
@@ -74,7 +74,7 @@ def remake(
 
 
 def _pool_files(header: dict[str, Any], paths: Sequence[str]) -> list[PoolFile]:
-    """The pools of the manifest, checked to be what they were."""
+    """Return the pools of the manifest, checked to be unchanged."""
     recorded = header["pools"]
     if paths and len(paths) != len(recorded):
         raise ValueError(f"the selection was made from {len(recorded)} pools; {len(paths)} are given.")
@@ -93,12 +93,12 @@ def _pool_files(header: dict[str, Any], paths: Sequence[str]) -> list[PoolFile]:
 
 
 def _features(groups: Dataset, columns: Sequence[str]) -> Features:
-    """The selection's columns: the pool's, and scores that a scorer gave."""
+    """Return the selection's columns: those of the pool, and scores from a scorer."""
     return Features({name: groups.features.get(name, List(Value("float64"))) for name in columns})
 
 
 def _rows(lines: Iterable[dict[str, Any]], pools: Pools, features: Features) -> Iterator[dict[str, Any]]:
-    """The groups of some manifest lines, looked up in the pools."""
+    """Yield the groups of some manifest lines, looked up in the pools."""
     places = {key: place for place, key in enumerate(zip(pools.owner, pools.source_id, strict=True))}
     rest, size = iter(lines), batch_size(pools.groups, BATCH)
     while batch := list(islice(rest, size)):

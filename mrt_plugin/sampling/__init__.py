@@ -1,6 +1,6 @@
-"""Sampling: drawing responses from an endpoint or a local model, so that nothing drawn is ever lost.
+"""Sampling: draw responses from an endpoint or a local model, without losing any that were drawn.
 
-Names load on first use: an endpoint needs no torch.
+Names are imported on first use, since an endpoint needs no torch.
 """
 
 from importlib import import_module

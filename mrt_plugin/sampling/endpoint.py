@@ -1,4 +1,4 @@
-"""Drawing responses from an OpenAI-compatible endpoint: many requests at a time, each tried until it succeeds."""
+"""Draw responses from an OpenAI-compatible endpoint, with concurrent requests and retries."""
 
 import asyncio
 import json
@@ -20,26 +20,29 @@ from mrt_plugin.sampling.settings import Job, Reply, SampleReport, SamplingSetti
 logger = logging.getLogger(__name__)
 
 GIVE_UP = 8
-"""Requests in a row that fail for good before a run stops: the server is down, or the request is wrong for it."""
+"""A run stops after this many requests in a row failed, each after its retries.
+
+The server is then down, or the request is wrong for it.
+"""
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 PATHS: dict[Api, str] = {"chat": "/chat/completions", "completions": "/completions"}
 TRY_AGAIN = {408, 409, 425, 429}
-"""Besides all of 5xx."""
+"""Status codes that are retried, as are all 5xx codes."""
 MISTAKEN = {401, 403, 404, 405, 410}
-"""The address, the key or the model's name is wrong: no other request will do better."""
+"""Status codes for a wrong address, key or model name. No other request would succeed."""
 
 
 class EndpointError(RuntimeError):
-    """The endpoint cannot be used as it is; the message says why and what to do."""
+    """The endpoint cannot be used as configured. The message gives the cause and the remedy."""
 
 
 class _Failed(Exception):
-    """A request failed though it was tried again and again."""
+    """A request failed after all retries."""
 
 
 class _Rejected(Exception):
-    """The endpoint will not answer this prompt."""
+    """The endpoint rejected this prompt."""
 
 
 @dataclass
@@ -47,18 +50,18 @@ class Endpoint:
     """An OpenAI-compatible endpoint: vLLM, SGLang, llama.cpp, TGI, Ollama, or a hosted one.
 
     Args:
-        url: up to `/v1`, or of the chat or text completions themselves.
-        model: the name the endpoint knows the model by; may be left out where it serves only one.
-        api: `chat` sends messages and lets the server apply the chat template; `completions` sends text as it is.
-        api_key_env: the environment variable that holds the API key. The key is sent and never written down.
-        concurrency: requests under way at a time.
-        requests_per_minute: no more are started than this; None for no limit.
-        per_request: responses asked for in one request (`n`); by default all that a prompt still needs. 1 for
-            endpoints that refuse more.
-        retries: how often a request that failed in passing is tried again; 8 last some two minutes.
-        timeout: seconds that one request may take.
-        backoff: seconds before the first retry; doubled for each further one.
-        extra: more fields of the request's body; a field set to None is left out of it.
+        url: the address up to `/v1`, or the full address of the chat or text completions.
+        model: the endpoint's name for the model. Optional if the endpoint serves only one.
+        api: `chat` sends messages, and the server applies the chat template. `completions` sends text unchanged.
+        api_key_env: the environment variable that holds the API key. The key is sent but never written to a file.
+        concurrency: the number of requests at a time.
+        requests_per_minute: the most requests started per minute. None for no limit.
+        per_request: responses per request (`n`). By default all that a prompt still needs. Use 1 for endpoints that
+            refuse more.
+        retries: how often a request is retried after a temporary failure. 8 retries take about two minutes.
+        timeout: the most seconds for one request.
+        backoff: seconds before the first retry. Doubles for each further retry.
+        extra: more fields of the request's body. A field set to None is omitted from the body.
 
     Raises:
         EndpointError: for a malformed address, or if `api_key_env` names no variable.
@@ -105,10 +108,10 @@ class Endpoint:
         self._secrets = [*secrets_in(self.url, self.extra), *([self._key] if self._key else [])]
 
     def identity(self) -> dict[str, Any]:
-        """What the draws depend on, besides the settings. Finds out the model's name if none was given.
+        """Return what the draws depend on besides the settings. If no model was given, ask the endpoint for its name.
 
         Raises:
-            EndpointError: if the model cannot be found out.
+            EndpointError: if the model's name cannot be determined.
         """
         if self.model is None:
             self.model = _run(_Session(self, None, SampleReport()).only_model())
@@ -121,16 +124,16 @@ class Endpoint:
         record: Callable[[list[Reply]], None],
         report: SampleReport,
     ) -> None:
-        """Draw what is missing of each job.
+        """Draw the missing responses of each job.
 
         Args:
-            jobs: with the number of draws each has already.
-            settings: of the draws.
-            record: called with every reply, before anything else is asked for in its place.
-            report: counts requests, retries and draws that could not be had.
+            jobs: the jobs, each with the number of draws it already has.
+            settings: the sampling settings.
+            record: called with every reply before the next request starts in its place.
+            report: counts requests, retries and failed draws.
 
         Raises:
-            EndpointError: if the endpoint cannot be used as it is, or stopped answering.
+            EndpointError: if the endpoint cannot be used as configured, or stopped answering.
         """
         if self.model is None:
             self.identity()
@@ -146,7 +149,7 @@ class _Session:
     report: SampleReport
     succeeded: bool = False
     failures: int = 0
-    """In a row."""
+    """Consecutive failed requests."""
 
     async def draw_all(self, jobs: Sequence[tuple[Job, int]], record: Callable[[list[Reply]], None]) -> None:
         todo = iter([(job, have) for job, have in jobs if have < job.wanted])
@@ -158,7 +161,7 @@ class _Session:
                     workers.create_task(self._work(todo, client, pace, record))
 
     async def only_model(self) -> str:
-        """The name of the model that the endpoint serves."""
+        """Return the name of the only model that the endpoint serves."""
         place = self.endpoint.shown
         with masked_log("httpx2", self.endpoint._secrets):
             async with self._client() as client:
@@ -177,7 +180,7 @@ class _Session:
             headers={"Authorization": f"Bearer {endpoint._key}"} if endpoint._key else None,
             timeout=httpx2.Timeout(endpoint.timeout, connect=min(10.0, endpoint.timeout)),
             limits=httpx2.Limits(max_connections=endpoint.concurrency),
-            trust_env=endpoint._base.host not in LOOPBACK,  # a proxy cannot reach this machine's own servers
+            trust_env=endpoint._base.host not in LOOPBACK,  # a proxy cannot reach servers on this machine
         )
 
     async def _work(
@@ -199,7 +202,7 @@ class _Session:
             except _Rejected as problem:
                 if self.succeeded:
                     record([Reply(job.key, start, rejected=str(problem))])
-                else:  # more likely something is wrong with all requests: the next run shall try again
+                else:  # more likely all requests have a problem, so the next run tries this one again
                     self._fail(end - start, str(problem))
             except _Failed as problem:
                 self._fail(end - start, str(problem))
@@ -256,7 +259,7 @@ class _Session:
         body: dict[str, Any] | None,
         check: Callable[[bytes], None] = lambda content: None,
     ) -> bytes:
-        """The content of a good answer, after as many tries as it takes."""
+        """Send a request, with retries, and return the content of a successful answer."""
         url = self.endpoint._base.copy_with(path=self.endpoint._base.path + path)
         for attempt in range(self.endpoint.retries + 1):
             await pace.turn()
@@ -287,7 +290,7 @@ class _Session:
         raise _Failed(self._clean(f"after {attempt + 1} tries: {why}"))
 
     def _sort(self, status: int, why: str) -> None:
-        """Let a passing failure pass, and raise for the others."""
+        """Return for a temporary failure, and raise for any other."""
         if status >= 500 or status in TRY_AGAIN:
             return
         if status < 400 or status in MISTAKEN:
@@ -297,11 +300,11 @@ class _Session:
         raise _Rejected(self._clean(why))
 
     def _clean(self, text: str) -> str:
-        """Without the key, which some servers repeat in their errors."""
+        """Mask the secrets in a text, since some servers repeat the key in their errors."""
         return mask(text, self.endpoint._secrets)
 
     def _clean_bytes(self, body: bytes, at_least: int = 1) -> bytes:
-        """The same for a whole body, before any of it is cut off or parsed: for secrets of so many characters."""
+        """Mask secrets of `at_least` characters in a complete body, before it is cut or parsed."""
         secrets = [secret for secret in self.endpoint._secrets if len(secret) >= at_least]
         return mask(body.decode("latin-1"), secrets).encode("latin-1") if secrets else body
 
@@ -318,7 +321,7 @@ def _key(variable: str | None) -> str | None:
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run to the end, also from inside a notebook, where a loop is running already."""
+    """Run a coroutine to its end, also inside a notebook, where an event loop is already running."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -328,7 +331,7 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 def _first_error(work: Coroutine[Any, Any, Any]) -> Any:
-    """What a group of tasks raises is a group of errors; the first of them is what happened."""
+    """Run a coroutine, and raise the first error of an exception group, which is the cause."""
     try:
         return asyncio.run(work)
     except BaseExceptionGroup as errors:

@@ -1,7 +1,7 @@
-"""The journal of a sampling run: every reply is on disk before the next is asked for, so that a kill loses nothing.
+"""The journal of a sampling run. Every reply is on disk before the next request, so a killed process loses nothing.
 
-One line per write: a JSON list of replies, which is there whole or not at all. A line that a killed process left
-half-written is cut off when the journal is opened again.
+Each write adds one line, a JSON list of replies. A line counts only if it is complete. An incomplete line from a
+killed process is removed when the journal is opened again.
 """
 
 import json
@@ -18,23 +18,23 @@ from mrt_plugin.sampling.settings import Draw, Reply
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes that sample into the same file are not told of each other
+except ImportError:  # Windows: two processes that sample into the same file do not notice each other
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1
 SYNC_EVERY = 1.0
-"""Seconds between flushes to the disk itself. A killed process loses nothing; a power cut at most this much."""
+"""Seconds between flushes to the physical disk. A power cut loses at most this much, a killed process nothing."""
 
 
 def journal_path(pool: Path) -> Path:
-    """Where the journal of a pool lies."""
+    """Return the path of a pool's journal."""
     return pool.with_name(f"{pool.name}.journal")
 
 
 def draws_made(path: Path) -> dict[str, int]:
-    """How many draws of each prompt a journal knows of, counted to the highest; nothing where there is no journal."""
+    """Return the number of draws of each prompt in a journal, up to the highest. Empty if there is no journal."""
     made: dict[str, int] = {}
     if path.is_file():
         with path.open("rb") as file:
@@ -45,14 +45,14 @@ def draws_made(path: Path) -> dict[str, int]:
 
 
 class Journal:
-    """The replies of a run, appended one by one, and found again by their prompt.
+    """The replies of a run, appended one by one and indexed by their prompt.
 
     Args:
-        path: of the journal; made if it is not there.
-        settings: what the draws depend on. A journal made with others is refused.
+        path: the journal's file. Created if missing.
+        settings: what the draws depend on. A journal made with other settings is refused.
 
     Raises:
-        ValueError: if the journal was made with other settings, or the file is no journal.
+        ValueError: if the journal was made with other settings, or the file is not a journal.
         OSError: if it cannot be written, or another process is sampling into it.
     """
 
@@ -84,7 +84,7 @@ class Journal:
         os.close(self._file)
 
     def have(self, key: str, first: int = 0) -> int:
-        """How many draws of a prompt there are, counted from draw `first` to the first that is missing."""
+        """Return the number of draws of a prompt, from draw `first` to the first missing one."""
         end = first
         for start, length, _, _ in sorted(self._places.get(key, [])):
             if start <= end:
@@ -92,20 +92,20 @@ class Journal:
         return end - first
 
     def rejection(self, key: str) -> str | None:
-        """Why a prompt was turned away, if it was."""
+        """Return why a prompt was rejected, or None."""
         return self._rejected.get(key)
 
     def add(self, replies: list[Reply]) -> None:
-        """Write replies, all or none.
+        """Write all replies or none.
 
         Raises:
-            OSError: if the disk is full or failing; what was written before stays.
+            OSError: if the disk is full or fails. Earlier writes remain.
         """
         place = self._append([asdict(reply) for reply in replies])
         self._index(replies, place)
 
     def draws(self, key: str, count: int, first: int = 0) -> list[tuple[Draw, str | None]]:
-        """The draws of a prompt from `first` on, at most `count`, each with the model that the endpoint reported."""
+        """Return up to `count` draws of a prompt from draw `first`, each with the model that the endpoint reported."""
         found: dict[int, tuple[Draw, str | None]] = {}
         for start, _, place, number in sorted(self._places.get(key, [])):
             reply = self._replies(place)[number]
@@ -123,7 +123,7 @@ class Journal:
             ) from None
 
     def _read(self) -> int:
-        """Index what is there; the length of the part that is whole."""
+        """Index the existing lines, and return the length of the complete part."""
         place = 0
         with os.fdopen(os.dup(self._file), "rb") as file:
             file.seek(0)
@@ -153,7 +153,7 @@ class Journal:
         return made
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
-        """Refuse draws made with other settings; start a journal without draws anew."""
+        """Refuse draws made with other settings. Restart a journal that has no draws."""
         made = self._made
         changed = [name for name in {**made, **settings} if self._end and made.get(name) != settings.get(name)]
         if changed and self._places:
@@ -181,7 +181,7 @@ class Journal:
         return replies
 
     def _append(self, value: Any) -> int:
-        """Write one line and return its place. A line that does not fit on the disk is taken back."""
+        """Write one line and return its position. Remove the line again if the disk is full."""
         line = json.dumps(value, allow_nan=False).encode() + b"\n"
         place, left = self._end, line
         try:
@@ -200,7 +200,7 @@ class Journal:
 
 
 def _parse(line: bytes) -> list[Reply] | None:
-    """The replies in a line; None if it is damaged."""
+    """Return the replies in a line, or None if the line is damaged."""
     try:
         return [Reply(**{**reply, "draws": [Draw(**draw) for draw in reply["draws"]]}) for reply in json.loads(line)]
     except (ValueError, KeyError, TypeError):

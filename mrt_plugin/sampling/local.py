@@ -1,8 +1,8 @@
-"""Drawing responses from a local Transformers model.
+"""Draw responses from a local Transformers model.
 
-Each draw has its own random numbers, one per token, from (seed, prompt, number of the draw): a draw depends neither on
-what else is in its batch nor on what was drawn before. For large pools an inference server is many times faster; this
-needs none.
+Each draw has its own random numbers, one per token, from (seed, prompt, number of the draw). So a draw depends neither
+on the rest of its batch nor on earlier draws. For large pools an inference server is many times faster, but a local
+model needs no server.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,15 +40,15 @@ class LocalModel:
     """A causal language model on this machine.
 
     Args:
-        path: folder or hub name of the model, with its tokenizer; also `BASE+ADAPTER`, or an adapter's folder.
-        adapter: folder of a PEFT adapter to put on it.
-        load_in_4bit: as QLoRA trains it.
-        dtype: of the computation.
+        path: folder or hub name of the model, with its tokenizer. Also `BASE+ADAPTER`, or an adapter's folder.
+        adapter: folder of a PEFT adapter to apply to the model.
+        load_in_4bit: load the model as QLoRA trains it.
+        dtype: dtype of the computation.
         device: by default the first GPU, else the CPU.
         batch_size: responses drawn at a time.
-        prompt_format: as in training: `chat`, `plain`, or `auto`, which is chat where the tokenizer has a template.
-        tokenizer: folder or name; by default the adapter's own, if it has one, else the model's.
-        loaded: the model with its encoder, where they are in memory already.
+        prompt_format: as in training: `chat`, `plain`, or `auto` (chat if the tokenizer has a chat template).
+        tokenizer: folder or name. By default the adapter's own tokenizer if it has one, else the model's.
+        loaded: the model with its encoder, if they are already in memory.
     """
 
     path: str | Path
@@ -70,11 +70,11 @@ class LocalModel:
 
     @property
     def name(self) -> str:
-        """What the draws say that they are from."""
+        """The model's name as stored with each draw."""
         return str(self.path) if self.adapter is None else f"{self.path}+{self.adapter}"
 
     def identity(self) -> dict[str, Any]:
-        """What the draws depend on, besides the settings."""
+        """Return what the draws depend on besides the settings."""
         return {
             "model": self.path,
             "adapter": self.adapter,
@@ -85,10 +85,10 @@ class LocalModel:
         }
 
     def load(self) -> tuple[Model, Encoder]:
-        """The model and its encoder.
+        """Load the model and its encoder.
 
         Raises:
-            ValueError: if the adapter was trained on a model of another shape.
+            ValueError: if the adapter was trained on a model with other weight shapes.
         """
         if self.loaded is None:
             return open_model(
@@ -108,10 +108,10 @@ class LocalModel:
         record: Callable[[list[Reply]], None],
         report: SampleReport,
     ) -> None:
-        """Draw what is missing of each job, a batch at a time.
+        """Draw the missing responses of each job, one batch at a time.
 
-        The batches are laid out over all jobs, drawn or not, and recorded whole: a run that was stopped computes the
-        same batches as one that was not, so that round-off cannot make them differ.
+        The batches are planned over all jobs, including finished ones, and each is recorded as a unit. So a resumed
+        run computes the same batches as an uninterrupted run, and rounding cannot make them differ.
         """
         if settings.max_tokens is None:
             raise ValueError("max_tokens is needed for a local model: nothing else ends a response that rambles on.")
@@ -122,9 +122,9 @@ class LocalModel:
 
 
 def _files(*folders: str | Path | None) -> str:
-    """A digest of the names, sizes and times of a local model's files: one that was trained further gets another.
+    """Hash the names, sizes and times of a local model's files. Further training changes the hash.
 
-    A model on the hub is known by its name alone.
+    A hub model is identified only by its name.
     """
     found = [
         f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
@@ -139,16 +139,16 @@ def _files(*folders: str | Path | None) -> str:
 def generate(
     model: Model, encoder: Encoder, batch: Sequence[tuple[Job, int]], settings: SamplingSettings
 ) -> list[Draw]:
-    """One response for each (prompt, number of the draw).
+    """Draw one response for each (prompt, number of the draw).
 
     Args:
-        model: in evaluation mode.
-        encoder: with the model's tokenizer, which has a pad token.
-        batch: what to draw.
-        settings: with `max_tokens`.
+        model: the model, in evaluation mode.
+        encoder: an encoder with the model's tokenizer, which has a pad token.
+        batch: the draws to make.
+        settings: sampling settings with `max_tokens` set.
 
     Returns:
-        The draws, in order. Log-probabilities are those of the model itself: before temperature and top_p.
+        The draws, in order. Log-probabilities are the model's own, before temperature and top_p.
     """
     prompts = [encoder.encode_prompt(job.prompt) for job, _ in batch]
     seeds = [draw_seed(settings, job.key, number) for job, number in batch]
@@ -163,21 +163,21 @@ def draw_after(
     seeds: Sequence[int],
     settings: SamplingSettings,
 ) -> list[Draw]:
-    """One response after each prompt, given as its tokens. Needs no gradients, and leaves none behind.
+    """Draw one response for each prompt, given as token ids. Computes no gradients.
 
     Args:
-        model: in evaluation mode.
-        tokenizer: the model's, with a pad token.
-        prompts: the token ids of each.
-        seeds: one for each: the draw depends on nothing else that is random.
-        settings: with `max_tokens`.
+        model: the model, in evaluation mode.
+        tokenizer: the model's tokenizer, with a pad token.
+        prompts: the token ids of each prompt.
+        seeds: one seed per prompt, the only source of randomness of its draw.
+        settings: sampling settings with `max_tokens` set.
 
     Returns:
         The draws, in order, as `generate` returns them.
     """
     width = max(map(len, prompts))
     pad = tokenizer.pad_token_id
-    # Padded in front, whatever the tokenizer's side is: generation goes on from the last column.
+    # Pad on the left, independent of the tokenizer's setting: generation continues from the last column.
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     picker = _Picker(settings, seeds)
@@ -198,7 +198,7 @@ def draw_after(
 
 
 class _Picker(LogitsProcessor):
-    """Draws the next token of each row from a random number of that row's own, by the inverse of the distribution."""
+    """Draw the next token of each row by inverse transform sampling, with a random number of that row's own."""
 
     def __init__(self, settings: SamplingSettings, seeds: Sequence[int]) -> None:
         steps = settings.max_tokens or 0
@@ -217,7 +217,7 @@ class _Picker(LogitsProcessor):
         if self._temperature == 0:
             picked = scores.argmax(dim=-1, keepdim=True)
         else:
-            # float32 sums over a large vocabulary would lose the smallest probabilities; MPS has nothing else.
+            # float32 sums over a large vocabulary would lose the smallest probabilities. MPS supports only float32.
             exact = torch.float32 if scores.device.type == "mps" else torch.float64
             warped = self._warpers(input_ids, scores)  # type: ignore[arg-type]
             below = warped.to(exact).softmax(dim=-1).cumsum(dim=-1)
@@ -229,13 +229,13 @@ class _Picker(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, picked, 0.0)
 
     def logprobs(self, row: int) -> list[float] | None:
-        """Of every token drawn for a row, those after its end included."""
+        """Return the log-probability of every token drawn for a row, including those after its end."""
         return None if self._logprobs is None else [float(step[row]) for step in self._logprobs]
 
 
 @contextmanager
 def _own_generation_config(model: Model, pad: int, ends: set[int]) -> Iterator[None]:
-    """Without what the model's own config would add, a repetition penalty or a top_k for instance."""
+    """Disable what the model's own generation config would add, for example a repetition penalty or a top_k."""
     theirs = model.generation_config
     model.generation_config = GenerationConfig(pad_token_id=pad, eos_token_id=sorted(ends) or None, do_sample=False)
     try:
@@ -245,7 +245,7 @@ def _own_generation_config(model: Model, pad: int, ends: set[int]) -> Iterator[N
 
 
 def _end_tokens(model: Model, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens that end a turn: those of the model's generation config, and the tokenizer's EOS."""
+    """Return the tokens that end a turn: those of the model's generation config, and the tokenizer's EOS."""
     named = model.generation_config.eos_token_id
     ends = set(named if isinstance(named, list) else [] if named is None else [named])
     return ends if tokenizer.eos_token_id is None else ends | {tokenizer.eos_token_id}
@@ -266,12 +266,12 @@ def _draw(
         place = text.find(stop)
         if place >= 0:
             text, whole = text[:place], True
-    kept = None if logprobs is None else logprobs[: len(said) + (length is not None)]  # the end is a token too
+    kept = None if logprobs is None else logprobs[: len(said) + (length is not None)]  # the end is also a token
     return Draw(text, "stop" if whole else "length", len(said), None if kept is None else list(kept))
 
 
 def _batches(jobs: Sequence[tuple[Job, int]], size: int) -> Iterator[list[tuple[Job, int]]]:
-    """The draws still missing, in batches that are the same whatever is missing."""
+    """Yield the missing draws in batches. Which draws are missing does not change the batches' limits."""
     plan = [(job, number, number >= job.first + have) for job, have in jobs for number in job.numbers]
     for start in range(0, len(plan), size):
         batch = [(job, number) for job, number, missing in plan[start : start + size] if missing]
@@ -280,7 +280,7 @@ def _batches(jobs: Sequence[tuple[Job, int]], size: int) -> Iterator[list[tuple[
 
 
 def _replies(batch: Sequence[tuple[Job, int]], draws: Sequence[Draw], model: str) -> list[Reply]:
-    """One reply for each prompt in a batch. The draws of a prompt follow each other."""
+    """Return one reply per prompt in a batch. The draws of a prompt are consecutive."""
     replies: list[Reply] = []
     for (job, number), draw in zip(batch, draws, strict=True):
         if not replies or replies[-1].key != job.key:

@@ -1,4 +1,4 @@
-"""Keeping secrets out of what is written or shown: API keys, passwords, whatever a server repeats of them."""
+"""Mask secrets in output: API keys, passwords, and their copies in a server's messages."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 MASK = "***"
 
 LONG = 16
-"""Characters from which a key is masked in good replies too. A shorter one (`EMPTY`) may be a word of a response."""
+"""From this many characters, a key is masked in successful replies too. A shorter key (`EMPTY`) may be a real word."""
 
 _NAME = (
     r"(?:[\w-]*[_-])?(?:api[_-]?key|key|secret|password|passwd|authorization|credentials?|signature)"
@@ -25,7 +25,7 @@ _LOGIN = re.compile(r"[^\s/]+@")
 
 
 def mask(text: str, secrets: Iterable[str]) -> str:
-    """Replace every secret, also as JSON, Python and addresses spell it. Mask a text before cutting it.
+    """Replace every secret, also as escaped in JSON, Python and addresses. Mask a text before cutting it.
 
     Example:
 
@@ -39,7 +39,7 @@ def mask(text: str, secrets: Iterable[str]) -> str:
 
 
 def mask_typed(text: str) -> str:
-    """Replace what stands where a secret stands, in an address or in fields that a user typed.
+    """Replace the parts of a typed address, or of typed fields, that usually hold a secret.
 
     Example:
 
@@ -50,7 +50,7 @@ def mask_typed(text: str) -> str:
 
 
 def mask_fields(value: Any) -> Any:
-    """The same JSON value with its secrets masked, known by their names."""
+    """Return a copy of a JSON value with its secrets masked. Secrets are recognised by their names."""
     if isinstance(value, dict):
         return {
             name: MASK if _SECRET_NAME.fullmatch(name) and isinstance(item, str) else mask_fields(item)
@@ -60,7 +60,7 @@ def mask_fields(value: Any) -> Any:
 
 
 def secrets_in(url: str, fields: Any) -> Iterator[str]:
-    """The secrets of an address and of fields, known by their names."""
+    """Yield the secrets of an address and of fields. Secrets are recognised by their names."""
     for _, found in _FIELD.findall(url):
         yield unquote(found)
     if isinstance(fields, dict):
@@ -81,7 +81,7 @@ def _spellings(secret: str) -> set[str]:
 
 @contextmanager
 def masked_log(name: str, secrets: Sequence[str]) -> Iterator[None]:
-    """While the block runs, mask what a library logs: of a request for instance its address."""
+    """Mask secrets in a library's log while the block runs, for example in the address of a request."""
 
     def masked(record: logging.LogRecord) -> bool:
         record.msg, record.args = mask(record.getMessage(), secrets), ()

@@ -1,4 +1,4 @@
-"""When the next request may start: a rate limit, pauses that a server asks for, and waits between tries."""
+"""When the next request may start: the rate limit, pauses that a server requests, and waits before retries."""
 
 import asyncio
 import random
@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 LONGEST_WAIT = 300.0
-"""Seconds. A server that asks for more is asked again after this."""
+"""The longest wait, in seconds. If a server requests more, it is tried again after this time."""
 
 
 class Pace:
-    """Starts requests at most `per_minute` times a minute, evenly spaced; None for no limit."""
+    """Start at most `per_minute` requests per minute, evenly spaced. None for no limit."""
 
     def __init__(self, per_minute: float | None) -> None:
         self._gap = 60 / per_minute if per_minute else 0.0
@@ -27,20 +27,21 @@ class Pace:
             await asyncio.sleep(left)
 
     def hold(self, seconds: float) -> None:
-        """No request starts for so long: the server said that they are too many."""
+        """Start no request for `seconds`, after the server reported too many requests."""
         self._held_until = max(self._held_until, asyncio.get_running_loop().time() + seconds)
 
 
 def backoff(attempt: int, first: float) -> float:
-    """Seconds to wait after the failed try number `attempt` (from 0): doubling, at random from half of that up.
+    """Return the seconds to wait after failed attempt number `attempt` (from 0).
 
-    The randomness keeps requests that failed together from coming back together.
+    The longest wait starts at `first`, doubles with each attempt and stops growing at 60 s. The wait is drawn between
+    half of it and all of it. The randomness prevents requests that failed together from being retried together.
     """
     return min(first * 2**attempt, 60.0) * random.uniform(0.5, 1.0)
 
 
 def asked_wait(retry_after: str | None) -> float | None:
-    """The seconds that a `Retry-After` header asks for, as a number or a date; None if it says nothing sensible.
+    """Return the seconds that a `Retry-After` header (a number or a date) requests, or None if it is invalid.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""A pool that is filled up: its groups, and the draws that were made for them before."""
+"""A pool to extend: its groups, and the draws already made for them."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,16 +14,16 @@ from mrt_plugin.groups.write import rows_of
 from mrt_plugin.sampling.settings import Job
 
 BEFORE = ("scores_before", "weights_before")
-"""Columns for the scores and weights that cover only the responses that were there before."""
+"""Columns for scores and weights that cover only the earlier responses."""
 
 
 @dataclass
 class Pool:
-    """The groups of a pool, and the rows that `mrt sample` wrote among them, as they were written."""
+    """The groups of a pool, and those of its rows that `mrt sample` wrote, unchanged."""
 
     groups: Dataset
     written: dict[str, dict[str, Any]]
-    """Of each such row, by its id, the columns that `load_groups` does not read."""
+    """For each row that `mrt sample` wrote, by its id: the columns that `load_groups` does not read."""
 
     @classmethod
     def read(cls, data: Any, split: str, source: str | None) -> "Pool":
@@ -48,15 +48,15 @@ class Pool:
 
     @property
     def as_messages(self) -> bool:
-        """Whether responses are lists of messages; all of them are, or none."""
+        """Whether the responses are lists of messages. Either all are, or none."""
         return isinstance(self.groups[0]["responses"][0], list)
 
     def missing(self, n: int, elsewhere: Mapping[str, int]) -> list[Job]:
-        """As many draws as every group lacks, numbered on from those made before, cut-off ones included.
+        """Return a job per group for its missing draws. Numbers continue after earlier draws, including cut-off ones.
 
         Args:
-            n: the responses that each group shall have.
-            elsewhere: how many draws the pool's own journal knows of, by the job's key.
+            n: the target number of responses per group.
+            elsewhere: the number of draws in the pool's own journal, by the job's key.
         """
         jobs = []
         for row in self.rows(rename=False):
@@ -69,12 +69,12 @@ class Pool:
         return jobs
 
     def rows(self, *, rename: bool) -> Iterator[dict[str, Any]]:
-        """The rows as they are before anything is added, with what is known of how each response was drawn.
+        """Yield the rows before any additions, with what is known about how each response was drawn.
 
-        Rows whose draws were all cut off come last: `load_groups` leaves them out.
+        Rows whose draws were all cut off come last, since `load_groups` skips them.
 
         Args:
-            rename: give scores and weights the names of `BEFORE`, since they will not cover all responses.
+            rename: use the names in `BEFORE` for scores and weights, since they will not cover all responses.
         """
         seen = set()
         for group in rows_of(self.groups):
@@ -100,13 +100,13 @@ def _row(group: dict[str, Any], written: dict[str, Any] | None, rename: bool) ->
 
 
 def _aligned(responses: list[Any], written: dict[str, Any], column: str) -> list[Any]:
-    """A column with an item for each response, for the responses that loading kept."""
+    """Return a per-response column, limited to the responses that loading kept."""
     rest = iter(zip(written["responses"], written[column], strict=False))
     return [next((item for text, item in rest if text == response), None) for response in responses]
 
 
 def _is_written_by_us(row: dict[str, Any]) -> bool:
-    """Whether a row has the columns that `mrt sample` writes; others may use the same names for something else."""
+    """Return whether a row has the columns of `mrt sample`. Other data may use the same names with other meanings."""
     responses, samples, truncated = (row.get(name) for name in ("responses", "samples", "truncated"))
     return (
         {"id", "prompt"} <= row.keys()

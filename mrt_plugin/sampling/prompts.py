@@ -1,4 +1,4 @@
-"""Which prompts to draw responses for: a file of prompts, or the groups of a pool."""
+"""Read the prompts to draw responses for, from a file of prompts or the groups of a pool."""
 
 import logging
 from collections.abc import Iterator
@@ -18,17 +18,17 @@ logger = logging.getLogger(__name__)
 
 
 def read_prompts(data: Any, *, split: str = "train", source: str | None = None) -> tuple[list[tuple[str, Any]], int]:
-    """Prompts, each with its id, and how many were there more than once.
+    """Return the prompts, each with its id, and the number of repeated prompts.
 
     Args:
-        data: a text file with a prompt per line, or anything `load_groups` reads: rows with `prompt` (a string or
-            messages) or `messages` (up to the last user message), and optionally `id`. Responses are passed over.
-        split: for the hub and a `DatasetDict`.
-        source: a public format, whose prompts are taken.
+        data: a text file with one prompt per line, or anything `load_groups` reads: rows with `prompt` (a string or
+            messages) or `messages` (up to the last user message), and optionally `id`. Responses are ignored.
+        split: the split of a hub dataset or a `DatasetDict`.
+        source: the public format to read the prompts from.
 
     Returns:
-        Distinct prompts in their order, with the id given or one made from the prompt; and the number of rows that
-        repeat an earlier prompt without an id of their own.
+        The distinct prompts in order, each with the given id or one made from the prompt. Then the number of rows
+        without an own id that repeat an earlier prompt.
 
     Raises:
         DataError: with each problem's row, column and remedy.
@@ -69,7 +69,7 @@ def read_prompts(data: Any, *, split: str = "train", source: str | None = None) 
 def _rows(data: Any, split: str, problems: Problems) -> Iterator[Row]:
     if isinstance(data, str | Path) and Path(data).suffix == ".txt":
         try:
-            lines = Path(data).read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut at U+2028 as well
+            lines = Path(data).read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also split at U+2028
         except UnicodeDecodeError as problem:
             problems.fail(f"not UTF-8 text ({problem}): convert the file.", problem)
         return ((f"line {number}", {"prompt": line}) for number, line in enumerate(lines, start=1) if has_text(line))
@@ -77,7 +77,7 @@ def _rows(data: Any, split: str, problems: Problems) -> Iterator[Row]:
 
 
 def _prompt(place: str, row: dict[str, Any], problems: Problems) -> Any:
-    """The prompt of a row, checked; None after a problem."""
+    """Return the checked prompt of a row, or None after a problem."""
     column = "messages" if "messages" in row and "prompt" not in row else "prompt"
     value = row.get(column)
     if column == "messages" and isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Reading what an OpenAI-compatible endpoint answers. Nothing is trusted: proxies send all kinds of things."""
+"""Parse the replies of an OpenAI-compatible endpoint. Everything is checked, since proxies may send anything."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from mrt_plugin.sampling.settings import Draw
 
 
 class Garbage(Exception):
-    """The body is not what the protocol says. Says what is wrong with it."""
+    """The body does not follow the protocol. The message names the problem."""
 
 
 class _Token(BaseModel):
@@ -81,10 +81,10 @@ class _TextBody(BaseModel):
 
 
 def read_reply(body: bytes, api: Api, asked: int) -> tuple[list[Draw], str | None]:
-    """The draws in a body, at most as many as were asked for, and the model that made them.
+    """Return the draws in a body, at most `asked`, and the model that made them.
 
     Raises:
-        Garbage: if the body is not JSON, or not of the protocol's shape.
+        Garbage: if the body is not JSON or does not follow the protocol.
     """
     shape = _ChatBody if api == "chat" else _TextBody
     parsed: Any
@@ -104,7 +104,7 @@ def read_reply(body: bytes, api: Api, asked: int) -> tuple[list[Draw], str | Non
 
 
 def shown(body: bytes, length: int = 200) -> str:
-    """The beginning of a body that holds no secret any more, for a message."""
+    """Return the beginning of a body for a message. Its secrets must already be masked."""
     return repr(body[:length].decode("utf-8", "replace")) + ("..." if len(body) > length else "")
 
 
@@ -113,5 +113,5 @@ def _finite(value: float | None) -> float | None:
 
 
 def _sound(text: str) -> str:
-    """The text with U+FFFD for halves of surrogate pairs, which JSON can carry and a file cannot."""
+    """Replace halves of surrogate pairs by U+FFFD: JSON can hold them, a file cannot."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

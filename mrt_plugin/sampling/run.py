@@ -1,4 +1,4 @@
-"""A sampling run: from prompts to a pool of responses, or from a pool to a larger one."""
+"""A sampling run: draw a pool of responses for prompts, or extend a pool."""
 
 import json
 import logging
@@ -17,14 +17,14 @@ from mrt_plugin.sampling.settings import Draw, Job, Reply, SampleReport, Samplin
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-"""Told how many draws are there, and how many are wanted."""
+"""Called with the number of existing draws and the number of requested draws."""
 
 
 class Sampler(Protocol):
-    """Something that draws responses: an `Endpoint` or a `LocalModel`."""
+    """Anything that draws responses: an `Endpoint` or a `LocalModel`."""
 
     def identity(self) -> dict[str, Any]:
-        """What the draws depend on, besides the settings."""
+        """Return what the draws depend on besides the settings."""
 
     def draw(
         self,
@@ -33,11 +33,11 @@ class Sampler(Protocol):
         record: Callable[[list[Reply]], None],
         report: SampleReport,
     ) -> None:
-        """Draw what is missing of each job, and record every reply."""
+        """Draw the missing responses of each job, and record every reply."""
 
 
 class Unfinished(RuntimeError):
-    """Some draws could not be had. What was drawn is kept, and the same call goes on from there."""
+    """Some draws failed. The others are kept, and the same call continues from there."""
 
 
 def sample_pool(
@@ -56,35 +56,35 @@ def sample_pool(
 ) -> SampleReport:
     """Draw n responses for each prompt and write them as groups.
 
-    Every reply is written to `OUTPUT.journal` first; a run that was stopped, or killed, goes on from there when it is
-    called again, and ends with the same pool as one that was not (on an endpoint that honours seeds). A larger n adds
-    to the draws that are there. The pool appears complete or not at all.
+    Every reply is first written to `OUTPUT.journal`. To resume a stopped or killed run, make the same call again. It
+    ends with the same pool as an uninterrupted run (an endpoint must honour seeds for this). A larger n adds to the
+    existing draws. The pool appears complete or not at all.
 
     Args:
-        prompts: a file, hub id or dataset of prompts; see `read_prompts`. With `extend` a pool, as `load_groups`
+        prompts: a file, hub id or dataset of prompts. See `read_prompts`. With `extend`, a pool as `load_groups`
             reads it.
         sampler: an `Endpoint` or a `LocalModel`.
         output: the pool to write, `.jsonl`.
-        n: draws per prompt; with `extend` the responses that each group shall have.
-        settings: temperature and the like.
-        extend: add to the groups that have fewer than n responses, as arXiv 2403.11124 does (2 to 4). Draws are
-            numbered on from the highest ever made for a prompt, so that none is made again. Scores and weights then
-            become `scores_before` and `weights_before`: the new responses have none. The output may be the pool
-            itself, if `sample_pool` wrote it.
-        source: the public format that the prompts or the pool are in.
-        split: for the hub and a `DatasetDict`.
-        keep_cut_off: put responses that were cut off among the others, told apart by `finish_reasons` alone. By
-            default they are kept apart, in `truncated`, so that nothing takes them for whole.
-        partial: write the pool even if some draws could not be had.
-        progress: called with the draws there are and the draws wanted.
+        n: draws per prompt. With `extend`, the target number of responses per group.
+        settings: temperature and other sampling settings.
+        extend: add to groups with fewer than n responses, as arXiv 2403.11124 does (2 to 4). Draw numbers continue
+            after the highest earlier number of a prompt, so that no draw is repeated. Scores and weights become
+            `scores_before` and `weights_before`, since the new responses have none. The output may be the pool
+            itself if `sample_pool` wrote it.
+        source: the public format of the prompts or the pool.
+        split: the split of a hub dataset or a `DatasetDict`.
+        keep_cut_off: put cut-off responses among the others, distinguished only by `finish_reasons`. By default they
+            are stored separately in `truncated`, so that they are not mistaken for complete responses.
+        partial: write the pool even if some draws failed.
+        progress: called with the number of existing draws and the number of requested draws.
 
     Returns:
-        The counts.
+        The counts of the run.
 
     Raises:
         DataError: if the prompts cannot be read.
-        ValueError: if the output is not to be written, or the journal was made with other settings.
-        Unfinished: if some draws could not be had.
+        ValueError: if the output cannot be written, or the journal was made with other settings.
+        Unfinished: if some draws failed.
         EndpointError: if the endpoint cannot be used, or stopped answering.
 
     Example:
@@ -141,7 +141,7 @@ def sample_pool(
 
 
 def _fresh(prompts: Any, n: int, source: str | None, split: str) -> tuple[list[Job], int]:
-    """n draws of every prompt; and how many rows repeat a prompt."""
+    """Return a job of n draws for every prompt, and the number of rows that repeat a prompt."""
     found, repeated = read_prompts(prompts, split=split, source=source)
     return [Job(name, prompt, n) for name, prompt in found], repeated
 
@@ -171,7 +171,7 @@ def _draw(
 
 
 def _count(jobs: list[Job], journal: Journal, report: SampleReport) -> None:
-    """What is missing now, by the journal."""
+    """Count what is still missing, according to the journal."""
     report.unfinished = 0
     for job in jobs:
         missing = max(0, job.wanted - journal.have(job.key, job.first))
@@ -191,7 +191,7 @@ def _rows(
     report: SampleReport,
     keep_cut_off: bool,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of the pool, in the order of the prompts and of the draws."""
+    """Yield the rows of the pool, in the order of the prompts and of the draws."""
     about = {name: value for name, value in settings.as_dict().items() if name != "logprobs"}
     rows: Iterable[dict[str, Any]] = repeat({}) if pool is None else pool.rows(rename=report.wanted > 0)
     as_messages = pool is not None and pool.as_messages
@@ -218,7 +218,7 @@ def _rows(
 
 
 def _about(draw: Draw, number: int, model: str | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """How a response was drawn."""
+    """Return how a response was drawn."""
     optional = {"tokens": draw.tokens, "reasoning": draw.reasoning, "logprobs": draw.logprobs}
     given = {name: value for name, value in optional.items() if value is not None}
     return {"draw": number, "model": model, **settings, **given}

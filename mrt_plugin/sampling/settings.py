@@ -1,4 +1,4 @@
-"""What is asked for, what comes back, and what a run counts."""
+"""Sampling requests, replies and counters."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,23 +20,24 @@ WHOLE = {
     "function_call",
     "tool_use",
 }
-"""The `finish_reason`s of OpenAI, vLLM, TGI, Anthropic, Cohere for an answer that its model ended."""
+"""The `finish_reason`s of OpenAI, vLLM, TGI, Anthropic and Cohere for an answer that the model ended itself."""
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How responses are drawn. The defaults draw from the model's own distribution, unsharpened.
+    """Sampling settings. The defaults draw from the model's own distribution, unchanged.
 
     Args:
-        temperature: 1 leaves the distribution as it is; 0 takes the likeliest token, and makes all draws alike.
-        top_p: draw from the smallest set of tokens whose probabilities reach it.
-        max_tokens: of one response; None leaves it to the endpoint.
-        stop: texts that end a response, and are not part of it.
-        seed: another seed, other draws. Each request has its own, from this, the prompt and the draw's number.
+        temperature: 1 leaves the distribution unchanged. 0 takes the likeliest token, so all draws are equal.
+        top_p: draw from the smallest set of tokens whose total probability reaches this value.
+        max_tokens: the most tokens of one response. None leaves the limit to the endpoint.
+        stop: texts that end a response and are not part of it.
+        seed: another seed gives other draws. Each request's own seed comes from this one, the prompt and the draw's
+            number.
         logprobs: keep the log-probability of each token.
 
     Raises:
-        ValueError: naming the setting that is out of its bounds.
+        ValueError: names the setting that is out of bounds.
     """
 
     temperature: float = 1.0
@@ -57,50 +58,50 @@ class SamplingSettings:
             raise ValueError("stop must hold no empty text.")
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as they are kept with every response."""
+        """Return the settings as stored with every response."""
         return {**asdict(self), "stop": list(self.stop)}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt, and how many responses are wanted of it."""
+    """A prompt, and the number of responses to draw for it."""
 
     id: str
     prompt: Any
-    """A string, or a list of messages."""
+    """A string or a list of messages."""
     wanted: int
     first: int = 0
-    """The number of the first draw: earlier ones were made before, for the pool that is filled up."""
+    """The number of the first draw. Lower numbers were drawn earlier for the pool that is extended."""
     others: bytes = b""
-    """Names the responses there are whose draws are not known, so that no draw behind them is made again."""
+    """Hash of existing responses whose draws are unknown, so that those draws are not repeated."""
 
     @property
     def numbers(self) -> range:
-        """The numbers of the draws that are wanted."""
+        """The numbers of the requested draws."""
         return range(self.first, self.first + self.wanted)
 
     @cached_property
     def key(self) -> str:
-        """Names the prompt in the journal, so that a changed prompt never gets the old one's responses."""
+        """The prompt's key in the journal. A changed prompt has another key, so it never gets old responses."""
         others = [self.others] if self.others else []
         return digest(b"sample", self.id.encode(), canonical(self.prompt), *others, size=16).hex()
 
 
 @dataclass
 class Draw:
-    """One response as it was drawn."""
+    """One drawn response."""
 
     text: str
     finish_reason: str | None
     tokens: int | None = None
     logprobs: list[float | None] | None = None
-    """Of each token, in nats; None for a token whose value is not finite."""
+    """The log-probability of each token, in nats. None for a token whose value is not finite."""
     reasoning: str | None = None
-    """What a reasoning model thought, where the endpoint tells it apart from the answer."""
+    """The reasoning of a reasoning model, if the endpoint separates it from the answer."""
 
     @property
     def ending(self) -> Ending:
-        """Whether the model ended the response, by its `finish_reason`: nothing else is trusted."""
+        """Whether the model ended the response itself, judged only by its `finish_reason`."""
         if self.finish_reason is None:
             return "unknown"
         return "whole" if self.finish_reason.lower() in WHOLE else "cut off"
@@ -108,7 +109,7 @@ class Draw:
 
 @dataclass
 class Reply:
-    """Some draws of one prompt, numbered from `start`; or why the prompt was turned away."""
+    """Some draws of one prompt, numbered from `start`, or the reason why the prompt was rejected."""
 
     key: str
     start: int
@@ -120,19 +121,19 @@ class Reply:
 
 @dataclass
 class SampleReport:
-    """What a run did. `whole + cut_off + unknown` is the number of draws in the pool; `reused` of them are older."""
+    """The counts of a run. The pool has `whole + cut_off + unknown` draws. `reused` counts those from earlier runs."""
 
     prompts: int = 0
     wanted: int = 0
     whole: int = 0
     cut_off: int = 0
     unknown: int = 0
-    """Draws whose endpoint does not say why they ended."""
+    """Draws for which the endpoint does not report why they ended."""
     reused: int = 0
     rejected: int = 0
-    """Prompts that the endpoint turned away, and left out of the pool."""
+    """Prompts that the endpoint rejected. They are not in the pool."""
     unfinished: int = 0
-    """Draws that could not be had."""
+    """Draws that failed."""
     requests: int = 0
     retries: int = 0
     repeated_prompts: int = 0
@@ -141,11 +142,11 @@ class SampleReport:
     output: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """All counts."""
+        """Return all counts."""
         return asdict(self)
 
 
 def draw_seed(settings: SamplingSettings, key: str, start: int) -> int:
-    """The seed of one request, in [0, 2^31): from the run's seed, the prompt and the number of the first draw."""
+    """Return the seed of one request, in [0, 2^31), from the run's seed, the prompt and the first draw's number."""
     parts: Sequence[bytes] = (b"draw", str(settings.seed).encode(), key.encode(), str(start).encode())
     return int.from_bytes(digest(*parts), "little") % 2**31

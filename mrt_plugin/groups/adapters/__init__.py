@@ -1,4 +1,4 @@
-"""Adapters: public formats with several responses per prompt, by name."""
+"""Adapters that read public formats with several responses per prompt."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, get_type_hints
@@ -40,19 +40,19 @@ ADAPTERS: dict[str, Adapter] = {
         FIELDS,
     )
 }
-"""Every source, by name. A new one is a file and a line here."""
+"""All sources by name. To add one, write its file and add a line here."""
 
 PROMPTS = ("prompt", "instruction", "question", "problem", "query")
-"""What columns are called that hold the whole of a prompt."""
+"""Common names of columns that hold a complete prompt."""
 
 __all__ = ["ADAPTERS", "check_source", "guess_source", "how_to_read", "native_source", "read_source"]
 
 
 def check_source(source: str) -> None:
-    """Check how a source is written, without reading anything.
+    """Check the name and the options of a source without reading any data.
 
     Raises:
-        ValueError: for an unknown source (the known ones are listed), an unknown option or a value it cannot take.
+        ValueError: for an unknown source (lists the known ones), an unknown option or an invalid value.
 
     Example:
 
@@ -62,19 +62,19 @@ def check_source(source: str) -> None:
 
 
 def read_source(rows: Iterable[Row], source: str, problems: Problems, report: GroupReport) -> Iterator[RawGroup]:
-    """Groups from the rows of a named source."""
+    """Yield groups from the rows of a named source."""
     adapter, options = parse_source(source, ADAPTERS)
     return read_adapted(rows, adapter, options, problems, report, guess_source, how_to_read)
 
 
 def native_source(row: dict[str, Any]) -> str | None:
-    """The source that is read without being named, if a row has its fields and none of another."""
+    """Return the source that needs no name, if the row has its fields and those of no other source."""
     alpaca = {"instruction", "output"} <= row.keys() and not {"prompt", "messages"} & row.keys()
     return ALPACA.name if alpaca and _fits(row, ALPACA) else None
 
 
 def guess_source(row: dict[str, Any]) -> str:
-    """A sentence naming the sources whose fields a row has; empty if there are none.
+    """Return a sentence that names the sources whose fields the row has, or an empty string.
 
     Example:
 
@@ -83,13 +83,13 @@ def guess_source(row: dict[str, Any]) -> str:
     """
     fitting = [adapter for adapter in ADAPTERS.values() if adapter.row is not None and _fits(row, adapter)]
     most = max((len(adapter.row.__required_keys__) for adapter in fitting), default=0)
-    # An HH-RLHF row is a TRL preference row too: where one names what the other does, both are worth naming.
+    # An HH-RLHF row is also a TRL preference row. If several sources match equally well, name all of them.
     names = [repr(adapter.name) for adapter in fitting if len(adapter.row.__required_keys__) == most]
     return f" It has the fields of source {' or '.join(names)}." if names else ""
 
 
 def how_to_read(row: dict[str, Any], column: str) -> str:
-    """A sentence that names the source that reads a column of a row, or the `fields:` form that does.
+    """Return a sentence that names the source, or the `fields:` form, that reads a column of the row.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""What an adapter is, and how rows of a foreign shape are read through one."""
+"""The adapter class, and reading rows of another format through an adapter."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ from mrt_plugin.groups.unused import Remedy, Unused
 
 @dataclass(frozen=True)
 class LeftOut:
-    """One thing of a row that is left out on purpose. It is counted under `what`, a plural."""
+    """Something in a row that is skipped on purpose. It is counted under `what`, a plural noun."""
 
     what: str
 
 
 class Mismatch(Exception):
-    """A row does not have the shape that its source says. Names the field and what is wrong with it."""
+    """A row does not match the format of its source. Names the field and the problem."""
 
     def __init__(self, name: str, what: str) -> None:
         super().__init__(f"{name}: {what}")
@@ -32,25 +32,25 @@ class Mismatch(Exception):
 
 
 Converted = Iterator[dict[str, Any] | LeftOut]
-"""Rows that `load_groups` reads by itself (`prompt` with `responses` or with `completion`), and what was left out."""
+"""Rows that `load_groups` reads without a source (`prompt` with `responses` or `completion`), and skipped parts."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One public format, by name.
+    """One public format.
 
-    Adding one is a file with a `TypedDict` of the fields it reads, a function, and a line in the registry.
+    To add one, write a file with a `TypedDict` of the fields it reads and a function. Then add a line to the registry.
     """
 
     name: str
     about: str
-    """One line: what the data is and what its scores are."""
+    """One line that describes the data and its scores."""
     row: Any
-    """A `TypedDict` of the fields that are read; of others see `mrt_plugin.groups.unused`."""
+    """A `TypedDict` of the fields that are read. For other fields see `mrt_plugin.groups.unused`."""
     convert: Callable[..., Converted]
-    """From one checked row to rows of ours. Its keyword arguments are the options of the source."""
+    """Converts one checked row to rows in our format. Its keyword arguments are the options of the source."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """What the format calls our `prompt`, `responses`, `scores`, `weights`, for messages."""
+    """The format's own names for `prompt`, `responses`, `scores` and `weights`, for error messages."""
 
 
 def read_adapted(
@@ -62,18 +62,18 @@ def read_adapted(
     guess: Callable[[dict[str, Any]], str],
     remedy: Remedy,
 ) -> Iterator[RawGroup]:
-    """Groups from rows of the adapter's shape. Problems are noted by place; what is left out is counted.
+    """Yield groups from rows in the adapter's format. Record problems with their place, and count what is skipped.
 
     Args:
-        rows: of the source, with their places.
-        adapter: how to read them.
+        rows: rows of the source, with their places.
+        adapter: reads the rows.
         options: keyword arguments of `adapter.convert`.
-        problems: collects what is wrong. A first row of another shape is raised at once.
-        report: counts what is left out.
-        guess: says which other source a row may be of, or nothing.
-        remedy: says how to read a column that the adapter leaves out.
+        problems: collects the problems. If the first row has another format, the error is raised at once.
+        report: counts what is skipped.
+        guess: returns a sentence that names other sources that match a row, or an empty string.
+        remedy: returns a sentence that explains how to read a column that the adapter skips.
     """
-    if adapter.row is None:  # the user named what to read: the rest is left out on purpose
+    if adapter.row is None:  # the user named the fields to read, so the others are skipped on purpose
         names = {part for name in map(str, options.values()) for part in (name, name.split(".")[0])}
         unused = Unused(names, problems, report)
     else:
@@ -116,10 +116,10 @@ def _convert_all(
 
 
 def check_row(row: dict[str, Any], shape: Any) -> dict[str, Any]:
-    """The fields of the shape, checked.
+    """Check and return the fields of a row that `shape` (a `TypedDict`) defines.
 
     Raises:
-        Mismatch: for the first field that is missing or of another type.
+        Mismatch: for the first field that is missing or has another type.
     """
     if shape is None:
         return row
@@ -135,7 +135,7 @@ def _checker(shape: Any) -> TypeAdapter[Any]:
 
 
 def _mismatch(error: ValidationError, row: dict[str, Any]) -> Mismatch:
-    """The first error in our words, with what else the field may be."""
+    """Convert the first pydantic error to a `Mismatch` that also names the other types the field may have."""
     errors = error.errors(include_url=False, include_context=False)
     first = errors[0]
     steps = _steps(first["loc"], row)
@@ -151,7 +151,7 @@ def _mismatch(error: ValidationError, row: dict[str, Any]) -> Mismatch:
 
 
 def _steps(location: tuple[int | str, ...], row: dict[str, Any]) -> list[int | str]:
-    """The keys and indices in an error's location, without the branches of unions that pydantic names in between."""
+    """Return the keys and indices of an error's location, without the union branches that pydantic adds."""
     steps: list[int | str] = []
     value: Any = row
     for step in location:
@@ -171,7 +171,7 @@ def _path(steps: list[int | str]) -> str:
 
 
 def describe(shape: Any) -> str:
-    """The fields of a `TypedDict` that a row must have, in words.
+    """Describe in words the fields of a `TypedDict` that a row must have.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Alpaca (tatsu-lab/stanford_alpaca) and AlpacaEval outputs (tatsu-lab/alpaca_eval): a row per response."""
+"""Alpaca (tatsu-lab/stanford_alpaca) and AlpacaEval outputs (tatsu-lab/alpaca_eval): one row per response."""
 
 from typing import NotRequired
 
@@ -20,7 +20,7 @@ class AlpacaEvalRow(TypedDict):
 
 
 def with_input(instruction: str, given: str | None) -> str:
-    """The prompt: an `input` follows the instruction under a heading, as in the code of arXiv 2606.00544.
+    """Return the prompt: the instruction, then any `input` under a heading, as in the code of arXiv 2606.00544.
 
     Example:
 
@@ -32,7 +32,7 @@ def with_input(instruction: str, given: str | None) -> str:
 
 
 def convert(row: AlpacaRow) -> Converted:
-    """One response, to be regrouped by instruction and input."""
+    """Yield one response. Responses are regrouped later by instruction and input."""
     yield {"prompt": with_input(row["instruction"], row.get("input")), "completion": row["output"]}
 
 

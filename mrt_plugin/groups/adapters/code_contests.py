@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 from mrt_plugin.groups.adapters.adapter import Adapter, Converted, LeftOut, Mismatch
 
 LANGUAGES = {"python2": 1, "cpp": 2, "python3": 3, "java": 4}
-"""The dataset's own numbers; 0 is an unknown language."""
+"""The dataset's own language numbers. 0 is an unknown language."""
 
 Language = Literal["python3", "python2", "cpp", "java", "any"]
 
@@ -25,7 +25,10 @@ class ContestRow(TypedDict):
 
 
 def convert(row: ContestRow, *, language: Language = "python3", incorrect: bool = False) -> Converted:
-    """One group: the problem and its solutions in one language. With incorrect ones, correct is 1 and incorrect 0."""
+    """Yield one group: the problem and its solutions in one language.
+
+    With `incorrect`, incorrect solutions are included. A correct solution then has score 1 and an incorrect one 0.
+    """
     correct = yield from _in_language(row["solutions"], "solutions", language)
     group: dict[str, Any] = {"prompt": row["description"], "responses": correct}
     if incorrect:

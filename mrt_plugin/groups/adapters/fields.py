@@ -1,4 +1,4 @@
-"""Any other shape, by naming its fields: `fields:prompt=question,responses=candidates.text`."""
+"""Any other format, described by its fields: `fields:prompt=question,responses=candidates.text`."""
 
 from typing import Any
 
@@ -18,9 +18,9 @@ def convert(
     weight: str = "",
     id: str = "",
 ) -> Converted:
-    """A group (`responses`) or one response of a group (`completion`), from the fields that the options name.
+    """Yield a group (`responses`) or one response of a group (`completion`) from the fields that the options name.
 
-    A name with dots is a path; a list on the way is gone through item by item.
+    A name with dots is a path. The path is followed into each item of a list.
     """
     if bool(responses) == bool(completion):
         raise ValueError(
@@ -33,14 +33,14 @@ def convert(
 
 
 def find(row: dict[str, Any], name: str) -> Any:
-    """The value at a name or a dotted path.
+    """Return the value at a name or a dotted path.
 
     Example:
 
     >>> find({"answers": [{"text": "4"}, {"text": "Four."}]}, "answers.text")
     ['4', 'Four.']
     """
-    if name in row:  # a name may have dots in it
+    if name in row:  # a field name may itself contain dots
         return row[name]
     value: Any = row
     for step, key in enumerate(name.split(".")):

@@ -16,7 +16,7 @@ class GoldRow(TypedDict):
 
 
 def convert(row: GoldRow) -> Converted:
-    """One group."""
+    """Yield one group."""
     if len(row["answers"]) != len(row["gold_scores"]):
         raise Mismatch("gold_scores", f"{len(row['gold_scores'])} scores for {len(row['answers'])} answers.")
     yield {

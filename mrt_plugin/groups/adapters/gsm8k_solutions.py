@@ -1,4 +1,4 @@
-"""GSM8K model solutions (openai/grade-school-math, `example_model_solutions.jsonl`): a human's and four models'."""
+"""GSM8K model solutions (openai/grade-school-math, `example_model_solutions.jsonl`): one human's and four models'."""
 
 from typing_extensions import TypedDict
 
@@ -25,7 +25,7 @@ SolutionsRow = TypedDict(
 
 
 def convert(row: SolutionsRow) -> Converted:
-    """One group of five, the human's solution first. The score is 1 where the final answer is right, else 0."""
+    """Yield one group of five, the human's solution first. The score is 1 if the final answer is right, else 0."""
     solutions = [row[model] for model in MODELS]  # type: ignore[literal-required]
     yield {
         "prompt": row["question"],

@@ -1,4 +1,4 @@
-"""HelpSteer2 (nvidia/HelpSteer2): a row per response, rated 0 to 4 on five attributes; two rows share a prompt."""
+"""HelpSteer2 (nvidia/HelpSteer2): one row per response, rated 0 to 4 on five attributes. Two rows share a prompt."""
 
 import re
 from typing import Literal
@@ -23,7 +23,10 @@ class HelpSteer2Row(TypedDict):
 
 
 def convert(row: HelpSteer2Row, *, score: Score = "mean") -> Converted:
-    """One response. `mean` is that of helpfulness, correctness and coherence: the other two are not qualities."""
+    """Yield one response.
+
+    `mean` averages helpfulness, correctness and coherence. The other two attributes do not measure quality.
+    """
     first, *parts = TURN.split(row["prompt"])
     turns = [{"role": "user", "content": first.strip()}]
     turns += [

@@ -1,4 +1,4 @@
-"""HH-RLHF (Anthropic/hh-rlhf): two transcripts that differ in the assistant's last answer, one of them preferred."""
+"""HH-RLHF (Anthropic/hh-rlhf): two transcripts that differ in the assistant's last answer. One is preferred."""
 
 from typing_extensions import TypedDict
 
@@ -12,7 +12,7 @@ class HHRow(TypedDict):
 
 
 def convert(row: HHRow) -> Converted:
-    """One group of two: the conversation before the last answer, the chosen answer (score 1) and the rejected (0)."""
+    """Yield one group of two responses to the conversation before the last answer: chosen (score 1), rejected (0)."""
     chosen, rejected = parse_transcript(row["chosen"]), parse_transcript(row["rejected"])
     if not chosen or not rejected:
         yield LeftOut("pairs with a transcript whose turns do not alternate")

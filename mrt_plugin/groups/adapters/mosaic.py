@@ -1,7 +1,7 @@
 """MOSAIC-1K (arXiv 2606.00544): clusters of four prompt variants, each with four responses.
 
-The modes are those of the paper's experiments. How many variants of a prompt are taken sets the redundancy of the
-prompts; which responses each variant has sets whether repeated prompts bring new ones.
+The modes come from the paper's experiments. The number of variants per cluster sets the redundancy of the prompts.
+The responses kept for each variant set whether repeated prompts add new responses.
 """
 
 from typing import Annotated, Literal
@@ -32,10 +32,13 @@ def convert(
     responses: Modes = "all",
     index: Annotated[int, Field(ge=0)] = 0,
 ) -> Converted:
-    """A group for each of the first `variants` prompts.
+    """Yield a group for each of the first `variants` prompts.
 
-    `all` keeps a variant's responses; `cyclic_one` one, the v-th of variant v (paraphrases with different answers);
-    `same_one` the one at `index` (paraphrases with corresponding answers).
+    The values of `responses`:
+
+    - `all` keeps every response of a variant.
+    - `cyclic_one` keeps one: the v-th of variant v (paraphrases with different answers).
+    - `same_one` keeps one: the response at `index` (paraphrases with corresponding answers).
     """
     if len(row["prompt_variants"]) != len(row["responses"]):
         raise Mismatch(

@@ -17,10 +17,10 @@ class NectarRow(TypedDict):
 
 
 def convert(row: NectarRow) -> Converted:
-    """One group. The score is the distance to the last rank, so that the best answer has the highest."""
+    """Yield one group. The score is the distance to the last rank, so the best answer has the highest score."""
     turns = parse_transcript(row["prompt"]) or [{"role": "user", "content": row["prompt"].strip()}]
     if turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
-        turns = turns[:-1]  # the prompt ends with `Assistant:`, where the answer begins
+        turns = turns[:-1]  # the prompt ends with `Assistant:`, and the answer follows
     if turns[-1]["role"] != "user" or has_empty_turn(turns):
         yield LeftOut("conversations with an empty turn, or that do not end with the human's")
         return

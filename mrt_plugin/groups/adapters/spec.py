@@ -1,4 +1,4 @@
-"""A source as users write it: `NAME`, or `NAME:option=value,option=value`."""
+"""Parse a source as users write it: `NAME`, or `NAME:option=value,option=value`."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -11,10 +11,10 @@ from mrt_plugin.groups.adapters.adapter import Adapter
 
 
 def parse_source(source: str, adapters: Mapping[str, Adapter]) -> tuple[Adapter, dict[str, Any]]:
-    """The adapter that a source names, and its options, checked.
+    """Return the adapter that a source names, and its checked options.
 
     Raises:
-        ValueError: for an unknown source (the known ones are listed), an unknown option or a value it cannot take.
+        ValueError: for an unknown source (lists the known ones), an unknown option or an invalid value.
     """
     if not isinstance(source, str):
         raise ValueError(f"source={source!r} must be a string, 'nectar' or 'code_contests:language=cpp' for instance.")
@@ -35,7 +35,7 @@ def parse_source(source: str, adapters: Mapping[str, Adapter]) -> tuple[Adapter,
 
 
 def options_of(convert: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """The options of a converter: its keyword arguments, each with its type and default."""
+    """Return the options of a converter: its keyword arguments with their types and defaults."""
     hints = get_type_hints(convert, include_extras=True)
     return {
         name: (hints[name], parameter.default)

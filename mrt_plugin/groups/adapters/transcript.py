@@ -1,4 +1,4 @@
-"""Conversations written as one text: `\\n\\nHuman: ...\\n\\nAssistant: ...`, as HH-RLHF and Nectar have them."""
+"""Conversations in one text, as in HH-RLHF and Nectar: `\\n\\nHuman: ...\\n\\nAssistant: ...`."""
 
 import re
 
@@ -9,7 +9,9 @@ ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def parse_transcript(text: str) -> list[Message] | None:
-    """The turns of a transcript, stripped; None if it does not start with the human or the turns do not alternate.
+    """Return the turns of a transcript, with outer white space removed.
+
+    Return None if the human is not first or the turns do not alternate.
 
     Example:
 
@@ -30,5 +32,5 @@ def parse_transcript(text: str) -> list[Message] | None:
 
 
 def has_empty_turn(turns: list[Message]) -> bool:
-    """Whether someone says nothing, which no chat template can render sensibly."""
+    """Return whether a turn is empty. Chat templates cannot render empty turns sensibly."""
     return not all(has_text(turn["content"]) for turn in turns)

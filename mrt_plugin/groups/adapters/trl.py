@@ -1,6 +1,6 @@
-"""The dataset types of TRL: preferences (explicit or implicit prompt), and prompt-completion (with or without label).
+"""TRL's dataset types: preference (explicit or implicit prompt) and prompt-completion (with or without label).
 
-Both come as strings or as conversations: https://huggingface.co/docs/trl/dataset_formats
+Both hold strings or conversations: https://huggingface.co/docs/trl/dataset_formats
 """
 
 from typing import Any, NotRequired
@@ -29,7 +29,7 @@ class CompletionRow(TypedDict):
 
 
 def convert_preference(row: PreferenceRow) -> Converted:
-    """One group of two. The scores are `score_chosen` and `score_rejected` where given, else 1 and 0."""
+    """Yield one group of two. The scores are `score_chosen` and `score_rejected` if given, else 1 and 0."""
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise Mismatch("rejected", "one of chosen and rejected is a string, the other a list of messages.")
@@ -46,7 +46,7 @@ def convert_preference(row: PreferenceRow) -> Converted:
 
 
 def convert_completion(row: CompletionRow) -> Converted:
-    """One response, to be regrouped by prompt. A `label` becomes the score 1 or 0."""
+    """Yield one response. Responses are regrouped later by prompt. A `label` becomes the score 1 or 0."""
     score, label = row.get("score"), row.get("label")
     if score is None and label is not None:
         score = float(label)
@@ -58,7 +58,7 @@ def _starts_with_answer(messages: list[dict[str, Any]]) -> bool:
 
 
 def _split_messages(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """An implicit prompt: the messages in common, but for an answer at their end."""
+    """Split off an implicit prompt: the common messages, without an answer at their end."""
     length = 0
     while length < min(len(chosen), len(rejected)) and chosen[length] == rejected[length]:
         length += 1
@@ -68,7 +68,7 @@ def _split_messages(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], 
 
 
 def _split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """An implicit prompt: the beginning in common, up to a space, so that no word is cut in two."""
+    """Split off an implicit prompt: the common beginning up to a space, so that no word is cut."""
     length = 0
     for index, (one, other) in enumerate(zip(chosen, rejected, strict=False)):
         if one != other:

@@ -1,4 +1,4 @@
-"""UltraFeedback (openbmb/UltraFeedback): four completions per instruction, rated by GPT-4 as a whole and by aspect."""
+"""UltraFeedback (openbmb/UltraFeedback): four completions per instruction, rated by GPT-4 overall and by aspect."""
 
 import math
 from typing import Any, Literal, NotRequired
@@ -25,7 +25,7 @@ class UltraFeedbackRow(TypedDict):
 
 
 def convert(row: UltraFeedbackRow, *, score: Score = "overall") -> Converted:
-    """One group. Completions that GPT-4 left without the score asked for are left out."""
+    """Yield one group. Skip completions that GPT-4 did not give the requested score."""
     responses, scores = [], []
     for completion in row["completions"]:
         value = _score(completion, score)
