@@ -63,7 +63,7 @@ class RecipeReport:
     train: DataCounts | None = None
     held_out: DataCounts | None = None
     steps: int | None = None
-    """Optimizer steps of the whole run on one process."""
+    """Optimizer steps of the complete run on one process."""
     layout: str | None = None
     """The expected layout. Under `layout: auto` the proof on the loaded model makes the final decision."""
     backend: str | None = None

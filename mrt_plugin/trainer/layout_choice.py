@@ -75,7 +75,7 @@ def choose_layout(
         compute: as `mrt_plugin.attention.Compute`.
         tokenizer: gives the pad token.
         gradient_checkpointing: whether activations are recomputed in the backward pass.
-        device_type: where it trains; by default where the model is.
+        device_type: device to train on; by default that of the model.
         sharding: name of what shards the weights over processes (`mrt_plugin.trainer.sharding.read_sharding`), if
             anything does.
         agree: called with why this process cannot share, or with None. Returns the first such reason of any process,

@@ -82,7 +82,7 @@ class PrepareReport:
 
     groups: int = 0
     rows: int = 0
-    """Rows of the prepared dataset: more than `groups` where long groups were split."""
+    """Rows of the prepared dataset: more than `groups` if long groups were split."""
     pairs: int = 0
     trained_tokens: int = 0
     tokens_expanded: int = 0
@@ -124,7 +124,7 @@ def prepare_groups(
     Args:
         groups: as `load_groups` returns them.
         tokenizer: with its chat template, if it has one.
-        options: selector, k and the rest; `row_length` is used where `split_rows` is set.
+        options: selector, k and the rest; `row_length` is used if `split_rows` is set.
         max_length: limit in tokens of one prompt with one response; longer pairs are dropped and counted.
         seed: of the selection, unless `options.selection_seed` is set.
         expanded_form: build rows of whole pairs, without a shared prefix.
