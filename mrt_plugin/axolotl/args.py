@@ -91,8 +91,8 @@ def parse_block(block: Any) -> dict[str, Any]:
     """Return the `mrt:` block with its defaults filled in.
 
     Raises:
-        ValueError: naming every unknown key and every value of the wrong type, an unknown source, or a curation rule
-            that does not exist or has invalid settings.
+        ValueError: naming every unknown key and every value of the wrong type. Also for an unknown source, and for a
+            curation rule that does not exist or has invalid settings.
 
     Example:
 

@@ -26,7 +26,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 """Largest relative difference of loss and gradient norm at which an arm still counts as the same training."""
 
 SLOWER = 1.15
-"""Larger micro-batches are no longer tried once one is this much slower than the best."""
+"""Larger micro-batches are no longer tried once one takes this many times as long as the best."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@
 * logits: of one chunk of trained tokens (`mrt_plugin.loss.token_nll.chunk_tokens`), with their gradient, in fp32.
 * dequantised weight: the largest quantised layer, once, in the compute dtype.
 
-Not included are the CUDA context (0.3 to 0.6 GiB), fragmentation of the allocator, workspaces of kernels, a mask that
-attention materialises, and the balance between GPUs. It is an estimate and is always shown as one.
+Not included are the CUDA context (0.3 to 0.6 GiB), allocator fragmentation, kernel workspaces, a mask that attention
+materialises, and the balance between GPUs. It is an estimate and is always shown as one.
 """
 
 import copy

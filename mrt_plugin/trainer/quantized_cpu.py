@@ -10,7 +10,7 @@ def keep_trainable(model: Any) -> None:
     On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a 4-bit layer's weights the first time that the layer runs
     in evaluation mode. It does not undo this for training. From then on the layer's output has no gradient with
     respect to its input. After one evaluation the adapters of a two-layer Llama had gradients that were wrong by 0.30
-    of their norm. On other devices this function changes nothing.
+    of their norm. On other hardware this changes nothing.
 
     Raises:
         ValueError: if the weights were already repacked. Undoing it is lossy, so the model must be loaded again.

@@ -31,8 +31,8 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
 
     Raises:
         DataError: if the data is not groups. It is raised before the model is loaded.
-        ValueError: for arguments that a grouped trainer does not support, for held-out prompts that are also in the
-            training data, and if `layout="shared_prefix"` cannot be proved exact for the model.
+        ValueError: for arguments that a grouped trainer does not support and held-out prompts that are trained on.
+            Also if `layout="shared_prefix"` cannot be proved exact for the model.
 
     Example:
 
