@@ -1,7 +1,8 @@
 """The Axolotl plugin: `plugins: [mrt_plugin.axolotl.MultiResponsePlugin]`.
 
 Every registered selector is a dataset type, `type: mrt_plugin.axolotl.<selector>`. Axolotl imports a type as a module
-and calls its `load`, so a module of one function is made for each selector here, and a new selector needs no file.
+and calls its `load`. So a module with that one function is created here for each selector, and a new selector needs no
+file.
 """
 
 import sys

@@ -11,7 +11,7 @@ from mrt_plugin.groups.adapters import check_source
 from mrt_plugin.options import MultiResponseOptions
 
 DATASET_KEYS = ("path", "name", "split", "type", "ds_type", "data_files", "revision")
-"""Keys of a dataset entry that an override is matched by."""
+"""Keys by which an override is matched to a dataset entry."""
 
 DATASET_OPTIONS = (
     "source",
@@ -88,11 +88,11 @@ MrtBlock = create_model(
 
 
 def parse_block(block: Any) -> dict[str, Any]:
-    """The `mrt:` block with its defaults filled in.
+    """Return the `mrt:` block with its defaults filled in.
 
     Raises:
-        ValueError: naming every unknown key and every value of the wrong type, an unknown source, or a curation rule
-            that does not exist or cannot be as asked.
+        ValueError: naming every unknown key and every value of the wrong type. Also for an unknown source, and for a
+            curation rule that does not exist or has invalid settings.
 
     Example:
 
@@ -117,12 +117,15 @@ def parse_block(block: Any) -> dict[str, Any]:
 
 
 def redraws(block: dict[str, Any]) -> bool:
-    """Whether any dataset of the run draws its responses anew every epoch."""
+    """Return whether any dataset of the run draws its responses anew every epoch."""
     return any(holder.get("redraw") == "epoch" for holder in (block, *(block.get("datasets") or [])))
 
 
 def plain(value: Any) -> Any:
-    """Axolotl's DictDefault answers None for every attribute, also for those by which pydantic knows its own kind."""
+    """Convert Axolotl's DictDefault to plain dicts and lists.
+
+    A DictDefault returns None for every attribute, even for those by which pydantic recognises its own types.
+    """
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list) else value
@@ -144,7 +147,7 @@ def _readable(error: Any) -> str:
 
 
 class MultiResponseArgs(BaseModel):
-    """What the plugin adds to Axolotl's configuration."""
+    """The fields that the plugin adds to Axolotl's configuration."""
 
     mrt: dict[str, Any] | None = Field(None, description="Options of multi-response training.")
 
@@ -155,6 +158,6 @@ class MultiResponseArgs(BaseModel):
 
 
 def options_of(block: dict[str, Any], **changes: Any) -> MultiResponseOptions:
-    """The options in a parsed block, with `changes`."""
+    """Return the options in a parsed block, with `changes` applied."""
     names = {item.name for item in dataclasses.fields(MultiResponseOptions)}
     return MultiResponseOptions(**{**{name: value for name, value in block.items() if name in names}, **changes})

@@ -1,4 +1,4 @@
-"""What of a recipe a grouped run cannot honour: each is refused by name, with what to do instead."""
+"""Refuse recipe options that a grouped run does not support. Each message names the option and what to do instead."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +14,7 @@ from mrt_plugin.axolotl.args import MrtBlock
 from mrt_plugin.places import check_model
 
 Check = tuple[str, Callable[[Any], bool], str]
-"""A key of the recipe, the values of it that are refused, and what to do instead."""
+"""A key of the recipe, a test for the values that are refused, and what to do instead."""
 
 _PACKS = "Groups are packed by sample_packing, or by mrt.row_packing without it."
 _OWN_LOSS = (
@@ -123,7 +123,7 @@ REFUSED_PLUGINS = {
 
 
 def refuse_options(cfg: Any) -> None:
-    """Refuse what cannot be honoured.
+    """Refuse the options of a recipe that are not supported.
 
     Raises:
         ValueError: naming every such option.
@@ -156,8 +156,10 @@ def refuse_options(cfg: Any) -> None:
 
 
 def schemas(plugins: Iterable[Any]) -> list[type[BaseModel]]:
-    """The schemas of Axolotl and of the plugins of a recipe, which together say what a recipe may hold. A plugin that
-    cannot be loaded is passed over, as Axolotl does."""
+    """Return the schemas of Axolotl and of a recipe's plugins, which together define the keys of a recipe.
+
+    A plugin that cannot be loaded is skipped, as in Axolotl.
+    """
     found: list[type[BaseModel]] = [AxolotlInputConfig]
     for name in plugins:
         try:
@@ -171,7 +173,7 @@ def schemas(plugins: Iterable[Any]) -> list[type[BaseModel]]:
 
 
 def fields_of(models: Iterable[type[BaseModel]]) -> dict[str, Any]:
-    """The types of all fields, by name and by alias."""
+    """Return the types of all fields, by name and by alias."""
     found: dict[str, Any] = {}
     for model in models:
         for name, item in model.model_fields.items():
@@ -182,7 +184,7 @@ def fields_of(models: Iterable[type[BaseModel]]) -> dict[str, Any]:
 
 
 def _misplaced(cfg: Any) -> Iterator[str]:
-    """Options of `mrt:` beside it, where Axolotl drops them, and a plugin that is there twice."""
+    """Yield options of `mrt:` that are written outside it, where Axolotl drops them, and plugins listed twice."""
     known = fields_of(schemas(cfg.get("plugins") or []))
     for key, value in cfg.items():
         if key == "selector" and key not in known:
@@ -195,7 +197,7 @@ def _misplaced(cfg: Any) -> Iterator[str]:
 
 
 def _without_held_out(cfg: Any) -> Iterator[str]:
-    """Options that need held-out prompts; the trainer would find out after the model is loaded."""
+    """Yield options that lack held-out prompts. The trainer would find this only after loading the model."""
     if not cfg.get("val_set_size") and not cfg.get("test_datasets"):
         for name in ("early_stopping", "sample_prompts"):
             if (cfg.get("mrt") or {}).get(name):
@@ -212,7 +214,7 @@ def _base_model(cfg: Any) -> Iterator[str]:
 
 
 def output_slips(cfg: Any) -> Iterator[str]:
-    """A folder for results that is the model's, or lies in one that is read as data."""
+    """Yield problems of `output_dir`: it is the model's folder, or lies in a folder that is read as data."""
     model, output = str(cfg.get("base_model") or ""), Path(str(cfg.get("output_dir") or "model-out")).resolve()
     if model and Path(model).resolve() == output:
         yield f"output_dir: {cfg.get('output_dir')} is base_model's own folder, which would be overwritten. Change it."
@@ -223,10 +225,11 @@ def output_slips(cfg: Any) -> Iterator[str]:
 
 
 def check_lengths(cfg: Any, block: dict[str, Any]) -> tuple[int, int]:
-    """The limit of a pair and of a row, in tokens.
+    """Return the limits of a pair and of a row, in tokens.
 
     Raises:
-        ValueError: if they do not fit into each other or into sequence_len.
+        ValueError: if a pair does not fit into a row, or a row into sequence_len, or the packing options contradict
+            each other.
     """
     sequence_len = int(cfg.get("sequence_len") or 512)  # Axolotl's own default
     row_length = block.get("row_length") or sequence_len

@@ -1,6 +1,6 @@
-"""Dataset types of Axolotl's own and of other packages, found when the recipe is read.
+"""Look up dataset types of Axolotl and of other packages when the recipe is read.
 
-Axolotl looks them up after it has printed its configuration and loaded the tokenizer and the data.
+Axolotl itself looks them up later, after printing its configuration and loading the tokenizer and the data.
 """
 
 from difflib import get_close_matches
@@ -16,10 +16,10 @@ PREFIX = "mrt_plugin.axolotl."
 
 
 def find_strategy(kind: str) -> str | None:
-    """`module:function` that Axolotl calls for a dataset type; None if there is none.
+    """Return the `module:function` that Axolotl calls for a dataset type, or None if there is none.
 
     Raises:
-        ModuleNotFoundError: if the type's module is there and imports one that is not.
+        ModuleNotFoundError: if the type's module exists but imports one that does not.
 
     Example:
 
@@ -48,7 +48,7 @@ def _has(place: str, function: str) -> bool:
 
 
 def meant(kind: str) -> str:
-    """A question whether a type of a similar name is meant; empty if none is."""
+    """Return a question that suggests a type of a similar name; empty if there is none."""
     strategies = [module.name for module in iter_modules(prompt_strategies.__path__)]
     known = {name: name for name in (*DATASET_HANDLERS, *strategies)} | {name: PREFIX + name for name in SELECTORS}
     guess = get_close_matches(kind.rpartition(".")[2], known, n=1)

@@ -1,4 +1,4 @@
-"""The dataset entries of a recipe: checked, and marked with what they must be made into."""
+"""Check the dataset entries of a recipe, and mark them with how to prepare them."""
 
 import copy
 import json
@@ -19,35 +19,35 @@ logger = logging.getLogger(__name__)
 ORDINARY = "ordinary"
 
 OWN_KEYS = {*DATASET_KEYS, "trust_remote_code", "shards", "shards_idx"}
-"""Keys of an entry that a grouped dataset honours."""
+"""Keys of an entry that a grouped dataset supports."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What an entry must be made into, kept as text in its `conversation` field.
+    """How to prepare an entry, stored as text in its `conversation` field.
 
-    That field is otherwise unused by these dataset types, reaches the dataset's `load`, and is part of the name of the
-    prepared dataset: a changed fingerprint is a new dataset.
+    These dataset types do not use that field otherwise. It reaches the dataset's `load`, and it is part of the name of
+    the prepared dataset. So a changed fingerprint gives a new dataset.
     """
 
     part: str
     """`train`, `held_out` (from val_set_size) or `test` (from test_datasets)."""
     share: float
-    """The share of prompts that is held out; 0 where all prompts are on one side."""
+    """Share of prompts that is held out; 0 if all prompts are on one side."""
     fingerprint: str
     options: dict[str, Any] = field(default_factory=dict)
     """Options of this dataset alone, from mrt.datasets."""
     file: str | None = None
-    """A JSON file that is read by `load_groups`, whatever Axolotl makes of it."""
+    """A JSON file that `load_groups` reads in place of Axolotl's rows."""
     wrapped: dict[str, Any] | None = None
-    """Of a dataset of Axolotl's own types: the entry as the user wrote it."""
+    """For a dataset of Axolotl's own types: the entry as the user wrote it."""
 
     def as_text(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def of(cls, entry: Any) -> "Mark | None":
-        """The mark of an entry, or None where the plugin has not seen it."""
+        """Return the mark of an entry, or None if the plugin has not seen the entry."""
         text = entry.get("conversation")
         return cls(**json.loads(text)) if text else None
 
@@ -55,11 +55,11 @@ class Mark:
 def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> None:
     """Mark every dataset of a recipe, in place, and turn `val_set_size` into held-out datasets.
 
-    Axolotl would split prepared rows, after its cache, so that parts of one group could end on both sides. Held-out
-    prompts are instead found by the hash of the prompt while a dataset is prepared, once for each side.
+    Axolotl would split prepared rows after its cache, so parts of one group could end up on both sides. Instead,
+    held-out prompts are found by the hash of the prompt while a dataset is prepared, once for each side.
 
     Raises:
-        ValueError: naming the entry, what is wrong and the remedy.
+        ValueError: naming the entry, what is wrong and how to fix it.
     """
     entries = [_plain(entry) for entry in cfg.get("datasets") or []]
     tests = [_plain(entry) for entry in cfg.get("test_datasets") or []]
@@ -101,7 +101,7 @@ def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> No
 
 
 def selector_of(entry: dict[str, Any]) -> str | None:
-    """The selector that an entry's type names; None for Axolotl's own types."""
+    """Return the selector that an entry's type names, or None for Axolotl's own types."""
     kind = entry.get("type")
     return kind.removeprefix(PREFIX) if isinstance(kind, str) and kind.startswith(PREFIX) else None
 
@@ -161,7 +161,7 @@ def _check_own_options(place: str, entry: dict[str, Any], block: dict[str, Any],
 
 
 def _warn_unused(block: dict[str, Any], entries: list[dict[str, Any]], options: list[dict[str, Any]]) -> None:
-    """Name the options that change nothing: those of `mrt:` in no dataset, those of one dataset in it."""
+    """Warn of options without effect: those of `mrt:` that no dataset uses, and unused ones of a single dataset."""
     unused = []
     for entry, own in zip(entries, options, strict=False):
         selector = selector_of(entry)
@@ -184,7 +184,7 @@ def _share(value: Any) -> float:
 
 
 def _match_overrides(overrides: list[dict[str, Any]], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The options of each entry, from the overrides whose keys all equal the entry's."""
+    """Return the options of each entry, taken from the overrides whose keys all equal the entry's."""
     found: list[dict[str, Any]] = [{} for _ in entries]
     for override in overrides:
         keys = {name: value for name, value in override.items() if name in DATASET_KEYS}
@@ -208,8 +208,8 @@ def _match_overrides(overrides: list[dict[str, Any]], entries: list[dict[str, An
 
 
 def _held_out(entry: dict[str, Any]) -> dict[str, Any]:
-    """The same data once more, for its held-out prompts: every response of theirs is scored."""
-    # Of several splits Axolotl would read `test` for a test dataset.
+    """Return the same entry for its held-out prompts. Every response of these is scored."""
+    # If there are several splits, Axolotl would read `test` for a test dataset.
     held_out = {**copy.deepcopy(entry), "split": entry.get("split") or "train"}
     return {**held_out, "type": PREFIX + "all"} if selector_of(entry) else held_out
 
@@ -219,8 +219,8 @@ def _mark(entry: dict[str, Any], mark: Mark) -> dict[str, Any]:
         mark = replace(mark, wrapped=entry)
         entry = {**entry, "type": PREFIX + ORDINARY}
     elif _is_json_file(entry):
-        # Arrow forces one schema on all messages, and its errors name no line. So Axolotl reads lines of text, and the
-        # file is read once more by `load_groups`.
+        # Arrow requires one schema for all messages, and its errors name no line. So Axolotl reads lines of text, and
+        # `load_groups` reads the file again.
         if Path(str(entry["path"])).stat().st_size == 0:
             raise ValueError(f"{entry['path']}: it is empty: write at least one row.")
         mark = replace(mark, file=str(entry["path"]))

@@ -1,7 +1,7 @@
-"""A fingerprint of everything that a prepared dataset depends on and that Axolotl's cache does not look at.
+"""Fingerprints of everything that a prepared dataset depends on and that Axolotl's cache ignores.
 
-Axolotl 0.19.0 names a prepared dataset by a hash of some fields of the recipe. Neither plugin options, nor the bytes
-of the data file, nor the seed, nor the tokenizer's files are among them, so it would silently reuse an old one.
+Axolotl 0.19.0 names a prepared dataset by a hash of some fields of the recipe. The hash does not cover plugin options,
+the bytes of the data file, the seed, or the tokenizer's files. So Axolotl would silently reuse an old dataset.
 """
 
 import hashlib
@@ -61,11 +61,11 @@ RECIPE_KEYS = (
     "shuffle_before_merging_datasets",
     "curriculum_sampling",
 )
-"""Fields of the recipe that what we prepare depends on."""
+"""Fields of the recipe that the prepared data depends on."""
 
 
 def recipe_fingerprint(cfg: Any, block: dict[str, Any]) -> str:
-    """A fingerprint of the `mrt:` options, of the recipe's fields that matter, and of the tokenizer's content."""
+    """Return a fingerprint of the `mrt:` options, the recipe's fields that matter, and the tokenizer's content."""
     fields = {name: cfg.get(name) for name in RECIPE_KEYS}
     tokenizer = cfg.get("tokenizer_config") or cfg.get("base_model_config") or cfg.get("base_model")
     return _digest(
@@ -83,8 +83,11 @@ def recipe_fingerprint(cfg: Any, block: dict[str, Any]) -> str:
 
 
 def entry_fingerprint(entry: dict[str, Any], place: int, recipe: str) -> str:
-    """A fingerprint of one dataset entry: the entry, its place among the others, its data's content, the code of its
-    type, and the recipe's fingerprint. Axolotl's hash sorts the entries, and prepared rows stand in their order."""
+    """Return a fingerprint of one dataset entry.
+
+    It covers the entry, its place among the others, the content of its data, the code of its type, and the recipe's
+    fingerprint. The place counts because Axolotl's hash sorts the entries, but prepared rows keep their order.
+    """
     kind = entry.get("type")
     strategy = find_strategy(kind) if isinstance(kind, str) else None
     return _digest(
@@ -99,7 +102,7 @@ def entry_fingerprint(entry: dict[str, Any], place: int, recipe: str) -> str:
 
 
 def local_files(entry: dict[str, Any]) -> list[Path]:
-    """The files on this machine that an entry reads, sorted; none if the data is elsewhere."""
+    """Return the files on this machine that an entry reads, sorted; none if the data is elsewhere."""
     path = Path(str(entry.get("path")))
     if path.is_file():
         return [path]
@@ -116,10 +119,10 @@ def _data_content(entry: dict[str, Any]) -> str:
     if files:
         return _content(files)
     name = str(entry.get("path"))
-    try:  # a dataset of the hub: the commit that its revision points to
+    try:  # for a dataset on the hub: the commit that its revision points to
         return str(HfApi().dataset_info(name, revision=entry.get("revision")).sha)
     except Exception as error:
-        # No hub, no such dataset, or another kind of address: Axolotl's loader will say so if it cannot read it.
+        # No hub, no such dataset, or another kind of address. If Axolotl's loader cannot read it, it says so.
         logger.info("The content of dataset %s is not part of the cache's key: %s.", name, type(error).__name__)
         return "unknown"
 
@@ -137,18 +140,18 @@ def _tokenizer_content(name: str, revision: str | None) -> str:
 
 
 def _jinja_content(template: Any) -> str:
-    """`chat_template_jinja` may be a template or the path of one."""
+    """Return the content of `chat_template_jinja`, which may be a template or the path of one."""
     return str(template) if "{" in str(template) else _file_content(str(template))
 
 
 def _file_content(name: str) -> str:
-    """Of a name that may be a file's: the file's content, else the name."""
+    """Return the content of the file with this name, or the name if there is no such file."""
     path = Path(name)
     return _content([path]) if path.is_file() else name
 
 
 def _scoring_content(holder: dict[str, Any]) -> list[str]:
-    """The content behind the names of scorers and of an embedder: a function's source, a model's files."""
+    """Return the content behind the names of scorers and of an embedder: a function's source, a model's files."""
     names = [str(name) for name in scorer_list(holder.get("scorer") or [])]
     embedder = holder.get("embedder")
     if embedder == "sentence-transformers":
@@ -160,8 +163,10 @@ def _scoring_content(holder: dict[str, Any]) -> list[str]:
 
 
 def _function_content(name: str) -> str:
-    """Of the file or module that a function is named in, and of the module that it is written in. What these import is
-    not seen.
+    """Return the content of a function's source files.
+
+    These are the file or module given in the name, and the module that defines the function. What they import is not
+    covered.
 
     Raises:
         ValueError: if there is no such function.
@@ -174,7 +179,7 @@ def _function_content(name: str) -> str:
 
 
 def _model_content(name: str) -> str:
-    """Of a model's folder: all its files. Of a model of the hub: the commit."""
+    """Return the content of all files of a model's folder, or the commit of a model on the hub."""
     folder = Path(name)
     if folder.is_dir():
         return _content(sorted(file for file in folder.rglob("*") if file.is_file()))
@@ -182,16 +187,16 @@ def _model_content(name: str) -> str:
         return f"{name} {HfApi().model_info(name).sha}"
     except Exception as error:
         logger.info("The newest commit of model %s is not known: %s.", name, type(error).__name__)
-    try:  # the one that is on this machine
+    try:  # the commit that is on this machine
         return f"{name} {Path(snapshot_download(name, local_files_only=True)).name}"
     except Exception as error:
-        # No hub and no such model: whoever loads it will say so.
+        # No hub and no such model: loading it reports the error.
         logger.info("The content of model %s is not part of the cache's key: %s.", name, type(error).__name__)
         return name
 
 
 def _rules_content(block: dict[str, Any]) -> list[str]:
-    """The content of the files that curation rules name: a benchmark's prompts, a user's own check."""
+    """Return the content of the files that curation rules name: a benchmark's prompts, a user's own check."""
     holders = [block, *block.get("datasets", [])]
     rules = [rule for holder in holders for rule in parse_rules(holder.get("curation"))]
     return [_content(sorted(rule.reads())) for rule in rules]

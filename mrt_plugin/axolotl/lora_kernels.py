@@ -1,13 +1,14 @@
-"""Axolotl's LoRA kernels, made whole for the small model of the proof."""
+"""Make Axolotl's LoRA kernels work for the small model of the proof."""
 
 from typing import Any
 
 
 def give_kernels_to_new_models(cfg: Any) -> None:
-    """Let a new model of the recipe's family run after Axolotl has put its LoRA kernels in.
+    """Let a new model of the recipe's family run after Axolotl has installed its LoRA kernels.
 
-    They rewrite an attention class to call `apply_qkv` and `apply_o`, which they give to the loaded model's layers
-    only. The proof builds a small model of the same class: its layers get the plain projections.
+    The kernels rewrite an attention class to call `apply_qkv` and `apply_o`. Axolotl gives these methods only to the
+    layers of the loaded model. The proof builds a small model of the same class, and its layers get the plain
+    projections here.
     """
     if not (cfg.lora_qkv_kernel or cfg.lora_o_kernel):
         return

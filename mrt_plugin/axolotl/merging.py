@@ -1,4 +1,4 @@
-"""What `axolotl merge-lora` must merge a QLoRA adapter into: the 4-bit weights that it was trained on."""
+"""Prepare the weights for `axolotl merge-lora`: a QLoRA adapter belongs to the 4-bit weights it was trained on."""
 
 from typing import Any
 
@@ -6,11 +6,12 @@ import torch
 
 
 def round_to_4bit(model: torch.nn.Module, bnb_config_kwargs: dict[str, Any] | None = None) -> int:
-    """Round the weights that QLoRA quantizes to their 4-bit values, in place, and return how many layers have them.
+    """Round the weights that QLoRA quantizes to their 4-bit values, in place, and return the number of layers.
 
-    QLoRA quantizes every linear layer but the output head, and no embedding. Axolotl's own merging (0.19.0,
-    `merge_method: memory_efficient`) rounds those as well, and without double quantization, so that the merged model
-    is another one than the adapter's. Merged into weights that were not rounded at all it is another one too.
+    QLoRA quantizes every linear layer except the output head, and no embedding. Axolotl's own merging (0.19.0,
+    `merge_method: memory_efficient`) also rounds the head and the embeddings, and without double quantization. The
+    merged model then differs from the one that was trained. Merging into weights that were not rounded at all also
+    gives a different model.
     """
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 

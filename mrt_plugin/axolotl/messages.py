@@ -1,4 +1,7 @@
-"""Axolotl prints messages below WARNING of its own loggers only. Ours are counts and decisions: they are shown too."""
+"""Show the plugin's INFO messages.
+
+Axolotl prints messages below WARNING only from its own loggers. The plugin's messages report counts and decisions.
+"""
 
 import logging
 import os
@@ -7,7 +10,7 @@ from axolotl.logging_config import AxolotlOrWarnErrorFilter, ColorfulFormatter
 
 
 class _Console(logging.Handler):
-    """Prints what is below WARNING; the rest is printed by Axolotl already."""
+    """Prints messages below WARNING. Axolotl already prints the others."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.WARNING:
@@ -15,7 +18,7 @@ class _Console(logging.Handler):
 
 
 def show_messages() -> None:
-    """Print the INFO messages of `mrt_plugin`, on the main process. May be called again for modules loaded since."""
+    """Print the INFO messages of `mrt_plugin`, on the main process. Call it again for modules loaded since."""
     ours = logging.getLogger("mrt_plugin")
     if not ours.handlers and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         handler = _Console()

@@ -1,6 +1,6 @@
-"""Datasets of Axolotl's own types beside grouped ones: every row becomes a group of one response.
+"""Datasets of Axolotl's own types next to grouped ones: every row becomes a group of one response.
 
-The plugin puts this type in place of the entry's own, which is kept in the entry's mark.
+The plugin replaces the entry's type with this one, and keeps the original in the entry's mark.
 """
 
 import logging
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 
 def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> "OrdinaryDataset":
-    """The `load` that Axolotl calls."""
+    """Return the dataset. Axolotl calls this function."""
     return OrdinaryDataset(tokenizer, cfg, required_mark(ds_cfg, ORDINARY))
 
 
 class OrdinaryDataset(DatasetWrappingStrategy):  # type: ignore[misc]
-    """Let Axolotl tokenize an entry by its own type, and make each row a group of one."""
+    """Lets Axolotl tokenize an entry by its own type, and makes each row a group of one."""
 
     def __init__(self, tokenizer: Any, cfg: Any, mark: Mark) -> None:
         self._tokenizer = tokenizer
@@ -40,14 +40,14 @@ class OrdinaryDataset(DatasetWrappingStrategy):  # type: ignore[misc]
     def wrap_dataset(
         self, dataset: Dataset, process_count: int | None = None, keep_in_memory: bool | None = False, **kwargs: Any
     ) -> Dataset:
-        """One group of one response per row; rows with nothing to train or that are too long are dropped, counted."""
+        """Return one group of one response per row. Drop and count rows that are too long or train nothing."""
         entry = DictDefault(SFTDataset(**(self._mark.wrapped or {})).model_dump(exclude_none=True))
         if (
             entry.type == "chat_template"
             and not (self._mark.wrapped or {}).get("chat_template")
             and self._cfg.chat_template
         ):
-            # What Axolotl does for entries of this type (`normalize_cfg_datasets`).
+            # Axolotl does the same for entries of this type (`normalize_cfg_datasets`).
             entry.chat_template = self._cfg.chat_template
             entry.chat_template_jinja = self._cfg.chat_template_jinja
         base, _, style = entry.type.partition(":") if isinstance(entry.type, str) else (None, "", None)
@@ -95,13 +95,13 @@ class OrdinaryDataset(DatasetWrappingStrategy):  # type: ignore[misc]
 
 
 def _in_part(row: dict[str, Any], *, wanted: bool, share: float, seed: int) -> bool:
-    """Whether the row's prompt is on the wanted side."""
+    """Return whether the row's prompt is on the wanted side."""
     prompt = _prompt_tokens(row["input_ids"], row["labels"])
     return held_out(" ".join(map(str, prompt)), share, seed) == wanted
 
 
 def _prompt_tokens(tokens: list[int], labels: list[int]) -> list[int]:
-    """The tokens before the first trained one; all of them where that is the first, or there is none."""
+    """Return the tokens before the first trained one; all tokens if it is the first, or none is trained."""
     first = next((place for place, label in enumerate(labels) if label != -100), 0)
     return tokens[:first] or tokens
 
@@ -111,7 +111,7 @@ def _as_group(
 ) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for tokens, labels in zip(batch["input_ids"], batch["labels"], strict=True):
-        # The first token of a row is predicted from nothing; in a packed row it would be from another group.
+        # The first token of a row has no context. In a packed row it would be predicted from another group.
         trained = [False, *(label != -100 for label in labels[1:])]
         if len(tokens) > max_length or not any(trained):
             continue

@@ -1,4 +1,4 @@
-"""The plugin that a recipe loads."""
+"""The Axolotl plugin that a recipe loads."""
 
 import logging
 from typing import Any
@@ -36,10 +36,10 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
     """
 
     def register(self, cfg: Any) -> None:
-        """Check the recipe and prepare its dataset entries; whatever is raised here reaches the user at once.
+        """Check the recipe and prepare its dataset entries. An error raised here reaches the user at once.
 
         Raises:
-            ValueError: naming the option and the remedy.
+            ValueError: naming the option and what to do.
         """
         show_messages()
         for library in libraries():
@@ -49,13 +49,14 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         refuse_options(cfg)
         check_lengths(cfg, block)
         if cfg.get("seed") is None:
-            cfg["seed"] = 42  # Axolotl's own default, which it fills in only after this
+            cfg["seed"] = 42  # Axolotl's own default, which it sets only after this
         held_out = cfg.get("test_datasets")  # as the user wrote them
         mark_entries(cfg, block, recipe_fingerprint(cfg, block))
         self.held_out = held_out[0]["path"] if held_out else None
         cfg["mrt"] = block
         if cfg.get("sample_packing"):
-            # Axolotl drops the last incomplete batch of a packed dataset, and with these unset of a held-out one too.
+            # Axolotl drops the last incomplete batch of a packed dataset. If these are unset, it does so for held-out
+            # data too.
             cfg["eval_sample_packing"] = False
             cfg["dataloader_drop_last"] = False
 
@@ -72,26 +73,26 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
             )
 
     def pre_model_load(self, cfg: Any) -> None:
-        """Draw the adapter's first weights from the recipe's seed: Axolotl itself seeds only what comes after them."""
+        """Draw the adapter's initial weights from the recipe's seed. Axolotl sets the seed only after them."""
         give_kernels_to_new_models(cfg)
         set_seed(cfg.seed)
 
     def post_model_build(self, cfg: Any, model: Any) -> None:
-        """Before a QLoRA adapter is merged: give the model the weights that the adapter was trained on."""
+        """Give the model the weights that a QLoRA adapter was trained on, before the adapter is merged."""
         if cfg.merge_lora and cfg.adapter == "qlora":
             layers = round_to_4bit(model, cfg.bnb_config_kwargs)
             logger.info("%d linear layers have their 4-bit values.", layers)
 
     def get_input_args(self) -> str:
-        """The schema of `mrt:`."""
+        """Return the path of the schema of `mrt:`."""
         return "mrt_plugin.axolotl.args.MultiResponseArgs"
 
     def get_training_args_mixin(self) -> str:
-        """The options, as fields of the training arguments."""
+        """Return the path of the options class, which adds fields to the training arguments."""
         return "mrt_plugin.options.MultiResponseOptions"
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
-        """The values of those fields; the steps and the share of them that warms up are left to Trainer."""
+        """Return the values of these fields. Trainer computes the number of steps and of warm-up steps."""
         _, row_length = check_lengths(cfg, cfg.mrt)
         options = options_of(cfg.mrt, row_length=row_length)
         steps = {"max_steps": cfg.max_steps or -1}
@@ -100,19 +101,19 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         return {**vars(options), **steps}
 
     def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> tuple[type, dict[str, Any]]:
-        """The collator; the trainer tells it the layout."""
+        """Return the collator's class and arguments. The trainer sets the layout later."""
         _, row_length = check_lengths(cfg, cfg.mrt)
         return GroupedResponseCollator, {"row_length": row_length, "packing": cfg.mrt.row_packing}
 
     def get_trainer_cls(self, cfg: Any) -> type:
-        """Axolotl's trainer with the behaviour of `MultiResponseTrainerMixin`."""
+        """Return Axolotl's trainer with `MultiResponseTrainerMixin`."""
         from mrt_plugin.axolotl.trainer import MultiResponseAxolotlTrainer
 
         show_messages()
         return MultiResponseAxolotlTrainer
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Check that no other plugin's trainer took this one's place.
+        """Check that no other plugin replaced the trainer.
 
         Raises:
             ValueError: naming the trainer.
@@ -126,7 +127,7 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
             )
 
     def post_train_unload(self, cfg: Any) -> None:
-        """Say what to do with the model."""
+        """Log how to evaluate the model."""
         trained = f"{cfg.base_model}+{cfg.output_dir}" if cfg.adapter else cfg.output_dir
         logger.info(
             "Next: mrt evaluate --model %s --model %s%s --data %s --report evaluation.html",

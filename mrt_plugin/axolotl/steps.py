@@ -1,8 +1,9 @@
-"""How many steps a run takes, and which rows each of them trains.
+"""The number of steps of a run, and the rows that each step trains.
 
-Axolotl 0.19.0 rounds the steps of all epochs together, which Trainer counts per epoch: on small data a run ends early.
-Its packing draws from the global generator, drops the last incomplete batch and cuts every epoch to the shortest of
-four draws. So the plugin leaves the steps to Trainer, and packs by a function of the seed and the epoch.
+Axolotl 0.19.0 rounds the steps of all epochs together, but Trainer counts them per epoch. On small data a run
+therefore ends early. Axolotl's packing draws from the global generator, drops the last incomplete batch, and cuts
+every epoch to the shortest of four draws. So the plugin leaves the number of steps to Trainer, and packs by a function
+of the seed and the epoch.
 """
 
 import logging
@@ -22,19 +23,19 @@ from mrt_plugin.axolotl.checks import check_lengths
 logger = logging.getLogger(__name__)
 
 Bins = list[list[int]]
-"""Indices of the rows that are packed together."""
+"""For each packed row, or bin: the indices of the rows in it."""
 
 
 class EpochPacking(BatchSampler):
-    """Packs all rows of every epoch, into as many batches in each.
+    """Packs all rows in every epoch, into the same number of batches.
 
-    The number of batches is that of the epoch that needs most, since Trainer takes all epochs to be as long as one
-    another. The bins of other epochs are spread over as many.
+    Trainer assumes that all epochs have the same length. The number of batches is therefore that of the epoch that
+    needs the most. The bins of other epochs are spread over as many batches.
 
     Args:
         sizes: [rows] tokens of each row.
         cfg: the recipe; `sample_packing_*`, `curriculum_sampling`, `seed`, `num_epochs` and `max_steps` are read.
-        batch_size: bins that a batch holds at most.
+        batch_size: maximum number of bins in a batch.
         epoch: returns the epoch that begins.
     """
 
@@ -43,12 +44,12 @@ class EpochPacking(BatchSampler):
         self._cfg = cfg
         self._bins_per_batch = batch_size
         self._epoch = epoch
-        self.batch_size = None  # type: ignore[assignment]  # read by accelerate: batches hold unequally many bins
+        self.batch_size = None  # type: ignore[assignment]  # read by accelerate: batches differ in bins
         self.drop_last = False
         self._length = self._most_batches()
 
     def _most_batches(self) -> int:
-        """The batches of the longest epoch, the same number on every process."""
+        """Return the number of batches of the longest epoch, a multiple of the number of processes."""
         processes = self._cfg.world_size
         taken = (self._cfg.max_steps or 0) * self._cfg.gradient_accumulation_steps * processes
         most = epoch = 0
@@ -79,7 +80,7 @@ class EpochPacking(BatchSampler):
         return [[int(order[place]) for place in chosen] for chosen in bins]
 
     def batches(self, epoch: int) -> list[Bins]:
-        """The batches of an epoch, over all processes."""
+        """Return the batches of an epoch, over all processes."""
         bins = self._pack(epoch)
         while len(bins) < self._length:
             fullest = max(range(len(bins)), key=lambda index: len(bins[index]))
@@ -96,7 +97,7 @@ class EpochPacking(BatchSampler):
 
 
 def row_sizes(dataset: Dataset, layout: str, cfg: Any) -> np.ndarray:
-    """[rows] tokens that each prepared row comes to have; a group that expands to more than a row fills one."""
+    """Return the tokens that each prepared row will have, [rows]. A group that expands to over a row fills one."""
     shared = layout == "shared_prefix"
     sizes = [
         prefix * (1 if shared else len(segments)) + sum(segments)
@@ -106,7 +107,7 @@ def row_sizes(dataset: Dataset, layout: str, cfg: Any) -> np.ndarray:
 
 
 def foresee_steps(cfg: Any, dataset: Dataset, layout: str) -> int:
-    """The optimizer steps that `axolotl train` takes on prepared rows."""
+    """Return the number of optimizer steps that `axolotl train` takes on prepared rows."""
     if cfg.max_steps:
         return int(cfg.max_steps)
     if cfg.sample_packing:
@@ -121,8 +122,8 @@ class Announcement(TrainerCallback):
     """Logs before the first step how much of the data the run trains.
 
     Args:
-        rows: of the training data.
-        packing: returns what packs them; None where rows are not packed.
+        rows: number of rows of the training data.
+        packing: returns the sampler that packs them, or None if rows are not packed.
     """
 
     def __init__(self, rows: int, packing: Callable[[], EpochPacking | None]) -> None:
@@ -150,9 +151,9 @@ class Announcement(TrainerCallback):
         )
 
     def _reached(self, batches: int, args: Any) -> int:
-        """The rows in the first `batches` of the first epoch, over all processes."""
+        """Return the number of rows in the first `batches` of the first epoch, over all processes."""
         packing = self._packing()
         if packing is None:
             return min(self._rows, batches * args.per_device_train_batch_size)
         rows = [index for batch in packing.batches(0)[:batches] for chosen in batch for index in chosen]
-        return sum(index < self._rows for index in rows)  # beyond are fillers
+        return sum(index < self._rows for index in rows)  # fillers have larger indices

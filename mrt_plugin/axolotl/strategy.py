@@ -1,4 +1,4 @@
-"""How a grouped dataset is prepared inside Axolotl: from the rows that it read to rows of tokens."""
+"""Prepare a grouped dataset inside Axolotl: from the rows that Axolotl read to rows of tokens."""
 
 import json
 import logging
@@ -35,16 +35,16 @@ _FEATURES = Features(
         PROMPT_NAME: Value("string"),
     }
 )
-"""Columns of a prepared dataset. Axolotl removes `attention_mask` for some models, and fails without it."""
+"""Columns of a prepared dataset. Axolotl removes `attention_mask` for some models, and fails if it is missing."""
 
 
 def features_of(block: dict[str, Any]) -> Features:
-    """The columns and types that all prepared datasets of a run share, as Axolotl puts them together."""
+    """Return the columns and types of all prepared datasets of a run. They are equal, as Axolotl concatenates them."""
     return Features({**_FEATURES, DRAW: DRAW_FEATURE}) if redraws(block) else _FEATURES
 
 
 def loader(selector: str) -> Callable[..., "GroupedDataset"]:
-    """The `load` that Axolotl calls for `type: mrt_plugin.axolotl.<selector>`."""
+    """Return the `load` that Axolotl calls for `type: mrt_plugin.axolotl.<selector>`."""
 
     def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> GroupedDataset:
         return GroupedDataset(tokenizer, cfg, required_mark(ds_cfg, selector), selector, str(ds_cfg.get("path")))
@@ -53,10 +53,10 @@ def loader(selector: str) -> Callable[..., "GroupedDataset"]:
 
 
 def required_mark(ds_cfg: Any, kind: str) -> Mark:
-    """The mark that the plugin left on the entry.
+    """Return the mark that the plugin left on the entry.
 
     Raises:
-        ImportError: if the plugin is not loaded. Of the errors of a dataset type, Axolotl shows this kind.
+        ImportError: if the plugin is not loaded. Axolotl shows errors of this class from a dataset type.
     """
     mark = Mark.of(ds_cfg)
     if mark is None:
@@ -68,7 +68,7 @@ def required_mark(ds_cfg: Any, kind: str) -> Mark:
 
 
 class GroupedDataset(DatasetWrappingStrategy):
-    """Select, encode and lay out the groups of one dataset entry."""
+    """Selects, encodes and lays out the groups of one dataset entry."""
 
     def __init__(self, tokenizer: Any, cfg: Any, mark: Mark, selector: str, path: str) -> None:
         prepare_tokenizer(tokenizer)
@@ -84,7 +84,7 @@ class GroupedDataset(DatasetWrappingStrategy):
     def wrap_dataset(
         self, dataset: Dataset, process_count: int | None = None, keep_in_memory: bool | None = False, **kwargs: Any
     ) -> Dataset:
-        """Rows of tokens (`GroupRow`) of the entry's training or held-out prompts.
+        """Return rows of tokens (`GroupRow`) of the entry's training or held-out prompts.
 
         Raises:
             DataError: if the rows are not groups.
@@ -145,7 +145,7 @@ class GroupedDataset(DatasetWrappingStrategy):
         return groups.select(chosen)
 
     def _curate(self, groups: Dataset, process_count: int | None) -> Dataset:
-        """Apply the rules, and leave the ledger in the run's folder."""
+        """Apply the curation rules, and write their ledger (what they did) to the run's folder."""
         if not self._rules:
             return groups
         curated = curate(groups, self._rules, tokenizer=self._tokenizer, seed=self._cfg.seed, num_proc=process_count)
@@ -159,7 +159,7 @@ class GroupedDataset(DatasetWrappingStrategy):
 
 
 def with_features(prepared: Dataset, features: Features, num_proc: int | None) -> Dataset:
-    """The prepared rows with the columns and types that all datasets of a run must share."""
+    """Return the prepared rows with the columns and types that all datasets of a run must share."""
     return prepared.map(
         _complete,
         fn_kwargs={"missing": [name for name in features if name not in (*prepared.column_names, "attention_mask")]},

@@ -1,4 +1,4 @@
-"""Axolotl's trainer on groups."""
+"""Axolotl's trainer for groups."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from mrt_plugin.trainer.redraw import epoch_begun
 
 
 class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  # type: ignore[misc]
-    """`AxolotlTrainer` for groups; Axolotl builds it when the plugin is loaded."""
+    """`AxolotlTrainer` for groups. Axolotl builds it when the plugin is loaded."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -21,7 +21,7 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
             if dataset is not None:
                 _check_rows(dataset)
         refuse_overlap(self.train_dataset, self.eval_dataset)
-        # Both of the plugin's making: the training arguments have its mixin, the collators its class.
+        # The plugin provides both: the training arguments have its mixin, and the collators are of its class.
         options: Any = self.args
         collators: list[Any] = [self.data_collator, self.eval_data_collator]
         self.set_up_groups(options, collators)
@@ -30,7 +30,10 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
         self.add_callback(Announcement(len(rows), lambda: self._packing))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """With `sample_packing` every row of every epoch, which Axolotl's own sampler does not promise."""
+        """Return a sampler that packs every row in every epoch, if `sample_packing` is set.
+
+        Axolotl's own sampler does not guarantee this.
+        """
         cfg: Any = self.axolotl_cfg
         if not cfg.sample_packing:
             return super()._get_train_sampler(train_dataset)
@@ -40,7 +43,11 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
 
 
 def _check_rows(dataset: Dataset) -> None:
-    """Raises: ValueError: if a dataset of the run came to Axolotl tokenized already."""
+    """Check that the rows were prepared by the plugin.
+
+    Raises:
+        ValueError: if a dataset of the run was tokenized before Axolotl read it.
+    """
     if is_prepared(dataset) and not dataset.data.column("prefix_length").null_count:
         return
     raise ValueError(

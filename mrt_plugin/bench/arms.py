@@ -1,4 +1,4 @@
-"""What is compared: the trainers as users build them, on the same pairs."""
+"""The arms of a benchmark: the trainers as users build them, on the same pairs."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ class Arm:
 
     name: str
     trl: bool
-    """Whether it is TRL's own trainer, on rows of one pair each."""
+    """Whether this is TRL's own trainer, on rows of one pair each."""
     options: tuple[tuple[str, Any], ...]
-    """What it sets beside the common options."""
+    """Options in addition to the common ones."""
 
     def sizes(self, k: int, groups: int) -> list[int]:
-        """The micro-batch sizes that divide a step: pairs for TRL, groups for ours."""
+        """Return the micro-batch sizes that divide a step: in pairs for TRL, in groups for ours."""
         total = groups * k if self.trl else groups
         return [size for size in range(1, total + 1) if total % size == 0]
 
@@ -35,22 +35,22 @@ class Data:
     """The same groups, in the form that each trainer takes."""
 
     pairs: Dataset
-    """`input_ids` and `labels` of one pair a row, group after group."""
+    """`input_ids` and `labels`, one pair per row, group after group."""
     groups: Dataset
     """`GroupRow`s."""
     k: int
     groups_per_step: int
     tokens_per_group: int
-    """Of the longest group, with its prompt copied for each response."""
+    """Tokens of the longest group, with its prompt copied for each response."""
 
     @property
     def steps(self) -> int:
-        """Optimizer steps in one pass over the data."""
+        """Return the number of optimizer steps in one pass over the data."""
         return len(self.groups) // self.groups_per_step
 
 
 def make_data(groups: Sequence[Sequence[Pair]], groups_per_step: int) -> Data:
-    """Both forms of the groups."""
+    """Build both forms of the groups."""
     rows = [build_group_row(pairs) for pairs in groups]
     pairs = [
         {
@@ -73,11 +73,11 @@ def make_data(groups: Sequence[Sequence[Pair]], groups_per_step: int) -> Data:
 
 
 def all_arms(prefix_backends: Sequence[str]) -> list[Arm]:
-    """TRL's modes, then ours.
+    """Return TRL's modes, then ours.
 
-    Where TRL takes `chunked_nll` for another name of `nll` (its later releases always compute the loss in chunks), it
-    is one arm. The packed arm is TRL's `padding_free`, in the last of its losses: it puts the pairs of a micro-batch
-    into one sequence, which is what TRL's packing hands to the model.
+    If TRL treats `chunked_nll` as another name of `nll`, both are one arm. This is the case in its later releases,
+    which always compute the loss in chunks. The packed arm is TRL's `padding_free` with the last of its losses. It
+    puts the pairs of a micro-batch into one sequence, which is what TRL's packing passes to the model.
 
     Example:
 
@@ -97,7 +97,7 @@ def all_arms(prefix_backends: Sequence[str]) -> list[Arm]:
 
 
 def _loss_type(name: str) -> str:
-    """What this TRL makes of a loss type."""
+    """Return the loss type that the installed TRL uses for a name."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         return str(SFTConfig(output_dir="unused", loss_type=name, bf16=False, use_cpu=True).loss_type)
@@ -117,7 +117,7 @@ def build_trainer(
     output_dir: str,
     callbacks: list[TrainerCallback],
 ) -> SFTTrainer:
-    """The arm's trainer, ready for `train()`; every arm sees the same pairs in the same optimizer step.
+    """Build the arm's trainer, ready for `train()`. Every arm sees the same pairs in the same optimizer step.
 
     Args:
         size: pairs (TRL) or groups (ours) per micro-batch.

@@ -1,8 +1,11 @@
-"""Where the time of an optimizer step goes, and which part of the token ratio each piece loses.
+"""Measure where the time of an optimizer step goes, and how much of the token ratio each piece loses.
 
-With a token ratio q, a step that lost nothing would take 1/q of the time of a step on expanded rows, in every piece.
-What a piece takes beyond 1/q of what it takes there is lost, and the losses of all pieces add up to what the step
-lacks: 1 - fraction reached = sum over pieces of (ours - theirs / q) / our step.
+Let q be the token ratio. In a step that lost nothing, every piece would take 1/q of its time in a step on expanded
+rows. A piece's time beyond that is lost. The losses of all pieces add up to the missing part of the speed-up:
+
+    1 - fraction reached = sum over pieces of (ours - theirs / q) / our step
+
+Here `ours` and `theirs` are a piece's time in our step and in the step on expanded rows.
 """
 
 import re
@@ -31,25 +34,25 @@ _NAMES = (
         ATTENTION,
         re.compile(r"aten::_?(scaled_dot_product|flash|efficient|cudnn)_?\w*attention|mrt_plugin::|flash_attn"),
     ),
-    (ATTENTION, re.compile(r"aten::(bmm|baddbmm|_softmax|_softmax_backward_data)$")),  # written out (eager)
+    (ATTENTION, re.compile(r"aten::(bmm|baddbmm|_softmax|_softmax_backward_data)$")),  # without a fused kernel (eager)
     (LINEAR, re.compile(r"bitsandbytes::")),
 )
 
 
 class StepProfile:
-    """A probe of one optimizer step (`mrt_plugin.bench.turn.Probe`) that sorts its operations into `PIECES`.
+    """Observes one optimizer step (`mrt_plugin.bench.turn.Probe`) and sorts its operations into `PIECES`.
 
     On CUDA the time of an operation is that of its kernels.
     """
 
     def __init__(self, vocabulary: int) -> None:
-        """Args: vocabulary: rows of the output head, by which its operations are known."""
+        """Set `vocabulary`, the number of rows of the output head. It identifies the head's operations."""
         self.vocabulary = vocabulary
         self.seconds: dict[str, float] = {}
-        """By piece; they add up to the time of the step under the profiler, which slows small operations down."""
+        """Seconds by piece. They add up to the step's time under the profiler, which slows small operations down."""
 
     def start(self, model: Any, optimizer: Any) -> None:
-        """Begin to record."""
+        """Start recording."""
         self._on_gpu = model.device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])]
         self._profile = profile(activities=activities, record_shapes=True)
@@ -57,7 +60,7 @@ class StepProfile:
         self._began = time.perf_counter()
 
     def stop(self) -> None:
-        """Sort what was recorded."""
+        """Stop recording and sort the operations."""
         if self._on_gpu:
             torch.cuda.synchronize()
         wall = time.perf_counter() - self._began
@@ -81,7 +84,7 @@ class StepProfile:
             self._sort(child, found)
 
     def _piece(self, event: Any) -> str | None:
-        """The piece that the event belongs to with all that happens inside, if it is one."""
+        """Return the piece of the event and of everything inside it, or None if it has no single piece."""
         if event.name.startswith("enumerate(DataLoader)"):
             return TRAINER
         for piece, names in _NAMES:
@@ -96,7 +99,7 @@ class StepProfile:
 
 
 def losses(ours: Mapping[str, float], theirs: Mapping[str, float], token_ratio: float) -> dict[str, float]:
-    """The share of the token ratio that each piece loses; negative where a piece gains more than the ratio.
+    """Return the share of the token ratio that each piece loses. It is negative if a piece gains more than the ratio.
 
     Example:
 

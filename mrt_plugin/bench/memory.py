@@ -1,10 +1,10 @@
 """Peak memory of one optimizer step.
 
-On CUDA it is `torch.cuda.max_memory_allocated` over the step. On a CPU it is its counterpart: PyTorch's profiler
-records every allocation and release of the CPU allocator, and the peak of their running sum is what the step needs on
-top of the weights and the optimizer's state, which are counted. Both count bytes asked for, so they do not depend on
-what else runs, on what the allocator keeps for later, or on what an earlier arm touched, as the resident set size
-does. Neither sees memory that a kernel takes past the allocator.
+On CUDA this is `torch.cuda.max_memory_allocated` over the step. On a CPU, PyTorch's profiler records every allocation
+and release of the CPU allocator. The peak of their running sum is what the step needs in addition to the weights and
+the optimizer's state, which are counted separately. Both methods count requested bytes. Unlike the resident set
+size, they do not depend on other programs, on memory that the allocator keeps for later, or on what an earlier arm
+touched. Neither method sees memory that a kernel takes outside the allocator.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ MIB = 2**20
 
 
 class PeakMemory:
-    """A probe of one optimizer step (`mrt_plugin.bench.turn.Probe`).
+    """Observes one optimizer step (`mrt_plugin.bench.turn.Probe`).
 
     Example:
 
@@ -31,11 +31,11 @@ class PeakMemory:
         self.resting = 0
         """Bytes of weights and optimizer state, in use before and after the step."""
         self.step = 0
-        """Bytes on top of them at the peak: activations, gradients, logits, the batch."""
+        """Additional bytes at the peak: activations, gradients, logits, the batch."""
         self._profile: profile | None = None
 
     def start(self, model: Any, optimizer: Any) -> None:
-        """Note what rests, and begin to record."""
+        """Measure the memory in use, and start recording."""
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             self.resting = torch.cuda.memory_allocated()
@@ -48,7 +48,7 @@ class PeakMemory:
         self._profile.__enter__()
 
     def stop(self) -> None:
-        """Find the peak."""
+        """Stop recording and find the peak."""
         if self._profile is None:
             self.step = torch.cuda.max_memory_allocated() - self.resting
             return

@@ -16,12 +16,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model, and how it is loaded and trained."""
+    """Which model to use, and how to load and train it."""
 
     path: str | None = None
     """A path or hub id; None for the random Llama."""
     vocabulary: int = 1000
-    """Of the random Llama. At 1,000 its output head is 9 % of its body, as in an 8B model."""
+    """Vocabulary size of the random Llama. At 1,000 its output head is 9 % of its body, as in an 8B model."""
     dtype: str = "auto"
     """`float32` or `bfloat16`; `auto` is float32 on a CPU and bfloat16 on a GPU that has it."""
     load_in_4bit: bool = False
@@ -31,7 +31,7 @@ class ModelChoice:
 
 
 def resolve_dtype(choice: ModelChoice, device: str) -> str:
-    """`float32` or `bfloat16`.
+    """Return `float32` or `bfloat16`.
 
     Raises:
         ValueError: if the name is unknown.
@@ -44,7 +44,7 @@ def resolve_dtype(choice: ModelChoice, device: str) -> str:
 
 
 def load_model(choice: ModelChoice, device: str) -> tuple[Any, Any]:
-    """The model on its device, and a tokenizer, of which only the special tokens are used.
+    """Return the model on its device, and a tokenizer. Only the tokenizer's special tokens are used.
 
     Raises:
         ValueError: if the choice contradicts itself.

@@ -1,4 +1,4 @@
-"""The picture of a benchmark: what each arm reaches at each shape, beside the token ratio."""
+"""Plot a benchmark: the speed-up of each arm at each shape, with the token ratio."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ HATCHES = ("", "//", "xx", "..", "\\\\", "++", "oo")
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Write the picture of what `run_bench` returns, in the format of its ending. It reads in black and white."""
+    """Plot the result of `run_bench`, in the format of the path's suffix. The plot is readable in black and white."""
     shapes = result["shapes"]
     names = list(dict.fromkeys(arm["name"] for shape in shapes for arm in shape["arms"]))
     width = 0.8 / len(names)
@@ -33,7 +33,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
             hatch=HATCHES[number % len(HATCHES)],
         )
     for place, shape in enumerate(shapes):
-        label = "token ratio" if place == 0 else "_"  # matplotlib leaves it out of the legend
+        label = "token ratio" if place == 0 else "_"  # matplotlib leaves `_` out of the legend
         axis.hlines(shape["token_ratio"], place - 0.45, place + 0.45, color="black", linestyle="--", label=label)
     axis.set_xticks(range(len(shapes)), [f"P {s['prompt']}\nR {s['response']}\nK {s['k']}" for s in shapes])
     axis.set_ylabel("pairs per second over TRL's fastest")

@@ -1,4 +1,4 @@
-"""TRL's trainer and ours on the same pairs, in turn."""
+"""Measure TRL's trainer and ours on the same pairs, in turn."""
 
 import gc
 import os
@@ -23,34 +23,34 @@ from mrt_plugin.versions import libraries
 Progress = Callable[[str, int, int], None]
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
-"""Relative difference of loss and gradient norm up to which an arm has trained the same thing."""
+"""Largest relative difference of loss and gradient norm at which an arm still counts as the same training."""
 
 SLOWER = 1.15
-"""Larger micro-batches are no longer tried once one is this much slower than the best."""
+"""Larger micro-batches are no longer tried once one takes this many times as long as the best."""
 
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What to measure."""
+    """Settings of a benchmark."""
 
     shapes: Sequence[Shape] = DEFAULT_SHAPES
     mixed: bool = False
-    """Log-normal lengths around those of a shape instead of equal ones."""
+    """Draw log-normal lengths with the means of a shape, instead of equal lengths."""
     model: ModelChoice = field(default_factory=ModelChoice)
     prefix_backends: Sequence[str] = ("auto",)
     only: str = ""
-    """Run the arms whose name contains this."""
+    """Run only the arms whose name contains this text."""
     groups: int = 2
     """Groups per optimizer step; TRL gets their pairs."""
     steps: int = 3
-    """Timed steps in a turn, after one that warms up."""
+    """Timed steps per turn, after one warm-up step."""
     rounds: int = 5
-    """Turns of every arm. The time of a step is its median over them."""
+    """Number of turns of every arm. The time of a step is its median over these turns."""
     gradient_checkpointing: bool = False
     breakdown: bool = False
-    """Also measure where the token ratio goes."""
+    """Also measure how much of the token ratio each piece of a step loses."""
     cpu: bool = False
-    """Use the CPU even where there is a GPU."""
+    """Use the CPU even if there is a GPU."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -63,21 +63,22 @@ def run_bench(settings: BenchSettings, progress: Progress = lambda stage, done, 
     """Measure every shape.
 
     The arms are `trl.SFTTrainer` in its modes, and `MultiResponseSFTTrainer` in its layouts, each at its own fastest
-    micro-batch size. They train the same pairs in every optimizer step, from the same weights, in turn (A B C A B C
-    ...), through `Trainer.train()`; a step is timed from the end of the one before it to its own end.
+    micro-batch size. They train the same pairs in every optimizer step, from the same weights, through
+    `Trainer.train()`. The arms take turns (A B C A B C ...). A step is timed from the end of the previous step to its
+    own end.
 
     Args:
-        settings: what to measure.
-        progress: told a stage, how much of it is done, and how much there is.
+        settings: settings of the benchmark.
+        progress: called with a stage, the amount done and the total.
 
     Returns:
-        `machine`, `settings`, and `shapes`: per shape the token ratio and the arms, each with its micro-batch `size`,
-        the seconds of every step by round, `pairs_per_second`, its `loss` and `gradient_norm`, its peak memory, and,
-        where a TRL arm ran, `speedup` over TRL's fastest and `fraction` of the token ratio. An arm that did not train
-        the same thing, or could not run, has an `error` instead of a speed-up.
+        `machine`, `settings` and `shapes`. Each shape has its token ratio and its arms. Each arm has its micro-batch
+        `size`, the seconds of every step by round, `pairs_per_second`, its `loss` and `gradient_norm`, and its peak
+        memory. If a TRL arm ran, an arm also has `speedup` over TRL's fastest and `fraction` of the token ratio. An
+        arm that did not train the same thing, or could not run, has an `error` instead of a speed-up.
 
     Raises:
-        ValueError: if a setting is impossible.
+        ValueError: if a setting is invalid.
 
     Example:
 
@@ -93,7 +94,7 @@ def run_bench(settings: BenchSettings, progress: Progress = lambda stage, done, 
     model, tokenizer = load_model(settings.model, device)
     setting = Setting(model, tokenizer, dtype == "bfloat16", settings.gradient_checkpointing)
     gc.collect()
-    gc.freeze()  # every turn collects garbage: what is here now need not be looked through again
+    gc.freeze()  # every turn collects garbage: existing objects need not be scanned again
     try:
         shapes = [_measure(shape, settings, setting, dtype, progress) for shape in settings.shapes]
     finally:
@@ -137,7 +138,7 @@ def _measure(
         stages.advance()
 
     found = [results[arm] for arm in arms]
-    # The steps that are timed, not the one that warms up.
+    # Only the timed steps, without the warm-up step.
     ratio = token_ratio(groups[settings.groups :])
     _compare(found, ratio, TOLERANCE[dtype])
     summary = {"shape": str(shape), **asdict(shape), "token_ratio": ratio, "arms": found}
@@ -149,7 +150,7 @@ def _measure(
 
 
 def _backends(settings: BenchSettings, setting: Setting) -> list[str]:
-    """The backends asked for, `auto` by its real name."""
+    """Return the requested backends, with `auto` resolved to a name."""
     model = setting.model
     names = [
         resolve_backend(
@@ -166,7 +167,7 @@ def _backends(settings: BenchSettings, setting: Setting) -> list[str]:
 
 
 def _best_size(arm: Arm, setting: Setting, data: Data) -> int:
-    """The fastest micro-batch size, tried from the smallest up."""
+    """Return the fastest micro-batch size. Sizes are tried in ascending order."""
     best, best_time = 0, float("inf")
     for size in arm.sizes(data.k, data.groups_per_step):
         try:
@@ -198,7 +199,7 @@ def _summarise(arm: Arm, size: int, turns: Sequence[Turn], data: Data) -> dict[s
 
 
 def _compare(arms: list[dict[str, Any]], ratio: float, tolerance: float) -> None:
-    """Fill in `speedup` and `fraction`, or `error` where an arm did not train the same thing as the first."""
+    """Set `speedup` and `fraction`, or `error` if an arm did not train the same thing as the first."""
     ran = [arm for arm in arms if "loss" in arm]
     for arm in ran:
         for name in ("loss", "gradient_norm"):
@@ -222,7 +223,7 @@ def _break_down(
     rounds: int,
     stages: "_Stages",
 ) -> dict[str, Any] | None:
-    """The pieces of TRL's fastest arm and of our fastest shared one, medians over turns."""
+    """Return the pieces of TRL's fastest arm and of our fastest shared one, as medians over turns."""
     good = [arm for arm in sizes if "speedup" in results[arm]]
     theirs = [arm for arm in good if arm.trl]
     shared = [arm for arm in good if dict(arm.options).get("layout") == "shared_prefix"]
@@ -246,7 +247,7 @@ def _break_down(
 
 
 class _Stages:
-    """Counts the turns of a shape."""
+    """Counts the turns of a shape and reports them."""
 
     def __init__(self, progress: Progress, name: str, total: int) -> None:
         self.progress, self.name, self.total, self.done = progress, name, total, 0
@@ -261,7 +262,7 @@ class _Stages:
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """What the figures were measured on, and how busy it was before."""
+    """Return the hardware, the library versions and the system load before the measurement."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     cpu = next(

@@ -1,4 +1,4 @@
-"""The shapes a benchmark trains on, and the groups of random tokens that have them."""
+"""The shapes of a benchmark, and groups of random tokens with these shapes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.groups.keys import digest
 
 SPREAD = 0.5
-"""Standard deviation of the logarithm of mixed lengths: nine in ten are within a factor of 2.3 of the median."""
+"""Standard deviation of the logarithm of mixed lengths. Nine in ten lengths are within a factor
+of 2.3 of the median."""
 
 
 @dataclass(frozen=True)
@@ -17,15 +18,15 @@ class Shape:
     """Groups of one prompt with K responses."""
 
     prompt: int
-    """P, tokens of a prompt."""
+    """P: tokens of a prompt."""
     response: int
-    """R, tokens of a response; all are trained."""
+    """R: tokens of a response; all are trained."""
     k: int
-    """K, responses of a prompt."""
+    """K: responses of a prompt."""
 
     @classmethod
     def parse(cls, text: str) -> "Shape":
-        """A shape from `P,R,K`.
+        """Return the shape given as `P,R,K`.
 
         Raises:
             ValueError: if it is not three whole numbers of at least 2, 1 and 1.
@@ -51,14 +52,14 @@ DEFAULT_SHAPES = tuple(map(Shape.parse, ("1024,64,8", "512,64,8", "512,128,8", "
 
 
 def draw_groups(shape: Shape, count: int, vocabulary: int, *, mixed: bool = False, seed: int = 0) -> list[list[Pair]]:
-    """Groups of random tokens, each drawn from (seed, its number) alone.
+    """Draw groups of random tokens. The seed of a group depends only on `seed`, `shape` and the group's number.
 
     Args:
-        shape: the lengths; where `mixed`, their means.
-        count: how many groups.
-        vocabulary: token ids are in [3, vocabulary): the first are often special.
-        mixed: draw prompt and response lengths from log-normal distributions, as those of real data are.
-        seed: another seed, other tokens.
+        shape: the lengths; with `mixed`, their means.
+        count: number of groups.
+        vocabulary: token ids are in [3, vocabulary), because the first ids are often special.
+        mixed: draw prompt and response lengths from log-normal distributions, as in real data.
+        seed: another seed gives other tokens.
 
     Example:
 
@@ -88,7 +89,7 @@ def _length(rng: np.random.Generator, mean: int, mixed: bool) -> int:
 
 
 def token_ratio(groups: Sequence[Sequence[Pair]]) -> float:
-    """Tokens with the prompt copied for each response, over tokens with the prompt once: the ideal speed-up.
+    """Return the ideal speed-up: tokens with the prompt copied for each response, over tokens with the prompt once.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""One turn: an arm's trainer is built on the model, trains the same steps as every other, and leaves no trace."""
+"""Run one turn: build an arm's trainer on the model, train the same steps as every arm, and restore the model."""
 
 import gc
 import logging
@@ -18,7 +18,7 @@ from mrt_plugin.bench.arms import Arm, Data, build_trainer
 
 @dataclass(frozen=True)
 class Setting:
-    """What all turns of a benchmark have in common."""
+    """Settings that all turns of a benchmark share."""
 
     model: Any
     tokenizer: Any
@@ -27,36 +27,36 @@ class Setting:
 
     @property
     def cpu(self) -> bool:
-        """Whether the model is on the CPU."""
+        """Return whether the model is on the CPU."""
         return bool(self.model.device.type == "cpu")
 
 
 @dataclass
 class Turn:
-    """What one turn found."""
+    """Results of one turn."""
 
     seconds: list[float] = field(default_factory=list)
-    """Of every optimizer step but the first."""
+    """Seconds of every optimizer step except the first."""
     loss: float = 0.0
-    """Mean over the steps, the first included, in nats per token."""
+    """Mean loss over all steps, including the first, in nats per token."""
     gradient_norm: float = 0.0
-    """At the last step."""
+    """Gradient norm at the last step."""
 
 
 class Probe(Protocol):
-    """Something that looks at one optimizer step."""
+    """An observer of one optimizer step."""
 
     def start(self, model: Any, optimizer: Any) -> None:
-        """Called right after the step before it."""
+        """Called right after the previous step."""
 
     def stop(self) -> None:
         """Called right after the step."""
 
 
 class _StepEnds(TrainerCallback):
-    """The times between the ends of optimizer steps: loading, collating, forward, backward, update and bookkeeping.
+    """Records when optimizer steps end. A probe observes the second step.
 
-    A probe looks at the second step.
+    The time between two ends covers loading, collating, forward, backward, update and bookkeeping.
     """
 
     def __init__(self, probe: Probe | None) -> None:
@@ -74,14 +74,14 @@ class _StepEnds(TrainerCallback):
 
 
 def take_turn(arm: Arm, setting: Setting, data: Data, size: int, *, steps: int, probe: Probe | None = None) -> Turn:
-    """Train `steps` steps from the model's present weights, and put them back.
+    """Train `steps` steps from the model's current weights, then restore these weights.
 
-    The first step warms up: it allocates the optimizer's state and is not timed.
+    The first step is a warm-up: it allocates the optimizer's state and is not timed.
 
     Args:
         size: pairs (TRL) or groups (ours) per micro-batch.
-        steps: at least 2; the data must have as many.
-        probe: looks at the second step.
+        steps: at least 2; the data must have that many.
+        probe: observes the second step.
 
     Raises:
         torch.OutOfMemoryError: if the device is too small.
@@ -113,7 +113,7 @@ def take_turn(arm: Arm, setting: Setting, data: Data, size: int, *, steps: int, 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """No log lines: every turn would repeat them."""
+    """Suppress log lines, which every turn would repeat."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -124,13 +124,13 @@ def _quietly() -> Iterator[None]:
 
 @contextmanager
 def _unchanged(model: Any) -> Iterator[None]:
-    """Undo what trainers do to a model: new weights, another forward method, another attention, gradients."""
+    """Restore what trainers change in a model: weights, forward method, attention, caching, gradients."""
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     before = {name: weight.detach().cpu().clone() for name, weight in trained.items()}
     causal_model = model.get_base_model() if hasattr(model, "peft_config") else model
     attention = text_attention(causal_model)
     use_cache = causal_model.config.use_cache
-    methods = ("forward", "_original_forward")  # of TRL's fused heads, and of accelerate's autocast
+    methods = ("forward", "_original_forward")  # set by TRL's fused heads and by accelerate's autocast
     attributes = [
         (part, {name: vars(part)[name] for name in methods if name in vars(part)}) for part in (model, causal_model)
     ]

@@ -1,1 +1,1 @@
-"""Doctor: what this machine can run and what a recipe will do, told before an hour is lost."""
+"""Doctor: check what this machine can run and what a recipe will do, before any training."""

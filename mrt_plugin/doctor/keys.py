@@ -1,4 +1,4 @@
-"""Keys of a recipe that Axolotl would drop without a word, and other slips that a schema cannot see."""
+"""Find recipe errors that a schema cannot see, such as keys that Axolotl silently drops."""
 
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -25,11 +25,13 @@ NEEDS = [
         "val_set_size or test_datasets",
     ),
 ]
-"""Options of Axolotl that change nothing without others, and that it does not speak of."""
+"""Options of Axolotl that have no effect without others, and for which it gives no warning."""
 
 
 def recipe_slips(path: Path) -> list[str]:
-    """Problems of a recipe as it is written: keys given twice, keys that no schema has, the same data twice.
+    """Return the problems of a recipe as it is written.
+
+    Examples are keys given twice, keys that no schema has, and data given twice.
 
     Raises:
         yaml.YAMLError: if it is not YAML.
@@ -49,7 +51,7 @@ def recipe_slips(path: Path) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Notes the keys that a mapping has twice, of which YAML takes the last."""
+    """Records the keys that a mapping has twice. YAML uses the last one."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -77,7 +79,7 @@ def _plugins(recipe: dict[str, Any]) -> Iterator[str]:
 
 
 def _unknown(recipe: dict[str, Any]) -> Iterator[str]:
-    """Keys that neither Axolotl nor a plugin of the recipe reads. Options of `mrt:` are the plugin's to refuse."""
+    """Yield the keys that neither Axolotl nor a plugin of the recipe reads. The plugin checks options of `mrt:`."""
     known = fields_of(schemas(recipe.get("plugins") or []))
     ours = {"selector", *MrtBlock.model_fields, "mrt"}
     for place, key, names in _strange(recipe, known, ""):
@@ -89,7 +91,7 @@ def _unknown(recipe: dict[str, Any]) -> Iterator[str]:
 
 
 def _strange(values: dict[str, Any], known: dict[str, Any], place: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Where a key is that a schema does not have, the key, and the names that the schema has."""
+    """Yield each key that its schema does not have: its place, the key, and the names that the schema has."""
     for key, value in values.items():
         if key not in known:
             yield place, key, list(known)
@@ -105,7 +107,7 @@ def _strange(values: dict[str, Any], known: dict[str, Any], place: str) -> Itera
 
 
 def _models(hint: Any) -> list[type[BaseModel]]:
-    """The models in a type; none where it also takes any mapping."""
+    """Return the models in a type, or none if the type also accepts any mapping."""
     if hint is dict or getattr(hint, "__origin__", None) is dict:
         return []
     if isinstance(hint, type) and issubclass(hint, BaseModel):

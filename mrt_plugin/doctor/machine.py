@@ -1,4 +1,4 @@
-"""What is installed, what it would run on, and what `auto` means here."""
+"""Installed libraries, the device, and what `auto` means on this machine."""
 
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -16,34 +16,34 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """What a run on this machine computes on."""
+    """The device that a run on this machine uses."""
 
     kind: str
     """`cuda` or `cpu`."""
     name: str
     memory_gib: float | None
-    """Of the first GPU; None on a CPU."""
+    """Memory of the first GPU; None on a CPU."""
     bf16: bool
-    """Whether bfloat16 training is supported in hardware."""
+    """Whether the hardware supports bfloat16 training."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine, as multi-response training sees it."""
+    """Properties of this machine that matter for multi-response training."""
 
     python: str
     libraries: list[Library]
     device: Device
     prefix_backend: str
-    """What `prefix_backend: auto` is for a model with attention only (Llama, Qwen3, Mistral ...) on this device."""
+    """Meaning of `prefix_backend: auto` here for a model with attention only (Llama, Qwen3, Mistral ...)."""
     embedder: str
-    """What the diverse selectors use unless told otherwise."""
+    """Default embedder of the diverse selectors."""
     sentence_transformers: bool
-    """Whether `embedder: sentence-transformers` can be asked for."""
+    """Whether `embedder: sentence-transformers` is available."""
 
     @property
     def problems(self) -> list[str]:
-        """What does not fit, each with its remedy; empty if all is well."""
+        """Return what is missing or unsupported, each with a remedy; empty if there is nothing."""
         return [
             f"{library.name} {library.found or 'is missing'}: supported is {library.supported}. {library.remedy}"
             for library in self.libraries
@@ -51,7 +51,7 @@ class Machine:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Return all fields and the problems, for JSON."""
         return {
             **asdict(self),
             "libraries": [{**asdict(library), "ok": library.ok} for library in self.libraries],
@@ -60,7 +60,7 @@ class Machine:
 
 
 def inspect_machine() -> Machine:
-    """Look at this machine.
+    """Inspect this machine.
 
     Example:
 
@@ -84,7 +84,7 @@ def inspect_machine() -> Machine:
 
 
 def find_device() -> Device:
-    """The first GPU, or the CPU with its number of threads."""
+    """Return the first GPU, or the CPU with its number of threads."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         return Device("cuda", properties.name, properties.total_memory / GIB, torch.cuda.is_bf16_supported(False))

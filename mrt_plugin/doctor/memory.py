@@ -1,18 +1,20 @@
-"""An estimate of the peak memory of a training step, from shapes alone: nothing is loaded.
+"""Estimate the peak memory of a training step from shapes alone. Nothing is loaded.
 
     peak = weights + training state + activations + logits + dequantised weight
 
-* weights: parameters of the quantised linear layers times 0.516 bytes (NF4 with double quantisation: 4 bits, and 8
-  bits of scale per 64 parameters, and 32 bits per 16,384), or 1 byte in 8 bit; all others times the dtype's bytes.
-* training state: trained parameters times (gradient + optimizer). An adapter's are fp32 and are counted here too.
-* activations: what the backward pass needs of one forward pass. They are counted, not guessed: the model runs on
-  PyTorch's meta device, and the tensors that autograd saves are added up. With gradient checkpointing that is the
-  input of every layer plus all of one layer; without, all of every layer.
+* weights: parameters of the quantised linear layers times 0.516 bytes in NF4 with double quantisation, or 1 byte in 8
+  bit; all others times the dtype's bytes. The 0.516 bytes are 4 bits, 8 bits of scale per 64 parameters, and 32 bits
+  per 16,384.
+* training state: trained parameters times (gradient + optimizer). Those of an adapter are fp32, and their weights are
+  counted here too.
+* activations: the tensors that the backward pass needs from one forward pass. They are counted, not guessed: the model
+  runs on PyTorch's meta device, and the tensors that autograd saves are added up. With gradient checkpointing this is
+  the input of every layer plus all saved tensors of one layer. Without it, this is all saved tensors of every layer.
 * logits: of one chunk of trained tokens (`mrt_plugin.loss.token_nll.chunk_tokens`), with their gradient, in fp32.
-* dequantised weight: the largest quantised layer once in the compute dtype.
+* dequantised weight: the largest quantised layer, once, in the compute dtype.
 
-What it leaves out: the CUDA context (0.3 to 0.6 GiB), fragmentation of the allocator, kernels' workspaces, a mask that
-attention materialises, and the balance between GPUs. It is an estimate and is always shown as one.
+Not included are the CUDA context (0.3 to 0.6 GiB), allocator fragmentation, kernel workspaces, a mask that attention
+materialises, and the balance between GPUs. It is an estimate and is always shown as one.
 """
 
 import copy
@@ -29,27 +31,27 @@ from mrt_plugin.loss.token_nll import chunk_tokens
 
 GIB = 2**30
 QUANTISED_BYTES = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1.0}
-"""Bytes of a parameter in NF4 with double quantisation (Dettmers et al., arXiv 2305.14314, section 3) and in int8."""
+"""Bytes per parameter in NF4 with double quantisation (Dettmers et al., arXiv 2305.14314, section 3) and in int8."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a model is fine-tuned, as far as memory is concerned."""
+    """How a model is fine-tuned, as far as it affects memory."""
 
     bits: int | None = None
-    """4 or 8 where the linear layers are quantised."""
+    """4 or 8 if the linear layers are quantised."""
     lora_rank: int | None = None
     """None for full fine-tuning."""
     lora_targets: str | Sequence[str] = "all-linear"
     dtype: torch.dtype = torch.bfloat16
     optimizer_bytes: float = 8.0
-    """Per trained fp32 parameter: 8 for AdamW, 2 for 8-bit AdamW, 0 for SGD. Halved where it trains in 16 bit."""
+    """Bytes per trained fp32 parameter: 8 for AdamW, 2 for 8-bit AdamW, 0 for SGD. Halved for training in 16 bit."""
     gradient_checkpointing: bool = True
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Estimated peak memory of a training step in GiB, by what it goes to."""
+    """Estimated peak memory of a training step in GiB, by component."""
 
     weights: float
     training_state: float
@@ -61,16 +63,16 @@ class MemoryEstimate:
 
     @property
     def total(self) -> float:
-        """The estimated peak in GiB."""
+        """Return the estimated peak in GiB."""
         return self.weights + self.training_state + self.activations + self.logits + self.dequantised
 
     def as_dict(self) -> dict[str, float]:
-        """The parts and the total, for JSON."""
+        """Return the parts and the total, for JSON."""
         return {**asdict(self), "total": self.total}
 
 
 def estimate_memory(config: PretrainedConfig, method: Method, *, rows: int, length: int) -> MemoryEstimate:
-    """Estimate the peak memory of a training step whose forward pass sees `rows` x `length` tokens.
+    """Estimate the peak memory of a training step with a forward pass of `rows` x `length` tokens.
 
     Raises:
         ValueError: for an architecture that does not run on the meta device.
@@ -115,7 +117,7 @@ def estimate_memory(config: PretrainedConfig, method: Method, *, rows: int, leng
 
 
 class _SavesWhatAKernelSaves(torch.autograd.Function):
-    """Attention as autograd sees a fused kernel: it saves queries, keys, values, its output and a sum per query."""
+    """Saves for autograd what a fused attention kernel saves: queries, keys, values, output and a sum per query."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -153,14 +155,14 @@ def _activations(model: nn.Module, config: PretrainedConfig, method: Method, row
 
 
 def _saved_bytes(model: nn.Module, rows: int, length: int) -> float:
-    """Bytes that autograd saves in a forward pass of the body, parameters left out, each storage once."""
+    """Return the bytes that autograd saves in a forward pass of the body, without parameters, each storage once."""
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     seen: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()._cdata
         if storage not in own:
-            seen[storage] = tensor  # held, so that the storage's address is not used again
+            seen[storage] = tensor  # kept, so that the storage's address is not reused
         return tensor
 
     embeddings = model.get_input_embeddings()  # type: ignore[operator]

@@ -1,7 +1,7 @@
-"""What an Axolotl recipe will do: whether it validates, what each layout trains on, and an estimate of its memory.
+"""Check what an Axolotl recipe will do: whether it is valid, what each layout trains on, and its estimated memory.
 
-The recipe goes through Axolotl's own validation and data loading, and through the plugin, as `axolotl train` does it;
-only the model is not loaded. Nothing is written where the recipe would write.
+The recipe goes through Axolotl's own validation and data loading, and through the plugin, as in `axolotl train`.
+Only the model is not loaded. Nothing is written to the recipe's output folders.
 """
 
 import logging
@@ -31,31 +31,31 @@ from mrt_plugin.trainer.prepare import COLUMNS, is_prepared
 
 @dataclass(frozen=True)
 class DataCounts:
-    """What one part of the data trains on."""
+    """Counts of one part of the data."""
 
     rows: int
     """Groups; a group longer than a row counts once per part."""
     pairs: int
     trained_tokens: int
     tokens_expanded: int
-    """Tokens of one pass with the prompt copied for each response."""
+    """Tokens of one forward pass with the prompt copied for each response."""
     tokens_shared: int
-    """Tokens of one pass with the prompt once per row."""
+    """Tokens of one forward pass with the prompt once per row."""
 
     @property
     def ratio(self) -> float:
-        """Expanded over shared tokens: how much less there is to compute."""
+        """Return expanded over shared tokens: the factor by which sharing reduces the tokens."""
         return self.tokens_expanded / max(self.tokens_shared, 1)
 
 
 @dataclass
 class RecipeReport:
-    """What `inspect_recipe` found. Where a step failed, `problems` says why and what follows is empty."""
+    """Findings of `inspect_recipe`. If a step fails, `problems` says why and the fields of later steps are empty."""
 
     recipe: str
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What loading the data counted: dropped, kept, too long."""
+    """Warnings that are not problems, such as counts of dropped pairs."""
     model: str | None = None
     method: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -63,18 +63,18 @@ class RecipeReport:
     train: DataCounts | None = None
     held_out: DataCounts | None = None
     steps: int | None = None
-    """Optimizer steps of the whole run on one process."""
+    """Optimizer steps of the complete run on one process."""
     layout: str | None = None
-    """The layout expected: under `layout: auto` the proof on the loaded model has the last word."""
+    """The expected layout. Under `layout: auto` the proof on the loaded model makes the final decision."""
     backend: str | None = None
     batch: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """For each layout: rows and tokens per row of the largest micro-batch."""
+    """For each layout: number of rows, and tokens per row, of the largest micro-batch."""
     memory: dict[str, MemoryEstimate] = field(default_factory=dict)
     """For each layout: the estimate for that micro-batch."""
     device: Device | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Return all fields, for JSON."""
         plain = asdict(self)
         plain["memory"] = {layout: estimate.as_dict() for layout, estimate in self.memory.items()}
         for part, counts in (("train", self.train), ("held_out", self.held_out)):
@@ -84,7 +84,7 @@ class RecipeReport:
 
 
 def inspect_recipe(recipe: str | Path) -> RecipeReport:
-    """Check an Axolotl recipe and its data. Run it in the folder that `axolotl train` would be run in.
+    """Check an Axolotl recipe and its data. Run it in the folder where you would run `axolotl train`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -111,14 +111,14 @@ def inspect_recipe(recipe: str | Path) -> RecipeReport:
             tokenizer = _load_data(report, cfg)
             stage = "model"
             _foresee(report, cfg, tokenizer)
-        except Exception as error:  # whatever is wrong is what the user came for
+        except Exception as error:  # any failure is a finding for the user
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             report.problems.append(f"{stage}: {kind}{error}")
     return report
 
 
 def _load_config(recipe: Path, scratch: str) -> tuple[Any, str]:
-    """Axolotl's validated configuration, and the layout that the recipe asks for."""
+    """Return Axolotl's validated configuration, and the layout that the recipe asks for."""
     from axolotl.cli.config import load_cfg
 
     elsewhere = {"output_dir": scratch, "dataset_prepared_path": scratch}
@@ -162,7 +162,7 @@ def _load_data(report: RecipeReport, cfg: Any) -> Any:
 
 
 def count(dataset: Dataset) -> DataCounts:
-    """Count what prepared rows hold.
+    """Count the rows, pairs and tokens of prepared rows.
 
     Raises:
         ValueError: if the rows are not prepared groups.
@@ -185,7 +185,7 @@ def count(dataset: Dataset) -> DataCounts:
 
 
 def largest_batch(dataset: Dataset, collator: GroupedResponseCollator, layout: str, cfg: Any) -> tuple[int, int]:
-    """Rows and tokens per row of the largest micro-batch: that of the longest groups, collated as in training."""
+    """Return rows and tokens per row of the largest micro-batch: the longest groups, collated as in training."""
     if cfg.sample_packing:
         return cfg.micro_batch_size, cfg.sequence_len
     lengths = [len(tokens) for tokens in dataset["input_ids"]]
@@ -221,7 +221,7 @@ def _foresee(report: RecipeReport, cfg: Any, tokenizer: Any) -> None:
 
 
 def method_of(cfg: Any) -> Method:
-    """How a validated recipe fine-tunes, as far as memory is concerned."""
+    """Return how a validated recipe fine-tunes, as far as it affects memory."""
     optimizer = str(cfg.optimizer or "adamw")
     if "8bit" in optimizer:
         state = 2.0
@@ -240,7 +240,7 @@ def method_of(cfg: Any) -> Method:
 
 
 class _Notes(logging.Handler):
-    """Keeps what the package warns of, as a note, or as a problem where the warning says that it is one."""
+    """Stores the package's warnings as notes, or as problems if they are marked so."""
 
     def __init__(self, report: RecipeReport) -> None:
         super().__init__(logging.WARNING)
@@ -250,13 +250,13 @@ class _Notes(logging.Handler):
         note = record.getMessage()
         if vars(record).get("problem"):
             self.report.problems.append(f"data: {note}")
-        elif note not in self.report.notes:  # train and held-out prompts are often of one file
+        elif note not in self.report.notes:  # train and held-out prompts often come from one file
             self.report.notes.append(note)
 
 
 @contextmanager
 def _quiet(report: RecipeReport) -> Iterator[None]:
-    """Axolotl's messages and progress bars away, the package's own warnings into the report."""
+    """Silence Axolotl's messages and progress bars, and collect the package's own warnings in the report."""
     os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
     os.environ.setdefault("AXOLOTL_LOG_LEVEL", "ERROR")
     os.environ.setdefault("LOG_LEVEL", "ERROR")

@@ -1,4 +1,4 @@
-"""Training on groups: the behaviour as a mixin, and TRL's SFTTrainer with it."""
+"""Training on groups: a mixin for any `transformers.Trainer`, and TRL's SFTTrainer with it."""
 
 from mrt_plugin.trainer.config import MultiResponseSFTConfig
 from mrt_plugin.trainer.sft import MultiResponseSFTTrainer

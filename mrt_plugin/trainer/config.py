@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
     """`trl.SFTConfig` with the options of `mrt_plugin.options.MultiResponseOptions`.
 
-    Batch sizes count groups. `max_length` limits one prompt with one response: a longer pair is dropped, counted and
-    reported, never cut, because a cut response teaches the model to stop mid-sentence. Options of `SFTConfig` that a
-    grouped trainer cannot honour are refused by name.
+    Batch sizes count groups. `max_length` limits one prompt with one response. A longer pair is dropped, counted and
+    reported. It is never cut, because a cut response teaches the model to stop mid-sentence. Options of `SFTConfig`
+    that a grouped trainer does not support raise an error that names them.
 
     Raises:
         ValueError: naming the option and what to do.
@@ -43,20 +43,20 @@ class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
         if self.row_length is None:
             self.row_length = self.max_length
         check_row_length(self.row_length, self.max_length)
-        # TRL's chunked loss patches the model's forward; ours is chunked by itself and asks for no labels.
+        # TRL's chunked loss patches the model's forward. Ours is computed in chunks anyway and needs no labels.
         self.loss_type = "nll"
         super().__post_init__()
         if self.use_liger_kernel:
-            # Liger's fused loss is on by default and replaces the model's forward; its layer kernels stay.
+            # Liger's fused loss is on by default and replaces the model's forward. Its layer kernels stay on.
             without = {"cross_entropy": False, "fused_linear_cross_entropy": False}
             self.liger_kernel_config = {**liger_options(self), **without}
 
 
 def check_row_length(row_length: int | None, max_length: int | None) -> None:
-    """Check that a row takes the longest pair.
+    """Check that a row can hold the longest pair.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if it cannot.
     """
     if row_length is not None and (max_length is None or row_length < max_length):
         raise ValueError(
@@ -66,16 +66,19 @@ def check_row_length(row_length: int | None, max_length: int | None) -> None:
 
 
 def liger_options(config: SFTConfig) -> dict[str, Any]:
-    """The kernels that `liger_kernel_config` names; empty where it names none, or is still a command line's text."""
+    """Return the kernels that `liger_kernel_config` names.
+
+    The result is empty if it names none, or if it is still unparsed command-line text.
+    """
     given = config.liger_kernel_config
     return given if isinstance(given, dict) else {}
 
 
 def refuse_collisions(config: SFTConfig) -> None:
-    """Refuse every option of `SFTConfig` that would be silently ignored.
+    """Refuse options of `SFTConfig` that would be silently ignored.
 
     Raises:
-        ValueError: naming the option and what to do.
+        ValueError: naming the first such option and what to do.
     """
     refused: list[tuple[bool, str]] = [
         (config.packing, "packing=True: groups are packed by row_packing=True and row_length."),

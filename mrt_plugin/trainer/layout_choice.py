@@ -1,4 +1,4 @@
-"""Which layout a run uses, and why."""
+"""Choose the layout of a run and the attention backend that computes it."""
 
 import logging
 import math
@@ -28,16 +28,16 @@ from mrt_plugin.options import MultiResponseOptions
 logger = logging.getLogger(__name__)
 
 WORTH_SHARING = 1.05
-"""`layout: auto` shares where it saves at least this ratio of tokens."""
+"""`layout: auto` shares the prompt if the token ratio (expanded over shared tokens) is at least this."""
 
 FORK = "fork"
-"""The backend that runs one prompt at a time: it has nothing to gain from packed rows."""
+"""The backend that runs one prompt at a time. Packed rows give it no advantage."""
 
 MANY_FORWARDS = (FORK, OneByOneBackend.name)
-"""The backends that run the model as often as a process has groups or pairs, and so unequally often."""
+"""The backends that run the model once per group or pair. Processes may hold different numbers of these."""
 
 PACKED_GROUPS = 64
-"""The longest groups, of which the row of the proof takes those that fit."""
+"""Number of longest groups that are candidates for the row of the proof. Those that fit are taken."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def choose_layout(
 ) -> LayoutChoice:
     """Resolve `layout` and `prefix_backend` for a model and its prepared data.
 
-    `auto` shares the prompt where that saves tokens, a backend can do it, and the proof finds the same numbers;
-    otherwise it expands, and says why in one log line. A step means the same either way.
+    `auto` shares the prompt if that saves tokens, a backend can do it, and the proof finds the same numbers. Otherwise
+    it expands the groups, and one log line says why. A step means the same in both layouts.
 
     Args:
         model: the unwrapped model.
@@ -75,13 +75,14 @@ def choose_layout(
         compute: as `mrt_plugin.attention.Compute`.
         tokenizer: gives the pad token.
         gradient_checkpointing: whether activations are recomputed in the backward pass.
-        device_type: where it trains; by default where the model is.
-        sharding: what spreads the weights over processes (`mrt_plugin.trainer.sharding.read_sharding`), if anything.
-        agree: takes why this process cannot share, or None, and returns the first such reason of any process, so that
-            all choose the same layout.
+        device_type: device to train on; by default that of the model.
+        sharding: name of what shards the weights over processes (`mrt_plugin.trainer.sharding.read_sharding`), if
+            anything does.
+        agree: called with why this process cannot share, or with None. Returns the first such reason of any process,
+            so that all processes choose the same layout.
 
     Raises:
-        ValueError: if `layout="shared_prefix"` was asked for and cannot be had, with the reason.
+        ValueError: if `layout="shared_prefix"` was requested and is not possible. The message gives the reason.
     """
     ratio, row = _look_at(dataset, options)
     worth_it = ratio >= WORTH_SHARING
@@ -94,7 +95,7 @@ def choose_layout(
         reason = f"sharing the prompt would save too little, the token ratio is {ratio:.2f}"
 
     choice = LayoutChoice("expanded", ExpandedBackend(), False, reason)
-    if share or options.row_packing:  # packed pairs are kept apart by the same rule as segments
+    if share or options.row_packing:  # packed pairs are separated by the same rule as segments
         try:
             backend = _agreed_backend(
                 model,
@@ -141,10 +142,10 @@ def _agreed_backend(
     sharding: str | None,
     agree: Callable[[str | None], str | None],
 ) -> Backend:
-    """The backend that every process found exact.
+    """Return the backend that every process found exact.
 
     Raises:
-        NotShareable: if one of them did not, on all of them.
+        NotShareable: on all processes, if one of them did not find it exact.
     """
     try:
         with refusal_of(f"prefix_backend={options.prefix_backend} for {model.config.model_type}"):
@@ -204,19 +205,20 @@ def _proved_backend(
 
 
 def _depends_on_batch(model: Any, row: list[GroupRow], compute: Compute, pad_token_id: int) -> str | None:
-    """Why the plain forward of this model needs every pair alone; None where it does not."""
+    """Return why the plain forward of this model needs every pair alone, or None if it does not."""
     try:
         plain = settle_plain(model, row, compute, pad_token_id)
-    except Exception as error:  # training will meet it, or not, as it always did
+    except Exception as error:  # if it matters, training raises it too
         logger.warning("The plain forward could not be compared with itself: %s: %s", type(error).__name__, error)
         return None
     return None if plain.steady else f"{model.config.model_type}: {plain.finding}"
 
 
 def _look_at(dataset: Dataset, options: MultiResponseOptions) -> tuple[float, list[GroupRow]]:
-    """The token ratio, and a row as the run builds them, which begins with the longest pair of any group.
+    """Return the token ratio, and a row for the proof, built as the run builds its rows.
 
-    Groups of one response come last: the first group has several where any has.
+    The row begins with the group that has the longest pair. Groups of one response come last in this order, so the
+    first group has several responses if any group has.
     """
     table = dataset.select_columns(["prefix_length", "segment_lengths"]).with_format("arrow")[:]
     prefixes = table["prefix_length"].to_numpy()

@@ -1,4 +1,4 @@
-"""Counts of what was trained, turned into the figures that users watch."""
+"""Training counters, and the metrics that are logged from them."""
 
 import time
 from dataclasses import dataclass, field
@@ -14,11 +14,11 @@ class Meter:
     groups: float = 0.0
     pairs: float = 0.0
     tokens: float = 0.0
-    """Tokens the model saw, padding left out."""
+    """Tokens in the model's input, without padding."""
     slots: float = 0.0
-    """Tokens the model saw, padding included."""
+    """Tokens in the model's input, with padding."""
     saved_tokens: float = 0.0
-    """Prompt tokens that the expanded layout would have computed on top."""
+    """Prompt tokens that the expanded layout would have computed in addition."""
     trained_tokens: float = 0.0
     correct_tokens: float = 0.0
     paused_seconds: float = 0.0
@@ -34,12 +34,12 @@ class Meter:
         self.saved_tokens += saved
 
     def add_predictions(self, trained: float, correct: float) -> None:
-        """Add how many trained tokens there were and how many were predicted rightly."""
+        """Add the number of trained tokens and the number of them predicted correctly."""
         self.trained_tokens += trained
         self.correct_tokens += correct
 
     def read(self) -> dict[str, float]:
-        """The figures to log. Rates are of wall time, evaluation and saving left out where they were reported."""
+        """Return the metrics to log. Rates are per second of wall time, without the time of evaluations."""
         seconds = max(time.perf_counter() - self.started - self.paused_seconds, 1e-9)
         figures = {
             "tokens_per_second": self.tokens / seconds,
@@ -54,7 +54,7 @@ class Meter:
 
 
 def batch_counts(batch: dict[str, Any]) -> torch.Tensor:
-    """Groups, pairs, tokens, slots and saved prompt tokens of a collated batch, as [5] float64 on the CPU."""
+    """Return groups, pairs, tokens, slots and saved prompt tokens of a collated batch: [5] float64 on the CPU."""
     stats = batch["stats"]
     return torch.tensor(
         [stats[name] for name in ("groups", "pairs", "tokens", "slots", "saved_tokens")], dtype=torch.float64

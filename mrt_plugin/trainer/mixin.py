@@ -1,4 +1,4 @@
-"""The behaviour of training on groups, for any trainer that descends from `transformers.Trainer`."""
+"""Training on groups, for any trainer that inherits from `transformers.Trainer`."""
 
 import logging
 import time
@@ -36,10 +36,11 @@ logger = logging.getLogger(__name__)
 
 
 class MultiResponseTrainerMixin(Trainer):
-    """Trains on prepared groups; put it before a trainer class and call `set_up_groups` after its `__init__`.
+    """Trains on prepared groups. Put it before a trainer class and call `set_up_groups` after its `__init__`.
 
-    The loss is that of `mrt_plugin.loss.step_loss`, divided by the units of the whole optimizer step: of all its
-    micro-batches on all processes. Evaluation returns the token-weighted mean NLL over all held-out tokens.
+    The loss is that of `mrt_plugin.loss.step_loss`, divided by the units (the loss denominator) of the whole optimizer
+    step: of all its micro-batches on all processes. Evaluation returns the token-weighted mean NLL over all held-out
+    tokens.
 
     Example:
 
@@ -57,10 +58,10 @@ class MultiResponseTrainerMixin(Trainer):
     _eval_sums: torch.Tensor
 
     def set_up_groups(self, options: MultiResponseOptions, collators: list[GroupedResponseCollator]) -> None:
-        """Choose the layout, prove it, and make the collators build it.
+        """Choose the layout, prove that it is exact, and set it in the collators.
 
         Raises:
-            ValueError: if the options, or the way of running, cannot be honoured.
+            ValueError: if the options or the parallelism of the run are not supported.
         """
         self._refuse_parallelism()
         if self.accelerator.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
@@ -68,7 +69,7 @@ class MultiResponseTrainerMixin(Trainer):
                 "fp16 has no effect on a CPU: accelerate trains in fp32 there. Set bf16=True for half precision, or "
                 "fp16=False. (Axolotl makes fp16 of `bf16: auto` where no GPU has bf16.)"
             )
-        self.model_accepts_loss_kwargs = True  # read by transformers < 5.19: the loss is scaled by the units already
+        self.model_accepts_loss_kwargs = True  # read by transformers < 5.19: the loss is already divided by the units
         model = self.accelerator.unwrap_model(self.model)
         keep_trainable(model)
         _refuse_router_loss(model)
@@ -113,16 +114,20 @@ class MultiResponseTrainerMixin(Trainer):
         self._watching = watch(self, options, collators[0].tokenizer)
 
     def _first_refusal(self, refusal: str | None) -> str | None:
-        """Of all processes: they must choose one layout, or they would wait for each other in different places."""
+        """Return the first refusal of any process.
+
+        All processes must choose the same layout. Otherwise they would wait for each other in different places.
+        """
         if self.accelerator.num_processes == 1:
             return refusal
         return next((reason for reason in gather_object([refusal]) if reason is not None), None)
 
     def _stop_sending_buffers(self) -> None:
-        """The backend runs the model once per group or pair, and processes have unequally many.
+        """Turn off the broadcast of buffers in DistributedDataParallel.
 
-        DistributedDataParallel sends the buffers of the first process to the others at every forward, where they would
-        wait for each other unequally often. Those of a language model are constants (the angles of its positions).
+        It sends the first process's buffers to the others at every forward. The backend runs one forward per group or
+        pair, and processes hold different numbers of these, so they would wait for each other forever. The buffers of
+        a language model are constants (the angles of its positions).
         """
         if self.accelerator.num_processes == 1:
             return
@@ -170,7 +175,7 @@ class MultiResponseTrainerMixin(Trainer):
             refuse_split_angles(config, [prefix + length for prefix, lengths in rows for length in lengths], name)
 
     def _as_trained(self, dataset: Any) -> Any:
-        """The rows without what `redraw` draws from: each is then as long as it could come to be."""
+        """Return the rows without the column that `redraw` draws from. Each is then as long as its longest draw."""
         return dataset.remove_columns(DRAW) if DRAW in dataset.column_names else dataset
 
     def _get_dataloader(
@@ -182,7 +187,7 @@ class MultiResponseTrainerMixin(Trainer):
         is_training: bool = False,
         dataloader_key: str | None = None,
     ) -> Any:
-        # accelerate repeats rows until the batches are even on all processes, which would count them twice.
+        # accelerate repeats rows until all processes have equal batches, which would count these rows twice.
         multiple = batch_size * self.accelerator.num_processes
         if self.accelerator.num_processes > 1 and isinstance(dataset, Dataset) and is_prepared(dataset):
             dataset = with_fillers(dataset, multiple)
@@ -201,12 +206,12 @@ class MultiResponseTrainerMixin(Trainer):
     # ------------------------------------------------------------------ loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
-        """The units of the whole optimizer step, over its micro-batches and all processes."""
+        """Return the units of the whole optimizer step, over its micro-batches and all processes."""
         sums = torch.zeros(6, dtype=torch.float64)
         for batch in batch_samples:
             sums += torch.cat([batch["units"].double().sum().reshape(1).cpu(), batch_counts(batch)])
         totals = self._sum_over_processes(sums)
-        # After an evaluation the model is still in evaluation mode here; only training asks for the units of a step.
+        # After an evaluation the model is still in evaluation mode here. Only training asks for a step's units.
         self._meter.add_batches(totals[1:])
         return totals[0].float().to(device)
 
@@ -217,7 +222,7 @@ class MultiResponseTrainerMixin(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """This micro-batch's part of the step's loss, and no outputs: the logits of a whole row never exist."""
+        """Return this micro-batch's part of the step's loss. There are no outputs: a row's logits never exist."""
         rows = Rows.from_batch(inputs)
         nll = self._nll(model, rows)
         if num_items_in_batch is None:
@@ -235,7 +240,10 @@ class MultiResponseTrainerMixin(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def _nll(self, model: torch.nn.Module, rows: Rows) -> torch.Tensor:
-        """[R, T]; a backend reads the model itself, and runs what distributed training wrapped around it."""
+        """Return the NLL of each token, [R, T] (rows, tokens per row).
+
+        A backend inspects the unwrapped model and runs the one that distributed training wrapped.
+        """
         keep_head_gathered(model)
         return self._backend.token_nll(self.model, rows, self._token_nll.bound(model))
 
@@ -254,7 +262,7 @@ class MultiResponseTrainerMixin(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[torch.Tensor, None, None]:
-        """The mean NLL of the batch's tokens; its sums go to `evaluation_loop`."""
+        """Return the mean NLL of the batch's tokens, and add its sums for `evaluation_loop`."""
         rows = Rows.from_batch(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
             nll = self._nll(model, rows)
@@ -266,8 +274,10 @@ class MultiResponseTrainerMixin(Trainer):
     def evaluation_loop(
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """As in `Trainer`, with the loss taken over all tokens instead of averaged over batches; in training, with
-        what the options ask to watch beside it."""
+        """Evaluate as `Trainer` does, with the loss taken over all tokens instead of averaged over batches.
+
+        Add the metrics of the monitoring options.
+        """
         began = time.perf_counter()
         self._eval_sums = torch.zeros(3, dtype=torch.float64)
         output = super().evaluation_loop(  # type: ignore[misc]
@@ -284,7 +294,7 @@ class MultiResponseTrainerMixin(Trainer):
         return output
 
     def _watched(self, rows: Any, loss: float, prefix: str) -> dict[str, float]:
-        """The gap to the training loss, and what answers to held-out prompts look like."""
+        """Return the gap to the training loss, and the metrics of sampled answers to held-out prompts."""
         metrics: dict[str, float] = {}
         overfitting, samples = self._watching.overfitting, self._watching.samples
         if overfitting is not None and self.is_in_train:
@@ -297,11 +307,14 @@ class MultiResponseTrainerMixin(Trainer):
         return metrics
 
     def _train_nll(self) -> float:
-        """The mean NLL per token of some training rows, always the same ones, as the held-out loss is taken."""
+        """Return the mean NLL per token of some training rows, computed as the held-out loss is.
+
+        The rows are the same at every evaluation.
+        """
         prepared: Any = self.train_dataset
         rows = prepared.select(range(0, len(prepared), -(-len(prepared) // TRAIN_ROWS)))
         self._eval_sums = torch.zeros(3, dtype=torch.float64)
-        with torch.random.fork_rng(devices=[]):  # a data loader draws a seed
+        with torch.random.fork_rng(devices=[]):  # creating a data loader draws a seed
             model: Any = self.model
             for batch in self.get_test_dataloader(rows):
                 self.prediction_step(model, batch, prediction_loss_only=True)
@@ -309,9 +322,9 @@ class MultiResponseTrainerMixin(Trainer):
         return float(nll / tokens)
 
     def try_longest_rows(self) -> int:
-        """A forward and backward pass of the micro-batch that needs the most memory; returns its tokens.
+        """Run a forward and backward pass of the micro-batch that needs the most memory, and return its tokens.
 
-        For the end of a run: it changes gradients, not weights. Every process takes the same rows.
+        Call it at the end of a run: it changes gradients, not weights. Every process takes the same rows.
         """
         rows = self._as_trained(self.train_dataset)
         shared = self.layout == "shared_prefix"
@@ -328,14 +341,14 @@ class MultiResponseTrainerMixin(Trainer):
         return int(batch["stats"]["tokens"])
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """As in `Trainer`; when memory runs out, the error says what to lower."""
+        """Train as `Trainer` does. If memory runs out, the error says what to lower."""
         with out_of_memory_advice():
             return super().train(*args, **kwargs)
 
     # ------------------------------------------------------------------ logs
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add throughput, token accuracy and what the layout saved to the training logs."""
+        """Add throughput, token accuracy and the share of prompt tokens saved to the training logs."""
         if "loss" in logs:
             logs.update(self._meter.read())
             self._meter = Meter()
@@ -352,7 +365,10 @@ def _refuse_router_loss(model: Any) -> None:
 
 
 def _refuse_reentrant(model: Any, args: Any) -> None:
-    """Layers hand keys and values on beside their outputs, and reentrant checkpointing loses the gradient of these."""
+    """Refuse reentrant checkpointing for a model whose layers reuse keys and values.
+
+    Such layers pass keys and values on next to their outputs, and reentrant checkpointing loses their gradient.
+    """
     reuses = model.config.get_text_config().to_dict().get("num_kv_shared_layers")
     reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
     if reuses and args.gradient_checkpointing and reentrant:
@@ -363,7 +379,7 @@ def _refuse_reentrant(model: Any, args: Any) -> None:
 
 
 def with_fillers(dataset: Dataset, multiple: int) -> Dataset:
-    """The dataset, extended to a multiple of `multiple` rows by fillers that train nothing and weigh nothing."""
+    """Extend the dataset to a multiple of `multiple` rows with fillers that train nothing and have no weight."""
     missing = -len(dataset) % multiple
     if not missing:
         return dataset

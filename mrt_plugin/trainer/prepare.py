@@ -1,4 +1,4 @@
-"""From groups to a prepared dataset: select, encode, drop what is too long, lay out."""
+"""Prepare groups for training: select, encode, drop pairs that are too long, lay out."""
 
 import logging
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE, Draw, rows_to_draw
 logger = logging.getLogger(__name__)
 
 COLUMNS = tuple(GroupRow.__annotations__)
-"""The columns of a prepared dataset: those of a `GroupRow`."""
+"""Columns of a prepared dataset: the fields of a `GroupRow`."""
 
 FORMAT = 2
-"""The version of prepared rows. Raise it when the same groups and options give other rows, so that none is reused."""
+"""Version of prepared rows. Raise it when the same groups and options give different rows, so that none is reused."""
 
 _KEEP_ALL: dict[str, Any] = {
     "selector": "all",
@@ -37,7 +37,7 @@ _KEEP_ALL: dict[str, Any] = {
     "weights": "column",
     "redraw": "never",
 }
-"""The options of a selection that keeps every response, whatever the others are."""
+"""Options of a selection that keeps every response, regardless of the other options."""
 
 _SELECTION = (
     "k",
@@ -54,10 +54,10 @@ _SELECTION = (
     "min_k",
     "max_k",
 )
-"""The options that `score_and_select` takes by the same name."""
+"""Options that `score_and_select` takes by the same name."""
 
 MANY_DROPPED = 0.05
-"""The share of dropped pairs from which what is trained on is no longer what the data is."""
+"""Share of dropped pairs above which the trained data no longer represents the dataset."""
 
 _COUNTS = ("group", "pairs", "expanded", "shared", "trained")
 
@@ -69,37 +69,38 @@ _WITH_DRAWS = Features(
         DRAW: DRAW_FEATURE,
     }
 )
-"""Of prepared rows with the column `draw`: where all of a batch are null, `datasets` could not infer its type."""
+"""Features of prepared rows with the column `draw`. `datasets` cannot infer its type from a batch of nulls."""
 
 
 @dataclass
 class PrepareReport:
-    """What preparation did, in counts that add up.
+    """Counts of a preparation.
 
-    `groups + dropped_groups` is the number of groups read; `pairs + dropped_pairs` the number of responses selected.
+    `groups + dropped_groups` is the number of groups read. `pairs + dropped_pairs` is the number of responses
+    selected.
     """
 
     groups: int = 0
     rows: int = 0
-    """Rows of the prepared dataset: more than `groups` where long groups were split."""
+    """Rows of the prepared dataset: more than `groups` if long groups were split."""
     pairs: int = 0
     trained_tokens: int = 0
     tokens_expanded: int = 0
-    """Tokens a forward pass sees when the prompt is copied for each response."""
+    """Tokens of a forward pass if the prompt is copied for each response."""
     tokens_shared: int = 0
-    """Tokens it sees when the prompt is there once per row."""
+    """Tokens of a forward pass if each row holds the prompt once."""
     dropped_pairs: int = 0
     """Pairs longer than max_length."""
     dropped_groups: int = 0
-    """Groups that lost all their pairs."""
+    """Groups with no pair left."""
 
     @property
     def token_ratio(self) -> float:
-        """Expanded over shared tokens: the speed-up if tokens were all that costs."""
+        """Return expanded over shared tokens: the speed-up if tokens were the only cost."""
         return self.tokens_expanded / max(self.tokens_shared, 1)
 
     def as_dict(self) -> dict[str, Any]:
-        """All counts and the token ratio."""
+        """Return all counts and the token ratio."""
         return {**asdict(self), "token_ratio": self.token_ratio}
 
 
@@ -118,22 +119,22 @@ def prepare_groups(
     held_out: bool = False,
     length_option: str = "max_length",
 ) -> tuple[Dataset, PrepareReport]:
-    """Make a dataset whose rows are `GroupRow`s, one per group, each with the name of its prompt.
+    """Build a dataset whose rows are `GroupRow`s, one per group, each with the name of its prompt.
 
     Args:
         groups: as `load_groups` returns them.
-        tokenizer: with its chat template, if any.
-        options: selector, k and the rest; `row_length` is used where `split_rows` is set.
-        max_length: tokens one prompt with one response may have; longer pairs are dropped and counted.
+        tokenizer: with its chat template, if it has one.
+        options: selector, k and the rest; `row_length` is used if `split_rows` is set.
+        max_length: limit in tokens of one prompt with one response; longer pairs are dropped and counted.
         seed: of the selection, unless `options.selection_seed` is set.
-        expanded_form: rows of whole pairs, with no shared prefix.
+        expanded_form: build rows of whole pairs, without a shared prefix.
         split_rows: split groups longer than `options.row_length` into several rows of the dataset, for callers whose
-            rows must not be longer. The collator splits them otherwise.
-        num_proc: processes; the result does not depend on it.
-        chat_template_kwargs: handed to the chat template.
+            rows must not be longer. Otherwise the collator splits them.
+        num_proc: number of processes; the result does not depend on it.
+        chat_template_kwargs: passed to the chat template.
         description: names the dataset in progress bars and messages.
-        held_out: keep every response, those of weight 0 too: held-out groups are scored without weights.
-        length_option: what the user calls `max_length`.
+        held_out: keep every response, including those of weight 0: held-out groups are scored without weights.
+        length_option: the user's name for `max_length`, for messages.
 
     Returns:
         The prepared dataset and the counts.
@@ -176,7 +177,7 @@ def prepare_groups(
         remove_columns=groups.column_names,
         features=_WITH_DRAWS if options.redraw == "epoch" else None,
         num_proc=num_proc,
-        # datasets recognises a module's function by its name, so a result of other code could be reused
+        # datasets identifies a function by its name, so it could reuse a result of changed code
         load_from_cache_file=False,
         desc=f"Encoding the {description} groups",
     )
@@ -187,12 +188,12 @@ def prepare_groups(
 
 
 def is_prepared(dataset: Dataset) -> bool:
-    """Whether the rows are `GroupRow`s already."""
+    """Return whether the rows are already `GroupRow`s."""
     return set(COLUMNS) <= set(dataset.column_names)
 
 
 def _pools(groups: Dataset, n: int | None, seed: int) -> list[list[int]]:
-    """The candidates of each group, for a trainer that draws from them anew each epoch."""
+    """Return the candidates of each group, for a trainer that draws from them anew each epoch."""
     names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
     wanted = groups.select_columns(names)
     return [
@@ -235,7 +236,7 @@ def _prepare_batch(
             counts = _count(part)
             if redraw:
                 columns[DRAW].append(draw)
-                if draw is not None:  # the whole pool, once
+                if draw is not None:  # count the whole pool once
                     counts = _count(row) if draw["first"] == 0 else dict.fromkeys(counts, 0)
             for name, count in counts.items():
                 columns[name].append(count)
@@ -250,7 +251,7 @@ def _encode_kept(
     options: MultiResponseOptions,
     max_length: int | None,
 ) -> tuple[list[tuple[Any, float]], dict[str, float]]:
-    """The chosen pairs that fit, with their weights, and the means over the whole pool where the loss needs them."""
+    """Return the chosen pairs that fit, with their weights, and the means over the pool if the loss needs them."""
     responses = batch["responses"][position]
     weights = batch["weights"][position] if "weights" in batch else [1.0] * len(responses)
     if options.weights == "softmax":
@@ -267,7 +268,7 @@ def _encode_kept(
         return kept, {}
     pool = {"pool_mean_length": sum(pair.trained_length for pair in encoded) / len(encoded)}
     if options.selector == "random_k" and options.weights == "column":
-        # K uniform draws: dividing by the mean over what they are drawn from keeps each response's expected vote
+        # For K uniform draws, dividing by the mean weight of their pool keeps each response's expected vote.
         drawn_from = [weights[index] for index in fitting if weights[index] > 0]
         pool["pool_mean_weight"] = sum(drawn_from) / len(drawn_from)
     return kept, pool
@@ -286,7 +287,7 @@ def _count(row: GroupRow) -> dict[str, int]:
 def _arrange(
     row: GroupRow, options: MultiResponseOptions, expanded_form: bool, split_rows: bool, seed: int
 ) -> list[tuple[GroupRow, Draw | None]]:
-    """The rows of a group, with what each draws anew in every epoch, if anything."""
+    """Return the rows of a group, each with its draw per epoch, if it has one."""
     row_length = options.row_length if split_rows else None
     if options.redraw == "epoch" and len(row["segment_lengths"]) > options.k:
         return list(rows_to_draw(row, options.k, seed=seed, row_length=row_length, expanded=expanded_form))
@@ -296,7 +297,7 @@ def _arrange(
 
 
 def _report(groups: Dataset, chosen: Sequence[Sequence[int]], prepared: Dataset) -> PrepareReport:
-    # datasets.map leaves no columns where no batch had a row
+    # datasets.map returns no columns if no batch has a row
     counts = {name: prepared[name][:] if len(prepared) else [] for name in _COUNTS}
     kept_groups, pairs = len(set(counts["group"])), sum(counts["pairs"])
     return PrepareReport(

@@ -5,15 +5,15 @@ from typing import Any
 
 
 def keep_trainable(model: Any) -> None:
-    """Tell bitsandbytes not to repack a model's 4-bit weights for inference.
+    """Stop bitsandbytes from repacking a model's 4-bit weights for inference.
 
-    On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a 4-bit layer's weights the first time that it runs in
-    evaluation mode, and not back for training: what the layer computes from then on has no gradient with respect to
-    its input. After one evaluation the adapters of a two-layer Llama had gradients that were wrong by 0.30 of their
-    norm. Elsewhere this changes nothing.
+    On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a 4-bit layer's weights the first time that the layer runs
+    in evaluation mode. It does not undo this for training. From then on the layer's output has no gradient with
+    respect to its input. After one evaluation the adapters of a two-layer Llama had gradients that were wrong by 0.30
+    of their norm. On other hardware this changes nothing.
 
     Raises:
-        ValueError: if the weights were repacked already. Undoing it is lossy, so the model has to be loaded again.
+        ValueError: if the weights were already repacked. Undoing it is lossy, so the model must be loaded again.
     """
     bitsandbytes = sys.modules.get("bitsandbytes")
     if bitsandbytes is None:

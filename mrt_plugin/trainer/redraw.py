@@ -1,4 +1,4 @@
-"""`redraw: epoch`: another random K of the pool for every epoch."""
+"""`redraw: epoch`: draw K random responses of each pool anew for every epoch."""
 
 from itertools import accumulate
 from typing import Any, TypedDict
@@ -13,17 +13,17 @@ from mrt_plugin.layout.group_row import GroupRow, as_group_row, expand, join_pai
 from mrt_plugin.options import LossAggregation
 
 DRAW = "draw"
-"""The column of a prepared dataset with a row's `Draw`; null where nothing is drawn."""
+"""Column of a prepared dataset that holds a row's `Draw`; null if the row draws nothing."""
 
 
 def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
-    """K of the row's segments, uniformly without replacement: those with the smallest hashes.
+    """Draw K of the row's segments, uniformly without replacement: those with the smallest hashes.
 
-    A hash is of (seed, epoch, the prompt's tokens, the response's tokens, how often these came before), so the draw
-    depends on neither the row's place, the order of the pool, the worker nor the process.
+    A hash covers the seed, the epoch, the tokens of prompt and response, and the number of earlier equal responses. So
+    the draw does not depend on the row's place, the order of the pool, the worker or the process.
 
     Returns:
-        Indices, rising; all of them if there are at most K.
+        Indices in ascending order; all of them if there are at most K.
     """
     count = len(row["segment_lengths"])
     if count <= k:
@@ -40,10 +40,11 @@ def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
 
 
 def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: LossAggregation) -> GroupRow:
-    """The row with K of its segments, and the loss coefficients that a group of these K has.
+    """Return the row with K of its segments, and with the loss coefficients of a group of these K.
 
-    Under `prompt` the coefficients and units of N responses grow by N/K, so that the group keeps one vote: M and W are
-    means over the whole pool. Under `token` and `response` each response's coefficients are its own.
+    Under `prompt` the coefficients and units of N responses are multiplied by N/K, so that the group keeps one vote.
+    Their divisors M (mean trained length) and W (mean weight) are means over the whole pool. Under `token` and
+    `response` each response keeps its own coefficients.
     """
     chosen = draw_segments(row, k, seed=seed, epoch=epoch)
     count = len(row["segment_lengths"])
@@ -58,16 +59,17 @@ def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: Los
 
 
 class Draw(TypedDict):
-    """What a row of a prepared dataset draws in each epoch, kept in its column `draw`."""
+    """Describes what a row of a prepared dataset draws in each epoch. Stored in its column `draw`."""
 
     k: int
     """Responses of the group per epoch."""
     seed: int
     first: int
     last: int
-    """The row trains the responses first..last-1 of the K drawn: all of them, unless K may be too long for a row."""
+    """The row trains the responses first..last-1 of the K drawn. These are all K, unless K responses may be too long
+    for a row."""
     expanded: bool
-    """Whether the row is one without a shared prefix, whose segments are whole pairs."""
+    """Whether the row has no shared prefix. Its segments are then whole pairs."""
     pool: GroupRow
     """All responses of the group."""
 
@@ -93,19 +95,19 @@ DRAW_FEATURE = {
 def rows_to_draw(
     pool: GroupRow, k: int, *, seed: int, row_length: int | None = None, expanded: bool = False
 ) -> list[tuple[GroupRow, Draw]]:
-    """The rows that stand for a group whose K responses are drawn anew each epoch.
+    """Return the rows of a group whose K responses are drawn anew each epoch.
 
-    A row holds the longest responses that it could come to hold, so that whoever packs rows, drops long ones or counts
-    steps before training, reckons with the most that any draw needs. Of a group whose K longest do not fit
-    `row_length` there are several rows, each for a part of the draw that always fits; how many does not depend on the
-    draw.
+    A row holds the longest responses that any draw can give it. So packing, length limits and step counts, which are
+    computed before training, plan for the longest possible draw. If the K longest responses do not fit `row_length`,
+    the group gets several rows. Each is for a part of the draw that always fits. The number of rows does not depend on
+    the draw.
 
     Args:
-        pool: the group with more than K responses.
-        k: responses drawn.
+        pool: the group, with more than K responses.
+        k: number of responses to draw.
         seed: of the draws.
         row_length: tokens that a row may hold; unlimited by default.
-        expanded: rows without a shared prefix, as `join_pairs` makes them.
+        expanded: build rows without a shared prefix, as `join_pairs` makes them.
 
     Raises:
         ValueError: if the prompt with one response is longer than `row_length`.
@@ -132,16 +134,16 @@ def rows_to_draw(
 
 
 def epoch_begun(state: TrainerState) -> int:
-    """The epoch that begins, or that a resumed run was in; asked before the first step of the epoch."""
+    """Return the epoch that begins, or that a resumed run was in. Call it before the first step of the epoch."""
     return int((state.epoch or 0) + 1e-6)
 
 
 class Redraw(TrainerCallback):
-    """Reads a row as the current epoch has it; as a callback it learns of every epoch that begins.
+    """Reads a row as drawn for the current epoch. As a callback it is notified of every epoch that begins.
 
-    A collator calls it for every row (`GroupedResponseCollator.read_row`), so that samplers see a dataset like any
-    other. The epoch is in shared memory: workers that outlive an epoch see the next one. A run resumed in the middle
-    of an epoch draws for that epoch, since the trainer's state says where it is.
+    A collator calls it for every row (`GroupedResponseCollator.read_row`), so samplers see an ordinary dataset. The
+    epoch is in shared memory, so workers that outlive an epoch see the next one. A run resumed in the middle of an
+    epoch uses that epoch's draw, because the trainer's state holds the epoch.
 
     Args:
         aggregation: `loss_aggregation` of the run.
@@ -152,11 +154,11 @@ class Redraw(TrainerCallback):
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Draw for this epoch from now on."""
+        """Set the epoch to draw for."""
         self.epoch.fill_(epoch_begun(state))
 
     def __call__(self, example: dict[str, Any]) -> GroupRow:
-        """The row as the current epoch has it; one without `draw` as it is."""
+        """Return the row as drawn for the current epoch. A row without `draw` is returned unchanged."""
         draw: Draw | None = example.get(DRAW)
         if draw is None:
             return as_group_row(example)

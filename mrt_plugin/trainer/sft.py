@@ -1,4 +1,4 @@
-"""Multi-response training on TRL's `SFTTrainer`."""
+"""Multi-response training with TRL's `SFTTrainer`."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from mrt_plugin.trainer.prepare import PrepareReport, is_prepared, prepare_group
 class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
     """`trl.SFTTrainer` for groups: K of N responses per prompt, the prompt computed once.
 
-    Takes what `SFTTrainer` takes. Selection applies to the training data; of evaluation groups every response is
+    Takes what `SFTTrainer` takes. Selection applies to the training data only. In evaluation groups every response is
     scored, and `eval_loss` is the mean NLL over all their tokens.
 
     Args:
@@ -26,13 +26,13 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         args: the configuration; batch sizes count groups.
         train_dataset: groups (`mrt_plugin.load_groups`): columns `prompt`, `responses`, and optionally `scores`,
             `weights`, `id`.
-        eval_dataset: groups, or a dict of them, whose prompts are not in the training data.
+        eval_dataset: groups, or a dict of them. Their prompts must not be in the training data.
         kwargs: `processing_class`, `peft_config`, `quantization_config`, `callbacks`, `optimizers` and the rest.
 
     Raises:
-        DataError: if the data is not groups, before the model is loaded.
-        ValueError: for arguments that a grouped trainer cannot honour, for held-out prompts that are trained on, and
-            if `layout="shared_prefix"` cannot be proved exact for the model.
+        DataError: if the data is not groups. It is raised before the model is loaded.
+        ValueError: for arguments that a grouped trainer does not support and held-out prompts that are trained on.
+            Also if `layout="shared_prefix"` cannot be proved exact for the model.
 
     Example:
 
@@ -85,7 +85,7 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         self.set_up_groups(args, [self.data_collator])
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
-        """As in `Trainer`, of groups as `evaluate` takes them; there are no predictions beside the loss."""
+        """Compute the loss on groups, as `evaluate` takes them. There are no predictions."""
         prepared = self._prepare_dataset(test_dataset, self.processing_class, self.args, False, None, "test")
         return super().predict(prepared, *args, **kwargs)
 
@@ -98,7 +98,7 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Dataset:
-        """Select, encode and lay out; a prepared dataset is returned as it is."""
+        """Select, encode and lay out groups. A prepared dataset is returned unchanged."""
         dataset = self._checked(dataset, args)
         if is_prepared(dataset):
             return dataset
@@ -123,9 +123,9 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         return prepared
 
     def _checked(self, dataset: Any, args: MultiResponseSFTConfig) -> Dataset:
-        """Prepared rows, and groups seen before, as they are; anything else as validated groups.
+        """Return prepared rows and groups seen before unchanged, and anything else as validated groups.
 
-        `args.source` is the format of what is no groups yet.
+        `args.source` is the format of data that is not groups yet.
         """
         source = args.source
         if isinstance(dataset, Dataset):

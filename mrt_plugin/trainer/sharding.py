@@ -1,4 +1,4 @@
-"""What FSDP and DeepSpeed ZeRO-3, which spread a model's weights over the processes, ask of a grouped run."""
+"""Support for FSDP and DeepSpeed ZeRO-3, which shard a model's weights over the processes."""
 
 import torch
 from accelerate.utils import DeepSpeedPlugin, DistributedType
@@ -6,11 +6,13 @@ from torch.distributed.fsdp import FSDPModule
 
 
 def read_sharding(kind: DistributedType, deepspeed: DeepSpeedPlugin | None = None) -> str | None:
-    """What gathers weights for each forward and frees them after it; None where every process keeps them all.
+    """Return the name of what gathers weights for each forward and frees them afterwards.
+
+    Return None if every process keeps all weights.
 
     Args:
-        kind: how accelerate runs.
-        deepspeed: its plugin, if there is one.
+        kind: the distributed type of accelerate.
+        deepspeed: accelerate's DeepSpeed plugin, if there is one.
 
     Example:
 
@@ -25,10 +27,11 @@ def read_sharding(kind: DistributedType, deepspeed: DeepSpeedPlugin | None = Non
 
 
 def keep_head_gathered(model: torch.nn.Module) -> None:
-    """Under FSDP2: keep the weights outside the layers, the head's among them, from the forward to the backward pass.
+    """Keep the weights outside the layers gathered from the forward to the backward pass (FSDP2 only).
 
-    The head is applied to trained tokens after the model's forward. To keep them is `fully_shard`'s own default for
-    the outermost module, which accelerate changes. Elsewhere this does nothing.
+    The output head is one of these weights, and it is applied to trained tokens after the model's forward.
+    `fully_shard` keeps the outermost module's weights by default, but accelerate changes this. Without FSDP2 this does
+    nothing.
     """
     if isinstance(model, FSDPModule):
         model.set_reshard_after_forward(False, recurse=False)

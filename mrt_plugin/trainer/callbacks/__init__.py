@@ -1,4 +1,4 @@
-"""What looks at a run while it goes: early stopping, overfitting, sampled answers, a smoke test before a long run."""
+"""Monitoring of a run: early stopping, overfitting, sampled answers, a smoke test before a long run."""
 
 from mrt_plugin.trainer.callbacks.early_stopping import HeldOutEarlyStopping
 from mrt_plugin.trainer.callbacks.overfitting import Overfitting

@@ -1,4 +1,4 @@
-"""Early stopping on the held-out loss with a least improvement, and the best checkpoint at the end."""
+"""Early stopping on the held-out loss with a minimum improvement; the best checkpoint is loaded at the end."""
 
 import logging
 from typing import Any
@@ -11,16 +11,16 @@ logger = logging.getLogger(__name__)
 
 
 class HeldOutEarlyStopping(EarlyStoppingCallback):
-    """transformers' `EarlyStoppingCallback`, except for what an evaluation is compared with.
+    """transformers' `EarlyStoppingCallback` with another reference for the comparison.
 
-    transformers compares it with the best evaluation so far, so a loss that falls steadily, by less than the threshold
-    each time, stops the run. Here the reference moves only when the threshold is passed, so slow steps add up. Which
-    checkpoint is the best is still decided without a threshold.
+    transformers compares an evaluation with the best one so far. A loss that falls steadily, but by less than the
+    threshold each time, therefore stops the run. Here the reference moves only when an evaluation passes the
+    threshold, so small improvements add up. The best checkpoint is still chosen without a threshold.
 
     Args:
-        patience: evaluations in a row without an improvement after which training stops.
-        min_improvement: what counts as one, in the metric's unit: nats per token for the loss.
-        reference: the evaluation to beat; a resumed run goes on with its own.
+        patience: number of evaluations in a row without an improvement after which training stops.
+        min_improvement: gain that an improvement must exceed, in the metric's unit: nats per token for the loss.
+        reference: the metric value to beat; a resumed run continues with its own.
 
     Example:
 
@@ -38,7 +38,7 @@ class HeldOutEarlyStopping(EarlyStoppingCallback):
     def on_evaluate(  # type: ignore[override]
         self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
     ) -> None:
-        """Stop when patience is at its end. Of several held-out sets only the one with the metric counts."""
+        """Stop when patience is exhausted. Of several held-out sets, only the one with the metric counts."""
         if _metric(args) not in metrics:
             return
         super().on_evaluate(args, state, control, metrics, **kwargs)
@@ -54,7 +54,7 @@ class HeldOutEarlyStopping(EarlyStoppingCallback):
             )
 
     def check_metric_value(self, args: Any, state: Any, control: Any, metric_value: float) -> None:
-        """Count an evaluation that does not improve on the reference; move the reference by one that does."""
+        """Set the reference to an evaluation that improves on it; count any other evaluation."""
         sign = 1 if args.greater_is_better else -1
         gain = np.inf if self.reference is None else sign * (metric_value - self.reference)
         if gain > self.min_improvement:
@@ -64,7 +64,7 @@ class HeldOutEarlyStopping(EarlyStoppingCallback):
             self.early_stopping_patience_counter += 1
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it."""
+        """Return what a checkpoint stores."""
         return {
             "args": {
                 "patience": self.patience,
@@ -76,10 +76,10 @@ class HeldOutEarlyStopping(EarlyStoppingCallback):
 
 
 def follow_evaluations(args: TrainingArguments, *, several_sets: bool) -> None:
-    """Set the arguments that reloading the best checkpoint needs: one is written at every evaluation.
+    """Set the arguments for loading the best checkpoint. A checkpoint is written at every evaluation.
 
     Raises:
-        ValueError: if the run does not evaluate, or it is open which of several held-out sets decides.
+        ValueError: if the run does not evaluate, or if it is unclear which of several held-out sets decides.
     """
     if args.eval_strategy == IntervalStrategy.NO:
         raise ValueError(

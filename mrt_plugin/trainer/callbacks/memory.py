@@ -1,4 +1,4 @@
-"""What to lower when memory runs out."""
+"""Advice for out-of-memory errors."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ ADVICE = (
 
 @contextmanager
 def out_of_memory_advice() -> Iterator[None]:
-    """Add to an out-of-memory error what to do about it.
+    """Add advice to an out-of-memory error.
 
     Raises:
-        torch.OutOfMemoryError: with the advice and what the allocator said. On a CPU PyTorch itself raises a plain
+        torch.OutOfMemoryError: with the advice and the allocator's message. On a CPU PyTorch itself raises a plain
             RuntimeError.
     """
     try:

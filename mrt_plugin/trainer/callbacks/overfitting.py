@@ -1,4 +1,4 @@
-"""The gap between held-out and training loss, and a warning once it has grown."""
+"""The gap between held-out and training loss, with a warning when it has grown."""
 
 import logging
 from dataclasses import dataclass, field
@@ -6,20 +6,20 @@ from dataclasses import dataclass, field
 logger = logging.getLogger(__name__)
 
 TRAIN_ROWS = 64
-"""Training rows that are evaluated beside the held-out ones: always the same, so that their difficulty cancels."""
+"""Number of training rows evaluated next to the held-out rows. They stay the same, so their difficulty cancels."""
 
 
 @dataclass
 class Overfitting:
-    """Held-out minus training loss at each evaluation, in nats per token, and what it has grown by.
+    """Held-out minus training loss at each evaluation, in nats per token, and its growth.
 
-    Both are taken at the same weights and without dropout, on rows that stay the same. The two sets differ in what was
-    kept of their pools and in how hard their prompts are, so the gap is compared with the smallest one of the run, not
-    with 0.
+    Both losses are taken at the same weights, without dropout, on rows that stay the same. The two sets differ in
+    which responses of their pools were kept, and in how hard their prompts are. The gap is therefore compared with the
+    smallest gap of the run, not with 0.
 
     Args:
-        limit: growth from which it warns. 0.2 nats per token means that held-out tokens lost a factor of e^0.2 = 1.22
-            in probability against training tokens. A convention, not a measured bound.
+        limit: growth above which it warns. 0.2 nats per token means that held-out tokens lost a factor of e^0.2 = 1.22
+            in probability relative to training tokens. This is a convention, not a measured bound.
 
     Example:
 
@@ -34,7 +34,7 @@ class Overfitting:
     _warned: set[str] = field(default_factory=set)
 
     def metrics(self, prefix: str, *, held_out: float, train: float, step: int) -> dict[str, float]:
-        """The gap to log; warns once per held-out set when it passes the limit."""
+        """Return the gap to log. Warn once per held-out set when its growth exceeds the limit."""
         gap = held_out - train
         smallest = self._smallest[prefix] = min(gap, self._smallest.get(prefix, gap))
         best, best_step = self._best[prefix] = min((held_out, step), self._best.get(prefix, (held_out, step)))

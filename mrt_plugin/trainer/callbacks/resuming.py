@@ -1,4 +1,4 @@
-"""Resuming: the training data, and how it is dealt into steps, must be those of the checkpoint."""
+"""Resuming: check that the training data and its division into steps are those of the checkpoint."""
 
 import hashlib
 import logging
@@ -12,28 +12,29 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 logger = logging.getLogger(__name__)
 
 RECORD = "mrt_training_data"
-"""The name of the record in a checkpoint's `trainer_state.json`, under `stateful_callbacks`."""
+"""Name of the record in a checkpoint's `trainer_state.json`, under `stateful_callbacks`."""
 
 
 class SameTrainingData(TrainerCallback):
     """Records the training data with every checkpoint, and refuses to resume with other data.
 
-    A resumed run skips as many batches as were trained. Of other data, or of the same in another order, it would train
-    some groups twice and others never. With `ignore_data_skip` a run skips nothing, and the difference is only logged.
+    A resumed run skips as many batches as were trained. With other data, or the same data in another order, it would
+    train some groups twice and others never. With `ignore_data_skip` a run skips nothing, and the difference is only
+    logged.
 
     Args:
         rows: the prepared training rows.
-        columns: those of them that are trained on.
+        columns: the columns that are trained on.
     """
 
     def __init__(self, rows: Dataset, columns: list[str]) -> None:
         self.rows = rows.select_columns([name for name in columns if name in rows.column_names])
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Compare with the checkpoint's record, if the run is resumed, and leave this run's for the next.
+        """Compare with the checkpoint's record if the run is resumed, and store this run's record.
 
         Raises:
-            ValueError: naming what differs, and the remedy.
+            ValueError: naming what differs and how to fix it.
         """
         if not state.global_step and args.save_strategy == "no":
             return
@@ -67,7 +68,7 @@ class SameTrainingData(TrainerCallback):
 
 
 def content_hash(rows: Dataset) -> str:
-    """A hash of the values of all rows, in order, whatever files and processes they came from."""
+    """Return a hash of the values of all rows, in order. It does not depend on files or processes."""
     state = hashlib.blake2b(digest_size=16)
     for table in rows.with_format("arrow").iter(256):
         assert isinstance(table, pyarrow.Table)
@@ -77,7 +78,7 @@ def content_hash(rows: Dataset) -> str:
 
 
 def _add(state: Any, values: pyarrow.Array) -> None:
-    """The values of an array, with the lengths of lists and the fields of structs."""
+    """Add the values of an array to the hash, with the lengths of lists and the fields of structs."""
     if pyarrow.types.is_struct(values.type):
         for field in values.flatten():
             _add(state, field)

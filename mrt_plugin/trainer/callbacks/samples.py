@@ -1,4 +1,4 @@
-"""Answers to held-out prompts while a model trains, and what their coverage, alignment and diversity are."""
+"""Sampled answers to held-out prompts during training: their coverage, alignment and diversity."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,35 +15,35 @@ from mrt_plugin.sampling.settings import Draw, SamplingSettings, draw_seed
 from mrt_plugin.scoring.cosine import alignment, coverage, diversity
 
 SEEN_ROWS = 2000
-"""Rows among which the prompts are chosen."""
+"""Number of rows from which the prompts are chosen."""
 
 FEWEST_TOKENS = 32
-"""Of an answer, where its length is taken from the references."""
+"""Minimum of an answer's length limit if the limit is derived from the references."""
 
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """A prompt as the model sees it, and the responses to it that the data has."""
+    """A prompt's tokens as the model sees them, and the responses to it in the data."""
 
     tokens: tuple[int, ...]
     references: tuple[tuple[int, ...], ...]
 
     @property
     def key(self) -> str:
-        """Names the prompt: its draws depend on this and the seed alone."""
+        """Return the prompt's name. Its draws depend on this name and the seed alone."""
         return digest(b"prompt", np.asarray(self.tokens, dtype=np.int64).tobytes(), size=16).hex()
 
 
 def pick_prompts(rows: Dataset, count: int) -> list[PromptTokens]:
-    """Some prompts of prepared rows: always the same, whatever the order of the rows.
+    """Return some prompts of prepared rows: always the same ones, for any order of the rows that are read.
 
-    A prompt goes up to the first trained token; a reference is the first run of trained tokens (of a response with
-    several assistant turns, its first). Parts of one group that was split are put together again; rows that train
-    nothing are passed over.
+    A prompt ends before the first trained token. A reference is the first run of trained tokens; in a response with
+    several assistant turns, this is the first turn. Parts of one split group are merged again. Rows that train nothing
+    are skipped.
 
     Args:
-        rows: as `prepare_groups` makes them; the first 2,000 are looked at.
-        count: how many prompts at most.
+        rows: as `prepare_groups` makes them; only the first 2,000 are read.
+        count: maximum number of prompts.
     """
     found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for row in rows.select(range(min(len(rows), SEEN_ROWS))):
@@ -70,15 +70,15 @@ def answer(
     max_tokens: int | None,
     seed: int,
 ) -> list[list[Draw]]:
-    """Answers from a model that is being trained, which is left in the mode it was found in.
+    """Sample answers from a model in training. The model's mode is restored afterwards.
 
     Args:
-        model: unwrapped, with its weights whole.
+        model: unwrapped, with all its weights in this process.
         tokenizer: with a pad token.
-        prompts: what to answer; one prompt is a batch.
-        each: answers per prompt.
+        prompts: the prompts to answer; the answers to one prompt are one batch.
+        each: number of answers per prompt.
         max_tokens: of one answer; by default twice the longest reference, and at least 32.
-        seed: of the draws; no other random number is used, so training goes on as if nothing had been drawn.
+        seed: of the draws. No other random number is used, so training continues as if nothing had been drawn.
     """
     if max_tokens is None:
         longest = max(len(reference) for prompt in prompts for reference in prompt.references)
@@ -103,15 +103,15 @@ def answer(
 
 @dataclass
 class HeldOutSamples:
-    """What is logged of the answers to a few held-out prompts at every evaluation.
+    """Metrics of answers to a few held-out prompts, logged at every evaluation.
 
     Args:
         tokenizer: of the run.
-        embed: n texts to an array [n, dim].
-        prompts: how many are answered.
-        each: answers per prompt, at least 2.
+        embed: maps n texts to an array [n, dim].
+        prompts: number of prompts to answer.
+        each: number of answers per prompt, at least 2.
         max_tokens: of one answer; by default twice the longest reference, and at least 32.
-        seed: of the draws: the same at every evaluation, so that only the model differs.
+        seed: of the draws. It is the same at every evaluation, so that only the model differs.
 
     Example:
 
@@ -129,8 +129,11 @@ class HeldOutSamples:
     seed: int = 0
 
     def metrics(self, model: Any, rows: Dataset, prefix: str) -> dict[str, float]:
-        """Means over the prompts of coverage, alignment and diversity; the mean length of the answers in tokens, and
-        the share that ended by themselves."""
+        """Return the metrics of the answers.
+
+        These are the means over the prompts of coverage, alignment and diversity; the mean length of the answers in
+        tokens; and the share of answers that ended by themselves.
+        """
         prompts = pick_prompts(rows, self.prompts)
         answers = answer(model, self.tokenizer, prompts, each=self.each, max_tokens=self.max_tokens, seed=self.seed)
         figures = []

@@ -1,4 +1,4 @@
-"""A smoke test: the first steps of a run, checked, with a verdict before the long run is started."""
+"""A smoke test: train the first steps, check them, and give a verdict before the long run."""
 
 import logging
 import math
@@ -19,56 +19,57 @@ from mrt_plugin.trainer.callbacks.trend import trend
 logger = logging.getLogger(__name__)
 
 FEWEST = 10
-"""Steps from which a trend is tested at all."""
+"""Smallest number of steps for which a trend is tested."""
 
 PROMPTS = 8
-"""Prompts that are answered once each."""
+"""Number of prompts, each answered once."""
 
 WELL_FORMED = 0.5
-"""The least share of answers that must be well formed. An answer is drawn from the model's own distribution, and after
-a hundred steps not every one ends; where most do not, something is wrong with the template or the labels."""
+"""Minimum share of answers that must be well formed. Answers are drawn from the model's own distribution, and after a
+hundred steps not every answer ends. If most do not end, something is wrong with the template or the labels."""
 
 LOOP = 0.6
-"""An answer of which this share repeats runs of fifteen words is a loop, as in `curation.repetition`."""
+"""An answer is a loop if at least this share of it repeats runs of fifteen words, as in `curation.repetition`."""
 
 
 class SmokeTestFailed(RuntimeError):
-    """The run is not worth starting as it is. The message says what was found, and what to do."""
+    """A check of the smoke test failed. The message says what was found and what to do."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check."""
+    """Result of one check."""
 
     passed: bool
     text: str
 
 
 class SmokeTest(TrainerCallback):
-    """Trains some steps of the real run, schedule included, and stops.
+    """Trains some steps of the real run, including its schedule, and stops.
 
-    Checks that
+    It checks that
 
-    * the loss and the gradients are finite, before each optimizer step (under fp16, whose loss scale searches for its
-      range, gradients count from the second half on; DeepSpeed hides gradients from `parameters()`, so the norm that
-      it logs is taken);
+    * the loss and the gradients are finite before each optimizer step. Under fp16 the loss scale first searches for
+      its range, so gradients count from the second half of the steps. DeepSpeed hides gradients from `parameters()`,
+      so the gradient norm that it logs is checked;
     * the loss falls by more than its noise (`mrt_plugin.trainer.callbacks.trend`);
-    * a forward and backward pass of the longest rows fits into memory, now that the optimizer has its state;
-    * answers to a few prompts, held-out ones where there are any, end with an end token, are not empty and do not go
-      round in circles.
+    * a forward and backward pass of the longest rows fits into memory once the optimizer has its state;
+    * answers to a few prompts end with an end token, are not empty and do not repeat themselves in a loop. The prompts
+      are held-out ones if there are any.
 
-    Every process comes to the same verdict. What has no whole weights in one process (FSDP, ZeRO-3) cannot be sampled,
-    and the verdict says so.
+    Every process reaches the same verdict. If no process holds all weights (FSDP, ZeRO-3), no answers are sampled, and
+    the verdict says so.
 
     Args:
         trainer: a trainer with `MultiResponseTrainerMixin`.
-        steps: to train.
-        prompts: to answer; none where sampling is impossible.
-        max_tokens: of an answer.
+        steps: number of steps to train.
+        prompts: prompts to answer; none if sampling is impossible.
+        max_tokens: limit of an answer.
         seed: of the draws.
 
     Raises:
-        SmokeTestFailed: in every process: at once if a number is not finite, else at the end with all findings.
+        SmokeTestFailed: in every process. It is raised at once if a number is not finite, otherwise at the end with
+            all findings.
     """
 
     def __init__(
@@ -84,17 +85,17 @@ class SmokeTest(TrainerCallback):
         self._losses: list[float] = []
 
     def add_loss(self, loss: float) -> None:
-        """A micro-batch's part of the step's loss, over all processes."""
+        """Add a micro-batch's part of the step's loss, over all processes."""
         self._pending += loss
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A resumed run is tested from where it goes on."""
+        """Reset the losses. A resumed run is tested from the step at which it continues."""
         self._begin = state.global_step
         self._pending, self._losses = 0.0, []
         logger.info("Smoke test: %d steps, then a verdict.", self._steps)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Check the step's loss and gradients while the weights are still sound."""
+        """Check the step's loss and gradients before the weights are updated."""
         step = state.global_step + 1
         self._losses.append(self._pending)
         self._pending = 0.0
@@ -112,7 +113,7 @@ class SmokeTest(TrainerCallback):
             )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """The gradient norm that is logged, which is all that DeepSpeed shows."""
+        """Check the logged gradient norm, which is all that DeepSpeed shows."""
         norm = (logs or {}).get("grad_norm")
         if norm is not None and not args.fp16 and not math.isfinite(norm):
             raise SmokeTestFailed(
@@ -120,12 +121,12 @@ class SmokeTest(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop after the steps asked for."""
+        """Stop after the requested number of steps."""
         if state.global_step - self._begin >= self._steps:
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The verdict."""
+        """Run the checks at the end and report the verdict."""
         findings = [self._loss_finding(), self._memory_finding(), self._answers_finding()]
         lines = [f"  {'ok' if finding.passed else 'FAILED'}: {finding.text}" for finding in findings]
         steps = state.global_step - self._begin
@@ -140,7 +141,7 @@ class SmokeTest(TrainerCallback):
         )
 
     def _not_finite(self, model: torch.nn.Module) -> bool:
-        """Whether a gradient in any process is not."""
+        """Return whether a gradient in any process is not finite."""
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
         bad = float(bool(local) and not torch.isfinite(torch.nn.utils.get_total_norm(local)))
@@ -162,7 +163,7 @@ class SmokeTest(TrainerCallback):
         )
 
     def _memory_finding(self) -> Finding:
-        """Running out of memory here ends the run with advice, as anywhere else in training."""
+        """Try the longest rows. Running out of memory here ends the run with advice, as anywhere in training."""
         tokens = self._trainer.try_longest_rows()
         peak = ""
         if torch.cuda.is_available():
@@ -200,7 +201,7 @@ class SmokeTest(TrainerCallback):
 
 
 def fault_of(draw: Draw) -> str | None:
-    """What is wrong with an answer, in words; None if nothing is.
+    """Return what is wrong with an answer, in words, or None if nothing is.
 
     Example:
 

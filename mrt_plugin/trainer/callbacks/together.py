@@ -1,4 +1,4 @@
-"""What one process computes for all of them."""
+"""Results that one process computes for all processes."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ def from_main_process(accelerator: Accelerator, compute: Callable[[], Result]) -
     """Run `compute` in the main process and hand its result to every process.
 
     Raises:
-        RuntimeError: in the other processes, if it failed in the main one: nobody is left waiting.
+        RuntimeError: in the other processes, if `compute` failed in the main one, so that no process waits forever.
     """
     if accelerator.num_processes == 1:
         return compute()

@@ -1,4 +1,4 @@
-"""Whether a noisy series of losses falls."""
+"""A test of whether a noisy series of losses falls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import kendalltau, theilslopes
 
 SIGNIFICANT = 0.05
-"""One-sided level of the tests."""
+"""One-sided significance level of the tests."""
 
 
 @dataclass(frozen=True)
@@ -15,21 +15,21 @@ class Trend:
     """A monotone trend in a series."""
 
     first: float
-    """The first and the last value on the line through the series."""
+    """First value on the line through the series; `last` is the last one."""
     last: float
     falls: bool
-    """It falls by more than its noise explains."""
+    """Whether the series falls by more than its noise explains."""
     rises: bool
     p_falls: float
-    """The probability of so many falling pairs were the order chance."""
+    """Probability of at least so many falling pairs if the order were random."""
 
 
 def trend(values: Sequence[float]) -> Trend:
-    """The Mann-Kendall test of a monotone trend and the Theil-Sen line.
+    """Test for a monotone trend (Mann-Kendall) and fit a line (Theil-Sen).
 
-    Each pair of values votes on the direction, so that neither one wild batch nor the size of the noise decides
-    (Mann 1945, Econometrica 13; Sen 1968, JASA 63). What an easy or hard batch does to a loss is taken for independent
-    from step to step.
+    Each pair of values votes on the direction, so neither one extreme batch nor the size of the noise decides (Mann
+    1945, Econometrica 13; Sen 1968, JASA 63). The effect of an easy or hard batch on a loss is assumed to be
+    independent from step to step.
 
     Args:
         values: at least 10 finite numbers, in the order of the steps.

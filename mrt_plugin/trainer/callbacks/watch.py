@@ -1,4 +1,4 @@
-"""The options that look at a run, made into what looks."""
+"""Build the callbacks that the monitoring options ask for."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from mrt_plugin.trainer.callbacks.smoke import PROMPTS, SmokeTest
 
 @dataclass(frozen=True)
 class Watching:
-    """What the trainer feeds; None where an option leaves it out."""
+    """The monitors that the trainer calls itself; None if an option leaves one out."""
 
     overfitting: Overfitting | None
     samples: HeldOutSamples | None
@@ -24,15 +24,15 @@ class Watching:
 
 
 def watch(trainer: Any, options: MultiResponseOptions, tokenizer: PreTrainedTokenizerBase) -> Watching:
-    """Add to a trainer what the options ask for, whichever trainer it is.
+    """Add the callbacks that the options ask for to any trainer.
 
     Args:
-        trainer: with `MultiResponseTrainerMixin`, its datasets prepared.
+        trainer: with `MultiResponseTrainerMixin`. Its datasets are prepared.
         options: of the run.
         tokenizer: with a pad token.
 
     Raises:
-        ValueError: if the run cannot do what is asked, with what to change.
+        ValueError: if the run does not support an option. The message says what to change.
         ImportError: if the embedder is not installed.
     """
     args, held_out = trainer.args, trainer.eval_dataset
