@@ -1,4 +1,4 @@
-"""The plain path: one pair per row, through the model as it is."""
+"""The plain forward: one pair per row, through the unchanged model."""
 
 import logging
 from typing import Any

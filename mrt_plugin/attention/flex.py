@@ -43,7 +43,7 @@ class FlexBackend:
         refuse_dropout(self.family, self.name)
 
     def prepare_model(self, model: Any) -> None:
-        """Give the text model `flex_attention`."""
+        """Set the text model to `flex_attention`."""
         refuse_state(model, self.name)
         if not model._supports_flex_attn:
             raise NotShareable(

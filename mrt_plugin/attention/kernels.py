@@ -1,12 +1,12 @@
 """Attention of one piece, forward and backward, with the log-sum-exp (lse) that is needed to merge pieces.
 
 The backward of a piece takes the output and the log-sum-exp of the *complete* softmax, over all pieces of a query.
-The weights p = exp(score - lse) and the score gradients ds = p · (dp - rowsum(grad · out)) are then the piece's share
-of the exact gradient; dp is the gradient of p. Sources: FlashAttention, arXiv 2205.14135, algorithm 4; for merging,
-Ring Attention, arXiv 2310.01889.
+The weights are then p = exp(score - lse), and the score gradients are ds = p · (dp - rowsum(grad · out)), with dp the
+gradient of p. They give the piece's share of the exact gradient. Sources: FlashAttention, arXiv 2205.14135,
+algorithm 4; for merging, Ring Attention, arXiv 2310.01889.
 
-Shapes everywhere, for n queries, m keys, H query heads, G key heads and head dimension D: q [1, H, n, D],
-k and v [1, G, m, D] with H a multiple of G, out and grad [1, H, n, D], lse [1, H, n].
+Shapes everywhere: q, out and grad [1, H, n, D], k and v [1, G, m, D], lse [1, H, n]. Here n is the number of queries,
+m of keys, H of query heads and G of key heads; H is a multiple of G. D is the head dimension.
 """
 
 from typing import Protocol

@@ -29,11 +29,11 @@ ROUNDING = 8.0
 CEILING = 32.0
 """The tolerance is never more than this many times that spacing.
 
-Measured on random Llamas of 4 and 8 layers: with the shape of its batch, the plain forward moved by up to 1.6 spacings
-in bfloat16 and 3.3 in float16, and `sdpa` differed from `eager` by up to 6.7. So the ceiling leaves room for deeper
-models, and a mistake of a tenth of a nat is not accepted as rounding in float16."""
+On random Llamas of 4 and 8 layers, another batch shape changed the plain forward by up to 1.6 spacings in bfloat16 and
+3.3 in float16. `sdpa` differed from `eager` by up to 6.7 spacings. So the ceiling leaves room for deeper models, and
+an error of a tenth of a nat is not accepted as rounding in float16."""
 CEILING_FLOOR = 3e-4
-"""The ceiling in float32, in nats: a hundred times the 2.8e-6 that the same models moved by."""
+"""The ceiling in float32, in nats: a hundred times the change of 2.8e-6 in the same models."""
 EIGHT_BITS = 2.0**-7
 """The spacing of 8-bit weights and activations."""
 

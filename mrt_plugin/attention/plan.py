@@ -1,8 +1,7 @@
 """The attention plan of one batch: which slice of queries attends to which slice of keys.
 
-Two kinds of pieces cover the rule of `mrt_plugin.attention.rule` without a mask: causal attention of every run of
-tokens on itself, and attention of every group's segments on its prompt. The prompt's keys are read once for all
-segments and never copied.
+Every run of tokens attends causally to itself, and every group's segments attend to its prompt. This covers the rule
+of `mrt_plugin.attention.rule` without a mask. The prompt's keys are read once for all segments and never copied.
 """
 
 from collections.abc import Iterator

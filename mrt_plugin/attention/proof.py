@@ -1,7 +1,7 @@
 """The proof before training: a backend gives the same numbers as a forward of one pair at a time.
 
 The proof holds for the configuration, model and data of the run. Part 1 compares loss and gradients on a small random
-fp32 model of the same configuration, with the attention of the loaded model and a tight tolerance. Part 2 compares
+fp32 model of the same configuration. It uses the attention of the loaded model and a tight tolerance. Part 2 compares
 per-token NLL on the real model and a real row. Its tolerance comes from how much the plain forward changes when only
 the shape of its batch changes. That tolerance has a ceiling.
 """

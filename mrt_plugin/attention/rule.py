@@ -9,9 +9,8 @@ def visible(rows: Rows, *, window: int | None = None, chunk: int | None = None) 
     """Build the mask of the rule as a dense tensor.
 
     A query sees the keys of its own group that belong to the prompt (segment 0) or to its own segment. A key's
-    position must not be after the query's. The windows of sliding layers and the chunks of chunked layers are
-    measured on positions, as if each pair were alone, never on indices in the row. Padding sees padding, so that no
-    softmax is empty.
+    position must not be after the query's. Windows of sliding layers and chunks of chunked layers are measured on
+    positions, as if each pair were alone, never on row indices. Padding sees padding, so that no softmax is empty.
 
     Args:
         rows: R rows of T tokens.

@@ -30,10 +30,10 @@ class Encoder:
 
     In chat form, the tokenizer's chat template renders the conversation once. The text is tokenized unchanged; the
     template writes BOS, if any. The trained tokens are those of the assistant's turns in that text, including their
-    end tokens (`mrt_plugin.encoding.spans`). Not trained are assistant turns of the prompt, tool results and later
-    user turns. Whitespace that some templates write after an end token is not trained either. For a
-    prefix-preserving template, that is the only difference from TRL. A last turn that the template does not close
-    gets the tokenizer's EOS.
+    end tokens (`mrt_plugin.encoding.spans`). Assistant turns of the prompt, tool results and later user turns are not
+    trained. Whitespace that some templates write after an end token is not trained either. For a prefix-preserving
+    template, that is the only difference from TRL. A last turn that the template does not close gets the tokenizer's
+    EOS.
 
     In plain form, prompt and response are joined and tokenized together. The tokenizer's special tokens are kept, but
     never a second BOS. One EOS at the end is trained.
@@ -104,8 +104,8 @@ class Encoder:
             One pair per response, in their order.
 
         Raises:
-            EncodingError: if the messages are malformed, the tokenizer has no template for them, or the template
-                cannot render them or omits text of an assistant's turn.
+            EncodingError: if the messages are malformed, or the tokenizer has no template for them. Also if the
+                template cannot render them or omits text of an assistant's turn.
         """
         if not responses:
             return []

@@ -1,14 +1,14 @@
 """Batches of fixed shapes, so that a model's result for a text does not depend on the other texts in the batch.
 
 The shape of a matrix product decides which kernel computes it, and so the last digits of the result. Therefore a text
-is always padded to a length that depends only on its own length, and a batch of that length always has the same number
-of rows. A text then gets the same numbers, bit for bit, with any other texts and at any place in the batch. This holds
-on the same machine with the same number of threads.
+is always padded to a length that depends only on its own length. A batch of that length always has the same number of
+rows. A text then gets the same numbers, bit for bit, with any other texts and at any place in the batch. This holds on
+the same machine with the same number of threads.
 
 The number of rows is 1, or a power of two that is at least 4. Kernels process rows in blocks and compute the remaining
-rows differently, so with other numbers a result would depend on the place in the batch. Measured on a layer with one
-output, like the last layer of a reward model: for the same text, the last of 85 rows differed from the first in the
-last digit. The same happened with 2, 3, 5, 21 and 42 rows.
+rows differently, so with other numbers a result would depend on the place in the batch. This was measured on a layer
+with one output, like the last layer of a reward model. For the same text, the last of 85 rows differed from the first
+in the last digit. The same happened with 2, 3, 5, 21 and 42 rows.
 """
 
 from collections.abc import Iterator, Sequence
