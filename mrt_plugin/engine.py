@@ -1,4 +1,4 @@
-"""Where a stateless batch function runs: in processes of this machine, or on Ray. The answer is the same."""
+"""Run a stateless batch function in processes of this machine or on Ray. The result is the same."""
 
 import uuid
 from typing import Any, get_args
@@ -28,19 +28,21 @@ def map_batches(
     engine: Engine = "local",
     threads: int | None = None,
 ) -> Dataset:
-    """The answers of a function for all groups, in their order. Nothing is taken from a cache of `datasets`, which
-    cannot see into a user's function or a model's file.
+    """Apply a function to all groups, and return its results in the groups' order.
+
+    The cache of `datasets` is not used, because it cannot detect changes in a user's function or in a model's file.
 
     Args:
-        groups: n rows, of which the function gets every column.
-        function: stateless; it answers for each group alone, so that neither the batches nor the workers matter.
+        groups: n rows. The function gets every column.
+        function: a stateless function. It handles each group separately, so the result does not depend on batches
+            or workers.
         kwargs: its other arguments; on Ray they are pickled.
-        features: of the answer.
-        batch_size: groups per call, at most: large groups come in smaller batches.
-        description: for the progress bar.
-        num_proc: processes, of the local engine.
+        features: the features of the result.
+        batch_size: maximum groups per call; large groups come in smaller batches.
+        description: the text of the progress bar.
+        num_proc: number of processes of the local engine.
         engine: `local` or `ray`.
-        threads: on Ray, for a function that runs a model: the cores that a worker takes, and the threads of its model
+        threads: on Ray, for a function that runs a model: the cores of a worker and the threads of its model
             (see `mrt_plugin.ray_engine`).
 
     Returns:

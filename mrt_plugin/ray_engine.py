@@ -1,4 +1,4 @@
-"""Ray Data as the place where a stateless batch function runs: on as many machines as there are."""
+"""Run a stateless batch function with Ray Data, on one or more machines."""
 
 import importlib.util
 import io
@@ -11,11 +11,11 @@ from datasets import Dataset, Features
 from tqdm.auto import tqdm
 
 BatchFunction = Callable[..., dict[str, list[Any]]]
-"""From columns of a batch to columns of the answer, one row per group, each for itself."""
+"""Maps the columns of a batch to the columns of the result. One row per group, each computed separately."""
 
 
 def require_ray() -> Any:
-    """Ray with Ray Data.
+    """Import and return Ray, with Ray Data.
 
     Raises:
         ImportError: if it is not installed.
@@ -38,26 +38,26 @@ def map_on_ray(
     description: str = "On Ray",
     threads: int | None = None,
 ) -> Dataset:
-    """`groups.map(function, batched=True, fn_kwargs=kwargs, remove_columns=...)` on Ray Data.
+    """Run `groups.map(function, batched=True, fn_kwargs=kwargs, remove_columns=...)` on Ray Data.
 
-    The driver sends out row numbers only; each worker reads its rows from the datasets cache, which must be on a disk
-    that all machines see (`HF_DATASETS_CACHE`). Workers are actors that receive `kwargs` once, so that a model is
-    loaded once per worker. Answers come back in any order and are put in the order of the rows: the result does not
-    depend on the number of workers. Ray is used as it is connected (`RAY_ADDRESS`), or started on this machine.
+    The driver sends only row numbers. Each worker reads its rows from the datasets cache, which must be on a disk
+    that all machines can read (`HF_DATASETS_CACHE`). Workers are actors that receive `kwargs` once, so a model is
+    loaded once per worker. Results arrive in any order and are sorted by row, so they do not depend on the number of
+    workers. An existing connection to Ray (`RAY_ADDRESS`) is used; otherwise Ray is started on this machine.
 
     Args:
         groups: n rows.
-        function: stateless, as for `datasets.map`.
+        function: a stateless function, as for `datasets.map`.
         kwargs: its other arguments; they are pickled.
-        features: of the answer.
-        batch_size: rows per call, always cut at multiples of it.
-        description: for the progress bar.
-        threads: for a function that runs a model: the cores of a worker, as many as the largest machine has at most.
-            The model runs in as many threads, since the last digits of its results depend on their number. Where
-            machines have GPUs, a worker gets one.
+        features: the features of the result.
+        batch_size: rows per call. Batches always begin at multiples of it.
+        description: the text of the progress bar.
+        threads: for a function that runs a model: the cores of a worker. At most the cores of the smallest machine
+            are used. The model runs with the same number of threads, because the last digits of its results depend
+            on that number. Where machines have GPUs, a worker gets one.
 
     Returns:
-        The answers, n rows.
+        The results, n rows.
     """
     ray = require_ray()
     if not ray.is_initialized():
@@ -90,7 +90,7 @@ def map_on_ray(
 
 
 class _Worker:
-    """Answers batches of the groups by the number of their first row."""
+    """Applies the function to batches of the groups, given by the number of their first row."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class _Worker:
     ) -> None:
         self.groups, self.function, self.kwargs = groups, function, kwargs
         self.features, self.batch_size = features, batch_size
-        if os.path.isdir(directory):  # so that the paths of models, caches and functions mean what they mean here
+        if os.path.isdir(directory):  # so that relative paths of models, caches and functions are valid on the worker
             os.chdir(directory)
         if threads is not None:
             import torch
@@ -112,7 +112,7 @@ class _Worker:
             torch.set_num_threads(threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """One Arrow stream for each start: it carries nested lists and strings as they are."""
+        """Return one Arrow stream per start. Arrow keeps nested lists and strings unchanged."""
         starts = [int(start) for start in batch["start"]]
         return {"start": starts, "answer": [self._answer(start) for start in starts]}
 

@@ -1,6 +1,7 @@
-"""Which versions of the libraries we plug into are supported, and which are installed.
+"""The supported and the installed versions of the libraries that this package depends on.
 
-The ranges have one home, the package's own requirements in `pyproject.toml`; they are read from its metadata.
+The supported ranges are defined in one place, the package's requirements in `pyproject.toml`. They are read from the
+installed package's metadata.
 """
 
 import platform
@@ -12,43 +13,43 @@ from packaging.requirements import Requirement
 
 @dataclass(frozen=True)
 class Library:
-    """One library we use: the versions supported and the one found."""
+    """A library: its supported versions and its installed version."""
 
     name: str
     supported: str
-    """A PEP 440 specifier such as `>=1.9,<1.17`; empty where any version will do."""
+    """A PEP 440 specifier such as `>=1.9,<1.17`; empty where any version is supported."""
     found: str | None
     """The installed version; None where the library is missing."""
     extra: str | None
-    """The extra that needs it; None for a core dependency."""
+    """The extra that requires it; None for a core dependency."""
 
     @property
     def ok(self) -> bool:
-        """Whether it can be used as it is: found in the supported range, or optional and absent."""
+        """Whether nothing has to be installed: found in the supported range, or optional and missing."""
         if self.found is None:
             return self.extra is not None
         return self.in_range
 
     @property
     def in_range(self) -> bool:
-        """Whether a version was found and it is in the supported range."""
+        """Whether a version was found and is in the supported range."""
         return self.found is not None and Requirement(f"{self.name}{self.supported}").specifier.contains(
             self.found, prereleases=True
         )
 
     @property
     def remedy(self) -> str:
-        """What to run when it is not ok, or to get what is missing."""
+        """The command to run if it is not ok, or to install a missing library."""
         if self.extra is None or self.found is not None:
             return f"pip install '{self.name}{self.supported}'"
         return f"pip install 'mrt-plugin[{self.extra}]'"
 
 
 def libraries(*, tools: bool = False) -> list[Library]:
-    """The libraries in the package's requirements, core ones first.
+    """Return the libraries in the package's requirements, core ones first.
 
     Args:
-        tools: also those that only testing and developing need.
+        tools: include libraries that only testing and development need.
 
     Example:
 
@@ -65,7 +66,7 @@ def libraries(*, tools: bool = False) -> list[Library]:
 
 
 def python_version() -> str:
-    """The running Python's version."""
+    """Return the running Python's version."""
     return platform.python_version()
 
 
@@ -79,7 +80,7 @@ def _extra(requirement: Requirement) -> str | None:
 
 
 def _in_order(requirement: Requirement) -> str:
-    """The specifier with its lower bound first."""
+    """Return the specifier with its lower bound first."""
     return ",".join(sorted(str(requirement.specifier).split(","), key=lambda bound: bound.startswith("<")))
 
 

@@ -1,4 +1,4 @@
-"""Attention: the backends that compute a shared prompt once, and the proof that one is exact on a given model."""
+"""Attention: the backends that compute a shared prompt once, and the proof that a backend is exact on a model."""
 
 from mrt_plugin.attention.backend import Backend, Compute
 from mrt_plugin.attention.expanded import ExpandedBackend, OneByOneBackend

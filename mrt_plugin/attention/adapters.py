@@ -1,7 +1,7 @@
-"""Adapters that read where a token stands in its row, and so do not fit rows of several responses.
+"""Refuse adapters that depend on a token's place in its row. They do not fit rows of several responses.
 
-An adapter that starts at zero changes nothing yet, so the proof before training cannot see these: they are refused by
-name.
+An adapter that starts at zero changes nothing yet, so the proof before training cannot detect these adapters. They
+are refused by name.
 """
 
 from typing import Any
@@ -12,10 +12,10 @@ from mrt_plugin.attention.family import NotShareable
 
 
 def refuse_row_adapters(model: Any) -> None:
-    """Refuse activated LoRA, which switches itself on at the last invocation tokens of a row.
+    """Refuse activated LoRA, which is active only from the last invocation tokens of a row on.
 
     Raises:
-        NotShareable: with the remedy.
+        NotShareable: the message says what to do.
     """
     for name, config in _adapters(model):
         if isinstance(config, LoraConfig) and config.alora_invocation_tokens:
@@ -26,10 +26,10 @@ def refuse_row_adapters(model: Any) -> None:
 
 
 def refuse_prompt_learning(model: Any) -> None:
-    """Refuse prompt, prefix and p-tuning: they put virtual tokens in front of rows that hold pairs or groups.
+    """Refuse prompt tuning, prefix tuning and p-tuning: they put virtual tokens in front of each row.
 
     Raises:
-        ValueError: with the remedy.
+        ValueError: the message says what to do.
     """
     for name, config in _adapters(model):
         if config.is_prompt_learning:

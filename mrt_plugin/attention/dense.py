@@ -1,4 +1,4 @@
-"""The reference backend: one dense 4-D mask per kind of layer, handed to the model's own attention."""
+"""The reference backend: one dense 4-D mask per kind of layer, passed to the model's own attention."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ from mrt_plugin.layout.rows import Rows
 
 
 class DenseBackend:
-    """Shared-prefix rows through transformers' `sdpa` or `eager` attention and a mask of T x T per row.
+    """Run shared-prefix rows through transformers' `sdpa` or `eager` attention with a T x T mask per row.
 
-    Exact for every family whose layers all are attention, attention dropout included. Time and memory grow with the
-    square of the row: use it to compare with, or for short rows.
+    Exact for every family whose layers are all attention, including attention dropout. Time and memory grow with the
+    square of the row length T. Use it as a reference, or for short rows.
 
     Example:
 
@@ -38,7 +38,7 @@ class DenseBackend:
             )
 
     def prepare_model(self, model: Any) -> None:
-        """Keep `eager`, or `sdpa` where that is exact, as the model has it; give it one of them otherwise."""
+        """Keep the model's attention if it is `eager`, or `sdpa` where that is exact; otherwise set one of them."""
         refuse_state(model, self.name)
         before = text_attention(model)
         if before not in ("eager", exact_attention(model)):
@@ -46,19 +46,19 @@ class DenseBackend:
             set_text_attention(model, exact_attention(model))
 
     def restore_model(self, model: Any) -> None:
-        """Give the model the attention back that it had."""
+        """Restore the model's previous attention."""
         if self._before is not None:
             set_text_attention(model, self._before)
             self._before = None
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
-        """One forward of all rows."""
+        """Compute the NLL of all rows in one forward."""
         dtype = model.dtype if text_attention(model) == "eager" else None
         masks = {kind: self._mask(kind, rows, dtype) for kind in self.family.kinds}
         kwargs = {
             "input_ids": rows.input_ids,
             "position_ids": rows.position_ids,
-            # A family with one kind of layer takes the mask itself, the others one per kind.
+            # A family with one kind of layer expects the mask itself, the others expect a dict with one per kind.
             "attention_mask": masks if len(masks) > 1 else next(iter(masks.values())),
             "use_cache": False,
             **quiet_router(model),
@@ -66,7 +66,7 @@ class DenseBackend:
         return compute(kwargs, rows.labels)
 
     def _mask(self, kind: str, rows: Rows, dtype: torch.dtype | None) -> torch.Tensor:
-        """bool for sdpa; for eager, which adds the mask to the scores, 0 or the lowest number of `dtype`."""
+        """Return a bool mask for sdpa. For eager, which adds the mask to the scores: 0 or the minimum of `dtype`."""
         assert kind in (FULL, SLIDING, CHUNKED)
         seen = visible(
             rows,

@@ -1,4 +1,4 @@
-"""The plain path: one pair per row, through the model as it is."""
+"""The plain forward: one pair per row, through the unchanged model."""
 
 import logging
 from typing import Any
@@ -13,10 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 class ExpandedBackend:
-    """Rows of one pair each, with the attention mask that any trainer would pass. Exact for every family.
+    """Run rows of one pair each, with the usual attention mask. Exact for every family.
 
-    Rows that hold several pairs need a shared-prefix backend, whose rule keeps pairs apart as well (a pair is then a
-    group of one segment and no shared prefix).
+    Rows that hold several pairs need a shared-prefix backend. Its rule separates pairs as well: a pair is then a
+    group of one segment without a shared prefix.
 
     Example:
 
@@ -31,20 +31,20 @@ class ExpandedBackend:
         self._before: str | None = None
 
     def prepare_model(self, model: Any) -> None:
-        """Nothing, except that a family with soft-capped scores gets `eager` for `sdpa`, which would drop the cap."""
+        """Replace `sdpa` by `eager` for families with soft-capped scores, since `sdpa` would drop the cap."""
         if text_attention(model) == "sdpa" and exact_attention(model) == "eager":
             self._before = "sdpa"
             set_text_attention(model, "eager")
             logger.info("%s: attention set to eager, as sdpa ignores its soft-capping.", model.config.model_type)
 
     def restore_model(self, model: Any) -> None:
-        """Give the model the attention back that it had."""
+        """Restore the model's previous attention."""
         if self._before is not None:
             set_text_attention(model, self._before)
             self._before = None
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
-        """One forward of all rows.
+        """Compute the NLL of all rows in one forward.
 
         Raises:
             ValueError: if a row holds more than one pair.
@@ -64,9 +64,10 @@ class ExpandedBackend:
 
 
 class OneByOneBackend(ExpandedBackend):
-    """Rows of one pair each, every pair in a forward of its own and without padding.
+    """Run rows of one pair each: every pair in its own forward, without padding.
 
-    For models whose plain forward depends on the shape of its batch. Slow; takes the same steps as any other backend.
+    For models whose plain forward depends on the shape of its batch. Slow; the optimizer steps are the same as with
+    any other backend.
 
     Example:
 
@@ -78,7 +79,7 @@ class OneByOneBackend(ExpandedBackend):
     name = "one_by_one"
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
-        """One forward per row."""
+        """Compute the NLL in one forward per row."""
         where = rows.group_ids != PADDING
         found = []
         for row in range(len(where)):

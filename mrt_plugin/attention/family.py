@@ -1,4 +1,4 @@
-"""What a model family asks of attention, read from its configuration."""
+"""What a model family needs from attention, read from its configuration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,36 +10,36 @@ FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attenti
 
 
 class NotShareable(ValueError):
-    """This model cannot share a prompt exactly as asked; the message says why and what to do."""
+    """The model cannot share a prompt exactly with the requested options. The message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """The facts that decide how a model may share a prompt."""
+    """The properties that decide how a model may share a prompt."""
 
     model_type: str
     """transformers' name of the architecture."""
     kinds: tuple[str, ...]
     """The kinds of layer that the model has, e.g. `("full_attention", "sliding_attention")`, sorted."""
     window: int | None
-    """Positions a sliding layer sees, the query's own included."""
+    """Number of positions that a sliding layer sees, including the query's own."""
     chunk: int | None
     """Positions per chunk of a chunked layer."""
     softcap: float | None
-    """The bound that attention scores are squashed to, by softcap · tanh(score / softcap)."""
+    """The bound of attention scores, applied as softcap · tanh(score / softcap)."""
     head_size: int | None
-    """Numbers per attention head, of the layer with the most; None where there are no heads."""
+    """Dimension of an attention head, in the layer with the largest; None where there are no heads."""
     dropout: float
     """Probability that training drops an attention weight."""
 
     @property
     def stateful(self) -> tuple[str, ...]:
-        """The kinds of layer that carry a state along the row: no attention mask can separate responses there."""
+        """The kinds of layer that carry a state along the row. No attention mask can separate responses there."""
         return tuple(kind for kind in self.kinds if kind not in (FULL, SLIDING, CHUNKED))
 
 
 def read_family(config: PretrainedConfig) -> Family:
-    """Read a configuration the way `transformers.masking_utils.create_masks_for_generate` does.
+    """Read a configuration in the same way as `transformers.masking_utils.create_masks_for_generate`.
 
     Example:
 
@@ -49,7 +49,7 @@ def read_family(config: PretrainedConfig) -> Family:
     """
     text = config.get_text_config(decoder=True)
     layers = list(text.per_layer_config) if text.is_heterogeneous else [text]
-    # Configurations only carry the attributes that their family uses.
+    # A configuration has only the attributes that its family uses.
     layer_types = getattr(text, "layer_types", None)
     sizes = [size for size in map(_head_size, layers) if size]
     dropouts = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
@@ -71,10 +71,10 @@ def _kind(layer: Any) -> str:
 
 
 def _common(layers: Sequence[Any], name: str) -> Any:
-    """The value of the layers that have one.
+    """Return the common value of the layers that have one.
 
     Raises:
-        NotShareable: if it differs between layers.
+        NotShareable: if the value differs between layers.
     """
     values = {value for layer in layers if (value := getattr(layer, name, None)) is not None}
     if len(values) > 1:
@@ -92,10 +92,10 @@ def _head_size(layer: Any) -> int | None:
 
 
 def refuse_state(model: Any, backend: str) -> None:
-    """Refuse a model whose class says that it carries a state along the row, whatever its configuration lists.
+    """Refuse a model whose class declares a state along the row, even if its configuration lists no such layer.
 
     Raises:
-        NotShareable: naming the backend and the remedy.
+        NotShareable: the message names the backend and says what to do.
     """
     if model._is_stateful:
         raise NotShareable(
@@ -105,10 +105,10 @@ def refuse_state(model: Any, backend: str) -> None:
 
 
 def refuse_dropout(family: Family, backend: str) -> None:
-    """Refuse a configuration with attention dropout, which fused shared-prefix attention leaves out.
+    """Refuse a configuration with attention dropout, which fused shared-prefix attention does not apply.
 
     Raises:
-        NotShareable: with the remedy.
+        NotShareable: the message says what to do.
     """
     if family.dropout:
         raise NotShareable(

@@ -1,4 +1,4 @@
-"""The `flex` backend: transformers' FlexAttention with a block mask, which skips what no query of a block sees."""
+"""The `flex` backend: transformers' FlexAttention with a block mask, which skips blocks that no query sees."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ from mrt_plugin.layout.group_row import IGNORE
 from mrt_plugin.layout.rows import PADDING, Rows
 
 BLOCK = 128
-"""Rows are padded to a multiple of it, FlexAttention's block: fewer shapes to compile for."""
+"""FlexAttention's block size. Rows are padded to a multiple of it, so that fewer shapes are compiled."""
 
 
 class FlexBackend:
-    """Shared-prefix rows through FlexAttention, for GPUs. Its kernels have no backward pass on CPU.
+    """Run shared-prefix rows through FlexAttention, for GPUs. Its kernels have no backward pass on CPU.
 
-    Exact for every family whose layers all are attention and that transformers runs with `flex_attention`: windows and
-    chunks on positions, sinks and soft-capping included.
+    Exact for every family whose layers are all attention and that transformers runs with `flex_attention`. This
+    includes windows and chunks on positions, sinks and soft-capping.
 
     Example:
 
@@ -43,7 +43,7 @@ class FlexBackend:
         refuse_dropout(self.family, self.name)
 
     def prepare_model(self, model: Any) -> None:
-        """Give the text model `flex_attention`."""
+        """Set the text model to `flex_attention`."""
         refuse_state(model, self.name)
         if not model._supports_flex_attn:
             raise NotShareable(
@@ -55,12 +55,12 @@ class FlexBackend:
             set_text_attention(model, "flex_attention")
 
     def restore_model(self, model: Any) -> None:
-        """Give the model the attention back that it had."""
+        """Restore the model's previous attention."""
         if self._before is not None:
             set_text_attention(model, self._before)
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
-        """One forward of all rows."""
+        """Compute the NLL of all rows in one forward."""
         width = rows.input_ids.shape[1]
         padded = _pad(rows, -width % BLOCK)
         masks = {
@@ -82,7 +82,7 @@ class FlexBackend:
 
 
 def block_mask(rows: Rows, *, window: int | None = None, chunk: int | None = None) -> BlockMask:
-    """The rule of `mrt_plugin.attention.rule.visible` as a block mask of the rows."""
+    """Build the rule of `mrt_plugin.attention.rule.visible` as a block mask of the rows."""
     group, segment, position = rows.group_ids, rows.segment_ids, rows.position_ids
 
     def seen(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -97,7 +97,7 @@ def block_mask(rows: Rows, *, window: int | None = None, chunk: int | None = Non
         return mask
 
     count, width = group.shape
-    # Compiled, the mask is never held in full; on CPU, where it only serves to compare, compiling is not worth it.
+    # Compiled code never holds the full mask. On CPU the mask only serves comparisons, so compiling is not worth it.
     compiled = group.device.type != "cpu"
     return create_block_mask(seen, count, None, width, width, device=group.device, _compile=compiled)
 

@@ -1,4 +1,4 @@
-"""The forked cache: run a prompt once, copy what it left in the cache, run its responses as a batch on the copies."""
+"""The `fork` backend: run a prompt once, copy its cache, and run its responses as a batch on the copies."""
 
 import inspect
 from typing import Any
@@ -21,14 +21,14 @@ from mrt_plugin.layout.rows import Rows
 class KeptStates(LinearAttentionLayer):  # type: ignore[misc]
     """A linear-attention cache layer that assigns its states.
 
-    transformers copies them into one buffer, which autograd rejects once the prompt's own states are needed for its
-    backward pass.
+    transformers copies the states into one buffer in place. Autograd rejects this, because the backward pass still
+    needs the prompt's states.
     """
 
     def update_conv_state(
         self, conv_states: torch.Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **kwargs: Any
     ) -> torch.Tensor:
-        """Append to the last `conv_kernel_size` inputs; returns all that the convolution may look at."""
+        """Append to the last `conv_kernel_size` inputs, and return all inputs that the convolution may read."""
         kernel = conv_states.shape[-1] if conv_kernel_size is None else conv_kernel_size
         if self.has_previous_state[state_idx]:
             full = torch.cat([self.conv_states[state_idx], conv_states], dim=-1)  # type: ignore[list-item]
@@ -57,10 +57,10 @@ NO_CHECKPOINTING = (
 
 
 def recomputes(model: torch.nn.Module) -> bool:
-    """Whether training runs parts of a model's forward again in the backward pass.
+    """Return whether training runs parts of a model's forward again in the backward pass.
 
-    By transformers' own checkpointing, or by torch's around the layers, as FSDP's `activation_checkpointing` and
-    Axolotl's `activation_offloading` have it.
+    This is the case with transformers' own checkpointing and with torch's checkpointing around the layers. FSDP's
+    `activation_checkpointing` and Axolotl's `activation_offloading` use the latter.
     """
     return any(
         isinstance(module, CheckpointWrapper) or getattr(module, "gradient_checkpointing", False)
@@ -69,10 +69,11 @@ def recomputes(model: torch.nn.Module) -> bool:
 
 
 class ForkBackend:
-    """One group at a time: the prompt in one forward, its responses as a batch in another, autograd through the cache.
+    """Run one group at a time: the prompt in one forward, its responses as a batch in another.
 
-    Exact for every family whose whole memory of a prompt is in transformers' cache, those with a state along the row
-    included. Holds a copy of the prompt's cache per response, and cannot run under gradient checkpointing.
+    Gradients flow through the cache. Exact for every family that keeps all its memory of a prompt in transformers'
+    cache, including families with a state along the row. Holds one copy of the prompt's cache per response. Cannot
+    run under gradient checkpointing.
 
     Example:
 
@@ -90,15 +91,17 @@ class ForkBackend:
         _new_cache(config)  # refuses what it cannot fork
 
     def prepare_model(self, model: Any) -> None:
-        """As for the expanded layout: the model is used as it is."""
+        """Prepare the model as for the expanded layout: it is used unchanged."""
         self._plain.prepare_model(model)
 
     def restore_model(self, model: Any) -> None:
-        """Undo it."""
+        """Undo `prepare_model`."""
         self._plain.restore_model(model)
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
-        """Two forwards per group; groups of one pair, or without a shared prefix, together in one.
+        """Compute the NLL in two forwards per group.
+
+        Groups of one pair, and groups without a shared prefix, go together in one forward.
 
         Raises:
             NotShareable: under gradient checkpointing or FSDP, or if the model does not use its cache.
@@ -157,19 +160,19 @@ class ForkBackend:
         cache.reorder_cache(copies)  # type: ignore[arg-type]
         inputs, labels, index = _batch(rows, [[segment] for segment in segments])
         positions = prompt.length + torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
-        # Responses are padded on the right, where a causal model never looks: no mask is needed.
+        # Responses are padded on the right. A causal model never reads there, so no mask is needed.
         kwargs = {"input_ids": inputs, "use_cache": True, **self._memory(model, cache, positions)}
         return index, compute(kwargs, labels)
 
     def _memory(self, model: Any, cache: DynamicCache, positions: torch.Tensor) -> dict[str, Any]:
-        """The cache under the name that the model has for it."""
+        """Return the cache under the argument name that the model's forward uses."""
         if "cache_params" in inspect.signature(_base(model).forward).parameters:
-            return {"cache_params": cache}  # Mamba, which has no positions
+            return {"cache_params": cache}  # Mamba, which takes no positions
         return {"past_key_values": cache, "position_ids": positions}
 
 
 def _base(model: Any) -> Any:
-    """The transformers model inside a PeftModel."""
+    """Return the transformers model inside a PeftModel, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -188,7 +191,7 @@ def _new_cache(config: Any) -> DynamicCache:
 
 
 def _filled(cache: DynamicCache) -> bool:
-    """Whether a forward left something in the cache."""
+    """Return whether a forward filled the cache."""
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionLayer):
             if not layer.has_previous_state[0]:
@@ -199,12 +202,13 @@ def _filled(cache: DynamicCache) -> bool:
 
 
 def _batch(rows: Rows, sequences: list[list[Run]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sequences of adjoining runs as a right-padded batch.
+    """Build a right-padded batch from sequences of consecutive runs.
 
     Returns:
         [B, L] input ids and labels, and the index of each token in the flattened rows; -1 on padding.
     """
-    width = max(2, max(sum(run.length for run in runs) for runs in sequences))  # of one token, a cached step would do
+    # At least two tokens: with one token, a model takes its path for a single cached step.
+    width = max(2, max(sum(run.length for run in runs) for runs in sequences))
     index = torch.full((len(sequences), width), -1)
     for number, runs in enumerate(sequences):
         first = runs[0].row * rows.input_ids.shape[1] + runs[0].start

@@ -1,4 +1,4 @@
-"""Which of transformers' attention implementations a model's text part uses."""
+"""Read and set the transformers attention implementation of a model's text part."""
 
 from typing import Any
 
@@ -6,16 +6,16 @@ from mrt_plugin.attention.family import NotShareable
 
 
 def text_attention(model: Any) -> str:
-    """The implementation's name, e.g. `sdpa`. `model` may be a PeftModel."""
+    """Return the implementation's name, e.g. `sdpa`. `model` may be a PeftModel."""
     name: str = model.config.get_text_config()._attn_implementation
     return name
 
 
 def set_text_attention(model: Any, name: str) -> None:
-    """Change it; the other parts of a composite model, such as a vision tower, keep theirs.
+    """Set the implementation of the text part. Other parts of a composite model, such as a vision tower, keep theirs.
 
     Raises:
-        NotShareable: if the model's code has its own attention, which cannot be exchanged.
+        NotShareable: if the model's code has its own attention, which cannot be replaced.
     """
     config = model.config
     text = config.get_text_config()
@@ -31,16 +31,18 @@ def set_text_attention(model: Any, name: str) -> None:
 
 
 def exact_attention(model: Any) -> str:
-    """`sdpa`, or `eager` where the family needs what sdpa leaves out (soft-capping, which older releases of
-    transformers drop without a word, and attention sinks)."""
+    """Return `sdpa`, or `eager` where the family needs what sdpa does not compute.
+
+    sdpa leaves out attention sinks and soft-capping. Older releases of transformers drop soft-capping silently.
+    """
     softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     return "sdpa" if model._supports_sdpa and softcap is None else "eager"
 
 
 def quiet_router(model: Any) -> dict[str, bool]:
-    """Forward arguments that keep a mixture of experts from computing its load-balancing loss.
+    """Return the forward arguments that turn off a mixture of experts' load-balancing loss.
 
-    That loss takes a 2-D mask only, and a backend without labels has no use for it.
+    That loss accepts a 2-D mask only, and a backend passes no labels, so it does not need the loss.
     """
     asked = getattr(model.config.get_text_config(), "output_router_logits", False)
     return {"output_router_logits": False} if asked else {}

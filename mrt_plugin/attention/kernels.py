@@ -1,11 +1,12 @@
-"""Attention of one piece, forward and backward, with the log-sum-exp that lets pieces be merged.
+"""Attention of one piece, forward and backward, with the log-sum-exp (lse) that is needed to merge pieces.
 
-The backward of a piece takes the output and the log-sum-exp of the *whole* softmax, over all pieces of a query:
-p = exp(score - lse) and ds = p · (dp - rowsum(grad · out)) are then the piece's share of the exact gradient
-(FlashAttention, arXiv 2205.14135, algorithm 4; merging as in Ring Attention, arXiv 2310.01889).
+The backward of a piece takes the output and the log-sum-exp of the *complete* softmax, over all pieces of a query.
+The weights are then p = exp(score - lse), and the score gradients are ds = p · (dp - rowsum(grad · out)), with dp the
+gradient of p. They give the piece's share of the exact gradient. Sources: FlashAttention, arXiv 2205.14135,
+algorithm 4; for merging, Ring Attention, arXiv 2310.01889.
 
-Shapes everywhere: q [1, H, n, D], k and v [1, G, m, D] with H a multiple of G,
-out and grad [1, H, n, D], lse [1, H, n].
+Shapes everywhere: q, out and grad [1, H, n, D], k and v [1, G, m, D], lse [1, H, n]. Here n is the number of queries,
+m of keys, H of query heads and G of key heads; H is a multiple of G. D is the head dimension.
 """
 
 from typing import Protocol
@@ -13,16 +14,16 @@ from typing import Protocol
 import torch
 
 HIDDEN = -1e30
-"""What is added to the score of a key that is not seen: finite, because a block of -inf alone would give NaN."""
+"""The number added to the score of a key that is not seen. Finite, because a block of only -inf would give NaN."""
 
 
 class Kernel(Protocol):
-    """A way to compute a piece. `seen` is a bool [n, m], or None where every key is seen (or `causal`)."""
+    """Computes a piece. `seen` is a bool [n, m]; None where every key is seen, or where `causal` decides."""
 
     def forward(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, seen: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The output and its log-sum-exp over this piece's keys."""
+        """Return the output and its log-sum-exp over this piece's keys."""
 
     def backward(
         self,
@@ -36,13 +37,16 @@ class Kernel(Protocol):
         causal: bool,
         seen: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """This piece's share of the gradients of q, k and v, given the whole softmax's output and log-sum-exp."""
+        """Return this piece's share of the gradients of q, k and v.
+
+        `out` and `lse` are the output and the log-sum-exp of the complete softmax.
+        """
 
 
 class CPUFlash:
-    """PyTorch's fused CPU kernel, the one behind `scaled_dot_product_attention`.
+    """PyTorch's fused CPU kernel, which `scaled_dot_product_attention` uses.
 
-    Takes fewer key heads than query heads as they are (torch >= 2.9).
+    Accepts fewer key heads than query heads without copies (torch >= 2.9).
     """
 
     def __init__(self, scale: float) -> None:
@@ -83,7 +87,7 @@ def _additive(seen: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | N
 
 
 class Explicit:
-    """Plain arithmetic in fp32, a block of queries at a time: any device, any head sizes, and soft-capped scores."""
+    """Plain fp32 arithmetic, one block of queries at a time. For any device, any head size and soft-capped scores."""
 
     block = 256
 
@@ -132,13 +136,13 @@ class Explicit:
         return dq.to(q.dtype), dk[None].to(k.dtype), dv[None].to(v.dtype)
 
     def _grouped(self, x: torch.Tensor, k: torch.Tensor, rows: slice) -> torch.Tensor:
-        """[1, H, n, ...] -> fp32 [G, H/G, rows, ...]."""
+        """Reshape [1, H, n, ...] to fp32 [G, H/G, rows, ...]."""
         return x[0, :, rows].unflatten(0, (k.shape[0], -1)).float()
 
     def _scores(
         self, q: torch.Tensor, k: torch.Tensor, start: int, causal: bool, seen: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | float]:
-        """Scores [G, H/G, rows, m] of a block of queries, and their derivative by the dot products."""
+        """Return the scores [G, H/G, rows, m] of a block of queries, and their derivative by the dot products."""
         rows = slice(start, start + self.block)
         scores = (self._grouped(q, k, rows) @ k[:, None].mT) * self.scale
         slope: torch.Tensor | float = self.scale

@@ -1,24 +1,24 @@
-"""Rotary angles that depend on the longest sequence of a forward pass, and so on how a step is cut."""
+"""Rotary angles that depend on the longest sequence of a forward pass, and so on how a step is split into passes."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 
 class LengthRope(NamedTuple):
-    """Rotary angles that transformers takes from the longest sequence of a forward pass, for all its sequences."""
+    """A rotary scaling for which transformers uses the longest sequence of a forward pass for all its sequences."""
 
     kind: str
-    """`longrope` has two sets of angles. `dynamic` has one for every length, and keeps that of an earlier forward."""
+    """`longrope` has two sets of angles. `dynamic` has one set per length, and keeps the set of an earlier forward."""
     threshold: int
-    """Tokens. Among sequences of at most this length the angles are always the same."""
+    """In tokens. Sequences of at most this length always have the same angles."""
 
     def splits(self, lengths: Sequence[int]) -> bool:
-        """Whether sequences of these lengths have other angles together than alone."""
+        """Return whether sequences of these lengths have different angles together than alone."""
         return max(lengths) > self.threshold and (self.kind == "dynamic" or min(lengths) <= self.threshold)
 
 
 def length_ropes(config: Any) -> list[LengthRope]:
-    """The rotary scalings of a configuration that look at the longest sequence of a forward pass.
+    """Return the rotary scalings of a configuration that depend on the longest sequence of a forward pass.
 
     Example:
 
@@ -37,7 +37,10 @@ def length_ropes(config: Any) -> list[LengthRope]:
 
 
 def lift_thresholds(config: Any, length: int) -> None:
-    """Give sequences of at most `length` tokens the same angles, in place: for a proof that is about attention."""
+    """Give sequences of at most `length` tokens the same angles, in place.
+
+    The proof uses this to compare attention alone.
+    """
     text = config.get_text_config(decoder=True)
     for kind, threshold in length_ropes(text):
         if kind == "dynamic":
@@ -50,21 +53,21 @@ def lift_thresholds(config: Any, length: int) -> None:
 
 
 def _entries(text: Any) -> list[dict[str, Any]]:
-    """One per kind of layer, where these have rotary angles of their own."""
+    """Return the rotary parameters, one entry per kind of layer where the kinds have different angles."""
     parameters = getattr(text, "rope_parameters", None) or {}
     return [parameters] if "rope_type" in parameters else [entry for entry in parameters.values() if entry]
 
 
 def refuse_split_angles(config: Any, lengths: Sequence[int], data: str) -> None:
-    """Refuse pairs whose rotary angles would depend on what else is in their forward pass.
+    """Refuse pairs whose rotary angles would depend on the other pairs in their forward pass.
 
     Args:
         config: the model's configuration.
         lengths: tokens of each pair, prompt and response together.
-        data: names the pairs in the message.
+        data: the name of the pairs in the message.
 
     Raises:
-        ValueError: with the remedy.
+        ValueError: the message says what to do.
     """
     for kind, threshold in (rope for rope in length_ropes(config) if rope.splits(lengths)):
         longer = sum(length > threshold for length in lengths)

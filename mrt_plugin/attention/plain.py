@@ -1,4 +1,4 @@
-"""The plain forward that everything is compared with, and whether its numbers depend on the shape of a batch."""
+"""The plain forward used as the reference, and a measurement of how much it depends on the shape of a batch."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -17,56 +17,58 @@ from mrt_plugin.layout.rows import Rows, build_rows
 logger = logging.getLogger(__name__)
 
 LONGEST = 3
-"""Pairs of a row that are compared, the longest ones; the last of the row is compared as well."""
+"""Number of pairs of a row that are compared, the longest ones. The last pair of the row is compared as well."""
 PADDED = 8
-"""Tokens of padding behind the longest of them, so that every row has some."""
+"""Tokens of padding after the longest of them, so that every row has some padding."""
 NOISE_FACTOR = 5.0
-"""A comparison allows this many times the plain forward's own noise ..."""
+"""The tolerance of a comparison is at least this many times the plain forward's own noise."""
 NOISE_FLOOR = 1e-4
-"""... but at least this many nats, and at least ..."""
+"""The tolerance is also at least this many nats."""
 ROUNDING = 8.0
-"""... this many times the spacing of the numbers that the model computes in, ..."""
+"""The tolerance is also at least this many times the spacing of the numbers that the model computes in."""
 CEILING = 32.0
-"""... and never more than this many times that spacing. On random Llamas of 4 and 8 layers the plain forward moved by
-up to 1.6 spacings with the shape of its batch in bfloat16 and 3.3 in float16, and `sdpa` differed from `eager` by up
-to 6.7: a deeper model has room, and a mistake of a tenth of a nat does not pass for rounding in float16."""
+"""The tolerance is never more than this many times that spacing.
+
+On random Llamas of 4 and 8 layers, another batch shape changed the plain forward by up to 1.6 spacings in bfloat16 and
+3.3 in float16. `sdpa` differed from `eager` by up to 6.7 spacings. So the ceiling leaves room for deeper models, and
+an error of a tenth of a nat is not accepted as rounding in float16."""
 CEILING_FLOOR = 3e-4
-"""The ceiling in float32, in nats: a hundred times the 2.8e-6 that the same models moved by."""
+"""The ceiling in float32, in nats: a hundred times the change of 2.8e-6 in the same models."""
 EIGHT_BITS = 2.0**-7
-"""The spacing of weights and activations in 8 bits."""
+"""The spacing of 8-bit weights and activations."""
 
 
 @dataclass(frozen=True)
 class PlainForward:
-    """The NLL of some pairs through the plain forward, and how far it moves with the shape of the batch."""
+    """The NLL of some pairs through the plain forward, and how much it changes with the shape of the batch."""
 
     attention: str
-    """The attention implementation that it ran with."""
+    """The attention implementation of the measurement."""
     nll: torch.Tensor
-    """[tokens] float64, of the trained tokens, each pair in a forward of its own."""
+    """[tokens] float64: the NLL of the trained tokens, each pair in its own forward."""
     noise: float
-    """Root mean square of the movement over those tokens, in nats."""
+    """Root mean square of the change over those tokens, in nats."""
     spacing: float
-    """Distance of 1 from the next number that the model computes in."""
+    """Distance from 1 to the next larger number in the precision that the model computes in."""
 
     @property
     def ceiling(self) -> float:
-        """The most that rounding explains, in nats."""
+        """The largest change that rounding explains, in nats."""
         return max(CEILING_FLOOR, CEILING * self.spacing)
 
     @property
     def steady(self) -> bool:
-        """Whether the shape of the batch changes no more than rounding does. False for NaN."""
+        """Whether the change with the shape of the batch is within rounding. False for NaN."""
         return self.noise <= self.ceiling
 
     @property
     def tolerance(self) -> float:
-        """What a comparison with `nll` allows, in nats."""
+        """The difference that a comparison with `nll` allows, in nats."""
         return min(max(NOISE_FACTOR * self.noise, NOISE_FLOOR, ROUNDING * self.spacing), self.ceiling)
 
     @property
     def finding(self) -> str:
-        """What was measured, as a clause."""
+        """The measurement as a clause for a message."""
         return (
             f"with attn_implementation={self.attention}, the per-token NLL of a real group moves by {self.noise:.1e} "
             f"nats with the shape of the batch and its padding, where rounding explains {self.ceiling:.1e}"
@@ -74,23 +76,25 @@ class PlainForward:
 
 
 def compared(pairs: Sequence[GroupRow]) -> list[int]:
-    """The pairs of a row on which forwards are compared: its longest, and its last."""
+    """Return the indices of the pairs that are compared: the longest pairs of a row, and the last."""
     ranked = sorted(range(len(pairs)), key=lambda index: -len(pairs[index]["input_ids"]))
     return sorted({*ranked[:LONGEST], len(pairs) - 1})
 
 
 def settle_plain(model: Any, row: Sequence[GroupRow], compute: Compute, pad_token_id: int) -> PlainForward:
-    """Measure whether the plain forward depends on the shape of its batch, and set `eager` attention if only that
-    does not.
+    """Measure whether the plain forward depends on the shape of its batch.
+
+    If it does, and with `eager` attention it does not, set the model to `eager`.
 
     Args:
-        model: with its own attention.
-        row: the groups of one row, best with pairs of several lengths.
-        compute: as `mrt_plugin.attention.Compute`.
-        pad_token_id: any token id; padding is never looked at.
+        model: the model with its own attention.
+        row: the groups of one row, preferably with pairs of several lengths.
+        compute: see `mrt_plugin.attention.Compute`.
+        pad_token_id: any token id; padding does not affect the result.
 
     Returns:
-        What was measured last. Where it is not `steady`, no attention helps: train one pair per forward.
+        The measurement of the attention that the model is left with. If it is not `steady`, no attention helps: train
+        one pair per forward.
     """
     every = [pair for group in row for pair in expand(group)]
     pairs = [every[index] for index in compared(every)]
@@ -135,24 +139,24 @@ def packed_nll(
     pad_token_id: int,
     pad_to_multiple_of: int | None = None,
 ) -> torch.Tensor:
-    """The NLL of the trained tokens of rows, in their order: [tokens] float64 on the CPU."""
+    """Return the NLL of the trained tokens of rows, in their order: [tokens] float64 on the CPU."""
     rows = on_device(build_rows(packed, pad_token_id, pad_to_multiple_of=pad_to_multiple_of), model)
     nll = backend.token_nll(model, rows, compute)
     return nll[rows.labels != IGNORE].double().cpu()
 
 
 def rms(values: torch.Tensor) -> float:
-    """Root mean square."""
+    """Return the root mean square."""
     return float(values.square().mean().sqrt())
 
 
 def on_device(rows: Rows, model: Any) -> Rows:
-    """The rows where the model is."""
+    """Return the rows on the model's device."""
     return Rows.from_batch({name: value.to(model.device) for name, value in rows.to_batch().items()})
 
 
 def _spacing(model: Any) -> float:
-    """The spacing of the coarsest numbers that the forward computes in."""
+    """Return the spacing of the least precise numbers that the forward computes in."""
     device = model.device.type
     types = {parameter.dtype for parameter in model.parameters()}
     floats = {dtype for dtype in types if dtype.is_floating_point and dtype.itemsize > 1}
@@ -168,14 +172,14 @@ def _spacing(model: Any) -> float:
 
 @contextmanager
 def inference(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; every module gets its own mode back."""
+    """Run in evaluation mode without gradients, then restore the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     if getattr(model, "is_loaded_in_4bit", False):
         from bitsandbytes.nn import Linear4bit
 
-        # On CPU these repack their weights for good at the first forward in evaluation mode, and compute differently
-        # from then on, in training too.
+        # On CPU these layers repack their weights permanently at the first forward in evaluation mode. From then on
+        # they compute differently, also in training.
         for module, _ in modes:
             if isinstance(module, Linear4bit):
                 module.training = True

@@ -1,7 +1,7 @@
-"""The work of one batch: which slice of queries meets which slice of keys.
+"""The attention plan of one batch: which slice of queries attends to which slice of keys.
 
-Causal attention of every run of tokens on itself, and of every group's segments on its prompt, covers the rule of
-`mrt_plugin.attention.rule` without a mask: the prompt's keys are read once for all segments and never copied.
+Every run of tokens attends causally to itself, and every group's segments attend to its prompt. This covers the rule
+of `mrt_plugin.attention.rule` without a mask. The prompt's keys are read once for all segments and never copied.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import torch
 from mrt_plugin.layout.rows import PADDING, Rows
 
 WHOLE = 160
-"""Tokens of a run that are attended to in one causal square; longer ones are halved."""
+"""The most tokens of a run that form one causal square; longer runs are split in half."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ FULL, CAUSAL, BAND = 0, 1, 2
 
 
 class Piece(NamedTuple):
-    """Queries and keys that meet."""
+    """A slice of queries and the slice of keys that they attend to."""
 
     row: int
     query: int
@@ -44,19 +44,19 @@ class Piece(NamedTuple):
     """Index of the first key in the row."""
     keys: int
     lead: int
-    """Position of the first query less that of the first key."""
+    """Position of the first query minus the position of the first key."""
     kind: int
     """FULL: every query sees every key. CAUSAL: query i sees keys 0 to i. BAND: query i sees key j where
     `0 <= lead + i - j < window`."""
 
     @property
     def own(self) -> bool:
-        """Whether the queries' own keys are among the keys: for each query, true of its first piece only."""
+        """Whether the queries' own keys are among the keys. For each query, True for its first piece only."""
         return self.key <= self.query < self.key + self.keys
 
 
 def find_runs(rows: Rows) -> list[Run]:
-    """The runs of a batch in row order, padding left out. Reads the ids once: on an accelerator, one transfer."""
+    """Return the runs of a batch in row order, without padding. On an accelerator this takes one transfer."""
     ids = torch.stack([rows.group_ids, rows.segment_ids, rows.position_ids]).cpu()
     group, segment, position = ids
     changed = torch.ones_like(group, dtype=torch.bool)
@@ -82,18 +82,20 @@ def find_runs(rows: Rows) -> list[Run]:
 
 
 def pieces(runs: list[Run], window: int | None = None) -> list[Piece]:
-    """The pieces of a batch. Every query of a run is in one piece with its own keys, which comes before its others.
+    """Return the pieces of a batch.
+
+    Every query is in exactly one piece with its own keys, and that piece comes before the query's other pieces.
 
     Args:
-        runs: as `find_runs` gives them.
-        window: positions that a sliding layer sees; None for full attention.
+        runs: the result of `find_runs`.
+        window: number of positions that a sliding layer sees; None for full attention.
     """
     found: list[Piece] = []
     for group in group_runs(runs):
         prompt = group[0] if group[0].segment == 0 else None
         segments = group if prompt is None else group[1:]
         if prompt is not None and len(segments) == 1:
-            # One response: the prompt and it are one ordinary sequence.
+            # One response: it forms one ordinary sequence with the prompt.
             found += _own(prompt.row, prompt.start, prompt.length + segments[0].length, window)
             continue
         for run in group:
@@ -104,7 +106,7 @@ def pieces(runs: list[Run], window: int | None = None) -> list[Piece]:
 
 
 def group_runs(runs: list[Run]) -> Iterator[list[Run]]:
-    """The runs of each group, its prompt first where it has one."""
+    """Yield the runs of each group, the prompt first where there is one."""
     group: list[Run] = []
     for run in runs:
         if group and (run.row, run.group) != (group[0].row, group[0].group):
@@ -116,11 +118,11 @@ def group_runs(runs: list[Run]) -> Iterator[list[Run]]:
 
 
 def _own(row: int, start: int, length: int, window: int | None) -> Iterator[Piece]:
-    """A run's causal attention on itself."""
+    """Yield the pieces of a run's causal attention on itself."""
     if window is None or length <= window:
         yield from _causal(row, start, length)
         return
-    # Blocks of queries, each with the keys that its window reaches: far less than length x length.
+    # Blocks of queries, each with the keys that its window reaches: far less work than length x length.
     block = max(64, window // 2)
     for first in range(0, length, block):
         queries = min(block, length - first)
@@ -129,9 +131,10 @@ def _own(row: int, start: int, length: int, window: int | None) -> Iterator[Piec
 
 
 def _causal(row: int, start: int, length: int) -> Iterator[Piece]:
-    """A long run in halves: each on itself, and the second on all of the first.
+    """Split a long run in two halves: each attends to itself, and the second to all of the first.
 
-    PyTorch's CPU kernel computes the hidden half of a causal square as well, up to 512 keys; this way it hardly does.
+    PyTorch's CPU kernel also computes the masked half of a causal square, up to 512 keys. Splitting avoids most of
+    this work.
     """
     if length <= WHOLE:
         yield Piece(row, start, length, start, length, 0, CAUSAL)
@@ -143,7 +146,7 @@ def _causal(row: int, start: int, length: int) -> Iterator[Piece]:
 
 
 def _on_prompt(prompt: Run, segments: list[Run], window: int | None) -> Iterator[Piece]:
-    """The attention of all segments on their prompt."""
+    """Yield the pieces of all segments' attention on their prompt."""
     first, last = segments[0], segments[-1]
     if window is None or all(run.position + run.length - prompt.position <= window for run in segments):
         queries = last.start + last.length - first.start

@@ -1,9 +1,9 @@
-"""The proof before training: a backend computes the numbers that one pair at a time has, on this configuration, model
-and data.
+"""The proof before training: a backend gives the same numbers as a forward of one pair at a time.
 
-Part 1 compares loss and gradients on a small random fp32 model of the same configuration, with the attention that the
-loaded model uses, tightly. Part 2 compares per-token NLL on the real model and a real row, with a tolerance taken from
-how much the plain forward itself moves when only the shape of its batch changes. That tolerance has a ceiling.
+The proof holds for the configuration, model and data of the run. Part 1 compares loss and gradients on a small random
+fp32 model of the same configuration. It uses the attention of the loaded model and a tight tolerance. Part 2 compares
+per-token NLL on the real model and a real row. Its tolerance comes from how much the plain forward changes when only
+the shape of its batch changes. That tolerance has a ceiling.
 """
 
 import logging
@@ -33,19 +33,19 @@ GRADIENT_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared and found."""
+    """The result of a proof."""
 
     backend: str
     loss_difference: float
-    """Part 1: relative."""
+    """Part 1: relative difference of the losses."""
     gradient_difference: float
-    """Part 1: norm of the difference over the norm of the whole gradient."""
+    """Part 1: norm of the difference of the gradients, divided by the norm of the gradient."""
     nll_difference: float | None
     """Part 2: root mean square over the trained tokens, in nats; None where only part 1 was run."""
     nll_tolerance: float | None
-    """Part 2: what was allowed, in nats."""
+    """Part 2: the allowed difference, in nats."""
     tokens: int
-    """Part 2: trained tokens compared."""
+    """Part 2: number of trained tokens compared."""
     seconds: float
 
 
@@ -59,21 +59,21 @@ def prove(
     compute: Compute | None = None,
     pad_token_id: int = 0,
 ) -> Proof:
-    """Prove that a backend is exact for a model, or refuse.
+    """Prove that a backend is exact for a model, or raise.
 
     Args:
-        model: the real model, prepared for the backend or not; it may be a PeftModel and quantized. Left prepared, and
-            with `eager` attention where its own depends on the shape of a batch.
-        backend: built from the model's configuration.
-        group: a real group, best the one with the longest pair of the run; without one, part 2 is left out.
+        model: the real model, prepared for the backend or not. It may be a PeftModel and quantized. It is left
+            prepared, with `eager` as its plain attention where its own depends on the shape of a batch.
+        backend: the backend, built from the model's configuration.
+        group: a real group, preferably the one with the longest pair of the run. Without a group, part 2 is skipped.
         beside: the groups that follow it in a packed row of the run.
-        reach: the longest row of the run, in tokens; thresholds beyond it are not looked at. By default all are.
+        reach: the longest row of the run, in tokens. Thresholds beyond it are not tested. By default all are.
         compute: how per-token NLL is computed from the model; by default from all logits.
-        pad_token_id: any token id; padding is never looked at.
+        pad_token_id: any token id; padding does not affect the result.
 
     Raises:
-        NotShareable: if the numbers differ; says by how much and, where it is known, why. Any other error becomes its
-            cause. The model has its own attention back then.
+        NotShareable: if the numbers differ. The message says by how much and, if it is known, why. Any other error
+            becomes the cause of this one. The model's previous attention is then restored.
 
     Example:
 
@@ -108,7 +108,7 @@ def prove(
 
 @contextmanager
 def refusal_of(what: str) -> Iterator[None]:
-    """Make any error a refusal with that error as its cause; `what` failed is how the message begins.
+    """Convert any exception to `NotShareable`, with the exception as its cause. The message begins with `what`.
 
     Raises:
         NotShareable: for any other exception.
@@ -132,7 +132,7 @@ def _settled(model: Any, row: list[GroupRow], compute: Compute, pad_token_id: in
 
 
 def all_logits(model: Any) -> Compute:
-    """A `compute` that holds all logits."""
+    """Return a `compute` that keeps all logits in memory."""
 
     def compute(forward_kwargs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
         logits = model(**forward_kwargs).logits[:, :-1].float()
@@ -161,7 +161,7 @@ def _prove_small(model: Any, backend: Backend, reach: int | None) -> tuple[float
         found, found_gradient = _loss_and_gradient(shared, lambda: _packed(shared, own, groups))
     loss_difference = float(abs(found / expected - 1))
     gradient_difference = float((found_gradient - expected_gradient).norm() / expected_gradient.norm())
-    # Written so that NaN is refused as well.
+    # The comparison is written so that NaN is refused as well.
     if not (loss_difference <= LOSS_TOLERANCE and gradient_difference <= GRADIENT_TOLERANCE):
         raise NotShareable(
             f"prefix_backend={backend.name} does not compute what {model.config.model_type} computes: on a small "
@@ -174,14 +174,17 @@ def _prove_small(model: Any, backend: Backend, reach: int | None) -> tuple[float
 
 
 def _small_attention(model: Any) -> str:
-    """The attention that the model trains with in the plain layout, or `eager` for one that fp32 on this device may
-    not have."""
+    """Return the attention for the small model.
+
+    This is the attention that the model uses in the plain layout, or `eager` if that may not exist for fp32 on this
+    device.
+    """
     name = text_attention(model)
     return "sdpa" if name == "sdpa" and exact_attention(model) == "sdpa" else "eager"
 
 
 def _random_groups() -> list[GroupRow]:
-    """Two groups: pairs beyond the small model's window, several responses of mixed lengths, a one-token response."""
+    """Build two groups: pairs longer than the window, responses of mixed lengths, and a response of one token."""
     rng = random.Random(0)
     groups = []
     for prompt, lengths in ((3 * WINDOW, (WINDOW // 2, 2 * WINDOW, 1)), (WINDOW // 2, (3, WINDOW))):
@@ -195,7 +198,7 @@ def _random_groups() -> list[GroupRow]:
 
 
 def _same_kind(backend: Backend, model: Any) -> Backend:
-    """A backend of the same kind, for the small model's configuration; the model is prepared for it."""
+    """Build a backend of the same kind from the small model's configuration, and prepare the model for it."""
     own: Backend = type(backend)(model.config)  # type: ignore[call-arg]
     own.prepare_model(model)
     return own
@@ -257,7 +260,7 @@ def _prove_real(
 
 
 def _cause(model: Any, backend: Backend, groups: list[GroupRow], reach: int | None) -> str:
-    """What is different about the family, found by taking it away and comparing again."""
+    """Return the feature of the family that causes the difference, found by removing each and comparing again."""
     family = read_family(model.config)
     if family.stateful:
         return (
@@ -294,7 +297,7 @@ def _agrees(model: Any, backend: Backend, groups: list[GroupRow], config: Any, *
         if without_sinks and not sinks:
             return False
         for sink in sinks if without_sinks else []:
-            sink.fill_(-BEYOND)  # a sink of no weight
+            sink.fill_(-BEYOND)  # a sink without weight
         if shared:
             losses.append(_packed(small, _same_kind(backend, small), groups))
         else:

@@ -1,4 +1,4 @@
-"""Which backend a model gets."""
+"""Choose the shared-prefix backend for a model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,19 +18,21 @@ from mrt_plugin.options import PrefixBackend
 def resolve_backend(
     requested: PrefixBackend, model_config: Any, *, device_type: str, gradient_checkpointing: bool
 ) -> Backend:
-    """The shared-prefix backend for a model.
+    """Return the shared-prefix backend for a model.
 
-    `auto` takes `sdpa` for families whose layers all are attention, `flex` on CUDA where no fused kernel behind `sdpa`
-    serves (soft-capped scores, old cards, large heads on consumer cards), and `fork` for the others.
+    `auto` chooses `sdpa` for families whose layers are all attention, except families with chunked layers. On CUDA it
+    chooses `flex` instead where no fused kernel of `sdpa` fits: soft-capped scores, old cards, large heads on
+    consumer cards. It chooses `fork` for all other families.
 
     Args:
-        requested: a backend by name, or `auto`.
+        requested: a backend's name, or `auto`.
         model_config: the model's configuration.
-        device_type: where it trains: `cpu`, `cuda`, ...
+        device_type: the device of the training: `cpu`, `cuda`, ...
         gradient_checkpointing: whether activations are recomputed in the backward pass.
 
     Raises:
-        NotShareable: (a ValueError) if the request, or with `auto` every backend, is impossible; says what to do.
+        NotShareable: (a ValueError) if the requested backend is impossible or, with `auto`, every backend is. The
+            message says what to do.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Which token may see which: the one rule behind every shared-prefix backend."""
+"""The visibility rule that every shared-prefix backend implements: which token may attend to which."""
 
 import torch
 
@@ -6,15 +6,15 @@ from mrt_plugin.layout.rows import Rows
 
 
 def visible(rows: Rows, *, window: int | None = None, chunk: int | None = None) -> torch.Tensor:
-    """The dense form of the rule.
+    """Build the mask of the rule as a dense tensor.
 
-    A query sees the keys of its own group that belong to the prompt (segment 0) or to its own segment, at positions
-    not after its own. A sliding layer's window and a chunked layer's chunks are taken on positions, as they would be
-    were each pair alone, never on indices in the row. Padding sees padding, so that no softmax is empty.
+    A query sees the keys of its own group that belong to the prompt (segment 0) or to its own segment. A key's
+    position must not be after the query's. Windows of sliding layers and chunks of chunked layers are measured on
+    positions, as if each pair were alone, never on row indices. Padding sees padding, so that no softmax is empty.
 
     Args:
         rows: R rows of T tokens.
-        window: positions that a sliding layer sees, the query's own included.
+        window: number of positions that a sliding layer sees, including the query's own.
         chunk: positions per chunk of a chunked layer.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Attention over a plan of pieces, as one operator that autograd, checkpointing and torch.compile take as a whole."""
+"""Attention over a plan of pieces, as a single operator for autograd, checkpointing and torch.compile."""
 
 import torch
 
@@ -18,26 +18,27 @@ def shared_attention(
     softcap: float | None = None,
     sink: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attention of R rows of T tokens where only the plan's pieces meet.
+    """Compute attention for R rows of T tokens, where queries see only the keys in the plan's pieces.
 
-    Saves for the backward pass what FlashAttention saves: the inputs, the output and one number per query and head.
+    Saves the same tensors for the backward pass as FlashAttention: the inputs, the output and one number per query
+    and head.
 
     Args:
-        query: [R, H, T, D].
-        key: [R, G, T, D], H a multiple of G.
-        value: [R, G, T, E].
-        plan: first [pieces, 7] int64 on the CPU, `mrt_plugin.attention.plan.Piece`s; then, for the kernels on CUDA,
-            what `mrt_plugin.attention.varlen.to_tensors` gives for the same rows.
-        scale: multiplies the dot products.
-        window: positions that a query of a BAND piece sees.
+        query: [R, H, T, D], with H heads of dimension D.
+        key: [R, G, T, D], with G key heads; H is a multiple of G.
+        value: [R, G, T, E], with heads of dimension E.
+        plan: first the table of `mrt_plugin.attention.plan.Piece`s, [pieces, 7] int64 on the CPU. For the CUDA
+            kernels, then the result of `mrt_plugin.attention.varlen.to_tensors` for the same rows.
+        scale: factor of the dot products.
+        window: number of positions that a query of a BAND piece sees.
         softcap: scores become softcap · tanh(score / softcap).
         sink: [H] scores of a key that takes part in the softmax and has no value (GPT-OSS).
 
     Returns:
-        [R, T, H, E]; 0 where no piece has the query (padding).
+        [R, T, H, E]; 0 where the query is in no piece (padding).
 
     Raises:
-        TypeError: if query, key and value are not of one type, as for `scaled_dot_product_attention`.
+        TypeError: if query, key and value have different dtypes, as for `scaled_dot_product_attention`.
     """
     if not query.dtype == key.dtype == value.dtype:
         raise TypeError(
@@ -83,7 +84,7 @@ def _forward(
     else:
         out, lse = _pieces_forward(query, key, value, plan[0], scale, window, softcap)
     if sink is not None:
-        weight = torch.sigmoid(lse - sink.float()[:, None])  # of the real keys beside the sink
+        weight = torch.sigmoid(lse - sink.float()[:, None])  # share of the real keys; the rest is the sink's
         out.mul_(weight.transpose(1, 2)[..., None])
         lse = torch.logaddexp(lse, sink.float()[:, None])
     return out, lse
@@ -127,7 +128,7 @@ def _slices(piece: Piece) -> tuple[slice, slice, slice]:
 
 
 def _merge(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: torch.Tensor) -> None:
-    """Add a part of the softmax, in place: out and part [1, H, n, E], lse and part_lse [1, H, n]."""
+    """Merge a part of the softmax in place: out and part [1, H, n, E], lse and part_lse [1, H, n]."""
     weight = torch.sigmoid(part_lse - lse)[..., None]
     if out.dtype == torch.float32:
         out.lerp_(part, weight)
@@ -193,7 +194,7 @@ def _pieces_backward(
     softcap: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     kernel, pieces = _kernel(query, value, scale, softcap), _pieces(table)
-    # Causal squares have every token once and come first: where they are all tokens, there is nothing to clear.
+    # Causal pieces contain every token once and come first. If they contain all tokens, nothing has to be zeroed.
     rows, _, length, _ = query.shape
     complete = sum(piece.queries for piece in pieces if piece.kind == CAUSAL) == rows * length
     new = torch.empty_like if complete else torch.zeros_like

@@ -1,4 +1,4 @@
-"""A small random model of a given configuration, with layers of every kind, for the proof's first part."""
+"""Small random models of a given configuration, with layers of every kind, for the first part of the proof."""
 
 import copy
 from typing import Any
@@ -10,7 +10,7 @@ from mrt_plugin.attention.family import read_family
 from mrt_plugin.attention.length_rope import lift_thresholds
 
 WINDOW = 8
-"""The window and chunk of the small model: short rows then already reach beyond it."""
+"""The window and chunk of the small model, in positions. Short rows are then already longer than it."""
 
 THRESHOLDS = {
     "sliding_window": WINDOW,
@@ -33,17 +33,17 @@ THRESHOLDS = {
     "heavily_compressed_attention": WINDOW,  # DeepSeek-V4: tokens per compressed key
     "compressed_sparse_attention": WINDOW,
 }
-"""Settings that change what a model computes beyond a length or a position, with their value in the small model.
+"""Settings that change what a model computes beyond some length or position, with their value in the small model.
 
-They may stand inside a dictionary of the configuration. Sizes of a chunk that only cut a computation into pieces
-(`chunk_size` of Mamba 2, `block_size` of MiniMax) are not among them.
+They may be inside a dictionary of the configuration. Chunk sizes that only split a computation into pieces
+(`chunk_size` of Mamba 2, `block_size` of MiniMax) are not included.
 """
 
 BEYOND = 10_000
-"""Longer than any row, and further down than any score."""
+"""A length beyond any row. Its negative is below any score."""
 
 LONGEST = 8 * WINDOW
-"""Tokens that the small model's sequences have at most."""
+"""The most tokens of a sequence of the small model."""
 
 VOCABULARY = 256
 
@@ -74,16 +74,17 @@ LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 
 
 def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str | None = None) -> PretrainedConfig:
-    """The text configuration with few layers, narrow, with few experts, low thresholds and no dropout.
+    """Return the text configuration with few layers, small widths, few experts, low thresholds and no dropout.
 
-    Every width and number of heads is divided by the same power of two, so that their ratios, head sizes and grouped
-    keys stay. The first layers are kept, as many as it takes to have every kind, and one of each kind that reuses
-    another layer's keys and values.
+    All widths and numbers of heads are divided by the same power of two. This keeps their ratios, the head sizes and
+    the grouping of keys. The first layers are kept, as many as are needed to have every kind. Of the layers that
+    reuse another layer's keys and values, one of each kind is kept.
 
     Args:
         config: the model's configuration.
-        reach: the longest row of the run. Thresholds that it does not pass stay; by default none does.
-        lifted: the name of a threshold that is put beyond the small model's rows instead.
+        reach: tokens of the longest row of the run. Thresholds that it does not exceed are kept unchanged. By default
+            all thresholds are lowered.
+        lifted: the name of a threshold that is set beyond the small model's rows instead.
     """
     small = copy.deepcopy(config.get_text_config())
     values = {name: value for name, value in small.to_dict().items() if isinstance(value, int)}
@@ -114,8 +115,8 @@ def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str
             setattr(small, name, value)
     if read_family(small).softcap is not None:
         small.attn_logit_softcapping = 1.0  # low enough to matter to random scores
-    lift_thresholds(small, LONGEST)  # the pairs of a run are on one side of them
-    # Weights large enough for attention to be far from uniform, as it is in a trained model.
+    lift_thresholds(small, LONGEST)  # the pairs of a run are all on one side of these thresholds
+    # The weights are large enough for attention to be far from uniform, as in a trained model.
     for name in ("initializer_range", "init_std"):
         if name in small.to_dict():
             setattr(small, name, 1.5 * _width(small) ** -0.5)
@@ -128,7 +129,7 @@ def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str
 
 
 def thresholds(config: PretrainedConfig, reach: int | None = None) -> dict[str, int]:
-    """The thresholds of a configuration that rows of `reach` tokens pass, with their values.
+    """Return the thresholds of a configuration that rows of `reach` tokens exceed, with their values.
 
     Example:
 
@@ -150,7 +151,7 @@ def _thresholds(values: dict[str, Any], reach: int | None) -> dict[str, int]:
 
 
 def _replaced(values: dict[str, Any], new: dict[str, int]) -> dict[str, Any]:
-    """The values, those in dictionaries within them too, with new ones for the names of `new` that they have."""
+    """Return the values, with those named in `new` replaced, also inside nested dictionaries."""
     return {
         name: _replaced(value, new) if isinstance(value, dict) else new.get(name, value)
         for name, value in values.items()
@@ -160,7 +161,7 @@ def _replaced(values: dict[str, Any], new: dict[str, int]) -> dict[str, Any]:
 def random_model(
     config: PretrainedConfig, device: torch.device, attention: str = "eager", *, seed: int = 0
 ) -> torch.nn.Module:
-    """A random fp32 model with the given attention, in training mode. Sets torch's random state."""
+    """Build a random fp32 model with the given attention, in training mode. Sets torch's random state."""
     torch.manual_seed(seed)
     with torch.device(device):
         model: torch.nn.Module = AutoModelForCausalLM.from_config(
@@ -176,12 +177,12 @@ def _width(config: Any) -> int:
 
 
 def _sizes(values: dict[str, Any]) -> list[tuple[str, int | list[int]]]:
-    """The widths and numbers of heads among a configuration's values; a list where they differ by layer."""
+    """Return the widths and numbers of heads of a configuration; a list where they differ by layer."""
     return [(name, values[name]) for name in (*WIDTHS, *HEADS) if values.get(name)]
 
 
 def _divisor(values: dict[str, Any]) -> int:
-    """The power of two to divide by: until the width is at most 256, or a number no longer divides."""
+    """Return the power of two to divide by: it grows until the width is at most 256 or a size is not divisible."""
     divisor = 1
     layers = values.get("per_layer_config", {}).values()
     sizes = [size for part in (values, *layers) for _, size in _sizes(part)]
@@ -204,7 +205,7 @@ def _keep_layers(small: Any, divisor: int) -> None:
     reusing = sorted({kind: layer for layer, kind in enumerate(kinds) if layer >= own}.values())
     chosen = [*range(min(own, max(keep, 2))), *reusing]
     for name, value in values.items():
-        # Configurations hold one list entry per layer for what differs between layers.
+        # For settings that differ between layers, configurations hold a list with one entry per layer.
         if isinstance(value, list) and len(value) == layers:
             setattr(small, name, [getattr(small, name)[layer] for layer in chosen])
         elif name in LAYERS:

@@ -1,4 +1,4 @@
-"""The `sdpa` backend: causal attention of each run on itself, and of every group's segments on their shared prompt."""
+"""The `sdpa` backend: causal attention of each run on itself, and attention of segments on their shared prompt."""
 
 from typing import Any
 
@@ -18,14 +18,14 @@ from mrt_plugin.layout.rows import Rows
 ATTENTION = "mrt_shared_prefix"
 """The name of this attention among transformers' implementations."""
 PLACEHOLDER = (1, 1, 1, 1)
-"""The shape of the mask that comes with a row plan."""
+"""The shape of the mask that is passed together with a row plan."""
 
 
 class RowPlan:
-    """The plans of one batch, handed through `model.forward` to every attention layer.
+    """The plans of one batch, passed through `model.forward` to every attention layer.
 
-    Not a tensor, a tuple or a dict on purpose: distributed wrappers leave such an object alone, and the plans stay on
-    the CPU, where their numbers are read without waiting for an accelerator.
+    It is deliberately not a tensor, a tuple or a dict, so that distributed wrappers do not change it. The plans stay
+    on the CPU, where their numbers are read without waiting for an accelerator.
     """
 
     def __init__(self, rows: Rows, window: int | None) -> None:
@@ -34,12 +34,12 @@ class RowPlan:
         self.window = window
         self.full = self._plan(rows, runs, None)
         self.sliding = None
-        """The plan of a sliding layer; None where no position reaches the window, which then changes nothing."""
+        """The plan of a sliding layer; None if no position is beyond the window, which then has no effect."""
         if window is not None and longest > window:
             self.sliding = self._plan(rows, runs, window)
 
     def of(self, sliding_window: int | None) -> tuple[list[torch.Tensor], int | None]:
-        """The plan of a layer, and the window that applies to it."""
+        """Return the plan of a layer, and the window that applies to it."""
         if sliding_window is None or self.sliding is None:
             return self.full, None
         return self.sliding, sliding_window
@@ -68,10 +68,10 @@ def two_part_attention(
     row_plan: RowPlan | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function as `transformers.AttentionInterface` takes them.
+    """Compute attention, with the signature that `transformers.AttentionInterface` expects.
 
-    With a `row_plan`, the mask is ignored. Without one (a user's own forward, or generation) it is ordinary attention
-    under the mask.
+    With a `row_plan`, the mask is ignored. Without one (a user's own forward, or generation) this is ordinary
+    attention with the mask.
     """
     if row_plan is None:
         if attention_mask is not None and attention_mask.shape == PLACEHOLDER and query.shape[2] > 1:
@@ -120,7 +120,7 @@ def _ordinary(
     if softcap is None and sink is None:
         out, _ = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
         return out, None
-    # What sdpa leaves out without a word: written out, in fp32.
+    # sdpa silently leaves out soft-capping and sinks, so attention is computed explicitly here, in fp32.
     copies = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(copies, dim=1).float(), value.repeat_interleave(copies, dim=1)
     scores = query.float() @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -141,10 +141,10 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
 class TwoPartBackend:
-    """Shared-prefix rows through fused attention kernels: prompt keys read once for all segments, no mask, no padding.
+    """Run shared-prefix rows through fused attention kernels, without a mask and without computing on padding.
 
-    Exact for families whose layers all are attention: sliding windows taken on positions, sinks, soft-capping and
-    grouped keys included. Packed `expanded` rows go the same way.
+    Prompt keys are read once for all segments. Exact for families whose layers are all attention, including sliding
+    windows on positions, sinks, soft-capping and grouped keys. Packed `expanded` rows use this backend as well.
 
     Example:
 
@@ -171,25 +171,25 @@ class TwoPartBackend:
         refuse_dropout(self.family, self.name)
 
     def prepare_model(self, model: Any) -> None:
-        """Give the text model this attention."""
+        """Set the text model to this attention."""
         refuse_state(model, self.name)
         if text_attention(model) != self.attention:
             self._before = text_attention(model)
             set_text_attention(model, self.attention)
 
     def restore_model(self, model: Any) -> None:
-        """Give the model the attention back that it had."""
+        """Restore the model's previous attention."""
         if self._before is not None:
             set_text_attention(model, self._before)
             self._before = None
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
-        """One forward of all rows."""
+        """Compute the NLL of all rows in one forward."""
         window = self.family.window if SLIDING in self.family.kinds else None
         kwargs = {
             "input_ids": rows.input_ids,
             "position_ids": rows.position_ids,
-            # A 4-D mask is passed on as it is, and then ignored: no T x T mask is built.
+            # transformers passes a 4-D mask on unchanged, and this attention ignores it: no T x T mask is built.
             "attention_mask": torch.ones(PLACEHOLDER, dtype=torch.bool, device=rows.input_ids.device),
             "use_cache": False,
             **quiet_router(model),

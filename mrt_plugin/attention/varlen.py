@@ -1,7 +1,8 @@
-"""The plan of a batch for kernels that take many sequences of any lengths in one call, as FlashAttention on CUDA does.
+"""The plan of a batch for kernels that take many sequences of any length in one call, like FlashAttention on CUDA.
 
-Full attention takes two calls: all runs on themselves, and all groups' segments on their prompts, merged by their
-log-sum-exp. In a sliding layer each segment takes the few prompt keys that its window reaches along, in one call.
+Full attention takes two calls: all runs on themselves, and all groups' segments on their prompts. The results are
+merged by their log-sum-exp. A sliding layer takes one call: each segment's keys then include the few prompt keys that
+its window reaches.
 """
 
 from dataclasses import dataclass
@@ -19,20 +20,24 @@ class Call:
     query_index: torch.Tensor
     """[n] int64: the queries of all sequences, as indices of the flattened rows. No query is in a call twice."""
     key_index: torch.Tensor
-    """[m] int64: the keys of all sequences. A key may be in several."""
+    """[m] int64: the keys of all sequences. A key may be in several sequences."""
     query_ends: torch.Tensor
-    """[S + 1] int32: where each sequence's queries begin and end."""
+    """[S + 1] int32: the cumulative boundaries of the sequences' queries."""
     key_ends: torch.Tensor
     """[S + 1] int32: the same for the keys."""
     longest_query: int
     longest_key: int
     causal: bool
-    """Query i of n sees keys up to i + m - n of m, and with a window, that many of the last."""
+    """Whether query i of a sequence of n queries and m keys sees only the keys up to i + m - n. With a window, the
+    query sees only the last `window` of these keys."""
 
 
 class VarlenKernel(Protocol):
-    """q [n, H, D], k and v [m, G, D], out [n, H, D], lse [H, n] in fp32. As in `mrt_plugin.attention.kernels`, the
-    backward takes the output and log-sum-exp of the whole softmax."""
+    """Computes the attention of one call.
+
+    Shapes: q [n, H, D], k and v [m, G, D], out [n, H, D], lse [H, n] in fp32. As in `mrt_plugin.attention.kernels`,
+    the backward takes the output and the log-sum-exp (lse) of the complete softmax.
+    """
 
     def forward(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call, window: int | None
@@ -52,13 +57,13 @@ class VarlenKernel(Protocol):
 
 
 def calls(runs: list[Run], width: int, device: torch.device, window: int | None = None) -> list[Call]:
-    """The calls of a batch of rows of `width` tokens. The first has every query."""
+    """Return the calls of a batch of rows of `width` tokens. The first call contains every query."""
     first: list[tuple[range, list[range]]] = []
     second: list[tuple[range, list[range]]] = []
     for group in group_runs(runs):
         tokens = [range(run.row * width + run.start, run.row * width + run.start + run.length) for run in group]
         shared = group[0].segment == 0
-        if shared and len(group) == 2:  # one response: the prompt and it are one ordinary sequence
+        if shared and len(group) == 2:  # one response: it forms one ordinary sequence with the prompt
             whole = range(tokens[0].start, tokens[1].stop)
             first.append((whole, [whole]))
             continue
@@ -91,7 +96,7 @@ def _index(ranges: list[range], device: torch.device) -> torch.Tensor:
 
 
 def to_tensors(planned: list[Call]) -> list[torch.Tensor]:
-    """The calls as tensors, for an operator: per call its numbers (on the CPU), then its four index tensors."""
+    """Return the calls as tensors, for an operator: per call its numbers (on the CPU), then four index tensors."""
     tensors = []
     for call in planned:
         tensors.append(torch.tensor([call.longest_query, call.longest_key, int(call.causal)]))
@@ -100,7 +105,7 @@ def to_tensors(planned: list[Call]) -> list[torch.Tensor]:
 
 
 def from_tensors(tensors: list[torch.Tensor]) -> list[Call]:
-    """The calls again."""
+    """Rebuild the calls from the result of `to_tensors`."""
     planned = []
     for start in range(0, len(tensors), 5):
         numbers, query_index, key_index, query_ends, key_ends = tensors[start : start + 5]
@@ -118,7 +123,10 @@ def varlen_forward(
     planned: list[Call],
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[R, H, T, D] queries, [R, G, T, D] keys and values -> [R, T, H, D] output and [R, H, T] log-sum-exp."""
+    """Return the output [R, T, H, D] and the log-sum-exp [R, H, T].
+
+    Queries are [R, H, T, D]; keys and values are [R, G, T, D].
+    """
     rows, heads, width, size = query.shape
     q, k, v = _flat(query), _flat(key), _flat(value)
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
@@ -146,11 +154,11 @@ def varlen_backward(
     planned: list[Call],
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of query, key and value, each in the shape and strides of its tensor."""
+    """Return the gradients of query, key and value, each with the shape and strides of its tensor."""
     q, k, v = _flat(query), _flat(key), _flat(value)
     grad, out = grad.flatten(0, 1), out.flatten(0, 1)
     lse = lse.transpose(0, 1).flatten(1)
-    # A prompt's keys get a share from every segment: summed in fp32.
+    # A prompt's keys get a gradient from every segment. The sum is taken in fp32.
     dq, dk, dv = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (q, k, v))
     for call in planned:
         where = call.query_index
@@ -170,24 +178,24 @@ def varlen_backward(
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:
-    """[R, H, T, D] -> [R·T, H, D]."""
+    """Reshape [R, H, T, D] to [R·T, H, D]."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
 def _like(flat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """[R·T, H, D] -> the shape, strides and type of x [R, H, T, D]."""
+    """Convert [R·T, H, D] to the shape, strides and dtype of x [R, H, T, D]."""
     return torch.empty_like(x).copy_(flat.view(x.shape[0], x.shape[2], *flat.shape[1:]).transpose(1, 2))
 
 
 class CUDAFlash:
-    """PyTorch's FlashAttention on CUDA, the one behind `torch.nn.attention.varlen`, for bfloat16 and float16."""
+    """PyTorch's FlashAttention on CUDA, which `torch.nn.attention.varlen` uses, for bfloat16 and float16."""
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
 
     @staticmethod
     def takes(query: torch.Tensor, value: torch.Tensor, softcap: float) -> bool:
-        """Whether the kernel can compute these."""
+        """Return whether the kernel can compute these tensors."""
         if query.device.type != "cuda" or query.dtype not in (torch.bfloat16, torch.float16) or softcap:
             return False
         size, capability = query.shape[-1], torch.cuda.get_device_capability(query.device)
@@ -195,8 +203,8 @@ class CUDAFlash:
 
     @staticmethod
     def fits(head_size: int, capability: tuple[int, int]) -> bool:
-        """Whether a card of this compute capability has the kernel, with its backward, for heads of this size."""
-        # Consumer cards lack the shared memory for the backward of the largest heads (PyTorch's sdp_utils.cpp).
+        """Return whether a card of this compute capability has the kernel and its backward for this head size."""
+        # Consumer cards have too little shared memory for the backward of the largest heads (PyTorch's sdp_utils.cpp).
         largest = 192 if capability in ((8, 6), (8, 9), (12, 0)) else 256
         return capability >= (8, 0) and head_size % 8 == 0 and head_size <= largest
 
@@ -243,7 +251,7 @@ class CUDAFlash:
             call.longest_key,
             0.0,
             call.causal and window is None,
-            torch.zeros(2, dtype=torch.uint64, device=q.device),  # the dropout's random state: there is none
+            torch.zeros(2, dtype=torch.uint64, device=q.device),  # the random state of dropout, which is not used
             torch.empty(0, device=q.device),
             scale=self.scale,
             **_window(window),
@@ -252,5 +260,5 @@ class CUDAFlash:
 
 
 def _window(window: int | None) -> dict[str, int]:
-    """A window ends at the query itself, which makes it causal."""
+    """Return the window arguments of the kernel. The window ends at the query itself, so attention is causal."""
     return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}

@@ -1,4 +1,4 @@
-"""Encoding: chat template and tokenizer to token ids and loss masks."""
+"""Encoding: token ids and loss masks from a chat template and a tokenizer."""
 
 from mrt_plugin.encoding.encoder import Encoder
 from mrt_plugin.encoding.messages import EncodingError

@@ -1,4 +1,4 @@
-"""From a prompt and its responses to token ids, with a mark on every token that is trained."""
+"""The encoder: converts a prompt and its responses to token ids, and marks the tokens that are trained."""
 
 import json
 import logging
@@ -26,25 +26,25 @@ Tools = Sequence[dict[str, Any]] | str | None
 
 @dataclass
 class Encoder:
-    """Encodes pairs of a prompt and a response. Only what the assistant says in the response is trained.
+    """Encodes pairs of a prompt and a response. Only the assistant's turns of the response are trained.
 
-    In chat form the conversation is rendered once by the tokenizer's chat template, tokenized as it is (the template
-    writes BOS, if any), and the trained tokens are taken from the assistant's turns in that text, their end tokens
-    included (`mrt_plugin.encoding.spans`). The whitespace that some templates write behind an end token is not
-    trained, which is the one difference from TRL where a template is prefix-preserving. Nor are assistant turns of
-    the prompt, tool results and later user turns. A last turn that the template does not close gets the tokenizer's
+    In chat form, the tokenizer's chat template renders the conversation once. The text is tokenized unchanged; the
+    template writes BOS, if any. The trained tokens are those of the assistant's turns in that text, including their
+    end tokens (`mrt_plugin.encoding.spans`). Assistant turns of the prompt, tool results and later user turns are not
+    trained. Whitespace that some templates write after an end token is not trained either. For a prefix-preserving
+    template, that is the only difference from TRL. A last turn that the template does not close gets the tokenizer's
     EOS.
 
-    In plain form prompt and response are joined and tokenized together, with the special tokens that the tokenizer
-    adds but never a second BOS, and one EOS at the end, trained.
+    In plain form, prompt and response are joined and tokenized together. The tokenizer's special tokens are kept, but
+    never a second BOS. One EOS at the end is trained.
 
-    Labels come from these marks, never from comparing ids, so a pad token that equals EOS does no harm. Nothing is
+    Labels come from these marks, never from comparing ids, so a pad token that equals EOS is safe. Nothing is
     truncated. A token that begins in the prompt and ends in the response is trained.
 
     Args:
         tokenizer: a fast tokenizer.
         prompt_format: `chat`, `plain`, or `auto`: chat where the tokenizer has a template. Messages are always chat.
-        chat_template_kwargs: handed to the template, `{"enable_thinking": False}` for example.
+        chat_template_kwargs: passed to the template, for example `{"enable_thinking": False}`.
 
     Raises:
         EncodingError: for a slow tokenizer, an unknown format, or `chat` without a template.
@@ -77,13 +77,13 @@ class Encoder:
         self._special = special_token_texts(self.tokenizer)
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was logged is no part of what an encoder is: datasets fingerprints it by its pickle.
+        # Logged topics are not part of the encoder's identity: datasets computes its fingerprint from the pickle.
         return {**self.__dict__, "_told": set()}
 
     def encode(
         self, prompt: str | Sequence[Message], response: str | Sequence[Message], *, tools: Tools = None
     ) -> Pair:
-        """Encode one pair. For several responses to one prompt, `encode_group` does it faster."""
+        """Encode one pair. For several responses to one prompt, `encode_group` is faster."""
         return self.encode_group(prompt, [response], tools=tools)[0]
 
     def encode_group(
@@ -104,8 +104,8 @@ class Encoder:
             One pair per response, in their order.
 
         Raises:
-            EncodingError: if the messages are malformed, the tokenizer has no template for them, or the template
-                cannot render them or leaves out what an assistant says.
+            EncodingError: if the messages are malformed, or the tokenizer has no template for them. Also if the
+                template cannot render them or omits text of an assistant's turn.
         """
         if not responses:
             return []
@@ -120,10 +120,10 @@ class Encoder:
             )
 
     def encode_prompt(self, prompt: str | Sequence[Message], *, tools: Tools = None) -> list[int]:
-        """The tokens that a model goes on from when it answers: the prompt, and the header of the assistant's turn.
+        """Return the tokens from which a model generates its answer: the prompt and the assistant turn's header.
 
         Raises:
-            EncodingError: as `encode_group` does.
+            EncodingError: as for `encode_group`.
         """
         if self._is_chat(prompt, []):
             messages = prompt_messages(prompt)
@@ -185,13 +185,13 @@ class Encoder:
             return str(
                 self.tokenizer.apply_chat_template(
                     list(messages),
-                    tools=tools or None,  # some templates write tool boilerplate for an empty list
+                    tools=tools or None,  # some templates write tool text for an empty list
                     add_generation_prompt=generation_prompt,
                     tokenize=False,
                     **(self.chat_template_kwargs or {}),
                 )
             )
-        except Exception as error:  # a template is a program: it raises whatever it likes
+        except Exception as error:  # a template is a program: it may raise any error
             raise EncodingError(
                 f"The chat template cannot render a conversation with the roles {roles(messages)}: "
                 f"{type(error).__name__}: {error}. Some templates need alternating user and assistant turns or know "
@@ -199,7 +199,7 @@ class Encoder:
             ) from error
 
     def _mark_spans(self, input_ids: list[int], offsets: list[tuple[int, int]], spans: Sequence[Span]) -> Pair:
-        """Mark the tokens whose characters lie in a span, or that reach into its start."""
+        """Mark the tokens whose characters are in a span, and those that begin before a span and end in it."""
         trained = [False] * len(input_ids)
         for span in spans:
             begin = bisect_right(offsets, span.start, key=_end)
@@ -236,7 +236,7 @@ class Encoder:
             begin = next((index for index, (_, stop) in enumerate(offsets) if stop > len(prompt)), None)
             if begin is None:
                 raise EncodingError("The tokenizer turns a response into no tokens at all. Drop it.")
-            if bos is not None and begin >= 2 and ids[0] == ids[1] == bos:  # written in the text, and added
+            if bos is not None and begin >= 2 and ids[0] == ids[1] == bos:  # one is in the text, one was added
                 ids, begin = ids[1:], begin - 1
             if len(ids) >= 2 and ids[-1] == ids[-2] == eos:
                 ids = ids[:-1]

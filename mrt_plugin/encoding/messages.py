@@ -1,4 +1,4 @@
-"""Messages: their checks, and the marks by which a turn is found again in a rendered conversation."""
+"""Messages: their checks, and the marks that locate a turn in a rendered conversation."""
 
 import json
 import re
@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 Message = dict[str, Any]
-"""A chat message: `role`, `content` (a string or a list of parts), and what else its template knows."""
+"""A chat message: `role`, `content` (a string or a list of parts), and other keys that its template uses."""
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
-"""The fields in which the families keep a turn's thinking."""
+"""The fields in which model families store a turn's thinking."""
 
 THINK_TAG = re.compile(r"(</?think>)")
 
 
 class EncodingError(ValueError):
-    """A prompt or response that cannot be turned into tokens; the message says why and what to do."""
+    """A prompt or response cannot be converted to tokens. The message says why and what to do."""
 
 
 def without_none(value: Any) -> Any:
-    """A copy without the None-valued keys that Arrow adds to every message when one message has the key.
+    """Return a copy without None values. Arrow adds a key with None to every message if one message has the key.
 
     Example:
 
@@ -34,7 +34,7 @@ def without_none(value: Any) -> Any:
 
 
 def prompt_messages(prompt: str | Sequence[Message]) -> list[Message]:
-    """The prompt as messages; a string is one user turn.
+    """Return the prompt as messages. A string becomes one user turn.
 
     Raises:
         EncodingError: for an empty list, a malformed message, or a prompt that ends with an assistant's turn.
@@ -49,7 +49,7 @@ def prompt_messages(prompt: str | Sequence[Message]) -> list[Message]:
 
 
 def response_messages(response: str | Sequence[Message]) -> list[Message]:
-    """The response as messages; a string is one assistant turn.
+    """Return the response as messages. A string becomes one assistant turn.
 
     Raises:
         EncodingError: for an empty list, a malformed or empty message, or a response that does not begin and end with
@@ -74,7 +74,7 @@ def response_messages(response: str | Sequence[Message]) -> list[Message]:
 
 
 def roles(messages: Iterable[Message]) -> str:
-    """The roles in order, for error messages."""
+    """Return the roles in order, for error messages."""
     return ", ".join(message["role"] for message in messages)
 
 
@@ -98,7 +98,7 @@ def _messages(value: str | Sequence[Message], name: str, role: str) -> list[Mess
 
 
 def content_text(message: Message) -> str:
-    """The text of a message's content, the parts of a list joined by newlines."""
+    """Return the text of a message's content, with the parts of a list joined by newlines."""
     content = message.get("content") or ""
     if isinstance(content, str):
         return content
@@ -106,21 +106,21 @@ def content_text(message: Message) -> str:
 
 
 def called_functions(message: Message) -> list[str]:
-    """The names of the functions that a message calls."""
+    """Return the names of the functions that a message calls."""
     calls = [call.get("function", call) for call in message.get("tool_calls") or []]
     return [call["name"] for call in calls if "name" in call]
 
 
 def texts(message: Message) -> list[str]:
-    """Everything a turn says: content, thinking and called functions, without surrounding whitespace."""
+    """Return the texts of a turn: content, thinking and called functions, without surrounding whitespace."""
     found = [content_text(message), *(message.get(key) or "" for key in REASONING), *called_functions(message)]
     return [text.strip() for text in found]
 
 
 def marked(message: Message, mark: Callable[[], str]) -> Message:
-    """A copy of a message in which each text is a fresh mark and everything else is as it was.
+    """Return a copy of a message in which a new mark replaces each text.
 
-    Think tags, whitespace around a text, empty fields and the shape of tool calls are kept, so that a template takes
+    Think tags, whitespace around a text, empty fields and the structure of tool calls are kept. So a template takes
     the same branches for the copy as for the message.
 
     Example:

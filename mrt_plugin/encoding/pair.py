@@ -1,4 +1,4 @@
-"""One prompt with one response as tokens: what encoding hands to layout."""
+"""One prompt with one response as tokens: the output of encoding and the input of layout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

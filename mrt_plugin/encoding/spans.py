@@ -1,8 +1,9 @@
-"""Where the assistant's turns lie in a rendered conversation.
+"""Locate the assistant's turns in a rendered conversation.
 
 The trained tokens are those of the assistant's own turns, found in the text that the model will see. Cutting at the
-length of the prompt rendered alone is wrong for the many templates whose prompt is not a prefix of the conversation:
-thinking models drop or add think blocks, some move the system text, some end a generation prompt in `<think>`.
+length of the prompt rendered alone is wrong for many templates, whose prompt is not a prefix of the conversation.
+Templates of thinking models drop or add think blocks, some move the system text, and some end a generation prompt
+with `<think>`.
 """
 
 import re
@@ -21,7 +22,7 @@ from mrt_plugin.encoding.messages import (
 )
 
 Render = Callable[[Sequence[Message], bool], str]
-"""Renders messages as text; the flag adds the generation prompt."""
+"""Renders messages as text. The flag adds the generation prompt."""
 
 Tell = Callable[[str, str], None]
 """Logs a message once per topic."""
@@ -29,9 +30,9 @@ Tell = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Span:
-    """Characters `start` to `stop` of a rendered conversation: what the model is trained to write in one turn.
+    """Characters `start` to `stop` of a rendered conversation: the text of one turn that the model is trained on.
 
-    `closed` says whether it ends in a special token, which is where generation stops.
+    `closed` says whether it ends with a special token, where generation stops.
     """
 
     start: int
@@ -48,22 +49,22 @@ def find_spans(
     special_tokens: Sequence[str],
     tell: Tell,
 ) -> list[Span]:
-    """The spans of the assistant's turns from message `first` on.
+    """Return the spans of the assistant's turns from message `first` on.
 
-    A span begins where the template's generation prompt would have ended and ends with the turn's end token.
-    Whitespace that a template writes after the end token is left out: generation has stopped before it.
+    A span begins where the template's generation prompt would end, and it ends with the turn's end token. Whitespace
+    that a template writes after the end token is not included, because generation stops before it.
 
     Args:
-        messages: the whole conversation.
+        messages: the complete conversation.
         first: the index of the response's first message.
         text: `messages` rendered.
         prompt_text: `messages[:first]` rendered with the generation prompt.
         render: renders other messages the same way.
         special_tokens: the texts of the tokenizer's special tokens.
-        tell: receives what is odd but works.
+        tell: called with warnings about cases that are unusual but work.
 
     Raises:
-        EncodingError: if a turn cannot be located or the template leaves out what it says.
+        EncodingError: if a turn cannot be located, or the template omits some of its text.
     """
     spans = []
     last = len(messages) - 1
@@ -91,7 +92,7 @@ def find_spans(
 
 @dataclass(frozen=True)
 class _Content:
-    """Where a turn's content lies in the text, and what the template writes behind it when it is the last turn."""
+    """The place of a turn's content in the text, and what the template writes after it if the turn is the last."""
 
     start: int
     stop: int
@@ -99,7 +100,7 @@ class _Content:
 
 
 class _Marks:
-    """Fresh words whose stem does not occur in `text`."""
+    """Generates new words whose stem does not occur in `text`."""
 
     def __init__(self, text: str, name: str = "turn") -> None:
         self.stem = next(stem for stem in (f"{name}{number}x" for number in count(7919)) if stem not in text)
@@ -110,16 +111,16 @@ class _Marks:
         return f"{self.stem}{self.count}e"
 
     def any_in(self, text: str) -> bool:
-        """Whether a mark is in the text."""
+        """Return whether a mark is in the text."""
         return self.stem in text
 
     def around(self, text: str) -> tuple[str, str]:
-        """The text before the first mark and after the last."""
+        """Return the text before the first mark and the text after the last."""
         return text.partition(self.stem)[0], re.split(f"{self.stem}\\d+e", text)[-1]
 
 
 def _locate_content(messages: Sequence[Message], index: int, text: str, render: Render) -> _Content:
-    """Render the conversation once more with marks for what message `index` says, and compare around the marks."""
+    """Locate the content of message `index`: render the conversation with marks in its place, and compare."""
     marks = _Marks(text)
     turn = marked(messages[index], marks)
     twin = render([*messages[:index], turn, *messages[index + 1 :]], False)
@@ -136,10 +137,11 @@ def _locate_content(messages: Sequence[Message], index: int, text: str, render: 
 
 
 def _start_before(content: _Content, messages: Sequence[Message], index: int, text: str, render: Render) -> int:
-    """The span's start: left of the content, after as much of the generation prompt as the conversation has.
+    """Return the span's start, at or before the content.
 
-    Both are read between the end of the previous message and the turn's content, so that nothing of the previous
-    message can be taken for the turn. Where that does not work out, the span starts at the content.
+    The span starts after the part of the generation prompt that the conversation contains. The two are compared
+    between the end of the previous message and the turn's content. So no text of the previous message can be taken as
+    part of the turn. If this comparison fails, the span starts at the content.
     """
     if index == 0:
         return content.start
@@ -158,7 +160,7 @@ def _start_before(content: _Content, messages: Sequence[Message], index: int, te
 
 
 def _tell_of_context(before: str, text: str, tell: Tell) -> None:
-    """Tell that a turn is trained after something else than what the model sees when it is asked for that turn."""
+    """Warn that a turn is trained after a context that differs from the model's context at inference."""
     agree = _common_length(before, text)
     tell(
         "context",
@@ -170,7 +172,10 @@ def _tell_of_context(before: str, text: str, tell: Tell) -> None:
 
 
 def _close_at_end(text: str, start: int, end: int, special_tokens: Sequence[str]) -> Span:
-    """The turn fills `text[start:end]`: stop after its last special token unless words follow it."""
+    """Return the span of a turn that fills `text[start:end]`.
+
+    It ends after its last special token, unless words follow that token.
+    """
     stop = start + len(text[start:end].rstrip())
     if text.endswith(tuple(special_tokens), start, stop):
         return Span(start, stop, True)
@@ -178,10 +183,11 @@ def _close_at_end(text: str, start: int, end: int, special_tokens: Sequence[str]
 
 
 def _close_after(text: str, start: int, content: _Content, special_tokens: Sequence[str]) -> Span:
-    """The turn's content is known: stop after the end token behind it.
+    """Return the span of a turn whose content is located. It ends after the end token that follows the content.
 
-    `content.closing` is what the template writes behind this turn when it is the last. Where the conversation has the
-    same, the turn ends as that does; where it has another end token instead (GPT-OSS), it ends after that one.
+    `content.closing` is the text that the template writes after this turn if the turn is the last. Where the
+    conversation has the same text, the turn ends there. Where it has another end token instead (GPT-OSS), the turn
+    ends after that token.
     """
     special = re.compile("|".join(re.escape(token) for token in special_tokens) or "(?!)")
     common = content.stop + _common_length(content.closing, text[content.stop :])
@@ -193,7 +199,7 @@ def _close_after(text: str, start: int, content: _Content, special_tokens: Seque
 
 
 def _check_turn(message: Message, rendered: str, final: bool, tell: Tell) -> None:
-    """Refuse a turn whose words the template left out."""
+    """Refuse a turn if the template omitted some of its text."""
     content = content_text(message)
     if not _occurs(content, rendered):
         answer = THINK_TAG.split(content)[-1]
@@ -225,9 +231,9 @@ def _check_turn(message: Message, rendered: str, final: bool, tell: Tell) -> Non
 
 
 def _occurs(words: str, rendered: str) -> bool:
-    """Whether `rendered` says `words`: the texts between their think tags, in order, whitespace aside.
+    """Return whether `rendered` contains `words`: the texts between their think tags, in order, ignoring whitespace.
 
-    The tags themselves may be part of the header (a generation prompt that ends in `<think>`).
+    The tags themselves may be part of the header (a generation prompt that ends with `<think>`).
     """
     if words.strip() in rendered:
         return True
@@ -240,7 +246,7 @@ def _occurs(words: str, rendered: str) -> bool:
 
 
 def _common_length(first: str, second: str) -> int:
-    """The length of the longest common prefix, by bisection: long prompts are compared by the machine."""
+    """Return the length of the longest common prefix. Bisection is fast on long prompts."""
     low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""What encoding needs of a tokenizer."""
+"""Check and prepare the tokenizer for encoding."""
 
 import logging
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Refuse a tokenizer that cannot say which characters a token stands for.
+    """Refuse a tokenizer without character offsets.
 
     Raises:
         EncodingError: for a slow tokenizer.
@@ -26,10 +26,10 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
-    """Give a tokenizer without a pad token one, in place, and return it. Its padding side is left as it is.
+    """Set a missing pad token in place, and return the tokenizer. The padding side is not changed.
 
-    EOS serves as the pad token: padding is masked by position and labels are marked before padding, so EOS stays
-    trained at the end of responses and is never trained as padding.
+    EOS becomes the pad token. Padding is masked by position, and labels are marked before padding. So EOS is still
+    trained at the end of responses, and never as padding.
 
     Raises:
         EncodingError: for a slow tokenizer, or one with neither a pad nor an EOS token.
@@ -57,6 +57,6 @@ def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokeni
 
 
 def special_token_texts(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """The texts of all special tokens, the longest first."""
+    """Return the texts of all special tokens, the longest first."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return sorted(added | set(tokenizer.all_special_tokens), key=lambda text: (-len(text), text))

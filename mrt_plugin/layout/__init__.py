@@ -1,1 +1,1 @@
-"""Rows: how an encoded group becomes the tokens that a model sees."""
+"""Layout: turns encoded groups into the rows of tokens that a model sees."""

@@ -1,4 +1,4 @@
-"""From prepared groups to a batch of rows, in either layout."""
+"""The collator: builds a batch of rows from prepared groups, in either layout."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from mrt_plugin.layout.rows import Rows, build_rows
 class GroupedResponseCollator:
     """Collate groups into rows of tensors (`mrt_plugin.layout.rows.Rows`, as a dict).
 
-    The batch is the same set of pairs in both layouts, so a layout never changes what one step means. A group longer
-    than `row_length` is split over several rows, each with the prompt.
+    The batch holds the same set of pairs in both layouts, so the layout never changes the meaning of a step. A group
+    longer than `row_length` is split over several rows, each with the prompt.
 
     Args:
-        tokenizer: gives the pad token. Rows are padded on the right, whatever its padding side.
+        tokenizer: provides the pad token. Rows are padded on the right; the tokenizer's padding side is ignored.
         layout: `shared_prefix`, or `expanded` for one pair per row.
-        row_length: tokens a row may hold; unlimited by default.
+        row_length: maximum tokens of a row; unlimited by default.
         packing: put several groups (in `expanded`: several pairs) into a row. Needs `row_length`.
-        padding: accepted for callers that pass it (Axolotl); rows are always padded to the longest.
-        pad_to_multiple_of: round the padded length up.
-        return_tensors: only `pt`.
-        read_row: from a dataset's row to the group that is trained.
+        padding: accepted for callers that pass it (Axolotl) and ignored; rows are always padded to the longest.
+        pad_to_multiple_of: round the padded length up to a multiple of this.
+        return_tensors: must be `pt`.
+        read_row: converts a dataset's row to the group that is trained.
 
     Example:
 
@@ -56,7 +56,7 @@ class GroupedResponseCollator:
             raise ValueError("The tokenizer has no pad token: set tokenizer.pad_token before building the collator.")
 
     def __call__(self, examples: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
-        """Collate groups, given as a list or (where a sampler packs, as in Axolotl) as the lists of single rows."""
+        """Collate groups, given as a list. Where a sampler packs (Axolotl), they are given as one list per row."""
         bins: Any = [examples] if isinstance(examples[0], dict) else examples
         read = [[self.read_row(row) for row in chosen] for chosen in bins]
         groups = [group for chosen in read for group in chosen]
@@ -68,7 +68,7 @@ class GroupedResponseCollator:
         return {**rows.to_batch(), "stats": self._stats(groups, rows)}
 
     def _stats(self, groups: list[GroupRow], rows: Rows) -> dict[str, int]:
-        """What the batch holds, for the logs; filler groups, which train nothing, count as tokens only."""
+        """Count the batch's contents for the logs. Filler groups, which train nothing, only count as tokens."""
         real = [group for group in groups if any(group["segment_units"])]
         tokens = int(rows.attention_mask.sum())
         expanded = sum(

@@ -1,4 +1,4 @@
-"""The tokens of one group: the prompt once, then one segment per response, with what each token weighs in the loss."""
+"""The tokens of one group: the prompt once, then one segment per response, with each token's weight in the loss."""
 
 from collections.abc import Sequence
 from typing import Any, TypedDict
@@ -13,9 +13,9 @@ IGNORE = -100
 class GroupRow(TypedDict):
     """One group, or a part of one, in shared-prefix form: a row of a prepared dataset.
 
-    The tokens are the shared prompt's first P-1, then one segment per response. A segment starts with the last prompt
-    token p_P, so that the ordinary next-token labels hold inside it. Where nothing is shared, `prefix_length` is 0 and
-    every segment is a whole pair.
+    The tokens are the first P-1 of the shared prompt's P tokens, then one segment per response. A segment starts with
+    the last prompt token p_P, so that ordinary next-token labels work inside it. Where nothing is shared,
+    `prefix_length` is 0 and every segment is a complete pair.
     """
 
     input_ids: list[int]
@@ -23,17 +23,17 @@ class GroupRow(TypedDict):
     labels: list[int]
     """T labels: the token's own id where it is trained, else -100. Each is predicted from the token before it."""
     loss_weights: list[float]
-    """T coefficients c of the labels; 0 where nothing is trained."""
+    """T coefficients c of the labels in the loss; 0 where the token is not trained."""
     prefix_length: int
-    """P-1, the tokens before the first segment."""
+    """P-1, the number of tokens before the first segment."""
     segment_lengths: list[int]
     """Tokens of each segment; they sum to T - prefix_length."""
     segment_units: list[float]
-    """Each response's share of the units that the step's loss is divided by."""
+    """Each response's share of the units. The step's loss is divided by the sum of the units."""
 
 
 def shared_length(pairs: Sequence[Pair]) -> int:
-    """P, the longest common token prefix of the pairs, at most up to the first trained token of any.
+    """Return P, the length of the pairs' longest common token prefix. It ends before the first trained token of any.
 
     Example:
 
@@ -59,10 +59,10 @@ def build_group_row(
     pool_mean_length: float | None = None,
     pool_mean_weight: float | None = None,
 ) -> GroupRow:
-    """Lay out one group and fix the coefficients and units of its loss (`docs/loss.md`).
+    """Lay out one group and set the coefficients c and the units of its loss (`docs/loss.md`).
 
-    With w_j a response's weight, L_j its trained tokens, and M and W the mean trained length and mean weight of the
-    prompt's whole pool:
+    w_j is the weight of response j and L_j its number of trained tokens. M and W are the mean trained length and the
+    mean weight of the prompt's complete pool:
 
     * `token`: c = w_j, units w_j·L_j;
     * `prompt`: c = w_j / (M·K·W), units 1 / K;
@@ -70,7 +70,7 @@ def build_group_row(
 
     Args:
         pairs: the K encoded pairs of the group, each with at least one trained token.
-        aggregation: what has one vote in the mean.
+        aggregation: what has one vote in the mean: each `token`, `prompt` or `response`.
         weights: K weights, at least 0 and not all 0; 1 each by default.
         pool_mean_length: M in tokens; by default the mean over `pairs`.
         pool_mean_weight: W; by default the mean over `pairs`.
@@ -81,7 +81,7 @@ def build_group_row(
     >>> row["input_ids"], row["prefix_length"], row["segment_lengths"]
     ([5, 6, 7, 6, 8], 1, [2, 2])
     """
-    # The first token of a pair has nothing before it to be predicted from.
+    # The first token of a pair cannot be trained: no token before it predicts it.
     pairs = [Pair(pair.input_ids, [False, *pair.trained[1:]]) for pair in pairs]
     lengths = [pair.trained_length for pair in pairs]
     if min(lengths) == 0:
@@ -123,7 +123,7 @@ def build_group_row(
 
 
 def segment_starts(row: GroupRow) -> list[int]:
-    """Index in `input_ids` where each segment begins."""
+    """Return the index in `input_ids` where each segment begins."""
     starts, position = [], row["prefix_length"]
     for length in row["segment_lengths"]:
         starts.append(position)
@@ -132,7 +132,7 @@ def segment_starts(row: GroupRow) -> list[int]:
 
 
 def take_segments(row: GroupRow, chosen: Sequence[int]) -> GroupRow:
-    """The part of a group that holds the prompt and the `chosen` segments, with their share of the units."""
+    """Return the part of a group with the prompt and the `chosen` segments, and their share of the units."""
     starts, prefix = segment_starts(row), row["prefix_length"]
     part = GroupRow(
         input_ids=row["input_ids"][:prefix],
@@ -151,7 +151,7 @@ def take_segments(row: GroupRow, chosen: Sequence[int]) -> GroupRow:
 
 
 def expand(row: GroupRow) -> list[GroupRow]:
-    """The pairs of a group, each with its own copy of the prompt: rows of one segment and no shared prefix."""
+    """Return the pairs of a group, each with its own copy of the prompt: rows of one segment and no shared prefix."""
     pairs = []
     for index in range(len(row["segment_lengths"])):
         part = take_segments(row, [index])
@@ -162,7 +162,7 @@ def expand(row: GroupRow) -> list[GroupRow]:
 
 
 def join_pairs(pairs: Sequence[GroupRow]) -> GroupRow:
-    """One row with no shared prefix whose segments are whole pairs, as `expand` makes them."""
+    """Join pairs, as `expand` makes them, into one row. Each pair is one segment; there is no shared prefix."""
     return GroupRow(
         input_ids=[token for pair in pairs for token in pair["input_ids"]],
         labels=[label for pair in pairs for label in pair["labels"]],
@@ -174,10 +174,12 @@ def join_pairs(pairs: Sequence[GroupRow]) -> GroupRow:
 
 
 def split_group(row: GroupRow, row_length: int) -> list[GroupRow]:
-    """Split a group into rows of at most `row_length` tokens, each with the prompt: as few as best-fit decreasing can.
+    """Split a group into rows of at most `row_length` tokens, each with the prompt.
+
+    Best-fit decreasing keeps the number of rows small.
 
     Raises:
-        ValueError: if the prompt and one response alone are longer than `row_length`.
+        ValueError: if the prompt with one response is longer than `row_length`.
     """
     if len(row["input_ids"]) <= row_length:
         return [row]
@@ -189,7 +191,7 @@ def split_group(row: GroupRow, row_length: int) -> list[GroupRow]:
 
 
 def best_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Pack items into bins that hold `room` each: the longest first, each into the fullest bin that takes it.
+    """Pack items into bins of size `room`: the longest first, each into the fullest bin that has space for it.
 
     An item longer than `room` gets a bin of its own.
 
@@ -214,7 +216,7 @@ def best_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def as_group_row(example: dict[str, Any]) -> GroupRow:
-    """The `GroupRow` in a dataset row that may carry other columns as well.
+    """Return the `GroupRow` in a dataset row, which may have other columns as well.
 
     Raises:
         ValueError: if a column is missing.

@@ -1,4 +1,4 @@
-"""A batch of rows as tensors: what a model, an attention backend and the loss read."""
+"""A batch of rows as tensors, the input of a model, an attention backend and the loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -22,25 +22,25 @@ class Rows:
     input_ids: torch.Tensor
     """[R, T] int64 token ids."""
     position_ids: torch.Tensor
-    """[R, T] int64: 0.. in a prompt, restarting at P-1 in each of its segments; 0 on padding."""
+    """[R, T] int64: from 0 in a prompt of P tokens, restarting at P-1 in each of its segments; 0 on padding."""
     group_ids: torch.Tensor
-    """[R, T] int64: the group within its row, 0..; -1 on padding."""
+    """[R, T] int64: the number of the group within its row, from 0; -1 on padding."""
     segment_ids: torch.Tensor
-    """[R, T] int64: 0 the shared prompt, 1.. its responses; -1 on padding."""
+    """[R, T] int64: 0 for the shared prompt, from 1 for its responses; -1 on padding."""
     labels: torch.Tensor
-    """[R, T] int64: the token's own id where it is trained, else -100; predicted from the token before it."""
+    """[R, T] int64: the token's own id where it is trained, else -100. Each is predicted from the token before it."""
     loss_weights: torch.Tensor
     """[R, T] float32: the coefficient c of each label."""
     units: torch.Tensor
-    """[R] float32: each row's share of the units that the step's loss is divided by."""
+    """[R] float32: each row's share of the units. The step's loss is divided by the sum of the units."""
 
     @classmethod
     def from_batch(cls, batch: dict[str, Any]) -> "Rows":
-        """The rows in a collated batch; other keys are left alone."""
+        """Return the rows in a collated batch. Other keys are ignored."""
         return cls(**{item.name: batch[item.name] for item in fields(cls)})
 
     def to_batch(self) -> dict[str, torch.Tensor]:
-        """The tensors by name, as a data loader moves them between devices."""
+        """Return the tensors by name, in the form that a data loader moves between devices."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     @property
@@ -55,10 +55,10 @@ def build_rows(
     *,
     pad_to_multiple_of: int | None = None,
 ) -> Rows:
-    """Tensors of rows, each made of the groups in `packed[row]`, padded to the longest.
+    """Build the tensors of rows. Each row holds the groups in `packed[row]`, padded to the longest row.
 
-    Padding is on the right, whatever the tokenizer says: some families take windows, blocks or temperatures from a
-    token's index in its row.
+    Padding is always on the right, also if the tokenizer's padding side is left. Some families compute windows,
+    blocks or temperatures from a token's index in its row.
     """
     width = max(sum(len(group["input_ids"]) for group in groups) for groups in packed)
     if pad_to_multiple_of:

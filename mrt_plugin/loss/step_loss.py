@@ -1,22 +1,22 @@
-"""The loss of one optimizer step, from the NLL of its tokens."""
+"""The loss of one optimizer step, computed from the negative log-likelihood (NLL) of its tokens."""
 
 import torch
 
 
 def step_loss(nll: torch.Tensor, loss_weights: torch.Tensor, units: torch.Tensor, processes: int = 1) -> torch.Tensor:
-    """This micro-batch's part of the step's loss: sum of c·nll over the units of the whole step (`docs/loss.md`).
+    """Return this micro-batch's part of the step's loss: sum(c · nll) divided by the step's units (`docs/loss.md`).
 
-    Summed over the micro-batches of a step, and averaged over processes as distributed training averages gradients,
-    it is the loss of the step as one batch.
+    The sum over the micro-batches of a step, averaged over processes, is the loss of the step as one batch.
+    Distributed training averages gradients over processes in the same way.
 
     Args:
         nll: [R, T] per-token negative log-likelihood.
         loss_weights: [R, T] coefficients c.
         units: scalar; the units of all micro-batches of the step on all processes.
-        processes: over how many processes the gradients are averaged.
+        processes: the number of processes over which the gradients are averaged.
 
     Returns:
-        A scalar. 0 where the step has no units (a step of filler rows).
+        A scalar. 0 where the step has no units, which is a step of filler rows only.
 
     Example:
 

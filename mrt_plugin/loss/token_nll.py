@@ -1,4 +1,4 @@
-"""The negative log-likelihood of each trained token, without the logits of the others."""
+"""The negative log-likelihood (NLL) of each trained token, without computing the logits of other tokens."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 def chunk_tokens(vocabulary: int) -> int:
-    """Trained tokens whose logits exist at once.
+    """Return the number of trained tokens whose logits exist at the same time.
 
-    256, which a GPU computes efficiently, and more where a small vocabulary makes that cheap: up to 16 MiB in fp32.
+    It is 256, which a GPU computes efficiently, or more with a small vocabulary: up to 16 MiB of logits in fp32.
 
     Example:
 
@@ -30,14 +30,14 @@ def chunk_tokens(vocabulary: int) -> int:
 class TokenNLL:
     """Run a causal language model once and return the NLL of its labels.
 
-    The output head is applied to trained positions only, `chunk` of them at a time, and its logits are recomputed in
-    the backward pass, so the logits of a prompt never exist and those of the responses never exist all at once. (Those
-    of the last chunk are kept: the backward pass begins with them, so recomputing them would save nothing.) The
-    model is given no labels, so a forward that some kernel library replaced does not compute a loss of its own.
+    The output head is applied to trained positions only, `chunk` of them at a time. Its logits are recomputed in the
+    backward pass. So the logits of a prompt never exist, and the logits of the responses never exist all at once. The
+    logits of the last chunk are kept: the backward pass begins with them, so recomputing them would save nothing. The
+    model gets no labels, so a forward that a kernel library replaced does not compute its own loss.
 
-    A model whose forward does more to the logits than the transformations known here (`logit_transform`) is noticed by
-    comparing the NLL of all trained tokens, in every call within `judging()`, else in the first call. It then runs its
-    own head on the trained positions.
+    A model's forward may change the logits by more than the known transformations (`logit_transform`). This is
+    detected by comparing the NLL of all trained tokens, in every call within `judging()`, otherwise in the first call.
+    Such a model then runs its own head on the trained positions.
 
     Example:
 
@@ -48,8 +48,12 @@ class TokenNLL:
     """
 
     def __init__(self, model: nn.Module, chunk: int | None = None) -> None:
-        """Args: model: the unwrapped model (it may be a PeftModel); chunk: trained tokens per piece, by default
-        `chunk_tokens`."""
+        """Read the model's head and logit transformation.
+
+        Args:
+            model: the unwrapped model; it may be a PeftModel.
+            chunk: trained tokens per piece; by default `chunk_tokens`.
+        """
         self.head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         if self.head is None:
             raise ValueError(f"{type(model).__name__} has no output embeddings: a causal language model is needed.")
@@ -57,16 +61,16 @@ class TokenNLL:
         self.transform = logit_transform(config)
         self.chunk = chunk or chunk_tokens(config.get_text_config().vocab_size)
         self.correct_tokens = torch.zeros((), dtype=torch.int64)
-        """Trained tokens whose most likely prediction was right, since the last `take_correct_tokens`."""
+        """Trained tokens whose most likely prediction was correct, since the last `take_correct_tokens`."""
         self._own_head: bool | None = None
-        """Whether the model's own head is needed; None where no token was compared yet."""
+        """Whether the model's own head is needed; None while no token has been compared."""
         self._judging = False
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """Compare the known transformation with the model's own logits in every call: for the proof before training.
+        """Compare the known transformation with the model's own logits in every call, for the proof before training.
 
-        All logits of a call's trained tokens exist at once then.
+        All logits of a call's trained tokens then exist at once.
         """
         self._judging = True
         try:
@@ -75,16 +79,16 @@ class TokenNLL:
             self._judging = False
 
     def bound(self, model: nn.Module) -> Callable[[Mapping[str, Any], torch.Tensor], torch.Tensor]:
-        """`compute(forward_kwargs, labels)` that runs `model`, which may be wrapped for distributed training."""
+        """Return a `compute(forward_kwargs, labels)` that runs `model`, possibly wrapped for distributed training."""
         return lambda forward_kwargs, labels: self(model, forward_kwargs, labels)
 
     def __call__(self, model: nn.Module, forward_kwargs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        """Per-token NLL.
+        """Compute the per-token NLL.
 
         Args:
-            model: what to call; the model given at construction, or its distributed wrapper.
+            model: the model given at construction, or its distributed wrapper.
             forward_kwargs: arguments of the model's forward, without labels, for inputs of shape [B, T].
-            labels: [B, T]; the label at t is predicted from position t-1; -100 is not trained. Position 0 never is.
+            labels: [B, T]. The label at t is predicted from position t-1. -100 is not trained, nor is position 0.
 
         Returns:
             [B, T] float32, 0 where the label is -100.
@@ -110,7 +114,7 @@ class TokenNLL:
         return nll.masked_scatter(shifted, flat)
 
     def take_correct_tokens(self) -> torch.Tensor:
-        """The count of rightly predicted tokens since the last call, which it resets."""
+        """Return the number of correctly predicted tokens since the last call, and reset it."""
         taken = self.correct_tokens
         self.correct_tokens = torch.zeros_like(taken)
         return taken
@@ -119,10 +123,10 @@ class TokenNLL:
     def _listen(
         self, heard: "_Heard", where: torch.Tensor, compared: torch.Tensor | None, own_head: bool
     ) -> Iterator[None]:
-        """Take the head's input at the trained positions.
+        """Record the head's input at the trained positions.
 
-        The model's own head sees these with `own_head`, and one position only without. `compared` are the targets of
-        which the head's output is read, before the model's forward changes it.
+        With `own_head`, the model's own head runs on these positions; otherwise it runs on one position only.
+        `compared` are the targets whose head output is read before the model's forward changes it.
         """
 
         def before_head(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -152,7 +156,7 @@ class TokenNLL:
             )
 
     def _explained(self, own: torch.Tensor, expected: torch.Tensor) -> bool:
-        """Whether the known transformation gives the NLL that the model's own logits give."""
+        """Return whether the known transformation gives the same NLL as the model's own logits."""
         if torch.allclose(own, expected, rtol=1e-4, atol=1e-4):
             return True
         logger.info("The model changes its logits in a way not known here: its own head runs on the trained tokens.")
@@ -188,7 +192,10 @@ class TokenNLL:
     def _from_logits(
         self, logits: torch.Tensor, targets: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
     ) -> torch.Tensor:
-        """NLL [n] of targets [n] from logits [n, V] that exist already, changed and in fp32 a chunk at a time."""
+        """Return the NLL [n] of targets [n] from existing logits [n, V].
+
+        `change` and the conversion to fp32 are applied one chunk at a time.
+        """
         pieces = zip(logits.split(self.chunk), targets.split(self.chunk), strict=True)
         return torch.cat(
             [nn.functional.cross_entropy(change(part).float(), target, reduction="none") for part, target in pieces]
@@ -199,27 +206,27 @@ class TokenNLL:
 
 
 class _Heard:
-    """What the head was given during one forward."""
+    """The recorded input of the head during one forward."""
 
     def __init__(self) -> None:
         self.hidden: torch.Tensor | None = None
         self.first: torch.Tensor = torch.empty(0)
         self.expected: torch.Tensor = torch.empty(0)
-        """The NLL that the known transformation gives, where it is compared."""
+        """The NLL according to the known transformation, where it is compared."""
         self.autocast: AbstractContextManager[Any] | None = None
 
 
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 SCALES = ("logit_scale", "lm_head_multiplier", "output_multiplier")
 DIVISORS = ("logits_scaling",)
-"""Names of configuration fields by which transformers' families change the head's output."""
+"""Names of configuration fields with which model families of transformers change the head's output."""
 
 
 def logit_transform(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What the model's forward does to the head's output, in this order: divide, scale, soft-cap.
+    """Return the transformation that the model's forward applies to the head's output: divide, scale, soft-cap.
 
     Args:
-        config: the model's config; a nested text config is used where there is one.
+        config: the model's configuration; a nested text configuration is used where there is one.
     """
     values = config.get_text_config().to_dict()
     caps, scales, divisors = (

@@ -1,4 +1,4 @@
-"""Scoring: embeddings and scores of responses, with one cache on disk."""
+"""Scoring: embeddings and scores of responses, with a cache on disk."""
 
 from mrt_plugin.scoring.cache import CacheError, ScoreCache
 from mrt_plugin.scoring.embedders import Embedder, load_embedder

@@ -1,4 +1,4 @@
-"""How far two scorers agree on the order of a prompt's responses."""
+"""The agreement of two scorers on the order of a prompt's responses."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,12 +15,12 @@ class RankAgreement:
     correlation: float
     """In [-1, 1]; nan if no group can be ranked by both."""
     groups: int
-    """Groups that both scorers rank: at least two responses, and not all scored alike."""
+    """Number of groups that both scorers rank: at least two responses, and not all with the same score."""
     same_best: float
-    """The share of these groups in which both put the same response first (or among the first, where several tie)."""
+    """The share of these groups in which both scorers have a best response in common. Several may tie for best."""
 
     def summary(self, first: str, other: str) -> str:
-        """The line that says so."""
+        """Return one line for the log."""
         if not self.groups:
             return f"{other} and {first}: no group has responses that both score apart."
         return (

@@ -1,4 +1,4 @@
-"""Vectors and scores kept on disk: one SQLite file, shared by processes, in which no entry is trusted unchecked."""
+"""The cache of vectors and scores: one SQLite file, shared by processes, with a checksum for every entry."""
 
 import hashlib
 import logging
@@ -16,18 +16,18 @@ logger = logging.getLogger(__name__)
 FILE = "scores.sqlite3"
 
 WAIT_SECONDS = 120
-"""How long to wait for another process that is writing."""
+"""Seconds to wait for another process that is writing."""
 
 _AT_ONCE = 500
-"""Keys looked up in one query; SQLite takes at least 999."""
+"""Number of keys looked up in one query; SQLite allows at least 999."""
 
 
 class CacheError(OSError):
-    """The cache cannot be read or written: names the place and the remedy."""
+    """The cache cannot be read or written. The message names the file and says what to do."""
 
 
 def cache_directory(directory: str | Path | None = None) -> Path:
-    """Where the cache lies: `directory`, else $MRT_CACHE, else `mrt-plugin` in $XDG_CACHE_HOME or ~/.cache."""
+    """Return the cache's directory: `directory`, else $MRT_CACHE, else `mrt-plugin` in $XDG_CACHE_HOME or ~/.cache."""
     if directory is not None:
         return Path(directory).expanduser()
     if os.environ.get("MRT_CACHE"):
@@ -36,20 +36,20 @@ def cache_directory(directory: str | Path | None = None) -> Path:
 
 
 def cache_file(directory: str | Path | None = None) -> Path:
-    """The file of the cache."""
+    """Return the cache's file."""
     return cache_directory(directory) / FILE
 
 
 class ScoreCache:
-    """float32 arrays by key, in a file that outlives the run.
+    """A persistent file of float32 arrays by key.
 
-    What `put` was given is there after `kill -9` of the process (a transaction per call, write-ahead log). Any number
-    of processes on one machine may share it; a network file system will not do, since SQLite's log needs shared
-    memory. Every entry carries a checksum of key and value: a damaged one counts as absent. A damaged file is set
-    aside and a new one begun.
+    Entries of a finished `put` survive `kill -9` of the process: each call is a transaction, with a write-ahead log.
+    Any number of processes on one machine may share the file. A network file system does not work, because SQLite's
+    log needs shared memory. Every entry has a checksum of key and value; a damaged entry counts as absent. A damaged
+    file is renamed and a new one is created.
 
     Args:
-        directory: made where it is missing; see `cache_directory` for the default.
+        directory: created if it is missing; see `cache_directory` for the default.
 
     Raises:
         CacheError: if the directory or the file cannot be used, here and in every method.
@@ -70,7 +70,7 @@ class ScoreCache:
         self._open()
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
-        """The entries there are among `keys`, whole and unharmed: float32 [n] each."""
+        """Return the undamaged entries found among `keys`: float32 [n] each."""
         found: dict[bytes, np.ndarray] = {}
         harmed = 0
         with self._errors() as connection:
@@ -89,7 +89,7 @@ class ScoreCache:
         return found
 
     def put(self, entries: Mapping[bytes, np.ndarray]) -> None:
-        """Keep all of these or, if the process dies now, none. An entry that is there already is replaced."""
+        """Store all entries or, if the process dies during the call, none. An existing entry is replaced."""
         rows = []
         for key, array in entries.items():
             value = np.ascontiguousarray(array, dtype="<f4").tobytes()
@@ -116,7 +116,10 @@ class ScoreCache:
 
     @contextmanager
     def _errors(self) -> Iterator[sqlite3.Connection]:
-        """This process's connection (SQLite's must not cross a fork), with errors that say what to do."""
+        """Yield this process's connection, and convert errors to messages that say what to do.
+
+        A connection of SQLite must not be used after a fork.
+        """
         if self._connection is None or self._process != os.getpid():
             self._open()
         assert self._connection is not None
@@ -149,7 +152,7 @@ class ScoreCache:
 
 
 def entry_key(*parts: bytes) -> bytes:
-    """The key of what was computed from some content: 16 bytes."""
+    """Return the 16-byte key of a result, computed from the content that the result depends on."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         state.update(len(part).to_bytes(8, "little"))
@@ -158,13 +161,13 @@ def entry_key(*parts: bytes) -> bytes:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    # isolation_level=None: transactions begin and end where the code says so.
+    # isolation_level=None: transactions begin and end explicitly.
     connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA cache_size=-131072")  # 128 MiB, for the index of many millions of entries
-        # Entries lie in the order they were written, which is about the order they are read in; the index is apart.
+        # Entries are stored in the order of writing, which is about the order of reading. The index is separate.
         connection.execute("CREATE TABLE IF NOT EXISTS entry (key BLOB UNIQUE, value BLOB, checksum BLOB)")
     except sqlite3.Error:
         connection.close()
@@ -185,5 +188,5 @@ def _checksum(key: bytes, value: bytes) -> bytes:
 
 
 def chunks(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    """Consecutive slices of at most `size`."""
+    """Return consecutive slices of at most `size` items."""
     return (items[begin : begin + size] for begin in range(0, len(items), size))

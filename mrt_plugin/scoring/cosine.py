@@ -1,4 +1,4 @@
-"""Coverage, alignment and diversity of sampled responses, from the cosines of their embeddings."""
+"""Coverage, alignment and diversity of sampled responses, computed from the cosines of their embeddings."""
 
 import numpy as np
 
@@ -6,13 +6,14 @@ from mrt_plugin.scoring.embedders import unit_vectors
 
 
 def coverage(samples: np.ndarray, references: np.ndarray) -> float:
-    """How much of the references the samples reach: the mean over references of the best cosine to a sample.
+    """Return the coverage of the references: the mean over references of the best cosine to a sample.
 
     Defined as in the project's design page, after arXiv 2606.00544.
 
     Args:
-        samples: [M, dim], the embeddings of one prompt's samples; of any length, a zero vector has cosine 0.
-        references: [R, dim], those of its reference responses.
+        samples: [M, dim], the embeddings of one prompt's M samples. Vectors may have any length; a zero vector has
+            cosine 0.
+        references: [R, dim], the embeddings of the prompt's R reference responses.
 
     Raises:
         ValueError: if there are no samples or no references, or their dimensions differ.
@@ -26,9 +27,9 @@ def coverage(samples: np.ndarray, references: np.ndarray) -> float:
 
 
 def alignment(samples: np.ndarray, references: np.ndarray) -> float:
-    """How far the samples stay with the references: the mean over samples of the best cosine to a reference.
+    """Return the alignment of the samples: the mean over samples of the best cosine to a reference.
 
-    Args and errors as for `coverage`.
+    Arguments and errors are those of `coverage`.
 
     Example:
 
@@ -39,10 +40,10 @@ def alignment(samples: np.ndarray, references: np.ndarray) -> float:
 
 
 def diversity(samples: np.ndarray) -> float:
-    """1 - the mean cosine over all pairs of samples; NaN with fewer than two.
+    """Return 1 minus the mean cosine over all pairs of samples; NaN with fewer than two samples.
 
     Args:
-        samples: [M, dim], the embeddings of one prompt's samples.
+        samples: [M, dim], the embeddings of one prompt's M samples.
 
     Example:
 
@@ -53,14 +54,14 @@ def diversity(samples: np.ndarray) -> float:
     if count < 2:
         return float("nan")
     units = unit_vectors(samples)
-    # The squared length of the sum is the sum over all ordered pairs, each sample with itself included.
+    # The squared length of the sum is the sum over all ordered pairs, including each sample with itself.
     total = units.sum(axis=0)
     itself = (units**2).sum()
     return float(1 - (total @ total - itself) / (count * (count - 1)))
 
 
 def cosines(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """[len(rows), len(columns)]
+    """Return the cosines [len(rows), len(columns)].
 
     Raises:
         ValueError: if either is empty.

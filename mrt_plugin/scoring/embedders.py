@@ -1,4 +1,4 @@
-"""Embedders: texts to vectors, by name."""
+"""Embedders: functions by name that convert texts to vectors."""
 
 import importlib.util
 from collections.abc import Callable, Iterable
@@ -22,17 +22,17 @@ LEXICAL_DIMENSION = 4096
 class Embedder:
     """A named function from n texts to an array [n, dim].
 
-    `forks` says whether it may run in several processes at once (`num_proc`).
+    `forks` says whether it may run in several processes at the same time (`num_proc`).
     """
 
     name: str
     embed: Callable[[list[str]], Any]
     forks: bool
     prepare: Callable[[Iterable[list[str]]], None] | None = None
-    """Computes the vectors of many texts ahead, given in lists, for an embedder that keeps them in a cache."""
+    """Computes the vectors of many texts in advance, given as lists. For an embedder with a cache."""
 
     def threads(self) -> int | None:
-        """The threads that its model runs in here; None where there is no model, but a function."""
+        """Return the number of threads of its model in this process; None for a function without a model."""
         if self.prepare is None:
             return None
         import torch
@@ -40,10 +40,10 @@ class Embedder:
         return torch.get_num_threads()
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        """The vectors of some texts, as float64 [n, dim].
+        """Return the vectors of some texts as float64 [n, dim].
 
         Raises:
-            ValueError: if the embedder gives another shape, or numbers that are not finite.
+            ValueError: if the embedder returns another shape, or numbers that are not finite.
         """
         vectors = np.asarray(self.embed(texts))
         if vectors.ndim != 2 or len(vectors) != len(texts):
@@ -60,17 +60,18 @@ class Embedder:
 
 
 def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: str | Path | None = None) -> Embedder:
-    """An embedder by name, or a callable as an embedder.
+    """Return an embedder by name, or wrap a callable as an embedder.
 
     Args:
         embedder: `lexical`; `sentence-transformers` for all-MiniLM-L6-v2; the name or path of any
             sentence-transformers model; or a function from a list of n strings to an array [n, dim].
-        score_cache: the directory in which a model's vectors are kept; by default $MRT_CACHE or ~/.cache/mrt-plugin.
-            `lexical` is quicker than a disk, and what a function does cannot be known: they have no cache.
+        score_cache: the directory of the cache of a model's vectors; by default $MRT_CACHE or ~/.cache/mrt-plugin.
+            `lexical` and functions have no cache: `lexical` is faster than a disk, and a change in a function cannot
+            be detected.
 
     Raises:
         CacheError: if the cache cannot be used.
-        ImportError: if sentence-transformers is needed and not installed.
+        ImportError: if sentence-transformers is needed but not installed.
         ValueError: if there is no such model.
 
     Example:
@@ -91,14 +92,15 @@ def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: st
 
     name = SENTENCE_TRANSFORMERS_DEFAULT if embedder == "sentence-transformers" else embedder
     vectors = SentenceVectors(name, ScoreCache(score_cache))
-    # Processes find all vectors in the cache, where `prepare` puts them: none of them runs the model.
+    # `prepare` puts all vectors into the cache, so the processes read them there and do not run the model.
     return Embedder(name, vectors, forks=True, prepare=vectors.prepare)
 
 
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:
-    """The rows at length 1, float64 [n, dim]; a row of zeros stays 0.
+    """Scale the rows to length 1 and return them as float64 [n, dim]. A row of zeros stays 0.
 
-    Each row is divided by its largest number first: the square of 1e200 is infinite, and that of 1e-200 is 0.
+    Each row is first divided by its largest absolute value, because the square of 1e200 is infinite and that of
+    1e-200 is 0.
     """
     vectors = np.asarray(vectors, dtype=np.float64)
     largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
@@ -108,10 +110,10 @@ def unit_vectors(vectors: np.ndarray) -> np.ndarray:
 
 
 def lexical(texts: list[str]) -> np.ndarray:
-    """Character n-grams, hashed: what a text is spelled like. Each vector depends on its own text alone.
+    """Embed texts by hashed character n-grams, that is by their spelling. Each vector depends only on its own text.
 
-    Counts of 3- and 4-grams inside words, damped by log(1 + count). On real pools the cosines of a prompt's responses
-    rank like those of all-MiniLM-L6-v2 with a mean Spearman correlation of 0.6.
+    The features are counts of 3- and 4-grams inside words, damped by log(1 + count). On real pools, the cosines of a
+    prompt's responses rank like those of all-MiniLM-L6-v2 with a mean Spearman correlation of 0.6.
 
     Returns:
         float32 [n, 4096], rows of length 1.
@@ -124,7 +126,7 @@ def lexical(texts: list[str]) -> np.ndarray:
         ends.append(len(words))
     if not vocabulary:
         return np.zeros((len(texts), LEXICAL_DIMENSION), dtype=np.float32)
-    # No n-gram crosses a word's end, so each distinct word is cut into n-grams and hashed once.
+    # No n-gram crosses the end of a word, so each distinct word is split into n-grams and hashed once.
     times = csr_matrix((np.ones(len(words), dtype=np.float32), words, ends), shape=(len(texts), len(vocabulary)))
     counts = times @ _vectorizer().transform(vocabulary)
     counts.data = np.sign(counts.data) * np.log1p(np.abs(counts.data))
@@ -141,6 +143,6 @@ def _vectorizer() -> Any:
 
 
 def _ngrams(word: str) -> list[str]:
-    """The 3- and 4-grams of a word between two spaces, as scikit-learn's `char_wb` cuts them."""
+    """Return the 3- and 4-grams of a word between two spaces, as scikit-learn's `char_wb` does."""
     word = f" {word} "
     return [word[start : start + size] for size in (3, 4) for start in range(len(word) - size + 1)]

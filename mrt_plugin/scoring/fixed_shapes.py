@@ -1,23 +1,26 @@
-"""Batches of fixed shapes, so that what a model answers for a text does not depend on the texts beside it.
+"""Batches of fixed shapes, so that a model's result for a text does not depend on the other texts in the batch.
 
-The kernels of a matrix product depend on its shape, and with them the last digits of the result. So a text is always
-padded to a length that depends on its own length alone, and a batch of that length always has the same number of
-rows: a text gets the same numbers, bit for bit, in any company and at any place, on the same machine with the same
-number of threads. At any place, because that number is 1 or a power of two from 4 on: the kernels take rows in blocks,
-and compute what is left over in another way (measured: a layer with one output, as a reward model ends in, gave the
-last of 85 rows another last digit than the first, for the same text; so did 2, 3, 5, 21 and 42 rows).
+The shape of a matrix product decides which kernel computes it, and so the last digits of the result. Therefore a text
+is always padded to a length that depends only on its own length. A batch of that length always has the same number of
+rows. A text then gets the same numbers, bit for bit, with any other texts and at any place in the batch. This holds on
+the same machine with the same number of threads.
+
+The number of rows is 1, or a power of two that is at least 4. Kernels process rows in blocks and compute the remaining
+rows differently, so with other numbers a result would depend on the place in the batch. This was measured on a layer
+with one output, like the last layer of a reward model. For the same text, the last of 85 rows differed from the first
+in the last digit. The same happened with 2, 3, 5, 21 and 42 rows.
 """
 
 from collections.abc import Iterator, Sequence
 
 TOKENS_CPU = 2048
-"""Tokens of a batch, padding included: little is lost on a pool of a few texts."""
+"""Tokens of a batch on CPU, including padding. Small, so that little work is wasted on a pool of a few texts."""
 
 TOKENS_GPU = 16384
 
 
 def padded_length(length: int, longest: int | None = None) -> int:
-    """The length that a text of `length` tokens is padded to: 16, 24, 32, 48, 64, 96, ..., at most `longest`.
+    """Return the length that a text of `length` tokens is padded to: 16, 24, 32, 48, 64, 96, ..., up to `longest`.
 
     Example:
 
@@ -33,16 +36,16 @@ def padded_length(length: int, longest: int | None = None) -> int:
 def fixed_batches(
     lengths: Sequence[int], *, tokens: int, longest: int | None = None
 ) -> Iterator[tuple[int, list[int], int]]:
-    """Texts of similar length together.
+    """Group texts of similar length into batches.
 
     Args:
         lengths: tokens of each text.
-        tokens: what a batch may hold, padding included.
-        longest: the model's limit, that no text exceeds.
+        tokens: maximum tokens of a batch, including padding.
+        longest: the model's limit, in tokens. No text exceeds it.
 
     Yields:
-        The padded length, the indices of the texts, and the rows that the batch must have: fill it with any text.
-        Long texts come first, so that a machine with too little memory fails at once.
+        The padded length, the indices of the texts, and the number of rows that the batch must have. Fill missing
+        rows with any text. Long texts come first, so that a machine with too little memory fails immediately.
 
     Example:
 

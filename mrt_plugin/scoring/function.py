@@ -1,4 +1,4 @@
-"""A user's own function, by the name it has in an option."""
+"""Load a user's function by the name given in an option."""
 
 import importlib
 import importlib.util
@@ -10,10 +10,10 @@ from typing import Any
 
 @cache
 def load_function(name: str) -> Callable[..., Any]:
-    """The function behind `package.module:function` or `path/to/file.py:function`.
+    """Return the function named by `package.module:function` or `path/to/file.py:function`.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is no such function.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""What a model is, whatever it is called: a digest of its weights and of its tokenizer, for the keys of the cache."""
+"""Digests of a model's weights and tokenizer, for the keys of the cache. They do not depend on the model's name."""
 
 import hashlib
 from typing import Any
@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def model_content(model: torch.nn.Module) -> bytes:
-    """A digest of every weight: about a second per gigabyte. A model that was trained on gets another."""
+    """Return a digest of all weights. Takes about a second per gigabyte. Further training changes the digest."""
     state = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -18,7 +18,7 @@ def model_content(model: torch.nn.Module) -> bytes:
 
 
 def tokenizer_content(tokenizer: Any) -> bytes:
-    """All that decides what a tokenizer makes of a text, spelled out."""
+    """Return everything that affects how a tokenizer converts a text, as bytes."""
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return type(tokenizer).__name__.encode()
     words = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else str(sorted(tokenizer.get_vocab().items()))

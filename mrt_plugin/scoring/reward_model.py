@@ -1,4 +1,4 @@
-"""Scores of a reward model: any sequence classifier with one label, in batches of fixed shapes, kept in the cache."""
+"""Scores of a reward model: any sequence classifier with one label, in batches of fixed shapes, with a cache."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,25 +20,25 @@ from mrt_plugin.scoring.model_content import model_content, tokenizer_content
 logger = logging.getLogger(__name__)
 
 CHUNK = 4096
-"""Pairs sorted by length and worked on together."""
+"""Number of pairs that are sorted by length and processed together."""
 
 FORMAT = "1"
-"""Raise it when the text of a pair, or its cut, changes: older entries of the cache are then left alone."""
+"""Increase this when the text of a pair or its truncation changes. Older entries of the cache are then not used."""
 
 Conversation = tuple[Any, Any]
 """A prompt with one response, each a string or a list of messages."""
 
 
 class RewardModel:
-    """How good a reward model finds a response.
+    """Scores responses with a reward model.
 
-    With a chat template, prompt and response become one conversation; without, prompt and response are the two texts
-    of a pair, as cross-encoders read them. A conversation longer than the model takes loses its beginning, so that
-    the end of the response is always seen, and is counted in a warning.
+    With a chat template, prompt and response form one conversation. Without one, they are the two texts of a pair, as
+    for cross-encoders. A conversation that is longer than the model's limit loses its beginning, so that the end of
+    the response is always seen. A warning gives the number of such conversations.
 
     Args:
-        name: a name or path of a model for sequence classification with one label.
-        store: where scores are kept.
+        name: the name or path of a model for sequence classification with one label.
+        store: the cache of scores.
         trust_remote_code: run code that comes with the model.
         device: by default a GPU, if there is one.
 
@@ -64,14 +64,14 @@ class RewardModel:
         content = (model_content(self.model), tokenizer_content(self.tokenizer))
         self.fingerprint = entry_key(b"reward", FORMAT.encode(), str(self.longest).encode(), *content)
         self.cut = 0
-        """Conversations that lost their beginning."""
+        """Number of conversations that lost their beginning."""
 
     def __call__(self, prompt: Any, responses: list[Any]) -> np.ndarray:
-        """float64 [N], for one group."""
+        """Return the scores of one group, float64 [N]."""
         return self.score([(prompt, response) for response in responses])
 
     def score_groups(self, groups: Iterable[dict[str, Any]], total: int | None = None) -> Iterator[list[float]]:
-        """The scores of each group, in order; `total` is the number of groups, for the progress bar."""
+        """Yield the scores of each group, in order. `total` is the number of groups, for the progress bar."""
         waiting: list[int] = []
         pairs: list[Conversation] = []
         with tqdm(desc=f"Scoring ({self.name})", unit=" groups", total=total, delay=2) as bar:
@@ -104,7 +104,7 @@ class RewardModel:
             )
 
     def score(self, pairs: Sequence[Conversation]) -> np.ndarray:
-        """float64 [n], from the cache where it has them."""
+        """Return the scores, float64 [n], from the cache where it has them."""
         keys = [entry_key(self.fingerprint, canonical(prompt), canonical(response)) for prompt, response in pairs]
         found = self.store.get(list(dict.fromkeys(keys)))
         missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in found}
@@ -135,7 +135,7 @@ class RewardModel:
             whole = len(self.tokenizer(*texts)["input_ids"])
             self.cut += whole > self.longest
             return dict(self.tokenizer(*texts, truncation=True, max_length=self.longest))
-        # A string is taken as it is: a sample may be empty, and is then scored as such.
+        # A string is used unchanged: a sample may be empty, and is then scored as an empty response.
         answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else None
         messages = [*prompt_messages(prompt), *(answer or response_messages(response))]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False)

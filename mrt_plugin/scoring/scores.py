@@ -1,4 +1,4 @@
-"""Scores of responses: from a reward model, or from a function of the user's own."""
+"""Scores of responses, from a reward model or from a user's function."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ from mrt_plugin.scoring.function import load_function
 logger = logging.getLogger(__name__)
 
 ScoreFunction = Callable[[Any, list[Any]], Sequence[float]]
-"""From a prompt and its N responses (as the dataset has them) to N finite numbers, higher is better."""
+"""Maps a prompt and its N responses, in the dataset's format, to N finite numbers. Higher is better."""
 
 Scorer = str | ScoreFunction
-"""A reward model by name or path, a function by `package.module:function` or `file.py:function`, or a function."""
+"""A reward model's name or path, a function's name (`package.module:function`, `file.py:function`), or a function."""
 
 
 def score_groups(
@@ -33,23 +33,23 @@ def score_groups(
     trust_remote_code: bool = False,
     engine: Engine = "local",
 ) -> Dataset:
-    """The groups with a `scores` column from `scorer`, in place of any they had.
+    """Return the groups with a `scores` column from `scorer`, which replaces an existing one.
 
     Args:
-        groups: as `load_groups` gives them.
-        scorer: a reward model's name or path; or a function, called once per group as `scorer(prompt, responses)`,
-            itself or by name. Of several (a list, or a string with commas) the first gives the scores, and how well
-            the others agree with it is logged.
-        num_proc: processes to call a function in; a reward model uses all cores in one.
-        engine: `local`, or `ray`: functions and reward models then run on its workers, with the same scores.
-        score_cache: the directory in which a reward model's scores are kept; by default $MRT_CACHE or
+        groups: groups as `load_groups` returns them.
+        scorer: a reward model's name or path, a function, or a function's name. A function is called once per group
+            as `scorer(prompt, responses)`. Several scorers are given as a list, or as a string with commas. Then the
+            first gives the scores, and the log reports how well the others agree with it.
+        num_proc: number of processes that call a function. A reward model uses all cores in one process.
+        engine: `local`, or `ray` to run functions and reward models on its workers, with the same scores.
+        score_cache: the directory of the cache of a reward model's scores; by default $MRT_CACHE or
             ~/.cache/mrt-plugin.
         trust_remote_code: run code that comes with a reward model.
 
     Raises:
         CacheError: if the cache cannot be used.
-        ValueError: naming the group, if the scorer does not give one finite number per response; if there is no such
-            model, or it has several labels.
+        ValueError: if the scorer does not give one finite number per response; the message names the group. Also if
+            there is no such model, or it has several labels.
 
     Example:
 
@@ -81,7 +81,10 @@ def score_columns(
     trust_remote_code: bool = False,
     engine: Engine = "local",
 ) -> dict[str, Dataset]:
-    """One dataset with the column `scores` for each scorer, by the scorer's name. As `score_groups` otherwise."""
+    """Return a dataset with the column `scores` for each scorer, by the scorer's name.
+
+    Arguments and errors are those of `score_groups`.
+    """
     check_engine(engine)
     columns: dict[str, Dataset] = {}
     for one in scorer_list(scorer):
@@ -98,13 +101,13 @@ def score_columns(
 
 
 def with_scores(groups: Dataset, scores: Dataset) -> Dataset:
-    """The groups with the one column of `scores` in place of any they had."""
+    """Return the groups with the column of `scores`, which replaces an existing one."""
     others = [name for name in groups.column_names if name != "scores"]
     return concatenate_datasets([groups.select_columns(others), scores], axis=1)
 
 
 def scorer_list(scorer: Scorer | Sequence[Scorer]) -> list[Scorer]:
-    """The scorers that an option names.
+    """Return the scorers that an option names.
 
     Example:
 
@@ -117,7 +120,7 @@ def scorer_list(scorer: Scorer | Sequence[Scorer]) -> list[Scorer]:
 
 
 def scorer_name(scorer: Scorer) -> str:
-    """What a scorer is called in messages and manifests."""
+    """Return a scorer's name for messages and manifests."""
     return scorer if isinstance(scorer, str) else getattr(scorer, "__qualname__", type(scorer).__name__)
 
 
@@ -125,10 +128,10 @@ _SCORES = Features({"scores": List(Value("float64"))})
 _MODEL_SCORES = Features({**_SCORES, "cut": Value("int64")})
 
 BATCH = 32
-"""Groups that a function is asked about between two steps of the progress bar, and that are sent to a worker."""
+"""Groups per batch of a function: between two steps of the progress bar, and per message to a worker."""
 
 MODEL_BATCH = 256
-"""Groups that a model on Ray gets at a time, so that there are enough of a length to fill its batches."""
+"""Groups per batch of a model on Ray: enough texts of similar length to fill the model's batches."""
 
 
 def _by_model(
@@ -165,16 +168,17 @@ def _by_model(
 
 
 def score_batch(batch: dict[str, list[Any]], *, name: str, directory: str, trust: bool) -> dict[str, list[Any]]:
-    """The scores of a reward model for some groups, given and answered by columns: stateless but for the cache.
+    """Score a batch of groups with a reward model. Input and output are columns. Stateless except for the cache.
 
     Args:
         batch: the columns `id`, `prompt` and `responses`.
-        name: of the reward model.
-        directory: of the cache.
+        name: the reward model.
+        directory: the directory of the cache.
         trust: run code that comes with the model.
 
     Returns:
-        `scores`, and `cut`: how many conversations lost their beginning, all entered with the first group.
+        The columns `scores` and `cut`. `cut` is the number of conversations that lost their beginning; the first
+        group holds the number of the batch, the others 0.
     """
     model = _reward_model(name, directory, trust)
     before = model.cut
@@ -197,7 +201,7 @@ def score_batch(batch: dict[str, list[Any]], *, name: str, directory: str, trust
 
 @cache
 def _reward_model(name: str, directory: str, trust: bool) -> Any:
-    """A worker's model, loaded once."""
+    """Load a worker's model once."""
     from mrt_plugin.scoring.reward_model import RewardModel
 
     return RewardModel(name, ScoreCache(directory), trust_remote_code=trust)
@@ -205,7 +209,7 @@ def _reward_model(name: str, directory: str, trust: bool) -> Any:
 
 def _by_function(groups: Dataset, scorer: Scorer, num_proc: int | None, engine: Engine) -> Dataset:
     if isinstance(scorer, str):
-        load_function(scorer)  # a wrong name is said here, not by a worker
+        load_function(scorer)  # a wrong name raises here, not in a worker
     return map_batches(
         groups.select_columns(["id", "prompt", "responses"]),
         ask_batch,
@@ -219,11 +223,11 @@ def _by_function(groups: Dataset, scorer: Scorer, num_proc: int | None, engine: 
 
 
 def ask_batch(batch: dict[str, list[Any]], *, scorer: Scorer) -> dict[str, list[Any]]:
-    """The scores of a user's function for some groups, given and answered by columns.
+    """Score a batch of groups with a user's function. Input and output are columns.
 
     Args:
         batch: the columns `id`, `prompt` and `responses`.
-        scorer: the function, or its name: where a file's function is loaded by its name, no worker has to pickle it.
+        scorer: the function or its name. A function that is loaded by name does not have to be pickled for a worker.
     """
     function = load_function(scorer) if isinstance(scorer, str) else scorer
     answer = []

@@ -1,4 +1,4 @@
-"""Vectors of a sentence-transformers model, computed in batches of fixed shapes and kept in the cache."""
+"""Vectors of a sentence-transformers model, computed in batches of fixed shapes and stored in the cache."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -16,13 +16,13 @@ from mrt_plugin.scoring.fixed_shapes import TOKENS_CPU, TOKENS_GPU, fixed_batche
 from mrt_plugin.scoring.model_content import model_content, tokenizer_content
 
 CHUNK = 8192
-"""Texts sorted by length and worked on together: about 12 MiB of vectors of 384 numbers."""
+"""Number of texts that are sorted by length and processed together: about 12 MiB of vectors of 384 numbers."""
 
 
 class SentenceVectors:
-    """From texts to vectors of length 1: from the cache where it has them, else from the model.
+    """Converts texts to vectors of length 1, from the cache where it has them, otherwise from the model.
 
-    Every batch that is finished is kept at once, so a run that was killed computes nothing twice.
+    Every finished batch is stored immediately, so a run that was killed does not compute it again.
 
     Raises:
         ValueError: if there is no such model.
@@ -33,7 +33,7 @@ class SentenceVectors:
         self.fingerprint = _fingerprint(name)
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        """float32 [n, dim]."""
+        """Return the vectors, float32 [n, dim]."""
         keys = [self._key(text) for text in texts]
         found = self.store.get(list(dict.fromkeys(keys)))
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
@@ -42,7 +42,7 @@ class SentenceVectors:
         return np.stack([found[key] for key in keys])
 
     def prepare(self, texts: Iterable[list[str]]) -> None:
-        """Make sure that the cache has the vectors of all these texts. Memory does not grow with their number."""
+        """Fill the cache with the vectors of all these texts. Memory does not grow with their number."""
         bar = tqdm(desc=f"Embedding ({self.name})", unit=" texts", delay=2)
         with bar:
             waiting: dict[bytes, str] = {}
@@ -60,12 +60,12 @@ class SentenceVectors:
         return entry_key(self.fingerprint, text.encode())
 
     def _compute(self, missing: dict[bytes, str], bar: Any) -> dict[bytes, np.ndarray]:
-        """The vectors of some texts, computed and kept."""
+        """Compute, store and return the vectors of some texts."""
         computed: dict[bytes, np.ndarray] = {}
         for some in chunks(list(missing), CHUNK):
             for indices, vectors in _encode(_load(self.name), [missing[key] for key in some]):
                 done = {some[index]: vector for index, vector in zip(indices, vectors, strict=True)}
-                if np.isfinite(vectors).all():  # what is not finite is refused later, with its text; never kept
+                if np.isfinite(vectors).all():  # others are never stored; the caller refuses them by text
                     self.store.put(done)
                 computed.update(done)
                 if bar is not None:
@@ -91,10 +91,10 @@ def _fingerprint(name: str) -> bytes:
 
 
 def _encode(model: SentenceTransformer, texts: list[str]) -> Iterable[tuple[list[int], np.ndarray]]:
-    """Indices of some texts and their vectors, batch by batch."""
+    """Yield the indices of some texts and their vectors, batch by batch."""
     tokenizer: Any = model.tokenizer
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or model.default_prompt_name is not None:
-        # Not a transformer, or one that reads a prompt before the text: one text at a time is a fixed shape, too.
+        # Not a transformer, or one with a prompt before the text: one text at a time is a fixed shape as well.
         for index, text in enumerate(texts):
             yield [index], model.encode([text], normalize_embeddings=True, show_progress_bar=False)
         return

@@ -1,4 +1,4 @@
-"""Weights of a group's responses from their scores."""
+"""Compute the weights of a group's responses from their scores."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,17 @@ from datasets import Dataset, Features, List, Value
 
 
 def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
-    """w_j = K · exp(score_j / T) / sum_i exp(score_i / T): K weights whose mean is 1.
+    """Return K weights with mean 1: w_j = K · exp(score_j / T) / sum_i exp(score_i / T).
 
-    A mean of 1 leaves the size of the loss alone, and a group's share of it the same as without weights. Towards T = 0
-    only the best response trains; towards infinity all count alike.
+    With a mean of 1, the size of the loss and a group's share of it are the same as without weights. As T approaches
+    0, only the best response is trained. As T approaches infinity, all weights become equal.
 
     Args:
-        scores: of the K responses that are trained.
+        scores: scores of the K responses that are trained.
         temperature: T > 0, in the unit of the scores.
 
     Raises:
-        ValueError: for a temperature that is not above 0.
+        ValueError: if the temperature is not above 0.
 
     Example:
 
@@ -36,7 +36,7 @@ def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
 
 
 def weigh_groups(groups: Dataset, temperature: float) -> Dataset:
-    """The groups with a column `weights` from their scores, in place of any they had.
+    """Return the groups with a column `weights` computed from their scores, which replaces an existing one.
 
     Raises:
         ValueError: if there are no scores.

@@ -1,4 +1,4 @@
-"""Selection: which K of a prompt's N responses are kept."""
+"""Selection: choose K of a prompt's N responses."""
 
 from mrt_plugin.selection.registry import SELECTORS, get_selector
 from mrt_plugin.selection.report import SelectionReport

@@ -1,4 +1,4 @@
-"""Adaptive K: more responses for the prompts whose responses differ more."""
+"""Adaptive K: keep more responses for prompts whose responses differ more."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +19,16 @@ SPREAD = Features({"spread": Value("float64"), "size": Value("int64")})
 
 @dataclass(frozen=True)
 class AdaptiveK:
-    """How a budget of responses is spread; see `mrt_plugin.selection.allocation.allocate`."""
+    """The options of adaptive allocation; see `mrt_plugin.selection.allocation.allocate`."""
 
     score: str = "diversity"
-    """What says how much a prompt's responses vary.
+    """The measure of how much a prompt's responses vary.
 
-    `diversity`: 1 minus the mean cosine of two of them; `length`: the variance of their lengths in characters; or a
-    column with a number per prompt, or with a number per response, of which the variance is taken. For the loss
-    itself to be estimated best, give the variance of the model's loss."""
+    - `diversity`: 1 minus the mean cosine over all pairs of responses.
+    - `length`: the variance of the responses' lengths in characters.
+    - A column's name: the column holds one number per prompt, or one number per response, whose variance is used.
+
+    The best estimate of the loss results from the variance of the model's loss."""
     mean_k: float | None = None
     target_total: int | None = None
     min_k: int = 1
@@ -34,11 +36,11 @@ class AdaptiveK:
 
     @property
     def needs_embeddings(self) -> bool:
-        """Whether the score is taken from embeddings."""
+        """Whether the score is computed from embeddings."""
         return self.score == "diversity"
 
     def columns(self) -> list[str]:
-        """The columns that the score is read from, besides those that every selection reads."""
+        """Return the columns that the score is read from, in addition to those that every selection reads."""
         return [] if self.score in ("diversity", "length") else [self.score]
 
 
@@ -52,10 +54,10 @@ def adaptive_k(
     num_proc: int | None,
     engine: Engine = "local",
 ) -> Allocation:
-    """Two passes: a score for every prompt, then the allocation. The result depends on no row order.
+    """Compute a score for every prompt, then the allocation. The result does not depend on the row order.
 
     Raises:
-        ValueError: if the column is missing or holds something else, or the limits contradict each other.
+        ValueError: if the column is missing or has other contents, or if the limits contradict each other.
     """
     for name in plan.columns():
         if name not in groups.column_names:
@@ -89,7 +91,7 @@ def adaptive_k(
 
 
 def embed_and_spread(batch: dict[str, list[Any]], **told: Any) -> dict[str, list[Any]]:
-    """`spread_batch` where no vectors are in the cache yet; see `mrt_plugin.selection.decide.embed_and_choose`."""
+    """Compute the vectors of a batch, then run `spread_batch`; see `mrt_plugin.selection.decide.embed_and_choose`."""
     told["embedder"].prepare([candidate_texts(batch, n=told["n"], seed=told["seed"], at_least=1)])
     return spread_batch(batch, **told)
 
@@ -97,7 +99,7 @@ def embed_and_spread(batch: dict[str, list[Any]], **told: Any) -> dict[str, list
 def spread_batch(
     batch: dict[str, list[Any]], *, plan: AdaptiveK, n: int | None, seed: int, embedder: Embedder | None
 ) -> dict[str, list[Any]]:
-    """The columns of `SPREAD`: how much each group's candidates differ, and how many they are."""
+    """Return the columns of `SPREAD`: how much each group's candidates differ, and their number."""
     spreads, sizes = [], []
     for place, name in enumerate(batch["id"]):
         candidates = candidates_of(batch, place, n=n, seed=seed)
@@ -114,7 +116,7 @@ def spread_batch(
 
 
 def diversity(cosines: np.ndarray) -> float:
-    """1 minus the mean cosine of two different responses; 0 for a single one.
+    """Return 1 minus the mean cosine over all pairs of responses; 0 for a single response.
 
     Args:
         cosines: [N, N] with 1 on the diagonal.
@@ -122,7 +124,7 @@ def diversity(cosines: np.ndarray) -> float:
     count = len(cosines)
     if count < 2:
         return 0.0
-    # Rounding may take the mean cosine of equal responses above 1.
+    # Rounding can raise the mean cosine of equal responses above 1.
     return max(0.0, float(1 - (cosines.sum() - count) / (count * (count - 1))))
 
 

@@ -1,4 +1,4 @@
-"""`all`: every response, whatever K. For groups that were selected before."""
+"""`all`: keep every response and ignore K. For groups that are already selected."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from mrt_plugin.selection.pool import Choice, Pool, Selector, Settings
 
 
 def choose(pools: Sequence[Pool], settings: Settings) -> list[Choice]:
-    """All N."""
+    """Choose all N responses."""
     return [Choice(list(range(pool.size))) for pool in pools]
 
 

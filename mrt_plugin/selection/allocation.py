@@ -1,9 +1,9 @@
-"""Adaptive allocation: how a budget of responses is spread over prompts that differ in how much they vary.
+"""Adaptive allocation: distribute a budget of responses over prompts whose responses vary by different amounts.
 
-With k_x responses of a prompt whose losses have variance u_x, the mean over prompts has the variance sum(u_x/k_x)/n².
-One more response to prompt x lowers it by u_x·(1/k_x - 1/(k_x+1))/n², less each time, so giving every next response
-to the prompt where it lowers most is optimal. With unequal k_x train with `loss_aggregation: prompt`: under `token`,
-a prompt with more responses would weigh more.
+Prompt x has k_x responses, and their losses have variance u_x. The mean over n prompts then has the variance
+sum(u_x/k_x)/n². One more response for prompt x reduces it by u_x·(1/k_x - 1/(k_x+1))/n², which gets smaller with each
+response. So it is optimal to give each next response to the prompt with the largest reduction. With unequal k_x, train
+with `loss_aggregation: prompt`: under `token`, a prompt with more responses would have more weight.
 """
 
 import heapq
@@ -16,21 +16,21 @@ from mrt_plugin.groups.keys import digest
 
 @dataclass(frozen=True)
 class Allocation:
-    """How many responses each prompt keeps, and what the limits did to the wish."""
+    """The number of responses that each prompt keeps, and the effect of the limits."""
 
     k: list[int]
-    """Per prompt, in the order given."""
+    """Responses per prompt, in the order of the input."""
     wanted: int
-    """The total asked for."""
+    """The requested total."""
     total: int
-    """The total given: the sum of `k`."""
+    """The allocated total: the sum of `k`."""
     at_least: int
-    """Prompts held at their lower limit, though they scored lower than others that got more."""
+    """Number of prompts at their lower limit whose upper limit is higher: other prompts had a larger gain."""
     at_most: int
-    """Prompts held at their upper limit: max_k, or the size of their pool."""
+    """Number of prompts at their upper limit: max_k, or the size of their pool."""
 
     def summary(self) -> str:
-        """One line for a log."""
+        """Return one line for the log."""
         line = f"adaptive allocation: {self.total:,} responses over {len(self.k):,} prompts"
         if self.total != self.wanted:
             side = "least" if self.total > self.wanted else "most"
@@ -50,27 +50,28 @@ def allocate(
     power: float = 1.0,
     floor: float = 1e-6,
 ) -> Allocation:
-    """Spread responses over prompts, each next one where u_x·(1/k_x - 1/(k_x+1)) is largest.
+    """Allocate responses to prompts: each next response goes where u_x·(1/k_x - 1/(k_x+1)) is largest.
 
-    min(min_k, N_x) <= k_x <= min(max_k, N_x). A heap: O(T log n) for T responses and n prompts. The result depends on
-    no row order: ties go by a hash of the prompt's name.
+    The number k_x of prompt x with a pool of N_x responses satisfies min(min_k, N_x) <= k_x <= min(max_k, N_x). A heap
+    makes this O(T log n) for T responses and n prompts. The result does not depend on the row order: a hash of the
+    prompt's name decides ties.
 
     Args:
-        scores: per prompt; the variance of its losses is the one that the optimum is for.
-        pool_sizes: N_x, at least 1.
+        scores: one score per prompt. The allocation is optimal if the score is the variance of the prompt's losses.
+        pool_sizes: N_x per prompt, at least 1.
         names: the groups' ids, for ties.
-        target_total: responses to give in total.
-        mean_k: instead, their mean over prompts: the total is round(mean_k · prompts).
-        min_k: fewest per prompt.
-        max_k: most per prompt; the pool by default.
-        power: u_x = max(floor, score_x / the largest score)^power; 0 makes all prompts equal. So the scores' unit does
-            not matter.
-        floor: the least share of the largest score, so that a prompt whose responses happen to agree keeps its place
-            in the queue.
+        target_total: total number of responses.
+        mean_k: instead of `target_total`, the mean over prompts. The total is then round(mean_k · prompts).
+        min_k: minimum per prompt.
+        max_k: maximum per prompt; by default the pool's size.
+        power: u_x = max(floor, score_x / the largest score)^power, so the unit of the scores does not matter. 0 makes
+            all prompts equal.
+        floor: minimum of score_x / the largest score, so that a prompt whose responses happen to agree can still get
+            more.
 
     Raises:
-        ValueError: for limits that contradict each other, lists of different lengths, or a score that is negative or
-            not finite.
+        ValueError: if limits contradict each other, lists have different lengths, or a score is negative or not
+            finite.
 
     Example:
 
@@ -100,7 +101,7 @@ def allocate(
     highest = [size if max_k is None else min(max_k, size) for size in pool_sizes]
     k, left = list(lowest), wanted - sum(lowest)
     largest = max(scores, default=0.0) or 1.0
-    # Twelve digits: a change of unit must not turn equal scores into unequal ones.
+    # Rounded to twelve digits: a change of unit must not make equal scores unequal.
     gains = [max(floor, float(f"{score / largest:.12g}")) ** power for score in scores]
     ties = [digest(b"allocate", name.encode()) for name in names]
 

@@ -1,4 +1,4 @@
-"""`best_k` (BKoN): the K highest scores."""
+"""`best_k` (BKoN): keep the K responses with the highest scores."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from mrt_plugin.selection.pool import Choice, Pool, Selector, Settings
 
 
 def choose(pools: Sequence[Pool], settings: Settings) -> list[Choice]:
-    """The first K in tie order, which goes by score."""
+    """Choose the first K in tie order, which sorts by score."""
     return [Choice(list(range(settings.k))) for _ in pools]
 
 

@@ -1,4 +1,4 @@
-"""Which responses of a pool a selector may pick from."""
+"""The candidates: the responses of a pool that a selector may choose from."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,18 +10,18 @@ from mrt_plugin.selection.prepare import tie_keys
 
 
 def candidates_of(batch: dict[str, list[Any]], place: int, *, n: int | None, seed: int) -> np.ndarray:
-    """The candidates of one group: those of weight above 0, and of these a random `n`.
+    """Return the candidates of one group: a random `n` of the responses with a weight above 0.
 
-    The draw depends on (seed, group id, response text) alone, so a larger `n` adds candidates and removes none.
+    The draw depends only on (seed, group id, response text), so a larger `n` adds candidates and removes none.
 
     Args:
-        batch: the columns `id`, `responses` and, where there are any, `scores` and `weights`.
-        place: which group of the batch.
-        n: the most candidates there may be.
-        seed: of the draw.
+        batch: the columns `id` and `responses`, and `scores` and `weights` if they exist.
+        place: the index of the group in the batch.
+        n: maximum number of candidates.
+        seed: the seed of the draw.
 
     Returns:
-        Indices in the pool, rising.
+        Indices in the pool, in ascending order.
     """
     responses: Sequence[Any] = batch["responses"][place]
     candidates = np.arange(len(responses))
@@ -37,13 +37,13 @@ def candidates_of(batch: dict[str, list[Any]], place: int, *, n: int | None, see
 
 
 def candidate_texts(batch: dict[str, list[Any]], *, n: int | None, seed: int, at_least: int) -> list[str]:
-    """The distinct texts of the candidates in some groups, without the groups that have fewer than `at_least`.
+    """Return the distinct texts of the candidates in some groups.
 
     Args:
         batch: as for `candidates_of`.
-        n: the most candidates there may be.
-        seed: of the draw.
-        at_least: with K + 1, only groups from which something is to be chosen.
+        n: maximum number of candidates.
+        seed: the seed of the draw.
+        at_least: groups with fewer candidates are left out. K + 1 keeps only groups in which there is a choice.
     """
     texts: dict[str, None] = {}
     for place, responses in enumerate(batch["responses"]):

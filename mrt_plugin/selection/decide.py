@@ -1,4 +1,4 @@
-"""The decisions for a batch of groups: a stateless function, to be run in any process or on any machine."""
+"""The decisions for a batch of groups: a stateless function that runs in any process or on any machine."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,7 @@ from mrt_plugin.selection.pool import Choice, Pool, Selector, Settings
 from mrt_plugin.selection.prepare import make_pool
 
 CELLS = 2**18
-"""Cosines held at a time: 2 MiB of float64, so that they are still in the processor's cache when they are used."""
+"""Number of cosines held at a time: 2 MiB of float64, which stay in the processor's cache until they are used."""
 
 DECISION = Features(
     {
@@ -28,8 +28,11 @@ DECISION = Features(
 
 
 def embed_and_choose(batch: dict[str, list[Any]], **told: Any) -> dict[str, list[Any]]:
-    """`choose_batch` where no vectors are in the cache yet, on a worker of its own machine: they are computed for the
-    whole batch first, since a model is quickest with many texts of a length."""
+    """Compute the vectors of a batch, then run `choose_batch`.
+
+    Used on a worker whose cache has no vectors yet. The vectors are computed for all groups of the batch first,
+    because a model is fastest with many texts of similar length.
+    """
     least = min(batch["k"]) if "k" in batch else told["settings"].k
     told["embedder"].prepare([candidate_texts(batch, n=told["n"], seed=told["seed"], at_least=least + 1)])
     return choose_batch(batch, **told)
@@ -44,15 +47,15 @@ def choose_batch(
     embedder: Embedder | None,
     n: int | None = None,
 ) -> dict[str, list[Any]]:
-    """The decisions for some groups, given and answered by columns: stateless, and each group for itself.
+    """Choose responses for a batch of groups. Input and output are columns. Stateless, each group separately.
 
     Args:
-        batch: the columns `id`, `responses` and, where there are any, `scores`, `weights` and `k`, each group's own.
-        strategy: what chooses.
-        settings: its options; its `k` is for batches without that column.
-        seed: of the hashes.
-        embedder: for a strategy that needs embeddings.
-        n: the most candidates of a group.
+        batch: the columns `id` and `responses`, and `scores`, `weights` and `k` (one K per group) if they exist.
+        strategy: the selector.
+        settings: its options. Its `k` applies to batches without the column `k`.
+        seed: the seed of the hashes.
+        embedder: the embedder, for a strategy that needs embeddings.
+        n: maximum number of candidates of a group.
 
     Returns:
         The columns of `DECISION`, one row per group.

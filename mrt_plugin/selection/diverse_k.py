@@ -1,4 +1,4 @@
-"""`diverse_k` (DKoN): K responses that cover the pool, scores left aside."""
+"""`diverse_k` (DKoN): keep K responses that cover the pool. Scores only decide ties."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from mrt_plugin.selection.pool import Choice, Pool, Selector, Settings
 
 
 def choose(pools: Sequence[Pool], settings: Settings) -> list[Choice]:
-    """Greedy facility location with all weights 1."""
+    """Choose by greedy facility location with all weights 1."""
     return maximise(pools, [np.ones(pool.size) for pool in pools], settings)
 
 

@@ -1,12 +1,12 @@
 """Greedy maximisation of a weighted facility location, many pools at a time.
 
-The objective (arXiv 2606.00544, section on selection, and the authors' code): with similarities s_ij of candidates i
-and j, weights w_j and b_i = max(w_i, 1e-4),
+The objective F of a set S of candidates is (arXiv 2606.00544, section on selection, and the authors' code)
 
     F(S) = sum_i b_i · max_{j in S} w_j · s_ij
 
-K greedy steps, each adding the candidate that raises F most; F is monotone and submodular, so the result reaches at
-least (1 - 1/e) of the best F that any K candidates can.
+with the similarity s_ij of candidates i and j, the weights w_j and b_i = max(w_i, 1e-4). Each of K greedy steps adds
+the candidate that increases F most. F is monotone and submodular, so the result reaches at least (1 - 1/e) of the best
+F of any K candidates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,26 +17,28 @@ from mrt_plugin.options import Similarity
 from mrt_plugin.selection.pool import Choice, Pool, Settings
 
 FLOOR = 1e-4
-"""The least weight of a candidate, before and after the exponent."""
+"""The minimum weight of a candidate, before and after the exponent."""
 
 UNIT = 2.0**-40
-"""The terms of F are rounded to multiples of this. Sums of up to 8,192 of them are then exact in float64, so gains do
-not depend on the order of summation: the same picks in a batch of any size and shape, and equal gains are equal."""
+"""The terms of F are rounded to multiples of this.
+
+Sums of up to 8,192 terms are then exact in float64, so gains do not depend on the order of summation. The picks are
+the same in a batch of any size and shape, and equal gains compare as equal."""
 
 BATCH_CELLS = 2**17
-"""Similarities worked on at once: 1 MiB of float64, which stays in the processor's cache."""
+"""Number of similarities processed at once: 1 MiB of float64, which stays in the processor's cache."""
 
 
 def maximise(pools: Sequence[Pool], weights: Sequence[np.ndarray], settings: Settings) -> list[Choice]:
-    """K greedy picks for each pool, the first in tie order among those that gain the same.
+    """Return K greedy picks for each pool. Among candidates of equal gain, the first in tie order is picked.
 
     Args:
-        pools: each with N > K candidates and their cosines.
-        weights: [N] w for each pool.
+        pools: pools, each with N > K candidates and their cosines.
+        weights: the weights w, [N], of each pool.
 
     Returns:
-        For each pool K positions in the order they were picked, with their gains in F. A gain of exactly 0 says that
-        the responses picked before cover everything that this one could.
+        For each pool, K positions in the order of picking, with their gains in F. A gain of exactly 0 means that the
+        earlier picks already cover everything that this response covers.
     """
     choices: list[Choice | None] = [None] * len(pools)
     for batch in _batches([pool.size for pool in pools]):
@@ -56,11 +58,15 @@ def maximise(pools: Sequence[Pool], weights: Sequence[np.ndarray], settings: Set
 
 
 def similarities(cosines: np.ndarray, similarity: Similarity, out: np.ndarray | None = None) -> np.ndarray:
-    """`paper`: s = (cos + 1) / 2. `rescaled`: cosines stretched so that the pool's least becomes 0, while 1 stays 1.
+    """Convert cosines to similarities s.
+
+    `paper`: s = (cos + 1) / 2. `rescaled`: the cosines are rescaled so that the pool's smallest becomes 0 and 1
+    stays 1.
 
     Args:
         cosines: [N, N] with 1 on the diagonal.
-        out: [N, N], where to write instead of a new array.
+        similarity: `paper` or `rescaled`.
+        out: [N, N], the array to write to instead of a new one.
 
     Returns:
         [N, N] float64 in [0, 1]. A pool of identical responses has s = 1 everywhere.
@@ -74,16 +80,17 @@ def similarities(cosines: np.ndarray, similarity: Similarity, out: np.ndarray | 
 
 
 def _terms(cosines: np.ndarray, weights: np.ndarray, similarity: Similarity, out: np.ndarray) -> None:
-    """b_i · w_j · s_ij in multiples of `UNIT`, [N, N], into `out`: row i gains this much from candidate j alone."""
+    """Write b_i · w_j · s_ij [N, N], in multiples of `UNIT`, to `out`: the gain of row i from candidate j alone."""
     similarities(cosines, similarity, out)
     out *= np.maximum(weights, FLOOR)[:, None] * (weights / UNIT)
     np.rint(out, out=out)
 
 
 def _greedy(terms: np.ndarray, barred: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picks [G, k] and gains [G, k] of G pools, from terms [G, N, N] that are 0 where a smaller pool is padded.
+    """Return the picks [G, k] and gains [G, k] of G pools.
 
-    `barred` [G, N] marks the padding; the picks are added to it.
+    `terms` [G, N, N] are 0 where a smaller pool is padded. `barred` [G, N] marks the padding; the picks are added to
+    it.
     """
     groups = np.arange(len(terms))
     picks = np.empty((len(terms), k), dtype=np.int64)
@@ -91,9 +98,9 @@ def _greedy(terms: np.ndarray, barred: np.ndarray, k: int) -> tuple[np.ndarray, 
     covered = np.zeros(terms.shape[:2])
     ones = np.ones((1, terms.shape[1]))
     for step in range(k):
-        # What row i gets from the picks so far, it keeps whichever candidate comes next.
+        # Row i keeps what it has from the picks so far, whichever candidate comes next.
         np.maximum(terms, covered[:, :, None], out=terms)
-        value = (ones @ terms)[:, 0]  # the sum over rows, ten times as fast as .sum(axis=1)
+        value = (ones @ terms)[:, 0]  # sum over rows, ten times as fast as .sum(axis=1)
         value[barred] = -1.0
         best = value.argmax(axis=1)
         picks[:, step], values[:, step + 1] = best, value[groups, best]
@@ -103,7 +110,7 @@ def _greedy(terms: np.ndarray, barred: np.ndarray, k: int) -> tuple[np.ndarray, 
 
 
 def _batches(sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Pools of similar size together, so that padding stays small and a batch fits `BATCH_CELLS`."""
+    """Group pools of similar size, so that padding stays small and a batch fits in `BATCH_CELLS`."""
     batch: list[int] = []
     smallest = 0
     for index in sorted(range(len(sizes)), key=lambda index: sizes[index]):

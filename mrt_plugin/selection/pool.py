@@ -1,4 +1,4 @@
-"""What a selector sees and what it answers."""
+"""The input and output of a selector."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,22 +13,23 @@ from mrt_plugin.options import Similarity
 class Pool:
     """The candidates of one group, more than K of them, in tie order.
 
-    Tie order is the better score first (where there are scores), then a hash of (seed, group id, response text). So
-    a selector that takes the first of several equals breaks ties as it should, and never by the pool's order.
+    Tie order sorts by score, the best first (where there are scores), then by a hash of (seed, group id, response
+    text). So a selector that takes the first of several equal candidates breaks ties correctly, never by the pool's
+    order.
     """
 
     size: int
-    """N."""
+    """N, the number of candidates."""
     scores: np.ndarray | None
-    """[N] float64, finite, falling."""
+    """[N] float64, finite, in descending order."""
     cosines: np.ndarray | None
     """[N, N] float64 cosines of the responses' embeddings, rounded to 6 digits, with 1 on the diagonal."""
     hashes: Callable[[], np.ndarray]
-    """Computes `keys`: most selections need no hash, and hashing costs more than choosing."""
+    """Computes `keys` on demand: most selections need no hash, and hashing takes longer than choosing."""
 
     @cached_property
     def keys(self) -> np.ndarray:
-        """[N] uint64: the hashes, uniform and distinct."""
+        """The hashes, [N] uint64, uniform and distinct."""
         return self.hashes()
 
 
@@ -43,7 +44,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Choice:
-    """K positions in a pool, in the order they were picked, and what each pick gained, where that means something."""
+    """K positions in a pool, in the order of picking, and the gain of each pick for selectors that define one."""
 
     picked: list[int]
     gains: list[float] | None = None
@@ -51,9 +52,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Selector:
-    """A strategy: a function of many pools at once, and what it needs to know about them.
+    """A strategy: a function of many pools at once, and the data that it needs.
 
-    The answer for a pool must not depend on the other pools of the call.
+    The result for a pool must not depend on the other pools of the call.
     """
 
     choose: Callable[[Sequence[Pool], Settings], list[Choice]]

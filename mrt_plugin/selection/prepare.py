@@ -1,4 +1,4 @@
-"""From a group to the pool that a selector sees: tie order and cosines."""
+"""Build the pool that a selector sees from a group: tie order and cosines."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from mrt_plugin.scoring.embedders import Embedder, unit_vectors
 from mrt_plugin.selection.pool import Pool
 
 HUGE = 1e200
-"""Squared lengths of vectors within 1e-200 to 1e200 are used as they are."""
+"""Vectors with squared lengths between 1e-200 and 1e200 are not rescaled first."""
 
 
 def make_pool(
     name: str, responses: Sequence[Any], scores: np.ndarray | None, seed: int, embedder: Embedder | None
 ) -> tuple[np.ndarray, Pool]:
-    """The pool in tie order, and that order as indices into `responses`."""
+    """Return the tie order as indices into `responses`, and the pool in that order."""
 
     @cache
     def keys() -> np.ndarray:
@@ -40,7 +40,10 @@ def make_pool(
 def tie_keys(
     name: str, responses: Sequence[Any], scores: np.ndarray | None, seed: int, purpose: bytes = b"select"
 ) -> np.ndarray:
-    """[N] uint64 hashes of (seed, group id, response text). Repeated texts are told apart by their rank in score."""
+    """Return the hashes of (seed, group id, response text), [N] uint64.
+
+    Repeated texts get different hashes by their rank in score.
+    """
     seen: Counter[bytes] = Counter()
     endings = []
     by_score = np.arange(len(responses)) if scores is None else np.argsort(-scores, kind="stable")
@@ -55,9 +58,9 @@ def tie_keys(
 
 
 def cosine_matrix(texts: list[str], embedder: Embedder) -> np.ndarray:
-    """Cosines of the texts' embeddings, [N, N] float64, rounded to 6 digits so that round-off makes no differences.
+    """Return the cosines of the texts' embeddings, [N, N] float64, rounded to 6 digits to remove round-off.
 
-    The same text has cosine 1 with itself; a text whose vector is 0 has cosine 0 with all others.
+    Equal texts have cosine 1. A text whose vector is 0 has cosine 0 with all others.
     """
     distinct = sorted(set(texts))
     cosines = _cosines(embedder(distinct))
@@ -67,12 +70,12 @@ def cosine_matrix(texts: list[str], embedder: Embedder) -> np.ndarray:
 
 
 def _cosines(vectors: np.ndarray) -> np.ndarray:
-    """[n, n] from [n, dim]. Scaling the products is less work than scaling the vectors."""
+    """Return the cosines [n, n] of vectors [n, dim]. Scaling the products is less work than scaling the vectors."""
     with np.errstate(over="ignore", invalid="ignore"):
         products = vectors @ vectors.T
     squares = products.diagonal()
     if not ((squares > 1 / HUGE) & (squares < HUGE)).all():
-        # A cosine does not depend on the vectors' lengths, and here their products might overflow or vanish.
+        # A cosine does not depend on the vectors' lengths. Without rescaling, their products might overflow or vanish.
         vectors = unit_vectors(vectors)
         products = vectors @ vectors.T
         squares = products.diagonal()

@@ -1,4 +1,4 @@
-"""`random_k` (RKoN): K of N uniformly, without replacement. The unbiased default."""
+"""`random_k` (RKoN): draw K of N uniformly, without replacement. The unbiased default."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from mrt_plugin.selection.pool import Choice, Pool, Selector, Settings
 
 
 def choose(pools: Sequence[Pool], settings: Settings) -> list[Choice]:
-    """The K smallest hashes: a uniform draw that depends on the seed, the group and its responses alone."""
+    """Choose the K smallest hashes: a uniform draw that depends only on the seed, the group and its responses."""
     return [Choice(np.argsort(pool.keys)[: settings.k].tolist()) for pool in pools]
 
 

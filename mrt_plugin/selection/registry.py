@@ -1,4 +1,4 @@
-"""The selectors by name.
+"""Look up selectors by name.
 
 To add one, write `mrt_plugin/selection/<name>.py` with a `SELECTOR`, and add its name here.
 """
@@ -18,10 +18,10 @@ SELECTORS = (
 
 
 def get_selector(name: str) -> Selector:
-    """The selector of that name.
+    """Return the selector of that name.
 
     Raises:
-        ValueError: listing the names there are.
+        ValueError: if the name is unknown; the message lists the known names.
     """
     if name not in SELECTORS:
         raise ValueError(f"selector={name!r} is unknown: choose one of {', '.join(SELECTORS)}.")

@@ -1,4 +1,4 @@
-"""What a selection did."""
+"""The report of a selection."""
 
 import logging
 from dataclasses import dataclass, field
@@ -19,19 +19,19 @@ class SelectionReport:
     candidates: int = 0
     kept: int = 0
     whole: int = 0
-    """Groups with N <= K, which keep all."""
+    """Groups with N <= K, which keep all responses."""
     short: int = 0
     """Groups with N < K."""
     weightless: int = 0
-    """Responses of weight 0, which are no candidates."""
+    """Responses of weight 0, which are not candidates."""
     left_out: int = 0
-    """Responses that the limit on candidates left out."""
+    """Responses left out by the limit on candidates."""
     later_picks: int = 0
-    """Picks after a group's first, where picks have gains."""
+    """Picks after a group's first, for selectors whose picks have gains."""
     zero_gain: int = 0
-    """Those of them that gained nothing."""
+    """Later picks with a gain of 0."""
     remarks: list[str] = field(default_factory=list)
-    """How the budget was spread over prompts, and how far scorers agree: lines for the log."""
+    """Lines for the log about the allocation and the agreement of scorers."""
 
     @property
     def zero_gain_share(self) -> float:
@@ -43,7 +43,7 @@ class SelectionReport:
         return f"k={self.k}" if self.k is not None else "their own k"
 
     def summary(self) -> str:
-        """The line that says what was kept."""
+        """Return one line with the kept responses."""
         line = f"{self.selector}: kept {self.kept:,} of {plural(self.candidates, 'response')} of "
         line += plural(self.groups, "group")
         if self.whole:
@@ -54,7 +54,7 @@ class SelectionReport:
         return line + "."
 
     def notes(self) -> list[str]:
-        """One line for each thing a user should know of."""
+        """Return one line for each warning."""
         lines = []
         if self.short:
             lines.append(f"{self.selector}: pools smaller than {self._k}, kept whole: {self.short:,}.")

@@ -1,4 +1,4 @@
-"""Applying a selector to a dataset: the same picks for any number of processes, any row order and any shard."""
+"""Apply a selector to a dataset. The picks are the same for any number of processes, row order and shard."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.report import SelectionReport
 
 BATCH = 256
-"""Groups read at a time."""
+"""Number of groups read at a time."""
 
 
 def select(
@@ -51,38 +51,38 @@ def select(
 ) -> Dataset:
     """Keep K of the N responses of each group, in the pool's order, with their scores and weights.
 
-    A group with N <= K keeps all. A response of weight 0 is never kept. Ties go to the higher score, then to a hash of
-    (seed, group id, response text).
+    A group with N <= K keeps all responses. A response of weight 0 is never kept. The higher score decides ties, then
+    a hash of (seed, group id, response text).
 
     Args:
-        groups: as `load_groups` gives them.
+        groups: groups as `load_groups` returns them.
         selector: `random_k`, `best_k`, `diverse_k`, `diverse_best_k`, `filter_then_spread` or `all`.
-        k: responses to keep per group; needed for all but `all`.
-        alpha: `diverse_best_k`: the exponent on the scores.
-        similarity: `diverse_k`, `diverse_best_k`: `paper` or `rescaled`.
-        seed: another seed, another random choice and other ties.
-        n: candidates per group: of a larger pool a random `n` is considered.
+        k: responses to keep per group. Required, except for `all`, or where `mean_k` or `target_total` is given.
+        alpha: exponent of the scores, for `diverse_best_k`.
+        similarity: `paper` or `rescaled`, for `diverse_k` and `diverse_best_k`.
+        seed: the seed of random choices and of ties.
+        n: maximum number of candidates per group. A larger pool is reduced to a random `n`.
         embedder: `lexical`, `sentence-transformers`, a model's name or path, or a function from n strings to an array
-            [n, dim]. A function is called once per group, on the group's distinct texts in sorted order, so that a
-            vector never depends on what else is selected; a model's vectors come from the cache.
-        scorer: a function `scorer(prompt, responses)` that gives N scores, or its name, or a reward model's name or
-            path (see `mrt_plugin.scoring.score_groups`); its scores replace the column `scores`. Of several the first
-            decides, and the log says how far the others agree and how many picks they would change.
-        score_cache: the directory in which models' embeddings and scores are kept.
+            [n, dim]. A function is called once per group, on the group's distinct texts in sorted order, so a vector
+            never depends on other groups. A model's vectors come from the cache.
+        scorer: a function `scorer(prompt, responses)` that returns N scores, or its name, or a reward model's name or
+            path (see `mrt_plugin.scoring.score_groups`). Its scores replace the column `scores`. Of several scorers,
+            the first decides. The log reports how well the others agree and how many picks they would change.
+        score_cache: the directory of the cache of models' embeddings and scores.
         allocation: `fixed`, or `adaptive`: prompts whose responses differ more keep more.
         allocation_score: adaptive: `diversity`, `length`, or a column (see `mrt_plugin.selection.adaptive`).
-        mean_k: adaptive: responses per group on average; by default `k`.
-        target_total: adaptive: responses in all, instead of `mean_k`.
-        min_k: adaptive: the fewest of a group.
-        max_k: adaptive: the most of a group.
-        weights: `column` leaves the column `weights` as it is; `softmax` sets it from the kept responses' scores.
+        mean_k: adaptive: mean responses per group; by default `k`.
+        target_total: adaptive: total responses, instead of `mean_k`.
+        min_k: adaptive: minimum responses per group.
+        max_k: adaptive: maximum responses per group.
+        weights: `column` keeps the column `weights` unchanged; `softmax` computes it from the kept responses' scores.
         weight_temperature: softmax: divides the scores.
-        num_proc: processes. A model runs in one, since it uses all cores there.
-        engine: `local`, or `ray` for scoring, embedding and choosing on its workers. The picks are the same.
+        num_proc: number of processes. A model runs in one process, which uses all cores.
+        engine: `local`, or `ray` to score, embed and choose on its workers. The picks are the same.
 
     Raises:
         CacheError: if the cache cannot be used.
-        ValueError: if an option is unknown or out of bounds, or the selector needs scores and there are none.
+        ValueError: if an option is unknown or out of bounds, or if the selector needs scores and there are none.
 
     Example:
 
@@ -119,9 +119,9 @@ def select(
 
 
 def select_indices(groups: Dataset, selector: str, **options: Any) -> list[list[int]]:
-    """Which responses `select` keeps: for each group their indices in the pool, rising.
+    """Return the responses that `select` keeps: for each group, their indices in the pool, in ascending order.
 
-    Takes the options of `select`, and raises what it raises.
+    Options and errors are those of `select`.
     """
     picks, report = run_selection(groups, selector, **options)
     report.log()
@@ -129,7 +129,7 @@ def select_indices(groups: Dataset, selector: str, **options: Any) -> list[list[
 
 
 def run_selection(groups: Dataset, selector: str, **options: Any) -> tuple[list[list[int]], SelectionReport]:
-    """`select_indices`, together with the counts of what was done, and without logging them."""
+    """Return the indices of `select_indices` and the report, without logging the report."""
     chosen = score_and_select(groups, selector, **options)
     return chosen.picks, chosen.report
 
@@ -139,9 +139,9 @@ class Selected:
     """A selection that has not been applied yet."""
 
     groups: Dataset
-    """All groups and responses, with the scores that decided."""
+    """All groups and responses, with the scores used for the selection."""
     picks: list[list[int]]
-    """For each group the indices of the responses to keep, rising."""
+    """For each group, the indices of the responses to keep, in ascending order."""
     report: SelectionReport
 
 
@@ -166,7 +166,7 @@ def score_and_select(
     num_proc: int | None = None,
     engine: Engine = "local",
 ) -> Selected:
-    """Score the groups if there is a `scorer`, once, and choose. Takes the options of `select`; logs nothing."""
+    """Score the groups once, if there is a `scorer`, and choose. Options are those of `select`. Logs no report."""
     check_engine(engine)
     if k is None and not get_selector(selector).keeps_all and mean_k is None and target_total is None:
         raise ValueError(f"selector={selector!r} needs k, the responses to keep per prompt.")
@@ -212,7 +212,7 @@ def _scored(
     score_cache: str | Path | None,
     engine: Engine,
 ) -> tuple[Dataset, dict[str, Dataset]]:
-    """The groups with the first scorer's scores, and the scores of all where there are several."""
+    """Return the groups with the first scorer's scores, and the scores of all scorers if there are several."""
     if scorer is None:
         return groups, {}
     columns = score_columns(groups, scorer, num_proc=num_proc, score_cache=score_cache, engine=engine)
@@ -262,7 +262,7 @@ def _run(
     used = None
     if strategy.needs_embeddings or (adaptive is not None and adaptive.needs_embeddings):
         used = load_embedder(embedder, score_cache=score_cache)
-        if used.prepare is not None and engine == "local":  # on Ray each worker does so for the groups it gets
+        if used.prepare is not None and engine == "local":  # on Ray, each worker prepares its own groups
             least = (k or 0) if adaptive is None else 0 if adaptive.needs_embeddings else adaptive.min_k
             used.prepare(_texts(groups, n=n, seed=seed, at_least=least + 1))
     processes = num_proc if used is None or used.forks else None
@@ -311,7 +311,7 @@ def _run(
 def _decide(
     groups: Dataset, told: dict[str, Any], k: list[int] | None, selector: str, num_proc: int | None, engine: Engine
 ) -> Dataset:
-    """The columns of `DECISION`; `k` has each group's own."""
+    """Return the columns of `DECISION`. `k` holds one K per group."""
     names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
     wanted = groups.select_columns(names)
     if k is not None:
@@ -334,7 +334,7 @@ def _decide(
 
 
 def _texts(groups: Dataset, *, n: int | None, seed: int, at_least: int) -> Iterator[list[str]]:
-    """The texts of the candidates that will be compared, some groups at a time."""
+    """Yield the texts of the candidates that will be compared, a batch of groups at a time."""
     names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
     wanted = groups.select_columns(names)
     for batch in wanted.iter(batch_size(wanted, BATCH)):
