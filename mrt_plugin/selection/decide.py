@@ -87,7 +87,7 @@ def choose_batch(
             decide(place, candidates.tolist(), None)
             continue
         scores = np.asarray(batch["scores"][place], dtype=np.float64)[candidates] if "scores" in batch else None
-        order, pool = make_pool(name, [responses[index] for index in candidates], scores, seed, embedder)
+        order, pool = make_pool(name, [responses[index] for index in candidates.tolist()], scores, seed, embedder)
         waiting.setdefault(k, []).append((place, candidates[order], pool))
         cells += len(order) ** 2
         if cells >= CELLS:

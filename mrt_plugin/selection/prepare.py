@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,21 +19,22 @@ def make_pool(
     name: str, responses: Sequence[Any], scores: np.ndarray | None, seed: int, embedder: Embedder | None
 ) -> tuple[np.ndarray, Pool]:
     """Return the tie order as indices into `responses`, and the pool in that order."""
-
-    @cache
-    def keys() -> np.ndarray:
-        return tie_keys(name, responses, scores, seed)
-
-    if scores is None:
-        order = np.argsort(keys())
-    elif len(np.unique(scores)) == len(scores):
+    keys = None
+    if scores is not None:
         order = np.argsort(-scores)
-    else:
-        order = np.lexsort((keys(), -scores))
+        ranked = scores[order]
+    if scores is None or (ranked[1:] == ranked[:-1]).any():
+        keys = tie_keys(name, responses, scores, seed)
+        order = np.argsort(keys) if scores is None else np.lexsort((keys, -scores))
+
+    def hashes() -> np.ndarray:
+        found = tie_keys(name, responses, scores, seed) if keys is None else keys
+        return found[order]
+
     cosines = None
     if embedder is not None:
         cosines = cosine_matrix([response_text(responses[index]) for index in order.tolist()], embedder)
-    return order, Pool(len(order), None if scores is None else scores[order], cosines, lambda: keys()[order])
+    return order, Pool(len(order), None if scores is None else scores[order], cosines, hashes)
 
 
 def tie_keys(
@@ -65,7 +65,7 @@ def cosine_matrix(texts: list[str], embedder: Embedder) -> np.ndarray:
     distinct = sorted(set(texts))
     cosines = _cosines(embedder(distinct))
     place = {text: index for index, text in enumerate(distinct)}
-    index = [place[text] for text in texts]
+    index = np.array([place[text] for text in texts], dtype=np.intp)
     return cosines.take(index, axis=0).take(index, axis=1)
 
 
