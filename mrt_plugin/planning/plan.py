@@ -282,7 +282,7 @@ def weigh_budgets(
     amount: float,
     aggregation: LossAggregation,
 ) -> dict[str, Any]:
-    """Compute k* (the optimum over real numbers), the best integer K under the budget, and the best K for other budgets.
+    """Compute k* (the optimum over real numbers) and the best integer K, under the budget and under other budgets.
 
     `choices` lists every K for both layouts.
     """
@@ -357,8 +357,9 @@ def describe_adaptive(
 ) -> dict[str, Any] | None:
     """Estimate the gain from giving more responses to prompts that vary more, at the same total.
 
-    Returns None if the pools are too small. The estimate is cross-fitted. One half of each pool measures how much a prompt varies, the other half evaluates the
-    allocation. If the same responses did both, noise alone would look like a gain.
+    Returns None if the pools are too small. The estimate is cross-fitted: one half of each pool measures how much a
+    prompt varies, the other half evaluates the allocation. If the same responses did both, noise alone would look
+    like a gain.
     """
     halves: list[list[np.ndarray]] = [[], []]
     names, sizes = [], []
