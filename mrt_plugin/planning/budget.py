@@ -1,7 +1,7 @@
 """Choose the number of responses per prompt with the smallest variance under a budget, in either layout.
 
-A prompt costs C_p and a response C_r. A prompt with K responses costs C_p + K·C_r if the prompt is computed once
-(`shared_prefix`), and K·(C_p + C_r) if it is copied for each response (`expanded`). In the expanded layout K = 1 is
+A prompt costs C_p and a response C_r. In the `shared_prefix` layout the prompt is computed once, and K responses to it
+cost C_p + K·C_r. In the `expanded` layout it is copied for each response, and they cost K·(C_p + C_r). There K = 1 is
 best as long as there are more prompts to add.
 """
 
@@ -127,8 +127,8 @@ def choices(
 def best_choice(rows: Sequence[Choice]) -> Choice:
     """Return the choice with the smallest variance; in a tie, the one with fewer responses.
 
-    As V_x / V_{y|x} falls, the best K can only rise, because the variance at each K is a straight line in that ratio
-    and is steeper for larger K. So an interval of the ratio gives an interval of the best K.
+    As V_x / V_{y|x} falls, the best K can only rise. The reason: the variance at each K is a straight line in that
+    ratio, and it is steeper for larger K. So an interval of the ratio gives an interval of the best K.
     """
     return min(rows, key=lambda row: (row.variance, row.k))
 

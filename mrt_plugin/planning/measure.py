@@ -73,7 +73,7 @@ class Measurement:
         """Return the loss of each response, [N] per group, as the training loss with this aggregation counts it.
 
         L is the number of trained tokens of a response. `token` divides the sum of all NLL by the number of all
-        tokens. The variance of such a ratio R equals that of the mean of R + (nll - R·L)/(mean L), which is returned
+        tokens. The variance of such a ratio R is that of the mean of R + (nll - R·L)/(mean L), which is returned
         (Cochran, "Sampling Techniques", section 6.3). `prompt` returns nll / M, with M the mean length over the
         prompt's pool. `response` returns nll / L.
         """

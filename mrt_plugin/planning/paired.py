@@ -47,10 +47,11 @@ class Measured:
 class Bootstrap:
     """Paired bootstrap: prompts are drawn with replacement, with the same draws for all measures and models.
 
-    Intervals are expanded percentile intervals. Their tail probability is Phi(-sqrt(n/(n-1)) t) instead of
-    (1 - level)/2, with n prompts, t the t quantile at (1 + level)/2 with n-1 degrees of freedom, and Phi the standard
-    normal distribution function. This widens the interval for few prompts, as a t interval is wider than a normal
-    one (Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69, 2015).
+    Intervals are expanded percentile intervals. With n prompts, their tail probability is Phi(-sqrt(n/(n-1)) t)
+    instead of (1 - level)/2. Phi is the standard normal distribution function, and t is the t quantile at
+    (1 + level)/2 with n-1 degrees of freedom. This widens the interval for few prompts, as a t interval is wider than
+    a normal one. Source: Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69,
+    2015.
 
     Args:
         prompts: number of prompts, P.

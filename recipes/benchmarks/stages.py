@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(count: int, candidates: int, k: int, embedder: str | None = None) -> dict[str, Any]:
-    """Measure processor minutes and disk space per million prompts, by stage."""
+    """Measure processor minutes and gigabytes per million prompts, by stage."""
     minutes: dict[str, float] = {}
     sizes: dict[str, float] = {}
 

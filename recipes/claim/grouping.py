@@ -1,8 +1,8 @@
 """Measure how similar the gradients of a prompt's responses are, and how this affects steps made of groups.
 
-With rho the intraclass correlation of the gradients, K gradients per prompt multiply the variance of the mean of n·K
-gradients by 1 + (K-1)·rho, compared with n·K different prompts. rho is measured on one half of the prompts and the
-variance of steps on the other half, so that the measurement can contradict the formula.
+Take the mean of n·K gradients, with K of each prompt. Its variance is 1 + (K-1)·rho times that of n·K gradients of
+different prompts, with rho the intraclass correlation of the gradients. rho is measured on one half of the prompts,
+and the variance of steps on the other half. So the measurement can contradict the formula.
 """
 
 from collections.abc import Sequence

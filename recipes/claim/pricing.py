@@ -115,9 +115,9 @@ class BenchFit:
 def fit_bench(bench: dict[str, Any]) -> BenchFit:
     """Fit the seconds per token and per query-key pair to our arms in `mrt bench --json`.
 
-    The fit minimises relative squared errors over both layouts. In attention, a prompt's first P - 1 tokens attend to
-    each other causally, and a segment of R + 1 tokens attends to them and to itself. The expanded layout has K copies
-    with one segment each. One fit over all shapes is less sensitive to timing noise than a line through two K.
+    The fit minimises relative squared errors over both layouts. A prompt's first P - 1 tokens attend to each other
+    causally. A segment of R + 1 tokens attends to them and to itself. The expanded layout has K copies with one
+    segment each. One fit over all shapes is less sensitive to timing noise than a line through two K.
 
     Raises:
         ValueError: for random lengths (`--mixed`), or with fewer than three measurements.

@@ -27,9 +27,9 @@ def experiment(seed: int = 0, *, trials: int = 400, networks: int = 8) -> dict[s
     """Run the experiment on the paper's network and prompts, and on other networks and prompts for comparison.
 
     Returns:
-        `selectors`: for each selector bias², variance and expected mean squared error (EMSE) of the per-prompt loss,
-        the mean gradient cosine, and the range of each over the other networks. bias² is corrected for the noise of a
-        finite number of trials.
+        `selectors`: for each selector bias², variance and EMSE (their sum) of the per-prompt loss, the mean gradient
+        cosine, and the range of each over the other networks. bias² is corrected for the noise of a finite number of
+        trials.
     """
     random = np.random.default_rng([seed, 5])
     prompts = np.random.RandomState(PAPER_SEED).randn(PROMPTS, world.DIMENSION)

@@ -15,7 +15,7 @@ SELECTORS = ("random_k", "best_k", "diverse_best_k", "filter_then_spread")
 """The paper uses the name GRADES for two selectors.
 
 `diverse_best_k` is the facility location that it runs on language-model data. `filter_then_spread` is what its
-simulator runs, and what its controlled figures show.
+simulator runs and publishes.
 """
 
 

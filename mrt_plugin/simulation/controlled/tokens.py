@@ -2,8 +2,7 @@
 
 A prompt is four tokens. It has three right answers (modes A, B and C), which are equally likely in truth. The other
 tokens of an answer follow from prompt and mode. But the pool of 32 comes from a generator that writes mode A 95 % of
-the time, B 4 % and C 1 %, and the reward is slightly higher for A. Which selector brings the model closest to the
-truth?
+the time, B 4 % and C 1 %. The reward is slightly higher for A. Which selector brings the model closest to the truth?
 """
 
 import logging
