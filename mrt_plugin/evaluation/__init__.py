@@ -1,1 +1,1 @@
-"""Evaluation: what a model has learned, measured on held-out groups and against known distributions."""
+"""Evaluation: measure what a model has learned, on held-out groups and against known distributions."""

@@ -1,4 +1,4 @@
-"""What fewer samples would have given: the expected best of m, from n samples that were drawn once."""
+"""Estimate the expected best of m samples from n samples that were drawn once."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,12 @@ import numpy as np
 
 
 def expected_best(values: np.ndarray, m: int) -> np.ndarray:
-    """The largest of m values, averaged over all ways to choose m of n: unbiased, and nothing is drawn for it.
+    """Return the largest of m values, averaged over all ways to choose m of n.
 
-    With the values in rising order, the j-th of n is the largest in C(j-1, m-1) of the C(n, m) subsets. For values of
-    0 and 1 with c ones this is 1 - C(n-c, m)/C(n, m), the pass@k of Chen et al., "Evaluating Large Language Models
-    Trained on Code" (arXiv 2107.03374), equation 1.
+    The result is exact and unbiased; no random subsets are drawn. With the values in rising order, the j-th of n is
+    the largest in C(j-1, m-1) of the C(n, m) subsets. For values of 0 and 1 with c ones this is
+    1 - C(n-c, m)/C(n, m): pass@k with k = m (Chen et al., "Evaluating Large Language Models Trained on Code", arXiv
+    2107.03374, equation 1).
 
     Args:
         values: [..., n]
@@ -37,7 +38,7 @@ def expected_best(values: np.ndarray, m: int) -> np.ndarray:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The unbiased pass@k: the chance that k of n samples, c of them right, hold a right one.
+    """Return the unbiased pass@k: the probability that k of n samples, c of them right, include a right one.
 
     Example:
 
@@ -48,7 +49,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def levels(most: int, asked: Sequence[int] | None = None) -> list[int]:
-    """The numbers of samples to report at: those asked for that can be had, by default powers of two and `most`.
+    """Return the numbers of samples to report at, up to `most`: those `asked` for, or powers of two and `most`.
 
     Example:
 

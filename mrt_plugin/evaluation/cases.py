@@ -1,4 +1,4 @@
-"""What a model is evaluated on: prompts, each with its reference responses, if there are any."""
+"""Read the cases of an evaluation: prompts, each with its reference responses, if any."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,18 +22,18 @@ class Case:
     prompt: Any
     """A string, or a list of messages."""
     references: list[Any] = field(default_factory=list)
-    """Responses, strings or lists of messages; may be none."""
+    """Reference responses, as strings or lists of messages; may be empty."""
     scores: list[float] = field(default_factory=list)
-    """Of the references, if the data has any."""
+    """Scores of the references, if the data has any."""
 
     @property
     def texts(self) -> list[str]:
-        """The texts of the references."""
+        """Return the texts of the references."""
         return [response_text(reference) for reference in self.references]
 
     @property
     def right(self) -> list[str]:
-        """The texts of the references that a checker may trust: those with the highest score, all without scores."""
+        """Return the texts of the references to check against: those with the highest score, or all without scores."""
         if not self.scores:
             return self.texts
         best = max(self.scores)
@@ -46,15 +46,15 @@ def read_cases(
     """Read prompts with or without references, each prompt once.
 
     Args:
-        data: anything that `load_groups` or `mrt sample` reads: groups, flat rows, bare prompts, a `.txt` with one
-            prompt a line. A row whose `responses` are empty is a prompt without references.
-        split: for the hub and a `DatasetDict`.
-        source: a public format.
-        max_prompts: keep so many, drawn by a hash of (seed, id); their order stays.
-        seed: of that draw.
+        data: anything that `load_groups` or `mrt sample` reads: groups, flat rows, prompts alone, or a `.txt` file
+            with one prompt per line. A row with empty `responses` is a prompt without references.
+        split: split to read from the hub or a `DatasetDict`.
+        source: name of a public format.
+        max_prompts: maximum number of prompts, drawn by a hash of (seed, id); their order is kept.
+        seed: seed of the draw.
 
     Raises:
-        DataError: with each problem's row, column and remedy; for data without a prompt.
+        DataError: with each problem's row, column and remedy; also for data without prompts.
     """
     cases: dict[str, Case] = {}
     with_references, without = (1, 0) if source is not None else _count(data, split)
@@ -75,7 +75,7 @@ def read_cases(
 
 
 def _count(data: Any, split: str) -> tuple[int, int]:
-    """Rows with and without a reference, by their columns alone: what is wrong in them is found when they are read."""
+    """Count the rows with and without a reference, from their columns. Reading the rows reports their problems."""
     if isinstance(data, str | Path) and Path(data).suffix == ".txt":
         return 0, 1
     opened = open_source(data, split)

@@ -1,4 +1,4 @@
-"""Checkers: whether a response is right."""
+"""Check whether responses are right."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[e
 
 @dataclass(frozen=True)
 class Checker:
-    """Tells whether a response to a case is right; None where the case gives it nothing to compare with."""
+    """Check whether a response to a case is right; None if the case has nothing to compare with."""
 
     name: str
     check: Callable[[Case, str], bool | None]
@@ -25,17 +25,17 @@ class Checker:
 
 
 def load_checker(checker: str | Callable[[Any, str, list[Any]], Any]) -> Checker:
-    """A checker by name.
+    """Load a checker by name.
 
     Args:
-        checker: `exact`: the response is one of the references, but for case, white space and compatibility forms of
-            characters. `numeric`: its last number is the last number of one of the references (of `A: 18`,
-            `#### 18.0`, `\\boxed{18}`). `package.module:function`, `file.py:function` or a function of (prompt,
-            response, references) that returns whether the response is right. If the data has scores, `exact` and
-            `numeric` look at the references with the highest score of their prompt alone.
+        checker: `exact`: the response equals a reference, ignoring case, white space and compatibility forms of
+            characters. `numeric`: its last number equals the last number of a reference (as in `A: 18`, `#### 18.0`,
+            `\\boxed{18}`). Otherwise `package.module:function`, `file.py:function` or a function of (prompt, response,
+            references) that returns whether the response is right. If the data has scores, `exact` and `numeric` use
+            only the references with the highest score of their prompt.
 
     Raises:
-        ValueError: for an unknown name, and later for a function that fails or returns something else.
+        ValueError: for an unknown name, and at the check for a function that fails or returns another value.
 
     Example:
 
@@ -55,11 +55,11 @@ def load_checker(checker: str | Callable[[Any, str, list[Any]], Any]) -> Checker
     def call(case: Case, response: str) -> bool:
         try:
             right = function(case.prompt, response, case.references)
-        except Exception as error:  # it is the user's code: anything may happen in it
+        except Exception as error:  # user code may raise any exception
             raise ValueError(
                 f"The checker {name} failed on prompt {case.id}: {type(error).__name__}: {error}"
             ) from error
-        if right not in (True, False):  # 0 and 1 as well, and numpy's
+        if right not in (True, False):  # also accepts 0, 1 and NumPy booleans
             raise ValueError(f"The checker {name} gave {right!r} for prompt {case.id}: it must give True or False.")
         return bool(right)
 
@@ -67,7 +67,7 @@ def load_checker(checker: str | Callable[[Any, str, list[Any]], Any]) -> Checker
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text, thousands separators left out.
+    """Return the last number in a text, without thousands separators.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""How one prompt's samples lie to its references and to each other: coverage, alignment, diversity at any number m."""
+"""Compare one prompt's samples with its references and with each other: coverage of m, alignment and diversity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from mrt_plugin.scoring.embedders import Embedder
 
 @dataclass(frozen=True)
 class Closeness:
-    """The embeddings of one prompt's R references and n samples; either may be none.
+    """Embeddings of one prompt's R references and n samples. R or n may be 0.
 
     Example:
 
@@ -28,31 +28,43 @@ class Closeness:
     """[n, dim]"""
 
     def coverage(self, m: int) -> float:
-        """The coverage of m samples, averaged over all choices of m of the n. NaN without references or m samples."""
+        """Return the coverage of m samples, averaged over all choices of m of the n.
+
+        It is NaN without references or with fewer than m samples.
+        """
         if not len(self.references) or not 1 <= m <= len(self.samples):
             return float("nan")
         return float(expected_best(cosines(self.references, self.samples), m).mean())
 
     @property
     def alignment(self) -> float:
-        """The same in expectation for any number of samples. NaN without references or samples."""
+        """Return the alignment; NaN without references or samples.
+
+        Its expectation is the same for any number of samples.
+        """
         known = len(self.references) and len(self.samples)
         return alignment(self.samples, self.references) if known else float("nan")
 
     @property
     def diversity(self) -> float:
-        """The same in expectation for any number of samples, from 2 on. NaN with fewer."""
+        """Return the diversity; NaN with fewer than 2 samples.
+
+        Its expectation is the same for any number of samples from 2.
+        """
         return diversity(self.samples)
 
     @property
     def reference_diversity(self) -> float:
-        """The diversity of the references. NaN with fewer than 2."""
+        """Return the diversity of the references; NaN with fewer than 2."""
         return diversity(self.references)
 
     @property
     def reference_coverage(self) -> float:
-        """How far the references cover each other: the mean over them of the best cosine to one of the other R - 1.
-        What R - 1 draws from where they come from would cover. NaN with fewer than 2."""
+        """Return how well the references cover each other; NaN with fewer than 2.
+
+        It is the mean over references of the best cosine to one of the other R - 1. It estimates the coverage of
+        R - 1 draws from the source of the references.
+        """
         count = len(self.references)
         if count < 2:
             return float("nan")
@@ -65,7 +77,7 @@ def closeness(references: Sequence[str], samples: Sequence[str], embedder: Embed
     """Embed one prompt's texts.
 
     Raises:
-        ValueError: if the embedder gives another shape, or numbers that are not finite.
+        ValueError: if the embedder returns another shape, or numbers that are not finite.
     """
     texts = list(dict.fromkeys([*references, *samples]))
     if not texts:

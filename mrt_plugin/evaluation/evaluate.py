@@ -1,4 +1,4 @@
-"""`evaluate`: several models on the same prompts, side by side, as one JSON-ready result."""
+"""Evaluate several models on the same prompts, and return one JSON-ready result."""
 
 import math
 from collections.abc import Sequence
@@ -34,22 +34,22 @@ def evaluate(
     """Measure models on the same prompts and compare each with the first, or with `baseline`.
 
     Args:
-        cases: prompts, with references where there are any.
-        models: at least one.
-        how: what is measured.
-        baseline: the name of the model that the others are compared with.
-        outputs: so many outputs of all models together are laid out for reading.
-        seed: of the bootstrap and of the prompts that are laid out.
-        data: what the data is called.
-        progress: told how far it is.
+        cases: prompts, with references if any.
+        models: at least one model.
+        how: the measures and their settings.
+        baseline: name of the model that the others are compared with.
+        outputs: number of outputs to show for reading, over all models together.
+        seed: seed of the bootstrap and of the choice of prompts to show.
+        data: name of the data.
+        progress: progress callback.
 
     Returns:
         JSON-ready: `data`, `models` (with `measures`), `references`, `differences`, `forgetting`, `outputs`,
-        `per_prompt`, `notes` (sentences) and `next` (what to do now).
+        `per_prompt`, `notes` (sentences) and `next` (the recommended next step).
 
     Raises:
-        ValueError: if there is nothing to measure, or a model cannot be what it is said to be.
-        Unfinished, EndpointError: if samples could not be had. The same call goes on from those that could.
+        ValueError: if there is nothing to measure, or a model does not match its description.
+        Unfinished, EndpointError: if some samples could not be drawn. The same call resumes from the samples drawn.
 
     Example:
 
@@ -72,7 +72,7 @@ def evaluate(
     if (how.scorer or how.checker) and not how.m and not any(model.pool for model in models):
         raise ValueError("A scorer or a checker needs samples: ask for some (--m), or give a file of them.")
     if isinstance(how.scorer, str) and ":" in how.scorer:
-        load_function(how.scorer)  # a wrong name is found before anything is drawn
+        load_function(how.scorer)  # fail on a wrong name before drawing samples
     first = names.index(baseline) if baseline is not None else 0
     subjects = [measure_subject(model, cases, how, progress) for model in models]
     left_out = share_references(subjects)
@@ -149,7 +149,7 @@ def _model(subject: Subject, boot: Bootstrap) -> dict[str, Any]:
 
 
 def _references(cases: Sequence[Case], how: How) -> dict[str, Any] | None:
-    """What the references are like among themselves: the mark to hold samples to."""
+    """Measure the references against each other, as a target for the samples."""
     if not any(case.references for case in cases):
         return None
     lengths = [np.mean([len(units(text)) for text in case.texts]) for case in cases if case.references]
@@ -163,9 +163,9 @@ def _references(cases: Sequence[Case], how: How) -> dict[str, Any] | None:
 
 
 def differences(subjects: Sequence[Subject], first: int, boot: Bootstrap) -> list[dict[str, Any]]:
-    """Each model minus the baseline, on the prompts on which both were measured.
+    """Compute each model minus the baseline, on the prompts on which both were measured.
 
-    Outcomes are corrected for the number of all comparisons; intervals are those of each by itself.
+    Outcomes are corrected for the number of comparisons. Intervals are not corrected.
     """
     base = subjects[first]
     rows: list[dict[str, Any]] = []
@@ -197,7 +197,7 @@ def differences(subjects: Sequence[Subject], first: int, boot: Bootstrap) -> lis
 
 
 def _scaled(value: float | None, interval: list[float] | None) -> list[float] | None:
-    """Low end, value and high end in units of half the interval: what a plot of all measures shows."""
+    """Return low end, value and high end in units of half the interval, for a plot of all measures."""
     if value is None or interval is None:
         return None
     unit = (interval[1] - interval[0]) / 2 or 1.0
@@ -205,7 +205,10 @@ def _scaled(value: float | None, interval: list[float] | None) -> list[float] | 
 
 
 def _forgetting(subjects: Sequence[Subject], first: int, seed: int) -> list[dict[str, Any]]:
-    """Before and after: of a model with an adapter, without and with it; of another, the baseline and it."""
+    """Compare each model before and after fine-tuning.
+
+    "Before" is the model with its adapter off. For a model without an adapter, it is the baseline.
+    """
     base = subjects[first]
     found = []
     for subject in subjects:
@@ -225,7 +228,7 @@ def _forgetting(subjects: Sequence[Subject], first: int, seed: int) -> list[dict
 
 
 def _per_prompt(cases: Sequence[Case], subjects: Sequence[Subject]) -> list[dict[str, Any]]:
-    """The values that everything above is made of."""
+    """Return the values per prompt that all results are computed from."""
     rows = []
     for place, case in enumerate(cases):
         row: dict[str, Any] = {"id": case.id, "references": len(case.references), "models": {}}

@@ -1,4 +1,4 @@
-"""The plots of an evaluation. Every number on them is read from its JSON."""
+"""Plot an evaluation. Every number on a plot is read from the evaluation's JSON."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STYLES = (("o", "-", "black"), ("s", "--", "0.4"), ("^", "-.", "0.2"), ("D", ":", "0.5"), ("v", "-", "0.6"))
-"""Marker, line and shade of each model, in order: told apart without colour."""
+"""Marker, line style and shade of each model, in order, so that plots are readable without colour."""
 
 
 def curves_figure(result: dict[str, Any], names: Sequence[str]) -> "Figure":
-    """The measures that depend on M, one axis each."""
+    """Plot the measures that depend on M, the number of samples, with one axis each."""
     made, axes = figure(width=4.2 * len(names) if len(names) > 1 else 6, height=3.6, columns=len(names))
     for axis, name in zip(axes, names, strict=True):
         for place, model in enumerate(result["models"]):
@@ -51,7 +51,7 @@ def curves_figure(result: dict[str, Any], names: Sequence[str]) -> "Figure":
 
 
 def difference_figure(result: dict[str, Any]) -> "Figure":
-    """Every difference with its interval, scaled so that all fit one axis."""
+    """Plot every difference with its interval, scaled to fit one axis."""
     others = [model["name"] for model in result["models"] if model["name"] != result["baseline"]]
     rows = [
         row
@@ -89,7 +89,7 @@ def difference_figure(result: dict[str, Any]) -> "Figure":
 
 
 def forgetting_figure(rows: Sequence[dict[str, Any]], points: dict[str, float]) -> "Figure":
-    """Points lost by kind of text, with the two thresholds."""
+    """Plot the points lost by kind of text, with the two thresholds."""
     kinds = [part["kind"] for part in rows[0]["probe"]]
     made, (axis,) = figure(height=3.4)
     for turn, row in enumerate(rows):
@@ -116,7 +116,7 @@ def forgetting_figure(rows: Sequence[dict[str, Any]], points: dict[str, float]) 
         axis.axhline(points[name], color="0.4", linewidth=0.8, linestyle=line)
         axis.annotate(name, (1, points[name]), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     axis.set_xticks(range(len(kinds)), kinds)
-    axis.set_xlim(-0.5, len(kinds) + 0.2)  # room for the names of the lines
+    axis.set_xlim(-0.5, len(kinds) + 0.2)  # room for the labels of the lines
     axis.set_ylabel("points lost")
     if len(rows) > 1:
         axis.legend(frameon=False)

@@ -1,4 +1,4 @@
-"""The evaluation as tables and as an HTML page. Everything shown is read from its JSON."""
+"""Show an evaluation as tables and as an HTML page. Every number shown is read from the evaluation's JSON."""
 
 from typing import Any
 
@@ -8,7 +8,10 @@ from mrt_plugin.report import Report
 
 
 def measure_rows(result: dict[str, Any], *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
-    """A column for each model, a row for each measure; of those that depend on M, the least and the largest M."""
+    """Build a table with a column per model and a row per measure.
+
+    Measures that depend on M, the number of samples, have rows for the smallest and the largest M.
+    """
     names = [model["name"] for model in result["models"]]
     shown = [key for key in measure_keys(result) if key[1] in (None, *ends_of(result, key[0]))]
     rows = [[label(*key), *(_value(_found(model, key), intervals) for model in result["models"])] for key in shown]
@@ -23,7 +26,7 @@ def measure_rows(result: dict[str, Any], *, intervals: bool = True) -> tuple[lis
 
 
 def curve_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """A column for each M, a row for each model and measure that depends on it."""
+    """Build a table with a column per M, and a row per model and measure that depends on M."""
     keys = [key for key in measure_keys(result) if key[1] is not None]
     ms = sorted({m for _, m in keys if m is not None})
     rows = []
@@ -37,7 +40,7 @@ def curve_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def difference_rows(result: dict[str, Any], model: str) -> tuple[list[str], list[list[str]]]:
-    """What a model has over the baseline; of measures that depend on M, the least and the largest M."""
+    """Build a table of a model's differences from the baseline, with the smallest and the largest M."""
     rows = [
         [
             label(row["measure"], row["m"]),
@@ -53,7 +56,7 @@ def difference_rows(result: dict[str, Any], model: str) -> tuple[list[str], list
 
 
 def forgetting_rows(row: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """A model's probe and tasks, before and after."""
+    """Build a table of a model's probe and tasks, before and after fine-tuning."""
     rows = []
     for part in row["probe"] or []:
         kind = "general probe, nats per token" if part["kind"] == "all" else f"  {part['kind']}"
@@ -65,7 +68,7 @@ def forgetting_rows(row: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def evaluation_report(result: dict[str, Any]) -> str:
-    """The page of a result made by `evaluate`."""
+    """Build the HTML page of a result from `evaluate`."""
     data, models = result["data"], result["models"]
     report = Report(f"Evaluation on {data['name']}")
     report.text(_summary(result), lead=True)
@@ -134,14 +137,14 @@ def _reading(report: Report, row: dict[str, Any]) -> None:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, four from 1 on, and one decimal from a hundred on."""
+    """Format a number with three significant digits, four from 1 upwards, and one decimal from 100 upwards."""
     if value is None:
         return ""
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def signed(value: float | None) -> str:
-    """The same with its sign."""
+    """Format a number like `number`, with its sign."""
     return "" if value is None else f"+{number(value)}" if value > 0 else number(value)
 
 
@@ -165,7 +168,7 @@ def _points(part: dict[str, Any]) -> list[str]:
 
 
 def _summary(result: dict[str, Any]) -> str:
-    """The differences that are clear, in a sentence for each model."""
+    """Summarise the clear differences in one sentence per model."""
     others = [model["name"] for model in result["models"] if model["name"] != result["baseline"]]
     if not others:
         return f"{result['baseline']} on {result['data']['prompts']:,} prompts. {result['next']}"

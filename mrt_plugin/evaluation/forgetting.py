@@ -1,8 +1,9 @@
-"""What fine-tuning cost elsewhere: the loss on a few general texts, and scores of tasks, before and after.
+"""Measure forgetting: the loss on a probe of general texts and the scores of tasks, before and after fine-tuning.
 
-Everything is put in **points**, so that one pair of thresholds serves. A point of a task's score is one hundredth of
-it (an accuracy of 0.62 against 0.64 has lost 2 points). A point of the probe is one per cent of the probability that
-the model gives to a token, by the geometric mean: 100·(1 - exp(NLL before - NLL after)), NLL in nats per token.
+Changes are given in **points**, so that the same two thresholds apply to all. A point of a task's score is 0.01: an
+accuracy that falls from 0.64 to 0.62 has lost 2 points. A point of the probe is one per cent of the probability that
+the model gives to a token (geometric mean). The points lost are 100·(1 - exp(NLL before - NLL after)), with the
+negative log-likelihood (NLL) in nats per token.
 """
 
 import json
@@ -22,10 +23,13 @@ from mrt_plugin.models.tokenizer_match import check_ids
 from mrt_plugin.planning.paired import Bootstrap, Measured
 
 FLAGGED = 2.0
-"""Points lost from which a drop is flagged."""
+"""Points lost at which a drop is flagged."""
 
 SIGNIFICANT = 5.0
-"""Points lost from which it is called significant. A rule of thumb for size, not a test: the interval tells chance."""
+"""Points lost at which a drop is called significant.
+
+This is a rule of thumb for its size, not a statistical test. The interval shows whether the drop may be chance.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,13 @@ class Text:
     """One text of the probe."""
 
     kind: str
-    """facts, prose, code, questions or reasoning."""
+    """Kind of text: facts, prose, code, questions or reasoning."""
     text: str
 
 
 @cache
 def probe() -> tuple[Text, ...]:
-    """The built-in texts: 60 short ones of five kinds, written for this package.
+    """Return the built-in probe: 60 short texts of five kinds, written for this package.
 
     Example:
 
@@ -52,19 +56,19 @@ def probe() -> tuple[Text, ...]:
 
 @dataclass(frozen=True)
 class ProbeNLL:
-    """The NLL of the probe's texts, in nats."""
+    """NLL of the probe's n texts, in nats."""
 
     nll: np.ndarray
-    """[n] of each text."""
+    """[n] NLL of each text."""
     tokens: np.ndarray
-    """[n] tokens that were predicted: all but the first."""
+    """[n] predicted tokens of each text: all but the first."""
 
 
 def probe_nll(model: Model, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text] | None = None) -> ProbeNLL:
-    """The loss of a model on plain texts, without a chat template.
+    """Measure a model's loss on plain texts, without a chat template.
 
     Raises:
-        ValueError: if the tokenizer gives a token that the model does not have.
+        ValueError: if the tokenizer returns a token that the model does not have.
     """
     pairs = []
     for text in probe() if texts is None else texts:
@@ -75,7 +79,7 @@ def probe_nll(model: Model, tokenizer: PreTrainedTokenizerBase, texts: Sequence[
 
 
 def points_of_nll(before: float, after: float) -> float:
-    """Points lost on the probe; below 0 for a gain.
+    """Return the points lost on the probe; negative for a gain.
 
     Example:
 
@@ -86,7 +90,7 @@ def points_of_nll(before: float, after: float) -> float:
 
 
 def verdict(points: float) -> str:
-    """What a loss of so many points is called.
+    """Return the verdict for a number of points lost.
 
     Example:
 
@@ -97,11 +101,12 @@ def verdict(points: float) -> str:
 
 
 def compare_probe(before: ProbeNLL, after: ProbeNLL, texts: Sequence[Text] | None = None, *, seed: int = 0) -> Any:
-    """The probe before and after, over all texts and for each kind: JSON-ready rows.
+    """Compare the probe before and after fine-tuning, over all texts and for each kind.
 
     Returns:
-        Rows of `kind`, `before` and `after` (nats per token), `points` lost with their `interval` (bootstrap over the
-        texts) and `verdict`; None if the tokenizers split the texts differently, so that tokens cannot be compared.
+        JSON-ready rows of `kind`, `before` and `after` (nats per token), `points` lost with their `interval`
+        (bootstrap over the texts) and `verdict`. None if the tokenizers split the texts differently, so that tokens
+        cannot be compared.
     """
     if not np.array_equal(before.tokens, after.tokens):
         return None
@@ -128,12 +133,12 @@ def compare_probe(before: ProbeNLL, after: ProbeNLL, texts: Sequence[Text] | Non
 
 
 def compare_tasks(before: dict[str, Any], after: dict[str, Any], *, seed: int = 0) -> list[dict[str, Any]]:
-    """Scores of tasks before and after, as `harness.run_tasks` gives them: JSON-ready rows.
+    """Compare scores of tasks from `harness.run_tasks` before and after fine-tuning, as JSON-ready rows.
 
-    Only scores between 0 and 1 that are better when higher have points; the others are listed without. The interval
-    comes from a bootstrap over the documents, which are the same before and after. A score that is no mean over
-    documents (a group of tasks) has 1.96 standard errors of the difference, the two runs taken for independent: as a
-    rule that is too wide.
+    Points are given only for scores between 0 and 1 that are better when higher; other scores have none. The interval
+    comes from a bootstrap over the documents, which are the same before and after. If a score is not a mean over
+    documents (a group of tasks), its interval is 1.96 standard errors of the difference. This assumes independent
+    runs, so it is usually too wide.
     """
     rows = []
     for task, metrics in after.items():
@@ -160,7 +165,7 @@ def compare_tasks(before: dict[str, Any], after: dict[str, Any], *, seed: int = 
 
 
 def _paired(before: dict[int, float] | None, after: dict[int, float] | None, seed: int) -> list[float] | None:
-    """The interval of the points lost, over the documents scored in both runs; None if there are too few."""
+    """Return the interval of the points lost, over the documents scored in both runs; None if there are too few."""
     both = sorted((before or {}).keys() & (after or {}).keys())
     if not before or not after or not both:
         return None

@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-evaluation-harness, run on a model that is loaded already."""
+"""Run tasks of EleutherAI's lm-evaluation-harness on a loaded model."""
 
 import contextlib
 import importlib.util
@@ -15,20 +15,22 @@ from transformers import PreTrainedTokenizerBase
 from mrt_plugin.models.log_likelihood import Model
 
 Scores = dict[str, dict[str, dict[str, Any]]]
-"""By task and metric: `value`, `stderr` (None where the harness has none), `higher_is_better`, and `documents`, the
-score of each document by its number (None where the value is not their mean)."""
+"""By task and metric: `value`, `stderr` (None if the harness has none), `higher_is_better` and `documents`.
+
+`documents` gives the score of each document by its number; None if the value is not their mean.
+"""
 
 
 def check_tasks(tasks: Sequence[str], include: str | Path | None = None) -> Any:
-    """The harness's task manager, which knows all these tasks. Call it before anything is loaded.
+    """Check that the harness has these tasks, and return its task manager. Call this before loading a model.
 
     Args:
         tasks: names of tasks or groups of tasks.
-        include: a folder with task files of your own.
+        include: folder with your own task files.
 
     Raises:
-        ImportError: naming the package, if the harness is not installed.
-        ValueError: for a task that it does not know.
+        ImportError: if the harness is not installed; names the package.
+        ValueError: for an unknown task.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ImportError('Tasks need the lm-evaluation-harness: pip install "lm_eval[hf]", or leave out --lm-eval.')
@@ -41,7 +43,7 @@ def check_tasks(tasks: Sequence[str], include: str | Path | None = None) -> Any:
 
 @cache
 def _manager(include: str | None) -> Any:
-    """Reads the names of some thousand tasks, which takes seconds."""
+    """Build the task manager. It reads the names of some thousand tasks, which takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=include)
@@ -59,18 +61,18 @@ def run_tasks(
     """Score a model on tasks, without a chat template, as the harness does by default.
 
     Args:
-        model: in evaluation mode.
-        tokenizer: the model's.
+        model: model in evaluation mode.
+        tokenizer: the model's tokenizer.
         tasks: names of tasks or groups.
-        manager: of `check_tasks`.
-        limit: examples of each task; all of them if None.
-        batch_size: sequences at a time.
+        manager: task manager from `check_tasks`.
+        limit: maximum examples per task; all if None.
+        batch_size: sequences per batch.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(sys.stderr):  # standard output is for results alone
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is only for results
         found = lm_eval.simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),  # type: ignore[arg-type]
             tasks=list(tasks),
@@ -99,7 +101,7 @@ def run_tasks(
 
 
 def _documents(samples: Sequence[dict[str, Any]], metric: str, rule: str, value: float) -> dict[int, float] | None:
-    """The score of each document; None if their mean is not the task's value."""
+    """Return the score of each document; None if their mean is not the task's value."""
     scored = {
         sample["doc_id"]: float(sample[metric])
         for sample in samples

@@ -1,4 +1,4 @@
-"""Held-out negative log-likelihood: how well a model predicts responses that it was not trained on."""
+"""Measure held-out negative log-likelihood: how well a model predicts responses that it was not trained on."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class HeldOut:
     """Held-out negative log-likelihood (NLL), in nats."""
 
     nll_per_token: float
-    """Token-weighted: the NLL of all held-out tokens over their number. What `eval_loss` is in training."""
+    """NLL of all held-out tokens divided by their number, like `eval_loss` in training."""
     nll_per_response: float
-    """The mean over prompts of the mean NLL of their whole responses: every prompt has one vote."""
+    """Mean over prompts of the mean summed NLL of a prompt's responses. Every prompt has one vote."""
     prompts: int
     pairs: int
     tokens: int
@@ -27,34 +27,34 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class PromptNLL:
-    """The NLL of each prompt's responses, in nats. A prompt without any measured response has zeros."""
+    """NLL of each of P prompts' responses, in nats. A prompt without measured responses has zeros."""
 
     nll: np.ndarray
-    """[P] summed over the prompt's responses."""
+    """[P] NLL summed over the prompt's responses."""
     tokens: np.ndarray
-    """[P] trained tokens, likewise."""
+    """[P] trained tokens, summed over the prompt's responses."""
     pairs: np.ndarray
-    """[P] responses measured."""
+    """[P] number of measured responses."""
 
 
 @dataclass(frozen=True)
 class ResponseNLL:
-    """The NLL of each response, those of a prompt after each other, in nats."""
+    """NLL of each of R responses, in nats. The responses of a prompt are consecutive."""
 
     nll: np.ndarray
-    """[R]; 0 where it does not fit."""
+    """[R] NLL; 0 for a response that does not fit."""
     tokens: np.ndarray
     """[R] trained tokens."""
     fits: np.ndarray
-    """[R] whether it fits `max_length` together with its prompt."""
+    """[R] whether the response fits `max_length` together with its prompt."""
     owner: np.ndarray
-    """[R] the place of its prompt."""
+    """[R] index of the response's prompt."""
     prompts: int
-    """P"""
+    """P, the number of prompts."""
     max_length: int | None
 
     def per_prompt(self, chosen: np.ndarray | None = None) -> PromptNLL:
-        """Sums over each prompt's responses: over the `chosen`, [R], by default over those that fit."""
+        """Sum over each prompt's responses: those in the mask `chosen`, [R], or by default those that fit."""
         where = self.fits if chosen is None else chosen
         of = self.owner[where]
         return PromptNLL(
@@ -72,17 +72,17 @@ def response_nll(
     max_length: int | None = None,
     **how: Any,
 ) -> ResponseNLL:
-    """The NLL of held-out responses, one by one.
+    """Measure the NLL of each held-out response.
 
     Args:
         model: a causal language model, with or without an adapter.
         encoder: the encoding that the model was trained with.
-        groups: rows with `prompt` and `responses`; these may be none.
-        max_length: tokens of prompt and response together; longer pairs are left out. By default none is.
+        groups: rows with `prompt` and `responses`; `responses` may be empty.
+        max_length: maximum tokens of prompt and response together; longer pairs are left out. No limit by default.
         how: `batch_tokens` and `progress` of `log_likelihoods`.
 
     Raises:
-        ValueError: if the tokenizer gives a token that the model does not have.
+        ValueError: if the tokenizer returns a token that the model does not have.
 
     Example:
 
@@ -115,7 +115,7 @@ def response_nll(
 
 
 def prompt_nll(model: Model, encoder: Encoder, groups: Iterable[Mapping[str, Any]], **how: Any) -> PromptNLL:
-    """The NLL of held-out responses, prompt by prompt. Arguments as for `response_nll`."""
+    """Measure the NLL of held-out responses for each prompt. Takes the arguments of `response_nll`."""
     return response_nll(model, encoder, groups, **how).per_prompt()
 
 

@@ -1,4 +1,4 @@
-"""The measures of an evaluation: what each is called, which way is better, and where a result holds them."""
+"""Define the measures of an evaluation: labels, which direction is better, and how to read them from a result."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +11,7 @@ class Measure:
     """One measure."""
 
     label: str
-    """With `M` for the number of samples, where it depends on it."""
+    """Label. `M` stands for the number of samples if the measure depends on it."""
     better: Literal["lower", "higher", "neither"]
 
 
@@ -26,14 +26,14 @@ MEASURES = {
     "best_reward": Measure("reward, best of M", "higher"),
     "pass": Measure("pass@M", "higher"),
 }
-"""In the order in which they are shown."""
+"""All measures, in the order in which they are shown."""
 
 CURVES = ("coverage", "pass", "best_reward")
-"""Those that depend on the number of samples."""
+"""Measures that depend on the number of samples."""
 
 
 def label(name: str, m: int | None = None) -> str:
-    """What a measure is called at m samples.
+    """Return the label of a measure at m samples.
 
     Example:
 
@@ -44,11 +44,11 @@ def label(name: str, m: int | None = None) -> str:
 
 
 def outcome(name: str, interval: list[float] | None, chance: float | None = None) -> str:
-    """What a difference says: better, worse, different, or unclear.
+    """Classify a difference as better, worse, different or unclear.
 
     Args:
-        name: of the measure.
-        interval: of the difference.
+        name: name of the measure.
+        interval: interval of the difference.
         chance: its p-value, corrected for the number of comparisons; None for a single comparison.
 
     Example:
@@ -65,17 +65,17 @@ def outcome(name: str, interval: list[float] | None, chance: float | None = None
 
 
 def measure_keys(result: dict[str, Any]) -> list[tuple[str, int | None]]:
-    """All measures taken on any model, in order."""
+    """Return all measures taken on any model, in order."""
     found = {(row["measure"], row["m"]) for model in result["models"] for row in model["measures"]}
     return sorted(found, key=lambda key: (list(MEASURES).index(key[0]), key[1] or 0))
 
 
 def ends_of(result: dict[str, Any], name: str) -> tuple[int, ...]:
-    """The least and the largest M that a measure was taken at."""
+    """Return the smallest and the largest M that a measure was taken at."""
     ms = [m for found, m in measure_keys(result) if found == name and m is not None]
     return (min(ms), max(ms)) if ms else ()
 
 
 def points_of(model: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The rows of a measure on a model, those without a value left out."""
+    """Return the rows of a measure on a model, without those that have no value."""
     return [row for row in model["measures"] if row["measure"] == name and row["value"] is not None]

@@ -1,4 +1,4 @@
-"""Outputs laid out for reading: the first draws of every model on prompts that nobody picked."""
+"""Show outputs for reading: the first draws of every model on randomly chosen prompts."""
 
 import math
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.text import prompt_text
 
 REFERENCES_SHOWN = 3
-"""Beside the outputs of a prompt."""
+"""Number of references shown next to a prompt's outputs."""
 
 
 def lay_out(cases: Sequence[Case], subjects: Sequence[Subject], outputs: int, seed: int) -> list[dict[str, Any]]:
-    """About `outputs` outputs of all models together: prompts drawn by a hash of (seed, id), and of each the first
-    draws of every model.
+    """Choose about `outputs` outputs over all models together: the first draws of every model on some prompts.
+
+    The prompts are drawn by a hash of (seed, id), among those for which every sampled model has samples.
 
     Returns:
-        Rows of `id`, `prompt`, `references` (texts, the first few), `more_references` (their number) and `models`: by
-        name a list of `text`, `cut_off`, `right` and `reward` (None where not measured). Only prompts that every
-        sampled model has samples of.
+        Rows of `id`, `prompt`, `references` (the first few texts), `more_references` (number of references not shown)
+        and `models`: for each name a list of `text`, `cut_off`, `right` and `reward` (None if not measured).
     """
     sampled = [subject for subject in subjects if subject.samples is not None]
     able = [

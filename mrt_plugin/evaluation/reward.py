@@ -1,4 +1,4 @@
-"""Rewards of samples, from a reward model or a function of the user's own."""
+"""Compute rewards of samples with a reward model or a user's function."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +16,16 @@ from mrt_plugin.scoring.scores import Scorer, score_columns, scorer_list
 def rewards(
     cases: Sequence[Case], samples: Sequence[Samples], scorer: Scorer, *, score_cache: str | Path | None = None
 ) -> list[np.ndarray]:
-    """The reward of every sample, [n] per case; empty for a case without samples.
+    """Compute the reward of every sample, [n] for a case with n samples.
 
     Args:
         cases: the prompts.
-        samples: of each.
-        scorer: a reward model's name or path, or a function of (prompt, responses), itself or by name.
-        score_cache: as `score_groups` takes it.
+        samples: the samples of each prompt.
+        scorer: name or path of a reward model, or a function of (prompt, responses) or its name.
+        score_cache: as for `score_groups`.
 
     Raises:
-        ValueError: if more than one scorer is named, or it does not give one finite number for each sample.
+        ValueError: if more than one scorer is given, or it does not return one finite number for each sample.
     """
     if len(scorer_list(scorer)) != 1:
         raise ValueError(f"scorer={scorer!r}: an evaluation takes one scorer. Run it once for each.")

@@ -1,4 +1,4 @@
-"""The samples of a model: drawn now, so that a stopped run goes on, or read from a pool that was drawn before."""
+"""Draw a model's samples, resuming a stopped run, or read them from an existing pool."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,11 +20,11 @@ from mrt_plugin.sampling.settings import Draw, SampleReport, SamplingSettings
 
 @dataclass
 class Samples:
-    """What a model said to one prompt, in the order of the draws. What was cut off is among it: the model said it."""
+    """A model's samples for one prompt, in the order of the draws. Samples that were cut off are included."""
 
     texts: list[str] = field(default_factory=list)
     cut_off: list[bool] = field(default_factory=list)
-    """Whether the model was stopped before it ended; False where that is not known."""
+    """Whether each sample was stopped before its end; False if unknown."""
 
 
 def draw_samples(
@@ -37,12 +37,12 @@ def draw_samples(
     partial: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[Samples], SampleReport]:
-    """Draw m samples for each prompt and keep them in a file, as `mrt sample` does.
+    """Draw m samples for each prompt and save them in a file, as `mrt sample` does.
 
-    Every reply is in `OUTPUT.journal` before the next is asked for: a run that was stopped goes on from there.
+    Every reply is saved in `OUTPUT.journal` before the next request, so a stopped run resumes from there.
 
     Raises:
-        Unfinished: if some draws could not be had and `partial` does not allow for that.
+        Unfinished: if some draws failed and `partial` is False.
         EndpointError: if the endpoint cannot be used, or stopped answering.
         ValueError: if the journal was made with other settings or another model.
     """
@@ -67,7 +67,7 @@ def draw_samples(
 
 
 def sample_files(folder: Path, model: NamedModel) -> list[Path]:
-    """The files in which the samples of a model are kept, the pool first."""
+    """Return the files with a model's samples, the pool first."""
     pool = folder / f"{model.file_name}.jsonl"
     return [pool, journal_path(pool), _prompts_file(pool)]
 
@@ -77,13 +77,13 @@ def _prompts_file(output: Path) -> Path:
 
 
 def read_samples(pool: Any, cases: Sequence[Case]) -> list[Samples]:
-    """The samples of each case, from the pool that `mrt sample` writes, or from any groups.
+    """Read the samples of each case from a pool written by `mrt sample`, or from any groups.
 
-    Of a pool that was filled up (`mrt sample --extend`), only the draws of the model that drew last are its samples.
+    In an extended pool (`mrt sample --extend`), only the draws of the last model count as samples.
 
     Args:
-        pool: rows with `prompt` and `responses`, and where known `finish_reasons`, `samples` and `truncated`.
-        cases: whose prompts are looked up; a prompt that the pool lacks has no samples.
+        pool: rows with `prompt` and `responses`, and optionally `finish_reasons`, `samples` and `truncated`.
+        cases: the cases to find. A prompt that is not in the pool has no samples.
 
     Raises:
         DataError: for rows of another shape, or if the pool has none of the prompts.
@@ -108,7 +108,7 @@ def read_samples(pool: Any, cases: Sequence[Case]) -> list[Samples]:
 
 
 def _in_order(row: dict[str, Any]) -> tuple[list[str], list[bool]]:
-    """The texts of a row in the order they were drawn, with those that `mrt sample` keeps apart as cut off."""
+    """Return a row's texts in the order of the draws, with the cut-off ones that `mrt sample` stores separately."""
     reasons = row.get("finish_reasons") or [None] * len(row["responses"])
     about = row.get("samples") or [{}] * len(row["responses"])
     drawn: list[tuple[int, str | None, str, bool]] = []

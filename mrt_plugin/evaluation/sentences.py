@@ -1,4 +1,4 @@
-"""What an evaluation says in sentences: what to know when reading its numbers, and what to do next."""
+"""Write an evaluation's sentences: notes on how to read its numbers, and the recommended next step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from mrt_plugin.evaluation.subject import Subject, same_tokens
 from mrt_plugin.planning.paired import FEWEST, LEVEL
 
 FEW = 30
-"""Prompts below which an interval is too wide to decide much."""
+"""Number of prompts below which intervals are too wide to decide much."""
 
 
 def notes(cases: Sequence[Case], subjects: Sequence[Subject], first: int, result: dict[str, Any]) -> list[str]:
-    """What a reader has to know to read the numbers right, what was forgotten first."""
+    """Return notes that are needed to read the numbers correctly, starting with what was forgotten."""
     return [
         *(_dropped(row, part) for row in result["forgetting"] for part in _losses(row)),
         *(note for subject in subjects for note in subject.notes),
@@ -48,7 +48,7 @@ def _about_samples(subjects: Sequence[Subject], result: dict[str, Any]) -> list[
 
 
 def _about_columns(result: dict[str, Any]) -> list[str]:
-    """Measures whose values beside each other rest on different prompts."""
+    """Report measures that were taken on different prompts for different models."""
     counts: dict[tuple[str, int | None], set[int]] = {}
     for model in result["models"]:
         for row in model["measures"]:
@@ -112,7 +112,7 @@ def _about_intervals(cases: Sequence[Case], result: dict[str, Any]) -> list[str]
 
 
 def _losses(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """What was flagged: the probe as a whole, and tasks."""
+    """Return what was flagged: the probe over all its texts, and tasks."""
     probe = [part for part in row["probe"] or [] if part["kind"] == "all"]
     return [part for part in [*probe, *row["tasks"]] if part["verdict"] in ("flagged", "significant")]
 
@@ -129,7 +129,7 @@ def _dropped(row: dict[str, Any], part: dict[str, Any]) -> str:
 
 
 def next_step(result: dict[str, Any]) -> str:
-    """The one thing to do now."""
+    """Return the recommended next step."""
     data, models = result["data"], result["models"]
     lost = next((row for row in result["forgetting"] if any(map(_beyond_chance, _losses(row)))), None)
     worse = next(

@@ -1,4 +1,4 @@
-"""One model of an evaluation: everything that is measured on it, prompt by prompt."""
+"""Measure one model of an evaluation on each prompt."""
 
 import gc
 import logging
@@ -36,27 +36,27 @@ from mrt_plugin.scoring.scores import Scorer
 logger = logging.getLogger(__name__)
 
 Key = tuple[str, int | None]
-"""A measure, and the number of samples it is taken at; None where it does not depend on it."""
+"""A measure and its number of samples; None if the measure does not depend on that number."""
 
 Progress = Callable[[str, int, int], None]
-"""Told a stage's name, the steps done in it and their number."""
+"""Called with a stage's name, the steps done and the total number of steps."""
 
 
 @dataclass
 class How:
-    """How the models are measured: the same for all of them."""
+    """Settings of the measurement, the same for all models."""
 
     folder: Path
-    """Where samples are kept, one file for each model, with the journal that a stopped run goes on from."""
+    """Folder with one file of samples per model, and with the journals for resuming a stopped run."""
     m: int = 16
     """Samples per prompt; 0 for none."""
     at: Sequence[int] | None = None
-    """The numbers of samples to report at; by default powers of two."""
+    """Numbers of samples to report at; by default powers of two."""
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     endpoint: Callable[[str], Sampler] | None = None
-    """From a model's name to the endpoint that serves it; None for models on this machine."""
+    """Function from a model's name to the endpoint that serves it; None for local models."""
     partial: bool = False
-    """Go on with the draws there are if some could not be had."""
+    """Continue with the available draws if some failed."""
     embedder: Embedder | None = None
     scorer: Scorer | None = None
     score_cache: str | Path | None = None
@@ -66,9 +66,9 @@ class How:
     prompt_format: PromptFormat = "auto"
     tokenizer: str | None = None
     max_length: int | None = None
-    """Tokens of a prompt with one reference, in the held-out NLL; by default what the model's positions allow."""
+    """Maximum tokens of a prompt with one reference in the held-out NLL; by default the model's positions."""
     probe: bool = True
-    """Measure the general probe."""
+    """Whether to measure the probe of general texts."""
     tasks: Sequence[str] = ()
     task_manager: Any = None
     task_limit: int | None = None
@@ -76,31 +76,31 @@ class How:
 
 @dataclass
 class Subject:
-    """What is known of one model."""
+    """Measurements of one model."""
 
     model: NamedModel
     measured: dict[Key, Measured] = field(default_factory=dict)
     references: ResponseNLL | None = None
-    """Of every reference that fits in this model."""
+    """NLL of every reference that fits this model."""
     nll: PromptNLL | None = None
-    """Of the references that fit in all models: `share_references`."""
+    """NLL of the references that fit all models; set by `share_references`."""
     samples: list[Samples] | None = None
     right: list[list[bool | None]] | None = None
     rewards: list[np.ndarray] | None = None
     probe: ProbeNLL | None = None
     base_probe: ProbeNLL | None = None
-    """Of the same model with its adapter off."""
+    """Probe of the same model with its adapter off."""
     tasks: Scores = field(default_factory=dict)
     base_tasks: Scores = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
 def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress: Progress) -> Subject:
-    """Measure one model. It is loaded once, and let go at the end.
+    """Measure one model. It is loaded once and released at the end.
 
     Raises:
-        ValueError: if its tokenizer or its adapter is not its own, or its loss is not finite.
-        Unfinished, EndpointError: if samples could not be had; those that could are kept.
+        ValueError: if the tokenizer or the adapter does not belong to the model, or its loss is not finite.
+        Unfinished, EndpointError: if some samples could not be drawn; the samples drawn are saved.
     """
     subject = Subject(model)
     local = None
@@ -134,7 +134,7 @@ def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress
                 f"{model.name}: {report.rejected:,} prompts were turned away by the endpoint, and have no samples "
                 f"({report.first_rejection})"
             )
-    if local is not None:  # the next model needs the memory
+    if local is not None:  # release the memory for the next model
         local.loaded = None
         gc.collect()
         torch.cuda.empty_cache()
@@ -144,10 +144,10 @@ def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress
 
 
 def share_references(subjects: Sequence[Subject]) -> int:
-    """Measure the held-out NLL of every model on the same references: those that fit in all of them.
+    """Compute the held-out NLL of every model on the same references: those that fit all models.
 
     Returns:
-        The references left out.
+        The number of references left out.
     """
     able = [subject for subject in subjects if subject.references is not None]
     if not able:
@@ -174,7 +174,7 @@ def share_references(subjects: Sequence[Subject]) -> int:
 
 
 def same_tokens(one: Subject, other: Subject) -> bool:
-    """Whether both models read the references as the same number of tokens each."""
+    """Return whether both models split the references of each prompt into the same number of tokens."""
     if one.nll is None or other.nll is None:
         return False
     both = (one.nll.pairs > 0) & (other.nll.pairs > 0)
@@ -184,7 +184,7 @@ def same_tokens(one: Subject, other: Subject) -> bool:
 def _likelihoods(
     subject: Subject, model: Model, encoder: Encoder, cases: Sequence[Case], how: How, progress: Progress
 ) -> None:
-    """What needs the model's own probabilities: the held-out NLL, the probe, the tasks."""
+    """Measure what needs the model's probabilities: the held-out NLL, the probe and the tasks."""
     name = subject.model.name
     if any(case.references for case in cases):
         total, done = sum(len(case.references) for case in cases), 0
@@ -221,7 +221,7 @@ def _likelihoods(
 
 
 def _samples(subject: Subject, cases: Sequence[Case], how: How, progress: Progress) -> None:
-    """What is measured on samples. A prompt with fewer than m of them has no value at m."""
+    """Compute the measures on samples. A prompt with fewer than m samples has no value at m."""
     assert subject.samples is not None
     samples, name, put = subject.samples, subject.model.name, subject.measured
     counts = [len(one.texts) for one in samples]
@@ -246,7 +246,7 @@ def _samples(subject: Subject, cases: Sequence[Case], how: How, progress: Progre
     if how.scorer is not None:
         subject.rewards = rewards(cases, samples, how.scorer, score_cache=how.score_cache)
         put["reward", None] = Measured.mean(np.array([_mean(row) for row in subject.rewards]))
-        for m in [m for m in at if m > 1]:  # the best of 1 is the mean
+        for m in [m for m in at if m > 1]:  # the best of 1 equals the mean
             put["best_reward", m] = Measured.mean(np.array([_best(row, m) for row in subject.rewards]))
     if how.checker is not None:
         subject.right = []

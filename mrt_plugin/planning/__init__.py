@@ -1,1 +1,1 @@
-"""Planning: how many responses per prompt are worth keeping, and what a selection does to the loss it estimates."""
+"""Planning: choose how many responses to keep per prompt, and audit how a selection changes the loss estimate."""

@@ -1,4 +1,4 @@
-"""A plan in words: what to do, what it rests on, and what it cannot know."""
+"""Write a plan as sentences: advice, assumptions and limits."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from mrt_plugin.planning.paired import FEWEST
 
 
 def advise(plan: dict[str, Any]) -> list[str]:
-    """The advice first, then what qualifies it: one sentence or two per line."""
+    """Return the advice, followed by its qualifications, with one or two sentences per line."""
     found = plan["model"]
     if found is None:
         return [
@@ -73,7 +73,7 @@ def advise(plan: dict[str, Any]) -> list[str]:
 
 
 def cannot_know(plan: dict[str, Any]) -> list[str]:
-    """What the plan rests on, and what it leaves open."""
+    """Return the plan's assumptions and open questions."""
     found = plan["model"]
     if found is None:
         return [
@@ -104,7 +104,7 @@ def cannot_know(plan: dict[str, Any]) -> list[str]:
 
 
 def yaml_block(plan: dict[str, Any]) -> str | None:
-    """What goes into an Axolotl recipe; None without a model."""
+    """Return the YAML for an Axolotl recipe; None without a model."""
     found = plan["model"]
     if found is None:
         return None
@@ -175,7 +175,7 @@ def _why_one(found: dict[str, Any]) -> str:
 
 
 def _near_zero(found: dict[str, Any]) -> list[str]:
-    """What the intervals of V_x and of the ratio say where they reach zero, each by itself."""
+    """Explain the intervals of V_x and of the ratio that reach zero, with one sentence for each."""
     lines = []
     if found["v_x_interval"] is not None and found["v_x_interval"][0] <= 0:
         lines.append("The interval of V_x reaches zero: these prompts may not differ in their mean loss at all.")
@@ -185,7 +185,7 @@ def _near_zero(found: dict[str, Any]) -> list[str]:
 
 
 def _votes(plan: dict[str, Any], best: dict[str, Any]) -> str:
-    """How unequal pools enter a loss in which every response or token has a vote."""
+    """Explain the effect of unequal pools on a loss in which every response or token has one vote."""
     name, more = plan["model"]["loss_aggregation"], best["one_vote_per_prompt"]
     change = f"{abs(more):.1%} {'higher' if more > 0 else 'lower'}"
     return (
@@ -196,7 +196,7 @@ def _votes(plan: dict[str, Any], best: dict[str, Any]) -> str:
 
 
 def _copies(plan: dict[str, Any]) -> str:
-    """How many responses are repeated, what that does to the plan, and what to do in either case."""
+    """Explain how many responses are repeated, the effect on the plan, and what to do in either case."""
     data, found = plan["data"], plan["model"]
     copies = found["copies"]
     line = (
@@ -216,7 +216,7 @@ def _copies(plan: dict[str, Any]) -> str:
 
 
 def _single(found: dict[str, Any]) -> str:
-    """What leaving out the prompts with one response does to V_x."""
+    """Explain how V_x changes when the prompts with one response are left out."""
     single = found["single"]
     line = (
         f"{single['prompts']:,} of {found['prompts_measured']:,} prompts measured have one response. They count as "

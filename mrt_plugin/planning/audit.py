@@ -1,7 +1,7 @@
-"""`make_audit`: what a selection did to the data: lengths, coverage, and with a model loss and gradient.
+"""Audit how a selection changed the data: lengths, coverage and, with a model, loss and gradient.
 
-Everything stands beside what `random_k` does at the same K. The pool stands for the truth: a response more or less
-likely among the kept than in the pool is a bias.
+Every measure is compared with `random_k` at the same K (responses kept per prompt). The pool is taken as the truth:
+the selection is biased if a response is more or less likely among the kept ones than in the pool.
 """
 
 import math
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 LEVEL = 0.9
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the steps done in it and their number."""
+"""Called with a stage's name, the steps done and the total number of steps."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How the selection was made, so that it can be made again on a part of each pool."""
+    """Selector and options of a selection, so that it can be repeated on a part of each pool."""
 
     selector: str
     options: dict[str, Any]
-    """`alpha`, `similarity`, `seed` and `embedder`, as `mrt_plugin.select` takes them."""
+    """`alpha`, `similarity`, `seed` and `embedder`, as for `mrt_plugin.select`."""
 
 
 def make_audit(
@@ -67,28 +67,29 @@ def make_audit(
 
     Args:
         selection: groups with some of the responses of the pool's groups.
-        pool: as `load_groups` gives them.
-        rule: how it was made (`mrt select` writes it into the manifest). With it, the selector is run again on halves
-            of each pool, which tells its bias from its variance.
-        model: for loss and gradient; with its encoder.
-        encoder: the model's.
-        loss_aggregation: of the training loss.
-        embedder: for clusters.
-        max_length: tokens of a prompt with one response.
-        max_prompts: audit the model's loss on so many prompts, drawn by a hash of (seed, id); all if None.
-        gradient_prompts: of these, compute gradients for so many; 0 for none.
-        splits: random halvings of each pool.
-        seed: of the draws.
-        name: of the selection, in messages.
-        progress: told how far it is.
+        pool: groups from `load_groups`.
+        rule: how the selection was made (`mrt select` writes it to the manifest). With it, the selector is run again
+            on halves of each pool, to separate its bias from its variance.
+        model: model for loss and gradient; needs `encoder`.
+        encoder: the model's encoder.
+        loss_aggregation: aggregation of the training loss.
+        embedder: embedder for clusters.
+        max_length: maximum tokens of a prompt with one response.
+        max_prompts: number of prompts for the loss audit, drawn by a hash of (seed, id); all if None.
+        gradient_prompts: number of these prompts for which gradients are computed; 0 for none.
+        splits: number of random splits of each pool into halves.
+        seed: seed of the draws.
+        name: name of the selection in messages.
+        progress: progress callback.
 
     Returns:
-        JSON-ready: `groups`, `length`, `coverage`, `loss`, `gradient` and `splits` (None where not measured),
+        JSON-ready: `groups`, `length`, `coverage`, `loss`, `gradient` and `splits` (None if not measured),
         `warnings` and `notes` (sentences).
 
     Raises:
         DataError: if the selection is not a subset of the pool.
-        ValueError: if nothing was left out anywhere, so that there is nothing to audit, or for an unknown selector.
+        ValueError: if the selection keeps every response, so that there is nothing to audit, or if the selector is
+            unknown.
     """
     if rule is not None:
         get_selector(rule.selector)
@@ -143,15 +144,15 @@ def make_audit(
 
 @dataclass
 class Case:
-    """One audited group as the model sees it, over the responses that were measured."""
+    """One audited group, restricted to the N responses that were measured."""
 
     row: int
-    """Its row in the pool that was measured."""
+    """Row of the group among the measured pools."""
     id: str
     places: list[int]
-    """Of the measured responses in the pool's group."""
+    """Indices of the measured responses in the pool's group."""
     kept: list[int]
-    """Of the kept ones among the measured."""
+    """Indices of the kept responses among the measured ones."""
     losses: np.ndarray
     pairs: list[Any]
     lengths: np.ndarray
@@ -160,7 +161,7 @@ class Case:
 
 
 def audit_length(chosen: Sequence[Kept], pool: Dataset) -> dict[str, Any]:
-    """Words of the kept responses against the pool's, and the range that `random_k` would stay in."""
+    """Compare the mean length in words of the kept responses with the pool's, and with the 90% range of `random_k`."""
     kept_means, pool_means, errors = [], [], []
     unit = "words"
     for kept in chosen:
@@ -183,14 +184,14 @@ def audit_length(chosen: Sequence[Kept], pool: Dataset) -> dict[str, Any]:
 
 
 def _length(text: str) -> int:
-    """Words and signs; in scripts without spaces, characters."""
+    """Count words and punctuation signs; in scripts without spaces, count characters."""
     return sum(len(word) if NO_SPACES.search(word) else 1 for word in words(text))
 
 
 def audit_coverage(chosen: Sequence[Kept], pool: Dataset, embedder: str, progress: Progress) -> dict[str, Any]:
-    """The share of each pool's clusters that has a kept response, beside the exact expectation of `random_k`.
+    """Compare the share of each pool's clusters that contain a kept response with the exact expectation of `random_k`.
 
-    Clusters join responses by average cosine until sqrt(N) of them are left, at least 2.
+    The N responses of a pool are clustered by average cosine into sqrt(N) clusters, at least 2.
     """
     from sklearn.cluster import AgglomerativeClustering
 
@@ -220,10 +221,10 @@ def audit_coverage(chosen: Sequence[Kept], pool: Dataset, embedder: str, progres
 
 
 def audit_loss(cases: Sequence[Case]) -> dict[str, Any]:
-    """The mean loss of what was kept against that of its pool, prompt by prompt.
+    """Compare the mean loss of the kept responses with their pool's, for each prompt.
 
-    `emse` is the mean squared difference. For `random_k` it is s²/K·(1 - K/N) in expectation, with s² the variance in
-    the pool: the selection adds bias where it is above that.
+    `emse` is the mean squared difference. For `random_k` its expectation is s²/K·(1 - K/N), with s² the variance in
+    the pool of N. A larger value means that the selection adds bias.
     """
     gaps = np.array([case.losses[case.kept].mean() - case.losses.mean() for case in cases])
     usual = np.array(
@@ -240,7 +241,10 @@ def audit_loss(cases: Sequence[Case]) -> dict[str, Any]:
 
 
 def audit_gradient(cases: Sequence[Case], seed: int, draws: int = 20) -> dict[str, Any]:
-    """The cosine of the kept responses' mean gradient with their pool's, beside random draws of as many."""
+    """Compute the cosine between the mean gradients of the kept responses and of their pool.
+
+    It is compared with that of random draws of the same size.
+    """
     from mrt_plugin.planning.gradients import cosine
 
     mine, usual = [], []
@@ -270,12 +274,13 @@ def audit_splits(
 ) -> dict[str, Any] | None:
     """Run the selector again on a random part of each pool, and compare with the rest.
 
-    In each split the candidates are half of the pool (more if K asks for it), the rest is the truth. Over the splits,
-    the mean loss of the K kept misses the pool's by a bias and scatters with a variance; bias² is freed from the noise
-    that finitely many splits leave in it. Gradients are compared with the rest's, which shares no response with them.
+    In each split the candidates are half of the pool, or more if K requires it. The bias is the mean over splits of
+    the loss of the K kept, minus the pool's mean loss; the variance is taken over splits. bias² is corrected for the
+    noise of a finite number of splits. Gradients are compared with those of the rest, which shares no response with
+    the candidates.
 
     Returns:
-        None if the pools are too small: K candidates to choose from and two for the truth are the least.
+        JSON-ready results; None if every pool has fewer than K + 3 measured responses.
     """
     from mrt_plugin.planning.gradients import cosine
 
@@ -323,7 +328,7 @@ def audit_splits(
 
 
 def mean_interval(values: np.ndarray) -> list[float] | None:
-    """A confidence interval of a mean over prompts; None with fewer than 5."""
+    """Return a confidence interval of a mean over prompts; None with fewer than 5 prompts."""
     return Bootstrap(len(values), level=LEVEL).interval(Measured.mean(values))
 
 
@@ -332,13 +337,13 @@ def _below_zero(interval: list[float] | None) -> bool:
 
 
 def _can_run(rule: Rule, pool: Dataset) -> bool:
-    """Whether the selector can be run again: it may need scores that came from elsewhere."""
+    """Return whether the selector can be run again. It cannot if it needs scores that the pool does not have."""
     strategy = get_selector(rule.selector)
     return not strategy.keeps_all and (not strategy.needs_scores or "scores" in pool.column_names)
 
 
 class _Remember:
-    """An embedder that embeds no text twice: the same responses come back in every split."""
+    """Embedder with a cache: the same responses occur in every split, and each text is embedded once."""
 
     def __init__(self, embedder: str) -> None:
         self.embedder, self.known = load_embedder(embedder), {}  # type: ignore[var-annotated]
@@ -353,7 +358,7 @@ class _Remember:
 def _run(
     cases: Sequence[Case], parts: Sequence[list[int]], rows: Dataset, selector: str, options: dict[str, Any]
 ) -> list[list[int]]:
-    """What a selector keeps of the candidates of each case, as places among the measured responses."""
+    """Run a selector on the candidates of each case, and return the kept indices among the measured responses."""
     chosen: list[list[int]] = [[] for _ in cases]
     for k in sorted({len(case.kept) for case in cases}):
         which = [number for number, case in enumerate(cases) if len(case.kept) == k]
@@ -377,7 +382,7 @@ def _run(
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Two selections per split are no news: the splits have a bar of their own."""
+    """Hide the progress bars of the selections. The splits have their own bar."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -388,7 +393,7 @@ def _no_bars() -> Iterator[None]:
 
 
 def _candidates(case: Case, seed: int, split: int) -> list[int]:
-    """Half of the measured responses, or one more than K if that is more: drawn by a hash of (seed, split, id)."""
+    """Draw half of the measured responses, or K + 1 if that is more, by a hash of (seed, split, id)."""
     count = len(case.losses)
     random = _random(case.id, seed, b"split %d" % split)
     return sorted(random.permutation(count)[: max((count + 1) // 2, len(case.kept) + 1)].tolist())
@@ -403,7 +408,7 @@ def _sample(chosen: Sequence[Kept], pool: Dataset, count: int | None, seed: int)
 
 
 def _cases(some: Sequence[Kept], rows: Dataset, found: "Measurement", aggregation: LossAggregation) -> list[Case]:
-    """The groups with something kept and something left out among the responses that were measured."""
+    """Return the groups that have both kept and left-out responses among the measured ones."""
     kept_of = {rows[number]["id"]: (number, kept) for number, kept in enumerate(some)}
     cases = []
     for group, losses in zip(found.groups, found.losses(aggregation), strict=True):
@@ -437,7 +442,7 @@ def _random(name: str, seed: int, what: bytes) -> np.random.Generator:
 
 
 def _warnings(result: dict[str, Any]) -> list[str]:
-    """What a user should hear about: a selection that is clearly not like its pool."""
+    """Warn if the selection clearly differs from its pool."""
     lines = []
     gradient, splits, loss = result["gradient"], result["splits"], result["loss"]
     if gradient is not None:
@@ -478,7 +483,7 @@ def _warnings(result: dict[str, Any]) -> list[str]:
 
 
 def _notes(result: dict[str, Any], has_model: bool) -> list[str]:
-    """What the audit rests on."""
+    """Return the assumptions and limits of the audit."""
     groups = result["groups"]
     lines = ["The pool stands for the truth: what it lacks, an audit cannot miss."]
     if groups["audited"] < FEWEST:

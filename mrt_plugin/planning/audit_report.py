@@ -1,4 +1,4 @@
-"""The audit as tables and as an HTML page. Everything drawn is read from the audit, so it is all in its JSON."""
+"""Show an audit as tables and as an HTML page. Every number shown is read from the audit's JSON."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ COLUMNS = ("", "the selection", "random_k", "90% interval of the difference")
 
 
 def audit_rows(audit: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """The selection itself beside `random_k`."""
+    """Build the table rows that compare the selection with `random_k`."""
     length, coverage, loss, gradient = audit["length"], audit["coverage"], audit["loss"], audit["gradient"]
     low, high = length["random_k_interval"]
     rows = [
@@ -57,7 +57,7 @@ def audit_rows(audit: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def split_rows(splits: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The selector on halves of the pools, beside `random_k` on the same halves."""
+    """Build the table rows that compare the selector with `random_k` on the same halves of the pools."""
     mine, usual = splits["selection"], splits["random_k"]
     rows = [
         (label, number(mine[key]), number(usual[key]))
@@ -69,7 +69,7 @@ def split_rows(splits: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def audit_report(audit: dict[str, Any]) -> str:
-    """The page of an audit made by `make_audit`."""
+    """Build the HTML page of an audit from `make_audit`."""
     report = Report(f"Audit of {audit['name']}")
     calm = "Nothing here sets this selection apart from random_k for the worse."
     report.text(audit["warnings"][0] if audit["warnings"] else calm, lead=True)
@@ -104,7 +104,7 @@ def audit_report(audit: dict[str, Any]) -> str:
 
 
 def splits_figure(splits: dict[str, Any]) -> "Figure":
-    """Stacked bars of bias² and variance."""
+    """Plot stacked bars of bias² and variance."""
     made, (axis,) = figure(4.5, 3.5)
     for place, key in enumerate(("selection", "random_k")):
         bias = max(splits[key]["bias_squared"], 0)
@@ -126,7 +126,7 @@ def splits_figure(splits: dict[str, Any]) -> "Figure":
 
 
 def gradient_figure(gradient: dict[str, Any]) -> "Figure":
-    """Cosine of the selection against that of random draws, per prompt."""
+    """Plot each prompt's gradient cosine for the selection against that for random draws."""
     made, (axis,) = figure(5, 4)
     rows = gradient["per_prompt"]
     axis.plot(

@@ -1,6 +1,6 @@
-"""Augmentation: which of many generated prompts say something new (arXiv 2403.11124).
+"""Augmentation: keep the generated prompts that are new (arXiv 2403.11124).
 
-A generated prompt is kept only if its n-grams overlap little with those of each prompt it stems from, or is close to.
+A generated prompt is kept only if its n-grams overlap little with those of every source prompt and similar prompt.
 """
 
 import json
@@ -19,7 +19,7 @@ from mrt_plugin.planning.diversity import CUT, Tokenize, ngrams, prompt_diversit
 
 @dataclass(frozen=True)
 class Candidate:
-    """A generated prompt, and the prompts it was generated from (its supports), where they are known."""
+    """A generated prompt and its supports: the prompts it was generated from, if known."""
 
     prompt: str
     supports: Sequence[str] = ()
@@ -27,13 +27,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a candidate is kept, and the overlap that decided it."""
+    """Decision about a candidate, with the overlap that it is based on."""
 
     kept: bool
     overlap: float
-    """The largest Jaccard overlap with a support, with an owned prompt or with a candidate kept before."""
+    """Largest Jaccard overlap with a support, an owned prompt or a candidate kept earlier."""
     nearest: str | None
-    """The prompt it overlaps with most."""
+    """The prompt with the largest overlap."""
 
 
 def filter_candidates(
@@ -44,17 +44,17 @@ def filter_candidates(
     order: int = 2,
     tokenize: Tokenize = words,
 ) -> list[Verdict]:
-    """Keep the candidates whose n-grams are new, greedily: each one kept is compared with the ones that follow.
+    """Greedily keep the candidates whose n-grams are new.
 
-    The Jaccard overlap of two prompts is the size of the intersection of their n-gram sets over that of their union.
-    A candidate is compared with its supports, with all owned prompts, and with every candidate kept before it.
+    The Jaccard overlap of two prompts is the size of the intersection of their n-gram sets divided by that of their
+    union. A candidate is compared with its supports, with all owned prompts, and with every candidate kept before it.
 
     Args:
-        candidates: in the order they are tried.
-        owned: the prompts there are.
-        threshold: a candidate with an overlap at or above it is dropped.
-        order: tokens of an n-gram.
-        tokenize: text to tokens.
+        candidates: candidates in the order in which they are tried.
+        owned: the existing prompts.
+        threshold: a candidate with an overlap at or above this value is dropped.
+        order: tokens per n-gram.
+        tokenize: function from a text to its tokens.
 
     Returns:
         One verdict per candidate. A candidate shorter than an n-gram is dropped with an overlap of 1.
@@ -91,7 +91,7 @@ def filter_candidates(
         if not grams:
             verdicts.append(Verdict(False, 1.0, None))
             continue
-        # Only prompts that share an n-gram can overlap: the index finds them without comparing with all.
+        # Only prompts that share an n-gram can overlap. The index finds them without comparing all prompts.
         shared = Counter(place for gram in grams for place in where.get(gram, ()))
         found = [(common / (len(grams) + sizes[place] - common), texts[place]) for place, common in shared.items()]
         for support in candidate.supports:
@@ -115,16 +115,16 @@ def augment_file(
     p: float = 0.5,
     tokenize: Tokenize | None = None,
 ) -> dict[str, Any]:
-    """Filter a JSONL file of candidates against the prompts of `groups`, and write the kept rows as they are.
+    """Filter a JSONL file of candidates against the prompts of `groups`, and write the kept rows unchanged.
 
-    A row has `prompt` (string or messages) and optionally `supports` (a list of such).
+    A row has `prompt` (string or messages) and optionally `supports` (a list of prompts).
 
     Returns:
         JSON-ready: `candidates`, `kept`, `dropped` (with `prompt`, `overlap`, `nearest`), and the prompt diversity
         `before` and `after`.
 
     Raises:
-        DataError: naming the lines that hold no candidate.
+        DataError: if lines are not valid candidates; lists them.
     """
     used = words if tokenize is None else tokenize
     problems, lines, rows = Problems(str(candidates)), [], []

@@ -1,7 +1,8 @@
-"""The best number of responses per prompt: the least variance that a budget can buy, in either layout.
+"""Choose the number of responses per prompt with the smallest variance under a budget, in either layout.
 
-A prompt with K responses costs C_p + K·C_r where the prompt is computed once (`shared_prefix`) and K·(C_p + C_r) where
-it is copied for each response (`expanded`). Under the second, K = 1 is the best whenever prompts are left to add.
+A prompt costs C_p and a response C_r. In the `shared_prefix` layout the prompt is computed once, and K responses to it
+cost C_p + K·C_r. In the `expanded` layout it is copied for each response, and they cost K·(C_p + C_r). There K = 1 is
+best as long as there are more prompts to add.
 """
 
 import math
@@ -15,7 +16,7 @@ from mrt_plugin.options import LossAggregation, PaidLayout
 
 @dataclass(frozen=True)
 class Costs:
-    """What a prompt and a response cost, in any unit: tokens, seconds or money."""
+    """Cost of a prompt and of a response, in any unit: tokens, seconds or money."""
 
     prompt: float
     """C_p"""
@@ -24,7 +25,7 @@ class Costs:
     layout: PaidLayout = "shared_prefix"
 
     def of_prompt(self, k: float) -> float:
-        """The cost of one prompt with K responses."""
+        """Return the cost of one prompt with K responses."""
         if self.layout == "shared_prefix":
             return self.prompt + k * self.response
         return k * (self.prompt + self.response)
@@ -32,22 +33,23 @@ class Costs:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a budget buys at one K."""
+    """What a budget buys at one K: n prompts, their pairs and the resulting variance."""
 
     k: int
     prompts: int
-    """n: as many as the budget pays for, at most those owned. 0 if it does not pay for one."""
+    """n: the number of prompts that the budget pays for, at most the number owned. It may be 0."""
     pairs: float
-    """n times the mean of min(K, N_x): a pool with fewer than K responses is kept whole."""
+    """n times the mean of min(K, N_x), with N_x the pool size of prompt x. Smaller pools keep all their responses."""
     cost: float
     variance: float
-    """Var[L] in squared units of the loss; infinite where n = 0."""
+    """Variance of the loss estimate, Var[L], in squared units of the loss; infinite if n = 0."""
 
 
 def best_k_formula(ratio: float, costs: Costs) -> float:
-    """k* = sqrt((V_{y|x}/V_x)·(C_p/C_r)) where the prompt is paid once (arXiv 2606.00544); 1 where it is copied.
+    """Return k* = sqrt((V_{y|x}/V_x)·(C_p/C_r)) for `shared_prefix` (arXiv 2606.00544), and 1 for `expanded`.
 
-    The optimum over real numbers with as many prompts as the budget buys: infinite for a ratio at or below 0.
+    k* is the optimum over real numbers with as many prompts as the budget buys. It is infinite for a ratio at or
+    below 0.
 
     Args:
         ratio: V_x / V_{y|x}.
@@ -71,20 +73,20 @@ def choices(
     budget: float,
     loss_aggregation: LossAggregation = "token",
 ) -> list[Choice]:
-    """What a budget buys at each K from 1 to the largest pool.
+    """Compute what a budget buys at each K from 1 to the largest pool.
 
-    A prompt keeps k = min(K, N) responses. `loss_aggregation: prompt` gives each prompt one vote, and the variance is
-    (V_x + V_{y|x}·mean(1/k)) / n. `token` and `response` give it k votes, and the variance is
-    (V_x·mean(k²)/mean(k)² + V_{y|x}/mean(k)) / n.
-    With equal pools both are V_x/n + V_{y|x}/(n·K). Pool sizes are taken to be unrelated to the losses.
+    A prompt with N responses in its pool keeps k = min(K, N). `loss_aggregation: prompt` gives each of the n prompts
+    one vote, and the variance is (V_x + V_{y|x}·mean(1/k)) / n. `token` and `response` give a prompt k votes, and the
+    variance is (V_x·mean(k²)/mean(k)² + V_{y|x}/mean(k)) / n.
+    With equal pools both are V_x/n + V_{y|x}/(n·K). Pool sizes are assumed to be unrelated to the losses.
 
     Args:
-        v_x: variance between prompts; taken as 0 when below.
+        v_x: variance between prompts; a negative value counts as 0.
         v_yx: variance between responses to a prompt.
-        costs: of a prompt and a response.
-        pool_sizes: N of each prompt owned. If the budget pays for fewer prompts, they are drawn at random.
-        budget: in the unit of the costs.
-        loss_aggregation: of the training loss.
+        costs: costs of a prompt and a response.
+        pool_sizes: pool size N of each prompt owned. If the budget pays for fewer prompts, they are drawn at random.
+        budget: budget in the unit of the costs.
+        loss_aggregation: aggregation of the training loss.
 
     Raises:
         ValueError: if the budget does not pay for one prompt with one response.
@@ -123,19 +125,19 @@ def choices(
 
 
 def best_choice(rows: Sequence[Choice]) -> Choice:
-    """The one of least variance; of equals, the one with fewer responses.
+    """Return the choice with the smallest variance; in a tie, the one with fewer responses.
 
-    As V_x / V_{y|x} falls, the best K can only rise: each K's variance is a straight line in that ratio, steeper for
-    larger K. So an interval of the ratio is an interval of the best K.
+    As V_x / V_{y|x} falls, the best K can only rise. The reason: the variance at each K is a straight line in that
+    ratio, and it is steeper for larger K. So an interval of the ratio gives an interval of the best K.
     """
     return min(rows, key=lambda row: (row.variance, row.k))
 
 
 def parse_budget(budget: str | float, ordinary: float) -> float:
-    """A budget as a number: given as one, or as a multiple of an ordinary epoch ("2x").
+    """Read a budget given as a number, or as a multiple of the cost of an ordinary epoch ("2x").
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for any other input, or a budget that is not above 0.
     """
     text = str(budget).strip().replace(",", "").replace("_", "")
     try:

@@ -1,6 +1,6 @@
-"""What can be said about the data without a model: how diverse the prompts and the responses are.
+"""Measure the diversity of prompts and responses without a model.
 
-None of this says how many responses to keep. Topic spread is not loss variance.
+These measures do not say how many responses to keep. Topic spread is not loss variance.
 """
 
 import re
@@ -17,17 +17,17 @@ from mrt_plugin.selection.prepare import cosine_matrix
 Tokenize = Callable[[str], Sequence[Any]]
 
 CUT = 512
-"""Tokens of a prompt that count, as in arXiv 2403.11124."""
+"""Number of tokens counted per prompt, as in arXiv 2403.11124."""
 
 NEAR = 0.9
-"""Prompts whose nearest other has at least this cosine are called redundant."""
+"""A prompt is redundant if its nearest other prompt has at least this cosine."""
 
 POWERS = tuple(round(0.05 * step, 2) for step in range(41))
-"""The grid over p: 0, 0.05 ... 2."""
+"""Values tried for the exponent p: 0, 0.05 ... 2."""
 
 
 def words(text: str) -> list[str]:
-    """Words and single signs: what counts as a token where no tokenizer is given.
+    """Split a text into words and single punctuation signs: the tokens used when no tokenizer is given.
 
     >>> words("What is 2 + 2?")
     ['What', 'is', '2', '+', '2', '?']
@@ -36,26 +36,26 @@ def words(text: str) -> list[str]:
 
 
 def prompt_text(prompt: str | Sequence[dict[str, Any]]) -> str:
-    """The text of a prompt; of messages, what each of them says."""
+    """Return the text of a prompt; for messages, their texts joined by line breaks."""
     return prompt if isinstance(prompt, str) else "\n".join(message_text(dict(message)) for message in prompt)
 
 
 def ngrams(tokens: Sequence[Any], order: int) -> list[tuple[Any, ...]]:
-    """The n-grams of a token sequence, in order, repeats included."""
+    """Return the n-grams of a token sequence, in order and with repeats."""
     return [tuple(tokens[start : start + order]) for start in range(len(tokens) - order + 1)]
 
 
 @dataclass(frozen=True)
 class PromptDiversity:
-    """d = r · n^p of a prompt set (arXiv 2403.11124)."""
+    """Diversity of a prompt set, d = r · n^p (arXiv 2403.11124)."""
 
     d: float
     r: float
-    """Distinct n-grams over all n-grams, both over the whole set."""
+    """Number of distinct n-grams divided by the number of all n-grams, both over all prompts."""
     prompts: int
-    """n"""
+    """n, the number of prompts."""
     order: int
-    """Tokens of an n-gram: 2 for the bigrams of the paper."""
+    """Tokens per n-gram: 2 for the bigrams of the paper."""
     p: float
     distinct: int
     total: int
@@ -64,19 +64,20 @@ class PromptDiversity:
 def prompt_diversity(
     prompts: Iterable[str], *, tokenize: Tokenize = words, order: int = 2, p: float = 0.5
 ) -> PromptDiversity:
-    """Diversity of a prompt set: d = r · n^p, with r the share of its n-grams that are distinct.
+    """Measure the diversity d = r · n^p of n prompts, with r the share of their n-grams that are distinct.
 
-    r alone falls as a set grows; n^p makes up for it. Compare d only between sets measured with one tokenizer, order
-    and p.
+    r alone falls as a set grows; the factor n^p corrects for this. Compare d only between sets measured with the same
+    tokenizer, order and p.
 
     Args:
         prompts: texts.
-        tokenize: text to tokens; with a model, its tokenizer. The first 512 tokens of a prompt count.
-        order: tokens of an n-gram.
-        p: the exponent; 0.5, or found by `fit_diversity`.
+        tokenize: function from a text to its tokens; with a model, use its tokenizer. The first 512 tokens of a
+            prompt count.
+        order: tokens per n-gram.
+        p: the exponent; 0.5, or the value fitted by `fit_diversity`.
 
     Raises:
-        ValueError: if no prompt has as many tokens as an n-gram.
+        ValueError: if every prompt has fewer tokens than an n-gram.
 
     Example:
 
@@ -99,7 +100,7 @@ def prompt_diversity(
 
 @dataclass(frozen=True)
 class DiversityFit:
-    """score = slope · r·n^p + intercept, over several training sets."""
+    """Line score = slope · r·n^p + intercept, fitted over several training sets."""
 
     p: float
     slope: float
@@ -108,21 +109,22 @@ class DiversityFit:
     """Mean squared residual."""
 
     def predict(self, r: float, prompts: int) -> float:
-        """The score expected of a prompt set."""
+        """Return the score that the line predicts for a prompt set."""
         return self.slope * r * prompts**self.p + self.intercept
 
 
 def fit_diversity(
     sets: Sequence[PromptDiversity], scores: Sequence[float], *, powers: Sequence[float] = POWERS
 ) -> DiversityFit:
-    """Fit a line of score on d over several prompt sets, with the p of a grid that leaves the least squared error.
+    """Fit a line of score on d over several prompt sets.
 
-    With three sets or fewer almost any p fits: treat the result as a description, not a law.
+    The exponent p is the value in `powers` with the smallest squared error. With only three sets almost any p fits:
+    treat the result as a description of these sets, not as a law.
 
     Args:
-        sets: at least 3, measured with one tokenizer and order.
-        scores: what training on each reached, larger or smaller is better, as you like.
-        powers: the grid; one value fixes p.
+        sets: at least 3, measured with the same tokenizer and order.
+        scores: one score per set after training on it. Either direction may be better.
+        powers: values of p to try; a single value fixes p.
 
     Raises:
         ValueError: for fewer than 3 sets, or sets measured with different orders.
@@ -144,18 +146,21 @@ def fit_diversity(
 
 @dataclass(frozen=True)
 class Redundancy:
-    """How close the prompts of a set lie together. Near-duplicates already act as extra responses to one prompt."""
+    """Similarity among the prompts of a set.
+
+    Near-duplicate prompts already act like extra responses to one prompt.
+    """
 
     nearest: float
-    """Mean cosine of a prompt to its nearest other."""
+    """Mean cosine between a prompt and its nearest other prompt."""
     share: float
-    """Share of prompts whose nearest other has a cosine of at least `near`."""
+    """Share of prompts whose nearest other prompt has a cosine of at least `near`."""
     near: float
     prompts: int
 
 
 def prompt_redundancy(prompts: Sequence[str], embedder: Embedder, *, near: float = NEAR) -> Redundancy:
-    """The nearest other prompt of each prompt, by cosine of embeddings. O(n²) products.
+    """Measure how close each prompt is to its nearest other prompt, by cosine of embeddings. Computes O(n²) products.
 
     Raises:
         ValueError: for fewer than 2 prompts.
@@ -172,7 +177,7 @@ def prompt_redundancy(prompts: Sequence[str], embedder: Embedder, *, near: float
 
 
 def response_diversity(responses: Sequence[Any], embedder: Embedder) -> float:
-    """1 minus the mean cosine over pairs of a prompt's responses; NaN for fewer than 2 responses."""
+    """Return 1 minus the mean cosine over pairs of one prompt's responses; NaN for fewer than 2 responses."""
     if len(responses) < 2:
         return float("nan")
     cosines = cosine_matrix([response_text(response) for response in responses], embedder)
@@ -180,8 +185,9 @@ def response_diversity(responses: Sequence[Any], embedder: Embedder) -> float:
 
 
 def effective_k(k: float, similarity: float) -> float:
-    """k_eff = K/(1 + (K-1)·mean similarity): a heuristic for how many different responses K are worth.
+    """Return k_eff = K/(1 + (K-1)·mean similarity).
 
-    Similar embeddings are not equal losses: no best K follows from this.
+    This is a heuristic: K similar responses count as k_eff different ones. Similar embeddings do not imply equal
+    losses, so no best K follows from it.
     """
     return k / (1 + (k - 1) * max(similarity, 0.0))

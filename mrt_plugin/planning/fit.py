@@ -1,4 +1,4 @@
-"""How held-out loss falls with K over a set of runs: loss = a + b/K, by least squares."""
+"""Fit held-out loss against K, the responses kept per prompt, over a set of runs: loss = a + b/K, by least squares."""
 
 import json
 import math
@@ -14,14 +14,14 @@ from mrt_plugin.groups.problems import Problems
 
 @dataclass(frozen=True)
 class InverseFit:
-    """loss = a + b/K."""
+    """Fitted curve loss = a + b/K."""
 
     a: float
-    """What is left with endless responses."""
+    """Loss in the limit of infinitely many responses."""
     b: float
-    """What K = 1 loses against endless responses."""
+    """Extra loss at K = 1 compared with that limit."""
     a_error: float
-    """Standard error of a; NaN with runs at two values of K only and one run each."""
+    """Standard error of a; NaN with only two runs."""
     b_error: float
     mse: float
     """Mean squared residual."""
@@ -30,18 +30,19 @@ class InverseFit:
     runs: int
 
     def at(self, k: float) -> float:
-        """The fitted loss at K."""
+        """Return the fitted loss at K."""
         return self.a + self.b / k
 
 
 def fit_inverse_k(k: Sequence[float], loss: Sequence[float]) -> InverseFit:
     """Fit loss = a + b/K to a set of runs, one entry per run.
 
-    The form is that of the variance of a loss estimate (`mrt_plugin.planning.variance`); that a held-out loss follows
-    it is an assumption, which `r_squared` and the residuals let you judge.
+    The variance of a loss estimate has this form (`mrt_plugin.planning.variance`). That held-out loss has it too is an
+    assumption: check `r_squared` and the residuals.
 
     Raises:
-        ValueError: with fewer than two different K.
+        ValueError: with fewer than two different K, a K that is not above 0, a loss that is not finite, or unequal
+            numbers of K and losses.
 
     Example:
 
@@ -73,19 +74,19 @@ def fit_inverse_k(k: Sequence[float], loss: Sequence[float]) -> InverseFit:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its K and the loss it reached on held-out data."""
+    """K and held-out loss of one training run."""
 
     k: float
     loss: float
     arm: str = "all runs"
-    """What was the same in the runs that are fitted together: layout, prompts, selector."""
+    """Name of the runs that are fitted together, which share layout, prompts and selector."""
 
 
 def read_runs(path: Path) -> list[Run]:
-    """Runs from a JSONL file with `k`, `loss` and optionally `arm`.
+    """Read runs from a JSONL file with `k`, `loss` and optionally `arm`.
 
     Raises:
-        DataError: naming the lines that are no runs.
+        DataError: if lines are not valid runs; lists them.
     """
     problems, runs = Problems(str(path)), []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
@@ -105,7 +106,7 @@ def read_runs(path: Path) -> list[Run]:
 
 
 def fit_runs(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
-    """A fit per arm, JSON-ready: numbers that there are too few runs for are None.
+    """Fit each arm, and return JSON-ready results. A number that needs more runs is None.
 
     Raises:
         ValueError: for an arm with fewer than two different K.

@@ -1,8 +1,8 @@
-"""How the gradients of a prompt's responses lie to each other, at a price that a laptop can pay.
+"""Compute inner products between the gradients of a prompt's responses, cheaply enough for a laptop.
 
-The gradients are those of LoRA parameters. A model without an adapter gets one for the purpose, untrained: its B is
-zero, so the gradient of B is the full gradient of each linear layer times the random A, which keeps angles on average.
-Only the inner products of a prompt's gradients are kept.
+The gradients are those of LoRA parameters. A model without an adapter temporarily gets an untrained one. Its matrix B
+is zero, so the gradient of B is the full gradient of each linear layer times the random matrix A. On average this
+preserves angles. Only the inner products of a prompt's gradients are kept.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,15 +26,18 @@ def gradient_products(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[np.ndarray]:
-    """Inner products of the gradients of the responses' summed NLL, [N, N] float64 per group.
+    """Compute the inner products of the gradients of the responses' summed negative log-likelihood (NLL).
 
-    One forward and backward per response. The model is left as it was.
+    Each response takes one forward and one backward pass. The model is unchanged afterwards.
 
     Args:
-        model: with or without an adapter; with one, its LoRA parameters are used.
+        model: model with or without an adapter. If it has one, its LoRA parameters are used.
         groups: the encoded pairs of each group.
-        seed: of the random LoRA A.
-        progress: called after each group with the responses done in it.
+        seed: seed of the random LoRA matrix A.
+        progress: called after each group with its number of responses.
+
+    Returns:
+        One matrix per group, [N, N] float64 for N responses.
     """
     products = []
     with _lora(model, seed) as (adapted, parameters):
@@ -46,7 +49,10 @@ def gradient_products(
 
 
 def cosine(products: np.ndarray, one: Sequence[int], other: Sequence[int]) -> float:
-    """Cosine of the mean gradients of two sets of responses, from the inner products [N, N]; NaN if one is zero."""
+    """Return the cosine between the mean gradients of two sets of responses; NaN if either mean gradient is zero.
+
+    `products` are the inner products, [N, N]. `one` and `other` are indices of responses.
+    """
     inner = float(products[np.ix_(one, other)].mean())
     lengths = float(products[np.ix_(one, one)].mean()) * float(products[np.ix_(other, other)].mean())
     return inner / np.sqrt(lengths) if lengths > 0 else float("nan")
@@ -54,7 +60,7 @@ def cosine(products: np.ndarray, one: Sequence[int], other: Sequence[int]) -> fl
 
 @contextmanager
 def _lora(model: Model, seed: int) -> Iterator[tuple[torch.nn.Module, list[torch.nn.Parameter]]]:
-    """The model with LoRA parameters that take gradients, and nothing else that does; undone at the end."""
+    """Yield the model with only its LoRA parameters requiring gradients, and restore it at the end."""
     training, wanted = model.training, {name: value.requires_grad for name, value in model.named_parameters()}
     own = not isinstance(model, PeftModel)
     adapted: torch.nn.Module = model
@@ -84,7 +90,7 @@ def _lora(model: Model, seed: int) -> Iterator[tuple[torch.nn.Module, list[torch
 
 
 def _gradient(model: torch.nn.Module, pair: Pair, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
-    """The gradient of one response's summed NLL, flat, float32."""
+    """Return the gradient of one response's summed NLL as a flat float32 tensor."""
     device = parameters[0].device
     input_ids, labels, mask = (part.to(device) for part in pad_pairs([pair], 0))
     columns = (labels[0, 1:] != IGNORE).nonzero().squeeze(1)

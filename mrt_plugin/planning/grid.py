@@ -1,4 +1,4 @@
-"""A grid of training runs over K: at equal prompts, at equal pairs, and at equal cost."""
+"""Lay out a grid of training runs over K (responses per prompt), at equal prompts, equal pairs or equal cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ class Setting:
     prompts: int
     """n"""
     pairs: float
-    """n times the mean of min(K, N_x): expected, where the prompts are drawn at random."""
+    """n times the mean of min(K, N_x), with N_x the pool size of prompt x: the expected number for random prompts."""
     cost: float
-    """Of an epoch, in the unit of the costs."""
+    """Cost of an epoch, in the unit of the costs."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The runs, and those that cannot be had."""
+    """The possible runs, and the reasons why others are left out."""
 
     settings: list[Setting]
     left_out: list[str]
-    """In words: which, and why."""
+    """One sentence per run left out, with the reason."""
 
 
 def make_grid(
@@ -45,22 +45,23 @@ def make_grid(
     budget: float | None = None,
     arms: Sequence[Arm] = ARMS,
 ) -> Grid:
-    """The settings (n, K) that hold prompts, pairs or cost fixed while K rises.
+    """Build the settings (n prompts, K responses each) that keep prompts, pairs or cost fixed while K rises.
 
-    By default each arm starts from every prompt with one response: the same n for every K; as many pairs as there are
-    prompts; the cost of that epoch.
+    By default each arm starts from an epoch of every prompt with one response. The arms then keep its number of
+    prompts, its number of pairs, or its cost.
 
     Args:
-        pool_sizes: N of each prompt owned.
-        costs: C_p and C_r, and the layout that is paid for.
+        pool_sizes: pool size N of each prompt owned.
+        costs: costs C_p of a prompt and C_r of a response, and the layout that determines the cost of a group.
         ks: the values of K.
-        prompts: n of the equal-prompts arm.
-        pairs: of the equal-pairs arm.
-        budget: cost of an epoch of the equal-cost arm, in the unit of the costs.
-        arms: which to lay out.
+        prompts: n in the equal-prompts arm.
+        pairs: pairs in the equal-pairs arm.
+        budget: cost of an epoch in the equal-cost arm, in the unit of the costs.
+        arms: the arms to lay out.
 
     Raises:
-        ValueError: if fewer than two settings of an arm can be had, or the budget does not pay for one prompt.
+        ValueError: if K is below 1, if fewer than two settings of an arm are possible, or if the budget does not pay
+            for one prompt.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""A grid as Axolotl recipes, and the list of its runs that the results are filled into."""
+"""Write a grid as Axolotl recipes, with a list of runs for the results."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -16,14 +16,14 @@ from mrt_plugin.planning.grid import Setting
 
 TYPE = "mrt_plugin.axolotl."
 SEED = 42
-"""Axolotl's own default."""
+"""Axolotl's default seed."""
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe that a grid can be made of.
+    """Read a recipe and check that a grid can be made from it.
 
     Raises:
-        ValueError: naming what stands in the way.
+        ValueError: if no grid can be made from it; gives the reason.
     """
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -50,10 +50,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def training_groups(groups: Dataset, recipe: dict[str, Any]) -> Dataset:
-    """The groups that the grid's recipes train on: without those that `val_set_size` holds out.
+    """Return the groups that the grid's recipes train on, without those held out by `val_set_size`.
 
-    A grid's recipes draw their prompts by a curation rule, and with curation the split keeps similar prompts together;
-    so it does here.
+    The grid's recipes draw their prompts with a curation rule. With curation the split keeps similar prompts together,
+    so this function does the same.
     """
     share = recipe.get("val_set_size") or 0
     if not share:
@@ -66,7 +66,7 @@ def training_groups(groups: Dataset, recipe: dict[str, Any]) -> Dataset:
 
 
 def runs_file(output: Path) -> Path:
-    """The list of the runs of a grid."""
+    """Return the path of a grid's list of runs."""
     return output / "runs.jsonl"
 
 
@@ -80,16 +80,16 @@ def write_grid(
 ) -> list[dict[str, Any]]:
     """Write `runs.jsonl`, one line per arm and run, and with a recipe `n<prompts>-k<K>-r<repeat>.yaml` for each run.
 
-    A run's prompts are drawn by the rule `sample` from the recipe's seed, so that the prompts of a smaller n are among
-    those of a larger one; a repeat draws other responses (`selection_seed`). What is the same in two arms is one
-    recipe, trained once. No recipe takes the place of a file that is `read`.
+    The curation rule `sample` draws a run's prompts from the recipe's seed, so a larger n includes the prompts of a
+    smaller n. Each repeat draws other responses (`selection_seed`). If two arms need the same run, they share one
+    recipe, which is trained once. A recipe never overwrites a file in `read`.
 
     Returns:
-        The lines of `runs.jsonl`; `loss` is None, to be filled in.
+        The lines of `runs.jsonl`. `loss` is None until it is filled in.
 
     Raises:
-        FileExistsError: if there is a `runs.jsonl` already, which may hold results.
-        ValueError: if a recipe would take the place of a file that is read.
+        FileExistsError: if `runs.jsonl` already exists, because it may hold results.
+        ValueError: if a recipe would overwrite a file in `read`.
     """
     listing = runs_file(output)
     if listing.exists():

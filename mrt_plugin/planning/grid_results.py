@@ -1,4 +1,4 @@
-"""What the runs of a grid came to: the loss by K in each arm, and how it falls with 1/K."""
+"""Summarise the results of a grid: the loss by K in each arm, and its fit over 1/K."""
 
 import json
 import math
@@ -14,13 +14,13 @@ from mrt_plugin.planning.fit import Run, fit_runs
 
 
 def read_results(path: Path) -> tuple[list[Run], list[str]]:
-    """The runs of a `runs.jsonl` that are finished, and the names of those that are not.
+    """Read the finished runs of a `runs.jsonl`, and the names of the unfinished ones.
 
-    The loss of a line without one is the last held-out loss in its `output_dir`, as the trainer wrote it down with its
-    last checkpoint.
+    If a line has no loss, it is the last held-out loss that the trainer saved with the last checkpoint in
+    `output_dir`.
 
     Raises:
-        DataError: naming the lines that are no runs.
+        DataError: if lines are not valid runs; lists them.
     """
     problems, runs, missing = Problems(str(path)), [], []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
@@ -47,7 +47,7 @@ def read_results(path: Path) -> tuple[list[Run], list[str]]:
 
 
 def last_held_out_loss(folder: Path) -> float | None:
-    """The last `eval_loss` that transformers' trainer logged in a run's folder; None if there is none."""
+    """Return the last `eval_loss` that the transformers trainer logged in a run's folder; None if there is none."""
     states = {
         int(re.sub(r"\D", "", path.parent.name)): path for path in folder.glob("checkpoint-*/trainer_state.json")
     }
@@ -59,9 +59,9 @@ def last_held_out_loss(folder: Path) -> float | None:
 
 
 def weigh_results(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
-    """Per arm: mean loss and standard error by K, the difference to the smallest K, and the fit of a + b/K.
+    """Compute for each arm the mean loss and standard error by K, the difference to the smallest K, and a + b/K fits.
 
-    The fit is None for an arm with one K so far. Numbers that there are too few runs for are None.
+    The fit is None for an arm with only one K so far. Other numbers that need more runs are None.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""What planning needs from a model: the loss of every response, and the tokens that prompts and responses cost."""
+"""Measure what planning needs from a model: the loss of every response, and token counts of prompts and responses."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -20,34 +20,34 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Group:
-    """One group as a model sees it."""
+    """One group as encoded and measured for a model, with N responses."""
 
     id: str
     places: list[int]
-    """Which responses of the pool were measured: those that fit."""
+    """Indices of the measured responses in the pool: those that fit `max_length`."""
     pairs: list[Pair]
     prompt_tokens: int
     """Tokens of the shared prefix."""
     segment_tokens: np.ndarray
-    """[N] tokens of each response's segment, the repeated last prompt token included."""
+    """[N] tokens of each response's segment, including the repeated last prompt token."""
     trained_tokens: np.ndarray
-    """[N]"""
+    """[N] trained tokens of each response."""
     nll: np.ndarray
-    """[N] summed NLL of each response, in nats."""
+    """[N] summed negative log-likelihood (NLL) of each response, in nats."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The groups that a model was measured on."""
+    """Measured groups of a model."""
 
     groups: list[Group]
     left_out: int
-    """Responses left out because prompt and response exceed `max_length`; a group without any left is not listed."""
+    """Responses left out because prompt and response exceed `max_length`. A group with none left is not listed."""
     max_length: int | None
     vocabulary: int
 
     def distinct(self) -> "Measurement":
-        """The same with each distinct response of a pool once."""
+        """Return the measurement with each distinct response of a pool only once."""
         groups = []
         for group in self.groups:
             kept = [same[0] for same in equal_pairs(group.pairs)]
@@ -65,16 +65,17 @@ class Measurement:
 
     @property
     def nll_per_token(self) -> float:
-        """Mean NLL per trained token, in nats; every prompt has one vote in numerator and denominator."""
+        """Return the mean NLL per trained token, in nats. Every prompt has one vote in numerator and denominator."""
         nll = np.mean([group.nll.mean() for group in self.groups])
         return float(nll / np.mean([group.trained_tokens.mean() for group in self.groups]))
 
     def losses(self, aggregation: LossAggregation) -> list[np.ndarray]:
-        """The loss of each response, [N] per group, as the training loss of that aggregation counts it.
+        """Return the loss of each response, [N] per group, as the training loss with this aggregation counts it.
 
-        `token` divides the sum of all NLL by the number of all tokens. Such a ratio R has the variance of the mean of
-        R + (nll - R·L)/(mean L) (Cochran, "Sampling Techniques", section 6.3), which is returned. `prompt` gives
-        nll / M with M the mean length over the prompt's pool, `response` nll / L.
+        L is the number of trained tokens of a response. `token` divides the sum of all NLL by the number of all
+        tokens. The variance of such a ratio R is that of the mean of R + (nll - R·L)/(mean L), which is returned
+        (Cochran, "Sampling Techniques", section 6.3). `prompt` returns nll / M, with M the mean length over the
+        prompt's pool. `response` returns nll / L.
         """
         if aggregation == "response":
             return [group.nll / group.trained_tokens for group in self.groups]
@@ -85,7 +86,10 @@ class Measurement:
         return [ratio + (group.nll - ratio * group.trained_tokens) / mean_length for group in self.groups]
 
     def costs(self, layout: PaidLayout) -> Costs:
-        """C_p and C_r in tokens: means over prompts. What attention adds with the square of a length is left out."""
+        """Return the costs C_p of a prompt and C_r of a response, in tokens, as means over prompts.
+
+        The quadratic cost of attention is left out.
+        """
         return Costs(
             prompt=float(np.mean([group.prompt_tokens for group in self.groups])),
             response=float(np.mean([group.segment_tokens.mean() for group in self.groups])),
@@ -106,14 +110,15 @@ def measure(
 
     Args:
         model: a causal language model, with or without an adapter.
-        encoder: with the model's own tokenizer.
+        encoder: encoder with the model's own tokenizer.
         groups: rows with `id`, `prompt` and `responses`.
-        max_length: tokens of prompt and response together; by default what the model's positions allow.
-        batch_tokens: tokens of a forward, padding included.
-        progress: called with the responses measured and their number.
+        max_length: maximum tokens of prompt and response together; by default the model's number of positions.
+        batch_tokens: tokens per forward pass, including padding.
+        progress: called with the number of responses measured and the total.
 
     Raises:
-        ValueError: if the tokenizer is not the model's, if no response fits `max_length`, or if a loss is not finite.
+        ValueError: if the tokenizer does not belong to the model, if no response fits `max_length`, or if a loss is
+            not finite.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Intervals over prompts: how sure a mean, and a difference between two models on the same prompts, is."""
+"""Compute bootstrap confidence intervals over prompts, for means and for differences between two models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,50 +8,54 @@ from scipy.stats import norm, t
 
 LEVEL = 0.95
 FEWEST = 5
-"""Prompts below which there is no interval: a bootstrap of fewer draws the same few tables over and over."""
+"""Smallest number of prompts with an interval. With fewer, the bootstrap draws are mostly the same few samples."""
 ROUNDING = 1e-6
-"""Values that differ by less than this share are equal: a model computes them in single precision, and the last digits
-depend on what else is in a batch."""
+"""Values with a smaller relative difference count as equal.
+
+A model computes them in single precision, and their last digits depend on the other rows of the batch.
+"""
 DRAWS = 2000
-"""Bootstrap draws: enough for the 2.5 % point of a distribution."""
+"""Number of bootstrap draws: enough to estimate the 2.5 % point of a distribution."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One measure of one model, prompt by prompt. The model's value is sum(values) / sum(weights)."""
+    """One measure of one model for each of P prompts. The model's value is sum(values) / sum(weights)."""
 
     values: np.ndarray
-    """[P]; NaN for a prompt on which it was not measured."""
+    """[P]; NaN for a prompt that was not measured."""
     weights: np.ndarray
     """[P]; 1 for a mean over prompts, the number of tokens for a mean over tokens."""
 
     @classmethod
     def mean(cls, values: np.ndarray) -> "Measured":
-        """A measure in which every prompt has one vote."""
+        """Build a measure in which every prompt has the same weight."""
         return cls(values, np.ones(len(values)))
 
     @property
     def known(self) -> np.ndarray:
-        """[P] whether it was measured."""
+        """Return which prompts were measured, [P]."""
         return np.isfinite(self.values)
 
     @property
     def value(self) -> float | None:
-        """None if it was measured on no prompt."""
+        """Return the model's value; None if no prompt was measured."""
         known = self.known
         return float(self.values[known].sum() / self.weights[known].sum()) if known.any() else None
 
 
 class Bootstrap:
-    """Draws of prompts with replacement, the same for all measures and models, so that differences are paired.
+    """Paired bootstrap: prompts are drawn with replacement, with the same draws for all measures and models.
 
-    Intervals are percentiles of the bootstrap distribution, taken a little further out for few prompts as a t interval
-    is wider than a normal one: Phi(-sqrt(n/(n-1)) t) in place of (1 - level)/2 (Hesterberg, "What Teachers Should Know
-    About the Bootstrap", The American Statistician 69, 2015, on the expanded percentile interval).
+    Intervals are expanded percentile intervals. With n prompts, their tail probability is Phi(-sqrt(n/(n-1)) t)
+    instead of (1 - level)/2. Phi is the standard normal distribution function, and t is the t quantile at
+    (1 + level)/2 with n-1 degrees of freedom. This widens the interval for few prompts, as a t interval is wider than
+    a normal one. Source: Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69,
+    2015.
 
     Args:
-        prompts: P.
-        seed: of the draws.
+        prompts: number of prompts, P.
+        seed: seed of the draws.
         level: nominal coverage.
 
     Example:
@@ -65,17 +69,17 @@ class Bootstrap:
     def __init__(self, prompts: int, seed: int = 0, level: float = LEVEL) -> None:
         self.level = level
         random = np.random.default_rng(seed)
-        # Row by row, so that memory holds one table of draws x prompts and no more.
+        # Filled row by row, so that memory holds only one table of draws x prompts.
         self._counts = np.empty((DRAWS, prompts))
         for row in self._counts:
             row[:] = np.bincount(random.integers(prompts, size=prompts), minlength=prompts)
 
     def interval(self, measured: Measured) -> list[float] | None:
-        """The interval of a measure; None with fewer than 5 prompts."""
+        """Return the interval of a measure; None with fewer than 5 prompts."""
         return self._interval(self._means(measured, measured.known), int(measured.known.sum()))
 
     def difference(self, one: Measured, other: Measured) -> tuple[float | None, list[float] | None, int]:
-        """one - other on the prompts on which both were measured: the difference, its interval, their number."""
+        """Return one - other, its interval and the number of prompts, over the prompts on which both were measured."""
         other = _rounded_off(one, other)
         both = one.known & other.known
         count = int(both.sum())
@@ -84,10 +88,10 @@ class Bootstrap:
         return self._gap(one, other), self._interval(self._spread(one, other), count), count
 
     def chance(self, one: Measured, other: Measured) -> float | None:
-        """The two-sided p-value of one - other against 0; None with fewer than 5 prompts.
+        """Return the two-sided p-value of one - other against 0; None with fewer than 5 prompts.
 
-        A t test with the bootstrap's standard error, widened for few prompts as the interval is. A share of 2,000
-        draws would have too few steps to be corrected for many comparisons.
+        This is a t test with the bootstrap's standard error, with the same correction for few prompts as the interval.
+        A p-value counted from 2,000 draws would be too coarse to correct for many comparisons.
         """
         other = _rounded_off(one, other)
         count = int((one.known & other.known).sum())
@@ -104,12 +108,12 @@ class Bootstrap:
         return round(means[0] - means[1], 12)
 
     def _spread(self, one: Measured, other: Measured) -> np.ndarray:
-        """[draws] one - other."""
+        """Return one - other in each draw, [draws]."""
         both = one.known & other.known
         return np.round(self._means(one, both) - self._means(other, both), 12)
 
     def _means(self, measured: Measured, known: np.ndarray) -> np.ndarray:
-        """[draws]; NaN for a draw without any of the known prompts."""
+        """Return the mean in each draw, [draws]; NaN for a draw without any of the known prompts."""
         above = self._counts @ np.where(known, measured.values, 0.0)
         below = self._counts @ np.where(known, measured.weights, 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -123,15 +127,16 @@ class Bootstrap:
 
 
 def _rounded_off(one: Measured, other: Measured) -> Measured:
-    """`other`, with the values of `one` where they are equal but for rounding."""
+    """Return `other` with the values of `one` wherever the two differ only by rounding."""
     equal = np.isclose(one.values, other.values, rtol=ROUNDING, atol=0) & (one.weights == other.weights)
     return Measured(np.where(equal, one.values, other.values), other.weights)
 
 
 def holm(chances: Sequence[float]) -> list[float]:
-    """p-values corrected for their number, in their order (Holm, "A Simple Sequentially Rejective Multiple Test
-    Procedure", 1979): the chance that any true null among them falls below a level is at most that level, however
-    they depend on each other.
+    """Correct p-values for the number of comparisons, and return them in the given order.
+
+    Holm's method ("A Simple Sequentially Rejective Multiple Test Procedure", 1979). The probability that any true
+    null hypothesis falls below a level is at most that level, for any dependence between the tests.
 
     Example:
 

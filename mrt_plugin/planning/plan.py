@@ -1,4 +1,4 @@
-"""`make_plan`: how many responses to keep, from a pool and a model; without a model, what the data alone can say."""
+"""Plan how many responses to keep, from a pool and a model. Without a model, only describe the data."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 LEVEL = 0.9
 TIMES = (1, 2, 4, 8)
-"""Budgets of the outlook, in ordinary epochs: every prompt with one response."""
+"""Budgets shown in the outlook, in multiples of an ordinary epoch, in which every prompt has one response."""
 LAYOUTS: tuple[PaidLayout, ...] = ("shared_prefix", "expanded")
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the steps done in it and their number."""
+"""Called with a stage's name, the steps done and the total number of steps."""
 
 
 def make_plan(
@@ -66,30 +66,31 @@ def make_plan(
     """Plan a training run on these groups.
 
     Args:
-        groups: as `load_groups` gives them.
-        model: what is to be fine-tuned, as it is now. Without it there is no K in the plan.
-        encoder: the model's, given with it.
-        budget: what an epoch may cost: a number in the unit of the costs (tokens), or as a multiple of an ordinary
-            epoch, in which every prompt has one response: "2x".
-        layout: the layout that training will use, whose cost counts.
-        loss_aggregation: of the training loss, whose variance is measured.
-        costs: C_p and C_r measured elsewhere (`mrt bench`), in any unit; by default the model's token counts.
-        max_length: tokens of a prompt with one response; by default what the model allows.
-        max_prompts: measure the model on so many prompts, drawn by a hash of (seed, id); all if None.
-        embedder: for redundancy and response diversity.
-        order: tokens of an n-gram in the prompt diversity.
-        p: its exponent.
-        seed: of the draws.
-        data: the name of the data in the YAML block.
-        progress: told how far it is.
+        groups: groups from `load_groups`.
+        model: the model to fine-tune, in its current state. Without it the plan gives no K.
+        encoder: the model's encoder; required with a model.
+        budget: maximum cost of an epoch. Either a number in the unit of the costs (tokens), or a multiple of an
+            ordinary epoch, in which every prompt has one response: "2x".
+        layout: the layout that training will use; costs are computed for it.
+        loss_aggregation: aggregation of the training loss; the variance of this loss is measured.
+        costs: costs C_p of a prompt and C_r of a response, in any unit, for example from `mrt bench`. By default the
+            model's token counts.
+        max_length: maximum tokens of a prompt with one response; by default the model's limit.
+        max_prompts: number of prompts to measure the model on, drawn by a hash of (seed, id); all if None.
+        embedder: embedder for redundancy and response diversity.
+        order: tokens per n-gram in the prompt diversity.
+        p: exponent of the prompt diversity.
+        seed: seed of the draws.
+        data: name of the data in the YAML block.
+        progress: progress callback.
 
     Returns:
         JSON-ready: `data`, `diversity`, `model` (None without a model), `advice` and `cannot_know` (sentences), `yaml`
         (None without a model).
 
     Raises:
-        ValueError: with too few responses to measure, equal losses, another model's tokenizer, or a budget that does
-            not pay for one prompt.
+        ValueError: if there are too few responses to measure, all losses are equal, the tokenizer belongs to another
+            model, or the budget does not pay for one prompt.
 
     Example:
 
@@ -145,7 +146,7 @@ def make_plan(
 
 
 def describe_data(name: str, sizes: Sequence[int], distinct: Sequence[int]) -> dict[str, Any]:
-    """How many prompts and responses there are, and how many of the responses of each are `distinct`."""
+    """Count prompts and responses. `distinct` gives the number of distinct responses of each prompt."""
     return {
         "name": name,
         "prompts": len(sizes),
@@ -160,7 +161,7 @@ def describe_data(name: str, sizes: Sequence[int], distinct: Sequence[int]) -> d
 
 
 def sample_prompts(groups: Dataset, count: int | None, seed: int) -> Dataset:
-    """`count` groups drawn by a hash of (seed, id), in the data's order; all if there are no more."""
+    """Draw `count` groups by a hash of (seed, id) and keep the data's order. Return all groups if there are fewer."""
     if count is None or count >= len(groups):
         return groups
     keys = [digest(b"plan", str(seed).encode(), name.encode()) for name in groups["id"]]
@@ -176,7 +177,7 @@ def describe_diversity(
     p: float,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Prompt diversity of all groups; redundancy and response diversity of the `chosen`."""
+    """Measure the prompt diversity of all groups, and redundancy and response diversity of the `chosen` groups."""
     used = load_embedder(embedder)
     prompts = [prompt_text(prompt) for prompt in groups["prompt"]]
     rows = list(chosen)
@@ -200,7 +201,7 @@ def describe_diversity(
 def describe_model(
     found: "Measurement", losses: Sequence[np.ndarray], estimate: VarianceComponents, intervals: Intervals | None
 ) -> dict[str, Any]:
-    """The variance components at this model, with intervals (None with too few prompts)."""
+    """Report the variance components for this model, with their intervals (None with too few prompts)."""
     return {
         "prompts_measured": len(losses),
         "responses_measured": sum(map(len, losses)),
@@ -232,9 +233,9 @@ def describe_model(
 def describe_copies(
     found: "Measurement", distinct: Sequence[int], costs: Costs, amount: float, aggregation: LossAggregation
 ) -> dict[str, Any] | None:
-    """What the plan would be with each distinct response of a pool once; None if no response was measured twice.
+    """Compute the plan with each distinct response of a pool counted once; None if no response was measured twice.
 
-    A text alone does not say whether a repeated response was drawn twice or copied, so the plan shows both.
+    The text does not show whether a repeated response was drawn twice or copied. So the plan reports both cases.
     """
     once = found.distinct()
     losses = once.losses(aggregation)
@@ -251,10 +252,10 @@ def describe_copies(
 
 
 def describe_single(losses: Sequence[np.ndarray]) -> dict[str, Any] | None:
-    """How the prompts with one response, which the estimates leave out, differ from the others; None without them.
+    """Compare the prompts with one response, which the estimates leave out, with the others; None without them.
 
-    `adds_to_v_x` is what the distance between the two kinds adds to the variance between all prompts, p·(1-p)·gap²
-    with p their share. It is 0 where the gap is within 2 standard errors of 0.
+    `adds_to_v_x` is the variance that the gap between the mean losses of the two kinds adds to V_x over all prompts:
+    p·(1-p)·gap², with p the share of prompts with one response. It is 0 if the gap is within 2 standard errors of 0.
     """
     single = np.array([row[0] for row in losses if len(row) == 1])
     others = np.array([row.mean() for row in losses if len(row) > 1])
@@ -281,7 +282,10 @@ def weigh_budgets(
     amount: float,
     aggregation: LossAggregation,
 ) -> dict[str, Any]:
-    """k*, the integer optimum under the budget in both layouts, and an outlook on other budgets."""
+    """Compute k* (the optimum over real numbers) and the best integer K, under the budget and under other budgets.
+
+    `choices` lists every K for both layouts.
+    """
     ordinary = len(sizes) * costs.of_prompt(1)
 
     def weigh(
@@ -338,7 +342,10 @@ def _more(variance: float, than: float) -> float:
 
 
 def _all_prompts(rows: Sequence[Choice], best: Choice, owned: int) -> dict[str, Any]:
-    """The largest K that the budget buys for every prompt owned, 0 if none, and what it adds to the least variance."""
+    """Return the largest K that the budget buys for every prompt owned (0 if none).
+
+    `extra` is the share by which its variance exceeds the minimum.
+    """
     whole = [row for row in rows if row.prompts == owned]
     if not whole:
         return {"k": 0, "extra": None}
@@ -348,10 +355,11 @@ def _all_prompts(rows: Sequence[Choice], best: Choice, owned: int) -> dict[str, 
 def describe_adaptive(
     found: "Measurement", aggregation: LossAggregation, best_k: int, seed: int
 ) -> dict[str, Any] | None:
-    """What giving more responses to prompts that vary more would gain, at the same total; None with small pools.
+    """Estimate the gain from giving more responses to prompts that vary more, at the same total.
 
-    Cross-fitted: one half of each pool says how much a prompt varies, the other what the allocation is worth. With
-    the same responses for both, noise alone would look like a gain.
+    Returns None if the pools are too small. The estimate is cross-fitted: one half of each pool measures how much a
+    prompt varies, the other half evaluates the allocation. If the same responses did both, noise alone would look
+    like a gain.
     """
     halves: list[list[np.ndarray]] = [[], []]
     names, sizes = [], []
@@ -390,7 +398,7 @@ def describe_adaptive(
 
 
 def _components(ratio: float) -> tuple[float, float]:
-    """V_x and V_{y|x}, up to a factor, of a ratio that may be infinite."""
+    """Return V_x and V_{y|x}, up to a common factor, for a ratio V_x / V_{y|x} that may be infinite."""
     return (1.0, 0.0) if ratio == math.inf else (ratio, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""The plan as an HTML page. Everything drawn is read from the plan, so every number on a plot is in its JSON."""
+"""Show a plan as an HTML page. Every number on a plot is read from the plan's JSON."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LINES = {"shared_prefix": ("o", "-", "black"), "expanded": ("s", "--", "0.45")}
-"""Marker, line and shade of each layout: told apart without colour."""
+"""Marker, line style and shade of each layout, so that plots are readable without colour."""
 
 
 def plan_report(plan: dict[str, Any]) -> str:
-    """The page of a plan made by `make_plan`."""
+    """Build the HTML page of a plan from `make_plan`."""
     report = Report(f"How many responses to keep: {plan['data']['name']}")
     report.text(plan["advice"][0], lead=True)
     if len(plan["advice"]) > 1:
@@ -75,7 +75,7 @@ def _model(report: Report, plan: dict[str, Any]) -> None:
 
 
 def data_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is known about the data without a model, for a table."""
+    """Build the table rows that describe the data without a model."""
     data, found = plan["data"], plan["diversity"]
     prompt, near = found["prompt"], found["redundancy"]
     rows = [
@@ -100,7 +100,7 @@ def data_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def variance_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The components, for a table."""
+    """Build the table rows of the variance components."""
     rows = [
         ("V_x, between prompts", found["v_x"], found["v_x_interval"]),
         ("V_{y|x}, between responses to a prompt", found["v_yx"], found["v_yx_interval"]),
@@ -123,7 +123,7 @@ OUTLOOK_COLUMNS = ("budget, in ordinary epochs", "K", "interval", "prompts", "va
 
 
 def outlook_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Best K by budget, for a table."""
+    """Build the table rows of the best K by budget."""
     return [
         (
             f"{row['times']}x",
@@ -137,12 +137,12 @@ def outlook_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def number(value: float | None) -> str:
-    """Three digits, or what a missing value means: no end."""
+    """Format a number with three digits; None means infinity."""
     return "∞" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def choices_figure(plan: dict[str, Any]) -> "Figure":
-    """Predicted variance against K at equal cost, in both layouts."""
+    """Plot the predicted variance against K at equal cost, in both layouts."""
     found = plan["model"]
     made, (axis,) = figure()
     names = {"shared_prefix": "prompt computed once (shared_prefix)", "expanded": "prompt copied (expanded)"}
@@ -177,7 +177,7 @@ def choices_figure(plan: dict[str, Any]) -> "Figure":
 
 
 def outlook_figure(plan: dict[str, Any]) -> "Figure":
-    """The best K against the budget."""
+    """Plot the best K against the budget."""
     rows = plan["model"]["outlook"]
     made, (axis,) = figure(height=3)
     ks = [row["k"] for row in rows]
@@ -196,7 +196,7 @@ def outlook_figure(plan: dict[str, Any]) -> "Figure":
 
 
 def spread_figure(plan: dict[str, Any]) -> "Figure":
-    """Mean loss and variance of each prompt."""
+    """Plot the variance of each prompt's losses against their mean."""
     found = plan["model"]
     made, (axis,) = figure(height=3.5)
     rows = [row for row in found["per_prompt"] if row["variance"] is not None]

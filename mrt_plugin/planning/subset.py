@@ -1,4 +1,4 @@
-"""Which responses of a pool a selection kept."""
+"""Find which responses of a pool a selection kept."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -15,21 +15,23 @@ class Kept:
     """One selected group."""
 
     row: int
-    """Its row in the pool."""
+    """Row of the group in the pool."""
     places: list[int]
-    """Indices of the kept responses in the pool's group, rising."""
+    """Indices of the kept responses in the pool's group, in rising order."""
 
 
 def match(selection: Dataset, pool: Dataset, name: str = "the selection") -> list[Kept]:
-    """Find every selected response in the pool: groups by id, or where that fails by prompt, responses by their text.
+    """Find every selected response in the pool.
+
+    Groups are matched by id, or by prompt if no id matches. Responses are matched by their text.
 
     Args:
         selection: groups, each with some of the responses of one of the pool's groups.
-        pool: the groups they were selected from.
-        name: of the selection, in messages.
+        pool: the groups that the selection was made from.
+        name: name of the selection in messages.
 
     Raises:
-        DataError: with up to 20 groups or responses that are not in the pool.
+        DataError: if groups or responses are not in the pool; lists up to 20.
     """
     by_id = {group_id: row for row, group_id in enumerate(pool["id"])}
     by_prompt = {prompt_key(prompt): row for row, prompt in enumerate(pool["prompt"])}
@@ -53,7 +55,7 @@ def match(selection: Dataset, pool: Dataset, name: str = "the selection") -> lis
 
 
 def _places(group: dict[str, Any], pool: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """Where the group's responses are in the pool, and which of them are not. Copies are told apart by their score."""
+    """Return where the group's responses are in the pool, and which are missing. Scores tell equal responses apart."""
     free: dict[bytes, list[int]] = defaultdict(list)
     for place, response in enumerate(pool["responses"]):
         free[canonical(response)].append(place)

@@ -1,4 +1,4 @@
-"""What a prompt and a response cost in tokens, from a tokenizer alone."""
+"""Compute the cost of a prompt and of a response in tokens, from a tokenizer alone."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,14 +12,15 @@ from mrt_plugin.planning.budget import Costs
 
 
 def token_costs(groups: Iterable[Mapping[str, Any]], encoder: Encoder, layout: PaidLayout) -> Costs:
-    """C_p and C_r as the layout would lay them out: the mean length of the shared prefix, and of a response's segment.
+    """Compute the costs C_p of a prompt and C_r of a response for a layout.
 
-    Means over prompts. What attention adds with the square of a length is left out.
+    C_p is the mean length of the shared prefix. C_r is the mean length of a response's segment, averaged over prompts.
+    The quadratic cost of attention is left out.
 
     Args:
         groups: rows with `prompt` and `responses`; at least one.
-        encoder: with the tokenizer that is trained with.
-        layout: the one that is paid for.
+        encoder: encoder with the tokenizer used in training.
+        layout: the layout that determines the cost of a group.
 
     Example:
 

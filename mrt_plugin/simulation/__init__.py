@@ -1,1 +1,1 @@
-"""Simulation: generated data whose truth is known, and small models to train on it."""
+"""Simulation: generate data with a known true distribution, and train small models on it."""

@@ -1,1 +1,1 @@
-"""Benchmarks that developers run: selection on its own, and each stage of a selection."""
+"""Benchmarks for developers: selection alone, and each stage from a pool to a selection."""

@@ -51,14 +51,14 @@ def main() -> None:
 
 
 def compare(pools: int, candidates: int, dimension: int, k: int, rounds: int = 5) -> dict[str, Any]:
-    """Prompts per second of the definition in a NumPy loop and of the batched greedy, embeddings given; medians.
+    """Measure prompts per second (medians) of the definition in a NumPy loop and of the batched greedy selection.
 
-    Both begin at the embeddings [N, dim] and end at the picks; the picks are compared. Seconds are of processor time
-    (set OMP_NUM_THREADS=1), so that other work on the machine matters little.
+    Both start from embeddings [N, dim] and end with the picks, which are compared. Times are processor time (set
+    OMP_NUM_THREADS=1), so other work on the machine has little effect.
     """
     draw = np.random.default_rng(0)
     vectors = [draw.normal(size=(candidates, dimension)) for _ in range(pools)]
-    scores = [-np.sort(-draw.random(candidates)) for _ in range(pools)]  # tie order: falling
+    scores = [-np.sort(-draw.random(candidates)) for _ in range(pools)]  # falling, which is also the order for ties
     settings = Settings(k, 0.75, "paper")
     few = max(pools // 8, 1)
     loop_times, batched_times = [], []
@@ -90,7 +90,7 @@ def compare(pools: int, candidates: int, dimension: int, k: int, rounds: int = 5
 
 
 def definition(vectors: np.ndarray, scores: np.ndarray, k: int) -> list[int]:
-    """F(S with one more) for each candidate, as the paper writes it: one prompt and one candidate at a time."""
+    """Select by the paper's definition: compute F(S with one more) for one prompt and one candidate at a time."""
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     similarity = (np.round(units @ units.T, 6) + 1) / 2
     weights = quality(scores, 0.75)
@@ -106,13 +106,13 @@ def definition(vectors: np.ndarray, scores: np.ndarray, k: int) -> list[int]:
 
 
 class CachedVectors:
-    """Embeddings of made-up texts, from the cache alone."""
+    """Embedder for generated texts that reads only from the cache."""
 
     def __init__(self, store: ScoreCache) -> None:
         self.store = store
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        """float32 [n, dim]; a text without a vector is an error."""
+        """Return float32 [n, dim]. A text without a cached vector is an error."""
         keys = [entry_key(b"bench", text.encode()) for text in texts]
         found = self.store.get(keys)
         return np.stack([found[key] for key in keys])
@@ -121,7 +121,7 @@ class CachedVectors:
 def stream(
     prompts: int, candidates: int, dimension: int, k: int, *, num_proc: int | None, directory: Path | None
 ) -> dict[str, Any]:
-    """Fill a cache with random embeddings, then choose with `diverse_best_k` from pools and vectors on disk."""
+    """Fill a cache with random embeddings, then select with `diverse_best_k` from pools and vectors on disk."""
     place = Path(tempfile.mkdtemp(prefix="mrt-bench-", dir=directory))
     datasets.config.HF_DATASETS_CACHE = place / "datasets"
     try:
@@ -194,13 +194,13 @@ def _text(prompt: int, response: int) -> str:
 
 
 def _processor_seconds() -> float:
-    """Of this process and its finished children."""
+    """Return the processor seconds of this process and its finished children."""
     usage = [resource.getrusage(user) for user in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in usage)
 
 
 def _peak_mb() -> float:
-    """Of this process or of its largest child."""
+    """Return the peak memory in MB of this process or of its largest child."""
     scale = 1 if sys.platform == "darwin" else 1024
     users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return max(resource.getrusage(user).ru_maxrss for user in users) * scale / 1e6

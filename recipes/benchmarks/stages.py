@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def measure(count: int, candidates: int, k: int, embedder: str | None = None) -> dict[str, Any]:
-    """Processor hours and gigabytes per million prompts, by stage."""
+    """Measure processor minutes and gigabytes per million prompts, by stage."""
     minutes: dict[str, float] = {}
     sizes: dict[str, float] = {}
 
@@ -105,7 +105,7 @@ def measure(count: int, candidates: int, k: int, embedder: str | None = None) ->
 
 
 def generated(count: int, candidates: int) -> Iterator[dict[str, Any]]:
-    """Groups of random words with the lengths of a chat pool. No two prompts are near each other."""
+    """Generate groups of random words with the lengths of a chat pool. No two prompts are similar."""
     draw = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgk"))
     words = np.array(["".join(draw.choice(letters, draw.integers(2, 9))) for _ in range(4000)])
@@ -138,7 +138,7 @@ def _index(signatures: np.ndarray) -> None:
 
 
 def _given(groups: Dataset, k: int) -> None:
-    """Selection with vectors of 384 numbers that cost next to nothing."""
+    """Run a selection with vectors of 384 numbers that are almost free to compute."""
     table = np.random.default_rng(0).normal(size=(4096, 384))
 
     def look_up(texts: list[str]) -> np.ndarray:

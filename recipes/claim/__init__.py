@@ -1,1 +1,1 @@
-"""The claim, tested: how much of what more responses per prompt teach does the shared prefix make affordable?"""
+"""Test the claim: how much of the gain from more responses per prompt does the shared prefix make affordable?"""

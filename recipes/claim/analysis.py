@@ -1,4 +1,4 @@
-"""From the runs and the prices to every number of the page."""
+"""Compute every number of the results page from the runs and the prices."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -23,12 +23,12 @@ from recipes.claim.tuning import Tuned, kl_at
 
 SEVERAL = ("k2", "k4", "k8")
 RIVALS = ("k1", "k1_epochs", "k1_redraw")
-"""The ways in which K = 1 can spend the cost of K responses."""
+"""Arms with K = 1 that can spend the same cost as K responses per prompt."""
 LAYOUTS: tuple[Layout, ...] = ("shared_prefix", "expanded")
 
 
 class Curves:
-    """The main runs of one prompt length: complete seeds only, each arm at the setting that was best in tuning."""
+    """Main runs of one prompt length. Only complete seeds are used, with each arm at its best setting from tuning."""
 
     def __init__(
         self, records: Iterable[dict[str, Any]], tuned: Tuned, chosen: dict[str, list[Setting]], length: int
@@ -44,34 +44,34 @@ class Curves:
         self.runs, self.tuned, self.settings = runs, tuned, chosen
 
     def kl(self, arm: str, pairs: float) -> np.ndarray:
-        """[seeds], after so many pairs.
+        """Return the KL to the truth after a number of pairs, [seeds].
 
         Raises:
-            ValueError: outside the checkpoints.
+            ValueError: if `pairs` is outside the checkpoints.
         """
         setting = self.tuned.best(arm, pairs, self.settings[arm])
         return np.array([kl_at(self.runs[arm, setting, seed], pairs) for seed in self.seeds])
 
     def kl_within(self, arm: str, pairs: float, n: int) -> np.ndarray:
-        """[seeds], after at most so many pairs: stopped at the checkpoint that was best on the tuning split."""
+        """Return the KL after at most so many pairs, stopped at the checkpoint best on the tuning split, [seeds]."""
         stops = [place * n for place in ARMS[arm].checkpoints if place * n < pairs] + [pairs]
         best = {stop: self.tuned.best(arm, stop, self.settings[arm]) for stop in stops}
         return self.kl(arm, min(stops, key=lambda stop: self.tuned.mean_kl(arm, best[stop], stop)))
 
     def mean(self, arm: str, pairs: float) -> dict[str, Any]:
-        """Mean KL with its bootstrap interval, for a table or a plot."""
+        """Return the mean KL with its bootstrap interval, for a table or a plot."""
         values = self.kl(arm, pairs)
         return {"arm": arm, "pairs": pairs, **asdict(bootstrap(lambda mean: mean, values))}
 
     @property
     def base(self) -> float:
-        """Mean KL of the base models."""
+        """Return the mean KL of the base models."""
         return float(np.mean([self.runs[key][0]["kl"] for key in self.runs if key[2] in self.seeds]))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """K responses for n prompts against one way of spending the same on K = 1."""
+    """Comparison of K responses for n prompts with one way of spending the same cost on K = 1."""
 
     length: int
     layout: Layout
@@ -79,15 +79,15 @@ class Comparison:
     rival: str
     cost: float
     rival_pairs: float
-    """Pairs that K = 1 can pay for, in multiples of n."""
+    """Number of pairs that K = 1 can pay for, in multiples of n."""
     kl: float
     rival_kl: float
     gain: Estimate
-    """Relative."""
+    """Relative reduction of the KL."""
     share: Estimate
-    """Of the gain at equal prompts."""
+    """Share of the gain at equal prompts that is left at equal cost."""
     wins: int
-    """Seeds in which K responses come closer."""
+    """Number of seeds in which K responses come closer to the truth."""
     seeds: int
     verdict: str
 
@@ -95,16 +95,16 @@ class Comparison:
 def compare(
     curves: Curves, price: Price, length: int, layout: Layout, several: str, rival: str, n: int, **charged: Any
 ) -> Comparison | None:
-    """At equal cost; None where the rival's runs were not long enough."""
+    """Compare at equal cost; None if the rival's runs were not long enough."""
     arm, other = ARMS[several], ARMS[rival]
     budget = price.cost(arm, arm.k * n, n, layout, **charged)
     pairs = price.pairs_for(other, budget, n, layout, **charged)
     if not other.checkpoints[0] * n <= pairs <= other.pairs(n) * (1 + 1e-3):
         return None
-    # A step is the least that can be bought; the end of the runs may lie a little under the budget of 8n pairs.
+    # One step is the smallest unit, so the runs may end slightly below the budget of 8n pairs.
     pairs = min(pairs, other.pairs(n))
     mine, alone = curves.kl(several, arm.k * n), curves.kl("k1", n)
-    # Seeing the same prompts again can do harm, so that a run on few prompts may stop before its money is spent.
+    # Repeating the same prompts can do harm, so a run on few prompts may stop before its budget is spent.
     theirs = curves.kl_within(rival, pairs, n) if other.passes > 1 else curves.kl(rival, pairs)
     gain = bootstrap(relative_gain, theirs, mine)
     return Comparison(
@@ -127,7 +127,7 @@ def compare(
 def price_curve(
     curves: Curves, price: Price, arm: str, layout: Layout, n: int, **charged: Any
 ) -> list[dict[str, Any]]:
-    """Cost and mean KL at the arm's checkpoints, for a plot."""
+    """Compute cost and mean KL at the arm's checkpoints, for a plot."""
     points = []
     for place in ARMS[arm].checkpoints:
         point = curves.mean(arm, place * n)
@@ -138,7 +138,7 @@ def price_curve(
 def gain_by_budget(
     curves: Curves, price: Price, several: str, layout: Layout, n: int, **charged: Any
 ) -> list[dict[str, Any]]:
-    """The relative gain over K = 1 with more prompts, at the cost of each of the arm's checkpoints."""
+    """Compute the relative gain over K = 1 with more prompts, at the cost of each of the arm's checkpoints."""
     rows = []
     for place in ARMS[several].checkpoints:
         budget = price.cost(ARMS[several], place * n, n, layout, **charged)
@@ -158,13 +158,13 @@ def analyse(
     prices: dict[int, Price],
     n: int,
 ) -> dict[str, Any]:
-    """Everything that the page shows, JSON-ready.
+    """Compute everything that the page shows, JSON-ready.
 
     Args:
-        records: of the main runs.
-        tuning: of the runs on the tuning split.
-        prices: by prompt length.
-        n: prompts of the arm with K = 8.
+        records: records of the main runs.
+        tuning: records of the runs on the tuning split.
+        prices: prices by prompt length.
+        n: number of prompts in the arm with K = 8.
     """
     tuned = Tuned(tuning)
     chosen = tuned.chosen(n)
@@ -205,7 +205,10 @@ def analyse(
 
 
 def _power(curves: Curves, price: Price, n: int, several: str = "k4") -> dict[str, float] | None:
-    """What the rule can show at equal cost in the shared layout; None with one seed, or too short runs of K = 1."""
+    """Compute the power of the decision rule at equal cost in the shared layout.
+
+    Returns None with one seed, or if the runs of K = 1 are too short.
+    """
     arm, one = ARMS[several], ARMS["k1"]
     pairs = price.pairs_for(one, price.cost(arm, arm.k * n, n, "shared_prefix"), n, "shared_prefix")
     if len(curves.seeds) < 2 or not one.checkpoints[0] * n <= pairs <= one.pairs(n):
@@ -224,7 +227,7 @@ def _comparisons(curves: Curves, price: Price, length: int, n: int, **charged: A
 
 
 def finite(values: dict[str, Any]) -> dict[str, Any]:
-    """Without the numbers that JSON cannot hold."""
+    """Remove the numbers that JSON cannot represent."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in values.items()

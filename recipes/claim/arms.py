@@ -1,4 +1,4 @@
-"""The arms: which pairs a run sees, in which order, and what a forward of the shared layout can share among them."""
+"""Define the arms: the pairs of a run, their order, and whether the shared layout can compute prompts once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,30 +11,30 @@ from recipes.claim.world import POOL
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to spend pairs."""
+    """One way to spend a number of training pairs."""
 
     name: str
     title: str
     k: int
-    """Responses of a prompt that stand in one group."""
+    """Responses per group."""
     prompts: int
-    """Prompts of the whole run, in multiples of n."""
+    """Prompts of the run, in multiples of n, the number of prompts in the arm with K = 8."""
     passes: int = 1
-    """How often each group is seen."""
+    """Number of passes over each group."""
     redraw: bool = False
-    """Another random response of the pool in every pass."""
+    """Whether every pass draws another random response from the pool."""
     scattered: bool = False
-    """The pairs of a prompt are groups of their own, shuffled over the run."""
+    """Whether each pair is a group of its own, shuffled over the run."""
     checkpoints: tuple[float, ...] = ()
-    """Where the distance to the truth is measured, in multiples of n pairs, rising; the last is the end."""
+    """Pairs at which the distance to the truth is measured, in multiples of n, rising. The last is the end."""
 
     @property
     def shares(self) -> bool:
-        """Whether the shared layout computes fewer tokens than the expanded one."""
+        """Return whether the shared layout computes fewer tokens than the expanded one."""
         return self.k > 1 and not self.scattered
 
     def pairs(self, n: int) -> int:
-        """Pairs of the whole run."""
+        """Return the number of pairs of the run."""
         return self.k * self.prompts * n * self.passes
 
 
@@ -51,17 +51,17 @@ ARMS = {
         Arm("k8_scattered", "K = 8, pairs shuffled across steps", 8, 1, scattered=True, checkpoints=(2, 4, 8)),
     )
 }
-"""All arms see 8n pairs in all. The first n prompts of a seed are the same in every arm."""
+"""Every arm sees 8n pairs in total. The first n prompts of a seed are the same in every arm."""
 
 
 def arm_groups(arm: Arm, pool: Sequence[dict[str, Any]], n: int, seed: int) -> list[dict[str, Any]]:
-    """The groups that an arm hands to the trainer, which still chooses K of each pool.
+    """Build an arm's groups for the trainer, which then chooses K of each pool.
 
     Args:
-        arm: of `ARMS`.
-        pool: groups of `POOL` responses, at least `arm.prompts` times `n` of them; the first are taken.
-        n: prompts of the arm with K = 8.
-        seed: of the shuffle, where pairs are scattered.
+        arm: an arm of `ARMS`.
+        pool: at least `arm.prompts` times `n` groups of `POOL` responses; the first groups are used.
+        n: number of prompts in the arm with K = 8.
+        seed: seed of the shuffle if pairs are scattered.
     """
     groups = list(pool[: arm.prompts * n])
     if not arm.scattered:
@@ -76,9 +76,9 @@ def arm_groups(arm: Arm, pool: Sequence[dict[str, Any]], n: int, seed: int) -> l
 
 
 def responses_drawn(arm: Arm, pairs: float, n: int) -> tuple[float, float]:
-    """How many prompts were used, and how many responses had to exist, once `pairs` were trained on.
+    """Return how many prompts were used and how many responses had to exist to train on `pairs`.
 
-    A redrawing arm takes from a pool of N per prompt, which exists before it begins.
+    An arm that redraws needs its pool of N responses per prompt before it starts.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""What the runs decided on afterwards say: whether the tuning was fair to K = 1, and whether its choices matter."""
+"""Analyse the runs that were added afterwards: was the tuning fair to K = 1, and do its choices matter?"""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from recipes.claim.train import Setting
 from recipes.claim.tuning import Tuned
 
 PLACES = (1, 2, 4, 8)
-"""Pairs, in multiples of n, at which small steps are shown."""
+"""Numbers of pairs, in multiples of n, at which small steps are shown."""
 
 
 def analyse_checks(
@@ -23,19 +23,20 @@ def analyse_checks(
     prices: dict[int, Price],
     n: int,
 ) -> dict[str, Any]:
-    """JSON-ready.
+    """Analyse the added runs.
 
     Args:
         tuning: runs on the tuning split.
         records: main runs.
-        checks: the runs decided on afterwards.
-        prices: by prompt length.
-        n: prompts of the arm with K = 8.
+        checks: the runs added afterwards.
+        prices: prices by prompt length.
+        n: number of prompts in the arm with K = 8.
 
     Returns:
-        `small_steps`, K = 1 at every setting tried; `long_prompts`, per arm and place the setting chosen at the tuning
-        length and the best one at the longest prompts, both measured there; `one_rate`, by prompt length the
-        comparisons at equal cost with the settings of `CALM`, and `single_pairs` those with K = 1 at `SINGLE`.
+        JSON-ready. `small_steps`: K = 1 at every setting tried. `long_prompts`: for each arm and place, the setting
+        chosen at the tuning length and the best one at the longest prompts, both measured at the longest prompts.
+        `one_rate`: by prompt length, the comparisons at equal cost with the settings of `CALM`. `single_pairs`: the
+        same with K = 1 at `SINGLE`.
     """
     apart = [record for record in checks if key_of(record).seed in TUNING_SEEDS]
     short = Tuned([*tuning, *(record for record in apart if key_of(record).length == TUNING_LENGTH)])
@@ -67,7 +68,7 @@ def _again(
     prices: dict[int, Price],
     n: int,
 ) -> dict[str, Any]:
-    """By prompt length, the comparisons with K = 1 on more prompts at these settings; lengths that ran only."""
+    """Compare with K = 1 on more prompts at these settings, for each prompt length that was run."""
     found = {}
     for length, price in sorted(prices.items()):
         curves = Curves(records, tuned, settings, length)

@@ -1,4 +1,4 @@
-"""The decision rule, fixed before the main runs: paired bootstrap intervals over seeds, and what they let us say."""
+"""The decision rule, fixed before the main runs: paired bootstrap intervals over seeds, and their verdicts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 SMALLEST = 0.05
-"""The smallest effect of interest: a KL that is 5 % lower."""
+"""Smallest effect of interest: a KL (distance to the truth) that is 5 % lower."""
 LEVEL = 0.95
 DRAWS = 10_000
 
@@ -16,7 +16,7 @@ Verdict = Literal["supported", "too small to matter", "harmful", "undecided"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its interval."""
+    """A value with its interval."""
 
     value: float
     low: float
@@ -26,11 +26,13 @@ class Estimate:
 def bootstrap(
     statistic: Callable[..., np.ndarray], *samples: Sequence[float] | np.ndarray, seed: int = 0, draws: int = DRAWS
 ) -> Estimate:
-    """A percentile bootstrap interval over seeds; all samples are resampled together, since seed i is the same in all.
+    """Compute a percentile bootstrap interval over seeds.
+
+    All samples are resampled together, because seed i is the same in all of them.
 
     Args:
-        statistic: of the samples' means: called with one array of means per sample, it works elementwise.
-        samples: one value per seed each, in the order of the seeds.
+        statistic: elementwise function of the samples' means, called with one array of means per sample.
+        samples: for each sample one value per seed, in the order of the seeds.
 
     Example:
 
@@ -46,17 +48,17 @@ def bootstrap(
 
 
 def relative_gain(one: np.ndarray, several: np.ndarray) -> np.ndarray:
-    """By how much of the KL of K = 1 the KL of several responses is lower."""
+    """Return the reduction of the KL with several responses, as a share of the KL with K = 1."""
     return 1 - several / one
 
 
 def affordable_share(one_at_cost: np.ndarray, one_at_prompts: np.ndarray, several: np.ndarray) -> np.ndarray:
-    """How much of the gain at equal prompts is left at equal cost."""
+    """Return the share of the gain at equal prompts that is left at equal cost."""
     return (one_at_cost - several) / (one_at_prompts - several)
 
 
 def decide(gain: Estimate, smallest: float = SMALLEST) -> Verdict:
-    """What a relative gain and its interval let us say.
+    """Return the verdict for a relative gain and its interval.
 
     Example:
 

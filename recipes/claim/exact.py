@@ -1,4 +1,4 @@
-"""The exact distance of a model to the truth on held-out prompts, computed with each prompt once."""
+"""Compute the exact distance of a model to the truth on held-out prompts, with each prompt computed once."""
 
 from collections.abc import Sequence
 
@@ -15,11 +15,11 @@ from mrt_plugin.loss.token_nll import TokenNLL
 from recipes.claim.world import MODES, RESPONSE, Prompt
 
 ROW_BATCH = 16
-"""Prompts in a forward."""
+"""Prompts per forward pass."""
 
 
 class ExactDistance:
-    """`mrt_plugin.demo.known_truth.truth_distance` for prompts of one length, several times as fast.
+    """A version of `mrt_plugin.demo.known_truth.truth_distance` for prompts of one length, several times as fast.
 
     Example:
 
@@ -40,7 +40,7 @@ class ExactDistance:
 
     @torch.no_grad()
     def __call__(self, model: PreTrainedModel) -> TruthDistance:
-        """The distance; the model is left as it was."""
+        """Return the distance. The model is unchanged afterwards."""
         backend, compute = TwoPartBackend(model.config), TokenNLL(model)
         training = model.training
         model.eval()
@@ -49,7 +49,7 @@ class ExactDistance:
             found = []
             for rows in self.batches:
                 nll = backend.token_nll(model, rows, compute.bound(model)).double()
-                # A segment is the last prompt token and the R tokens of a response.
+                # A segment consists of the last prompt token and the R tokens of a response.
                 segments = nll[:, -MODES * (RESPONSE + 1) :].reshape(len(nll), MODES, RESPONSE + 1)
                 found.append(-segments.sum(dim=2).numpy())
         finally:

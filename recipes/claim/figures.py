@@ -1,4 +1,4 @@
-"""The pictures of the page, from its numbers alone, told apart by marker and line rather than by colour."""
+"""Draw the figures of the page from its numbers. Series differ by marker and line, not by colour."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ LAYOUTS = {"shared_prefix": "shared prefix", "expanded": "expanded"}
 
 
 def cost_curves(found: dict[str, Any], layout: str) -> "Figure":
-    """KL against cost, a panel per prompt length; the cost of K = 1 on n prompts is 1."""
+    """Plot KL against cost, with one panel per prompt length. The cost of K = 1 on n prompts is 1."""
     lengths = list(found["lengths"])
     made, axes = figure(4.2 * len(lengths), 4.6, columns=len(lengths))
     for axis, length in zip(axes, lengths, strict=True):
@@ -48,13 +48,13 @@ def cost_curves(found: dict[str, Any], layout: str) -> "Figure":
 
 
 def _doubling(axis: Any) -> None:
-    """A logarithmic axis with plain numbers."""
+    """Make the axis logarithmic, with plain numbers."""
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter("{x:g}")
 
 
 def gain_by_budget(found: dict[str, Any]) -> "Figure":
-    """The relative gain over K = 1 with more prompts at equal cost, against the prompts with K responses."""
+    """Plot the relative gain over K = 1 with more prompts at equal cost, against the prompts with K responses."""
     lengths = list(found["lengths"])
     made, axes = figure(4.2 * len(lengths), 4.6, columns=len(lengths))
     for axis, length in zip(axes, lengths, strict=True):
@@ -85,7 +85,7 @@ def gain_by_budget(found: dict[str, Any]) -> "Figure":
 
 
 def grouping(found: list[dict[str, Any]]) -> "Figure":
-    """The variance of a step's gradient, grouped over scattered, measured against 1 + (K-1)·rho."""
+    """Plot the variance ratio of a step's gradient, grouped over scattered, as measured against 1 + (K-1)·rho."""
     made, (axis,) = figure(5, 4)
     for stage, marker in (("base model", "o"), ("trained", "s")):
         rows = [ratio for row in found if row["stage"] == stage for ratio in row["ratios"]]

@@ -1,8 +1,8 @@
-"""How far the gradients of a prompt's responses agree, and what that does to a step that is made of groups.
+"""Measure how similar the gradients of a prompt's responses are, and how this affects steps made of groups.
 
-The mean of n·K gradients, K of each prompt, has 1 + (K-1)·rho times the variance of the mean of n·K gradients of
-different prompts, with rho their intraclass correlation. Here rho is measured on one half of the prompts, and the
-variance of steps on the other, so that the formula can fail.
+Take the mean of n·K gradients, with K of each prompt. Its variance is 1 + (K-1)·rho times that of n·K gradients of
+different prompts, with rho the intraclass correlation of the gradients. rho is measured on one half of the prompts,
+and the variance of steps on the other half. So the measurement can contradict the formula.
 """
 
 from collections.abc import Sequence
@@ -24,15 +24,19 @@ from recipes.claim.tuning import Tuned
 from recipes.claim.world import RESPONSE, World, draw_pool
 
 STEP_PAIRS = 16
-"""Pairs of a step."""
+"""Pairs per step."""
 STEPS = 4000
-"""Steps drawn for each variance."""
+"""Number of steps drawn for each variance."""
 
 
 def pair_gradients(
     model: LlamaForCausalLM, groups: Sequence[dict[str, Any]], encoder: Encoder
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The gradient of the mean token NLL of each pair alone, [prompts, N, parameters], and that NLL, [prompts, N]."""
+    """Compute the gradient of each pair's mean token negative log-likelihood (NLL), and this NLL.
+
+    Returns:
+        Gradients [prompts, N, parameters] and NLL [prompts, N].
+    """
     parameters = list(model.parameters())
     gradients, losses = [], []
     for group in groups:
@@ -48,7 +52,7 @@ def pair_gradients(
 
 
 def intraclass_correlation(gradients: np.ndarray) -> float:
-    """rho of vectors: the variance between prompts over the total, both as traces, unbiased.
+    """Estimate rho of vectors: the variance between prompts divided by the total, with unbiased traces of both.
 
     Args:
         gradients: [prompts, N, parameters].
@@ -61,7 +65,7 @@ def intraclass_correlation(gradients: np.ndarray) -> float:
 
 
 def step_variance(gradients: np.ndarray, k: int, random: np.random.Generator, steps: int = STEPS) -> float:
-    """The variance (trace) of the mean gradient of steps of `STEP_PAIRS` pairs, K of each prompt drawn.
+    """Measure the variance (trace) of the mean gradient of steps of `STEP_PAIRS` pairs, with K pairs per prompt.
 
     Prompts are drawn with replacement, a prompt's responses without.
     """
@@ -73,17 +77,17 @@ def step_variance(gradients: np.ndarray, k: int, random: np.random.Generator, st
     np.add.at(
         weights, (np.arange(steps)[:, None], (chosen[:, :, None] * n + places).reshape(steps, -1)), 1 / STEP_PAIRS
     )
-    # |w G|² = w (G Gᵀ) wᵀ, with the gradients centred: no step's gradient is ever written down.
+    # |w G|² = w (G Gᵀ) wᵀ with centred gradients, so no step's gradient is computed explicitly.
     centred = flat - flat.mean(axis=0)
     products = centred @ centred.T
     return float(np.einsum("si,si->s", weights @ products, weights).mean())
 
 
 def compare(gradients: np.ndarray, ks: Sequence[int], seed: int) -> dict[str, Any]:
-    """rho from the first half of the prompts; the ratio it predicts, and the one that steps of the other half have.
+    """Estimate rho on the first half of the prompts, and compare its prediction with steps of the other half.
 
     Returns:
-        `rho`, and per K its `predicted` and `measured` ratio of variances, grouped over scattered.
+        `rho`, and for each K the `predicted` and `measured` ratio of variances, grouped over scattered.
     """
     half = len(gradients) // 2
     rho = intraclass_correlation(gradients[:half])
@@ -105,10 +109,10 @@ def compare(gradients: np.ndarray, ks: Sequence[int], seed: int) -> dict[str, An
 def measure_grouping(
     folder: Path, scale: Scale, *, length: int = 64, seeds: Sequence[int] = (0, 1, 2), prompts: int = 96
 ) -> list[dict[str, Any]]:
-    """Of some seeds, the base model and one trained on 8n pairs of different prompts; the prompts are held-out ones.
+    """Measure for some seeds the base model and one trained on 8n pairs of different prompts, on held-out prompts.
 
     Returns:
-        Per seed and model what `compare` returns, and `loss`: the components of the variance of a response's loss.
+        For each seed and model the result of `compare`, and `loss`: the variance components of a response's loss.
     """
     tuned = Tuned(read_records(folder / "tuning.jsonl"))
     rows = []

@@ -1,7 +1,7 @@
-"""The small transformer that every run starts from: one per seed, which knows the answers but not their chances.
+"""Build the base model of each seed: a small transformer that knows the answers, but not how likely they are.
 
-It has seen prompts of several lengths, each answered by any of its topic's six modes, all as often: so it knows which
-answers there are and writes them without a slip, but not how likely each is. Fine-tuning has to teach it that.
+It was trained on prompts of several lengths, answered equally often by each of their topic's six modes. So it writes
+correct answers, but does not know how likely each is. Fine-tuning has to teach it that.
 """
 
 from pathlib import Path
@@ -17,25 +17,25 @@ from mrt_plugin.models.tiny_model import pretrain
 from recipes.claim.world import MODES, WORDS, World
 
 LENGTHS = (16, 32, 64)
-"""Prompt lengths of the base model's own training."""
+"""Prompt lengths in the training of the base model."""
 LONGEST = 2048
-"""Positions."""
+"""Number of positions of the model."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word."""
+    """Build a tokenizer with one token per word."""
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
 
 
 def build_encoder() -> Encoder:
-    """The encoding that all runs use."""
+    """Build the encoder that all runs use."""
     return Encoder(build_tokenizer(), prompt_format="plain")
 
 
 def random_model(seed: int, *, layers: int = 1, hidden: int = 32) -> LlamaForCausalLM:
-    """A randomly initialised Llama, small enough to be trained hundreds of times."""
+    """Build a randomly initialised Llama, small enough to be trained hundreds of times."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(
@@ -56,13 +56,13 @@ def random_model(seed: int, *, layers: int = 1, hidden: int = 32) -> LlamaForCau
 
 
 def base_model(seed: int, folder: Path, *, steps: int = 400, pairs: int = 32) -> LlamaForCausalLM:
-    """The base model of a seed: read from `folder`, or trained and left there.
+    """Load the base model of a seed from `folder`, or train it and save it there.
 
     Args:
-        seed: of the weights and of what it is trained on.
-        folder: where base models are kept.
-        steps: of its training.
-        pairs: per step.
+        seed: seed of the weights and of the training data.
+        folder: folder of the base models.
+        steps: training steps.
+        pairs: pairs per step.
     """
     path = folder / f"base-{seed}.pt"
     model = random_model(seed)
@@ -77,7 +77,7 @@ def base_model(seed: int, folder: Path, *, steps: int = 400, pairs: int = 32) ->
 
 
 class Chatter:
-    """What the base model learns from: prompts of another world, answered by any mode of their topic."""
+    """Training data of the base model: prompts of another world, answered by any mode of their topic."""
 
     def __init__(self, seed: int, pairs: int) -> None:
         self.random = np.random.default_rng([seed, 2])

@@ -1,4 +1,4 @@
-"""What is paid beside the fit: choosing K of a pool, and the proof that the shared layout is exact. Measured."""
+"""Measure the costs besides training: choosing K of a pool, and the proof that the shared layout is exact."""
 
 import time
 from statistics import median
@@ -17,18 +17,18 @@ from mrt_plugin.selection.run import run_selection
 from recipes.claim.world import POOL, RESPONSE, World, draw_pool
 
 TURNS = 3
-"""Turns of each measurement; the median counts."""
+"""Repetitions of each measurement; the median is used."""
 
 
 def proof_seconds(length: int) -> float:
-    """One proof, of a group of 8 with a prompt of `length` tokens."""
+    """Measure one proof in seconds, for a group of 8 with a prompt of `length` tokens."""
     random = torch.Generator().manual_seed(0)
     prompt = torch.randint(3, 1000, (length,), generator=random).tolist()
     answers = torch.randint(3, 1000, (POOL, RESPONSE), generator=random).tolist()
     row = build_group_row([Pair(prompt + answer, [False] * length + [True] * RESPONSE) for answer in answers])
     seconds = []
     for _ in range(TURNS):
-        model = random_llama()  # the model that the fit is priced on
+        model = random_llama()  # the model on which training is priced
         backend = resolve_backend("auto", model.config, device_type="cpu", gradient_checkpointing=False)
         backend.prepare_model(model)
         seconds.append(prove(model, backend, row, compute=TokenNLL(model).bound(model)).seconds)
@@ -36,7 +36,7 @@ def proof_seconds(length: int) -> float:
 
 
 def selection_seconds(length: int, prompts: int = 512) -> float:
-    """`random_k` with K = 4 of a pool of 8, per prompt."""
+    """Measure `random_k` with K = 4 of a pool of 8, in seconds per prompt."""
     world = World(0)
     groups = load_groups(Dataset.from_list(draw_pool(world, world.prompts(prompts, length=length, stream=0))))
     seconds = []
@@ -48,5 +48,5 @@ def selection_seconds(length: int, prompts: int = 512) -> float:
 
 
 def measure(length: int) -> dict[str, Any]:
-    """Both, in seconds."""
+    """Measure both, in seconds."""
     return {"selection": selection_seconds(length), "proof": proof_seconds(length)}

@@ -1,4 +1,4 @@
-"""What ten seeds can show: runs pooled over the prompt lengths, and the rule applied to drawn experiments."""
+"""Estimate what ten seeds can show, from runs pooled over prompt lengths and from simulated experiments."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 REPETITIONS = 4000
 DRAWS = 1000
-"""Bootstrap draws within a repetition."""
+"""Bootstrap draws per repetition."""
 
 
 def pooled_gain(curves: Sequence["Curves"], price: Price, several: str, n: int) -> dict[str, float] | None:
-    """The gain over K = 1 at equal cost in the shared layout, each seed's KL averaged over all prompt lengths.
+    """Compute the gain over K = 1 at equal cost in the shared layout, with each seed's KL averaged over all lengths.
 
-    What a prompt says does not depend on its length, so that only the price should. Only seeds that are complete at
-    every length are used. None where the runs of K = 1 were not long enough.
+    A prompt's content does not depend on its length, so only the price should. Only seeds that are complete at every
+    length are used. Returns None if the runs of K = 1 were not long enough.
 
     Args:
         curves: `Curves` of every prompt length.
-        price: of the length that is paid for.
-        several: the arm with several responses.
-        n: prompts of the arm with K = 8.
+        price: price of the length that is paid for.
+        several: name of the arm with several responses.
+        n: number of prompts in the arm with K = 8.
     """
     arm, one = ARMS[several], ARMS["k1"]
     pairs = price.pairs_for(one, price.cost(arm, arm.k * n, n, "shared_prefix"), n, "shared_prefix")
@@ -47,17 +47,17 @@ def pooled_gain(curves: Sequence["Curves"], price: Price, several: str, n: int) 
 def rule_power(
     one: np.ndarray, several: np.ndarray, *, gain: float = SMALLEST, repetitions: int = REPETITIONS, seed: int = 0
 ) -> dict[str, float]:
-    """How often the rule supports a true gain, and how often the percentile interval holds it.
+    """Estimate how often the rule supports a true gain, and how often the percentile interval contains it.
 
-    Experiments of as many seeds are drawn from a normal distribution with the measured covariance of the two KL,
-    and the mean KL of several responses moved to where the gain is the true one.
+    Experiments with the same number of seeds are drawn from a normal distribution with the measured covariance of the
+    two KL. The mean KL of several responses is shifted to give the true gain.
 
     Args:
         one: [seeds] KL of K = 1 at equal cost.
         several: [seeds] KL of several responses.
-        gain: the true one.
-        repetitions: experiments drawn.
-        seed: of the draws.
+        gain: the true gain.
+        repetitions: number of simulated experiments.
+        seed: seed of the draws.
     """
     random = np.random.default_rng(seed)
     means = [one.mean(), (1 - gain) * one.mean()]

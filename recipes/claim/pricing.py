@@ -1,7 +1,8 @@
-"""What a point of a curve costs, in either layout: the fit, the selection, the proof, and where asked the sampling.
+"""Price a point of a curve in either layout: training, selection, proof and, on request, sampling.
 
-A prompt with K responses costs C_p + K·C_r where the prompt is computed once and K·(C_p + C_r) where it is copied.
-C_p and C_r are fitted to what `mrt bench` measured, so that one training run can be priced under both layouts.
+A prompt costs C_p and a response C_r. A prompt with K responses costs C_p + K·C_r if the prompt is computed once, and
+K·(C_p + C_r) if it is copied. C_p and C_r are fitted to measurements of `mrt bench`, so that one training run can be
+priced in both layouts.
 """
 
 from dataclasses import dataclass
@@ -15,24 +16,24 @@ from recipes.claim.world import RESPONSE
 Layout = Literal["shared_prefix", "expanded"]
 
 PROOF_OVER = 10_000
-"""Prompts that one proof is spread over: the runs here are toys, and a proof takes as long for a real one."""
+"""Number of prompts that share the cost of one proof. Runs here are small, and one proof costs a large run no more."""
 
 
 @dataclass(frozen=True)
 class Price:
-    """The prices at one prompt length, all in one unit."""
+    """Prices at one prompt length, all in one unit."""
 
     prompt: float
     """C_p, forward and backward."""
     response: float
     """C_r, forward and backward."""
     selection: float = 0.0
-    """Choosing K of a pool, per prompt."""
+    """Cost of choosing K of a pool, per prompt."""
     proof: float = 0.0
-    """The proof that the shared layout is exact, once per run."""
+    """Cost of the proof that the shared layout is exact, once per run."""
 
     def fit(self, arm: Arm, pairs: float, layout: Layout) -> float:
-        """Training on so many pairs."""
+        """Return the cost of training on `pairs`."""
         if layout == "shared_prefix" and arm.shares:
             return pairs / arm.k * (self.prompt + arm.k * self.response)
         return pairs * (self.prompt + self.response)
@@ -47,20 +48,20 @@ class Price:
         sampled: bool = False,
         proof_over: float | None = PROOF_OVER,
     ) -> float:
-        """Everything that is charged for an arm that stops after so many pairs.
+        """Return the total cost of an arm that stops after `pairs`.
 
         Args:
             arm: the arm.
-            pairs: it was trained on.
-            n: prompts of the arm with K = 8.
+            pairs: number of pairs it was trained on.
+            n: number of prompts in the arm with K = 8.
             layout: `shared_prefix` or `expanded`.
-            sampled: charge for drawing the responses too: a forward, a third of forward and backward, of each prompt
-                once and of each response that had to exist.
-            proof_over: prompts that one proof is spread over; None charges it whole.
+            sampled: also charge for drawing the responses: one forward pass for each prompt and for each response that
+                had to exist, priced at a third of forward and backward.
+            proof_over: number of prompts that share the cost of one proof; None charges the full proof.
         """
         prompts, responses = responses_drawn(arm, pairs, n)
         total = self.fit(arm, pairs, layout)
-        # A redrawing arm selects again in every pass.
+        # An arm that redraws selects again in every pass.
         total += self.selection * (pairs if arm.redraw else prompts)
         if layout == "shared_prefix" and arm.shares:
             total += self.proof if proof_over is None else self.proof * prompts / proof_over
@@ -69,7 +70,7 @@ class Price:
         return total
 
     def pairs_for(self, arm: Arm, budget: float, n: int, layout: Layout, **charged: Any) -> float:
-        """The pairs that a budget pays for, by bisection; infinite if it pays for more than a thousand runs."""
+        """Return the pairs that a budget pays for, by bisection; infinite if it pays for more than a thousand runs."""
         low, high = 0.0, 1000.0 * arm.pairs(n)
         if self.cost(arm, high, n, layout, **charged) < budget:
             return float("inf")
@@ -80,7 +81,7 @@ class Price:
 
 
 def token_price(length: int) -> Price:
-    """Tokens of a forward, as the shared layout has them: P - 1 of a prompt, R + 1 of a response.
+    """Return prices in tokens per forward pass in the shared layout: P - 1 for a prompt, R + 1 for a response.
 
     Example:
 
@@ -92,19 +93,19 @@ def token_price(length: int) -> Price:
 
 @dataclass(frozen=True)
 class BenchFit:
-    """What a step of `mrt bench` takes: so much per token, and so much per query and key that meet in attention."""
+    """Fitted time of a step of `mrt bench`: seconds per token, and per query-key pair (meeting) in attention."""
 
     token: float
-    """Seconds, forward and backward."""
+    """Seconds per token, forward and backward."""
     meeting: float
-    """Seconds, in all layers."""
+    """Seconds per query-key pair, in all layers."""
     worst: float
-    """The largest relative error of the fit."""
+    """Largest relative error of the fit."""
     measured: list[dict[str, Any]]
     """`shape` (P, R, K), `arm`, and `seconds` per prompt with its K responses."""
 
     def price(self, length: int, *, selection: float = 0.0, proof: float = 0.0) -> Price:
-        """C_p and C_r at a prompt length, with the costs beside the fit."""
+        """Return C_p and C_r at a prompt length, with the costs of selection and proof."""
         one, two = _work(length, RESPONSE, 1), _work(length, RESPONSE, 2)
         first, second = (self.token * tokens + self.meeting * meetings for tokens, meetings in (one, two))
         response = second - first
@@ -112,13 +113,14 @@ class BenchFit:
 
 
 def fit_bench(bench: dict[str, Any]) -> BenchFit:
-    """Fit tokens and meetings to the arms of ours in `mrt bench --json`, both layouts, by least relative squares.
+    """Fit the seconds per token and per query-key pair to our arms in `mrt bench --json`.
 
-    A prompt's first P - 1 tokens meet each other causally, and a segment of R + 1 meets them and itself; what is
-    copied is K pairs of one segment each. One fit over all shapes leaves less to the clock than a line through two K.
+    The fit minimises relative squared errors over both layouts. A prompt's first P - 1 tokens attend to each other
+    causally. A segment of R + 1 tokens attends to them and to itself. The expanded layout has K copies with one
+    segment each. One fit over all shapes is less sensitive to timing noise than a line through two K.
 
     Raises:
-        ValueError: for lengths that were drawn (`--mixed`), and with fewer than three measurements.
+        ValueError: for random lengths (`--mixed`), or with fewer than three measurements.
     """
     if bench["settings"]["mixed"]:
         raise ValueError("A benchmark of mixed lengths has no one P: run mrt bench without --mixed.")
@@ -140,6 +142,6 @@ def fit_bench(bench: dict[str, Any]) -> BenchFit:
 
 
 def _work(length: int, response: int, k: int) -> np.ndarray:
-    """Tokens, and queries that meet keys, of a prompt with K responses in the shared layout."""
+    """Count the tokens and query-key pairs of a prompt with K responses in the shared layout."""
     prompt, segment = length - 1, response + 1
     return np.array([prompt + k * segment, prompt**2 / 2 + k * (segment * prompt + segment**2 / 2)])

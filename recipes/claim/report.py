@@ -1,4 +1,4 @@
-"""The page's results: tables in Markdown from the numbers of `analysis`, between two marks of docs/results.md."""
+"""Write the results as Markdown tables from the numbers of `analysis`, between two marks of docs/results.md."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ Row = Sequence[str]
 
 
 def write_report(found: Mapping[str, Any], folder: Path) -> None:
-    """Write `summary.json`, with every number of tables and pictures to 6 digits, and the pictures."""
+    """Write `summary.json`, with every number of the tables and figures to 6 digits, and the figures."""
     folder.mkdir(parents=True, exist_ok=True)
     digits = json.loads(json.dumps(found, allow_nan=False), parse_float=lambda text: float(f"{float(text):.6g}"))
     (folder / "summary.json").write_text(json.dumps(digits) + "\n", encoding="utf-8")
@@ -28,7 +28,7 @@ def write_report(found: Mapping[str, Any], folder: Path) -> None:
 
 
 def put_into(page: Path, text: str) -> None:
-    """Replace what is between the marks of a page.
+    """Replace the text between the marks of a page.
 
     Raises:
         ValueError: if the marks are not there.
@@ -43,7 +43,7 @@ def put_into(page: Path, text: str) -> None:
 
 
 def results_text(found: Mapping[str, Any]) -> str:
-    """The whole of it."""
+    """Return the complete results text."""
     parts = [
         _answer(found),
         "### What was bought\n",
@@ -77,13 +77,13 @@ def results_text(found: Mapping[str, Any]) -> str:
 
 
 def table(columns: Row, rows: Sequence[Row]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def percent(estimate: Mapping[str, float], digits: int = 0) -> str:
-    """A share with its interval.
+    """Format a share with its interval.
 
     Example:
 
@@ -95,7 +95,7 @@ def percent(estimate: Mapping[str, float], digits: int = 0) -> str:
 
 
 def nats(estimate: Mapping[str, float]) -> str:
-    """A KL with its interval."""
+    """Format a KL with its interval."""
     return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
 
 
@@ -220,7 +220,7 @@ def _costs(found: Mapping[str, Any]) -> str:
 
 
 def _power(found: Mapping[str, Any]) -> str:
-    """The gains with all lengths pooled, and what the rule finds in drawn experiments with a known gain."""
+    """Report the gains pooled over all lengths, and the rule's results in simulated experiments with a known gain."""
     rows = []
     for length, values in found["lengths"].items():
         pooled = [values["pooled"][f"k{k}"] for k in KS]
@@ -237,12 +237,12 @@ def _power(found: Mapping[str, Any]) -> str:
 
 
 def _share(values: Mapping[str, Any], row: Mapping[str, Any]) -> str:
-    """The affordable share, where there is a gain at equal prompts to have a share of."""
+    """Format the affordable share, if there is a gain at equal prompts."""
     return percent(row["share"]) if values["gain_equal_prompts"][f"k{row['k']}"]["low"] > 0 else "-"
 
 
 def _short(lengths: Mapping[str, Any], kind: str) -> str:
-    """Both layouts side by side, against K = 1 with more prompts."""
+    """Compare both layouts with K = 1 on more prompts, side by side."""
     rows = []
     for length, values in lengths.items():
         for k in KS:

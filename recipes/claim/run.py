@@ -1,4 +1,4 @@
-"""Many runs, one after the other, seeds outermost: what a cut leaves is whole seeds, with all arms."""
+"""Run many runs in sequence, seed by seed, so that a stopped sequence has complete seeds with all arms."""
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -12,14 +12,14 @@ LENGTHS = (64, 256, 1024)
 SEEDS = tuple(range(10))
 TUNING_LENGTH = 64
 TUNING_SEEDS = (1000, 1001)
-"""Other worlds, other data, other base models than those of the main runs."""
+"""Seeds of the tuning split, with other worlds, data and base models than the main runs."""
 RATES = (1e-3, 3e-3, 1e-2)
 STEP_PAIRS = {1: (4, 16), 2: (4, 16), 4: (4, 16), 8: (8, 16)}
-"""Pairs per step to try, by K: the fewest that hold a group, and more."""
+"""Pairs per step to try, by K: a small number that holds at least one group, and a larger one."""
 
 
 def tuning_keys(seeds: Sequence[int] = TUNING_SEEDS) -> list[RunKey]:
-    """Every arm at every setting, on the tuning split."""
+    """Return the runs of every arm at every setting, on the tuning split."""
     return [
         RunKey(TUNING_LENGTH, name, seed, Setting(rate, pairs))
         for seed in seeds
@@ -30,16 +30,16 @@ def tuning_keys(seeds: Sequence[int] = TUNING_SEEDS) -> list[RunKey]:
 
 
 CALM = {name: Setting(1e-3, 8 if arm.k == 8 else 4) for name, arm in ARMS.items() if name != "k1_epochs"}
-"""One learning rate for all arms, with the fewest pairs per step: a check made after the main runs."""
+"""One learning rate for all arms, with the fewest pairs per step tuned. This check was added after the main runs."""
 SINGLE = Setting(1e-3, 1)
-"""What a check found to be better for K = 1 on few prompts than the settings that were tuned: one pair per step."""
+"""One pair per step. A check found it better for K = 1 on few prompts than the tuned settings."""
 
 
 def check_keys(lengths: Sequence[int] = LENGTHS, seeds: Sequence[int] = SEEDS) -> list[RunKey]:
-    """Runs that were decided on after the first main runs were seen.
+    """Return the runs that were added after the first main runs were seen.
 
-    Fewer pairs per step for K = 1 and the tuning of two arms at the longest prompts, both on the tuning split; and on
-    the main seeds what `CALM` needs beside the main runs, and K = 1 at `SINGLE`.
+    On the tuning split: fewer pairs per step for K = 1, and the tuning of two arms at the longest prompts. On the main
+    seeds: the runs that `CALM` needs in addition to the main runs, and K = 1 at `SINGLE`.
     """
     long = max(lengths)
     small = [Setting(rate, pairs) for pairs in (1, 2) for rate in (3e-4, 1e-3, 3e-3)]
@@ -60,7 +60,7 @@ def check_keys(lengths: Sequence[int] = LENGTHS, seeds: Sequence[int] = SEEDS) -
 def main_keys(
     chosen: Mapping[str, Sequence[Setting]], lengths: Sequence[int] = LENGTHS, seeds: Sequence[int] = SEEDS
 ) -> list[RunKey]:
-    """Every seed, every length, every arm, at the settings that tuning chose for it."""
+    """Return the runs of every seed, length and arm, at the settings chosen by tuning."""
     return [
         RunKey(length, name, seed, setting)
         for seed in seeds
@@ -79,18 +79,18 @@ def run_all(
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     stop_at: float | None = None,
 ) -> int:
-    """Run what is not in the file yet, and add a line after each run.
+    """Run the runs that are not in the file yet, and add a line after each run.
 
     Args:
-        keys: of the runs, in their order.
+        keys: keys of the runs, in order.
         path: the JSONL file.
-        scale: how large the runs are.
-        besides: runs that another file has.
-        progress: called with a run's name, the runs done and their number.
-        stop_at: a time (`time.time()`) after which no run is begun.
+        scale: size of the runs.
+        besides: runs that another file already has.
+        progress: called with a run's name, the runs done and the total number of runs.
+        stop_at: time (`time.time()`) after which no run is started.
 
     Returns:
-        How many of the runs are still missing.
+        The number of missing runs.
     """
     keys = list(keys)
     records = read_records(path)

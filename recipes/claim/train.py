@@ -1,4 +1,4 @@
-"""One run: an arm trained by this package's trainer, with its exact distance to the truth along the way."""
+"""Train one arm with this package's trainer, and measure its exact distance to the truth at checkpoints."""
 
 import tempfile
 import time
@@ -23,19 +23,19 @@ from recipes.claim.world import POOL, RESPONSE, World, draw_pool
 
 @dataclass(frozen=True)
 class Scale:
-    """How large every run is."""
+    """Size of every run."""
 
     n: int = 64
-    """Prompts of the arm with K = 8; every arm sees 8n pairs."""
+    """Number of prompts in the arm with K = 8. Every arm sees 8n pairs."""
     held_out: int = 32
-    """Prompts on which the distance is measured, of subjects that no arm trains on."""
+    """Number of prompts on which the distance is measured. No arm trains on their subjects."""
     base_steps: int = 400
-    """Steps of the base model's own training."""
+    """Training steps of the base model."""
 
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """What is tuned."""
+    """Hyperparameters that are tuned."""
 
     learning_rate: float
     pairs_per_step: int
@@ -43,17 +43,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class RunKey:
-    """Which run."""
+    """Identity of a run."""
 
     length: int
-    """P"""
+    """P, the prompt length in tokens."""
     arm: str
     seed: int
     setting: Setting
 
 
 class Curve(TrainerCallback):
-    """Measures at the checkpoints of an arm, between two steps."""
+    """Callback that measures the distance at the checkpoints of an arm, between two steps."""
 
     def __init__(self, measure: ExactDistance, pairs_per_step: int, checkpoints: list[int]) -> None:
         self.measure, self.pairs_per_step, self.checkpoints = measure, pairs_per_step, checkpoints
@@ -70,13 +70,13 @@ class Curve(TrainerCallback):
 
 
 def point(pairs: int, distance: TruthDistance) -> dict[str, float]:
-    """A point of a curve, rounded to what is worth keeping."""
+    """Build a point of a curve, with rounded values."""
     return {"pairs": pairs, **{name: round(getattr(distance, name), 5) for name in ("kl", "coverage", "elsewhere")}}
 
 
 @lru_cache(maxsize=1)
 def _world(seed: int, length: int, scale: Scale) -> tuple[list[dict[str, Any]], ExactDistance]:
-    """A seed's pool and its held-out measure; kept for the arms that come next."""
+    """Build a seed's pool and held-out measure, and cache them for the following arms."""
     world = World(seed)
     most = max(arm.prompts for arm in ARMS.values())
     pool = draw_pool(world, world.prompts(most * scale.n, length=length, stream=0))
@@ -89,17 +89,17 @@ def train_run(
     """Train one arm from one seed, and measure at the arm's checkpoints.
 
     Args:
-        key: which run.
-        scale: how large.
+        key: the run.
+        scale: size of the run.
         bases: folder of the base models.
-        layout: of the trainer; a run's numbers do not depend on it.
+        layout: layout of the trainer. A run's numbers do not depend on it.
 
     Returns:
-        The record: the key's values, `curve` (a point per checkpoint, the first at 0 pairs) and the seconds of
-        `preparing`, `training` and `measuring`. And the trained model.
+        The record and the trained model. The record has the key's values, `curve` (a point per checkpoint, the first
+        at 0 pairs) and the seconds of `preparing`, `training` and `measuring`.
 
     Raises:
-        ValueError: if a checkpoint is no whole number of steps.
+        ValueError: if a checkpoint is not a whole number of steps.
     """
     arm, setting = ARMS[key.arm], key.setting
     checkpoints = [round(place * scale.n) for place in arm.checkpoints]
@@ -137,7 +137,7 @@ def train_run(
 
 
 def _config(key: RunKey, arm: Arm, layout: Layout, folder: str) -> MultiResponseSFTConfig:
-    ordered = arm.passes == 1  # prompts and pairs come in random order already, the same for all arms
+    ordered = arm.passes == 1  # prompts and pairs are already in random order, the same for all arms
     grouped = arm.k if not arm.scattered else 1
     return MultiResponseSFTConfig(
         output_dir=folder,
@@ -145,7 +145,7 @@ def _config(key: RunKey, arm: Arm, layout: Layout, folder: str) -> MultiResponse
         k=grouped,
         redraw="epoch" if arm.redraw else "never",
         layout=layout if arm.shares else "expanded",
-        prefix_check=False,  # proved once by the tests, on this very model
+        prefix_check=False,  # proved by the tests on the same model
         row_packing=False,
         prompt_format="plain",
         per_device_train_batch_size=key.setting.pairs_per_step // grouped,

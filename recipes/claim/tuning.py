@@ -1,4 +1,4 @@
-"""From the runs on the tuning split to the settings of the main runs."""
+"""Choose the settings of the main runs from the runs on the tuning split."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from recipes.claim.train import Setting
 
 
 def kl_at(curve: Sequence[dict[str, float]], pairs: float) -> float:
-    """KL after so many pairs, interpolated in the logarithm of the pairs between two checkpoints.
+    """Return the KL after `pairs`, interpolated in the logarithm of the pairs between two checkpoints.
 
     Raises:
-        ValueError: outside the checkpoints.
+        ValueError: if `pairs` is outside the checkpoints.
 
     Example:
 
@@ -29,7 +29,7 @@ def kl_at(curve: Sequence[dict[str, float]], pairs: float) -> float:
 
 
 class Tuned:
-    """Which setting is best for an arm at a number of pairs: the lowest mean KL over the tuning seeds."""
+    """Best setting of each arm at a number of pairs: the one with the lowest mean KL over the tuning seeds."""
 
     def __init__(self, records: Iterable[dict[str, Any]]) -> None:
         self.curves: dict[str, dict[Setting, list[list[dict[str, float]]]]] = {}
@@ -38,18 +38,18 @@ class Tuned:
             self.curves.setdefault(key.arm, {}).setdefault(key.setting, []).append(record["curve"])
 
     def mean_kl(self, arm: str, setting: Setting, pairs: float) -> float:
-        """Over the tuning seeds."""
+        """Return the mean KL over the tuning seeds."""
         return float(np.mean([kl_at(curve, pairs) for curve in self.curves[arm][setting]]))
 
     def best(self, arm: str, pairs: float, among: Iterable[Setting] | None = None) -> Setting:
-        """The best of all settings tried, or of `among`."""
+        """Return the best of all settings tried, or of `among`."""
         settings = self.curves[arm] if among is None else among
         return min(settings, key=lambda setting: (self.mean_kl(arm, setting, pairs), setting))
 
     def chosen(self, n: int) -> dict[str, list[Setting]]:
-        """The settings that the main runs use: each arm's best where its reports begin and where they end.
+        """Return the settings of the main runs: each arm's best at the start and at the end of its reports.
 
-        Reports begin where the arm has seen n prompts once, and end at 8n pairs.
+        Reports start when the arm has seen n prompts once, and end at 8n pairs.
         """
         return {
             name: sorted({self.best(name, arm.k * n), self.best(name, arm.pairs(n))})

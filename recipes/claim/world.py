@@ -1,9 +1,9 @@
-"""A generated world: every prompt has six right answers of known probability, and is as long as asked.
+"""A generated world: every prompt has a chosen length and six right answers of known probability.
 
-A prompt is P tokens: mentions of its topic and of three attributes, all equally often, and as many filler words, in
-random order. An answer is R tokens: a word that names its mode, then one of three fixed endings. The topic says which
-six modes are right; how likely each is depends on the topic's own taste and on how the attributes pull. What P tokens
-say does not depend on P, so the lengths differ in what a prompt costs and in nothing else.
+A prompt has P tokens in random order. They mention its topic and three attributes, all equally often, with as many
+filler words. An answer has R tokens: a word that names its mode, then one of three fixed endings. The topic determines
+which six modes are right. Topic and attributes determine how likely each mode is. The content of a prompt does not
+depend on P, so prompts of different lengths differ only in cost.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from mrt_plugin.groups.keys import digest
 
 TOPICS, ATTRIBUTES, VALUES, MODES, ENDINGS, FILLERS = 6, 3, 8, 6, 3, 16
 RESPONSE = 64
-"""R, tokens of a response with its end token."""
+"""R, tokens of a response including its end token."""
 POOL = 8
-"""N, draws per prompt."""
+"""N, responses drawn per prompt."""
 LATENT = 3
-"""Numbers that describe an attribute's pull, and a mode's answer to it."""
+"""Dimension of the latent vectors of attributes and modes. Their product gives an attribute's effect on a mode."""
 
 WORDS = [
     *("<pad>", "<eos>", ":"),
@@ -30,25 +30,25 @@ WORDS = [
     *(f"m{topic}.{mode}" for topic in range(TOPICS) for mode in range(MODES)),
     *(f"e{ending}.{step}" for ending in range(ENDINGS) for step in range(RESPONSE - 2)),
 ]
-"""The vocabulary, a token each."""
+"""The vocabulary, with one token per word."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a prompt is about: the whole truth about its answers follows from it."""
+    """Subject of a prompt. It determines the true distribution of answers."""
 
     topic: int
     values: tuple[int, ...]
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The four words that a prompt about it mentions."""
+        """Return the four words that a prompt about this subject mentions."""
         return (f"t{self.topic}", *(f"{'abc'[kind]}{value}" for kind, value in enumerate(self.values)))
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with its right answers; a `mrt_plugin.demo.known_truth.KnownTruth`."""
+    """A prompt with its right answers. It is a `mrt_plugin.demo.known_truth.KnownTruth`."""
 
     id: str
     prompt: str
@@ -57,7 +57,7 @@ class Prompt:
 
 
 class World:
-    """Which answers are right, and how likely, for every subject: all drawn from `seed`.
+    """The right answers and their probabilities for every subject, all drawn from `seed`.
 
     Example:
 
@@ -74,24 +74,27 @@ class World:
         self.pull = random.standard_normal((ATTRIBUTES, VALUES, LATENT))
         self.answer = random.standard_normal((TOPICS, MODES, LATENT))
         subjects = [(topic, value) for topic in range(TOPICS) for value in range(VALUES**ATTRIBUTES)]
-        # Streams are cut from one shuffled list, so that no subject is in two of them.
+        # Streams are slices of one shuffled list, so no subject is in two streams.
         self._order = [subjects[place] for place in random.permutation(len(subjects))]
 
     def probabilities(self, subject: Subject) -> np.ndarray:
-        """[MODES]; the logits have a standard deviation of 1 from the topic and of 1 from the attributes."""
+        """Return the probabilities, [MODES].
+
+        The logits have a standard deviation of 1 from the topic and of 1 from the attributes.
+        """
         pull = sum(self.pull[kind, value] for kind, value in enumerate(subject.values))
         logits = self.taste[subject.topic] + self.answer[subject.topic] @ pull / np.sqrt(ATTRIBUTES * LATENT)
         weights = np.exp(logits - logits.max())
         return weights / weights.sum()
 
     def prompts(self, count: int, *, length: int, stream: int) -> list[Prompt]:
-        """Prompts of `length` tokens about different subjects. The first n of a longer list are the list of n.
+        """Build prompts of `length` tokens about different subjects. The first n of a longer list equal the list of n.
 
         Args:
             stream: 0 or 1; two streams share no subject.
 
         Raises:
-            ValueError: if there are not so many subjects.
+            ValueError: if there are too few subjects.
         """
         half = len(self._order) // 2
         if count > half:
@@ -115,7 +118,7 @@ class World:
 
 
 def answer_text(topic: int, mode: int) -> str:
-    """The R - 1 words of an answer; the end token follows.
+    """Return the R - 1 words of an answer; the end token follows.
 
     Example:
 
@@ -126,7 +129,7 @@ def answer_text(topic: int, mode: int) -> str:
 
 
 def draw_pool(world: World, prompts: Sequence[Prompt], n: int = POOL) -> list[dict[str, Any]]:
-    """One group per prompt: `n` answers drawn independently from the truth, repeats included."""
+    """Build one group per prompt, with `n` answers drawn independently from the truth, including repeats."""
     groups = []
     for item in prompts:
         random = np.random.default_rng(list(digest(b"claim pool", str(world.seed).encode(), item.id.encode())))

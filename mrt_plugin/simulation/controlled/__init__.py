@@ -1,1 +1,1 @@
-"""The seven controlled experiments of "Escaping the Mode Lottery" (arXiv 2606.00544), written anew."""
+"""Reimplementation of the seven controlled experiments of "Escaping the Mode Lottery" (arXiv 2606.00544)."""

@@ -1,6 +1,6 @@
 """Experiment 6: do similar answers have similar gradients? And how many different answers does each selector keep?
 
-50 prompts, 16 answers each, at an untrained mixture density network.
+It uses 50 prompts with 16 answers each, and an untrained mixture density network.
 """
 
 from typing import Any
@@ -15,12 +15,15 @@ from mrt_plugin.simulation.controlled.strategies import SELECTORS, choose, close
 KS = (2, 4, 8)
 PROMPTS, POOL = 50, 16
 PAPER_SEED = 42
-"""The PyTorch seed of the paper's network."""
+"""PyTorch seed of the paper's network."""
 BINS = 15
 
 
 def experiment(seed: int = 0) -> dict[str, Any]:
-    """The correlation over pairs of answers, gradient cosines inside and across modes, and k_eff by selector."""
+    """Compute the correlation over pairs of answers, gradient cosines within and across modes, and k_eff by selector.
+
+    k_eff estimates how many different answers the K kept are worth.
+    """
     random = np.random.default_rng([seed, 6])
     prompts = world.draw_prompts(PROMPTS, random)
     responses, modes = world.draw_responses(prompts, POOL, random)

@@ -1,8 +1,9 @@
-"""Experiment 2: one budget, spent on more prompts or on more responses (C_p = 4, C_r = 1, B = 400).
+"""Experiment 2: spend one budget B on more prompts or on more responses.
 
-k* minimises the variance of the loss estimate at one fixed network. What one wants is a low NLL of a trained network,
-which is another question. Both are measured, the second as in the paper (after 400 steps, where every network has
-overfitted) and at each network's best step.
+A prompt costs C_p = 4, a response C_r = 1, and the budget is B = 400. k* responses per prompt minimise the variance of
+the loss estimate at one fixed network. The goal is a low negative log-likelihood (NLL) of a trained network, which is
+a different question. The experiment measures both. The NLL is measured at each network's best step and, as in the
+paper, after 400 steps, where every network has overfitted.
 """
 
 from typing import Any
@@ -20,15 +21,15 @@ KS = (1, 2, 4, 6, 8, 12, 16)
 POOL = 32
 SELECTORS = ("random_k", "diverse_best_k", "filter_then_spread")
 PAPER_SEED = 42 + 7777
-"""The PyTorch seed of the network at which the paper measures V_x and V_{y|x}."""
+"""PyTorch seed of the network on which the paper measures V_x (between prompts) and V_{y|x} (between responses)."""
 PAPER_PROMPTS = 300
-"""Prompts that the paper measures them on."""
+"""Number of prompts on which the paper measures them."""
 LOOK = (5, 120)
-"""The NLL is looked at every 5 steps up to step 120: all networks are at their best before."""
+"""Interval and last step of the NLL measurements. All networks reach their best NLL before step 120."""
 
 
 def experiment(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Any = lambda: None) -> dict[str, Any]:
-    """V_x, V_{y|x} and k* at the paper's untrained network, and the true NLL of networks trained at each K."""
+    """Measure V_x, V_{y|x} and k* at the paper's untrained network, and the true NLL of networks trained at each K."""
     random = np.random.default_rng([seed, 2])
     at_start = components(random)
     rows = choices(at_start["v_x"], at_start["v_yx"], COSTS, pool_sizes=[POOL] * BUDGET, budget=BUDGET)
@@ -79,7 +80,7 @@ def experiment(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: 
 
 
 def components(random: np.random.Generator, prompts: int = 20_000) -> dict[str, float]:
-    """V_x and V_{y|x} at the paper's network, and how far a sample of 300 prompts misses them (standard errors)."""
+    """Measure V_x and V_{y|x} at the paper's network, and their standard errors in a sample of 300 prompts."""
     x = world.draw_prompts(prompts, random)
     nodes, weights = world.quadrature(8)
     model = Densities.initialised([PAPER_SEED])
@@ -96,7 +97,7 @@ def components(random: np.random.Generator, prompts: int = 20_000) -> dict[str, 
 
 
 def best_shares(values: list[list[float]], random: np.random.Generator, draws: int = 1000) -> list[float]:
-    """For each K, how often it has the least mean NLL when the repeats are drawn again with replacement."""
+    """Return for each K how often it has the lowest mean NLL in bootstrap draws of the repeats."""
     table = np.array(values)
     chosen = random.integers(table.shape[1], size=(draws, table.shape[1]))
     winners = table[:, chosen].mean(axis=2).argmin(axis=0)

@@ -1,6 +1,7 @@
-"""Experiment 4: learning a distribution from what each selector keeps: NLL on fresh answers to the training prompts.
+"""Experiment 4: learn a distribution from the answers that each selector keeps.
 
-150 prompts, K of 32 answers.
+The result is the negative log-likelihood (NLL) of new answers to the training prompts. There are 150 prompts, and a
+selector keeps K of 32 answers.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ PROMPTS, POOL = 150, 32
 
 
 def experiment(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: Any = lambda: None) -> dict[str, Any]:
-    """The true NLL of every run and its mean mode error (as in experiment 3), by selector and K."""
+    """Measure the true NLL and the mean mode error (as in experiment 3) of every run, by selector and K."""
     random = np.random.default_rng([seed, 4])
     prompts = np.stack([world.draw_prompts(PROMPTS, random) for _ in range(repeats)])
     pools = np.stack([world.draw_responses(x, POOL, random)[0] for x in prompts])

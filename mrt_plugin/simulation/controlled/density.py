@@ -1,8 +1,8 @@
-"""Mixture density networks: small models that learn p(y|x), trained many at once.
+"""Mixture density networks: small models of p(y|x), with many trained at once.
 
-Two hidden ReLU layers of 64, then the weights, means and log standard deviations (clamped to [-3, 3]) of five normal
-distributions, as in the controlled experiments of arXiv 2606.00544. The parameters of M networks are stacked, so that
-one matrix product trains all of them.
+A network has two hidden ReLU layers of width 64. Its head gives the weights, means and log standard deviations
+(clamped to [-3, 3]) of five normal distributions, as in the controlled experiments of arXiv 2606.00544. The parameters
+of M networks are stacked, so that one matrix product trains all of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,16 +20,17 @@ COMPONENTS = 5
 
 @dataclass
 class Densities:
-    """M networks. `layers` holds (weight [M, in, out], bias [M, 1, out]) of the two hidden layers and of the head.
+    """M stacked networks.
 
-    The head's outputs are the logits, the means and the log standard deviations of the components, in this order.
+    `layers` holds (weight [M, in, out], bias [M, 1, out]) of the two hidden layers and of the head. The head's outputs
+    are the logits, the means and the log standard deviations of the components, in this order.
     """
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]
 
     @classmethod
     def initialised(cls, seeds: Sequence[int]) -> "Densities":
-        """Networks as PyTorch initialises linear layers after `torch.manual_seed(seed)`, one per seed."""
+        """Build one network per seed, initialised like PyTorch's linear layers after `torch.manual_seed(seed)`."""
         sizes = ((DIMENSION, HIDDEN), (HIDDEN, HIDDEN), *[(HIDDEN, COMPONENTS)] * 3)
         drawn = []
         with torch.random.fork_rng(devices=[]):
@@ -46,15 +47,15 @@ class Densities:
 
     @property
     def parameters(self) -> list[torch.Tensor]:
-        """All tensors, in a fixed order."""
+        """Return all tensors, in a fixed order."""
         return [tensor for layer in self.layers for tensor in layer]
 
     def part(self, number: int) -> "Densities":
-        """One of the networks."""
+        """Return one of the networks."""
         return Densities([(weight[number, None], bias[number, None]) for weight, bias in self.layers])
 
     def outputs(self, prompts: torch.Tensor) -> torch.Tensor:
-        """The head's outputs, [M, S, 15], for prompts [M or 1, S, 5]."""
+        """Compute the head's outputs, [M, S, 15], for prompts [M or 1, S, 5]."""
         value = prompts.expand(len(self.layers[0][0]), -1, -1)
         for number, (weight, bias) in enumerate(self.layers):
             value = torch.baddbmm(bias, value, weight)
@@ -63,12 +64,12 @@ class Densities:
         return value
 
     def nll(self, prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
-        """-log p(y|x) in nats, [M, S, J], for prompts [M or 1, S, 5] and responses [M or 1, S, J]."""
+        """Compute -log p(y|x) in nats, [M, S, J], for prompts [M or 1, S, 5] and responses [M or 1, S, J]."""
         return output_nll(self.outputs(prompts), responses)
 
 
 def output_nll(outputs: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
-    """-log p(y) [..., J] under the head's outputs [..., 15], for responses [..., J]."""
+    """Compute -log p(y), [..., J], from the head's outputs [..., 15], for responses [..., J]."""
     logits, means, log_sigmas = outputs[..., None, :].chunk(3, dim=-1)
     log_sigmas = log_sigmas.clamp(-3, 3)
     scaled = (responses[..., None] - means) * torch.exp(-log_sigmas)
@@ -85,14 +86,14 @@ def train(
     learning_rate: float = 0.005,
     watch: Callable[[int, Densities], None] = lambda step, model: None,
 ) -> Densities:
-    """Train one network per seed on its own data: Adam on the full batch, gradients clipped at norm 5 per network.
+    """Train one network per seed on its own data, with full-batch Adam and gradients clipped at norm 5 per network.
 
     Args:
         prompts: [M, n, 5].
         responses: [M, n, K].
-        seeds: M of them, for the initial weights.
+        seeds: M seeds for the initial weights.
         steps: optimizer steps.
-        learning_rate: of Adam.
+        learning_rate: learning rate of Adam.
         watch: called before each step, and after the last, with the steps taken and the networks.
     """
     model = Densities.initialised(seeds)
@@ -104,7 +105,7 @@ def train(
     for step in range(steps):
         watch(step, model)
         optimizer.zero_grad()
-        # The networks are independent: the sum of their losses has the gradients of each.
+        # The networks are independent, so the sum of their losses gives each network its own gradients.
         model.nll(x, y).mean(dim=(1, 2)).sum().backward()
         gradients = [tensor.grad for tensor in parameters if tensor.grad is not None]
         squares = torch.stack([gradient.pow(2).sum(dim=(1, 2)) for gradient in gradients]).sum(dim=0)
@@ -120,7 +121,10 @@ def train(
 
 @torch.no_grad()
 def true_nll(model: Densities, prompts: np.ndarray) -> np.ndarray:
-    """Mean over prompts [n, 5] of the expected -log p(y|x) over all answers, [M]: integrated, not sampled."""
+    """Compute the expected -log p(y|x) over all answers, averaged over prompts [n, 5]: [M].
+
+    The expectation is integrated, not sampled.
+    """
     nodes, weights = quadrature(8)
     answers = torch.tensor(centre(prompts)[:, None] + nodes, dtype=torch.float32)
     losses = [output_nll(one, answers) for one in model.outputs(torch.tensor(prompts, dtype=torch.float32)[None])]
@@ -129,7 +133,10 @@ def true_nll(model: Densities, prompts: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def mode_masses(model: Densities, prompts: np.ndarray) -> np.ndarray:
-    """The probability that each network gives each mode, [M, n, 3]: what lies nearer to it than to the others."""
+    """Compute the probability that each network gives each mode, [M, n, 3].
+
+    An answer belongs to the nearest mode.
+    """
     logits, means, log_sigmas = model.outputs(torch.tensor(prompts, dtype=torch.float32)[None]).double().chunk(3, -1)
     borders = torch.tensor(centre(prompts)[:, None] + (OFFSETS[1:] + OFFSETS[:-1]) / 2)
     scaled = (borders[:, :, None] - means[:, :, None]) * torch.exp(-log_sigmas.clamp(-3, 3))[:, :, None]
@@ -140,10 +147,11 @@ def mode_masses(model: Densities, prompts: np.ndarray) -> np.ndarray:
 
 
 def gradient_products(model: Densities, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each prompt, the head's outputs and the inner products of their gradients.
+    """Compute the head's outputs for each prompt, and the inner products of the outputs' gradients.
 
-    The gradient of a loss at prompt x with respect to all parameters is J(x)^T·delta, where delta is the gradient with
-    respect to the 15 outputs. So <g, g'> = delta^T·(J·J^T)·delta', and parameters never have to be handled one by one.
+    The gradient of a loss at prompt x with respect to all parameters is J(x)^T·delta. J is the Jacobian of the 15
+    outputs, and delta is the gradient with respect to them. So the inner product of two gradients is
+    <g, g'> = delta^T·(J·J^T)·delta', and full gradients need not be stored.
 
     Args:
         model: one network (M = 1).
@@ -171,14 +179,14 @@ def gradient_products(model: Densities, prompts: np.ndarray) -> tuple[np.ndarray
 
 @torch.no_grad()
 def losses_at(model: Densities, prompts: np.ndarray, responses: np.ndarray) -> np.ndarray:
-    """-log p(y|x), [n, J] float64, of one network (M = 1) for prompts [n, 5] and responses [n, J]."""
+    """Compute -log p(y|x), [n, J] float64, of one network (M = 1) for prompts [n, 5] and responses [n, J]."""
     outputs = model.outputs(torch.tensor(prompts, dtype=torch.float32)[None])[0].double()
     value: np.ndarray = output_nll(outputs, torch.tensor(responses)).numpy()
     return value
 
 
 def output_gradients(outputs: np.ndarray, responses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """-log p(y) and its gradient with respect to the head's outputs.
+    """Compute -log p(y) and its gradient with respect to the head's outputs.
 
     Args:
         outputs: [n, 15].

@@ -1,4 +1,4 @@
-"""A picture per experiment, from its numbers alone, told apart by marker, line and hatch rather than by colour."""
+"""Draw one figure per experiment from its numbers. Series differ by marker, line and hatch, not by colour."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ CAPTIONS = {
 
 
 def draw(name: str, found: Mapping[str, Any]) -> "Figure":
-    """The figure of one experiment, by its name in `run.EXPERIMENTS`."""
+    """Draw the figure of one experiment, by its name in `run.EXPERIMENTS`."""
     made: Figure = globals()[f"_{name}"](found)
     return made
 

@@ -1,6 +1,6 @@
-"""Experiment 5: bias, variance and gradient direction of what a selector keeps.
+"""Experiment 5: bias, variance and gradient direction of the responses that a selector keeps.
 
-30 prompts, pools of 32, K = 4, at an untrained mixture density network. Pools are drawn anew in every trial; the loss
+It uses 30 prompts, pools of 32, K = 4 and an untrained mixture density network. Every trial draws new pools. The loss
 and the gradient of the K kept are compared with those of the true distribution, which are integrated, not sampled.
 """
 
@@ -18,17 +18,18 @@ PUBLISHED = {
     "best_k": {"emse": 0.569, "cosine": -0.096},
     "filter_then_spread": {"emse": 0.132, "cosine": 0.658},
 }
-"""The paper's figures; it has none for facility location."""
+"""The paper's figures. The paper has none for facility location."""
 PAPER_SEED = 42
-"""The PyTorch and NumPy seed of the paper's network and prompts."""
+"""PyTorch and NumPy seed of the paper's network and prompts."""
 
 
 def experiment(seed: int = 0, *, trials: int = 400, networks: int = 8) -> dict[str, Any]:
-    """Run it on the paper's network and prompts, and on other networks and prompts for comparison.
+    """Run the experiment on the paper's network and prompts, and on other networks and prompts for comparison.
 
     Returns:
-        `selectors`: per selector bias², variance and EMSE of the per-prompt loss, the mean gradient cosine, and the
-        range of each over the other networks. bias² is freed from the noise that finitely many trials leave in it.
+        `selectors`: for each selector bias², variance and EMSE (their sum) of the per-prompt loss, the mean gradient
+        cosine, and the range of each over the other networks. bias² is corrected for the noise of a finite number of
+        trials.
     """
     random = np.random.default_rng([seed, 5])
     prompts = np.random.RandomState(PAPER_SEED).randn(PROMPTS, world.DIMENSION)
@@ -48,7 +49,7 @@ def experiment(seed: int = 0, *, trials: int = 400, networks: int = 8) -> dict[s
 def measure(
     network: int, prompts: np.ndarray, trials: int, random: np.random.Generator
 ) -> dict[str, dict[str, float]]:
-    """Bias², variance, EMSE and gradient cosine of each selector at one network."""
+    """Measure bias², variance, EMSE and gradient cosine of each selector at one network."""
     outputs, products = gradient_products(Densities.initialised([network]), prompts)
     nodes, weights = world.quadrature()
     losses, deltas = output_gradients(outputs, world.centre(prompts)[:, None] + nodes)
@@ -76,10 +77,10 @@ def measure(
 
 
 def error(estimates: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Mean over prompts of bias², variance and their sum, for estimates [trials, n] of truth [n].
+    """Compute bias², variance and their sum, averaged over prompts, for estimates [trials, n] of truth [n].
 
-    The mean of T trials misses its expectation by a variance of variance/T: that much is taken off bias², which may
-    therefore come out a little below 0.
+    The mean of T trials itself has the variance variance/T. This is subtracted from bias², which may therefore be
+    slightly below 0.
     """
     variance = float(estimates.var(axis=0, ddof=1).mean())
     bias = float(((estimates.mean(axis=0) - truth) ** 2).mean()) - variance / len(estimates)
@@ -87,7 +88,11 @@ def error(estimates: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def cosine(one: np.ndarray, other: np.ndarray, products: np.ndarray) -> np.ndarray:
-    """Cosine of two gradients given with respect to the outputs, [n], from [n, 15] each and J·J^T [n, 15, 15]."""
+    """Compute the cosine of two gradients, [n].
+
+    `one` and `other` are gradients with respect to the outputs, [n, 15]. `products` is J·J^T, [n, 15, 15], with J the
+    Jacobian of the outputs.
+    """
 
     def inner(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         value: np.ndarray = np.einsum("nd,nde,ne->n", a, products, b)

@@ -1,6 +1,6 @@
-"""Experiment 3: the mode lottery. Training on one random answer per prompt, over and over: how much the result varies.
+"""Experiment 3: the mode lottery. How much does the result of training vary with one random answer per prompt?
 
-120 prompts, K of 32 answers at random, 20 runs that differ in data and initial weights.
+It uses 120 prompts and K random answers of 32. The 20 runs differ in data and initial weights.
 """
 
 from typing import Any
@@ -16,10 +16,10 @@ PROMPTS, POOL = 120, 32
 
 
 def experiment(seed: int = 0, *, runs: int = 20, steps: int = 400, progress: Any = lambda: None) -> dict[str, Any]:
-    """The true NLL and the mode error of every run, by K.
+    """Measure the true negative log-likelihood (NLL) and the mode error of every run, by K.
 
-    The mode error is the mean over test prompts of the total variation distance between the probabilities that the
-    network gives the three modes and the true third each: the share of probability that sits on the wrong mode.
+    The mode error is the share of probability on the wrong mode: the total variation distance between the network's
+    probabilities of the three modes and the truth (one third each). It is averaged over test prompts.
     """
     random = np.random.default_rng([seed, 3])
     test = world.draw_prompts(200, random)

@@ -1,4 +1,7 @@
-"""Every figure that arXiv 2606.00544 publishes for its controlled experiments, beside ours, and why they differ."""
+"""Compare every published figure of the controlled experiments of arXiv 2606.00544 with ours.
+
+A remark explains why the two differ.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Comparison:
-    """One published figure beside ours."""
+    """One published figure and ours."""
 
     experiment: str
     quantity: str
@@ -19,7 +22,7 @@ class Comparison:
 
 
 def compare(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The rows of the table, for the experiments that were run."""
+    """Build the rows of the table, for the experiments that were run."""
     makers = {"variance": _variance, "budget": _budget, "gradients": _gradients}
     rows = [row for name, make in makers.items() if name in results for row in make(results[name])]
     return [asdict(row) for row in rows]

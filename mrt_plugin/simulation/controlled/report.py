@@ -1,4 +1,4 @@
-"""The experiments as a folder: results.json, one PNG each, and a page with the table of published figures."""
+"""Write the experiments to a folder: results.json, one PNG each, and a page with the table of published figures."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ COLUMNS = ("experiment", "quantity", "published", "ours", "remark")
 def write_report(results: dict[str, Any], folder: Path) -> list[Path]:
     """Write `results.json`, `report.html` and `<experiment>.png` into `folder`, and return their paths.
 
-    Each file appears complete or not at all, and takes the place of an earlier one.
+    Each file is written atomically and replaces an earlier one.
     """
     written = [folder / "results.json", folder / "report.html"]
     page = Report("Controlled experiments of arXiv 2606.00544")

@@ -1,4 +1,4 @@
-"""All seven experiments, one after the other."""
+"""Run all seven experiments, one after the other."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ EXPERIMENTS = {
     "bridge": "similar answers, similar gradients",
     "tokens": "a transformer on discrete tokens, by this package's trainer",
 }
-"""Name of the module in this folder, and what it is about."""
+"""Module name in this folder, and title."""
 
 STEPS = {"variance": 1, "budget": 7, "lottery": 4, "by_selector": 5, "gradients": 1, "bridge": 1, "tokens": 40}
-"""How often each reports progress."""
+"""Number of progress reports of each experiment."""
 
 
 def run_experiments(
@@ -29,13 +29,13 @@ def run_experiments(
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     publish: Callable[[dict[str, Any]], object] = lambda results: None,
 ) -> dict[str, Any]:
-    """Run experiments and put the published figures beside theirs.
+    """Run experiments and compare their results with the published figures.
 
     Args:
-        names: of `EXPERIMENTS`.
-        seed: of every draw. The paper's networks keep their own seeds.
-        progress: called with an experiment's title, the steps done in it and their number.
-        publish: called with the results so far after each experiment, so that a run that is stopped keeps them.
+        names: names from `EXPERIMENTS`.
+        seed: seed of every draw. The paper's networks keep their own seeds.
+        progress: called with an experiment's title, the steps done and the total number of steps.
+        publish: called after each experiment with the results so far, so that a stopped run keeps them.
 
     Returns:
         `seed`, `experiments` (each with its numbers and `seconds`), and `published`, the rows of the comparison.

@@ -1,7 +1,7 @@
-"""This package's selectors on the numbers of the controlled experiments, where a response is one real number.
+"""Apply this package's selectors to the controlled experiments, where a response is one real number.
 
-Two responses are as similar as they are close: 1 - |y - y'| / the largest distance in the pool. The selectors get it
-as a cosine of 1 - 2·|y - y'| / largest, which `similarity: paper` turns back into just that.
+The similarity of two responses is 1 - |y - y'| / the largest distance in the pool. The selectors receive it as a
+cosine of 1 - 2·|y - y'| / largest. `similarity: paper` converts this cosine back into the similarity.
 """
 
 from functools import partial
@@ -12,12 +12,15 @@ from mrt_plugin.selection.pool import Choice, Pool, Settings
 from mrt_plugin.selection.registry import get_selector
 
 SELECTORS = ("random_k", "best_k", "diverse_best_k", "filter_then_spread")
-"""`diverse_best_k` is the facility location that the paper runs on language-model data; `filter_then_spread` is what
-its simulator runs, and publishes, under the same name GRADES."""
+"""The paper uses the name GRADES for two selectors.
+
+`diverse_best_k` is the facility location that it runs on language-model data. `filter_then_spread` is what its
+simulator runs and publishes.
+"""
 
 
 def closeness(responses: np.ndarray) -> np.ndarray:
-    """1 - distance / largest distance of the pool, [n, N, N] for responses [n, N]."""
+    """Compute 1 - distance / largest distance of the pool, [n, N, N], for responses [n, N]."""
     distances = np.abs(responses[:, :, None] - responses[:, None, :])
     value: np.ndarray = 1 - distances / np.maximum(distances.max(axis=(1, 2), keepdims=True), 1e-12)
     return value
@@ -26,14 +29,14 @@ def closeness(responses: np.ndarray) -> np.ndarray:
 def choose(
     selector: str, responses: np.ndarray, rewards: np.ndarray, k: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Which K of each pool a selector of this package keeps.
+    """Choose K responses of each pool with a selector of this package.
 
     Args:
-        selector: a name.
+        selector: name of the selector.
         responses: [n, N] with N > K.
         rewards: [n, N].
-        k: responses to keep.
-        random: draws what `random_k` keeps, and breaks ties.
+        k: K, the number of responses to keep.
+        random: generator for the draws of `random_k` and for breaking ties.
 
     Returns:
         [n, K] indices into the pools.

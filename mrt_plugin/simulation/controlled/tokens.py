@@ -1,8 +1,8 @@
-"""Experiment 7: a small transformer on discrete tokens, trained by this package's own trainer on its own selections.
+"""Experiment 7: train a small transformer on discrete tokens, with this package's selections and trainer.
 
-A prompt is four tokens. It has three right answers (modes A, B, C), each equally likely in truth; the rest of an
-answer follows from prompt and mode. But the pool of 32 comes from a generator that writes mode A 95 % of the time, B
-4 % and C 1 %, and the reward likes A a little better. Which selector leaves the model closest to the truth?
+A prompt is four tokens. It has three right answers (modes A, B and C), which are equally likely in truth. The other
+tokens of an answer follow from prompt and mode. But the pool of 32 comes from a generator that writes mode A 95 % of
+the time, B 4 % and C 1 %. The reward is slightly higher for A. Which selector brings the model closest to the truth?
 """
 
 import logging
@@ -55,8 +55,9 @@ def experiment(
     """Train one transformer per selector, K and repeat, and compare each with the truth on new prompts.
 
     Returns:
-        `mode_kl`: KL(truth || model) over the three modes, in nats, exact, averaged over new prompts.
-        `nll`: NLL per response token on new prompts, answers drawn from the truth (all three, equally weighted).
+        `mode_kl`: exact KL(truth || model) over the three modes in nats, averaged over new prompts.
+        `nll`: negative log-likelihood (NLL) per response token on new prompts, with the three right answers weighted
+        equally.
     """
     mode_kl: dict[str, list[list[float]]] = {name: [[] for _ in ks] for name in selectors}
     nll: dict[str, list[list[float]]] = {name: [[] for _ in ks] for name in selectors}
@@ -94,30 +95,30 @@ def experiment(
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word."""
+    """Build a tokenizer with one token per word."""
     backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
 
 
 def draw_prompt(random: np.random.Generator) -> list[int]:
-    """Four different numbers of 64."""
+    """Draw four different numbers from 64."""
     return random.choice(64, size=PROMPT_TOKENS, replace=False).tolist()
 
 
 def prompt_text(prompt: Sequence[int]) -> str:
-    """The prompt as words, closed by a colon."""
+    """Return the prompt as words, followed by a colon."""
     return " ".join(f"x{number}" for number in prompt) + " :"
 
 
 def answer_text(prompt: Sequence[int], mode: int) -> str:
-    """The answer of a mode: its name, and content that follows from prompt and mode."""
+    """Return the answer of a mode: its name, and content determined by prompt and mode."""
     start = sum(prompt) + 13 * mode
     return f" m{MODES[mode]} " + " ".join(f"c{(start + 17 * step) % 128}" for step in range(CONTENT_TOKENS))
 
 
 def draw_pools(random: np.random.Generator) -> list[dict[str, Any]]:
-    """Groups as the biased generator and the reward make them."""
+    """Build groups with the biased generator and the reward."""
     rows = []
     for number in range(PROMPTS):
         prompt = draw_prompt(random)
@@ -135,7 +136,7 @@ def draw_pools(random: np.random.Generator) -> list[dict[str, Any]]:
 
 
 def bag_of_words(texts: list[str]) -> np.ndarray:
-    """Which words a text holds, [n, words]: the embedder of this experiment."""
+    """Return which words each text contains, [n, words]. This is the embedder of the experiment."""
     place = {word: number for number, word in enumerate(WORDS)}
     vectors = np.zeros((len(texts), len(WORDS)))
     for row, text in enumerate(texts):
@@ -144,13 +145,13 @@ def bag_of_words(texts: list[str]) -> np.ndarray:
 
 
 def mode_shares(groups: Dataset) -> list[float]:
-    """The share of each mode in the responses of a selection."""
+    """Compute the share of each mode in the responses of a selection."""
     modes = [response.split()[0] for responses in groups["responses"] for response in responses]
     return [modes.count(f"m{mode}") / len(modes) for mode in MODES]
 
 
 def train(groups: Dataset, tokenizer: PreTrainedTokenizerFast, k: int, steps: int, seed: int) -> LlamaForCausalLM:
-    """A two-layer transformer of width 64, trained on selected groups: 64 pairs a step whatever K is."""
+    """Train a two-layer transformer of width 64 on selected groups, with 64 pairs per step for every K."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(
@@ -197,7 +198,7 @@ def train(groups: Dataset, tokenizer: PreTrainedTokenizerFast, k: int, steps: in
 def distance(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Sequence[int]]
 ) -> tuple[float, float]:
-    """KL(truth || model) over the modes, and NLL per response token under the truth, both over new prompts."""
+    """Measure KL(truth || model) over the modes, and the NLL per response token under the truth, on new prompts."""
     encoder = Encoder(tokenizer, prompt_format="plain")
     pairs = [
         pair
@@ -219,7 +220,7 @@ def _keep(row: dict[str, Any], index: int, picks: list[list[int]]) -> dict[str, 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Forty trainings in a row need no logs and no bars: only errors come through."""
+    """Hide logs and progress bars of the forty trainings. Only errors are shown."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     loggers = [logging.getLogger(name) for name in ("mrt_plugin", "transformers", "trl")]

@@ -1,7 +1,8 @@
-"""Experiment 1: the variance of a loss estimate against K, at n = 100 prompts.
+"""Experiment 1: the variance of a loss estimate against K, the answers per prompt, with n = 100 prompts.
 
-The loss is the squared error of an untrained two-layer network. V_x and V_{y|x} are known here: the moments of the
-loss over the answers to one prompt are integrated, and prompts are cheap to draw.
+The loss is the squared error of an untrained two-layer network. V_x, the variance between prompts, and V_{y|x}, the
+variance between answers to one prompt, are known: the moments over answers are integrated, and prompts are cheap to
+draw.
 """
 
 from typing import Any
@@ -17,13 +18,13 @@ from mrt_plugin.simulation.controlled import world
 KS = (1, 2, 4, 8, 16, 32)
 PROMPTS = 100
 PAPER_SEED = 42
-"""The PyTorch seed of the paper's network."""
+"""PyTorch seed of the paper's network."""
 
 
 def experiment(seed: int = 0, *, repeats: int = 2000) -> dict[str, Any]:
-    """The measured variance at each K, beside V_x/n + V_{y|x}/(n·K) with the true V_x and V_{y|x}.
+    """Measure the variance at each K, and compute V_x/n + V_{y|x}/(n·K) with the true V_x and V_{y|x}.
 
-    Also what `mrt plan` would estimate from a single one of these datasets, with 8 responses per prompt.
+    Also compute what `mrt plan` would estimate from one such dataset with 8 responses per prompt.
     """
     random = np.random.default_rng([seed, 1])
     predict = paper_network()
@@ -63,7 +64,7 @@ def experiment(seed: int = 0, *, repeats: int = 2000) -> dict[str, Any]:
 
 
 def paper_network() -> Any:
-    """An untrained network of two hidden ReLU layers of 32, as a function from prompts [n, 5] to numbers [n]."""
+    """Build an untrained network with two hidden ReLU layers of 32: a function from prompts [n, 5] to numbers [n]."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(PAPER_SEED)
         layers = nn.Sequential(
@@ -79,9 +80,9 @@ def paper_network() -> Any:
 
 
 def true_components(predict: Any, random: np.random.Generator, prompts: int = 200_000) -> tuple[float, float]:
-    """V_x and V_{y|x} of the squared error, over answers exactly, over prompts from a large sample."""
+    """Compute V_x and V_{y|x} of the squared error, exactly over answers and from a large sample of prompts."""
     x = world.draw_prompts(prompts, random)
-    nodes, weights = world.quadrature(8)  # exact for polynomials of degree 15; the square of a loss has degree 4
+    nodes, weights = world.quadrature(8)  # exact up to degree 15; the square of a loss is a polynomial of degree 4
     losses = (predict(x)[:, None] - world.centre(x)[:, None] - nodes) ** 2
     means = losses @ weights
     return float(means.var(ddof=1)), float((losses**2 @ weights - means**2).mean())
