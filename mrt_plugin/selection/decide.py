@@ -12,8 +12,8 @@ from mrt_plugin.selection.candidates import candidate_texts, candidates_of
 from mrt_plugin.selection.pool import Choice, Pool, Selector, Settings
 from mrt_plugin.selection.prepare import make_pool
 
-CELLS = 2**18
-"""Number of cosines held at a time: 2 MiB of float64, which stay in the processor's cache until they are used."""
+CELLS = 2**17
+"""Number of cosines held at a time: 1 MiB of float64, which stay in the processor's cache until they are used."""
 
 DECISION = Features(
     {
