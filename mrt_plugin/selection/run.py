@@ -295,10 +295,10 @@ def _run(
         groups=len(groups),
         candidates=sum(sizes),
         kept=sum(map(len, picks)),
-        weightless=sum(decided["weightless"]),
-        left_out=sum(decided["left_out"]),
-        later_picks=sum(decided["later_picks"]),
-        zero_gain=sum(decided["zero_gain"]),
+        weightless=sum(decided["weightless"][:]),
+        left_out=sum(decided["left_out"][:]),
+        later_picks=sum(decided["later_picks"][:]),
+        zero_gain=sum(decided["zero_gain"][:]),
         remarks=remarks,
     )
     if not strategy.keeps_all:
