@@ -72,7 +72,7 @@ REFUSED = [
     f"{SELECT} --output o.jsonl --held-out 0.3 --held-out-output o.jsonl",
     f"{SELECT} --output o.jsonl --held-out 0.3 --held-out-output pool.jsonl",
     f"{SELECT} --output o.jsonl --held-out 0.3 --held-out-output o.jsonl.manifest.jsonl",
-    f"{SELECT} --output o.jsonl --held-out 0.3 --decisions o.held_out.jsonl",
+    f"{SELECT} --output o.jsonl --held-out 0.3 --curation format --decisions o.held_out.jsonl",
     f"{SELECT} --output o.jsonl --curation format --decisions pool.jsonl",
     f"{SELECT} --output o.jsonl --curation format --decisions ./o.jsonl",
     f"{SELECT} --output o.jsonl --curation rules.yaml --decisions rules.yaml",
@@ -82,8 +82,8 @@ REFUSED = [
     f"{SELECT} --output o.jsonl --export sft=pool.jsonl",
     f"{SELECT} --output o.jsonl --export sft=e.jsonl --export dpo=e.jsonl",
     f"{SELECT} --output o.jsonl --export sft=o.jsonl.manifest.jsonl",
-    f"{SELECT} --output o.jsonl --export sft=.o.jsonl.partial.jsonl --decisions .o.jsonl.partial",
-    f"{SELECT} --output o.jsonl --score-cache . --decisions scores.sqlite3",
+    f"{SELECT} --output o.jsonl --export sft=.o.jsonl.partial.jsonl --curation format --decisions .o.jsonl.partial",
+    f"{SELECT} --output o.jsonl --scorer mine.py:score --score-cache . --curation format --decisions scores.sqlite3",
     f"{SELECT} --output pool.jsonl/o.jsonl",
     "select held.jsonl pool.jsonl --k 2 --output held.jsonl",
     # sample
@@ -119,7 +119,7 @@ def test_every_command_refuses(command: str, folder: Path) -> None:
     assert contents(folder) == before
     assert shown.exit_code == 1, shown.output
     assert "error: " in shown.output
-    assert "write to another place" in shown.output or "ends in one of" in shown.output
+    assert "write to another place" in shown.output or "end in one of" in shown.output
 
 
 def test_from_a_manifest(folder: Path) -> None:
