@@ -34,11 +34,13 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(
-    "module", ["best_of", "checkers", "closeness", "cosine", "forgetting", "measures", "named_model", "paired"]
-)
+EXAMPLES = ["best_of", "checkers", "closeness", "forgetting", "measures"]
+OF_OTHER_ROOMS = ["scoring.cosine", "models.named_model", "planning.paired"]
+
+
+@pytest.mark.parametrize("module", [*(f"evaluation.{name}" for name in EXAMPLES), *OF_OTHER_ROOMS])
 def test_the_examples_are_true(module: str) -> None:
-    tried = doctest.testmod(import_module(f"mrt_plugin.evaluation.{module}"))
+    tried = doctest.testmod(import_module(f"mrt_plugin.{module}"))
     assert tried.attempted
     assert not tried.failed
 

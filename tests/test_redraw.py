@@ -201,11 +201,11 @@ class TestOptions:
             ({"redraw": "epoch", "selector": "best_k"}, "needs selector='random_k'"),
             ({"redraw": "epoch", "allocation": "adaptive"}, "allocation='fixed'"),
             ({"redraw": "epoch", "weights": "softmax"}, "takes weights='column'"),
-            ({"mean_k": 3.0}, "for allocation='adaptive'"),
+            ({"mean_k": 3.0}, "needs allocation='adaptive'"),
             ({"allocation": "adaptive", "mean_k": 3.0, "target_total": 9}, "give one of them"),
             ({"allocation": "adaptive", "min_k": 3, "max_k": 2}, "max_k is below min_k"),
             ({"selector": "all", "n": 3}, "keeps every response"),
-            ({"weights": "softmax", "weight_temperature": 0.0}, "temperature above 0"),
+            ({"weights": "softmax", "weight_temperature": 0.0}, "finite number, above 0"),
         ],
     )
     def test_contradictions(self, options, message) -> None:
