@@ -5,7 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
@@ -161,13 +161,20 @@ def test_is_refused_before_anything_slow(outcomes: dict[str, Any], command: str,
 
 def numbers() -> list[tuple[str, str, str]]:
     found = []
-    for command in GROUP.commands.values():
-        for parameter in command.params:
-            if parameter.type.name.split()[0] == "float":
-                found += [(command.name, parameter.opts[0], value) for value in ("nan", "inf", "-inf", "word")]
-            if parameter.type.name.split()[0] == "integer":
-                found += [(command.name, parameter.opts[0], value) for value in ("-1", "1.5", "nan")]
+    for registered in app.registered_commands:
+        name, hints = registered.callback.__name__, get_type_hints(registered.callback)
+        for parameter in GROUP.commands[name].params:
+            hint = hints.get(parameter.name)
+            if holds(hint, float):
+                found += [(name, parameter.opts[0], value) for value in ("nan", "inf", "-inf", "word")]
+            if holds(hint, int):
+                found += [(name, parameter.opts[0], value) for value in ("-1", "1.5", "nan")]
     return found
+
+
+def holds(hint: Any, kind: type) -> bool:
+    """Whether a type hint is a type, or has it among its parts."""
+    return hint is kind or any(holds(part, kind) for part in get_args(hint))
 
 
 @pytest.mark.parametrize(("command", "option", "value"), numbers())
