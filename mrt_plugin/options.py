@@ -65,17 +65,8 @@ def option(default: Any, help: str, **bounds: float) -> Any:
 
 
 @dataclass
-class MultiResponseOptions:
-    """Every option that multi-response training adds to a trainer.
-
-    Example:
-
-    ```python
-    from mrt_plugin.options import MultiResponseOptions, check_options
-
-    check_options(MultiResponseOptions(k=4, layout="shared_prefix"))
-    ```
-    """
+class SelectionOptions:
+    """Which responses are kept, and what each of them weighs."""
 
     source: str | None = option(
         None,
@@ -147,6 +138,12 @@ class MultiResponseOptions:
     selection_seed: int | None = option(
         None, "Seed of the selection. By default the run's data_seed, or its seed.", ge=0
     )
+
+
+@dataclass
+class LayoutOptions:
+    """How a group becomes rows of tokens."""
+
     prompt_format: PromptFormat = option(
         "auto",
         "How string prompts become text: `chat` makes them a user turn of the tokenizer's chat template, `plain` "
@@ -163,11 +160,6 @@ class MultiResponseOptions:
     prefix_check: bool = option(
         True, "Prove before training, on the model and data at hand, that the shared prefix computes the same numbers."
     )
-    loss_aggregation: LossAggregation = option(
-        "token",
-        "What has one vote in the mean: every `token`, every `prompt` (responses keep their likelihood weights), or "
-        "every `response` (tilts towards short responses).",
-    )
     row_length: int | None = option(
         None,
         "Tokens a row may hold. At least max_length, which is the default (in Axolotl: sequence_len); larger rows "
@@ -177,6 +169,23 @@ class MultiResponseOptions:
     row_packing: bool = option(
         True, "Put several groups of a batch into one row of at most row_length. Groups never see each other."
     )
+
+
+@dataclass
+class LossOptions:
+    """How token losses become one number."""
+
+    loss_aggregation: LossAggregation = option(
+        "token",
+        "What has one vote in the mean: every `token`, every `prompt` (responses keep their likelihood weights), or "
+        "every `response` (tilts towards short responses).",
+    )
+
+
+@dataclass
+class WatchOptions:
+    """What is monitored during a run. These options change no rows, so prepared data can be used again."""
+
     early_stopping: int | None = option(
         None,
         "Stop after this many evaluations in a row that did not lower the held-out loss by min_improvement, and load "
@@ -213,16 +222,21 @@ class MultiResponseOptions:
     )
 
 
-WATCHING = (
-    "early_stopping",
-    "min_improvement",
-    "overfit_limit",
-    "sample_prompts",
-    "samples_per_prompt",
-    "sample_tokens",
-    "smoke_steps",
-)
-"""Options that look at a run, and change nothing about its rows: data prepared with others can be used again."""
+@dataclass
+class MultiResponseOptions(WatchOptions, LossOptions, LayoutOptions, SelectionOptions):
+    """Every option that multi-response training adds to a trainer.
+
+    Example:
+
+    ```python
+    from mrt_plugin.options import MultiResponseOptions, check_options
+
+    check_options(MultiResponseOptions(k=4, layout="shared_prefix"))
+    ```
+    """
+
+
+WATCHING = tuple(item.name for item in dataclasses.fields(WatchOptions))
 
 
 _KINDS: dict[type, tuple[type, str]] = {
