@@ -96,9 +96,9 @@ def test_a_changed_check_is_applied_anew(prepare, tmp_path):
     check.write_text("def ok(prompt, response):\n    return 'idea' not in response\n")
     first = prepare({"k": 4, "curation": rules}).train_dataset
     check.write_text("def ok(prompt, response):\n    return True\n")
-    from mrt_plugin.scoring.function import load_function
+    from mrt_plugin.extension import load_extension
 
-    load_function.cache_clear()  # as in another process
+    load_extension.cache_clear()  # as in another process
     second = prepare({"k": 4, "curation": rules}).train_dataset
     count = [sum(len(row["segment_lengths"]) for row in side) for side in (first, second)]
     assert count[0] < count[1] == 24

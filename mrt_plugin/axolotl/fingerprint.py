@@ -19,9 +19,9 @@ from huggingface_hub import HfApi, snapshot_download
 import mrt_plugin
 from mrt_plugin.axolotl.dataset_types import find_strategy
 from mrt_plugin.curation import parse_rules
+from mrt_plugin.extension import load_function
 from mrt_plugin.options import WATCHING
 from mrt_plugin.scoring.embedders import SENTENCE_TRANSFORMERS_DEFAULT
-from mrt_plugin.scoring.function import load_function
 from mrt_plugin.scoring.scores import scorer_list
 from mrt_plugin.trainer.prepare import FORMAT
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import Field, field_validator
 
 from mrt_plugin.curation.rule import DropOrFlag, Group, GroupRule, Tools, Verdict
-from mrt_plugin.scoring.function import load_function
+from mrt_plugin.extension import load_function
 
 
 class Check(GroupRule):

@@ -13,10 +13,10 @@ from mrt_plugin.evaluation.measures import MEASURES, outcome
 from mrt_plugin.evaluation.reading import lay_out
 from mrt_plugin.evaluation.sentences import next_step, notes
 from mrt_plugin.evaluation.subject import How, Key, Progress, Subject, measure_subject, same_tokens, share_references
+from mrt_plugin.extension import load_function
 from mrt_plugin.groups.text import units
 from mrt_plugin.models.named_model import NamedModel, check_names
 from mrt_plugin.planning.paired import DRAWS, LEVEL, Bootstrap, holm
-from mrt_plugin.scoring.function import load_function
 from mrt_plugin.scoring.scores import scorer_name
 
 

@@ -17,6 +17,7 @@ from mrt_plugin.curation.rule import Rule
 from mrt_plugin.curation.run import Curated, curate, reading_entry, write_events
 from mrt_plugin.curation.statistics import statistics
 from mrt_plugin.engine import check_engine
+from mrt_plugin.extension import load_function
 from mrt_plugin.groups import GroupReport, load_groups, read_groups
 from mrt_plugin.groups.adapters import check_source
 from mrt_plugin.groups.batches import pool_sizes
@@ -27,7 +28,6 @@ from mrt_plugin.options import Engine, MultiResponseOptions, WeightSource, check
 from mrt_plugin.pipeline.exports import Exported, check_export, export
 from mrt_plugin.pipeline.manifest import left_over, manifest_path, relative_name, write_manifest
 from mrt_plugin.scoring.cache import cache_file
-from mrt_plugin.scoring.function import load_function
 from mrt_plugin.scoring.scores import Scorer, scorer_list, scorer_name
 from mrt_plugin.scoring.weights import softmax_weights
 from mrt_plugin.selection.registry import get_selector

@@ -10,10 +10,10 @@ import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from mrt_plugin.engine import check_engine, map_batches
+from mrt_plugin.extension import load_function
 from mrt_plugin.options import Engine
 from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.cache import ScoreCache, cache_directory
-from mrt_plugin.scoring.function import load_function
 
 logger = logging.getLogger(__name__)
 

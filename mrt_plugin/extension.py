@@ -1,0 +1,63 @@
+"""Load a user's code by the name given in an option: `package.module:name` or `path/to/file.py:name`."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+def is_extension(name: str) -> bool:
+    """Return whether a name is a user's own (`package.module:name`, `file.py:name`), not one of the package's."""
+    place, colon, attribute = name.rpartition(":")
+    return bool(place and colon) and attribute.isidentifier()
+
+
+@cache
+def load_extension(name: str) -> Any:
+    """Return the object named by `package.module:name` or `path/to/file.py:name`.
+
+    Raises:
+        ValueError: if there is no such file, module or name.
+
+    Example:
+
+    >>> load_extension("math:pi")
+    3.141592653589793
+    """
+    place, colon, attribute = name.rpartition(":")
+    if not colon or not place:
+        raise ValueError(f"{name!r} names no function: write package.module:function or path/to/file.py:function.")
+    if place.endswith(".py"):
+        path = Path(place)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if not path.is_file() or spec is None or spec.loader is None:
+            raise ValueError(f"{name!r}: there is no file {path}.")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as problem:
+            raise ValueError(f"{name!r}: {problem}.") from None
+    if attribute not in vars(module):
+        raise ValueError(f"{name!r}: {place} has no function {attribute}.")
+    return vars(module)[attribute]
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Return the function named by `package.module:function` or `path/to/file.py:function`.
+
+    Raises:
+        ValueError: if there is no such function.
+
+    Example:
+
+    >>> load_function("math:sqrt")(9)
+    3.0
+    """
+    function = load_extension(name)
+    if not callable(function):
+        raise ValueError(f"{name!r}: this is no function.")
+    return function  # type: ignore[no-any-return]
