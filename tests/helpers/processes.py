@@ -220,8 +220,9 @@ def _status(arguments: list[str]) -> int:
             sys.argv, sys.path[0] = list(rest), os.getcwd()
             runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
         else:
-            sys.argv, sys.path[0] = list(arguments), str(Path(kind).resolve().parent)
-            runpy.run_path(kind, run_name="__main__")
+            script = Path(kind).resolve()
+            sys.argv, sys.path[0] = list(arguments), str(script.parent)
+            runpy.run_path(str(script), run_name="__main__")
     except SystemExit as end:
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
