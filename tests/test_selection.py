@@ -7,7 +7,6 @@ import logging
 import math
 import random
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrt_plugin import load_groups, select
+from mrt_plugin.options import SelectionOptions
 from mrt_plugin.selection import SELECTORS, get_selector, run_selection, select_indices
 from mrt_plugin.selection.facility_location import maximise, similarities
-from mrt_plugin.selection.pool import Pool, Settings
+from mrt_plugin.selection.pool import Pool
 
 CHOOSING = [name for name in SELECTORS if name != "all"]
 DIVERSE = ["diverse_k", "diverse_best_k", "filter_then_spread"]
@@ -225,6 +225,7 @@ class TestWhatNeverChangesAPick:
         expected = select_indices(groups, "diverse_best_k", k=3)
         monkeypatch.setattr("mrt_plugin.selection.run.BATCH", 7)
         monkeypatch.setattr("mrt_plugin.selection.decide.CELLS", 300)
+        monkeypatch.setattr("mrt_plugin.scoring.cosine.CELLS", 50)
         monkeypatch.setattr("mrt_plugin.selection.facility_location.BATCH_CELLS", 1)
         assert select_indices(groups, "diverse_best_k", k=3) == expected
 
@@ -403,23 +404,15 @@ class TestRefusals:
             select(groups, "diverse_k", k=1, embedder=lambda texts: [[1.0], [float("nan")], [1.0]])
 
 
-def test_a_new_selector_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mrt_plugin.selection
-    import mrt_plugin.selection.registry
-
-    (tmp_path / "first_k.py").write_text(
-        "from mrt_plugin.selection.pool import Choice, Selector\n"
-        "SELECTOR = Selector(lambda pools, settings: [Choice(list(range(settings.k))) for pool in pools])\n"
-    )
-    monkeypatch.setattr(mrt_plugin.selection, "__path__", [*mrt_plugin.selection.__path__, str(tmp_path)])
-    monkeypatch.setattr(mrt_plugin.selection.registry, "SELECTORS", (*SELECTORS, "first_k"))
-    groups = make_groups(8)
-    assert select_indices(groups, "first_k", k=2) == select_indices(groups, "best_k", k=2)
-
-
 @pytest.mark.parametrize("name", SELECTORS)
 def test_every_selector_loads(name: str) -> None:
     assert get_selector(name).keeps_all == (name == "all")
+
+
+def with_cosines(cosines: np.ndarray) -> Pool:
+    pool = Pool({}, list(range(len(cosines))))
+    pool.cosines = cosines
+    return pool
 
 
 pools = st.integers(2, 7).flatmap(
@@ -453,16 +446,15 @@ class TestFacilityLocation:
         unit = np.asarray(vectors) / np.where(lengths > 0, lengths, 1)
         cosines = np.round(unit @ unit.T, 6)
         np.fill_diagonal(cosines, 1.0)
-        pool = Pool(len(w), None, cosines, partial(np.arange, len(w)))
-        (choice,) = maximise([pool], [w], Settings(k, 1.0, similarity))
+        (choice,) = maximise([with_cosines(cosines)], [w], SelectionOptions(k=k, similarity=similarity))
         s = similarities(cosines, similarity)
         assert s.min() >= 0
         assert s.max() == 1
         assert choice.gains is not None
-        assert len(set(choice.picked)) == len(choice.gains) == k
+        assert len(set(choice.positions)) == len(choice.gains) == k
         assert all(later <= earlier for earlier, later in itertools.pairwise(choice.gains))
         assert min(choice.gains) >= 0
-        reached = self.value(tuple(choice.picked), w, s)
+        reached = self.value(tuple(choice.positions), w, s)
         assert reached == pytest.approx(sum(choice.gains), abs=1e-9)
         best = max(self.value(chosen, w, s) for chosen in itertools.combinations(range(len(w)), k))
         assert reached >= (1 - 1 / math.e) * best - 1e-9
@@ -474,9 +466,9 @@ class TestFacilityLocation:
         for vectors, scores, _, _ in drawn:
             unit = np.asarray(vectors) + 0.1
             unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
-            made.append(Pool(len(scores), None, np.round(unit @ unit.T, 6), partial(np.arange, len(scores))))
+            made.append(with_cosines(np.round(unit @ unit.T, 6)))
             weights.append(np.asarray(scores))
-        setting = Settings(1 if min(map(len, weights)) == 2 else 2, 1.0, "paper")
+        setting = SelectionOptions(k=1 if min(map(len, weights)) == 2 else 2, similarity="paper")
         together = maximise(made, weights, setting)
         assert together == [maximise([pool], [w], setting)[0] for pool, w in zip(made, weights, strict=True)]
 

@@ -21,8 +21,8 @@ from mrt_plugin.options import LossAggregation
 from mrt_plugin.planning.diversity import words
 from mrt_plugin.planning.paired import FEWEST, Bootstrap, Measured
 from mrt_plugin.planning.subset import Kept, match
+from mrt_plugin.scoring.cosine import cosine_matrix
 from mrt_plugin.scoring.embedders import load_embedder
-from mrt_plugin.selection.prepare import cosine_matrix
 from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.run import run_selection
 

@@ -10,15 +10,22 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from mrt_plugin.engine import check_engine, map_batches
 from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.rows import keep_responses
-from mrt_plugin.options import AllocationKind, Engine, MultiResponseOptions, Similarity, WeightSource, check_options
+from mrt_plugin.options import (
+    AllocationKind,
+    Engine,
+    MultiResponseOptions,
+    SelectionOptions,
+    Similarity,
+    WeightSource,
+    check_options,
+)
 from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.scoring.scores import Scorer, score_columns, with_scores
 from mrt_plugin.scoring.weights import weigh_groups
 from mrt_plugin.selection.adaptive import AdaptiveK, adaptive_k
-from mrt_plugin.selection.candidates import candidate_texts
 from mrt_plugin.selection.decide import DECISION, choose_batch, embed_and_choose
-from mrt_plugin.selection.pool import Settings
+from mrt_plugin.selection.pool import candidate_texts
 from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.report import SelectionReport
 
@@ -273,11 +280,10 @@ def _run(
         remarks.append(allocated.summary())
         told_k = allocated.k
     told = {
-        "strategy": strategy,
-        "settings": Settings(k or 0, float(alpha), similarity),
+        "selector": strategy,
+        "options": SelectionOptions(k=k or 0, n=n, alpha=float(alpha), similarity=similarity),
         "seed": seed,
         "embedder": used if strategy.needs_embeddings else None,
-        "n": n,
     }
     decided = _decide(groups, told, told_k, selector, processes, engine)
     picks: list[list[int]] = decided["picked"][:]
