@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from mrt_plugin.extension import is_extension, load_function
 from mrt_plugin.scoring.cache import ScoreCache
 
 SENTENCE_TRANSFORMERS_DEFAULT = "sentence-transformers/all-MiniLM-L6-v2"
@@ -74,7 +75,8 @@ def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: st
 
     Args:
         embedder: `lexical`; `sentence-transformers` for all-MiniLM-L6-v2; the name or path of any
-            sentence-transformers model; or a function from a list of n strings to an array [n, dim].
+            sentence-transformers model; or a function from a list of n strings to an array [n, dim], or its name as
+            `package.module:function` or `file.py:function`.
         score_cache: the directory of the cache of a model's vectors; by default $MRT_CACHE or ~/.cache/mrt-plugin.
             `lexical` and functions have no cache: `lexical` is faster than a disk, and a change in a function cannot
             be detected.
@@ -91,6 +93,8 @@ def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: st
     """
     if callable(embedder):
         return Embedder(getattr(embedder, "__name__", type(embedder).__name__), embedder, forks=True)
+    if is_extension(embedder):
+        return Embedder(embedder, load_function(embedder), forks=True)
     if embedder == "lexical":
         return Embedder("lexical", lexical, forks=True)
     if importlib.util.find_spec("sentence_transformers") is None:

@@ -1,6 +1,5 @@
 """The decisions for a batch of groups: a stateless function that runs in any process or on any machine."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 

@@ -72,9 +72,11 @@ class Pool:
 
     @property
     def scores(self) -> np.ndarray:
-        """[N] float64, finite, in descending order. Raises ValueError if the groups have no scores."""
+        """[N] float64, finite, in descending order. ValueError if the groups have none."""
         if self._scores is None:
-            raise ValueError("The selector needs scores, and the groups have none: give a column `scores`, or a scorer.")
+            raise ValueError(
+                "The selector needs scores, and the groups have none: give a column `scores` or a scorer."
+            )
         return self._scores
 
     @property
@@ -142,6 +144,8 @@ class Selector:
     needs_scores: bool = False
     needs_embeddings: bool = False
     keeps_all: bool = False
+    reads_all: bool = False
+    """Whether it reads columns of the groups other than `id`, `responses`, `scores` and `weights`."""
 
 
 def candidates_of(batch: Mapping[str, Sequence[Any]], row: int, *, n: int | None, seed: int) -> list[int]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from mrt_plugin.extension import is_extension, load_extension
@@ -23,7 +22,6 @@ Function = Callable[[Pool, int], Sequence[int]]
 """A selector as a plain function: of a pool and K, it returns K different positions in the pool."""
 
 
-@cache
 def get_selector(name: str) -> Selector:
     """Return a selector of this package, or one from outside by `package.module:name` or `file.py:name`.
 
@@ -42,7 +40,7 @@ def get_selector(name: str) -> Selector:
         return found
     if not callable(found):
         raise ValueError(f"selector={name!r} is neither a function nor a Selector.")
-    return Selector(EachPool(name), needs_embeddings=True)
+    return Selector(EachPool(name), needs_embeddings=True, reads_all=True)
 
 
 @dataclass(frozen=True)

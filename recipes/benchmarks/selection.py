@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def compare(pools: int, candidates: int, dimension: int, k: int, rounds: int = 5) -> dict[str, Any]:
-    """Measure prompts per second (medians) of the definition in a NumPy loop, of the batched selector, and of `select`.
+    """Measure prompts per second (medians) of the definition in a NumPy loop, the batched selector and `select`.
 
     The loop starts from embeddings [N, dim]. The selector starts from the columns of a batch, and `select` from a
     dataset; an embedder returns the vectors at hand. The picks are compared. Times are processor time (set
