@@ -69,18 +69,13 @@ class GroupedResponseCollator:
 
     def _stats(self, groups: list[GroupRow], rows: Rows) -> dict[str, int]:
         """Count the batch's contents for the logs. Filler groups, which train nothing, only count as tokens."""
-        real = [group for group in groups if any(group["segment_units"])]
+        pairs = [len(group["segment_lengths"]) for group in groups if any(group["segment_units"])]
         tokens = int(rows.attention_mask.sum())
         expanded = sum(
             len(group["segment_lengths"]) * group["prefix_length"] + sum(group["segment_lengths"]) for group in groups
         )
-        return {
-            "groups": len(real),
-            "pairs": sum(len(group["segment_lengths"]) for group in real),
-            "tokens": tokens,
-            "slots": rows.input_ids.numel(),
-            "saved_tokens": expanded - tokens,
-        }
+        counts = {"groups": len(pairs), "pairs": sum(pairs), "tokens": tokens, "slots": rows.input_ids.numel()}
+        return {**counts, "saved_tokens": expanded - tokens}
 
     def _arrange(self, groups: list[GroupRow]) -> list[list[GroupRow]]:
         if self.layout == "expanded":

@@ -17,8 +17,7 @@ from mrt_plugin.attention.length_rope import length_ropes, refuse_split_angles
 from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.layout.group_row import IGNORE, GroupRow
 from mrt_plugin.layout.rows import Rows
-from mrt_plugin.loss.step_loss import step_loss
-from mrt_plugin.loss.token_nll import TokenNLL
+from mrt_plugin.loss.token_nll import TokenNLL, step_loss
 from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.trainer.callbacks import watch
 from mrt_plugin.trainer.callbacks.memory import out_of_memory_advice
@@ -29,7 +28,7 @@ from mrt_plugin.trainer.layout_choice import MANY_FORWARDS, choose_layout
 from mrt_plugin.trainer.meter import Meter, batch_counts
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared
 from mrt_plugin.trainer.quantized_cpu import keep_trainable
-from mrt_plugin.trainer.redraw import DRAW, Redraw
+from mrt_plugin.trainer.redraw import DRAW, EpochDraws
 from mrt_plugin.trainer.sharding import keep_head_gathered, read_sharding
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ class MultiResponseTrainerMixin(Trainer):
         self._meter = Meter()
         rows: Any = self.train_dataset
         if DRAW in rows.column_names:
-            redraw = Redraw(options.loss_aggregation)
+            redraw = EpochDraws(options.loss_aggregation)
             self.add_callback(redraw)
             for collator in collators:
                 collator.read_row = redraw
