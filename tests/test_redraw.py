@@ -12,8 +12,8 @@ from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import build_group_row, expand, take_segments
 from mrt_plugin.options import MultiResponseOptions, check_options
 from mrt_plugin.scoring import softmax_weights
-from mrt_plugin.trainer.mixin import with_fillers
 from mrt_plugin.trainer.prepare import prepare_groups
+from mrt_plugin.trainer.processes import with_fillers
 from mrt_plugin.trainer.redraw import DRAW, EpochDraws, draw_group, draw_segments, rows_to_draw
 
 WORDS = ["apple", "pear", "plum", "cherry", "small brown dog", "calm sea tonight", "bright moon over the water"]

@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerState
 from mrt_plugin.axolotl.checks import check_lengths
 from mrt_plugin.groups.overlap import refuse_overlap
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
-from mrt_plugin.trainer.prepare import is_prepared
+from mrt_plugin.trainer.prepare import is_prepared, row_tokens
 from mrt_plugin.trainer.redraw import epoch_begun
 
 logger = logging.getLogger(__name__)
@@ -103,12 +103,7 @@ class EpochPacking(BatchSampler):
 
 def row_sizes(dataset: Dataset, layout: str, cfg: Any) -> np.ndarray:
     """Return the tokens that each prepared row will have, [rows]. A group that expands to over a row fills one."""
-    shared = layout == "shared_prefix"
-    sizes = [
-        prefix * (1 if shared else len(segments)) + sum(segments)
-        for prefix, segments in zip(dataset["prefix_length"], dataset["segment_lengths"], strict=True)
-    ]
-    return np.minimum(sizes, check_lengths(cfg, cfg.mrt)[1])
+    return np.minimum(row_tokens(dataset, layout), check_lengths(cfg, cfg.mrt)[1])
 
 
 def foresee_steps(cfg: Any, dataset: Dataset, layout: str) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Features, Value
 
 from mrt_plugin.encoding import Encoder, EncodingError, Pair
@@ -149,6 +150,16 @@ def prepare_groups(
 def is_prepared(dataset: Dataset) -> bool:
     """Return whether the rows are already `GroupRow`s."""
     return set(COLUMNS) <= set(dataset.column_names)
+
+
+def row_tokens(rows: Dataset, layout: str) -> np.ndarray:
+    """Return the tokens that each prepared row has in a layout, [rows]."""
+    shared = layout == "shared_prefix"
+    sizes = [
+        prefix * (1 if shared else len(segments)) + sum(segments)
+        for prefix, segments in zip(rows["prefix_length"], rows["segment_lengths"], strict=True)
+    ]
+    return np.array(sizes, dtype=np.int64)
 
 
 def _pools(groups: Dataset, n: int | None, seed: int) -> list[list[int]]:

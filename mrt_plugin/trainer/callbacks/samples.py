@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mrt_plugin.groups.keys import digest
-from mrt_plugin.layout.group_row import IGNORE, segment_starts
+from mrt_plugin.layout.group_row import IGNORE, as_group_row, segment_runs
 from mrt_plugin.sampling.local import draw_after
 from mrt_plugin.sampling.settings import Draw, SamplingSettings, draw_seed
 from mrt_plugin.scoring.cosine import alignment, coverage, diversity
@@ -46,16 +46,16 @@ def pick_prompts(rows: Dataset, count: int) -> list[PromptTokens]:
         count: maximum number of prompts.
     """
     found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-    for row in rows.select(range(min(len(rows), SEEN_ROWS))):
-        ids, labels = row["input_ids"], row["labels"]  # type: ignore[index]
-        for start, length in zip(segment_starts(row), row["segment_lengths"], strict=True):  # type: ignore[index, arg-type]
-            trained = [label != IGNORE for label in labels[start : start + length]]
+    for number in range(min(len(rows), SEEN_ROWS)):
+        row = as_group_row(rows[number])
+        ids, labels = row["input_ids"], row["labels"]
+        for run in segment_runs(row):
+            trained = [label != IGNORE for label in labels[run]]
             if True not in trained:
                 continue
-            first = start + trained.index(True)
-            rest = trained[trained.index(True) :]
-            stop = first + (rest.index(False) if False in rest else len(rest))
-            prompt = (*ids[: row["prefix_length"]], *ids[start:first])  # type: ignore[index]
+            first = run.start + trained.index(True)
+            stop = first + [*trained[trained.index(True) :], False].index(False)
+            prompt = (*ids[: row["prefix_length"]], *ids[run.start : first])
             found.setdefault(prompt, []).append(tuple(ids[first:stop]))
     prompts = [PromptTokens(tokens, tuple(references)) for tokens, references in found.items()]
     return sorted(prompts, key=lambda prompt: prompt.key)[:count]

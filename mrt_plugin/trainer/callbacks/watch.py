@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.scoring.embedders import load_embedder
