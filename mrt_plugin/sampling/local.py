@@ -49,6 +49,14 @@ class LocalModel:
         prompt_format: as in training: `chat`, `plain`, or `auto` (chat if the tokenizer has a chat template).
         tokenizer: folder or name. By default the adapter's own tokenizer if it has one, else the model's.
         loaded: the model with its encoder, if they are already in memory.
+
+    Example:
+
+    ```python
+    from mrt_plugin.sampling import LocalModel
+
+    model = LocalModel("path/to/base", batch_size=16)
+    ```
     """
 
     path: str | Path

@@ -94,19 +94,40 @@ def out_of_memory_advice() -> Iterator[None]:
 
 
 class MultiResponseTrainerMixin(Trainer):
-    """Trains on prepared groups. Put it before a trainer class and call `set_up_groups` after its `__init__`.
+    """Trains any `transformers.Trainer` on groups, with the prompt computed once for its responses.
 
-    The loss is that of `mrt_plugin.loss.step_loss`, divided by the units (the loss denominator) of the whole optimizer
-    step: of all its micro-batches on all processes. Evaluation returns the token-weighted mean NLL over all held-out
-    tokens.
+    Put it before a trainer class, and call `set_up_groups` at the end of `__init__`. The training data are rows as
+    `prepare_groups` makes them, and the collator is a `GroupedResponseCollator`.
+
+    The loss of a step is sum(c · nll) divided by the units of the step, over all its micro-batches and processes. nll
+    is a token's negative log-likelihood in nats, c its coefficient (`docs/loss.md`). Evaluation returns the mean over
+    all held-out tokens.
 
     Example:
 
     ```python
-    class MyTrainer(MultiResponseTrainerMixin, SomeTrainer):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
+    from transformers import Trainer, TrainingArguments
+
+    from mrt_plugin import GroupedResponseCollator, MultiResponseOptions, MultiResponseTrainerMixin
+    from mrt_plugin import load_groups, prepare_groups
+
+
+    class GroupTrainer(MultiResponseTrainerMixin, Trainer):
+        def __init__(self, options, **kwargs):
+            super().__init__(**kwargs)
             self.set_up_groups(options, [self.data_collator])
+
+
+    options = MultiResponseOptions(selector="random_k", k=2, row_length=1024)
+    rows, report = prepare_groups(load_groups("pool.jsonl"), tokenizer, options, max_length=512, seed=0)
+    trainer = GroupTrainer(
+        options,
+        model=model,
+        args=TrainingArguments("out", per_device_train_batch_size=2, max_steps=2, report_to="none"),
+        data_collator=GroupedResponseCollator(tokenizer, row_length=1024),
+        train_dataset=rows,
+    )
+    trainer.train()
     ```
     """
 
@@ -116,7 +137,12 @@ class MultiResponseTrainerMixin(Trainer):
     _eval_sums: torch.Tensor
 
     def set_up_groups(self, options: MultiResponseOptions, collators: list[GroupedResponseCollator]) -> None:
-        """Choose the layout, prove that it is exact, and set it in the collators.
+        """Choose the layout, prove that it is exact on the model and the data, and set it in the collators.
+
+        Args:
+            options: `layout`, `prefix_backend`, `prefix_check`, `row_length`, `row_packing`, `loss_aggregation`,
+                `redraw` and the monitoring options are read. They are those with which the rows were prepared.
+            collators: those of the trainer; all get the same layout.
 
         Raises:
             ValueError: if the options or the parallelism of the run are not supported.

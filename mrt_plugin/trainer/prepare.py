@@ -76,7 +76,9 @@ def prepare_groups(
     held_out: bool = False,
     length_option: str = "max_length",
 ) -> tuple[Dataset, PrepareReport]:
-    """Build a dataset whose rows are `GroupRow`s, one per group, each with the name of its prompt.
+    """Select, encode and lay out groups: return one row of tokens per group, as a grouped trainer reads it.
+
+    A row has the columns of a `GroupRow`, and the name of its prompt.
 
     Args:
         groups: as `load_groups` returns them.
@@ -98,7 +100,18 @@ def prepare_groups(
 
     Raises:
         CacheError: if the cache of embeddings and scores cannot be used.
+        EncodingError: if a prompt or response cannot be turned into tokens. The message names the group.
         ValueError: if options contradict each other, or every group was dropped.
+
+    Example:
+
+    ```python
+    from mrt_plugin import MultiResponseOptions, load_groups, prepare_groups
+
+    options = MultiResponseOptions(selector="random_k", k=2)
+    rows, report = prepare_groups(load_groups("pool.jsonl"), tokenizer, options, max_length=512, seed=0)
+    print(report.pairs, rows[0]["segment_lengths"])
+    ```
     """
     if held_out:
         kept = [item.name for kind in (LayoutOptions, LossOptions) for item in fields(kind)]
