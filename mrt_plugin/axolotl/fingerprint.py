@@ -167,9 +167,6 @@ def _function_content(name: str) -> str:
 
     These are the file or module given in the name, and the module that defines the function. What they import is not
     covered.
-
-    Raises:
-        ValueError: if there is no such function.
     """
     place = name.rpartition(":")[0]
     home = inspect.getmodule(inspect.unwrap(load_function(name)))

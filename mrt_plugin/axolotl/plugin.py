@@ -14,6 +14,7 @@ from mrt_plugin.axolotl.checks import check_lengths, refuse_options
 from mrt_plugin.axolotl.entries import mark_entries
 from mrt_plugin.axolotl.fingerprint import recipe_fingerprint
 from mrt_plugin.layout.collator import GroupedResponseCollator
+from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
 from mrt_plugin.versions import libraries
 
 logger = logging.getLogger(__name__)
@@ -113,14 +114,8 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         return MultiResponseAxolotlTrainer
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Check that no other plugin replaced the trainer.
-
-        Raises:
-            ValueError: naming the trainer.
-        """
-        from mrt_plugin.axolotl.trainer import MultiResponseAxolotlTrainer
-
-        if not isinstance(trainer, MultiResponseAxolotlTrainer):
+        """Check that no other plugin replaced the trainer."""
+        if not isinstance(trainer, MultiResponseTrainerMixin):
             raise ValueError(
                 f"{type(trainer).__name__} is another plugin's trainer: list mrt_plugin.axolotl.MultiResponsePlugin "
                 "first, or remove the other plugin."

@@ -36,12 +36,6 @@ class EpochPacking(BatchSampler):
 
     Trainer assumes that all epochs have the same length. The number of batches is therefore that of the epoch that
     needs the most. The bins of other epochs are spread over as many batches.
-
-    Args:
-        sizes: [rows] tokens of each row.
-        cfg: the recipe; `sample_packing_*`, `curriculum_sampling`, `seed`, `num_epochs` and `max_steps` are read.
-        batch_size: maximum number of bins in a batch.
-        epoch: returns the epoch that begins.
     """
 
     def __init__(self, sizes: np.ndarray, cfg: Any, batch_size: int, epoch: Callable[[], int] = lambda: 0) -> None:
@@ -119,12 +113,7 @@ def foresee_steps(cfg: Any, dataset: Dataset, layout: str) -> int:
 
 
 class Announcement(TrainerCallback):
-    """Logs before the first step how much of the data the run trains.
-
-    Args:
-        rows: number of rows of the training data.
-        packing: returns the sampler that packs them, or None if rows are not packed.
-    """
+    """Logs before the first step how much of the data the run trains."""
 
     def __init__(self, rows: int, packing: Callable[[], EpochPacking | None]) -> None:
         self._rows = rows
@@ -190,11 +179,7 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
 
 
 def _check_rows(dataset: Dataset) -> None:
-    """Check that the rows were prepared by the plugin.
-
-    Raises:
-        ValueError: if a dataset of the run was tokenized before Axolotl read it.
-    """
+    """Check that the rows were prepared by the plugin."""
     if is_prepared(dataset) and not dataset.data.column("prefix_length").null_count:
         return
     raise ValueError(

@@ -158,9 +158,6 @@ def split_group(row: GroupRow, row_length: int) -> list[GroupRow]:
     """Split a group into rows of at most `row_length` tokens, each with the prompt.
 
     Best-fit decreasing keeps the number of rows small.
-
-    Raises:
-        ValueError: if the prompt with one response is longer than `row_length`.
     """
     if len(row["input_ids"]) <= row_length:
         return [row]
@@ -194,11 +191,7 @@ def best_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def as_group_row(example: dict[str, Any]) -> GroupRow:
-    """Return the `GroupRow` in a dataset row, which may have other columns as well.
-
-    Raises:
-        ValueError: if a column is missing.
-    """
+    """Return the `GroupRow` in a dataset row, which may have other columns as well."""
     missing = [name for name in GroupRow.__annotations__ if name not in example]
     if missing:
         raise ValueError(

@@ -72,12 +72,7 @@ class TokenNLL:
     """
 
     def __init__(self, model: nn.Module, chunk: int | None = None) -> None:
-        """Read the model's head and logit transformation.
-
-        Args:
-            model: the unwrapped model; it may be a PeftModel.
-            chunk: trained tokens per piece; by default `chunk_tokens`.
-        """
+        """Read the model's head and logit transformation."""
         self.head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         if self.head is None:
             raise ValueError(f"{type(model).__name__} has no output embeddings: a causal language model is needed.")
@@ -184,7 +179,8 @@ class TokenNLL:
     def _chunked(self, heard: "_Heard", targets: torch.Tensor) -> torch.Tensor:
         assert heard.hidden is not None
         if len(targets) == 0:  # keeps the graph, so that every rank has gradients to reduce
-            return heard.hidden.float().sum(-1) + 0.0 * self.head(heard.first).float().sum()
+            first: torch.Tensor = self.head(heard.first)
+            return heard.hidden.float().sum(-1) + 0.0 * first.float().sum()
         needs_gradient = heard.hidden.requires_grad or any(
             parameter.requires_grad for parameter in self.head.parameters()
         )
@@ -242,11 +238,7 @@ DIVISORS = ("logits_scaling",)
 
 
 def logit_transform(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the transformation that the model's forward applies to the head's output: divide, scale, soft-cap.
-
-    Args:
-        config: the model's configuration; a nested text configuration is used where there is one.
-    """
+    """Return the transformation that the model's forward applies to the head's output: divide, scale, soft-cap."""
     values = config.get_text_config().to_dict()
     caps, scales, divisors = (
         [values[name] for name in names if values.get(name) is not None] for names in (CAPS, SCALES, DIVISORS)

@@ -119,11 +119,7 @@ def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
 
 
 def _agreed_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
-    """Return the backend that every process found exact.
-
-    Raises:
-        NotShareable: on all processes, if one of them did not find it exact.
-    """
+    """Return the backend that every process found exact."""
     try:
         with refusal_of(f"prefix_backend={setup.options.prefix_backend} for {setup.model.config.model_type}"):
             backend = _proved_backend(setup, row)

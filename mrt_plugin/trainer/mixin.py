@@ -79,12 +79,7 @@ class Meter:
 
 @contextmanager
 def out_of_memory_advice() -> Iterator[None]:
-    """Add advice to an out-of-memory error.
-
-    Raises:
-        torch.OutOfMemoryError: with the advice and the allocator's message. On a CPU PyTorch itself raises a plain
-            RuntimeError.
-    """
+    """Add advice to an out-of-memory error."""
     try:
         yield
     except RuntimeError as error:
@@ -226,10 +221,10 @@ class MultiResponseTrainerMixin(Trainer):
         for batch in batch_samples:
             counts = [batch["stats"][name] for name in _COUNTED]
             sums += torch.tensor([batch["units"].double().sum().item(), *counts], dtype=torch.float64)
-        units, *totals = self._sum(sums)
+        sums = self._sum(sums)
         # After an evaluation the model is still in evaluation mode here. Only training asks for a step's units.
-        self._meter.counts.update({name: int(total) for name, total in zip(_COUNTED, totals, strict=True)})
-        return units.float().to(device)
+        self._meter.counts.update({name: int(total) for name, total in zip(_COUNTED, sums[1:], strict=True)})
+        return sums[0].float().to(device)
 
     def compute_loss(
         self,

@@ -7,15 +7,7 @@ from mrt_plugin.attention.adapters import refuse_prompt_learning
 
 
 def check_model(model: Any, args: Any) -> None:
-    """Refuse models and settings whose loss or gradients would be wrong.
-
-    Args:
-        model: the unwrapped model.
-        args: the training arguments.
-
-    Raises:
-        ValueError: naming the setting and what to change.
-    """
+    """Refuse models and settings whose loss or gradients would be wrong."""
     keep_trainable(model)
     config = model.config.get_text_config().to_dict()
     if config.get("output_router_logits"):
@@ -41,9 +33,6 @@ def keep_trainable(model: Any) -> None:
     in evaluation mode. It does not undo this for training. From then on the layer's output has no gradient with
     respect to its input. After one evaluation the adapters of a two-layer Llama had gradients that were wrong by 0.30
     of their norm. On other hardware this changes nothing.
-
-    Raises:
-        ValueError: if the weights were already repacked. Undoing it is lossy, so the model must be loaded again.
     """
     bitsandbytes = sys.modules.get("bitsandbytes")
     if bitsandbytes is None:

@@ -21,15 +21,6 @@ def read_sharding(kind: DistributedType, deepspeed: DeepSpeedPlugin | None = Non
     """Return the name of what gathers weights for each forward and frees them afterwards.
 
     Return None if every process keeps all weights.
-
-    Args:
-        kind: the distributed type of accelerate.
-        deepspeed: accelerate's DeepSpeed plugin, if there is one.
-
-    Example:
-
-    >>> read_sharding(DistributedType.FSDP)
-    'FSDP'
     """
     if kind == DistributedType.FSDP:
         return "FSDP"
@@ -55,9 +46,6 @@ def stop_sending_buffers(accelerator: Accelerator, args: Any, backend: str) -> N
     It sends the first process's buffers to the others at every forward. The backend runs one forward per group or
     pair, and processes hold different numbers of these, so they would wait for each other forever. The buffers of
     a language model are constants (the angles of its positions).
-
-    Raises:
-        ValueError: if the user asked for the broadcast.
     """
     if accelerator.num_processes == 1:
         return
@@ -71,11 +59,7 @@ def stop_sending_buffers(accelerator: Accelerator, args: Any, backend: str) -> N
 
 
 def refuse_parallelism(trainer: Trainer) -> None:
-    """Refuse the kinds of parallelism that would split a group, or that lose the weights of the output head.
-
-    Raises:
-        ValueError: naming the setting and what to use instead.
-    """
+    """Refuse the kinds of parallelism that would split a group, or that lose the weights of the output head."""
     accelerator = trainer.accelerator
     parallelism = accelerator.parallelism_config
     if trainer.args.n_gpu > 1:

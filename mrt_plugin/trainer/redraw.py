@@ -21,9 +21,6 @@ def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
 
     A hash covers the seed, the epoch, the tokens of prompt and response, and the number of earlier equal responses. So
     the draw does not depend on the row's place, the order of the pool, the worker or the process.
-
-    Returns:
-        Indices in ascending order; all of them if there are at most K.
     """
     tokens = np.asarray(row["input_ids"], dtype=np.int64)
     start = (b"redraw", str(seed).encode(), str(epoch).encode(), tokens[: row["prefix_length"]].tobytes())
@@ -97,13 +94,6 @@ def rows_to_draw(
     the group gets several rows. Each is for a part of the draw that always fits. The number of rows does not depend on
     the draw.
 
-    Args:
-        pool: the group, with more than K responses.
-        k: number of responses to draw.
-        seed: of the draws.
-        row_length: tokens that a row may hold; unlimited by default.
-        expanded: build rows of complete pairs, without a shared prefix.
-
     Raises:
         ValueError: if the prompt with one response is longer than `row_length`.
     """
@@ -139,9 +129,6 @@ class EpochDraws(TrainerCallback):
     A collator calls it for every row (`GroupedResponseCollator.read_row`), so samplers see an ordinary dataset. The
     epoch is in shared memory, so workers that outlive an epoch see the next one. A run resumed in the middle of an
     epoch uses that epoch's draw, because the trainer's state holds the epoch.
-
-    Args:
-        aggregation: `loss_aggregation` of the run.
     """
 
     def __init__(self, aggregation: LossAggregation) -> None:

@@ -40,10 +40,6 @@ def pick_prompts(rows: Dataset, count: int) -> list[PromptTokens]:
     A prompt ends before the first trained token. A reference is the first run of trained tokens; in a response with
     several assistant turns, this is the first turn. Parts of one split group are merged again. Rows that train nothing
     are skipped.
-
-    Args:
-        rows: as `prepare_groups` makes them; only the first 2,000 are read.
-        count: maximum number of prompts.
     """
     found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for number in range(min(len(rows), SEEN_ROWS)):
@@ -70,15 +66,10 @@ def answer(
     max_tokens: int | None,
     seed: int,
 ) -> list[list[Draw]]:
-    """Sample answers from a model in training. The model's mode is restored afterwards.
+    """Sample answers from a model in training, with all its weights in this process. Restore its mode afterwards.
 
-    Args:
-        model: unwrapped, with all its weights in this process.
-        tokenizer: with a pad token.
-        prompts: the prompts to answer; the answers to one prompt are one batch.
-        each: number of answers per prompt.
-        max_tokens: of one answer; by default twice the longest reference, and at least 32.
-        seed: of the draws. No other random number is used, so training continues as if nothing had been drawn.
+    `max_tokens` is by default twice the longest reference, and at least 32. Only `seed` is random, so training
+    continues as if nothing had been drawn.
     """
     if max_tokens is None:
         longest = max(len(reference) for prompt in prompts for reference in prompt.references)
@@ -105,20 +96,7 @@ def answer(
 class HeldOutSamples:
     """Metrics of answers to a few held-out prompts, logged at every evaluation.
 
-    Args:
-        tokenizer: of the run.
-        embed: maps n texts to an array [n, dim].
-        prompts: number of prompts to answer.
-        each: number of answers per prompt, at least 2.
-        max_tokens: of one answer; by default twice the longest reference, and at least 32.
-        seed: of the draws. It is the same at every evaluation, so that only the model differs.
-
-    Example:
-
-    ```python
-    samples = HeldOutSamples(tokenizer, load_embedder("lexical"), prompts=8, each=4)
-    samples.metrics(model, trainer.eval_dataset, "eval")["eval_coverage"]
-    ```
+    The seed is the same at every evaluation, so that only the model differs.
     """
 
     tokenizer: PreTrainedTokenizerBase

@@ -66,13 +66,6 @@ class SmokeTest(TrainerCallback):
     Every process reaches the same verdict. If no process holds all weights (FSDP, ZeRO-3), no answers are sampled, and
     the verdict says so.
 
-    Args:
-        trainer: a trainer with `MultiResponseTrainerMixin`.
-        steps: number of steps to train.
-        prompts: prompts to answer; none if sampling is impossible.
-        max_tokens: limit of an answer.
-        seed: of the draws.
-
     Raises:
         SmokeTestFailed: in every process. It is raised at once if a number is not finite, otherwise at the end with
             all findings.
@@ -241,9 +234,6 @@ def trend(values: Sequence[float]) -> Trend:
     Each pair of values votes on the direction, so neither one extreme batch nor the size of the noise decides (Mann
     1945, Econometrica 13; Sen 1968, JASA 63). The effect of an easy or hard batch on a loss is assumed to be
     independent from step to step.
-
-    Args:
-        values: at least 10 finite numbers, in the order of the steps.
 
     Example:
 
