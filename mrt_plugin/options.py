@@ -233,7 +233,8 @@ class MultiResponseOptions(WatchOptions, LossOptions, LayoutOptions, DataOptions
     Example:
 
     ```python
-    from mrt_plugin.options import MultiResponseOptions, check_options
+    from mrt_plugin import MultiResponseOptions
+    from mrt_plugin.options import check_options
 
     check_options(MultiResponseOptions(k=4, layout="shared_prefix"))
     ```

@@ -16,7 +16,7 @@ from axolotl_recipe import groups, write_rows
 from helpers.processes import run_python
 from transformers import AutoConfig
 
-from mrt_plugin.trainer.sharding import read_sharding
+from mrt_plugin.trainer.processes import read_sharding
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FILES = sorted(RECIPES.glob("*.yaml"))

@@ -110,8 +110,7 @@ def select_file(job: SelectJob) -> SelectResult:
 
     ```python
     from pathlib import Path
-    from mrt_plugin.pipeline.files import select_file
-    from mrt_plugin.pipeline.job import PoolFile, SelectJob
+    from mrt_plugin.pipeline import PoolFile, SelectJob, select_file
     from mrt_plugin.pipeline.remake import remake
 
     pools = [PoolFile("pool.jsonl")]
