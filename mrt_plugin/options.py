@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from mrt_plugin.extension import is_extension, load_extension
+
 Layout = Literal["auto", "shared_prefix", "expanded"]
-PrefixBackend = Literal["auto", "flex", "sdpa", "fork", "dense"]
 LossAggregation = Literal["token", "prompt", "response"]
 Similarity = Literal["paper", "rescaled"]
 PromptFormat = Literal["auto", "chat", "plain"]
@@ -22,6 +23,27 @@ Redraw = Literal["never", "epoch"]
 PaidLayout = Literal["shared_prefix", "expanded"]
 Engine = Literal["local", "ray"]
 Api = Literal["chat", "completions"]
+
+PREFIX_BACKENDS = {
+    "flex": "mrt_plugin.attention.masks:FlexBackend",
+    "sdpa": "mrt_plugin.attention.two_part:TwoPartBackend",
+    "fork": "mrt_plugin.attention.fork:ForkBackend",
+    "dense": "mrt_plugin.attention.masks:DenseBackend",
+}
+"""The shared-prefix backends of the package by name, each with the place of its class."""
+
+
+def check_prefix_backend(name: str) -> None:
+    """Raise ValueError unless `name` is `auto`, a backend of the package, or the place of a user's own class."""
+    if name == "auto" or name in PREFIX_BACKENDS:
+        return
+    if not is_extension(name):
+        raise ValueError(
+            f"prefix_backend={name!r} is unknown: choose one of {', '.join(('auto', *PREFIX_BACKENDS))}, or give your "
+            "own class as package.module:name or file.py:name."
+        )
+    if not isinstance(load_extension(name), type):
+        raise ValueError(f"prefix_backend={name!r}: this is no class.")
 
 
 @dataclass(frozen=True)
@@ -154,8 +176,10 @@ class LayoutOptions:
         "How a group becomes tokens: `shared_prefix` computes the prompt once for all its responses, `expanded` "
         "copies it for each; `auto` shares where that is exact and saves tokens.",
     )
-    prefix_backend: PrefixBackend = option(
-        "auto", "How attention handles a shared prefix; `auto` picks the fastest one that is exact for the model."
+    prefix_backend: str = option(
+        "auto",
+        f"How attention handles a shared prefix: {', '.join(PREFIX_BACKENDS)}, or your own class as "
+        "`package.module:name` or `file.py:name`. `auto` picks the fastest one that is exact for the model.",
     )
     prefix_check: bool = option(
         True, "Prove before training, on the model and data at hand, that the shared prefix computes the same numbers."
@@ -257,6 +281,7 @@ def check_options(options: MultiResponseOptions) -> None:
     hints = get_type_hints(MultiResponseOptions)
     for item in dataclasses.fields(MultiResponseOptions):
         _check_value(item.name, getattr(options, item.name), hints[item.name], item.metadata["bounds"])
+    check_prefix_backend(options.prefix_backend)
     for wrong, reason in _CONTRADICTIONS:
         if wrong(options):
             raise ValueError(reason)

@@ -5,6 +5,7 @@ from families import ATTENTION_ONLY, CHUNKED, FAMILIES, STATEFUL, build
 
 from mrt_plugin.attention import NotShareable, resolve_backend
 from mrt_plugin.attention.varlen import CUDAFlash
+from mrt_plugin.options import PREFIX_BACKENDS
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -23,7 +24,7 @@ def test_auto(name: str) -> None:
 @pytest.mark.parametrize("requested", ["sdpa", "dense", "flex"])
 def test_a_state_leaves_the_fork_only(name: str, requested: str) -> None:
     with pytest.raises(NotShareable, match="prefix_backend=fork"):
-        resolve_backend(requested, build(name).config, device_type="cuda", gradient_checkpointing=False)  # type: ignore
+        resolve_backend(requested, build(name).config, device_type="cuda", gradient_checkpointing=False)
 
 
 @pytest.mark.parametrize("requested", ["auto", "sdpa", "flex"])
@@ -31,7 +32,7 @@ def test_attention_dropout_is_refused(requested: str) -> None:
     config = build("gpt2").config
     config.attn_pdrop = 0.1
     with pytest.raises(NotShareable, match="attention dropout 0.1"):
-        resolve_backend(requested, config, device_type="cuda", gradient_checkpointing=False)  # type: ignore
+        resolve_backend(requested, config, device_type="cuda", gradient_checkpointing=False)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +56,8 @@ def test_flex_needs_a_gpu() -> None:
 
 
 def test_unknown_backends_are_named() -> None:
-    with pytest.raises(ValueError, match="choose one of auto, dense, sdpa, fork, flex"):
-        resolve_backend("flash", build("llama").config, device_type="cpu", gradient_checkpointing=False)  # type: ignore
+    with pytest.raises(ValueError, match=f"choose one of auto, {', '.join(PREFIX_BACKENDS)}"):
+        resolve_backend("flash", build("llama").config, device_type="cpu", gradient_checkpointing=False)
 
 
 @pytest.mark.parametrize("name", ATTENTION_ONLY)
@@ -66,7 +67,7 @@ def test_models_get_their_attention_back(name: str, requested: str) -> None:
         return
     model = build(name)
     before = model.config._attn_implementation
-    backend = resolve_backend(requested, model.config, device_type="cpu", gradient_checkpointing=False)  # type: ignore
+    backend = resolve_backend(requested, model.config, device_type="cpu", gradient_checkpointing=False)
     backend.prepare_model(model)
     backend.restore_model(model)
     assert model.config._attn_implementation == before

@@ -10,8 +10,8 @@ import torch
 from families import PAD, random_group
 
 from mrt_plugin.attention.kernels import Explicit
+from mrt_plugin.attention.masks import visible
 from mrt_plugin.attention.plan import find_runs
-from mrt_plugin.attention.rule import visible
 from mrt_plugin.attention.varlen import Call, calls, from_tensors, to_tensors, varlen_backward, varlen_forward
 from mrt_plugin.layout.rows import build_rows
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mrt_plugin import GroupedResponseCollator
 from mrt_plugin.attention import ExpandedBackend
-from mrt_plugin.attention.dense import DenseBackend
 from mrt_plugin.attention.fork import ForkBackend
+from mrt_plugin.attention.masks import DenseBackend
 from mrt_plugin.attention.two_part import TwoPartBackend
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import IGNORE, build_group_row

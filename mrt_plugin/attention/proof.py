@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from mrt_plugin.attention.backend import Backend, Compute
-from mrt_plugin.attention.family import NotShareable, read_family
-from mrt_plugin.attention.implementation import exact_attention, text_attention
+from mrt_plugin.attention.family import NotShareable, exact_attention, read_family, text_attention
 from mrt_plugin.attention.plain import PlainForward, compared, inference, on_device, packed_nll, rms, settle_plain
 from mrt_plugin.attention.small_model import BEYOND, VOCABULARY, WINDOW, random_model, small_config, thresholds
 from mrt_plugin.encoding.pair import Pair

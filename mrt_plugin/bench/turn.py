@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PrinterCallback, TrainerCallback
 
-from mrt_plugin.attention.implementation import set_text_attention, text_attention
+from mrt_plugin.attention.family import set_text_attention, text_attention
 from mrt_plugin.bench.arms import Arm, Data, build_trainer
 
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from mrt_plugin.cli.option import existing_base, one_of, report_file
+from mrt_plugin.cli.option import checked, existing_base, report_file
 from mrt_plugin.cli.show import as_json, plain_errors, say, stages, table
-from mrt_plugin.options import PrefixBackend
+from mrt_plugin.options import PREFIX_BACKENDS, check_prefix_backend
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -30,7 +30,10 @@ def bench(
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="QLoRA: 4-bit weights, LoRA adapters.")] = False,
     prefix_backend: Annotated[
         list[str] | None,
-        typer.Option(help="auto, flex, sdpa, fork or dense. Repeat for several.", callback=one_of(PrefixBackend)),
+        typer.Option(
+            help=f"auto, {', '.join(PREFIX_BACKENDS)}, or your own file.py:class. Repeat for several.",
+            callback=checked(check_prefix_backend),
+        ),
     ] = None,
     only: Annotated[str, typer.Option(help="Only the trainers whose name contains this, such as 'mrt shared'.")] = "",
     groups: Annotated[int, typer.Option(min=1, help="Groups per optimizer step; TRL gets their pairs.")] = 2,

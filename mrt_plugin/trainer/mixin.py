@@ -11,7 +11,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from mrt_plugin.attention.adapters import refuse_prompt_learning
+from mrt_plugin.attention.family import refuse_prompt_learning
 from mrt_plugin.attention.fork import recomputes
 from mrt_plugin.attention.length_rope import length_ropes, refuse_split_angles
 from mrt_plugin.layout.collator import GroupedResponseCollator
