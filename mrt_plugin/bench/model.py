@@ -8,8 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from mrt_plugin.encoding import prepare_tokenizer
-from mrt_plugin.models.random_llama import random_llama
-from mrt_plugin.models.tiny_model import build_tokenizer
+from mrt_plugin.models.tiny_model import build_tokenizer, random_llama
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
