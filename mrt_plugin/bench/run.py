@@ -1,6 +1,7 @@
 """Measure TRL's trainer and ours on the same pairs, in turn."""
 
 import gc
+import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -69,7 +70,7 @@ class ArmResult:
     """`pairs` for TRL, `groups` for ours."""
     step_seconds: list[list[float]] | None = None
     """Seconds of every step, by round."""
-    pairs_per_second: float | None = None
+    pairs_per_second: float = math.nan
     loss: float | None = None
     gradient_norm: float | None = None
     peak_mib: float | None = None
@@ -82,6 +83,10 @@ class ArmResult:
     """Pairs per second over those of TRL's fastest arm; None if no TRL arm ran."""
     fraction: float | None = None
     """The speed-up over the token ratio."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields that were measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value == value}
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ class BenchResult:
                 "shape": str(found.shape),
                 **asdict(found.shape),
                 "token_ratio": found.token_ratio,
-                "arms": [{k: v for k, v in asdict(arm).items() if v is not None} for arm in found.arms],
+                "arms": [arm.as_json() for arm in found.arms],
                 **({} if found.breakdown is None else {"breakdown": asdict(found.breakdown)}),
             }
             for found in self.shapes

@@ -117,22 +117,22 @@ def show(result: "BenchResult") -> None:
 
 
 def _row(arm: "ArmResult") -> tuple[str, ...]:
-    numbers = (
-        (arm.size, "{}"),
-        (arm.pairs_per_second, "{:.2f}"),
-        (arm.speedup, "{:.2f}x"),
-        (arm.fraction, "{:.2f}"),
-        (arm.peak_mib, "{:.0f}"),
-        (arm.step_mib, "{:.0f}"),
-    )
-    return (arm.name, *("-" if value is None else text.format(value) for value, text in numbers))
+    measured = arm.as_json()
+    formats = {
+        "size": "{}",
+        "pairs_per_second": "{:.2f}",
+        "speedup": "{:.2f}x",
+        "fraction": "{:.2f}",
+        "peak_mib": "{:.0f}",
+        "step_mib": "{:.0f}",
+    }
+    return (arm.name, *(text.format(measured[name]) if name in measured else "-" for name, text in formats.items()))
 
 
 def _show_breakdown(found: "Breakdown") -> None:
-    pieces = [(piece, found.theirs[piece], found.ours[piece], found.lost[piece]) for piece in found.ours]
-    totals = (sum(column.values()) for column in (found.theirs, found.ours, found.lost))
+    steps = [{**column, "step": sum(column.values())} for column in (found.theirs, found.ours, found.lost)]
     rows = [
-        (name, f"{1000 * theirs:.1f}", f"{1000 * ours:.1f}", f"{100 * lost:+.1f} %")
-        for name, theirs, ours, lost in (*pieces, ("step", *totals))
+        (piece, f"{1000 * theirs:.1f}", f"{1000 * ours:.1f}", f"{100 * lost:+.1f} %")
+        for piece, theirs, ours, lost in zip(steps[0], *(column.values() for column in steps), strict=True)
     ]
     table(("ms, under the profiler", "TRL", "shared prefix", "of the ratio lost"), rows)

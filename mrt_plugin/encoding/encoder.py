@@ -176,12 +176,12 @@ class Encoder:
         return zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool, *, tools: Tools) -> str:
+        schemas: Any = json.loads(tools) if isinstance(tools, str) else tools
         try:
             return str(
                 self.tokenizer.apply_chat_template(
                     list(messages),
-                    # Some templates write tool text for an empty list.
-                    tools=(json.loads(tools) if isinstance(tools, str) else tools) or None,
+                    tools=schemas or None,  # some templates write tool text for an empty list
                     add_generation_prompt=generation_prompt,
                     tokenize=False,
                     **(self.chat_template_kwargs or {}),
