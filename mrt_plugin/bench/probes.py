@@ -1,21 +1,72 @@
-"""Measure where the time of an optimizer step goes, and how much of the token ratio each piece loses.
-
-Let q be the token ratio. In a step that lost nothing, every piece would take 1/q of its time in a step on expanded
-rows. A piece's time beyond that is lost. The losses of all pieces add up to the missing part of the speed-up:
-
-    1 - fraction reached = sum over pieces of (ours - theirs / q) / our step
-
-Here `ours` and `theirs` are a piece's time in our step and in the step on expanded rows.
-"""
+"""Observers of one optimizer step: its peak memory, and where its time goes."""
 
 import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+
+class Probe(Protocol):
+    """An observer of one optimizer step."""
+
+    def start(self, model: Any, optimizer: Any) -> None:
+        """Start recording. Called right after the previous step."""
+
+    def stop(self) -> None:
+        """Stop recording. Called right after the step."""
+
+
+MIB = 2**20
+
+
+class PeakMemory:
+    """Measures the peak memory of one optimizer step.
+
+    On CUDA this is `torch.cuda.max_memory_allocated` over the step. On a CPU, PyTorch's profiler records every
+    allocation and release of the CPU allocator. The peak of their running sum is what the step needs in addition to
+    the weights and the optimizer's state, which are counted separately. Both methods count requested bytes. Unlike the
+    resident set size, they do not depend on other programs, or on what an earlier arm touched. Neither sees memory
+    that a kernel takes outside the allocator.
+    """
+
+    def __init__(self) -> None:
+        self.resting = 0
+        """Bytes of weights and optimizer state, in use before and after the step."""
+        self.step = 0
+        """Additional bytes at the peak: activations, gradients, logits, the batch."""
+        self._profile: profile | None = None
+
+    def start(self, model: Any, optimizer: Any) -> None:
+        """Measure the memory in use, and start recording."""
+        if model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.resting = torch.cuda.memory_allocated()
+            return
+        kept = [*model.parameters(), *model.buffers()]
+        for state in optimizer.state.values():
+            kept += [value for value in state.values() if isinstance(value, torch.Tensor)]
+        self.resting = sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}.values())
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._profile.__enter__()
+
+    def stop(self) -> None:
+        """Stop recording and find the peak."""
+        if self._profile is None:
+            self.step = torch.cuda.max_memory_allocated() - self.resting
+            return
+        self._profile.__exit__(None, None, None)
+        recorded: Any = self._profile.profiler
+        events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+        held = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            self.step = max(self.step, held)
+        self._profile = None
+
 
 LINEAR, ATTENTION, HEAD, OPTIMIZER, OTHER, TRAINER = PIECES = (
     "linear layers",
@@ -40,14 +91,14 @@ _NAMES = (
 
 
 class StepProfile:
-    """Observes one optimizer step (`mrt_plugin.bench.turn.Probe`) and sorts its operations into `PIECES`.
+    """Observes one optimizer step and sorts its operations into `PIECES`.
 
     On CUDA the time of an operation is that of its kernels.
     """
 
     def __init__(self, vocabulary: int) -> None:
-        """Set `vocabulary`, the number of rows of the output head. It identifies the head's operations."""
         self.vocabulary = vocabulary
+        """Number of rows of the output head. It identifies the head's operations."""
         self.seconds: dict[str, float] = {}
         """Seconds by piece. They add up to the step's time under the profiler, which slows small operations down."""
 
@@ -100,6 +151,16 @@ class StepProfile:
 
 def losses(ours: Mapping[str, float], theirs: Mapping[str, float], token_ratio: float) -> dict[str, float]:
     """Return the share of the token ratio that each piece loses. It is negative if a piece gains more than the ratio.
+
+    Let q be the token ratio. In a step that lost nothing, every piece would take 1/q of its time in a step on expanded
+    rows. A piece's time beyond that is lost. The losses of all pieces add up to the missing part of the speed-up:
+
+        1 - fraction reached = sum over pieces of (ours - theirs / q) / our step
+
+    Args:
+        ours: seconds of each piece in our step.
+        theirs: seconds of each piece in the step on expanded rows.
+        token_ratio: q.
 
     Example:
 
