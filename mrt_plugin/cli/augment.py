@@ -46,10 +46,10 @@ def augment(
         from mrt_plugin.groups import load_groups
         from mrt_plugin.groups.paths import check_paths
         from mrt_plugin.planning.augment import augment_file
-        from mrt_plugin.planning.diversity import token_ids, words
+        from mrt_plugin.planning.diversity import Tokenize, token_ids, words
 
         check_paths([("--output", output)], [("the candidates", candidates), ("--data", data)], [tokenizer])
-        tokenize = words
+        tokenize: Tokenize = words
         if tokenizer is not None:
             from transformers import AutoTokenizer
 

@@ -300,7 +300,7 @@ def make_plan(
     )
     losses = found.losses(loss_aggregation)
     estimate, intervals = estimate_components(losses), bootstrap_intervals(losses, level=LEVEL, seed=seed)
-    ratio = intervals and intervals.ratio
+    ratio = None if intervals is None else intervals.ratio
     used = costs or found.costs(layout)
     paid = Costs(used.prompt, used.response, layout)
     ordinary = len(sizes) * paid.of_prompt(1)
@@ -317,13 +317,13 @@ def make_plan(
         level=LEVEL,
         prompts_differing=estimate.differing,
         v_x=estimate.v_x,
-        v_x_interval=intervals and intervals.v_x,
+        v_x_interval=None if intervals is None else intervals.v_x,
         v_yx=estimate.v_yx,
-        v_yx_interval=intervals and intervals.v_yx,
+        v_yx_interval=None if intervals is None else intervals.v_yx,
         ratio=estimate.ratio,
         ratio_interval=ratio,
         rho=estimate.rho,
-        rho_interval=intervals and intervals.rho,
+        rho_interval=None if intervals is None else intervals.rho,
         per_prompt=[
             PromptLoss(group.id, len(row), float(row.mean()), float(row.var(ddof=1)) if len(row) > 1 else None)
             for group, row in zip(found.groups, losses, strict=True)
@@ -335,7 +335,7 @@ def make_plan(
         ordinary_epoch=ordinary,
         budget=amount,
         k_star=best_k_formula(estimate.ratio, paid),
-        k_star_interval=ratio and Interval(best_k_formula(ratio.high, paid), best_k_formula(ratio.low, paid)),
+        k_star_interval=None if ratio is None else Interval(*(best_k_formula(end, paid) for end in ratio[::-1])),
         all_prompts=_largest_k(rows, best, len(sizes)),
         best=BestK(
             **asdict(best),
