@@ -12,11 +12,9 @@ import torch
 from helpers.processes import run_python
 from peft import LoraConfig, get_peft_model
 
-from mrt_plugin.demo.known_truth import distance_of, truth_distance
-from mrt_plugin.demo.modes import draw_groups, mode_prompts, split_prompts
-from mrt_plugin.demo.run import RESULTS
+from mrt_plugin.demo.modes import distance_of, draw_groups, mode_prompts, split_prompts, truth_distance
+from mrt_plugin.demo.run import RESULTS, whole_folder
 from mrt_plugin.demo.training import axolotl_train
-from mrt_plugin.demo.whole_folder import whole_folder
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.evaluation.held_out import held_out_nll
 from mrt_plugin.models.load import load_model

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mrt_plugin.simulation.controlled.world import DIMENSION, OFFSETS, centre, quadrature
+from mrt_plugin.simulation.world import DIMENSION, OFFSETS, centre, quadrature
 
 HIDDEN = 64
 COMPONENTS = 5
@@ -82,8 +82,7 @@ def train(
     responses: np.ndarray,
     seeds: Sequence[int],
     *,
-    steps: int = 400,
-    learning_rate: float = 0.005,
+    steps: int,
     watch: Callable[[int, Densities], None] = lambda step, model: None,
 ) -> Densities:
     """Train one network per seed on its own data, with full-batch Adam and gradients clipped at norm 5 per network.
@@ -93,7 +92,6 @@ def train(
         responses: [M, n, K].
         seeds: M seeds for the initial weights.
         steps: optimizer steps.
-        learning_rate: learning rate of Adam.
         watch: called before each step, and after the last, with the steps taken and the networks.
     """
     model = Densities.initialised(seeds)
@@ -101,7 +99,7 @@ def train(
     parameters = model.parameters
     for tensor in parameters:
         tensor.requires_grad_(True)
-    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
+    optimizer = torch.optim.Adam(parameters, lr=0.005)
     for step in range(steps):
         watch(step, model)
         optimizer.zero_grad()
@@ -153,12 +151,8 @@ def gradient_products(model: Densities, prompts: np.ndarray) -> tuple[np.ndarray
     outputs, and delta is the gradient with respect to them. So the inner product of two gradients is
     <g, g'> = delta^T·(J·J^T)·delta', and full gradients need not be stored.
 
-    Args:
-        model: one network (M = 1).
-        prompts: [n, 5].
-
     Returns:
-        outputs [n, 15] and J·J^T [n, 15, 15], float64.
+        outputs [n, 15] and J·J^T [n, 15, 15], float64, of one network (M = 1) for prompts [n, 5].
     """
     parameters = [tensor[0].double() for tensor in model.parameters]
     count = len(model.layers[-1][1][0, 0])
@@ -177,23 +171,10 @@ def gradient_products(model: Densities, prompts: np.ndarray) -> tuple[np.ndarray
     return torch.stack(at).numpy(), np.stack(products)
 
 
-@torch.no_grad()
-def losses_at(model: Densities, prompts: np.ndarray, responses: np.ndarray) -> np.ndarray:
-    """Compute -log p(y|x), [n, J] float64, of one network (M = 1) for prompts [n, 5] and responses [n, J]."""
-    outputs = model.outputs(torch.tensor(prompts, dtype=torch.float32)[None])[0].double()
-    value: np.ndarray = output_nll(outputs, torch.tensor(responses)).numpy()
-    return value
-
-
 def output_gradients(outputs: np.ndarray, responses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute -log p(y) and its gradient with respect to the head's outputs.
+    """Compute -log p(y), [n, J], and its gradient with respect to the head's outputs, [n, J, 15].
 
-    Args:
-        outputs: [n, 15].
-        responses: [n, J].
-
-    Returns:
-        losses [n, J] and deltas [n, J, 15], float64.
+    `outputs` is [n, 15] and `responses` [n, J].
     """
     repeated = torch.tensor(outputs)[:, None].expand(-1, responses.shape[1], -1).clone().requires_grad_(True)
     losses = output_nll(repeated, torch.tensor(responses)[..., None])[..., 0]

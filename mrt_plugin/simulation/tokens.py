@@ -5,13 +5,10 @@ tokens of an answer follow from prompt and mode. But the pool of 32 comes from a
 the time, B 4 % and C 1 %. The reward is slightly higher for A. Which selector brings the model closest to the truth?
 """
 
-import logging
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from datasets import Dataset
@@ -22,7 +19,8 @@ from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.groups import load_groups
 from mrt_plugin.models.log_likelihood import log_likelihoods
-from mrt_plugin.selection.run import select_indices
+from mrt_plugin.planning.quiet import quiet
+from mrt_plugin.selection import select
 from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
 
 KS = (1, 2, 4, 8)
@@ -43,14 +41,14 @@ WORDS = [
 ]
 
 
-def experiment(
+def tokens(
     seed: int = 0,
     *,
     repeats: int = 2,
     steps: int = 100,
     ks: Sequence[int] = KS,
     selectors: Sequence[str] = SELECTORS,
-    progress: Any = lambda: None,
+    progress: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Train one transformer per selector, K and repeat, and compare each with the truth on new prompts.
 
@@ -67,11 +65,10 @@ def experiment(
         for repeat in range(repeats):
             random = np.random.default_rng([seed, 7, repeat])
             groups = load_groups(Dataset.from_list(draw_pools(random)))
-            test = [draw_prompt(random) for _ in range(TEST_PROMPTS)]
+            test = [draw_numbers(random) for _ in range(TEST_PROMPTS)]
             for name in selectors:
                 for place, k in enumerate(ks):
-                    picks = select_indices(groups, name, k=k, seed=seed + repeat, embedder=bag_of_words)
-                    chosen = groups.map(_keep, with_indices=True, fn_kwargs={"picks": picks}, keep_in_memory=True)
+                    chosen = select(groups, name, k=k, seed=seed + repeat, embedder=bag_of_words)
                     if repeat == 0:
                         kept_modes[name].append(mode_shares(chosen))
                     model = train(chosen, tokenizer, k, steps, seed=int(random.integers(2**31)))
@@ -88,8 +85,8 @@ def experiment(
         "pairs_per_step": PAIRS_PER_STEP,
         "generated": list(GENERATED),
         "mode_kl": mode_kl,
-        "mode_kl_mean": {name: [float(np.mean(row)) for row in rows] for name, rows in mode_kl.items()},
-        "nll_mean": {name: [float(np.mean(row)) for row in rows] for name, rows in nll.items()},
+        "mode_kl_mean": {name: np.mean(rows, axis=1).tolist() for name, rows in mode_kl.items()},
+        "nll_mean": {name: np.mean(rows, axis=1).tolist() for name, rows in nll.items()},
         "kept_modes": kept_modes,
     }
 
@@ -101,17 +98,17 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
 
 
-def draw_prompt(random: np.random.Generator) -> list[int]:
+def draw_numbers(random: np.random.Generator) -> list[int]:
     """Draw four different numbers from 64."""
     return random.choice(64, size=PROMPT_TOKENS, replace=False).tolist()
 
 
-def prompt_text(prompt: Sequence[int]) -> str:
+def text_of_prompt(prompt: Sequence[int]) -> str:
     """Return the prompt as words, followed by a colon."""
     return " ".join(f"x{number}" for number in prompt) + " :"
 
 
-def answer_text(prompt: Sequence[int], mode: int) -> str:
+def text_of_answer(prompt: Sequence[int], mode: int) -> str:
     """Return the answer of a mode: its name, and content determined by prompt and mode."""
     start = sum(prompt) + 13 * mode
     return f" m{MODES[mode]} " + " ".join(f"c{(start + 17 * step) % 128}" for step in range(CONTENT_TOKENS))
@@ -121,14 +118,14 @@ def draw_pools(random: np.random.Generator) -> list[dict[str, Any]]:
     """Build groups with the biased generator and the reward."""
     rows = []
     for number in range(PROMPTS):
-        prompt = draw_prompt(random)
+        prompt = draw_numbers(random)
         modes = random.choice(len(MODES), size=POOL, p=GENERATED)
         rewards = np.array(REWARD)[modes] + REWARD_NOISE * random.standard_normal(POOL)
         rows.append(
             {
                 "id": f"{number}",
-                "prompt": prompt_text(prompt),
-                "responses": [answer_text(prompt, int(mode)) for mode in modes],
+                "prompt": text_of_prompt(prompt),
+                "responses": [text_of_answer(prompt, int(mode)) for mode in modes],
                 "scores": rewards.tolist(),
             }
         )
@@ -203,7 +200,7 @@ def distance(
     pairs = [
         pair
         for prompt in prompts
-        for pair in encoder.encode_group(prompt_text(prompt), [answer_text(prompt, mode) for mode in range(3)])
+        for pair in encoder.encode_group(text_of_prompt(prompt), [text_of_answer(prompt, mode) for mode in range(3)])
     ]
     firsts = []
     for pair in pairs:
@@ -212,25 +209,3 @@ def distance(
     mode_log_probability = log_likelihoods(model, firsts).reshape(-1, len(MODES))
     nll = -log_likelihoods(model, pairs).sum() / sum(pair.trained_length for pair in pairs)
     return float((np.log(1 / len(MODES)) - mode_log_probability).mean()), float(nll)
-
-
-def _keep(row: dict[str, Any], index: int, picks: list[list[int]]) -> dict[str, Any]:
-    return {name: [row[name][place] for place in picks[index]] for name in ("responses", "scores")}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Hide logs and progress bars of the forty trainings. Only errors are shown."""
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    loggers = [logging.getLogger(name) for name in ("mrt_plugin", "transformers", "trl")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        if shown:
-            datasets.enable_progress_bars()
