@@ -1,25 +1,15 @@
-"""Sampling requests, replies and counters."""
+"""Sampling settings, requests, replies and counters."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from mrt_plugin.groups.keys import canonical, digest
 
 Ending = Literal["whole", "cut off", "unknown"]
 
-WHOLE = {
-    "stop",
-    "eos",
-    "eos_token",
-    "stop_sequence",
-    "end_turn",
-    "complete",
-    "tool_calls",
-    "function_call",
-    "tool_use",
-}
+WHOLE = set("stop eos eos_token stop_sequence end_turn complete tool_calls function_call tool_use".split())
 """The `finish_reason`s of OpenAI, vLLM, TGI, Anthropic and Cohere for an answer that the model ended itself."""
 
 
@@ -74,6 +64,8 @@ class Job:
     """The number of the first draw. Lower numbers were drawn earlier for the pool that is extended."""
     others: bytes = b""
     """Hash of existing responses whose draws are unknown, so that those draws are not repeated."""
+    have: int = 0
+    """How many of the draws exist already."""
 
     @property
     def numbers(self) -> range:
@@ -141,12 +133,30 @@ class SampleReport:
     first_failure: str = ""
     output: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return all counts."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class SamplingTask:
+    """What a sampler has to draw, and what it calls with the results."""
+
+    jobs: Sequence[Job]
+    settings: SamplingSettings
+    record: Callable[[list[Reply]], None]
+    """Called with every reply before the next request starts in its place."""
+    report: SampleReport
+    """Counts requests, retries and failed draws."""
+
+
+class Sampler(Protocol):
+    """Anything that draws responses: an `Endpoint` or a `LocalModel`."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the draws depend on besides the settings."""
+
+    def draw(self, task: SamplingTask) -> None:
+        """Draw the missing responses of each job, and record every reply."""
 
 
 def draw_seed(settings: SamplingSettings, key: str, start: int) -> int:
     """Return the seed of one request, in [0, 2^31), from the run's seed, the prompt and the first draw's number."""
-    parts: Sequence[bytes] = (b"draw", str(settings.seed).encode(), key.encode(), str(start).encode())
+    parts = (b"draw", str(settings.seed).encode(), key.encode(), str(start).encode())
     return int.from_bytes(digest(*parts), "little") % 2**31
