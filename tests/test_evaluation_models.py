@@ -26,6 +26,7 @@ from mrt_plugin.evaluation.subject import How
 from mrt_plugin.models.load import load_model, load_tokenizer
 from mrt_plugin.models.named_model import NamedModel, add_pools, parse_models
 from mrt_plugin.sampling import LocalModel, SamplingSettings
+from mrt_plugin.sampling.options import LocalOptions
 from mrt_plugin.scoring import load_embedder
 
 SHORT = SamplingSettings(max_tokens=4)
@@ -379,7 +380,7 @@ def command(*arguments: str) -> Any:
 
 
 def test_a_quantised_base_with_its_adapter(folder: Path, tmp_path: Path, cases: list[Case]) -> None:
-    how = How(tmp_path, m=2, settings=SHORT, load_in_4bit=True, embedder=load_embedder("lexical"))
+    how = How(tmp_path, m=2, settings=SHORT, local=LocalOptions(load_in_4bit=True), embedder=load_embedder("lexical"))
     found = evaluated(cases, parse_models([f"{folder}/base", f"tuned={folder}/base+{folder}/run"]), how)
     whole = held_out_nll(
         load_model(folder / "base", load_in_4bit=True),

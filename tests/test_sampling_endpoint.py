@@ -702,7 +702,7 @@ class TestPrompts:
             ({"prompt": "a", "id": "\ud83d"}, "column `id`: .* surrogate"),
             ({"prompt": "a", "context": "b"}, "column `context`: it would be left out"),
             ({"prompt": [{"role": "user", "content": "a", "tool_calls": 3}]}, "not a list of objects"),
-            ({"prompt": "a"}, "line 2, column `prompt`: it is a string, but line 1 has a list of messages: use one form"),
+            ({"prompt": "a"}, "it is a string, but line 1 has a list of messages: use one form"),
         ],
     )
     def test_problems_are_found_before_anything_is_asked(

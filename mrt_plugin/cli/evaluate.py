@@ -170,7 +170,7 @@ def evaluate(
         from mrt_plugin.evaluation.evaluate import evaluate as run
         from mrt_plugin.evaluation.evaluate_report import evaluation_report
         from mrt_plugin.evaluation.subject import How
-        from mrt_plugin.sampling import SamplingSettings
+        from mrt_plugin.sampling.options import LocalOptions, SamplingSettings
         from mrt_plugin.scoring import load_embedder
 
         tasks = [name.strip() for name in (lm_eval or "").split(",") if name.strip()]
@@ -197,9 +197,7 @@ def evaluate(
             scorer=scorer,
             score_cache=score_cache,
             checker=None if checker is None else load_checker(checker),
-            load_in_4bit=load_in_4bit,
-            batch_size=batch_size,
-            prompt_format=prompt_format,
+            local=LocalOptions(load_in_4bit=load_in_4bit, batch_size=batch_size, prompt_format=prompt_format),
             tokenizer=tokenizer,
             max_length=max_length,
             probe=probe,

@@ -114,7 +114,7 @@ def evaluate(
             "embedder": None if how.embedder is None else how.embedder.name,
             "scorer": None if how.scorer is None else scorer_name(how.scorer),
             "checker": None if how.checker is None else how.checker.name,
-            "load_in_4bit": how.load_in_4bit,
+            "load_in_4bit": how.local.load_in_4bit,
         },
     )
     result.notes = notes(cases, subjects, base, result)

@@ -18,8 +18,9 @@ from mrt_plugin.groups.sources import open_source
 from mrt_plugin.groups.write import spelled, whole_file
 from mrt_plugin.models.named_model import NamedModel
 from mrt_plugin.sampling.journal import journal_path
+from mrt_plugin.sampling.options import SamplingSettings
 from mrt_plugin.sampling.run import sample_pool
-from mrt_plugin.sampling.settings import Draw, Sampler, SampleReport, SamplingSettings
+from mrt_plugin.sampling.settings import Draw, Sampler, SampleReport
 from mrt_plugin.scoring.scores import Scorer, score_columns, scorer_list
 
 

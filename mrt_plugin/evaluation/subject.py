@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,10 @@ from mrt_plugin.groups.text import units
 from mrt_plugin.models.log_likelihood import Model
 from mrt_plugin.models.named_model import NamedModel
 from mrt_plugin.models.tokenizer_match import worse_than_guessing
-from mrt_plugin.options import PromptFormat
 from mrt_plugin.planning.paired import Measured
 from mrt_plugin.sampling.local import LocalModel
-from mrt_plugin.sampling.settings import Sampler, SamplingSettings
+from mrt_plugin.sampling.options import LocalOptions, SamplingSettings
+from mrt_plugin.sampling.settings import Sampler
 from mrt_plugin.scoring.embedders import Embedder
 from mrt_plugin.scoring.scores import Scorer
 
@@ -53,9 +53,8 @@ class How:
     scorer: Scorer | None = None
     score_cache: str | Path | None = None
     checker: Checker | None = None
-    load_in_4bit: bool = False
-    batch_size: int = 32
-    prompt_format: PromptFormat = "auto"
+    local: LocalOptions = field(default_factory=LocalOptions)
+    """How models on this machine are loaded."""
     tokenizer: str | None = None
     max_length: int | None = None
     """Maximum tokens of a prompt with one reference in the held-out NLL; by default the model's positions."""
@@ -105,14 +104,7 @@ def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress
     if model.path is not None and how.endpoint is not None:
         sampler = how.endpoint(model.path)
     elif model.path is not None:
-        sampler = local = LocalModel(
-            model.path,
-            model.adapter,
-            load_in_4bit=how.load_in_4bit,
-            batch_size=how.batch_size,
-            prompt_format=how.prompt_format,
-            tokenizer=how.tokenizer,
-        )
+        sampler = local = LocalModel(model.path, model.adapter, tokenizer=how.tokenizer, **asdict(how.local))
         local.loaded = local.load()
         _measure_likelihoods(subject, *local.loaded, cases, how, progress)
     if model.pool is not None:

@@ -1,17 +1,18 @@
 """Draw responses from an endpoint or a local model. Drawn responses survive a stopped run.
 
-An endpoint needs no torch, so `LocalModel` is imported on first use.
+Names are imported on first use: the options need neither torch nor datasets, and an endpoint needs no torch.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mrt_plugin.sampling.endpoint import Endpoint, EndpointError
-from mrt_plugin.sampling.prompts import read_prompts
-from mrt_plugin.sampling.run import Unfinished, sample_pool
-from mrt_plugin.sampling.settings import SampleReport, SamplingSettings
-
 if TYPE_CHECKING:
+    from mrt_plugin.sampling.endpoint import Endpoint, EndpointError
     from mrt_plugin.sampling.local import LocalModel
+    from mrt_plugin.sampling.options import SamplingSettings
+    from mrt_plugin.sampling.prompts import read_prompts
+    from mrt_plugin.sampling.run import Unfinished, sample_pool
+    from mrt_plugin.sampling.settings import SampleReport
 
 __all__ = [
     "Endpoint",
@@ -23,11 +24,10 @@ __all__ = [
     "read_prompts",
     "sample_pool",
 ]
+_FILES = ("endpoint", "endpoint", "local", "settings", "options", "run", "prompts", "run")
 
 
 def __getattr__(name: str) -> Any:
-    if name != "LocalModel":
-        raise AttributeError(f"module 'mrt_plugin.sampling' has no attribute {name!r}")
-    from mrt_plugin.sampling.local import LocalModel
-
-    return LocalModel
+    if name in __all__:
+        return getattr(import_module(f"mrt_plugin.sampling.{_FILES[__all__.index(name)]}"), name)
+    raise AttributeError(f"module 'mrt_plugin.sampling' has no attribute {name!r}")

@@ -16,8 +16,9 @@ import httpx2
 
 from mrt_plugin.options import Api
 from mrt_plugin.sampling.masking import LONG, mask, mask_fields, mask_typed, masked_log, secrets_in
+from mrt_plugin.sampling.options import EndpointOptions, SamplingSettings
 from mrt_plugin.sampling.reply import Garbage, read_reply, shown
-from mrt_plugin.sampling.settings import Job, Reply, SampleReport, SamplingSettings, SamplingTask, draw_seed
+from mrt_plugin.sampling.settings import Job, Reply, SampleReport, SamplingTask, draw_seed
 
 T = TypeVar("T")
 
@@ -34,7 +35,6 @@ TRY_AGAIN = {408, 409, 425, 429}
 """Status codes that are retried, as are all 5xx codes."""
 MISTAKEN = {401, 403, 404, 405, 410}
 """Status codes for a wrong address, key or model name. No other request would succeed."""
-LOWEST = {"concurrency": 1, "per_request": 1, "retries": 0}
 
 
 class EndpointError(RuntimeError):
@@ -50,22 +50,14 @@ class _Rejected(Exception):
 
 
 @dataclass
-class Endpoint:
+class Endpoint(EndpointOptions):
     """An OpenAI-compatible endpoint: vLLM, SGLang, llama.cpp, TGI, Ollama, or a hosted one.
 
     Args:
         url: the address up to `/v1`, or the full address of the chat or text completions.
         model: the endpoint's name for the model. Optional if the endpoint serves only one.
-        api: `chat` sends messages, and the server applies the chat template. `completions` sends text unchanged.
-        api_key_env: the environment variable that holds the API key. The key is sent but never written to a file.
-        concurrency: the number of requests at a time.
-        requests_per_minute: the most requests started per minute. None for no limit.
-        per_request: responses per request (`n`). By default all that a prompt still needs. Use 1 for endpoints that
-            refuse more.
-        retries: how often a request is retried after a temporary failure. 8 retries take about two minutes.
-        timeout: the most seconds for one request.
-        backoff: seconds before the first retry. Doubles for each further retry.
-        extra: more fields of the request's body. A field set to None is omitted from the body.
+
+    The other arguments are the `EndpointOptions`, by name.
 
     Raises:
         EndpointError: for a malformed address, or if `api_key_env` names no variable.
@@ -73,25 +65,9 @@ class Endpoint:
 
     url: str = field(repr=False)
     model: str | None = None
-    api: Api = "chat"
-    api_key_env: str | None = None
-    concurrency: int = 16
-    requests_per_minute: float | None = None
-    per_request: int | None = None
-    retries: int = 8
-    timeout: float = 600.0
-    backoff: float = 1.0
-    extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if self.api not in PATHS:
-            raise ValueError(f"api={self.api!r} is unknown: choose one of {', '.join(PATHS)}.")
-        for name in (*LOWEST, "requests_per_minute", "timeout", "backoff"):
-            value, lowest = getattr(self, name), LOWEST.get(name)
-            if value is not None and lowest is not None and value < lowest:
-                raise ValueError(f"{name}={value!r} is too small: it must be at least {lowest}.")
-            if value is not None and lowest is None and not value > 0:
-                raise ValueError(f"{name}={value!r} must be above 0.")
+        super().__post_init__()
         self.shown = mask_typed(str(self.url))
         try:
             address = httpx2.URL(self.url)

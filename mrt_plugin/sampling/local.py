@@ -29,41 +29,36 @@ from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.paths import MODEL_FILES
 from mrt_plugin.models.load import open_model
 from mrt_plugin.models.named_model import parse_models
-from mrt_plugin.options import PromptFormat
-from mrt_plugin.sampling.settings import Draw, Job, Reply, SamplingSettings, SamplingTask, draw_seed
+from mrt_plugin.sampling.options import LocalOptions, SamplingSettings
+from mrt_plugin.sampling.settings import Draw, Job, Reply, SamplingTask, draw_seed
 
 Model = PreTrainedModel | PeftModel
 
 
 @dataclass
-class LocalModel:
+class LocalModel(LocalOptions):
     """A causal language model on this machine.
 
     Args:
         path: folder or hub name of the model, with its tokenizer. Also `BASE+ADAPTER`, or an adapter's folder.
         adapter: folder of a PEFT adapter to apply to the model.
-        load_in_4bit: load the model as QLoRA trains it.
         dtype: dtype of the computation.
         device: by default the first GPU, else the CPU.
-        batch_size: responses drawn at a time.
-        prompt_format: as in training: `chat`, `plain`, or `auto` (chat if the tokenizer has a chat template).
         tokenizer: folder or name. By default the adapter's own tokenizer if it has one, else the model's.
         loaded: the model with its encoder, if they are already in memory.
+
+    The other arguments are the `LocalOptions`, by name.
     """
 
     path: str | Path
     adapter: str | Path | None = None
-    load_in_4bit: bool = False
     dtype: torch.dtype | None = None
     device: str | None = None
-    batch_size: int = 32
-    prompt_format: PromptFormat = "auto"
     tokenizer: str | Path | None = None
     loaded: tuple[Model, Encoder] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size!r} is too small: it must be at least 1.")
+        super().__post_init__()
         adapter = None if self.adapter is None else str(self.adapter)
         (self._named,) = parse_models([str(self.path)], adapter=adapter)
         self.path, self.adapter = str(self._named.path), self._named.adapter

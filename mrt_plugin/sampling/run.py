@@ -11,9 +11,10 @@ from typing import Any
 from mrt_plugin.groups.paths import check_paths, same_file
 from mrt_plugin.groups.write import whole_file
 from mrt_plugin.sampling.journal import Journal, draws_made, journal_path
+from mrt_plugin.sampling.options import SamplingSettings
 from mrt_plugin.sampling.pool import BEFORE, Pool
 from mrt_plugin.sampling.prompts import read_prompts
-from mrt_plugin.sampling.settings import Job, Reply, Sampler, SampleReport, SamplingSettings, SamplingTask
+from mrt_plugin.sampling.settings import Job, Reply, Sampler, SampleReport, SamplingTask
 
 logger = logging.getLogger(__name__)
 
