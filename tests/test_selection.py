@@ -1,6 +1,7 @@
 """Selection: the selectors against slow, obvious definitions, and what must never change a pick."""
 
 import hashlib
+import inspect
 import itertools
 import json
 import logging
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrt_plugin import load_groups, select
+from mrt_plugin.options import SelectionOptions, names_of
 from mrt_plugin.selection import SELECTORS, get_selector, run_selection, select_indices
 from mrt_plugin.selection.facility_location import maximise, similarities
 from mrt_plugin.selection.pool import Pool, Settings
@@ -140,8 +142,8 @@ def definition(
 @pytest.mark.parametrize(("k", "alpha"), [(1, 1.0), (3, 0.75), (5, 0.0), (2, 4.0)])
 def test_picks_are_those_of_the_definition(name: str, similarity: str, k: int, alpha: float) -> None:
     groups = make_groups()
-    options: dict[str, Any] = {"k": k, "alpha": alpha, "similarity": similarity, "seed": 7}
-    picks, report = run_selection(groups, name, embedder=vectors_of, **options)
+    chosen = run_selection(groups, SelectionOptions(name, k, None, alpha, similarity, vectors_of), seed=7)
+    picks, report = chosen.picks, chosen.report
     expected = [definition(name, group, k, alpha, similarity, 7) for group in groups]
     assert picks == [sorted(picked) for picked, _ in expected]
     later = [gain for _, gains in expected for gain in gains[1:]]
@@ -321,7 +323,7 @@ class TestPools:
             assert set(select_indices(groups, name, k=2)[0]) < {0, 1, 3}
         assert select_indices(groups, "all") == [[0, 1, 3]]
         assert select_indices(groups, "best_k", k=2) == [[1, 3]]
-        assert select_indices(groups, "best_k", k=4) == [[0, 1, 3]]
+        assert select(groups, "best_k", k=4)["responses"][:] == [["a", "b", "d"]]
         assert "responses of weight 0, never kept: 2" in caplog.text
 
 
@@ -341,7 +343,7 @@ class TestReports:
             {"prompt": str(n), "responses": ["a b", "a b", "a b", "a c"], "scores": [9, 8, 7, 6]} for n in range(4)
         ]
         groups = load_groups(Dataset.from_list(rows))
-        _, report = run_selection(groups, "diverse_best_k", k=3, similarity="paper", alpha=1.0)
+        report = run_selection(groups, SelectionOptions("diverse_best_k", k=3, similarity="paper", alpha=1.0)).report
         assert (report.later_picks, report.zero_gain_share) == (8, 1.0)
         with caplog.at_level(logging.INFO, logger="mrt_plugin"):
             select(groups, "diverse_best_k", k=3, similarity="paper", alpha=1.0)
@@ -391,6 +393,12 @@ class TestRefusals:
         with pytest.raises(ValueError, match=name):
             select(make_groups(2), "diverse_best_k", **{"k": 2, **options})
 
+    def test_an_unknown_option_is_named_with_the_nearest(self) -> None:
+        with pytest.raises(TypeError, match="alhpa is not an option of a selection: did you mean alpha?"):
+            select(make_groups(2), "diverse_best_k", k=2, alhpa=1.0)
+        with pytest.raises(TypeError, match="frobnicate is not .* the options are selector, k, n, alpha"):
+            select_indices(make_groups(2), "diverse_best_k", k=2, frobnicate=1.0)
+
     def test_rows_that_are_no_groups(self) -> None:
         with pytest.raises(ValueError, match="no column id or prompt: read them with `load_groups`"):
             select(Dataset.from_dict({"responses": [["a"]]}), "random_k", k=1)
@@ -401,6 +409,14 @@ class TestRefusals:
             select(groups, "diverse_k", k=1, embedder=lambda texts: np.ones((2, 4)))
         with pytest.raises(ValueError, match="not finite, for the text 'b'"):
             select(groups, "diverse_k", k=1, embedder=lambda texts: [[1.0], [float("nan")], [1.0]])
+
+
+def test_the_signature_is_made_of_the_options() -> None:
+    parameters = inspect.signature(select).parameters
+    assert list(parameters)[:2] == ["groups", "selector"]
+    assert set(parameters) == {"groups", "seed", "num_proc", "engine", *names_of(SelectionOptions)}
+    assert parameters["k"].default is None
+    assert parameters["alpha"].default == SelectionOptions().alpha
 
 
 def test_a_new_selector_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
