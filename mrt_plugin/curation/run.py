@@ -15,7 +15,7 @@ from mrt_plugin.curation.ledger import Entry, Ledger
 from mrt_plugin.curation.rule import Group, GroupRule, PoolRule, Rule, Tools, Verdict
 from mrt_plugin.engine import check_engine, map_batches
 from mrt_plugin.groups.batches import pool_sizes
-from mrt_plugin.groups.report import GroupReport
+from mrt_plugin.groups.problems import GroupReport
 from mrt_plugin.groups.rows import keep_responses, repeat_groups
 from mrt_plugin.groups.write import whole_file
 from mrt_plugin.options import Engine
