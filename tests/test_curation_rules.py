@@ -442,6 +442,72 @@ class TestConfig:
             assert f"### {entry}".strip() == markdown(name), "run: python -m mrt_plugin.curation, and paste the entry"
 
 
+OUTSIDE = """
+from mrt_plugin.curation import Decision, GroupRule, PoolDecisions, PoolRule
+
+
+class NoLinks(GroupRule):
+    max: int = 0
+
+    def judge(self, group, tools):
+        for index, text in enumerate(group.texts):
+            if text.count("http") > self.max:
+                yield Decision("drop", "too many links", index)
+
+
+class FirstOnly(PoolRule):
+    def judge_pool(self, groups, tools):
+        return PoolDecisions(dropped=dict.fromkeys(range(1, len(groups)), "not the first"))
+
+
+def function(group, tools):
+    return []
+"""
+
+
+class TestOutside:
+    @pytest.fixture
+    def mine(self, tmp_path: Path) -> Path:
+        (tmp_path / "mine.py").write_text(OUTSIDE)
+        return tmp_path / "mine.py"
+
+    @pytest.mark.parametrize("num_proc", [None, 2])
+    def test_a_class_of_the_users_is_a_rule(self, mine: Path, num_proc: int | None) -> None:
+        rows = [{"id": str(n), "prompt": "p", "responses": ["a", "http b", "http http c"]} for n in range(4)]
+        rules = [{f"{mine}:NoLinks": {"max": 1}}, f"{mine}:FirstOnly"]
+        curated = curate(Dataset.from_list(rows), rules, num_proc=num_proc)
+        assert curated.groups["responses"][:] == [["a", "http b"]]
+        assert [entry.rule for entry in curated.ledger.entries] == [f"{mine}:NoLinks", f"{mine}:FirstOnly"]
+        assert parse_rules(rules)[0].dependencies() == [mine]
+
+    @pytest.mark.parametrize(
+        ("spec", "message"),
+        [
+            ({"NoLinks": {"min": 1}}, r"curation\[0\] .*NoLinks\) has no option 'min': its options are max"),
+            ({"NoLinks": {"max": "x"}}, "max='x'"),
+            ("function", "is no curation rule: write a subclass of GroupRule or PoolRule"),
+            ("Gone", "has no function Gone"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, spec: str | dict, message: str, mine: Path) -> None:
+        rules = [f"{mine}:{spec}" if isinstance(spec, str) else {f"{mine}:{name}": spec[name] for name in spec}]
+        with pytest.raises(ValueError, match=message):
+            parse_rules(rules)
+
+    def test_on_the_command_line(self, mine: Path, tmp_path: Path) -> None:
+        from typer.testing import CliRunner
+
+        from mrt_plugin.cli import app
+
+        (tmp_path / "pool.jsonl").write_text(json.dumps({"q": "p", "a": ["a", "http b"]}))
+        mine.write_text(OUTSIDE + "\n\ndef asked(row):\n    yield {'prompt': row['q'], 'responses': row['a']}\n")
+        command = ["select", str(tmp_path / "pool.jsonl"), "--output", str(tmp_path / "chosen.jsonl"), "--k", "1"]
+        for rules in (f"[{mine}:NoLinks]", f"{{{mine}:NoLinks: {{max: 0}}}}", f"{mine}:NoLinks"):
+            done = CliRunner().invoke(app, [*command, "--source", f"{mine}:asked", "--curation", rules])
+            assert done.exit_code == 0, done.output
+            assert json.loads((tmp_path / "chosen.jsonl").read_text())["responses"] == ["a"]
+
+
 def test_statistics_of_a_known_pool() -> None:
     found = statistics(Dataset.from_list(messy.pool(12, n=4)))
     assert found["groups"] == 12

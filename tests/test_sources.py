@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mrt_plugin import select
 from mrt_plugin.groups import DataError, load_groups, read_groups
-from mrt_plugin.groups.adapters import SOURCES, all_sources, guess_source, parse_source
+from mrt_plugin.groups.adapters import SOURCES, all_sources, guess_source, parse_source, source_files
 from mrt_plugin.groups.adapters.transcripts import parse_transcript
 from mrt_plugin.groups.adapters.trl import trl_preference
 
@@ -361,6 +361,73 @@ class TestProblems:
         path = jsonl(tmp_path, {"chosen": "no transcript", "rejected": "none either"})
         with pytest.raises(DataError, match="nothing is left of it. Left out: 1 pairs with a transcript"):
             load_groups(path, source="hh_rlhf")
+
+
+OUTSIDE = """
+def forum(row, *, min_votes: int = 0):
+    posts = [post for post in row["posts"] if post["votes"] >= min_votes]
+    yield {"prompt": row["title"], "responses": [p["text"] for p in posts], "scores": [p["votes"] for p in posts]}
+
+
+def strings(row):
+    return ["no group"]
+
+
+def broken(row):
+    return row["nothing"]
+
+
+word = "no function"
+"""
+POSTS = {"title": "2 + 2?", "posts": [{"text": "5", "votes": 0}, {"text": "4", "votes": 9}]}
+
+
+class TestOutside:
+    @pytest.fixture
+    def mine(self, tmp_path: Path) -> Path:
+        (tmp_path / "mine.py").write_text(OUTSIDE)
+        return tmp_path / "mine.py"
+
+    def test_a_function_of_the_users_is_a_source(self, mine: Path, tmp_path: Path) -> None:
+        path = jsonl(tmp_path, POSTS)
+        assert load_groups(path, source=f"{mine}:forum")[0]["scores"] == [0.0, 9.0]
+        assert load_groups(path, source=f"{mine}:forum:min_votes=3")[0]["responses"] == ["4"]
+        assert source_files(f"{mine}:forum:min_votes=3") == [mine]
+        assert source_files("ultrafeedback:score=fine_grained") == source_files("fields:prompt=a,responses=b") == []
+
+    def test_in_a_module_with_declared_fields(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A `TypedDict` as the row's type: rows are checked, and columns that are not read are counted."""
+        code = "from typing_extensions import TypedDict\nclass Row(TypedDict):\n    q: str\n    a: list[str]\n"
+        code += "def asked(row: Row):\n    yield {'prompt': row['q'], 'responses': row['a']}\n"
+        (tmp_path / "my_formats.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        groups, report = read_groups(
+            jsonl(tmp_path, {"q": "Hot?", "a": ["Yes."], "origin": "x"}), source="my_formats:asked"
+        )
+        assert groups[0]["responses"] == ["Yes."]
+        assert set(report.unused) == {"origin"}
+        with pytest.raises(DataError, match="expects the fields `q`, `a`; line 1 has `title`, `posts`"):
+            load_groups(jsonl(tmp_path, POSTS), source="my_formats:asked")
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("mine.py:forum:votes=3", "has no option 'votes'. Its options: min_votes"),
+            ("mine.py:forum:min_votes=many", "min_votes='many' is invalid"),
+            ("mine.py:gone", "has no function gone"),
+            ("gone.py:forum", "there is no file .*gone.py"),
+            ("mine.py:word", "is no function"),
+            ("mine.py:strings", "gives a string for line 1: it must yield dicts"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, name: str, words: str, mine: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=words):
+            load_groups(jsonl(tmp_path, POSTS), source=f"{tmp_path}/{name}")
+
+    def test_an_error_inside_names_the_row(self, mine: Path, tmp_path: Path) -> None:
+        with pytest.raises(KeyError) as caught:
+            load_groups(jsonl(tmp_path, POSTS), source=f"{mine}:broken")
+        assert "was reading line 1" in caught.value.__notes__[0]
 
 
 WORDS = st.text(st.sampled_from("ab \n:é"), max_size=8)

@@ -106,7 +106,7 @@ def _readable(where: str, kind: type[CurationRule], error: Any) -> str:
         known = ", ".join(kind.model_fields) or "none"
         return f"{where} has no option {option!r}: its options are {known}."
     if error["type"] == "missing":
-        return f"{where} needs the option {option!r}: {kind.model_fields[option].description}"
+        return f"{where} needs the option {option!r}: {kind.model_fields[option].description or ''}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{where}: {option}={error['input']!r}: {message}"
 
