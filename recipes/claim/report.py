@@ -80,15 +80,15 @@ def percent(estimate: Mapping[str, float], digits: int = 0) -> str:
     Example:
 
     >>> percent({"value": 0.123, "low": -0.02, "high": 0.2})
-    '12 [-2, 20]'
+    '12 [-2,20]'
     """
     value, low, high = (f"{100 * estimate[name]:.{digits}f}" for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return f"{value} [{low},{high}]"
 
 
 def nats(estimate: Mapping[str, float]) -> str:
     """Format a KL with its interval."""
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f},{estimate['high']:.3f}]"
 
 
 def _pick(rows: Sequence[Mapping[str, Any]], layout: str, k: int, rival: str = "k1") -> Mapping[str, Any] | None:
@@ -146,10 +146,10 @@ def _prices(found: Mapping[str, Any]) -> str:
 
 
 def _settings(found: Mapping[str, Any]) -> str:
-    rows = [
-        [f"`{arm}`", ", ".join(_setting(item) for item in settings)] for arm, settings in found["settings"].items()
+    tuned = [
+        f"`{arm}` {' and '.join(_setting(item) for item in settings)}" for arm, settings in found["settings"].items()
     ]
-    return table(("arm", "learning rate/pairs per step"), rows)
+    return f"Tuned learning rate/pairs per step: {', '.join(tuned)}.\n"
 
 
 def _equal(found: Mapping[str, Any]) -> str:
