@@ -1,4 +1,4 @@
-"""Check groups. All requirements on a group are defined here."""
+"""Check groups. All requirements on a group are here."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -16,13 +16,12 @@ from mrt_plugin.groups.messages import (
     kind,
     response_text,
 )
-from mrt_plugin.groups.problems import Problems
-from mrt_plugin.groups.report import GroupReport
-from mrt_plugin.groups.shapes import RawGroup
+from mrt_plugin.groups.problems import GroupReport, Problems
+from mrt_plugin.groups.shapes import PER_RESPONSE, RawGroup
 
 
 @dataclass
-class Group:
+class CheckedGroup:
     """A checked group: N >= 1 non-empty responses, each with one score, weight and finish reason if there are any."""
 
     id: str
@@ -33,7 +32,7 @@ class Group:
     finish_reasons: list[str | None] | None
 
 
-class Checker:
+class GroupChecker:
     """Check groups one by one, and remember what must be consistent between them."""
 
     def __init__(self, problems: Problems, report: GroupReport) -> None:
@@ -43,7 +42,7 @@ class Checker:
         self.prompts: set[str] = set()
         self.ids: dict[str, int] = {}
 
-    def check_all(self, groups: Iterable[RawGroup]) -> Iterator[Group]:
+    def check_all(self, groups: Iterable[RawGroup]) -> Iterator[CheckedGroup]:
         """Yield the groups that can be trained on. Add problems to `problems` and count decisions in `report`."""
         for raw in groups:
             group = self.check(raw)
@@ -51,20 +50,19 @@ class Checker:
                 self.report.count_group(len(group.responses))
                 yield group
 
-    def check(self, raw: RawGroup) -> Group | None:
+    def check(self, raw: RawGroup) -> CheckedGroup | None:
         """Check one group. Return None if it is dropped (counted) or has a problem (recorded)."""
         before = len(self.problems.found)
         prompt = self._text_or_messages(raw.prompt, "prompt", raw.place, raw.columns["prompt"])
         if prompt is not None and not (has_text(prompt) if isinstance(prompt, str) else prompt):
             self.problems.add(raw.place, raw.columns["prompt"], "it is empty: write the prompt, or remove the row.")
         responses = self._responses(raw)
-        scores = self._numbers(raw, "scores", raw.scores)
-        weights = self._numbers(raw, "weights", raw.weights)
+        scores = self._numbers(raw, "scores")
+        weights = self._numbers(raw, "weights")
         finish_reasons = self._finish_reasons(raw)
         if raw.responses:
-            self._agree(raw, "scores", "absent" if raw.scores is None else "given")
-            self._agree(raw, "weights", "absent" if raw.weights is None else "given")
-            self._agree(raw, "finish_reasons", "absent" if raw.finish_reasons is None else "given")
+            for name in PER_RESPONSE:
+                self._agree(raw, name)
         if prompt is None or len(self.problems.found) > before:
             return None
 
@@ -72,15 +70,14 @@ class Checker:
         if not kept:
             self.report.groups_without_responses.add(raw.place)
             return None
-        responses = [responses[index] for index in kept]
-        scores = scores and [scores[index] for index in kept]
-        weights = weights and [weights[index] for index in kept]
-        finish_reasons = finish_reasons and [finish_reasons[index] for index in kept]
+        responses, scores, weights, finish_reasons = (
+            values and [values[index] for index in kept] for values in (responses, scores, weights, finish_reasons)
+        )
         if weights is not None and not sum(weights) > 0:
             what = "all weights are 0: give at least one response a positive weight."
             self.problems.add(raw.place, raw.columns["weights"], what)
         self._count_repeats(raw, prompt, responses)
-        return Group(self._id(raw, prompt, responses), prompt, responses, scores, weights, finish_reasons)
+        return CheckedGroup(self._id(raw, prompt, responses), prompt, responses, scores, weights, finish_reasons)
 
     def _responses(self, raw: RawGroup) -> list[Any]:
         """Return the responses, with None for each empty one."""
@@ -130,19 +127,24 @@ class Checker:
             return None
         return value
 
-    def _numbers(self, raw: RawGroup, name: str, values: Any) -> list[float] | None:
-        """Return the scores or weights: one finite number per response."""
-        column, one = raw.columns[name], name[:-1]
+    def _list(self, raw: RawGroup, name: str, form: str) -> list[Any] | None:
+        """Return a column with one value per response, or None if it is absent or after a problem."""
+        values, one = getattr(raw, name), PER_RESPONSE[name].replace("_", " ")
         if values is None:
             return None
         if not isinstance(values, list):
-            self.problems.add(
-                raw.place, column, f"it is {kind(values)}; it must be a list of numbers, one per response."
-            )
-            return None
-        if isinstance(raw.responses, list) and len(values) != len(raw.responses):
+            what = f"it is {kind(values)}; it must be a list of {form}, one per response."
+        elif isinstance(raw.responses, list) and len(values) != len(raw.responses):
             what = f"it has {len(values)} for {len(raw.responses)} responses: give one {one} for each response."
-            self.problems.add(raw.place, column, what)
+        else:
+            return values
+        self.problems.add(raw.place, raw.columns[name], what)
+        return None
+
+    def _numbers(self, raw: RawGroup, name: str) -> list[float] | None:
+        """Return the scores or weights: one finite number per response."""
+        values, column, one = self._list(raw, name, "numbers"), raw.columns[name], name[:-1]
+        if values is None:
             return None
         for index, value in enumerate(values):
             if value is None:
@@ -161,21 +163,20 @@ class Checker:
 
     def _finish_reasons(self, raw: RawGroup) -> list[str | None] | None:
         """Return the finish reason of each response as its generator reported it, or None where it is unknown."""
-        values, column = raw.finish_reasons, raw.columns["finish_reasons"]
+        values = self._list(raw, "finish_reasons", "strings")
         if values is None:
             return None
-        if not isinstance(values, list) or not all(value is None or isinstance(value, str) for value in values):
-            self.problems.add(raw.place, column, 'it must be a list like ["stop", "length", null], one per response.')
-        elif isinstance(raw.responses, list) and len(values) != len(raw.responses):
-            what = f"it has {len(values)} for {len(raw.responses)} responses: give one for each, null if unknown."
-            self.problems.add(raw.place, column, what)
+        what = None
+        if not all(value is None or isinstance(value, str) for value in values):
+            what = 'it must be a list like ["stop", "length", null], one per response.'
         elif not all(value is None or is_sound(value) for value in values):
-            self.problems.add(raw.place, column, SURROGATE)
-        else:
-            return values
-        return None
+            what = SURROGATE
+        if what:
+            self.problems.add(raw.place, raw.columns["finish_reasons"], what)
+        return None if what else values
 
-    def _agree(self, raw: RawGroup, name: str, state: str) -> None:
+    def _agree(self, raw: RawGroup, name: str) -> None:
+        state = "absent" if getattr(raw, name) is None else "given"
         first, where = self.forms.setdefault(name, (state, raw.place))
         if state != first:
             what = f"they are {state} here, but {first} in {where}: give {name} for all groups or for none."

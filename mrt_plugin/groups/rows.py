@@ -86,13 +86,13 @@ def _fingerprint(groups: Dataset, *rest: Any) -> str:
 def repeat_groups(groups: Dataset, positions: Sequence[int]) -> Dataset:
     """Return the groups at `positions`, in that order. The second copy of a group has an id ending in `#2`, etc."""
     repeated = groups.select(positions)
+    if len(set(positions)) == len(positions):
+        return repeated
     seen: dict[int, int] = {}
     ids = []
     for position, name in zip(positions, repeated["id"], strict=True):
         seen[position] = seen.get(position, 0) + 1
         ids.append(name if seen[position] == 1 else f"{name}#{seen[position]}")
-    if max(seen.values(), default=1) == 1:
-        return repeated
     taken = set(groups["id"])
     clash = next((name for name in ids if "#" in name and name in taken), None)
     if clash is not None:

@@ -13,13 +13,13 @@ from mrt_plugin.curation.held_out import SHARE, THRESHOLD, SplitReport, split_he
 from mrt_plugin.curation.leakage import measure_leakage
 from mrt_plugin.curation.ledger import Entry, Ledger
 from mrt_plugin.curation.mix import Mix, check_proportions, combine
-from mrt_plugin.curation.rule import Rule
+from mrt_plugin.curation.rule import CurationRule
 from mrt_plugin.curation.run import Curated, curate, reading_entry, write_events
 from mrt_plugin.curation.statistics import statistics
 from mrt_plugin.engine import check_engine
 from mrt_plugin.extension import load_function
 from mrt_plugin.groups import GroupReport, load_groups, read_groups
-from mrt_plugin.groups.adapters import check_source
+from mrt_plugin.groups.adapters import check_source, source_files
 from mrt_plugin.groups.batches import pool_sizes
 from mrt_plugin.groups.paths import Named, check_paths
 from mrt_plugin.groups.rows import PER_RESPONSE
@@ -109,9 +109,10 @@ class SelectJob:
         """Raise ValueError if an output would overwrite another output or an input, or leave an old file behind."""
         scorers = [] if self.scorer is None else scorer_list(self.scorer)
         named = [item for item in [*scorers, self.selection.get("embedder")] if isinstance(item, str)]
-        rules = [path for rule in parse_rules(self.curation) for path in rule.reads()]
+        rules = [path for rule in parse_rules(self.curation) for path in rule.dependencies()]
         inputs: list[Named] = [("the pool", file.path) for file in self.pools]
-        inputs += [("the input", path) for path in [*self.also_read, *named, *rules]]
+        code = [path for file in self.pools for path in source_files(file.source)]
+        inputs += [("the input", path) for path in [*self.also_read, *named, *rules, *code]]
         check_paths(self.written(), inputs, models=named)
         stale = left_over(self.output, self.written())
         if stale is not None and not self.overwrite:
@@ -317,7 +318,7 @@ def _score_and_select(job: SelectJob, curated: Curated) -> tuple[list[list[int]]
     return chosen.picks, chosen.report
 
 
-def _mixing(job: SelectJob, pools: Pools) -> list[Rule]:
+def _mixing(job: SelectJob, pools: Pools) -> list[CurationRule]:
     if job.proportions is None:
         return []
     names = [file.name for file in job.pools]
@@ -347,7 +348,7 @@ def _with_selection(curated: Curated, picks: Sequence[Sequence[int]]) -> Ledger:
 
 def _header(
     job: SelectJob,
-    rules: Sequence[Rule],
+    rules: Sequence[CurationRule],
     pools: Pools,
     written: Written,
     aside: Written | None,

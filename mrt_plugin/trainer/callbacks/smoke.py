@@ -9,7 +9,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from mrt_plugin.curation.repetition import repeated_share
+from mrt_plugin.curation.texts import repeated_share
 from mrt_plugin.groups.text import units
 from mrt_plugin.sampling.settings import Draw
 from mrt_plugin.trainer.callbacks.samples import PromptTokens, answer
