@@ -402,8 +402,8 @@ def markdown() -> str:
     lines = [
         "# Options",
         "",
-        "Fields of `MultiResponseSFTConfig` and keys of a recipe's `mrt:` block: type or values, and default. Printed by "
-        "`python -m mrt_plugin.options`.",
+        "Fields of `MultiResponseSFTConfig` and keys of a recipe's `mrt:` block, with type or values and default. "
+        "Made by `python -m mrt_plugin.options`.",
         "",
     ]
     for item in dataclasses.fields(MultiResponseOptions):

@@ -74,6 +74,21 @@ def table(columns: Row, rows: Sequence[Row]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def grouped(rows: Sequence[Row], count: int) -> list[list[str]]:
+    """Leave out what the first `count` cells of a row repeat from the row above.
+
+    Example:
+
+    >>> grouped([["a", "b", "1"], ["a", "c", "2"], ["b", "c", "3"]], 2)
+    [['a', 'b', '1'], ['', 'c', '2'], ['b', 'c', '3']]
+    """
+    kept = [list(row) for row in rows]
+    for above, row, blank in zip(rows, rows[1:], kept[1:], strict=False):
+        same = next((place for place in range(count) if above[place] != row[place]), count)
+        blank[:same] = [""] * same
+    return kept
+
+
 def percent(estimate: Mapping[str, float], digits: int = 0) -> str:
     """Format a share with its interval, both in percent; the sign stands in the column's head.
 
@@ -194,7 +209,7 @@ def _costs(found: Mapping[str, Any]) -> str:
         *("P", "layout", "K", "KL, K = 1 (prompts)", "saved, %", "affordable share, %", "seeds won", "by the rule"),
         *("saved against more epochs, %", "against redrawing, %"),
     )
-    return "K responses for n prompts, against K = 1 at the same cost.\n\n" + table(columns, rows)
+    return "K responses for n prompts, against K = 1 at the same cost.\n\n" + table(columns, grouped(rows, 2))
 
 
 def _place(length: str, layout: str, k: int) -> tuple[str, str, str]:
@@ -251,7 +266,7 @@ def _variants(found: Mapping[str, Any]) -> str:
             "- *Single pairs* (not fixed before): K = 1 with one pair per step and 0.001; the others as tuned.\n\n"
             "The last two have the prices of [equal cost](#equal-cost).\n"
         )
-    return text + "\n" + table(("P", "layout", "K", *priced, *trained), rows)
+    return text + "\n" + table(("P", "layout", "K", *priced, *trained), grouped(rows, 2))
 
 
 def _checks(found: Mapping[str, Any]) -> str:
