@@ -281,18 +281,12 @@ def _checks(found: Mapping[str, Any]) -> str:
         )
     )
     if checks["long_prompts"]:
-        rows = [
-            [
-                f"`{row['arm']}`",
-                f"{row['place']:g}n",
-                f"{_setting(row['here'])} ({row['kl_here']:.3f})",
-                f"{_setting(row['there'])} ({row['kl_there']:.3f})",
-            ]
+        best = [
+            f"- `{row['arm']}` after {row['place']:g}n pairs: {_setting(row['here'])} ({row['kl_here']:.3f}), "
+            f"{_setting(row['there'])} ({row['kl_there']:.3f})\n"
             for row in checks["long_prompts"]
         ]
-        text += "\nThe best settings at P = 64 and at P = 1,024, with their KL at P = 1,024:\n\n" + table(
-            ("arm", "pairs", "P = 64", "P = 1,024"), rows
-        )
+        text += "\nThe best setting at P = 64, then at P = 1,024, with their KL at P = 1,024:\n\n" + "".join(best)
     return text
 
 
