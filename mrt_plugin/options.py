@@ -224,7 +224,8 @@ class MultiResponseOptions(WatchOptions, LossOptions, LayoutOptions, SelectionOp
     Example:
 
     ```python
-    from mrt_plugin.options import MultiResponseOptions, check_options
+    from mrt_plugin import MultiResponseOptions
+    from mrt_plugin.options import check_options
 
     check_options(MultiResponseOptions(k=4, layout="shared_prefix"))
     ```

@@ -57,9 +57,6 @@ def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> No
 
     Axolotl would split prepared rows after its cache, so parts of one group could end up on both sides. Instead,
     held-out prompts are found by the hash of the prompt while a dataset is prepared, once for each side.
-
-    Raises:
-        ValueError: naming the entry, what is wrong and how to fix it.
     """
     entries = [_plain(entry) for entry in cfg.get("datasets") or []]
     tests = [_plain(entry) for entry in cfg.get("test_datasets") or []]

@@ -166,9 +166,6 @@ def _function_content(name: str) -> str:
 
     These are the file or module given in the name, and the module that defines the function. What they import is not
     covered.
-
-    Raises:
-        ValueError: if there is no such function.
     """
     return f"{name} {_content(extension_files(name))}"
 

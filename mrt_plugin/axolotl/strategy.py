@@ -53,11 +53,7 @@ def loader(selector: str) -> Callable[..., "GroupedDataset"]:
 
 
 def required_mark(ds_cfg: Any, kind: str) -> Mark:
-    """Return the mark that the plugin left on the entry.
-
-    Raises:
-        ImportError: if the plugin is not loaded. Axolotl shows errors of this class from a dataset type.
-    """
+    """Return the mark that the plugin left on the entry."""
     mark = Mark.of(ds_cfg)
     if mark is None:
         raise ImportError(

@@ -1,1 +1,12 @@
 """Pipeline: a complete selection job, from files to files."""
+
+from typing import TYPE_CHECKING
+
+from mrt_plugin.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
+
+__all__ = ["PoolFile", "SelectJob", "select_file"]
+
+__getattr__ = lazy_names(__name__, dict.fromkeys(__all__, ".files"))

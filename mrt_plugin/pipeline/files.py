@@ -40,7 +40,13 @@ _OPTIONS = {item.name for item in fields(MultiResponseOptions)}
 
 @dataclass(frozen=True)
 class PoolFile:
-    """A pool to select from."""
+    """A pool to select from.
+
+    Example:
+
+    >>> PoolFile("pool.jsonl").path
+    'pool.jsonl'
+    """
 
     path: str
     source: str | None = None
@@ -54,7 +60,18 @@ class PoolFile:
 
 @dataclass(frozen=True)
 class SelectJob:
-    """All inputs of `mrt select`. The result depends on neither `num_proc` nor `engine`."""
+    """All inputs of `mrt select`. The result depends on neither `num_proc` nor `engine`.
+
+    Example:
+
+    ```python
+    from pathlib import Path
+
+    from mrt_plugin.pipeline import PoolFile, SelectJob
+
+    job = SelectJob([PoolFile("pool.jsonl")], Path("chosen.jsonl"), {"selector": "best_k", "k": 2})
+    ```
+    """
 
     pools: Sequence[PoolFile]
     output: Path
@@ -156,7 +173,7 @@ def select_file(job: SelectJob) -> SelectResult:
 
     ```python
     from pathlib import Path
-    from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
+    from mrt_plugin.pipeline import PoolFile, SelectJob, select_file
     from mrt_plugin.pipeline.remake import remake
 
     job = SelectJob([PoolFile("pool.jsonl")], Path("chosen.jsonl"), {"selector": "diverse_best_k", "k": 4, "seed": 7})
