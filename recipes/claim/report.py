@@ -115,23 +115,15 @@ def _answer(found: Mapping[str, Any]) -> str:
     if primary is None:
         return ""
     rows = {layout: _pick(primary["comparisons"], layout, PRIMARY_K) for layout in LAYOUTS}
-    cells = [
-        [
-            LAYOUTS[layout],
-            f"{row['kl']:.3f}",
-            f"{row['rival_kl']:.3f}",
-            percent(row["gain"], 1),
-            f"{row['wins']}/{row['seeds']}",
-            f"**{row['verdict']}**",
-        ]
+    verdicts = [
+        f"{LAYOUTS[layout]} {percent(row['gain'], 1)}: **{row['verdict']}**"
         for layout, row in rows.items()
         if row is not None
     ]
     holds = [row is not None and row["verdict"] == "supported" for row in rows.values()]
-    columns = ("layout", f"KL, K = {PRIMARY_K}", "KL, K = 1 at the same cost", "gain, %", "seeds won", "by the rule")
     return (
-        f"Primary endpoint (P = {PRIMARY_LENGTH}). The hypothesis "
-        f"{'holds' if holds == [True, False] else 'does not hold'}:\n\n{table(columns, cells)}"
+        f"Primary endpoint (P = {PRIMARY_LENGTH}, K = {PRIMARY_K}), gain in %: {'; '.join(verdicts)}. The hypothesis "
+        f"{'holds' if holds == [True, False] else 'does not hold'}.\n"
     )
 
 
