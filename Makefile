@@ -1,5 +1,6 @@
 # make demo   sets everything up in .venv and runs the main job on generated data (demo_output/)
 # make test   sets everything up and runs the tests, then those that need no Axolotl on the newest releases
+# make test-fast  the tests without Axolotl and without other processes, in two minutes
 # make lint   ruff, mypy and the order of the rooms
 # Another Python: make demo PYTHON=python3.12. Nothing outside this folder is written, but for pip's cache.
 
@@ -19,7 +20,7 @@ TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 AXOLOTL_DO_NOT_TRACK=1 TOKENIZERS_
 WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-oldest test-newest lint clean
+.PHONY: help install demo test test-oldest test-newest test-fast lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -55,6 +56,9 @@ ONCE := planning simulation curation sampling select_cli ray demo doctor readme 
 test-newest: $(NEWEST_INSTALLED)
 	$(TESTING) $(NEWEST)/bin/python $(PYTEST) -m 'not axolotl' -p no:cacheprovider \
 		$(foreach room,$(ONCE),--ignore-glob='tests/test_$(room)*')
+
+test-fast: $(INSTALLED)
+	$(TESTING) $(VENV)/bin/python $(PYTEST) -m 'not axolotl and not processes'
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

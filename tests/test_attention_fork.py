@@ -53,6 +53,7 @@ def test_any_groups_in_any_packing(data: st.DataObject) -> None:
     assert_equivalent(ForkBackend(build(name).config), name, packed)
 
 
+@pytest.mark.processes
 def test_sharded_weights_are_refused() -> None:
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)

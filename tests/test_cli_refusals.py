@@ -151,6 +151,7 @@ def outcomes(folder: Path) -> dict[str, Any]:
     return dict(zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("command", "words"), REFUSED)
 def test_is_refused_before_anything_slow(outcomes: dict[str, Any], command: str, words: str) -> None:
     code, output, torch = outcomes[command]

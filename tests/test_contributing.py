@@ -15,6 +15,7 @@ SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^## ", PAGE, fl
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("title", SECTIONS)
 def test_the_steps_work(title: str, tmp_path: Path) -> None:
     """Blocks that start with `# file: NAME` are written there, or applied if they are a diff. The others are run.

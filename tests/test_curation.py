@@ -156,6 +156,7 @@ class TestLedger:
 
 
 class TestWhatItMustNotDependOn:
+    @pytest.mark.processes
     @pytest.mark.parametrize("num_proc", [None, 2, 4])
     def test_order_and_processes(self, num_proc: int | None) -> None:
         groups = Dataset.from_list(messy.pool(40))
@@ -249,6 +250,7 @@ class TestHeldOut:
         }
         assert report.moved == 0
 
+    @pytest.mark.processes
     def test_rows_order_and_processes_make_no_difference(self) -> None:
         groups = Dataset.from_list(messy.pool(40))
         expected = set(split_held_out(groups, 0.3)[1]["id"])

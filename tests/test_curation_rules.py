@@ -471,6 +471,7 @@ class TestOutside:
         (tmp_path / "mine.py").write_text(OUTSIDE)
         return tmp_path / "mine.py"
 
+    @pytest.mark.processes
     @pytest.mark.parametrize("num_proc", [None, 2])
     def test_a_class_of_the_users_is_a_rule(self, mine: Path, num_proc: int | None) -> None:
         rows = [{"id": str(n), "prompt": "p", "responses": ["a", "http b", "http http c"]} for n in range(4)]

@@ -228,6 +228,7 @@ class TestWholeFolder:
 class TestDemo:
     """`mrt demo --quick`, as `make demo` runs it but for its size."""
 
+    @pytest.mark.processes
     def test_everything_is_there_and_adds_up(self, demo: tuple[Path, dict]) -> None:
         folder, printed = demo
         assert json.loads((folder / RESULTS).read_text()) == printed
@@ -242,6 +243,7 @@ class TestDemo:
         with (folder / "results.png").open("rb") as image:
             assert image.read(8) == b"\x89PNG\r\n\x1a\n"
 
+    @pytest.mark.processes
     def test_k_is_what_differs(self, demo: tuple[Path, dict]) -> None:
         folder, printed = demo
         prompts = printed["settings"]["train_prompts"]
@@ -253,6 +255,7 @@ class TestDemo:
         assert [line.split(":")[0].strip() for line in different[-2:]] == ["k", "output_dir"]
         assert len(different) == 4  # with the two lines of the comment that name the recipe
 
+    @pytest.mark.processes
     def test_the_measures_can_be_had_again(self, demo: tuple[Path, dict]) -> None:
         folder, printed = demo
         from transformers import AutoTokenizer
@@ -263,6 +266,7 @@ class TestDemo:
         again = held_out_nll(model, encoder, groups)
         assert again.nll_per_token == pytest.approx(printed["runs"][2]["held_out_nll"], rel=1e-5)
 
+    @pytest.mark.processes
     def test_the_seed_gives_the_same_adapter(self, demo: tuple[Path, dict], tmp_path: Path) -> None:
         folder, _ = demo
         for name in ("model", "pool.jsonl", "k4.yaml"):
@@ -272,6 +276,7 @@ class TestDemo:
         again, first = (path / "k4/adapter_model.safetensors" for path in (tmp_path, folder))
         assert again.read_bytes() == first.read_bytes()
 
+    @pytest.mark.processes
     def test_nothing_else_is_left(self, demo: tuple[Path, dict]) -> None:
         folder, _ = demo
         assert [path.name for path in folder.parent.iterdir()] == [folder.name]

@@ -26,6 +26,7 @@ def assert_same(result: dict, tmp_path: Path, groups: int, **settings) -> None:
     assert relative(result["gradient"], alone.gradient) < 1e-5
 
 
+@pytest.mark.processes
 def test_two_processes(tmp_path):
     """Seven groups in two micro-batches of two on each process: one place is left, and filled with nothing.
 
@@ -66,6 +67,7 @@ def test_two_processes(tmp_path):
     )
 
 
+@pytest.mark.processes
 def test_four_processes_with_gradient_checkpointing(tmp_path):
     common = {
         "groups": 10,
@@ -80,6 +82,7 @@ def test_four_processes_with_gradient_checkpointing(tmp_path):
         assert_same(result, tmp_path, 10, layout=layout)
 
 
+@pytest.mark.processes
 def test_fsdp2_shards_give_the_gradient_of_the_whole(tmp_path):
     """The head runs on its own input inside the forward of the sharded model, and once more in the backward pass.
 

@@ -317,6 +317,7 @@ if __name__ == "__main__":
 
 @pytest.mark.axolotl
 class TestRecipe:
+    @pytest.mark.processes
     def test_a_good_recipe(self, reports: dict[str, Any], folder: Path) -> None:
         report = reports["good"]
         assert report["problems"] == []
@@ -332,10 +333,12 @@ class TestRecipe:
         shared, expanded = report["memory"]["shared_prefix"], report["memory"]["expanded"]
         assert 0 < shared["total"] < expanded["total"]
 
+    @pytest.mark.processes
     def test_an_expanded_recipe_is_counted_in_both_layouts(self, reports: dict[str, Any]) -> None:
         assert reports["expanded"]["layout"] == reports["expanded"]["options"]["layout"] == "expanded"
         assert reports["expanded"]["train"] == reports["good"]["train"]
 
+    @pytest.mark.processes
     @pytest.mark.parametrize(
         ("name", "words"),
         [
@@ -370,6 +373,7 @@ class TestRecipe:
         for word in words:
             assert word in problem
 
+    @pytest.mark.processes
     def test_what_may_be_meant_is_a_note(self, reports: dict[str, Any]) -> None:
         assert reports["few_dropped"]["problems"] == []
         (note,) = reports["few_dropped"]["notes"]
@@ -378,11 +382,13 @@ class TestRecipe:
         unused = "mrt.alpha=0.5 changes nothing here: it needs selector='diverse_best_k'."
         assert unused in reports["dropped"]["notes"]
 
+    @pytest.mark.processes
     def test_nothing_is_written(self, reports: dict[str, Any], folder: Path) -> None:
         data = ("pool.jsonl", "bad.jsonl", "long.jsonl", "few_long.jsonl")
         known = {"model", *data, "script.py", *(f"{name}.yaml" for name in CHANGES)}
         assert {path.name for path in folder.iterdir()} == known
 
+    @pytest.mark.processes
     def test_the_command(self, folder: Path) -> None:
         done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "typo.yaml")
         assert done.returncode == 1

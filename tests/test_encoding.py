@@ -445,6 +445,7 @@ def test_an_encoder_pickles_and_its_fingerprint_does_not_change_with_use():
     assert Hasher.hash(Encoder(tiny.tokenizer(family="chatml"))) != fresh
 
 
+@pytest.mark.processes
 def test_in_a_map_over_processes():
     encoder = Encoder(tiny.tokenizer())
     dataset = Dataset.from_dict({"prompt": ["Hi", "Name a fruit."] * 3, "response": ["Hello.", "A pear."] * 3})

@@ -88,6 +88,7 @@ class TestEndpoint:
         assert 0 < len(later) < 8
         assert [model["samples"]["draws"] for model in json.loads(done.stdout)["models"]] == [32, 32]
 
+    @pytest.mark.processes
     def test_killed_in_the_middle_it_goes_on(self, server: Server, data: Path, tmp_path: Path) -> None:
         calm = json.loads(run(*options(server, data, "--json")).stdout)
         server.delay = 0.15

@@ -208,6 +208,7 @@ class TestLargeGroups:
 
 
 class TestKilled:
+    @pytest.mark.processes
     def test_what_a_killed_reader_left_is_removed(self, tmp_path: Path) -> None:
         cache = datasets.config.HF_DATASETS_CACHE
         code = (

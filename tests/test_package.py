@@ -22,10 +22,12 @@ def run_python(code: str) -> str:
 
 
 class TestImport:
+    @pytest.mark.processes
     def test_takes_less_than_a_third_of_a_second(self) -> None:
         code = "import time; t = time.perf_counter(); import mrt_plugin; print(time.perf_counter() - t)"
         assert min(float(run_python(code)) for _ in range(5)) < 0.3
 
+    @pytest.mark.processes
     @pytest.mark.parametrize("room", ["options", "groups", "encoding", "scoring", "curation", "selection"])
     def test_rooms_above_layout_leave_torch_alone(self, room: str) -> None:
         heavy = run_python(
@@ -33,6 +35,7 @@ class TestImport:
         )
         assert heavy.split() == ["False", "False"]
 
+    @pytest.mark.processes
     def test_the_command_starts_without_torch(self) -> None:
         assert run_python("import sys, mrt_plugin.cli; print('torch' in sys.modules)").strip() == "False"
 
@@ -60,6 +63,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 class TestWheel:
+    @pytest.mark.processes
     def test_holds_every_module_and_nothing_else(self, wheel: zipfile.ZipFile) -> None:
         packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
         there = {
@@ -70,6 +74,7 @@ class TestWheel:
         assert packed == there
         assert "mrt_plugin/py.typed" in packed
 
+    @pytest.mark.processes
     def test_metadata(self, wheel: zipfile.ZipFile) -> None:
         (name,) = [name for name in wheel.namelist() if name.endswith("METADATA")]
         text = wheel.read(name).decode()
@@ -97,6 +102,7 @@ def command_names() -> list[str]:
     return list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", command_names())
 def test_every_command_has_help_with_an_example_and_json(name: str) -> None:
     environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"}
@@ -112,6 +118,7 @@ def test_every_command_has_help_with_an_example_and_json(name: str) -> None:
     assert "--json" in shown
 
 
+@pytest.mark.processes
 def test_json_goes_to_stdout_alone() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from mrt_plugin.cli import app; app()", "doctor", "--json"],

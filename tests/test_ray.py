@@ -32,6 +32,7 @@ def cluster() -> Any:
     ray.shutdown()
 
 
+@pytest.mark.processes
 def test_answers_come_back_in_the_order_of_the_rows(cluster: Any) -> None:
     def describe(batch: dict[str, list[Any]], *, mark: str) -> dict[str, list[Any]]:
         return {"said": [f"{mark} {name} of {len(batch['id'])}" for name in batch["id"]]}
@@ -46,6 +47,7 @@ def test_answers_come_back_in_the_order_of_the_rows(cluster: Any) -> None:
     assert len(answered) == 25
 
 
+@pytest.mark.processes
 def test_picks_are_the_same(cluster: Any) -> None:
     groups = Dataset.from_list(messy.pool(300, n=5)).shuffle(seed=3)  # with an index over the rows
     for selector in ("random_k", "diverse_best_k"):
@@ -56,6 +58,7 @@ def test_picks_are_the_same(cluster: Any) -> None:
         assert there.report == here.report
 
 
+@pytest.mark.processes
 def test_the_same_file(cluster: Any, tmp_path: Path) -> None:
     """Curated, scored by a function in a file, chosen with a budget, and weighed."""
     pool = write_lines(tmp_path / "pool.jsonl", messy.pool(60))
@@ -68,6 +71,7 @@ def test_the_same_file(cluster: Any, tmp_path: Path) -> None:
     assert here.manifest.read_text() == there.manifest.read_text().replace('"b.', '"a.')
 
 
+@pytest.mark.processes
 def test_a_reward_model_and_an_embedder(
     cluster: Any, tmp_path: Path, minilm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -89,6 +93,7 @@ def test_a_reward_model_and_an_embedder(
     assert [said in record.getMessage() for record in caplog.records].count(True) == 2
 
 
+@pytest.mark.processes
 def test_an_error_of_a_worker_reaches_the_user(cluster: Any) -> None:
     def nonsense(texts: list[str]) -> list[list[float]]:
         return [[float("nan")] for _ in texts]

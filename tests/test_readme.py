@@ -43,6 +43,7 @@ def test_the_data_can_be_read(folder: Path) -> None:
     assert len(group["responses"]) == len(group["scores"]) == 4
 
 
+@pytest.mark.processes
 def test_the_trl_code_trains(folder: Path) -> None:
     code = block("python").replace(MODEL, "model")
     code = code.replace("        output_dir=", "        bf16=False, use_cpu=True, output_dir=")
@@ -51,6 +52,7 @@ def test_the_trl_code_trains(folder: Path) -> None:
     assert (folder / "outputs/run/adapter_model.safetensors").is_file()
 
 
+@pytest.mark.processes
 @pytest.mark.axolotl
 def test_the_recipe_trains(folder: Path) -> None:
     recipe = block("yaml").replace(MODEL, "model").replace("bf16: auto", "bf16: false")

@@ -164,6 +164,7 @@ def run(*arguments, folder):
     return done.stdout
 
 
+@pytest.mark.processes
 def test_the_trl_script_trains_on_a_tiny_model_made_by_the_other_script(tmp_path):
     pytest.importorskip("bitsandbytes")
     data = write_rows(tmp_path / "pool.jsonl", groups(12))

@@ -157,6 +157,7 @@ class TestRedrawInTraining:
         assert first != second != third != first
         assert len(first | second | third) > 20
 
+    @pytest.mark.processes
     @pytest.mark.parametrize("persistent", [False, True])
     def test_workers_draw_the_same(self, tmp_path, persistent) -> None:
         alone = trainer_of(tmp_path, "alone")

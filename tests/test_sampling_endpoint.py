@@ -610,6 +610,7 @@ def command(server: Server, folder: Path, *more: str) -> list[str]:
 
 
 class TestKilled:
+    @pytest.mark.processes
     def test_kill_9_at_random_points(self, tmp_path: Path, server: Server) -> None:
         """What the server answered and the journal holds is never asked for again; the pool is the undisturbed one."""
         path = prompts(tmp_path, many(25))
@@ -645,6 +646,7 @@ class TestKilled:
             "prompts.jsonl",
         ]
 
+    @pytest.mark.processes
     @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX")
     def test_a_full_disk(self, tmp_path: Path, server: Server) -> None:
         prompts(tmp_path, many(25))
@@ -656,6 +658,7 @@ class TestKilled:
         sample_pool(tmp_path / "prompts.jsonl", endpoint(server, per_request=1), tmp_path / "calm.jsonl", n=4)
         assert (tmp_path / "pool.jsonl").read_bytes() == (tmp_path / "calm.jsonl").read_bytes()
 
+    @pytest.mark.processes
     def test_ctrl_c_and_plain_errors(self, tmp_path: Path, server: Server) -> None:
         prompts(tmp_path, many(25))
         server.delay = 0.05

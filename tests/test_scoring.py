@@ -76,6 +76,7 @@ def pool(count: int = 6) -> Dataset:
 
 
 class TestCache:
+    @pytest.mark.processes
     def test_what_was_put_is_there_for_another_process(self, tmp_path: Path) -> None:
         ScoreCache(tmp_path).put({b"a": np.array([1.5, -2]), b"b": np.array([3.0])})
         code = f"from mrt_plugin.scoring import ScoreCache; print(ScoreCache({str(tmp_path)!r}).get([b'a', b'x']))"
@@ -116,6 +117,7 @@ class TestCache:
             cache.put({bytes([n]): np.ones(10000) for n in range(9)})
         assert set(cache.get([b"before", bytes([0])])) == {b"before"}
 
+    @pytest.mark.processes
     def test_two_processes_write_at_once(self, tmp_path: Path) -> None:
         code = (
             "import sys, numpy as np; from mrt_plugin.scoring import ScoreCache\n"
@@ -129,6 +131,7 @@ class TestCache:
         assert len(cache) == 601
         assert (cache.get([b"b 199"])[b"b 199"] == 199).all()
 
+    @pytest.mark.processes
     def test_it_works_in_a_forked_process(self, tmp_path: Path) -> None:
         cache = ScoreCache(tmp_path)
         cache.put({b"a": np.ones(1)})

@@ -98,6 +98,7 @@ class TestTheFile:
         assert result.ledger.responses_out == result.output.responses
         assert sum(map(len, load_groups(tmp_path / "c.jsonl")["responses"])) == result.output.responses
 
+    @pytest.mark.processes
     def test_neither_processes_nor_order_change_a_pick(self, pool: Path, tmp_path: Path) -> None:
         more = {"curation": ["default", "duplicate_responses"], "held_out": 0.2}
         first = select_file(job(pool, tmp_path / "a.jsonl", **more))
@@ -337,6 +338,7 @@ select_file(job)
 
 
 class TestWhateverHappens:
+    @pytest.mark.processes
     def test_killed_at_any_point_and_run_again(self, tmp_path: Path) -> None:
         pool = write_lines(tmp_path / "pool.jsonl", messy.pool(200))
         (tmp_path / "calm").mkdir()
@@ -367,6 +369,7 @@ class TestWhateverHappens:
         assert process.wait(timeout=300) == 0
         assert {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()} == expected
 
+    @pytest.mark.processes
     def test_a_disk_that_is_full(self, pool: Path, tmp_path: Path) -> None:
         script = (
             "import sys\nfrom datasets import Dataset\nfrom mrt_plugin.groups.write import write_groups\n"
@@ -378,6 +381,7 @@ class TestWhateverHappens:
         assert f"File too large: '{target}'" in done.stderr
         assert list(target.parent.iterdir()) == []
 
+    @pytest.mark.processes
     def test_a_disk_that_is_full_before_anything_is_written(self, pool: Path, tmp_path: Path) -> None:
         def limit() -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -192,6 +192,7 @@ class TestWhatNeverChangesAPick:
         chosen = select(groups, name, k=3, seed=5, **options)
         return {row["id"]: sorted(zip(row["responses"], row["scores"], row["weights"], strict=True)) for row in chosen}
 
+    @pytest.mark.processes
     @pytest.mark.parametrize("name", SELECTORS)
     @pytest.mark.parametrize("num_proc", [2, 3])
     def test_processes(self, name: str, num_proc: int) -> None:
@@ -436,6 +437,7 @@ class TestFromOutside:
         (folder / "mine.py").write_text("import numpy as np\n" + body)
         return f"{folder / 'mine.py'}:choose"
 
+    @pytest.mark.processes
     @pytest.mark.parametrize("num_proc", [None, 2])
     def test_shortest_needs_no_scores_and_no_embedder(self, tmp_path: Path, num_proc: int | None) -> None:
         name = self.write(tmp_path, "def choose(pool, k):\n    return np.argsort(pool.lengths, kind='stable')[:k]\n")
@@ -465,6 +467,7 @@ def choose(pool, k):
             for picked, size in zip(picks, sizes, strict=True):
                 assert picked == list(range(size - len(picked), size))
 
+    @pytest.mark.processes
     def test_a_selector_object(self, tmp_path: Path) -> None:
         body = (
             "from mrt_plugin.selection.pool import Picks, Selector\n"

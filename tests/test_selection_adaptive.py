@@ -74,6 +74,7 @@ class TestAdaptive:
             assert min(2, size) <= len(picked) <= min(6, size)
             assert select_indices(groups.select([index]), selector, k=len(picked)) == [picked]
 
+    @pytest.mark.processes
     def test_any_order_and_any_number_of_processes(self) -> None:
         groups = make_groups()
         told: dict[str, Any] = {"selector": "diverse_k", "allocation": "adaptive", "mean_k": 2.5, "n": 8}
@@ -121,6 +122,7 @@ class TestBench:
     def test_the_picks_are_those_of_the_definition(self) -> None:
         assert compare(64, 32, 16, 4, rounds=1)["same picks"] == 8  # it raises where they are not
 
+    @pytest.mark.processes
     def test_streaming(self, tmp_path: Path) -> None:
         found = stream(300, 6, 8, 2, num_proc=2, directory=tmp_path)
         assert found["prompts/s"] > 0

@@ -52,6 +52,7 @@ class TestLexical:
         lengths = np.linalg.norm(expected, axis=1, keepdims=True)
         assert (load_embedder("lexical")(texts) == expected / np.where(lengths > 0, lengths, 1)).all()
 
+    @pytest.mark.processes
     def test_the_same_in_another_process(self) -> None:
         code = (
             f"from mrt_plugin.scoring import load_embedder; print(load_embedder('lexical')({CAT!r}).sum(1).tolist())"
@@ -67,6 +68,7 @@ class TestLexical:
         assert not result.failed
 
 
+@pytest.mark.processes
 def test_selection_imports_no_torch() -> None:
     code = "import sys, mrt_plugin.selection, mrt_plugin.groups, mrt_plugin.scoring; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -91,6 +93,7 @@ class TestSentenceTransformers:
         cosines = vectors @ vectors.T
         assert cosines[0, 1] > 0.7 > 0.3 > cosines[0, 2]
 
+    @pytest.mark.processes
     def test_picks_are_the_same_in_any_company(self, minilm: str) -> None:
         rows: list[dict[str, Any]] = [
             {

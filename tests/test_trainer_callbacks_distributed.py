@@ -2,9 +2,11 @@
 
 import json
 
+import pytest
 from helpers.processes import gloo
 
 
+@pytest.mark.processes
 def test_two_processes_come_to_the_same_decisions(tmp_path):
     """Only the first samples; both stop at the same step, and both fail."""
     gloo(2, "watched_run.py", str(tmp_path))
