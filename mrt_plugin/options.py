@@ -482,24 +482,22 @@ def unused_options(options: MultiResponseOptions, given: Collection[str] | None 
 
 
 def markdown() -> str:
-    """Return the reference page `docs/options.md`, with one row per option."""
+    """Return the reference page `docs/options.md`, one entry per option."""
     hints = get_type_hints(MultiResponseOptions)
     lines = [
         "# Options",
         "",
-        "Fields of `MultiResponseSFTConfig` and keys of a recipe's `mrt:` block. Printed by `python -m "
-        "mrt_plugin.options`.",
+        "Fields of `MultiResponseSFTConfig` and keys of a recipe's `mrt:` block, with type or values and default. "
+        "Made by `python -m mrt_plugin.options`.",
         "",
-        "| option | type | default | what it does |",
-        "| --- | --- | --- | --- |",
     ]
     for item in fields(MultiResponseOptions):
         hint = hints[item.name]
         if get_origin(hint) is Literal:
-            kind = " or ".join(f"`{value}`" for value in get_args(hint))
+            kind = "/".join(f"`{value}`" for value in get_args(hint))
         else:
-            kind = f"`{hint.__name__ if isinstance(hint, type) else hint}`".replace(" | ", " or ")
-        lines.append(f"| `{item.name}` | {kind} | `{item.default}` | {item.metadata['help']} |".replace(" | None", ""))
+            kind = f"{hint.__name__ if isinstance(hint, type) else hint}".replace(" | None", "")
+        lines.append(f"- **`{item.name}`** ({kind}, `{item.default}`): {item.metadata['help']}")
     return "\n".join(lines) + "\n"
 
 
