@@ -40,6 +40,7 @@ REFUSED: list[tuple[str, str]] = [
     ("select pool.jsonl --output o.jsonl --similarity near", "'near' is not one of 'paper', 'rescaled'"),
     ("select pool.jsonl --output o.jsonl --engine spark", "'spark' is not one of 'local', 'ray'"),
     ("select pool.jsonl --output o.jsonl --selector best", "selector='best' is unknown: choose one of random_k"),
+    ("select pool.jsonl --output o.jsonl --selector mine.py:f", "'--selector': there is no such file: mine.py"),
     ("select pool.jsonl --output o.jsonl --source necter", "source='necter' is unknown. Did you mean 'nectar'?"),
     ("select pool.jsonl --output o.jsonl --proportion pool=nan", "proportions must be at least 0"),
     ("select pool.jsonl --output o.jsonl --proportion pol=1", "proportions are given for pol, and the datasets are"),
@@ -60,7 +61,7 @@ REFUSED: list[tuple[str, str]] = [
     ("grid pool.jsonl --tokenizer t --k 1,0", "--k 1,0: give whole numbers of at least 1"),
     ("grid pool.jsonl --tokenizer t --arm equal", "--arm 'equal' is unknown"),
     ("grid pool.jsonl --cost-prompt 1", "Give --cost-prompt and --cost-response together."),
-    ("bench --prefix-backend flash", "'--prefix-backend': flash is unknown: choose one of auto, flex"),
+    ("bench --prefix-backend flash", "prefix_backend='flash' is unknown: choose one of auto, flex"),
     ("bench --plot out.jpg", "'--plot': out.jpg must end in one of .png, .svg, .pdf"),
     ("bench --dtype half", "'half' is not one of 'auto', 'float32', 'bfloat16'"),
     # places

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mrt_plugin.cli.model import Adapter, Aggregation, Format, In4Bit, MaxLength, Tokenizer, local_model
-from mrt_plugin.cli.option import existing_data, existing_embedder, existing_model, report_file, within
+from mrt_plugin.cli.option import existing_data, existing_embedder, existing_model, of, report_file
 from mrt_plugin.cli.show import as_json, json_ready, log_to_stderr, plain_errors, say, stages, table
-from mrt_plugin.options import Similarity
+from mrt_plugin.options import MultiResponseOptions, Similarity
 
 if TYPE_CHECKING:
     from mrt_plugin.planning.audit import Audit
@@ -27,17 +27,17 @@ def audit(
     selector: Annotated[
         str | None, typer.Option(help="How the selection was made, if no manifest lies beside it.")
     ] = None,
-    alpha: Annotated[float, typer.Option(help="With --selector diverse_best_k.", callback=within(ge=0))] = 0.25,
-    similarity: Annotated[Similarity, typer.Option(help="With --selector diverse_k, diverse_best_k.")] = "rescaled",
-    loss_aggregation: Aggregation = "token",
-    prompt_format: Format = "auto",
+    alpha: Annotated[float, of("alpha")] = MultiResponseOptions.alpha,
+    similarity: Annotated[Similarity, of("similarity")] = MultiResponseOptions.similarity,
+    loss_aggregation: Aggregation = MultiResponseOptions.loss_aggregation,
+    prompt_format: Format = MultiResponseOptions.prompt_format,
     embedder: Annotated[
         str,
         typer.Option(
             help="For clusters: lexical, sentence-transformers, or a model's name or path.",
             callback=existing_embedder,
         ),
-    ] = "lexical",
+    ] = MultiResponseOptions.embedder,
     max_length: MaxLength = None,
     max_prompts: Annotated[int, typer.Option(min=2, help="Prompts whose losses are measured.")] = 200,
     gradient_prompts: Annotated[int, typer.Option(min=0, help="Prompts whose gradients are; 0 for none.")] = 50,

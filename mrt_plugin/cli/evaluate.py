@@ -17,6 +17,7 @@ from mrt_plugin.cli.option import (
     with_options,
 )
 from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, stages, table
+from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.places import check_file
 from mrt_plugin.sampling.options import EndpointOptions, LocalOptions, SamplingSettings
 
@@ -62,7 +63,7 @@ def evaluate(
         typer.Option(
             help="lexical, sentence-transformers, a model's name or path, or none.", callback=existing_embedder
         ),
-    ] = "lexical",
+    ] = MultiResponseOptions.embedder,
     scorer: Annotated[
         str | None,
         typer.Option(

@@ -7,7 +7,8 @@ import typer
 from typer.core import TyperCommand
 
 from mrt_plugin.cli.show import raise_plainly
-from mrt_plugin.options import NEEDS, MultiResponseOptions, Need, reads
+from mrt_plugin.options import NEEDS, MultiResponseOptions, Need, names_of, reads
+from mrt_plugin.sampling.options import EndpointOptions, LocalOptions
 
 
 def _with(*names: str) -> Any:
@@ -30,8 +31,8 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-_LOCAL = ("adapter", "load_in_4bit", "batch_size", "prompt_format")
-_REQUESTS = ("api", "api_key_env", "concurrency", "per_request", "retries", "timeout", "backoff")
+_LOCAL = ("adapter", *names_of(LocalOptions))
+_REQUESTS = tuple(name for name in names_of(EndpointOptions) if name not in ("requests_per_minute", "extra"))
 _MODEL = ("adapter", "tokenizer", "prompt_format", "loss_aggregation", "max_length", "max_prompts", "load_in_4bit")
 _COSTS = ("tokenizer", "cost_prompt", "cost_response", "layout", "budget")
 

@@ -29,11 +29,6 @@ def of(item: str | Field[Any]) -> Any:
     return typer.Option(*flags, help=found.metadata["help"], callback=callback)
 
 
-def default(name: str) -> Any:
-    """Return the default of the training option of that name."""
-    return _FIELDS[name].default
-
-
 def with_options(part: type) -> Callable[[Any], Any]:
     """Decorate a command that takes `**options`, so that it has the options of a dataclass."""
     return take_options(part, lambda item, hint: Annotated[hint, of(item)])

@@ -21,6 +21,7 @@ from mrt_plugin.cli.model import (
 )
 from mrt_plugin.cli.option import budget_text, existing_data, existing_embedder, existing_model, report_file
 from mrt_plugin.cli.show import as_json, json_ready, log_to_stderr, plain_errors, say, stages, table
+from mrt_plugin.options import MultiResponseOptions
 
 if TYPE_CHECKING:
     from mrt_plugin.planning.plan import Plan
@@ -46,8 +47,8 @@ def plan(
         ),
     ] = "1x",
     layout: Layout = "shared_prefix",
-    loss_aggregation: Aggregation = "token",
-    prompt_format: Format = "auto",
+    loss_aggregation: Aggregation = MultiResponseOptions.loss_aggregation,
+    prompt_format: Format = MultiResponseOptions.prompt_format,
     cost_prompt: CostPrompt = None,
     cost_response: CostResponse = None,
     max_length: MaxLength = None,
@@ -56,7 +57,7 @@ def plan(
     embedder: Annotated[
         str,
         typer.Option(help="lexical, sentence-transformers, or a model's name or path.", callback=existing_embedder),
-    ] = "lexical",
+    ] = MultiResponseOptions.embedder,
     ngram: Annotated[int, typer.Option(min=1, help="Tokens of an n-gram in the prompt diversity.")] = 2,
     p: Power = 0.5,
     report: Annotated[

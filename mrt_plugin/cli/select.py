@@ -1,4 +1,4 @@
-"""`mrt select`: from pools to a selected, ready-to-train file with its manifest."""
+"""`mrt select`: choose responses, and write a file that is ready to train on, with its manifest."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,17 +15,14 @@ from mrt_plugin.pipeline.job import PoolFile, SelectJob
 def select(
     data: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="The pools: JSONL, JSON or Parquet files, or hub ids. Several are put together.",
-            callback=existing_data,
-        ),
+        typer.Argument(help="The pools: JSONL, JSON or Parquet files, or hub ids.", callback=existing_data),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "--out", help="Where to write: .jsonl or .parquet.")
+        Path | None, typer.Option("--output", "--out", help="The file to write: .jsonl or .parquet.")
     ] = None,
     *,
     source: Annotated[
-        list[str] | None, typer.Option(help="The public format of the pools, by name; once, or once per pool.")
+        list[str] | None, typer.Option(help="The public format of the pools, by name. Give it once, or once per pool.")
     ] = None,
     curation: Annotated[
         str | None,
@@ -33,26 +30,22 @@ def select(
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(
-            help="Name or path; counts tokens in rules and statistics. Else estimated.", callback=existing_tokenizer
-        ),
+        typer.Option(help="Counts tokens in rules and statistics. Estimated by default.", callback=existing_tokenizer),
     ] = None,
     proportion: Annotated[
-        list[str] | None, typer.Option(help="NAME=SHARE for each pool, NAME being its file's without the ending.")
+        list[str] | None, typer.Option(help="NAME=SHARE for each pool. NAME is the file's name without its ending.")
     ] = None,
-    export: Annotated[list[str] | None, typer.Option(help="sft=FILE.jsonl or dpo=FILE.jsonl, also.")] = None,
+    export: Annotated[list[str] | None, typer.Option(help="Also write sft=FILE.jsonl or dpo=FILE.jsonl.")] = None,
     from_manifest: Annotated[
         Path | None,
-        typer.Option(
-            help="Make the selection of this manifest once more; the other options are in it.", callback=existing_file
-        ),
+        typer.Option(help="Make the selection of this manifest again, with its options.", callback=existing_file),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
     **options: Any,
 ) -> None:
     """Keep K of N responses per prompt, and write the kept groups to a file that any recipe can read.
 
-    Beside the file lies its manifest, from which the same file can be made again, byte for byte. Train on it with
+    Also writes a manifest, from which the same file can be made again, byte for byte. Train on the file with
     `type: mrt_plugin.axolotl.all`, or `selector="all"`.
 
     Example: `mrt select pool.jsonl --output chosen.jsonl --selector diverse_best_k --k 4 --curation default`
@@ -104,7 +97,7 @@ def _pools(data: list[str], sources: list[str]) -> list[PoolFile]:
 
 
 def _rules(text: str | None) -> Any:
-    """`default`, the rules in a YAML file, or rules as YAML text."""
+    """Return `default`, the rules in a YAML file, or rules given as YAML text."""
     if text is None or text == "default":
         return text
     import yaml

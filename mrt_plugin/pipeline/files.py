@@ -120,7 +120,7 @@ def select_file(job: SelectJob) -> SelectResult:
     ```
     """
     _check(job)
-    return _Run(job).write()
+    return _Execution(job).write()
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _file_digest(path: str) -> str | None:
     return sha256_of(path) if Path(path).is_file() else None
 
 
-class _Run:
+class _Execution:
     """A job on its way from the pools to the selection, and to the files."""
 
     def __init__(self, job: SelectJob) -> None:

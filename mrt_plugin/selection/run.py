@@ -172,10 +172,10 @@ def run_selection(
             f"selector={options.selector!r} needs scores, and the groups have none: give a column `scores` with one "
             "number per response, or a `scorer`; or choose random_k or diverse_k."
         )
-    return _Run(strategy, options, seed, num_proc, engine).select(groups, scores)
+    return _Chooser(strategy, options, seed, num_proc, engine).select(groups, scores)
 
 
-class _Run:
+class _Chooser:
     """A selection with its options, its selector and its embedder."""
 
     def __init__(

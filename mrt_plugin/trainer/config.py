@@ -39,7 +39,7 @@ class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
         get_selector(self.selector)
         for message in unused_options(self).values():
             logger.warning(message)
-        refuse_collisions(self)
+        _refuse_collisions(self)
         if self.row_length is None:
             self.row_length = self.max_length
         if self.row_length is not None and (self.max_length is None or self.row_length < self.max_length):
@@ -53,69 +53,50 @@ class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
         if self.use_liger_kernel:
             # Liger's fused loss is on by default and replaces the model's forward. Its layer kernels stay on.
             without = {"cross_entropy": False, "fused_linear_cross_entropy": False}
-            self.liger_kernel_config = {**liger_options(self), **without}
+            self.liger_kernel_config = {**_liger_options(self), **without}
 
 
-def liger_options(config: SFTConfig) -> dict[str, Any]:
+def _liger_options(config: SFTConfig) -> dict[str, Any]:
     """Return the kernels that `liger_kernel_config` names: none if it is still unparsed command-line text."""
     given = config.liger_kernel_config
     return given if isinstance(given, dict) else {}
 
 
-def refuse_collisions(config: SFTConfig) -> None:
-    """Refuse options of `SFTConfig` that would be silently ignored.
+_ACCEPTED: list[tuple[str, tuple[Any, ...], str]] = [
+    ("packing", (False,), "groups are packed by row_packing=True and row_length."),
+    ("eval_packing", (None, False), "groups are packed by row_packing=True and row_length."),
+    ("padding_free", (False,), "use row_packing=True, which packs groups into rows without leaks."),
+    ("completion_only_loss", (None, True), "only responses are trained; a prompt is no response to anything."),
+    ("assistant_only_loss", (False,), "leave it out. Every assistant turn of a response is trained, nothing else."),
+    ("loss_type", (None, "nll", "chunked_nll"), "use loss_aggregation; the loss is the negative log-likelihood."),
+    ("label_smoothing_factor", (0,), "the loss is the plain log-likelihood."),
+    ("truncation_mode", ("keep_start",), "pairs over max_length are dropped, never cut."),
+    ("dataset_kwargs", (None, {}), "groups are prepared here, and prepared ones are recognised by their columns."),
+    (
+        "dataset_text_field",
+        ("text",),
+        "groups have the columns prompt and responses; source='fields:prompt=...,responses=...' reads others.",
+    ),
+    ("dataloader_drop_last", (False,), "it would drop held-out groups, and eval_loss is over all held-out tokens."),
+    (
+        "ddp_static_graph",
+        (None, False),
+        "it gathers the gradients of the first step from the model's own output, and the loss is computed from the "
+        "head's input, for trained tokens only.",
+    ),
+    ("batch_eval_metrics", (False,), "the logits that metrics need are never computed."),
+]
+"""Options of `SFTConfig`, the values accepted, and what to do instead of another value."""
 
-    Raises:
-        ValueError: naming the first such option and what to do.
-    """
-    refused: list[tuple[bool, str]] = [
-        (config.packing, "packing=True: groups are packed by row_packing=True and row_length."),
-        (bool(config.eval_packing), "eval_packing=True: groups are packed by row_packing=True and row_length."),
-        (config.padding_free, "padding_free=True: use row_packing=True, which packs groups into rows without leaks."),
-        (
-            config.completion_only_loss is False,
-            "completion_only_loss=False: only responses are trained on, since a prompt is not a response to anything.",
-        ),
-        (
-            config.assistant_only_loss,
-            "assistant_only_loss=True: leave it out. Every assistant turn of a response is trained, and nothing else.",
-        ),
-        (
-            config.loss_type not in (None, "nll", "chunked_nll"),
-            f"loss_type={config.loss_type!r}: use loss_aggregation; the loss is the negative log-likelihood.",
-        ),
-        (config.label_smoothing_factor != 0, "label_smoothing_factor: the loss is the plain log-likelihood."),
-        (config.truncation_mode != "keep_start", "truncation_mode: pairs over max_length are dropped, never cut."),
-        (
-            config.train_sampling_strategy == "group_by_length",
-            "train_sampling_strategy='group_by_length': packing makes even rows; use 'random' or 'sequential'.",
-        ),
-        (
-            bool(config.dataset_kwargs),
-            f"dataset_kwargs={config.dataset_kwargs!r}: groups are prepared here, and prepared ones are recognised by "
-            "their columns.",
-        ),
-        (
-            config.dataset_text_field != "text",
-            f"dataset_text_field={config.dataset_text_field!r}: groups have the columns prompt and responses; "
-            "source='fields:prompt=...,responses=...' reads others.",
-        ),
-        (
-            config.dataloader_drop_last,
-            "dataloader_drop_last=True: it would drop held-out groups, and eval_loss is over all held-out tokens.",
-        ),
-        (
-            bool(config.ddp_static_graph),
-            "ddp_static_graph=True: it gathers the gradients of the first step from the model's own output, and the "
-            "loss is computed from the head's input, trained tokens alone.",
-        ),
-        (
-            any(liger_options(config).get(name) for name in ("cross_entropy", "fused_linear_cross_entropy")),
-            f"liger_kernel_config={config.liger_kernel_config!r}: cross_entropy and fused_linear_cross_entropy "
-            "replace a loss that never runs here. Leave them out; rms_norm, rope, swiglu and geglu stay.",
-        ),
-        (config.batch_eval_metrics, "batch_eval_metrics=True: the logits that metrics would need never exist."),
-    ]
-    for is_set, reason in refused:
-        if is_set:
-            raise ValueError(f"MultiResponseSFTConfig does not take {reason}")
+
+def _refuse_collisions(config: SFTConfig) -> None:
+    """Raise ValueError for the first option of `SFTConfig` that would be silently ignored."""
+    refused = [(name, reason) for name, accepted, reason in _ACCEPTED if getattr(config, name) not in accepted]
+    if config.train_sampling_strategy == "group_by_length":
+        refused.append(("train_sampling_strategy", "packing makes even rows; use 'random' or 'sequential'."))
+    if any(_liger_options(config).get(name) for name in ("cross_entropy", "fused_linear_cross_entropy")):
+        reason = "cross_entropy and fused_linear_cross_entropy replace a loss that never runs here. Leave them out; "
+        refused.append(("liger_kernel_config", reason + "rms_norm, rope, swiglu and geglu stay."))
+    if refused:
+        name, reason = refused[0]
+        raise ValueError(f"MultiResponseSFTConfig does not take {name}={getattr(config, name)!r}: {reason}")
