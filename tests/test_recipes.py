@@ -17,7 +17,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType
 from axolotl_recipe import groups, write_rows
 from transformers import AutoConfig
 
-from mrt_plugin.trainer.sharding import read_sharding
+from mrt_plugin.trainer.processes import read_sharding
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 FILES = sorted(RECIPES.glob("*.yaml"))

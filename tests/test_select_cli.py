@@ -21,9 +21,10 @@ from mrt_plugin import load_groups
 from mrt_plugin import select as select_groups
 from mrt_plugin.cli import app
 from mrt_plugin.groups.write import sha256_of, whole_file, write_groups
-from mrt_plugin.options import SelectionOptions, names_of
+from mrt_plugin.options import SelectionOptions
 from mrt_plugin.pipeline.exports import export
-from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
+from mrt_plugin.pipeline.files import select_file
+from mrt_plugin.pipeline.job import PoolFile, SelectJob
 from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
 from mrt_plugin.pipeline.remake import remake
 
@@ -42,9 +43,7 @@ def pool(tmp_path: Path) -> Path:
 
 def job(pools: Path | list[Path], output: Path, selection: dict | None = None, **more: Any) -> SelectJob:
     files = [PoolFile(str(path)) for path in (pools if isinstance(pools, list) else [pools])]
-    given = {**(selection or BEST), **more}
-    options = {name: given.pop(name) for name in names_of(SelectionOptions) if name in given}
-    return SelectJob(files, output, SelectionOptions(**options), **given)
+    return SelectJob(pools=files, output=output, **{**(selection or BEST), **more})
 
 
 def run(*arguments: Any, status: int = 0) -> Any:
@@ -156,7 +155,7 @@ class TestTheFile:
         assert len(sizes) > 1
 
     def test_statistics_before_and_after(self, pool: Path, tmp_path: Path) -> None:
-        found = select_file(job(pool, tmp_path / "c.jsonl", with_statistics=True)).statistics
+        found = select_file(job(pool, tmp_path / "c.jsonl", stats=True)).statistics
         assert found is not None
         assert (found["pool"]["responses"], found["selected"]["responses"]) == (240, 120)
 
@@ -323,12 +322,12 @@ class TestExports:
 CHILD = """
 import sys
 from pathlib import Path
-from mrt_plugin.options import SelectionOptions
-from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
+from mrt_plugin.pipeline.files import select_file
+from mrt_plugin.pipeline.job import PoolFile, SelectJob
 
 pool, output = sys.argv[1:]
 job = SelectJob(
-    [PoolFile(pool)], Path(output), SelectionOptions("diverse_best_k", k=3, alpha=0.75), seed=7,
+    "diverse_best_k", k=3, alpha=0.75, seed=7, pools=[PoolFile(pool)], output=Path(output),
     curation=["default", "duplicate_responses"], held_out=0.2, exports={"sft": Path(output).with_suffix(".sft.jsonl")},
 )
 print("ready", flush=True)

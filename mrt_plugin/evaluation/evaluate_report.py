@@ -68,7 +68,21 @@ def forgetting_rows(row: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def evaluation_report(result: dict[str, Any]) -> str:
-    """Build the HTML page of a result from `evaluate`."""
+    """Build the HTML page of a result from `evaluate`.
+
+    Example:
+
+    ```python
+    from pathlib import Path
+
+    from mrt_plugin import evaluate
+    from mrt_plugin.evaluation import How, evaluation_report, read_cases
+    from mrt_plugin.models import parse_models
+
+    result = evaluate(read_cases("held_out.jsonl"), parse_models(["path/to/base"]), How(Path("evaluation"), m=2))
+    Path("evaluation.html").write_text(evaluation_report(result))
+    ```
+    """
     data, models = result["data"], result["models"]
     report = Report(f"Evaluation on {data['name']}")
     report.text(_summary(result), lead=True)

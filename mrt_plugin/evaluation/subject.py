@@ -44,7 +44,19 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class How:
-    """Settings of the measurement, the same for all models."""
+    """Settings of the measurement, the same for all models.
+
+    Example:
+
+    ```python
+    from pathlib import Path
+
+    from mrt_plugin.evaluation import How, load_checker
+    from mrt_plugin.scoring import load_embedder
+
+    how = How(Path("evaluation"), m=8, embedder=load_embedder("lexical"), checker=load_checker("numeric"))
+    ```
+    """
 
     folder: Path
     """Folder with one file of samples per model, and with the journals for resuming a stopped run."""

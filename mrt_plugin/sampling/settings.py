@@ -38,6 +38,11 @@ class SamplingSettings:
 
     Raises:
         ValueError: names the setting that is out of bounds.
+
+    Example:
+
+    >>> SamplingSettings(max_tokens=512, stop=("###",)).temperature
+    1.0
     """
 
     temperature: float = 1.0
