@@ -75,10 +75,12 @@ def choose_batch(
         waiting.clear()
 
     cells = 0
-    for row, responses in enumerate(batch["responses"]):
-        candidates = candidates_of(batch, row, n=options.n, seed=seed)
-        weightless = sum(weight <= 0 for weight in batch["weights"][row]) if "weights" in batch else 0
-        k = batch["k"][row] if "k" in batch else options.k
+    # A batch of `datasets` is slow to access, and it reads other columns only when they are used.
+    columns = {name: batch[name] for name in ("id", "responses", "scores", "weights", "k") if name in batch}
+    for row, responses in enumerate(columns["responses"]):
+        candidates = candidates_of(columns, row, n=options.n, seed=seed)
+        weightless = sum(weight <= 0 for weight in columns["weights"][row]) if "weights" in columns else 0
+        k = columns["k"][row] if "k" in columns else options.k
         decisions["candidates"][row] = len(candidates)
         decisions["weightless"][row] = weightless
         decisions["left_out"][row] = len(responses) - weightless - len(candidates)

@@ -144,11 +144,11 @@ def _greedy(terms: np.ndarray, barred: np.ndarray, k: int) -> tuple[np.ndarray, 
     groups = np.arange(len(terms))
     picks = np.empty((len(terms), k), dtype=np.int64)
     values = np.zeros((len(terms), k + 1))
-    covered = np.zeros(terms.shape[:2])
     ones = np.ones((1, terms.shape[1]))
     for step in range(k):
         # Row i keeps what it has from the picks so far, whichever candidate comes next.
-        np.maximum(terms, covered[:, :, None], out=terms)
+        if step:
+            np.maximum(terms, covered[:, :, None], out=terms)
         value = (ones @ terms)[:, 0]  # sum over rows, ten times as fast as .sum(axis=1)
         value[barred] = -1.0
         best = value.argmax(axis=1)
