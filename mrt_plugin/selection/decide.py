@@ -8,7 +8,7 @@ from datasets import Features, List, Value
 from mrt_plugin.options import SelectionOptions
 from mrt_plugin.scoring.cosine import cosine_matrices
 from mrt_plugin.scoring.embedders import Embedder
-from mrt_plugin.selection.pool import Pool, Selector, candidate_texts, candidates_of, make_pool
+from mrt_plugin.selection.pool import Columns, Pool, Selector, candidate_texts, candidates_of, make_pool
 
 CELLS = 2**17
 """Number of cosines held at a time: 1 MiB of float64, which stay in the processor's cache until they are used."""
@@ -87,7 +87,8 @@ def choose_batch(
         if selector.keeps_all or len(candidates) <= k:
             decisions["picked"][row] = candidates
             continue
-        waiting.setdefault(k, []).append((row, make_pool(batch, row, candidates, seed, embedder)))
+        scores = columns["scores"][row] if "scores" in columns else None
+        waiting.setdefault(k, []).append((row, make_pool(Columns(batch, row), scores, candidates, seed, embedder)))
         cells += len(candidates) ** 2
         if cells >= CELLS:
             flush()
