@@ -237,7 +237,7 @@ def spread_batch(
     return {"spread": spreads, "size": sizes}
 
 
-def _given(value: Any, candidates: np.ndarray, count: int, plan: AdaptiveK, name: str) -> float:
+def _given(value: Any, candidates: list[int], count: int, plan: AdaptiveK, name: str) -> float:
     numbers = np.asarray(value, dtype=np.float64) if value is not None else np.array(np.nan)
     if numbers.shape not in ((), (count,)) or not np.isfinite(numbers).all():
         raise ValueError(

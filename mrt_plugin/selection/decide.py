@@ -13,6 +13,9 @@ from mrt_plugin.selection.pool import Columns, Pool, Selector, candidate_texts, 
 CELLS = 2**17
 """Number of cosines held at a time: 1 MiB of float64, which stay in the processor's cache until they are used."""
 
+READ = ["id", "responses", "scores", "weights", "k"]
+"""The columns that every selection reads, if they exist."""
+
 DECISION = Features(
     {
         "picked": List(Value("int64")),
@@ -76,7 +79,7 @@ def choose_batch(
 
     cells = 0
     # A batch of `datasets` is slow to access, and it reads other columns only when they are used.
-    columns = {name: batch[name] for name in ("id", "responses", "scores", "weights", "k") if name in batch}
+    columns = {name: batch[name] for name in READ if name in batch}
     for row, responses in enumerate(columns["responses"]):
         candidates = candidates_of(columns, row, n=options.n, seed=seed)
         weightless = sum(weight <= 0 for weight in columns["weights"][row]) if "weights" in columns else 0
