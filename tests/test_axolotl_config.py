@@ -82,6 +82,23 @@ def test_every_registered_selector_is_a_dataset_type(read):
         assert cfg.datasets[0].type == f"mrt_plugin.axolotl.{name}"
 
 
+def test_a_selector_from_outside(read, tmp_path):
+    """A dataset type of its own, and an option that names the function. Its source is part of the fingerprint."""
+    file = tmp_path / "shortest.py"
+    file.write_text("def shortest_k(pool, k):\n    return pool.lengths.argsort(kind='stable')[:k]\n")
+    outside = [{"path": "pool.jsonl", "ds_type": "json", "type": "mrt_plugin.axolotl.selector"}]
+    name = f"{file}:shortest_k"
+    first = marks(read(mrt={"selector": name}, datasets=outside))[0]["fingerprint"]
+    assert marks(read(mrt={"selector": name}, datasets=outside))[0]["fingerprint"] == first
+    one = read(mrt={"datasets": [{"path": "pool.jsonl", "selector": name}]}, datasets=outside)
+    assert marks(one)[0]["options"] == {"selector": name}
+    file.write_text(file.read_text() + "# changed\n")
+    assert marks(read(mrt={"selector": name}, datasets=outside))[0]["fingerprint"] != first
+    refused(read, "type: mrt_plugin.axolotl.selector needs `selector: file.py:name`", datasets=outside)
+    refused(read, "no dataset has `type: mrt_plugin.axolotl.selector`", mrt={"selector": name})
+    refused(read, "has no function longest", mrt={"selector": f"{file}:longest"}, datasets=outside)
+
+
 def test_a_wrong_type_lists_the_right_ones(read):
     for kind in ("mrt_plugin.axolotl.randomk", "mrt_plugin.random_k"):
         refused(

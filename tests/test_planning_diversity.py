@@ -23,9 +23,9 @@ from mrt_plugin.planning.diversity import (
 )
 from mrt_plugin.planning.fit import read_runs
 from mrt_plugin.planning.grid import read_results
+from mrt_plugin.scoring.cosine import mean_distance
 from mrt_plugin.scoring.embedders import lexical, load_embedder
-from mrt_plugin.selection.adaptive import diversity
-from mrt_plugin.selection.allocation import allocate
+from mrt_plugin.selection.allocation import AdaptiveK, allocate, spread_batch
 
 
 def test_diversity_by_hand():
@@ -211,5 +211,9 @@ def test_allocation_does_not_depend_on_the_scores_unit(unit, power):
 
 
 def test_equal_responses_have_no_diversity():
-    assert [diversity(np.full((count, count), 1.0 + 1e-16)) for count in (1, 2, 3)] == [0.0, 0.0, 0.0]
-    assert diversity(np.array([[1.0, 1.0000001], [1.0000001, 1.0]])) == 0.0, "never negative, whatever was rounded"
+    assert [mean_distance(np.full((count, count), 1.0 + 1e-16)) for count in (2, 3)] == [0.0, 0.0]
+    assert math.isnan(mean_distance(np.ones((1, 1))))
+    alone = {"id": ["g"], "responses": [["one"]]}
+    plan = AdaptiveK("diversity", mean_k=1)
+    assert spread_batch(alone, plan=plan, n=None, seed=0, embedder=load_embedder("lexical"))["spread"] == [0.0]
+    assert mean_distance(np.array([[1.0, 1.0000001], [1.0000001, 1.0]])) == 0.0, "never negative, whatever was rounded"

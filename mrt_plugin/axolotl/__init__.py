@@ -8,6 +8,7 @@ file.
 import sys
 from types import ModuleType
 
+from mrt_plugin.axolotl.args import OUTSIDE
 from mrt_plugin.axolotl.entries import ORDINARY
 from mrt_plugin.axolotl.plugin import MultiResponsePlugin
 from mrt_plugin.axolotl.strategy import loader
@@ -22,5 +23,5 @@ def _dataset_type(name: str) -> ModuleType:
     return module
 
 
-for _name in (*SELECTORS, ORDINARY):
+for _name in (*SELECTORS, OUTSIDE, ORDINARY):
     sys.modules[f"{__name__}.{_name}"] = _dataset_type(_name)

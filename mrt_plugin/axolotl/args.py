@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from mrt_plugin.curation import parse_rules
+from mrt_plugin.extension import is_extension
 from mrt_plugin.groups.adapters import check_source
 from mrt_plugin.options import DataOptions, MultiResponseOptions, SelectionOptions, names_of
 
@@ -16,9 +17,12 @@ DATASET_KEYS = ("path", "name", "split", "type", "ds_type", "data_files", "revis
 DATASET_OPTIONS = (
     "curation",
     "prompt_format",
-    *(name for name in names_of(SelectionOptions, DataOptions) if name not in ("selector", "score_cache")),
+    *(name for name in names_of(SelectionOptions, DataOptions) if name != "score_cache"),
 )
-"""Options that may differ between the datasets of a run. The dataset's `type` names the selector."""
+"""Options that may differ between the datasets of a run."""
+
+OUTSIDE = "selector"
+"""The dataset type whose selector is the option `selector`, from outside the package. Others name it themselves."""
 
 
 def _fields(*, per_dataset: bool) -> dict[str, Any]:
@@ -30,9 +34,10 @@ def _fields(*, per_dataset: bool) -> dict[str, Any]:
         )
     }
     for item in fields(MultiResponseOptions):
-        if item.name in DATASET_OPTIONS if per_dataset else item.name != "selector":
-            hint = hints[item.name] | None if per_dataset else hints[item.name]
-            default = None if per_dataset else item.default
+        if item.name in DATASET_OPTIONS or not per_dataset:
+            optional = per_dataset or item.name == "selector"
+            hint = hints[item.name] | None if optional else hints[item.name]
+            default = None if optional else item.default
             limits = asdict(item.metadata["bounds"])
             found[item.name] = (hint, Field(default, description=item.metadata["help"], **limits))
     return found
@@ -91,6 +96,12 @@ def parse_block(block: Any) -> dict[str, Any]:
     for holder in (options, *options.get("datasets", [])):
         if "source" in holder:
             check_source(holder["source"])
+        if not is_extension(holder.get("selector", "file.py:name")):
+            raise ValueError(
+                f"mrt.selector: {holder['selector']!r} is not an option here: the dataset names it, "
+                f"`type: mrt_plugin.axolotl.{holder['selector']}`. Only your own `file.py:name` or "
+                f"`package.module:name` is written here, for datasets of `type: mrt_plugin.axolotl.{OUTSIDE}`."
+            )
         if "curation" in holder:
             parse_rules(holder["curation"])
     return options
@@ -116,8 +127,6 @@ def _readable(error: Any) -> str:
     if error["type"] != "extra_forbidden":
         return f"{place}: {error['msg']} (found {error['input']!r})."
     name = str(error["loc"][-1])
-    if name == "selector":
-        return f"{place} is not an option here: the dataset names it, `type: mrt_plugin.axolotl.{error['input']}`."
     inside = "datasets" in error["loc"]
     known = [*DATASET_KEYS, *DATASET_OPTIONS] if inside else list(MrtBlock.model_fields)
     if inside and name in MrtBlock.model_fields:
@@ -140,4 +149,8 @@ class MultiResponseArgs(BaseModel):
 def options_of(block: dict[str, Any], **changes: Any) -> MultiResponseOptions:
     """Return the options in a parsed block, with `changes` applied."""
     given = {**block, **changes}
+    if given.get("selector") == OUTSIDE:
+        if "selector" not in block:
+            raise ValueError(f"type: mrt_plugin.axolotl.{OUTSIDE} needs `selector: file.py:name` under `mrt:`.")
+        given["selector"] = block["selector"]
     return MultiResponseOptions(**{name: given[name] for name in names_of(MultiResponseOptions) if name in given})

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mrt_plugin.axolotl.args import DATASET_KEYS, DATASET_OPTIONS, options_of
+from mrt_plugin.axolotl.args import DATASET_KEYS, DATASET_OPTIONS, OUTSIDE, options_of
 from mrt_plugin.axolotl.dataset_types import PREFIX, find_strategy, meant
 from mrt_plugin.axolotl.fingerprint import entry_fingerprint
 from mrt_plugin.options import MultiResponseOptions, check_options, unused_options
 from mrt_plugin.places import check_data
-from mrt_plugin.selection import SELECTORS
+from mrt_plugin.selection import SELECTORS, get_selector
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _check_entry(entry: _Entry) -> None:
         raise ValueError(f"{place} has no type: write `type: {PREFIX}<selector>`, with one of {', '.join(SELECTORS)}.")
     if kind == "_synthetic":
         raise ValueError(f"{place}: synthetic data cannot be mixed with groups.")
-    if isinstance(kind, str) and "mrt_plugin" in kind and entry.selector not in SELECTORS:
+    if isinstance(kind, str) and "mrt_plugin" in kind and entry.selector not in (*SELECTORS, OUTSIDE):
         raise ValueError(
             f"{place}: type {kind!r} is unknown. Known: {', '.join(PREFIX + name for name in SELECTORS)}."
         )
@@ -181,10 +181,13 @@ def _check_options(block: dict[str, Any], entries: list[_Entry]) -> None:
 
     Warn of options without effect: those of `mrt:` that no dataset uses, and unused ones of a single dataset.
     """
+    if "selector" in block and all(entry.selector != OUTSIDE for entry in entries):
+        raise ValueError(f"mrt.selector: no dataset has `type: {PREFIX}{OUTSIDE}`, the type that uses this option.")
     unused = []
     for entry in (entry for entry in entries if entry.selector is not None):
         try:
             check_options(entry.options(block))
+            get_selector(entry.options(block).selector)
         except ValueError as error:
             raise ValueError(f"{entry.place}: {error}") from None
         found = unused_options(entry.options(block))

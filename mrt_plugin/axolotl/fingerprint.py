@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, snapshot_download
 import mrt_plugin
 from mrt_plugin.axolotl.dataset_types import find_strategy
 from mrt_plugin.curation import parse_rules
-from mrt_plugin.extension import extension_files
+from mrt_plugin.extension import extension_files, is_extension
 from mrt_plugin.groups.adapters import source_files
 from mrt_plugin.options import WATCHING
 from mrt_plugin.scoring.embedders import SENTENCE_TRANSFORMERS_DEFAULT
@@ -145,15 +145,16 @@ def _jinja_content(template: Any) -> str:
 
 
 def _scoring_content(holder: dict[str, Any]) -> list[str]:
-    """Return the content behind the names of scorers and of an embedder: a function's source, a model's files."""
+    """Return the content behind the names of a selector, scorers and an embedder: source files, a model's files."""
     names = [str(name) for name in scorer_list(holder.get("scorer") or [])]
     embedder = holder.get("embedder")
     if embedder == "sentence-transformers":
         embedder = SENTENCE_TRANSFORMERS_DEFAULT
-    return [
-        *(_function_content(name) if ":" in name else _model_content(name) for name in names),
-        *([] if embedder in (None, "lexical") else [_model_content(str(embedder))]),
-    ]
+    if embedder not in (None, "lexical"):
+        names.append(str(embedder))
+    if "selector" in holder:
+        names.append(str(holder["selector"]))
+    return [_function_content(name) if is_extension(name) else _model_content(name) for name in names]
 
 
 def _function_content(name: str) -> str:

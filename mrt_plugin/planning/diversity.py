@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mrt_plugin.groups.messages import response_text
-from mrt_plugin.scoring.cosine import cosine_matrix, unit_vectors
+from mrt_plugin.scoring.cosine import cosine_matrix, mean_distance, nearest_cosines
 from mrt_plugin.scoring.embedders import Embedder
 
 Tokenize = Callable[[str], Sequence[Any]]
@@ -172,21 +172,13 @@ def prompt_redundancy(prompts: Sequence[str], embedder: Embedder, *, near: float
     """
     if len(prompts) < 2:
         raise ValueError("Redundancy is a matter of at least 2 prompts.")
-    vectors = unit_vectors(embedder(list(prompts)))
-    nearest = np.empty(len(prompts))
-    for start in range(0, len(prompts), 512):
-        block = vectors[start : start + 512] @ vectors.T
-        block[np.arange(len(block)), start + np.arange(len(block))] = -np.inf
-        nearest[start : start + 512] = block.max(axis=1)
+    nearest = nearest_cosines(embedder(list(prompts)))
     return Redundancy(float(nearest.mean()), float((nearest >= near - 1e-9).mean()), near, len(prompts))
 
 
 def response_diversity(responses: Sequence[Any], embedder: Embedder) -> float:
     """Return 1 minus the mean cosine over pairs of one prompt's responses; NaN for fewer than 2 responses."""
-    if len(responses) < 2:
-        return float("nan")
-    cosines = cosine_matrix([response_text(response) for response in responses], embedder)
-    return float(1 - cosines[np.triu_indices(len(cosines), 1)].mean())
+    return mean_distance(cosine_matrix([response_text(response) for response in responses], embedder))
 
 
 def effective_k(k: float, similarity: float) -> float:

@@ -145,6 +145,26 @@ def diversity(samples: np.ndarray) -> float:
     return float(1 - (total @ total - itself) / (count * (count - 1)))
 
 
+def mean_distance(cosines: np.ndarray) -> float:
+    """Return 1 minus the mean cosine over all pairs of texts, from cosines [N, N]; NaN for fewer than two texts."""
+    count = len(cosines)
+    if count < 2:
+        return float("nan")
+    # Rounding can raise the mean cosine of equal texts above 1.
+    return max(0.0, float(1 - (cosines.sum() - count) / (count * (count - 1))))
+
+
+def nearest_cosines(vectors: np.ndarray) -> np.ndarray:
+    """Return each vector's cosine to the nearest other one, [n], for vectors [n, dim]. Computes O(n²) products."""
+    units = unit_vectors(vectors)
+    nearest = np.empty(len(units))
+    for start in range(0, len(units), 512):
+        block = units[start : start + 512] @ units.T
+        block[np.arange(len(block)), start + np.arange(len(block))] = -np.inf
+        nearest[start : start + 512] = block.max(axis=1)
+    return nearest
+
+
 def cosines(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Return the cosines [len(rows), len(columns)].
 

@@ -8,10 +8,13 @@ from datasets import Features, List, Value
 from mrt_plugin.options import SelectionOptions
 from mrt_plugin.scoring.cosine import cosine_matrices
 from mrt_plugin.scoring.embedders import Embedder
-from mrt_plugin.selection.pool import Pool, Selector, candidate_texts, candidates_of, make_pool
+from mrt_plugin.selection.pool import Columns, Pool, Selector, candidate_texts, candidates_of, make_pool
 
 CELLS = 2**17
 """Number of cosines held at a time: 1 MiB of float64, which stay in the processor's cache until they are used."""
+
+READ = ["id", "responses", "scores", "weights", "k"]
+"""The columns that every selection reads, if they exist."""
 
 DECISION = Features(
     {
@@ -75,17 +78,20 @@ def choose_batch(
         waiting.clear()
 
     cells = 0
-    for row, responses in enumerate(batch["responses"]):
-        candidates = candidates_of(batch, row, n=options.n, seed=seed)
-        weightless = sum(weight <= 0 for weight in batch["weights"][row]) if "weights" in batch else 0
-        k = batch["k"][row] if "k" in batch else options.k
+    # A batch of `datasets` is slow to access, and it reads other columns only when they are used.
+    columns = {name: batch[name] for name in READ if name in batch}
+    for row, responses in enumerate(columns["responses"]):
+        candidates = candidates_of(columns, row, n=options.n, seed=seed)
+        weightless = sum(weight <= 0 for weight in columns["weights"][row]) if "weights" in columns else 0
+        k = columns["k"][row] if "k" in columns else options.k
         decisions["candidates"][row] = len(candidates)
         decisions["weightless"][row] = weightless
         decisions["left_out"][row] = len(responses) - weightless - len(candidates)
         if selector.keeps_all or len(candidates) <= k:
             decisions["picked"][row] = candidates
             continue
-        waiting.setdefault(k, []).append((row, make_pool(batch, row, candidates, seed, embedder)))
+        scores = columns["scores"][row] if "scores" in columns else None
+        waiting.setdefault(k, []).append((row, make_pool(Columns(batch, row), scores, candidates, seed, embedder)))
         cells += len(candidates) ** 2
         if cells >= CELLS:
             flush()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -125,8 +125,7 @@ class Pool:
         return self._embedder
 
 
-@dataclass(frozen=True)
-class Picks:
+class Picks(NamedTuple):
     """K positions in a pool, in the order of picking, and the gain of each pick for selectors that define one."""
 
     positions: list[int]
@@ -191,25 +190,33 @@ def candidate_texts(batch: Mapping[str, Sequence[Any]], *, n: int | None, seed: 
 
 
 def make_pool(
-    batch: Mapping[str, Sequence[Any]], row: int, candidates: list[int], seed: int, embedder: Embedder | None
+    group: Mapping[str, Any],
+    given: Sequence[float] | None,
+    candidates: list[int],
+    seed: int,
+    embedder: Embedder | None,
 ) -> Pool:
-    """Return the pool of one group's candidates."""
-    columns = Columns(batch, row)
-    scores = None
-    if "scores" in batch:
-        given = np.array(batch["scores"][row], dtype=np.float64)
-        scores = given if len(candidates) == len(given) else given[candidates]
+    """Return the pool of a group's candidates. `given` are the scores of all its responses."""
+    scores = keys = None
+    if given is not None:
+        scores = np.array(given, dtype=np.float64)
+        if len(candidates) < len(scores):
+            scores = scores[candidates]
         order = np.argsort(-scores)
         ranked = scores[order]
-        if not (ranked[1:] == ranked[:-1]).any():
-            order = order if len(candidates) == len(given) else np.array(candidates)[order]
-            return Pool(columns, order.tolist(), seed=seed, embedder=embedder, scores=ranked)
-    responses = columns["responses"]
-    keys = tie_keys(columns["id"], [responses[index] for index in candidates], scores, seed)
-    order = np.argsort(keys) if scores is None else np.lexsort((keys, -scores))
-    ordered = [candidates[place] for place in order.tolist()]
-    pool = Pool(columns, ordered, seed=seed, embedder=embedder, scores=None if scores is None else scores[order])
-    pool.keys = keys[order]
+    if scores is None or (ranked[1:] == ranked[:-1]).any():
+        responses = group["responses"]
+        keys = tie_keys(group["id"], [responses[index] for index in candidates], scores, seed)
+        order = np.argsort(keys) if scores is None else np.lexsort((keys, -scores))
+    pool = Pool(
+        group,
+        list(map(candidates.__getitem__, order.tolist())),
+        seed=seed,
+        embedder=embedder,
+        scores=None if scores is None else scores[order] if keys is not None else ranked,
+    )
+    if keys is not None:
+        pool.keys = keys[order]
     return pool
 
 

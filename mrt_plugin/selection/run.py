@@ -15,7 +15,7 @@ from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.scoring.scores import score_columns, with_scores
 from mrt_plugin.scoring.weights import weigh_groups
-from mrt_plugin.selection.adaptive import AdaptiveK, adaptive_k
+from mrt_plugin.selection.allocation import AdaptiveK, adaptive_k
 from mrt_plugin.selection.decide import DECISION, choose_batch, embed_and_choose
 from mrt_plugin.selection.pool import Selector, candidate_texts
 from mrt_plugin.selection.registry import get_selector
