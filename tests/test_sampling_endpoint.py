@@ -21,6 +21,7 @@ from mrt_plugin import load_groups
 from mrt_plugin.evaluation.cases import read_cases
 from mrt_plugin.evaluation.samples import read_samples
 from mrt_plugin.groups import DataError
+from mrt_plugin.options import SelectionOptions
 from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
 from mrt_plugin.sampling import Endpoint, EndpointError, SamplingSettings, Unfinished, sample_pool
 from mrt_plugin.sampling.journal import Journal
@@ -249,7 +250,7 @@ class TestExtend:
         """`mrt select` keeps no draw numbers: none of the draws behind the pool may come again."""
         path, pool, chosen = prompts(tmp_path, many(3)), tmp_path / "pool.jsonl", tmp_path / "chosen.jsonl"
         sample_pool(path, endpoint(server, per_request=1), pool, n=8)
-        select_file(SelectJob([PoolFile(str(pool))], chosen, {"selector": "random_k", "k": 2}))
+        select_file(SelectJob([PoolFile(str(pool))], chosen, SelectionOptions(k=2)))
         sample_pool(chosen, endpoint(server, per_request=1), tmp_path / "more.jsonl", n=6, extend=True)
         more = tmp_path / "more.jsonl"
         sample_pool(more, endpoint(server, per_request=1), tmp_path / "most.jsonl", n=9, extend=True)

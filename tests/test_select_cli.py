@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from mrt_plugin import load_groups
 from mrt_plugin import select as select_groups
 from mrt_plugin.cli import app
 from mrt_plugin.groups.write import sha256_of, whole_file, write_groups
+from mrt_plugin.options import SelectionOptions, names_of
 from mrt_plugin.pipeline.exports import export
 from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
 from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
@@ -40,7 +42,9 @@ def pool(tmp_path: Path) -> Path:
 
 def job(pools: Path | list[Path], output: Path, selection: dict | None = None, **more: Any) -> SelectJob:
     files = [PoolFile(str(path)) for path in (pools if isinstance(pools, list) else [pools])]
-    return SelectJob(files, output, selection or BEST, **more)
+    given = {**(selection or BEST), **more}
+    options = {name: given.pop(name) for name in names_of(SelectionOptions) if name in given}
+    return SelectJob(files, output, SelectionOptions(**options), **given)
 
 
 def run(*arguments: Any, status: int = 0) -> Any:
@@ -161,7 +165,10 @@ class TestTheManifest:
     def test_it_says_what_and_how(self, pool: Path, tmp_path: Path) -> None:
         result = select_file(job(pool, tmp_path / "c.jsonl", curation=["format"], held_out=0.2))
         header, lines = read_manifest(result.manifest)
-        assert header["selection"] == {**BEST}
+        expected = asdict(SelectionOptions("diverse_best_k", k=3, alpha=0.75))
+        for name in ("scorer", "score_cache", "weights", "weight_temperature"):
+            del expected[name]  # they are under other keys, or change nothing
+        assert header["selection"] == {**expected, "seed": 7}
         assert header["pools"] == [{"path": str(pool), "source": None, "sha256": sha256_of(pool)}]
         assert header["curation"] == [{"format": {}}]
         assert header["output"]["sha256"] == sha256_of(tmp_path / "c.jsonl")
@@ -316,11 +323,12 @@ class TestExports:
 CHILD = """
 import sys
 from pathlib import Path
+from mrt_plugin.options import SelectionOptions
 from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
 
 pool, output = sys.argv[1:]
 job = SelectJob(
-    [PoolFile(pool)], Path(output), {"selector": "diverse_best_k", "k": 3, "alpha": 0.75, "seed": 7},
+    [PoolFile(pool)], Path(output), SelectionOptions("diverse_best_k", k=3, alpha=0.75), seed=7,
     curation=["default", "duplicate_responses"], held_out=0.2, exports={"sft": Path(output).with_suffix(".sft.jsonl")},
 )
 print("ready", flush=True)

@@ -1,24 +1,17 @@
 """`mrt select`: from pools to a selected, ready-to-train file with its manifest."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mrt_plugin.cli.option import (
-    existing_data,
-    existing_embedder,
-    existing_file,
-    existing_scorer,
-    existing_tokenizer,
-    of,
-    within,
-)
+from mrt_plugin.cli.option import existing_data, existing_file, existing_tokenizer, with_options, within
 from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, table
-from mrt_plugin.options import AllocationKind, Engine, Similarity, WeightSource
+from mrt_plugin.options import Engine, SelectionOptions
 
 
+@with_options(SelectionOptions)
 def select(
     data: Annotated[
         list[str] | None,
@@ -30,22 +23,7 @@ def select(
     output: Annotated[
         Path | None, typer.Option("--output", "--out", help="Where to write: .jsonl or .parquet.")
     ] = None,
-    selector: Annotated[str, of("selector")] = "random_k",
-    k: Annotated[int, of("k")] = 4,
-    n: Annotated[int | None, of("n")] = None,
-    alpha: Annotated[float, of("alpha")] = 0.25,
-    similarity: Annotated[Similarity, of("similarity")] = "rescaled",
-    embedder: Annotated[str, of("embedder", existing_embedder)] = "lexical",
-    scorer: Annotated[str | None, of("scorer", existing_scorer)] = None,
-    score_cache: Annotated[str | None, of("score_cache")] = None,
-    allocation: Annotated[AllocationKind, of("allocation")] = "fixed",
-    allocation_score: Annotated[str, of("allocation_score")] = "diversity",
-    mean_k: Annotated[float | None, of("mean_k")] = None,
-    target_total: Annotated[int | None, of("target_total")] = None,
-    min_k: Annotated[int, of("min_k")] = 1,
-    max_k: Annotated[int | None, of("max_k")] = None,
-    weights: Annotated[WeightSource, of("weights")] = "column",
-    weight_temperature: Annotated[float, of("weight_temperature")] = 1.0,
+    *,
     seed: Annotated[int, typer.Option(min=0, help="Another seed, another choice.")] = 0,
     source: Annotated[
         list[str] | None, typer.Option(help="The public format of the pools, by name; once, or once per pool.")
@@ -93,6 +71,7 @@ def select(
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+    **options: Any,
 ) -> None:
     """Keep K of N responses per prompt, and write the kept groups to a file that any recipe can read.
 
@@ -117,25 +96,8 @@ def select(
         job = SelectJob(
             pools=_pools(data, source or []),
             output=output,
-            selection={
-                "selector": selector,
-                "k": k,
-                "n": n,
-                "alpha": alpha,
-                "similarity": similarity,
-                "seed": seed,
-                "embedder": embedder,
-                "allocation": allocation,
-                "allocation_score": allocation_score,
-                "mean_k": mean_k,
-                "target_total": target_total,
-                "min_k": min_k,
-                "max_k": max_k,
-            },
-            scorer=scorer,
-            score_cache=score_cache,
-            weights=weights,
-            weight_temperature=weight_temperature,
+            options=SelectionOptions(**options),
+            seed=seed,
             held_out=held_out,
             held_out_output=held_out_output,
             held_out_threshold=held_out_threshold,
@@ -163,7 +125,7 @@ def _remake(manifest: Path, output: Path, held_out_output: Path | None, pools: l
 
     files = remake(manifest, output, held_out_output=held_out_output, pools=pools)
     if json:
-        as_json({"files": [_file(written) for written in files]})
+        as_json({"files": [_entry(written) for written in files]})
     for written in [] if json else files:
         say(f"{written.path}: {written.groups:,} groups, {written.responses:,} responses, the same bytes as before.")
 
@@ -222,14 +184,9 @@ def _pairs(texts: list[str], option: str, example: str) -> list[tuple[str, str]]
     return [(name, value) for name, _, value in pairs]
 
 
-def _file(written: Any) -> dict[str, Any]:
-    return {
-        "path": str(written.path),
-        "groups": written.groups,
-        "responses": written.responses,
-        "bytes": written.bytes,
-        "sha256": written.sha256,
-    }
+def _entry(written: Any) -> dict[str, Any]:
+    """Return the fields of a written file, for JSON."""
+    return {**asdict(written), "path": str(written.path)}
 
 
 def _as_dict(result: Any) -> dict[str, Any]:
@@ -239,11 +196,8 @@ def _as_dict(result: Any) -> dict[str, Any]:
         "responses": result.output.responses,
         "sha256": result.output.sha256,
         "manifest": str(result.manifest),
-        "held_out": result.held_out and _file(result.held_out),
-        "exports": [
-            {"kind": item.kind, "path": str(item.path), "rows": item.rows, "skipped": item.skipped}
-            for item in result.exports
-        ],
+        "held_out": result.held_out and _entry(result.held_out),
+        "exports": [_entry(item) for item in result.exports],
         "summary": result.summary,
         "ledger": result.ledger.as_dict(),
         "statistics": result.statistics,
@@ -251,8 +205,7 @@ def _as_dict(result: Any) -> dict[str, Any]:
 
 
 def _show(result: Any) -> None:
-    columns, rows = result.ledger.table()
-    table(columns, rows)
+    table(*result.ledger.table())
     say(result.ledger.lines()[-1])
     for line in result.summary:
         say(line)

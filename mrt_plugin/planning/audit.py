@@ -21,10 +21,10 @@ from mrt_plugin.options import LossAggregation
 from mrt_plugin.planning.diversity import words
 from mrt_plugin.planning.paired import FEWEST, Bootstrap, Measured
 from mrt_plugin.planning.subset import Kept, match
+from mrt_plugin.scoring.cosine import cosine_matrix
 from mrt_plugin.scoring.embedders import load_embedder
-from mrt_plugin.selection.prepare import cosine_matrix
 from mrt_plugin.selection.registry import get_selector
-from mrt_plugin.selection.run import run_selection
+from mrt_plugin.selection.run import select_indices
 
 if TYPE_CHECKING:
     from mrt_plugin.encoding import Encoder
@@ -374,7 +374,7 @@ def _run(
             if "scores" in table:
                 table["scores"].append([group["scores"][place] for place in places])
         with _no_bars():
-            picks, _ = run_selection(Dataset.from_dict(table), selector, k=k, **options)
+            picks = select_indices(Dataset.from_dict(table), selector, k=k, **options)
         for number, pick in zip(which, picks, strict=True):
             chosen[number] = [parts[number][place] for place in pick]
     return chosen

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from datasets import Dataset, Features, Value
@@ -11,10 +11,10 @@ from mrt_plugin.encoding import Encoder, EncodingError
 from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
 from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, expand, join_pairs, split_group
-from mrt_plugin.options import MultiResponseOptions, check_options
+from mrt_plugin.options import MultiResponseOptions, SelectionOptions, check_options, names_of
 from mrt_plugin.scoring import softmax_weights
-from mrt_plugin.selection.candidates import candidates_of
-from mrt_plugin.selection.run import score_and_select
+from mrt_plugin.selection.pool import candidates_of
+from mrt_plugin.selection.run import run_selection
 from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE, Draw, rows_to_draw
 
 logger = logging.getLogger(__name__)
@@ -24,37 +24,6 @@ COLUMNS = tuple(GroupRow.__annotations__)
 
 FORMAT = 2
 """Version of prepared rows. Raise it when the same groups and options give different rows, so that none is reused."""
-
-_KEEP_ALL: dict[str, Any] = {
-    "selector": "all",
-    "n": None,
-    "scorer": None,
-    "allocation": "fixed",
-    "mean_k": None,
-    "target_total": None,
-    "min_k": 1,
-    "max_k": None,
-    "weights": "column",
-    "redraw": "never",
-}
-"""Options of a selection that keeps every response, regardless of the other options."""
-
-_SELECTION = (
-    "k",
-    "n",
-    "alpha",
-    "similarity",
-    "embedder",
-    "scorer",
-    "score_cache",
-    "allocation",
-    "allocation_score",
-    "mean_k",
-    "target_total",
-    "min_k",
-    "max_k",
-)
-"""Options that `score_and_select` takes by the same name."""
 
 MANY_DROPPED = 0.05
 """Share of dropped pairs above which the trained data no longer represents the dataset."""
@@ -144,8 +113,8 @@ def prepare_groups(
         ValueError: if options contradict each other, or every group was dropped.
     """
     if held_out:
-        values = {item.name: getattr(options, item.name) for item in fields(MultiResponseOptions)}
-        options = MultiResponseOptions(**{**values, **_KEEP_ALL})
+        values = {name: getattr(options, name) for name in names_of(MultiResponseOptions)}
+        options = MultiResponseOptions(**{**values, **vars(SelectionOptions("all")), "redraw": "never"})
         groups = groups.remove_columns([name for name in groups.column_names if name == "weights"])
     check_options(options)
     if options.selection_seed is not None:
@@ -153,8 +122,7 @@ def prepare_groups(
     if options.redraw == "epoch":
         chosen = _pools(groups, options.n, seed)
     else:
-        told = {name: getattr(options, name) for name in _SELECTION}
-        selected = score_and_select(groups, options.selector, **told, seed=seed, num_proc=num_proc)
+        selected = run_selection(groups, options, seed=seed, num_proc=num_proc)
         selected.report.log()
         groups, chosen = selected.groups, selected.picks
     if options.weights == "softmax" and "scores" not in groups.column_names:
@@ -197,7 +165,7 @@ def _pools(groups: Dataset, n: int | None, seed: int) -> list[list[int]]:
     names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
     wanted = groups.select_columns(names)
     return [
-        candidates_of(batch, place, n=n, seed=seed).tolist()
+        candidates_of(batch, place, n=n, seed=seed)
         for batch in wanted.iter(batch_size(wanted, 256))
         for place in range(len(batch["id"]))
     ]

@@ -4,11 +4,10 @@ The similarity of two responses is 1 - |y - y'| / the largest distance in the po
 cosine of 1 - 2·|y - y'| / largest. `similarity: paper` converts this cosine back into the similarity.
 """
 
-from functools import partial
-
 import numpy as np
 
-from mrt_plugin.selection.pool import Choice, Pool, Settings
+from mrt_plugin.options import SelectionOptions
+from mrt_plugin.selection.pool import Pool
 from mrt_plugin.selection.registry import get_selector
 
 SELECTORS = ("random_k", "best_k", "diverse_best_k", "filter_then_spread")
@@ -45,14 +44,12 @@ def choose(
     keys = random.integers(2**63, size=responses.shape, dtype=np.uint64)
     order = np.lexsort((keys, -rewards), axis=1)
     cosines = 2 * closeness(np.take_along_axis(responses, order, 1)) - 1 if strategy.needs_embeddings else None
-    pools = [
-        Pool(
-            responses.shape[1],
-            rewards[row, order[row]],
-            None if cosines is None else np.round(cosines[row], 6),
-            partial(keys[row].__getitem__, order[row]),
-        )
-        for row in range(len(responses))
-    ]
-    chosen: list[Choice] = strategy.choose(pools, Settings(k=k, alpha=1.0, similarity="paper"))
-    return np.array([order[row, choice.picked] for row, choice in enumerate(chosen)])
+    pools = []
+    for row in range(len(responses)):
+        pool = Pool({}, order[row].tolist(), scores=rewards[row, order[row]])
+        pool.keys = keys[row, order[row]]
+        if cosines is not None:
+            pool.cosines = np.round(cosines[row], 6)
+        pools.append(pool)
+    chosen = strategy.choose(pools, SelectionOptions(k=k, alpha=1.0, similarity="paper"))
+    return np.array([order[row, picks.positions] for row, picks in enumerate(chosen)])

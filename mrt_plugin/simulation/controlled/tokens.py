@@ -22,7 +22,7 @@ from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.groups import load_groups
 from mrt_plugin.models.log_likelihood import log_likelihoods
-from mrt_plugin.selection.run import run_selection
+from mrt_plugin.selection.run import select_indices
 from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
 
 KS = (1, 2, 4, 8)
@@ -70,7 +70,7 @@ def experiment(
             test = [draw_prompt(random) for _ in range(TEST_PROMPTS)]
             for name in selectors:
                 for place, k in enumerate(ks):
-                    picks, _ = run_selection(groups, name, k=k, seed=seed + repeat, embedder=bag_of_words)
+                    picks = select_indices(groups, name, k=k, seed=seed + repeat, embedder=bag_of_words)
                     chosen = groups.map(_keep, with_indices=True, fn_kwargs={"picks": picks}, keep_in_memory=True)
                     if repeat == 0:
                         kept_modes[name].append(mode_shares(chosen))
