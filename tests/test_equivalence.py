@@ -16,8 +16,7 @@ from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.extension import load_extension
 from mrt_plugin.layout.group_row import IGNORE, build_group_row
 from mrt_plugin.layout.rows import Rows
-from mrt_plugin.loss.step_loss import step_loss
-from mrt_plugin.loss.token_nll import TokenNLL
+from mrt_plugin.loss.token_nll import TokenNLL, step_loss
 from mrt_plugin.options import PREFIX_BACKENDS
 
 WAYS = {

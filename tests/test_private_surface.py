@@ -92,11 +92,8 @@ def overridden() -> set[tuple[str, str]]:
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
-            if str(error.name).split(".")[0] not in (
-                "axolotl",
-                "ray",
-                "sentence_transformers",
-            ):  # extras: not on every stack
+            # Extras are not on every stack.
+            if str(error.name).split(".")[0] not in ("axolotl", "ray", "sentence_transformers"):
                 raise
             continue
         for kind in vars(module).values():
