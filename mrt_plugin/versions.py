@@ -57,11 +57,11 @@ def libraries(*, tools: bool = False) -> list[Library]:
     ['torch', 'transformers', 'trl']
     """
     result = []
-    for line in metadata.requires("mrt-plugin") or []:
-        requirement = Requirement(line)
+    for requirement in map(Requirement, metadata.requires("mrt-plugin") or []):
         extra = _extra(requirement)
         if tools or extra not in ("test", "dev"):
-            result.append(Library(requirement.name, _in_order(requirement), _installed(requirement.name), extra))
+            bounds = sorted(str(requirement.specifier).split(","), key=lambda bound: bound.startswith("<"))
+            result.append(Library(requirement.name, ",".join(bounds), _installed(requirement.name), extra))
     return sorted(result, key=lambda library: library.extra is not None)
 
 
@@ -77,11 +77,6 @@ def _extra(requirement: Requirement) -> str | None:
     if requirement.marker.evaluate({"extra": ""}):
         return None
     return next((extra for extra in extras if requirement.marker.evaluate({"extra": extra})), None)
-
-
-def _in_order(requirement: Requirement) -> str:
-    """Return the specifier with its lower bound first."""
-    return ",".join(sorted(str(requirement.specifier).split(","), key=lambda bound: bound.startswith("<")))
 
 
 def _installed(name: str) -> str | None:

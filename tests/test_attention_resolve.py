@@ -150,7 +150,8 @@ def test_what_is_no_backend_is_refused_at_once(own: Path, name: str, reason: str
     with pytest.raises(ValueError, match=reason):
         check_options(MultiResponseOptions(prefix_backend=name.format(own)))
     shown = CliRunner().invoke(app, ["bench", "--prefix-backend", name.format(own)])
-    assert shown.exit_code == 2
+    assert shown.exit_code != 0
+    assert "--prefix-backend" in shown.output
 
 
 def test_a_trainer_takes_a_backend_from_outside(own: Path, tmp_path: Path) -> None:

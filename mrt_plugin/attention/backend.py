@@ -108,22 +108,12 @@ class ExpandedBackend(OwnAttention):
 
     Rows that hold several pairs need a shared-prefix backend. Its rule separates pairs as well: a pair is then a
     group of one segment without a shared prefix.
-
-    Example:
-
-    ```python
-    nll = ExpandedBackend().token_nll(model, rows, compute)  # [R, T]
-    ```
     """
 
     name = "expanded"
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
-        """Compute the NLL of all rows in one forward.
-
-        Raises:
-            ValueError: if a row holds more than one pair.
-        """
+        """Compute the NLL of all rows in one forward, or raise ValueError if a row holds more than one pair."""
         if bool((rows.group_ids > 0).any() | (rows.segment_ids == 0).any() | (rows.segment_ids > 1).any()):
             raise ValueError(
                 "The plain forward needs one pair per row: collate with layout='expanded' and packing=False, or use a "

@@ -58,8 +58,8 @@ NO_CHECKPOINTING = (
 def recomputes(model: torch.nn.Module) -> bool:
     """Return whether training runs parts of a model's forward again in the backward pass.
 
-    This is the case with transformers' own checkpointing and with torch's checkpointing around the layers. FSDP's
-    `activation_checkpointing` and Axolotl's `activation_offloading` use the latter.
+    transformers' checkpointing does, and torch's around the layers (FSDP's `activation_checkpointing`, Axolotl's
+    `activation_offloading`).
     """
     return any(
         isinstance(module, CheckpointWrapper) or getattr(module, "gradient_checkpointing", False)

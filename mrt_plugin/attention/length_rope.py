@@ -59,15 +59,9 @@ def _entries(text: Any) -> list[dict[str, Any]]:
 
 
 def refuse_split_angles(config: Any, lengths: Sequence[int], data: str) -> None:
-    """Refuse pairs whose rotary angles would depend on the other pairs in their forward pass.
+    """Refuse pairs whose rotary angles would depend on the other pairs in their forward pass (`ValueError`).
 
-    Args:
-        config: the model's configuration.
-        lengths: tokens of each pair, prompt and response together.
-        data: the name of the pairs in the message.
-
-    Raises:
-        ValueError: the message says what to do.
+    `lengths` are the tokens of each pair, prompt and response together. `data` names the pairs in the message.
     """
     for kind, threshold in (rope for rope in length_ropes(config) if rope.splits(lengths)):
         longer = sum(length > threshold for length in lengths)

@@ -66,14 +66,6 @@ class DenseBackend(OneForward):
 
     Exact for every family whose layers are all attention, including attention dropout. Time and memory grow with the
     square of the row length T. Use it as a reference, or for short rows.
-
-    Example:
-
-    ```python
-    backend = DenseBackend(model.config)
-    backend.prepare_model(model)
-    nll = backend.token_nll(model, rows, compute)  # [R, T]
-    ```
     """
 
     name = "dense"

@@ -4,9 +4,11 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mrt_plugin.attention.backend import Backend, Compute, ExpandedBackend, OneByOneBackend
 from mrt_plugin.attention.family import set_text_attention, text_attention
@@ -19,20 +21,15 @@ LONGEST = 3
 """Number of pairs of a row that are compared, the longest ones. The last pair of the row is compared as well."""
 PADDED = 8
 """Tokens of padding after the longest of them, so that every row has some padding."""
-NOISE_FACTOR = 5.0
-"""The tolerance of a comparison is at least this many times the plain forward's own noise."""
-NOISE_FLOOR = 1e-4
-"""The tolerance is also at least this many nats."""
-ROUNDING = 8.0
-"""The tolerance is also at least this many times the spacing of the numbers that the model computes in."""
-CEILING = 32.0
-"""The tolerance is never more than this many times that spacing.
+NOISE_FACTOR, NOISE_FLOOR, ROUNDING = 5.0, 1e-4, 8.0
+"""The tolerance of a comparison is at least the plain forward's own noise times the first, the second in nats, and the
+third times the spacing of the numbers that the model computes in."""
+CEILING, CEILING_FLOOR = 32.0, 3e-4
+"""The tolerance is never more than the larger of the first times that spacing and the second in nats.
 
-On random Llamas of 4 and 8 layers, another batch shape changed the plain forward by up to 1.6 spacings in bfloat16 and
-3.3 in float16. `sdpa` differed from `eager` by up to 6.7 spacings. So the ceiling leaves room for deeper models, and
-an error of a tenth of a nat is not accepted as rounding in float16."""
-CEILING_FLOOR = 3e-4
-"""The ceiling in float32, in nats: a hundred times the change of 2.8e-6 in the same models."""
+On random Llamas of 4 and 8 layers, another batch shape changed the plain forward by up to 1.6 spacings in bfloat16,
+3.3 in float16, and 2.8e-6 nats in float32. `sdpa` differed from `eager` by up to 6.7 spacings. So the ceiling leaves
+room for deeper models, and an error of a tenth of a nat is not accepted as rounding in float16."""
 EIGHT_BITS = 2.0**-7
 """The spacing of 8-bit weights and activations."""
 
@@ -43,7 +40,7 @@ class PlainForward:
 
     attention: str
     """The attention implementation of the measurement."""
-    nll: torch.Tensor
+    nll: Tensor
     """[tokens] float64: the NLL of the trained tokens, each pair in its own forward."""
     noise: float
     """Root mean square of the change over those tokens, in nats."""
@@ -95,7 +92,7 @@ def settle_plain(model: Any, row: Sequence[GroupRow], compute: Compute, pad_toke
         The measurement of the attention that the model is left with. If it is not `steady`, no attention helps: train
         one pair per forward.
     """
-    every = [pair for group in row for pair in expand(group)]
+    every = list(chain.from_iterable(map(expand, row)))
     pairs = [every[index] for index in compared(every)]
     own = text_attention(model)
     found = _measure(model, pairs, compute, pad_token_id)
@@ -137,14 +134,14 @@ def packed_nll(
     compute: Compute,
     pad_token_id: int,
     pad_to_multiple_of: int | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """Return the NLL of the trained tokens of rows, in their order: [tokens] float64 on the CPU."""
     rows = on_device(build_rows(packed, pad_token_id, pad_to_multiple_of=pad_to_multiple_of), model)
     nll = backend.token_nll(model, rows, compute)
     return nll[rows.labels != IGNORE].double().cpu()
 
 
-def rms(values: torch.Tensor) -> float:
+def rms(values: Tensor) -> float:
     """Return the root mean square."""
     return float(values.square().mean().sqrt())
 

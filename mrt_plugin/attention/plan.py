@@ -72,13 +72,9 @@ def find_runs(rows: Rows) -> list[Run]:
 
 
 def pieces(runs: list[Run], window: int | None = None) -> list[Piece]:
-    """Return the pieces of a batch.
+    """Return the pieces of a batch, for a sliding layer that sees `window` positions, or for full attention.
 
     Every query is in exactly one piece with its own keys, and that piece comes before the query's other pieces.
-
-    Args:
-        runs: the result of `find_runs`.
-        window: number of positions that a sliding layer sees; None for full attention.
     """
     found: list[Piece] = []
     for group in group_runs(runs):

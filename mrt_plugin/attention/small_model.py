@@ -48,27 +48,13 @@ LONGEST = 8 * WINDOW
 VOCABULARY = 256
 
 WIDTHS = (
-    "hidden_size",
-    "intermediate_size",
-    "intermediate_size_mlp",
-    "moe_intermediate_size",
-    "shared_expert_intermediate_size",
-    "word_embed_proj_dim",
-    "ffn_dim",
-    "n_embd",
-    "n_inner",
-)
+    "hidden_size intermediate_size intermediate_size_mlp moe_intermediate_size shared_expert_intermediate_size "
+    "word_embed_proj_dim ffn_dim n_embd n_inner"
+).split()
 HEADS = (
-    "num_attention_heads",
-    "num_key_value_heads",
-    "n_head",
-    "num_heads",
-    "n_groups",
-    "mamba_n_heads",
-    "mamba_n_groups",
-    "linear_num_key_heads",
-    "linear_num_value_heads",
-)
+    "num_attention_heads num_key_value_heads n_head num_heads n_groups mamba_n_heads mamba_n_groups "
+    "linear_num_key_heads linear_num_value_heads"
+).split()
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 
@@ -78,13 +64,8 @@ def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str
 
     All widths and numbers of heads are divided by the same power of two. This keeps their ratios, the head sizes and
     the grouping of keys. The first layers are kept, as many as are needed to have every kind. Of the layers that
-    reuse another layer's keys and values, one of each kind is kept.
-
-    Args:
-        config: the model's configuration.
-        reach: tokens of the longest row of the run. Thresholds that it does not exceed are kept unchanged. By default
-            all thresholds are lowered.
-        lifted: the name of a threshold that is set beyond the small model's rows instead.
+    reuse another layer's keys and values, one of each kind is kept. The threshold `lifted` is set beyond the small
+    model's rows. Thresholds that rows of `reach` tokens do not exceed are kept; without it, all are lowered.
     """
     small = copy.deepcopy(config.get_text_config())
     values = {name: value for name, value in small.to_dict().items() if isinstance(value, int)}
@@ -119,7 +100,7 @@ def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str
     # The weights are large enough for attention to be far from uniform, as in a trained model.
     for name in ("initializer_range", "init_std"):
         if name in small.to_dict():
-            setattr(small, name, 1.5 * _width(small) ** -0.5)
+            setattr(small, name, 1.5 * small.hidden_size**-0.5)
     if "output_router_logits" in small.to_dict():
         small.output_router_logits = False
     if "quantization_config" in small.__dict__:
@@ -170,12 +151,6 @@ def random_model(
     return model.train()
 
 
-def _width(config: Any) -> int:
-    values = config.to_dict()
-    width: int = values["n_embd"] if "n_embd" in values else values["hidden_size"]
-    return width
-
-
 def _sizes(values: dict[str, Any]) -> list[tuple[str, int | list[int]]]:
     """Return the widths and numbers of heads of a configuration; a list where they differ by layer."""
     return [(name, values[name]) for name in (*WIDTHS, *HEADS) if values.get(name)]
@@ -187,9 +162,8 @@ def _divisor(values: dict[str, Any]) -> int:
     layers = values.get("per_layer_config", {}).values()
     sizes = [size for part in (values, *layers) for _, size in _sizes(part)]
     present = [number for size in sizes for number in (size if isinstance(size, list) else [size])]
-    while values.get("hidden_size", values.get("n_embd", 0)) // divisor > 256 and all(
-        value % (2 * divisor) == 0 for value in present
-    ):
+    width = values.get("hidden_size", values.get("n_embd", 0))
+    while width // divisor > 256 and all(value % (2 * divisor) == 0 for value in present):
         divisor *= 2
     return divisor
 

@@ -26,10 +26,7 @@ class Shape:
 
     @classmethod
     def parse(cls, text: str) -> "Shape":
-        """Return the shape given as `P,R,K`.
-
-        Raises:
-            ValueError: if it is not three whole numbers of at least 2, 1 and 1.
+        """Return the shape given as `P,R,K`, or raise ValueError.
 
         Example:
 

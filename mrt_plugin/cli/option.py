@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import Field, asdict, fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 
@@ -73,16 +73,6 @@ def report_file(*endings: str) -> Callable[[Any], Any]:
             raise ValueError(f"{path} must end in one of {', '.join(endings)}.")
         if find_spec("matplotlib") is None:
             raise ValueError("pictures need matplotlib: pip install 'mrt-plugin[plots]'.")
-
-    return checked(check)
-
-
-def one_of(literal: Any) -> Callable[[Any], Any]:
-    """Return a callback that refuses all but the values of a `Literal`, for options that may be repeated."""
-
-    def check(value: str) -> None:
-        if value not in get_args(literal):
-            raise ValueError(f"{value} is unknown: choose one of {', '.join(get_args(literal))}.")
 
     return checked(check)
 

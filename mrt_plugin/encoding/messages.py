@@ -34,11 +34,7 @@ def without_none(value: Any) -> Any:
 
 
 def prompt_messages(prompt: str | Sequence[Message]) -> list[Message]:
-    """Return the prompt as messages. A string becomes one user turn.
-
-    Raises:
-        EncodingError: for an empty list, a malformed message, or a prompt that ends with an assistant's turn.
-    """
+    """Return the prompt as messages, or raise `EncodingError`. A string becomes one user turn."""
     messages = _messages(prompt, "prompt", "user")
     if messages[-1]["role"] == "assistant":
         raise EncodingError(
@@ -49,12 +45,7 @@ def prompt_messages(prompt: str | Sequence[Message]) -> list[Message]:
 
 
 def response_messages(response: str | Sequence[Message]) -> list[Message]:
-    """Return the response as messages. A string becomes one assistant turn.
-
-    Raises:
-        EncodingError: for an empty list, a malformed or empty message, or a response that does not begin and end with
-            an assistant's turn.
-    """
+    """Return the response as messages, or raise `EncodingError`. A string becomes one assistant turn."""
     messages = _messages(response, "response", "assistant")
     for place, index in (("begins", 0), ("ends", -1)):
         role = messages[index]["role"]
@@ -100,9 +91,8 @@ def _messages(value: str | Sequence[Message], name: str, role: str) -> list[Mess
 def content_text(message: Message) -> str:
     """Return the text of a message's content, with the parts of a list joined by newlines."""
     content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "\n".join(part["text"] for part in content if isinstance(part, dict) and "text" in part)
+    parts = [{"text": content}] if isinstance(content, str) else content
+    return "\n".join(part["text"] for part in parts if isinstance(part, dict) and "text" in part)
 
 
 def called_functions(message: Message) -> list[str]:

@@ -12,11 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Refuse a tokenizer without character offsets.
-
-    Raises:
-        EncodingError: for a slow tokenizer.
-    """
+    """Raise `EncodingError` for a slow tokenizer, which has no character offsets."""
     if not tokenizer.is_fast:
         raise EncodingError(
             f"{type(tokenizer).__name__} is a slow tokenizer, without the character offsets that locate a response's "

@@ -58,24 +58,13 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
 ) -> Model:
-    """Load a causal language model in evaluation mode.
+    """Load a causal language model in evaluation mode. The arguments are those of `open_model`.
 
-    Args:
-        model: folder or hub name of the base model, or of a merged model.
-        adapter: folder of a PEFT adapter to apply to the model.
-        load_in_4bit: use NF4 with double quantisation, as in QLoRA training, so that the adapter is measured on the
-            same base weights.
-        dtype: dtype of the computation and of the weights that are not quantised.
-        device: target device. By default the first GPU, else the CPU.
+    In 4 bit it is NF4 with double quantisation, as in QLoRA training, so that an adapter is measured on the same base
+    weights.
 
     Raises:
         ValueError: if the adapter was trained on a model with other weight shapes.
-
-    Example:
-
-    ```python
-    model = load_model("path/to/base", adapter="outputs/run", load_in_4bit=True)
-    ```
     """
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     four_bit = BitsAndBytesConfig(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 import torch
 from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from mrt_plugin.attention.length_rope import length_ropes, refuse_split_angles
@@ -18,17 +19,12 @@ Model = PreTrainedModel | PeftModel
 
 def pad_pairs(pairs: Sequence[Pair], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return `input_ids`, `labels` and `attention_mask`, each [B, T] int64, padded on the right."""
-    width = max(len(pair.input_ids) for pair in pairs)
-    input_ids = torch.full((len(pairs), width), pad_token_id)
-    labels = torch.full((len(pairs), width), IGNORE)
-    mask = torch.zeros((len(pairs), width), dtype=torch.int64)
-    for index, pair in enumerate(pairs):
-        length = len(pair.input_ids)
-        tokens = torch.tensor(pair.input_ids)
-        input_ids[index, :length] = tokens
-        labels[index, :length] = torch.where(torch.tensor(pair.trained), tokens, IGNORE)
-        mask[index, :length] = 1
-    return input_ids, labels, mask
+    tokens = [torch.tensor(pair.input_ids) for pair in pairs]
+    labels = [torch.where(torch.tensor(pair.trained), ids, IGNORE) for pair, ids in zip(pairs, tokens, strict=True)]
+    mask = [torch.ones_like(ids) for ids in tokens]
+    parts = ((tokens, pad_token_id), (labels, IGNORE), (mask, 0))
+    input_ids, padded, attention_mask = (pad_sequence(part, True, value) for part, value in parts)
+    return input_ids, padded, attention_mask
 
 
 @torch.no_grad()
