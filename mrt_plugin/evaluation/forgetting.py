@@ -64,11 +64,7 @@ class ProbeNLL:
 
 
 def probe_nll(model: Model, tokenizer: PreTrainedTokenizerBase) -> ProbeNLL:
-    """Measure a model's loss on the probe's texts, without a chat template.
-
-    Raises:
-        ValueError: if the tokenizer returns a token that the model does not have.
-    """
+    """Measure a model's loss on the probe's texts, without a chat template."""
     encoded = [list(tokenizer(text.text, verbose=False)["input_ids"]) for text in probe()]
     pairs = [Pair(ids, [False] + [True] * (len(ids) - 1)) for ids in encoded]
     check_ids(pairs, model)

@@ -238,10 +238,7 @@ def label(name: str, m: int | None = None) -> str:
 def outcome(name: str, interval: Interval, chance: float | None = None) -> str:
     """Classify a difference as better, worse, different or unclear.
 
-    Args:
-        name: name of the measure.
-        interval: interval of the difference.
-        chance: its p-value, corrected for the number of comparisons; None for a single comparison.
+    `chance` is its p-value, corrected for the number of comparisons; None for a single comparison.
 
     Example:
 
