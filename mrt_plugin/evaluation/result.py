@@ -126,8 +126,8 @@ class Forgetting:
     @property
     def losses(self) -> list[ProbeChange | TaskChange]:
         """What was flagged: the probe over all its texts, and tasks."""
-        parts = [*(part for part in self.probe or [] if part.kind == "all"), *self.tasks]
-        return [part for part in parts if part.verdict in ("flagged", "significant")]
+        parts: list[ProbeChange | TaskChange] = [part for part in self.probe or [] if part.kind == "all"]
+        return [part for part in [*parts, *self.tasks] if part.verdict in ("flagged", "significant")]
 
 
 @dataclass(frozen=True)
