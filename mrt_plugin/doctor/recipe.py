@@ -138,7 +138,7 @@ def _load_data(report: RecipeReport, cfg: Any) -> None:
     from axolotl.common.datasets import load_datasets
     from axolotl.loaders import load_tokenizer
 
-    from mrt_plugin.axolotl.steps import foresee_steps
+    from mrt_plugin.axolotl.trainer import foresee_steps
 
     meta = load_datasets(cfg=cfg)
     report.train = count(meta.train_dataset)

@@ -55,6 +55,15 @@ def read_cases(
 
     Raises:
         DataError: with each problem's row, column and remedy; also for data without prompts.
+
+    Example:
+
+    ```python
+    from mrt_plugin.evaluation import read_cases
+
+    cases = read_cases("held_out.jsonl", max_prompts=100)
+    cases[0].prompt, cases[0].texts
+    ```
     """
     cases: dict[str, Case] = {}
     some, all_of_them = (True, True) if source is not None else _have_references(data, split)

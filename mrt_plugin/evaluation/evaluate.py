@@ -63,6 +63,12 @@ def evaluate(
     Example:
 
     ```python
+    from pathlib import Path
+
+    from mrt_plugin import evaluate
+    from mrt_plugin.evaluation import How, read_cases
+    from mrt_plugin.models import parse_models
+
     models = parse_models(["path/to/base", "path/to/base+outputs/run"])
     result = evaluate(read_cases("held_out.jsonl"), models, How(Path("evaluation"), m=8))
     result.models[1].measures

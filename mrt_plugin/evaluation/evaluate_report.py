@@ -84,7 +84,21 @@ def forgetting_rows(row: Forgetting) -> Table:
 
 
 def evaluation_report(result: Evaluation) -> str:
-    """Build the HTML page of a result from `evaluate`."""
+    """Build the HTML page of a result from `evaluate`.
+
+    Example:
+
+    ```python
+    from pathlib import Path
+
+    from mrt_plugin import evaluate
+    from mrt_plugin.evaluation import How, evaluation_report, read_cases
+    from mrt_plugin.models import parse_models
+
+    result = evaluate(read_cases("held_out.jsonl"), parse_models(["path/to/base"]), How(Path("evaluation"), m=2))
+    Path("evaluation.html").write_text(evaluation_report(result))
+    ```
+    """
     report = Report(f"Evaluation on {result.data.name}")
     report.text(_summary(result), lead=True)
     if result.notes:

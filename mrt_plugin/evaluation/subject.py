@@ -20,9 +20,8 @@ from mrt_plugin.evaluation.held_out import PromptNLL, ResponseNLL, response_nll
 from mrt_plugin.evaluation.result import Key, order
 from mrt_plugin.evaluation.samples import Samples, draw_samples, read_samples, rewards, sample_files
 from mrt_plugin.groups.text import units
-from mrt_plugin.models.log_likelihood import Model
+from mrt_plugin.models.log_likelihood import Model, worse_than_guessing
 from mrt_plugin.models.named_model import NamedModel
-from mrt_plugin.models.tokenizer_match import worse_than_guessing
 from mrt_plugin.planning.paired import Measured
 from mrt_plugin.sampling.local import LocalModel
 from mrt_plugin.sampling.options import LocalOptions, SamplingSettings
@@ -36,7 +35,19 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class How:
-    """Settings of the measurement, the same for all models."""
+    """Settings of the measurement, the same for all models.
+
+    Example:
+
+    ```python
+    from pathlib import Path
+
+    from mrt_plugin.evaluation import How, load_checker
+    from mrt_plugin.scoring import load_embedder
+
+    how = How(Path("evaluation"), m=8, embedder=load_embedder("lexical"), checker=load_checker("numeric"))
+    ```
+    """
 
     folder: Path
     """Folder with one file of samples per model, and with the journals for resuming a stopped run."""

@@ -10,7 +10,13 @@ from mrt_plugin.options import Engine, SelectionOptions, option
 
 @dataclass(frozen=True)
 class PoolFile:
-    """A pool to select from."""
+    """A pool to select from.
+
+    Example:
+
+    >>> PoolFile("pool.jsonl").path
+    'pool.jsonl'
+    """
 
     path: str
     source: str | None = None
@@ -27,6 +33,16 @@ class SelectJob(SelectionOptions):
     """The options of a selection, its inputs and its outputs. `mrt select` takes them by the same names.
 
     The result depends on neither `num_proc` nor `engine`.
+
+    Example:
+
+    ```python
+    from pathlib import Path
+
+    from mrt_plugin.pipeline import PoolFile, SelectJob
+
+    job = SelectJob("best_k", k=2, pools=[PoolFile("pool.jsonl")], output=Path("chosen.jsonl"))
+    ```
     """
 
     pools: Sequence[PoolFile]

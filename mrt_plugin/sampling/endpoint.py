@@ -61,6 +61,14 @@ class Endpoint(EndpointOptions):
 
     Raises:
         EndpointError: for a malformed address, or if `api_key_env` names no variable.
+
+    Example:
+
+    ```python
+    from mrt_plugin.sampling import Endpoint
+
+    endpoint = Endpoint("http://localhost:8000/v1", concurrency=8)
+    ```
     """
 
     url: str = field(repr=False)

@@ -48,6 +48,14 @@ class LocalModel(LocalOptions):
         loaded: the model with its encoder, if they are already in memory.
 
     The other arguments are the `LocalOptions`, by name.
+
+    Example:
+
+    ```python
+    from mrt_plugin.sampling import LocalModel
+
+    model = LocalModel("path/to/base", batch_size=16)
+    ```
     """
 
     path: str | Path
@@ -220,7 +228,9 @@ class _Picker(LogitsProcessor):
 def _own_generation_config(model: Model, pad: int, ends: set[int]) -> Iterator[None]:
     """Disable what the model's own generation config would add, for example a repetition penalty or a top_k."""
     theirs = model.generation_config
-    model.generation_config = GenerationConfig(pad_token_id=pad, eos_token_id=sorted(ends) or None, do_sample=False)
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        pad_token_id=pad, eos_token_id=sorted(ends) or None, do_sample=False
+    )
     try:
         yield
     finally:

@@ -25,6 +25,11 @@ class SamplingSettings(_Checked):
 
     Raises:
         ValueError: names the setting that is out of bounds.
+
+    Example:
+
+    >>> SamplingSettings(max_tokens=512, stop=("###",)).temperature
+    1.0
     """
 
     temperature: float = option(1.0, "1 is the model's own distribution. 0 takes the likeliest token.", ge=0, le=10)
