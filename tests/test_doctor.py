@@ -393,7 +393,7 @@ class TestRecipe:
         done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "typo.yaml")
         assert done.returncode == 1
         assert "did you mean k?" in done.stdout
-        assert done.stdout.endswith("Next: mend this, then mrt doctor typo.yaml\n")
+        assert done.stdout.endswith("Next: fix this, then mrt doctor typo.yaml\n")
         done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "missing.yaml")
         assert done.returncode == 1
         assert "there is no such file: missing.yaml" in done.stderr

@@ -170,7 +170,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            ([], "Say what to evaluate: --model PATH, or --pool FILE"),
+            ([], "Name what to evaluate: --model PATH, or --pool FILE"),
             (["--model", "a", "--model", "b", "--adapter", "c"], "write --model BASE+ADAPTER"),
             (["--model", "x=a", "--model", "x=b"], "Two models are called 'x'"),
             (["--model", "a", "--checker", "regex"], "choose exact, numeric"),

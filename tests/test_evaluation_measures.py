@@ -26,6 +26,7 @@ from mrt_plugin.groups import DataError
 from mrt_plugin.models.named_model import NamedModel, add_pools, parse_models
 from mrt_plugin.planning.paired import Bootstrap, Measured
 from mrt_plugin.scoring import load_embedder
+from mrt_plugin.scoring.cosine import diversity
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -99,14 +100,14 @@ class TestCloseness:
         assert found.coverage(2) == pytest.approx((0.8 + 1.0) / 2)
         assert found.alignment == pytest.approx((0.8 + 1.0) / 2)
         assert found.diversity == pytest.approx(1 - 0.6)
-        assert found.reference_diversity == pytest.approx(1.0)
+        assert diversity(found.references) == pytest.approx(1.0)
         assert found.reference_coverage == pytest.approx(0.0)
 
     def test_what_is_missing_is_not_a_number(self) -> None:
         embed = load_embedder(self.embed)
         alone = closeness(["up"], ["right"], embed)
         assert alone.coverage(1) == 0.0
-        for value in (alone.coverage(2), alone.diversity, alone.reference_diversity, alone.reference_coverage):
+        for value in (alone.coverage(2), alone.diversity, diversity(alone.references), alone.reference_coverage):
             assert np.isnan(value)
         without = closeness([], ["up", ""], embed)
         assert np.isnan(without.coverage(1))

@@ -1,4 +1,4 @@
-"""The `mrt` command: thin, every subcommand calls one function of a room above. Heavy imports happen inside."""
+"""Define the `mrt` command. Each subcommand imports heavy modules only when it runs."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""Which command-line options need which other: an option that was given and changes nothing is refused."""
+"""Refuse command-line options that have no effect without another one."""
 
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -12,19 +12,14 @@ from mrt_plugin.sampling.options import EndpointOptions, LocalOptions
 
 
 def _with(*names: str) -> Any:
-    """Used where one of the options `names` is set."""
-    return {
-        "used": lambda o: any(getattr(o, name) for name in names),
-        "words": " or ".join(_flag(name) for name in names),
-    }
+    """Return the need for one of the options `names`."""
+    words = " or ".join(map(_flag, names))
+    return {"used": lambda o: any(getattr(o, name) for name in names), "words": words}
 
 
-def _without(*names: str) -> Any:
-    """Used where none of the options `names` is set."""
-    return {
-        "used": lambda o: not any(getattr(o, name) for name in names),
-        "words": "a run without " + " and ".join(_flag(name) for name in names),
-    }
+def _without(name: str) -> Any:
+    """Return the need for a run without an option."""
+    return {"used": lambda o: not getattr(o, name), "words": f"a run without {_flag(name)}"}
 
 
 def _flag(name: str) -> str:
@@ -89,20 +84,20 @@ COMMANDS: dict[str, tuple[Need, ...]] = {
     ),
     "bench": (Need(("vocabulary",), **_without("model")),),
 }
-"""For each command: options that change nothing without others."""
+"""For each command: options that have no effect without others."""
 
 ALONE = {
     "select": ("from_manifest", ("data", "output", "held_out_output", "overwrite", "json")),
     "grid": ("results", ("json",)),
     "simulate": ("fit", ("json",)),
 }
-"""Options that make a command do something else, and the others that it then takes."""
+"""For each command: an option that makes it do something else, and the options that it then accepts."""
 
 
 class CheckedCommand(TyperCommand):
-    """A command that refuses options which were given and change nothing. Defaults never count as given.
+    """Refuse options that were given and have no effect. Defaults never count as given.
 
-    What is wrong with an option's value is one line and exit status 1, as every other error of a command.
+    A wrong value is reported in one line with exit status 1, like every other error of a command.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

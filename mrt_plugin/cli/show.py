@@ -1,4 +1,4 @@
-"""What the subcommands share: results on stdout, progress and errors on stderr."""
+"""Show results on stdout, and progress and errors on stderr."""
 
 import dataclasses
 import errno
@@ -21,7 +21,7 @@ def say(text: str) -> None:
 
 
 def log_to_stderr() -> None:
-    """Show the package's own messages: the counts and decisions that a user should know of."""
+    """Show the package's own log messages, which report counts and decisions."""
     ours = logging.getLogger("mrt_plugin")
     if not ours.handlers:
         handler = logging.StreamHandler()
@@ -31,13 +31,13 @@ def log_to_stderr() -> None:
 
 
 def quiet_libraries() -> None:
-    """Hide what libraries say at import about kernels that are absent here; nothing depends on them."""
+    """Hide messages that libraries log at import about missing kernels, which are not needed here."""
     for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def as_json(result: Any) -> None:
-    """Write a result for machines: one JSON document on stdout, NaN refused."""
+    """Write a result as one JSON document on stdout. Refuse NaN."""
     print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
 
 
@@ -53,7 +53,7 @@ def json_ready(value: Any) -> Any:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Write a table: the first column to the left, the others to the right."""
+    """Write a table with the first column left-aligned and the others right-aligned."""
     shown = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         shown.add_column(column, justify="left" if number == 0 else "right")
@@ -64,7 +64,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn what the user can mend into one message and exit status 1; everything else keeps its traceback."""
+    """Turn an error that the user can fix into one message and exit status 1. Others keep their traceback."""
     quiet_libraries()
     try:
         yield
@@ -79,14 +79,14 @@ def raise_plainly(message: str, cause: Exception | None = None) -> NoReturn:
 
 
 def _remedy(error: Exception) -> str:
-    """What to do where a library wrote to a full disk: it says neither where nor what then."""
+    """Return what to do after a library found a full disk, since its own message does not say."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if not isinstance(error, OSError) or (error.errno not in full and "No space left" not in str(error)):
         return ""
     import datasets
 
     return (
-        ". Free some space and run the same command again: what was finished is kept. Besides its results a command "
+        ". Free some space and run the same command again: finished work is kept. Besides its results, a command "
         f"writes to {datasets.config.HF_DATASETS_CACHE} (HF_DATASETS_CACHE), to the cache of scores (MRT_CACHE) and "
         "to the folder for temporary files (TMPDIR)."
     )
@@ -94,7 +94,7 @@ def _remedy(error: Exception) -> str:
 
 @contextmanager
 def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar per stage on stderr; the block gets a function of (stage, done, total)."""
+    """Show a progress bar per stage on stderr. The block gets a function of (stage, done, total)."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         tasks: dict[str, Any] = {}

@@ -1,21 +1,4 @@
-"""Estimate the peak memory of a training step from shapes alone. Nothing is loaded.
-
-    peak = weights + training state + activations + logits + dequantised weight
-
-* weights: parameters of the quantised linear layers times 0.516 bytes in NF4 with double quantisation, or 1 byte in 8
-  bit; all others times the dtype's bytes. The 0.516 bytes are 4 bits, 8 bits of scale per 64 parameters, and 32 bits
-  per 16,384.
-* training state: trained parameters times (gradient + optimizer). Those of an adapter are fp32, and their weights are
-  counted here too.
-* activations: the tensors that the backward pass needs from one forward pass. They are counted, not guessed: the model
-  runs on PyTorch's meta device, and the tensors that autograd saves are added up. With gradient checkpointing this is
-  the input of every layer plus all saved tensors of one layer. Without it, this is all saved tensors of every layer.
-* logits: of one chunk of trained tokens (`mrt_plugin.loss.token_nll.chunk_tokens`), with their gradient, in fp32.
-* dequantised weight: the largest quantised layer, once, in the compute dtype.
-
-Not included are the CUDA context (0.3 to 0.6 GiB), allocator fragmentation, kernel workspaces, a mask that attention
-materialises, and the balance between GPUs. It is an estimate and is always shown as one.
-"""
+"""Estimate the peak memory of a training step from shapes alone. `docs/doctor.md` explains each part."""
 
 import copy
 from collections.abc import Sequence
@@ -55,9 +38,13 @@ class MemoryEstimate:
 
     weights: float
     training_state: float
+    """Gradients, optimizer state, and the weights of an adapter."""
     activations: float
+    """With gradient checkpointing: the input of every layer and all saved tensors of one layer."""
     logits: float
+    """Those of one chunk of trained tokens with their gradient, in fp32."""
     dequantised: float
+    """The largest quantised layer, once, in the compute dtype."""
     parameters: int
     trained_parameters: int
 

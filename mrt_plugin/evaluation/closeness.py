@@ -94,11 +94,6 @@ class Closeness:
         return diversity(self.samples)
 
     @property
-    def reference_diversity(self) -> float:
-        """The diversity of the references; NaN with fewer than 2."""
-        return diversity(self.references)
-
-    @property
     def reference_coverage(self) -> float:
         """How well the references cover each other; NaN with fewer than 2.
 

@@ -29,6 +29,7 @@ from mrt_plugin.extension import load_function
 from mrt_plugin.groups.text import units
 from mrt_plugin.models.named_model import NamedModel, check_names
 from mrt_plugin.planning.paired import DRAWS, LEVEL, Bootstrap, Measured, holm
+from mrt_plugin.scoring.cosine import diversity
 from mrt_plugin.scoring.scores import scorer_name
 
 
@@ -160,7 +161,7 @@ def _references(cases: Sequence[Case], how: How) -> ReferenceMeans | None:
     if how.embedder is None or not several:
         return ReferenceMeans(float(np.mean(lengths)))
     near = [closeness(case.texts, [], how.embedder) for case in several]
-    means = [np.mean([one.reference_coverage for one in near]), np.mean([one.reference_diversity for one in near])]
+    means = [np.mean([one.reference_coverage for one in near]), np.mean([diversity(one.references) for one in near])]
     return ReferenceMeans(float(np.mean(lengths)), *map(float, means))
 
 

@@ -1,9 +1,6 @@
 """Measure forgetting: the loss on a probe of general texts and the scores of tasks, before and after fine-tuning.
 
-Changes are given in **points**, so that the same two thresholds apply to all. A point of a task's score is 0.01: an
-accuracy that falls from 0.64 to 0.62 has lost 2 points. A point of the probe is one per cent of the probability that
-the model gives to a token (geometric mean). The points lost are 100·(1 - exp(NLL before - NLL after)), with the
-negative log-likelihood (NLL) in nats per token.
+Changes are given in points, so that the same two thresholds apply to all. A point of a task's score is 0.01.
 """
 
 import json
@@ -54,20 +51,14 @@ def probe() -> tuple[ProbeText, ...]:
 
 @dataclass(frozen=True)
 class ProbeNLL:
-    """NLL of the probe's n texts, in nats."""
+    """NLL of each of the probe's n texts, in nats, and its predicted tokens (all but the first), each [n]."""
 
     nll: np.ndarray
-    """[n] NLL of each text."""
     tokens: np.ndarray
-    """[n] predicted tokens of each text: all but the first."""
 
 
 def probe_nll(model: Model, tokenizer: PreTrainedTokenizerBase) -> ProbeNLL:
-    """Measure a model's loss on the probe's texts, without a chat template.
-
-    Raises:
-        ValueError: if the tokenizer returns a token that the model does not have.
-    """
+    """Measure a model's loss on the probe's texts, without a chat template."""
     encoded = [list(tokenizer(text.text, verbose=False)["input_ids"]) for text in probe()]
     pairs = [Pair(ids, [False] + [True] * (len(ids) - 1)) for ids in encoded]
     check_ids(pairs, model)
@@ -75,7 +66,10 @@ def probe_nll(model: Model, tokenizer: PreTrainedTokenizerBase) -> ProbeNLL:
 
 
 def points_of_nll(before: float, after: float) -> float:
-    """Return the points lost on the probe; negative for a gain.
+    """Return the points lost on the probe, 100·(1 - exp(before - after)); negative for a gain.
+
+    A point is one per cent of the probability that the model gives to a token (geometric mean). The arguments are
+    negative log-likelihoods in nats per token.
 
     Example:
 

@@ -59,14 +59,9 @@ def run_tasks(
     *,
     limit: int | None = None,
 ) -> Scores:
-    """Score a model on tasks, without a chat template, as the harness does by default.
+    """Score a model in evaluation mode on tasks, without a chat template, as the harness does by default.
 
-    Args:
-        model: model in evaluation mode.
-        tokenizer: the model's tokenizer.
-        tasks: names of tasks or groups.
-        manager: task manager from `check_tasks`.
-        limit: maximum examples per task; all if None.
+    `manager` comes from `check_tasks`. `limit` is the maximum number of examples per task; all if None.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM

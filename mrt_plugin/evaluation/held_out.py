@@ -49,7 +49,6 @@ class ResponseNLL:
     owner: np.ndarray
     """[R] index of the response's prompt."""
     prompts: int
-    """P, the number of prompts."""
     max_length: int | None
 
     def per_prompt(self, chosen: np.ndarray | None = None) -> PromptNLL:
@@ -66,24 +65,9 @@ class ResponseNLL:
 def response_nll(
     model: Model, encoder: Encoder, groups: Iterable[Mapping[str, Any]], *, max_length: int | None = None, **how: Any
 ) -> ResponseNLL:
-    """Measure the NLL of each held-out response.
+    """Measure the NLL of each held-out response. `how` are `batch_tokens` and `progress` of `log_likelihoods`.
 
-    Args:
-        model: a causal language model, with or without an adapter.
-        encoder: the encoding that the model was trained with.
-        groups: rows with `prompt` and `responses`; `responses` may be empty.
-        max_length: maximum tokens of prompt and response together; longer pairs are left out. No limit by default.
-        how: `batch_tokens` and `progress` of `log_likelihoods`.
-
-    Raises:
-        ValueError: if the tokenizer returns a token that the model does not have.
-
-    Example:
-
-    ```python
-    found = response_nll(model, Encoder(tokenizer), load_groups("held_out.jsonl"))
-    found.nll / found.tokens  # nats per token, of each response
-    ```
+    Pairs of more than `max_length` tokens are left out. Raises ValueError if the tokenizer is not the model's.
     """
     encoded = [encoder.encode_group(group["prompt"], group["responses"]) for group in groups]
     pairs: list[Pair] = [pair for group in encoded for pair in group]

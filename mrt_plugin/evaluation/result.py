@@ -126,8 +126,8 @@ class Forgetting:
     @property
     def losses(self) -> list[ProbeChange | TaskChange]:
         """What was flagged: the probe over all its texts, and tasks."""
-        parts = [*(part for part in self.probe or [] if part.kind == "all"), *self.tasks]
-        return [part for part in parts if part.verdict in ("flagged", "significant")]
+        parts: list[ProbeChange | TaskChange] = [part for part in self.probe or [] if part.kind == "all"]
+        return [part for part in [*parts, *self.tasks] if part.verdict in ("flagged", "significant")]
 
 
 @dataclass(frozen=True)
@@ -238,10 +238,7 @@ def label(name: str, m: int | None = None) -> str:
 def outcome(name: str, interval: Interval, chance: float | None = None) -> str:
     """Classify a difference as better, worse, different or unclear.
 
-    Args:
-        name: name of the measure.
-        interval: interval of the difference.
-        chance: its p-value, corrected for the number of comparisons; None for a single comparison.
+    `chance` is its p-value, corrected for the number of comparisons; None for a single comparison.
 
     Example:
 

@@ -36,11 +36,7 @@ class Samples:
 def draw_samples(
     cases: Sequence[Case], sampler: Sampler, output: Path, m: int, settings: SamplingSettings, **options: Any
 ) -> tuple[list[Samples], SampleReport]:
-    """Draw m samples for each prompt into a file, as `sample_pool` does. `options` are its `partial` and `progress`.
-
-    Raises:
-        Unfinished, EndpointError, ValueError: as `sample_pool`. Samples that were drawn are saved.
-    """
+    """Draw m samples per prompt into a file, as `sample_pool` does. `options` are its `partial` and `progress`."""
     prompts = _prompts_file(output)
     with whole_file(prompts) as file:
         for case in cases:
@@ -65,14 +61,8 @@ def _prompts_file(output: Path) -> Path:
 def read_samples(pool: Any, cases: Sequence[Case]) -> list[Samples]:
     """Read the samples of each case from a pool written by `mrt sample`, or from any groups.
 
-    In an extended pool (`mrt sample --extend`), only the draws of the last model count as samples.
-
-    Args:
-        pool: rows with `prompt` and `responses`, and optionally `finish_reasons`, `samples` and `truncated`.
-        cases: the cases to find. A prompt that is not in the pool has no samples.
-
-    Raises:
-        DataError: for rows of another shape, or if the pool has none of the prompts.
+    In an extended pool (`mrt sample --extend`), only the draws of the last model count as samples. A prompt that is
+    not in the pool has no samples. Raises DataError for rows of another shape, or if the pool has none of the prompts.
     """
     opened = open_source(pool, "train")
     problems = Problems(opened.name)
@@ -114,14 +104,7 @@ def rewards(
 ) -> list[np.ndarray]:
     """Compute the reward of every sample, [n] for a case with n samples.
 
-    Args:
-        cases: the prompts.
-        samples: the samples of each prompt.
-        scorer: name or path of a reward model, or a function of (prompt, responses) or its name.
-        score_cache: as for `score_groups`.
-
-    Raises:
-        ValueError: if more than one scorer is given, or it does not return one finite number for each sample.
+    Raises ValueError if more than one scorer is given, or it does not return one finite number for each sample.
     """
     if len(scorer_list(scorer)) != 1:
         raise ValueError(f"scorer={scorer!r}: an evaluation takes one scorer. Run it once for each.")

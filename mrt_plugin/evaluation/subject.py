@@ -145,11 +145,7 @@ def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress
 
 
 def share_references(subjects: Sequence[Subject]) -> int:
-    """Compute the held-out NLL of every model on the same references: those that fit all models.
-
-    Returns:
-        The number of references left out.
-    """
+    """Compute the NLL of every model on the references that fit all models. Return the number of the others."""
     able = [(subject, subject.references) for subject in subjects if subject.references is not None]
     if not able:
         return 0

@@ -3,8 +3,9 @@
 Names are imported on first use: the options need neither torch nor datasets, and an endpoint needs no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mrt_plugin.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mrt_plugin.sampling.endpoint import Endpoint, EndpointError
@@ -25,9 +26,4 @@ __all__ = [
     "sample_pool",
 ]
 _FILES = ("endpoint", "endpoint", "local", "settings", "options", "run", "prompts", "run")
-
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(f"mrt_plugin.sampling.{_FILES[__all__.index(name)]}"), name)
-    raise AttributeError(f"module 'mrt_plugin.sampling' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, {name: f".{file}" for name, file in zip(__all__, _FILES, strict=True)})

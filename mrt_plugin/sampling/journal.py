@@ -33,7 +33,7 @@ def journal_path(pool: Path) -> Path:
 
 
 def draws_made(path: Path) -> dict[str, int]:
-    """Return the number of draws of each prompt in a journal, up to the highest. Empty if there is no journal."""
+    """Return the number of draws of each prompt in a journal, if there is one, up to the highest."""
     made: dict[str, int] = {}
     if path.is_file():
         with path.open("rb") as file:

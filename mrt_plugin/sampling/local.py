@@ -155,17 +155,10 @@ def draw_after(
     seeds: Sequence[int],
     settings: SamplingSettings,
 ) -> list[Draw]:
-    """Draw one response for each prompt, given as token ids. Computes no gradients.
+    """Draw one response for each prompt, given as token ids, from a model in evaluation mode, without gradients.
 
-    Args:
-        model: the model, in evaluation mode.
-        tokenizer: the model's tokenizer, with a pad token.
-        prompts: the token ids of each prompt.
-        seeds: one seed per prompt, the only source of randomness of its draw.
-        settings: sampling settings with `max_tokens` set.
-
-    Returns:
-        The draws, in order. Log-probabilities are the model's own, before temperature and top_p.
+    A draw's seed is its only source of randomness. Log-probabilities are the model's own, before temperature and
+    top_p. `max_tokens` must be set.
     """
     width = max(map(len, prompts))
     pad = tokenizer.pad_token_id

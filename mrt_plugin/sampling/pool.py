@@ -43,11 +43,9 @@ class Pool:
         return isinstance(self.groups[0]["responses"][0], list)
 
     def missing(self, n: int, elsewhere: Mapping[str, int]) -> list[Job]:
-        """Return a job per group for its missing draws. Numbers continue after earlier draws, including cut-off ones.
+        """Return a job per group that fills it up to n. Numbers continue after earlier draws, including cut-off ones.
 
-        Args:
-            n: the target number of responses per group.
-            elsewhere: the number of draws in the pool's own journal, by the job's key.
+        `elsewhere` has the number of draws in the pool's own journal, by the job's key.
         """
         jobs = []
         for row in self.rows(rename=False):
