@@ -266,12 +266,11 @@ def _checks(found: Mapping[str, Any]) -> str:
         return ""
     checks = found["checks"]
     text = (
-        "Not fixed before; tuning worlds, mean KL of two seeds. Fewer pairs per step for K = 1, at P = 64:\n\n"
-        + table(
-            ("rate/pairs per step", "KL at n pairs", "2n", "4n", "8n"),
-            [[_setting(row), *(f"{kl:.3f}" for kl in row["kl"])] for row in checks["small_steps"]],
-        )
+        "Not fixed before; tuning worlds, mean KL of two seeds. Fewer pairs per step for K = 1, at P = 64: learning "
+        "rate/pairs per step, and the KL after n, 2n, 4n and 8n pairs.\n\n"
     )
+    for row in checks["small_steps"]:
+        text += f"- {_setting(row)}: {', '.join(f'{kl:.3f}' for kl in row['kl'])}\n"
     if checks["long_prompts"]:
         best = [
             f"- `{row['arm']}` after {row['place']:g}n pairs: {_setting(row['here'])} ({row['kl_here']:.3f}), "
