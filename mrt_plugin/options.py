@@ -1,18 +1,18 @@
-"""The one definition of every user-facing option: its type, default, bounds and help text.
+"""Define every user-facing option once: its type, default, bounds and help text.
 
-`MultiResponseSFTConfig` inherits these fields, the Axolotl schema and the command line are built from them, and
-`docs/options.md` is printed from them by `python -m mrt_plugin.options`.
+The TRL config, the Axolotl schema, the command line and `docs/options.md` are built from these fields.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
+from inspect import Parameter, signature
 from numbers import Integral, Real
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from mrt_plugin.extension import is_extension, load_extension
 
 Layout = Literal["auto", "shared_prefix", "expanded"]
-PrefixBackend = Literal["auto", "flex", "sdpa", "fork", "dense"]
 LossAggregation = Literal["token", "prompt", "response"]
 Similarity = Literal["paper", "rescaled"]
 PromptFormat = Literal["auto", "chat", "plain"]
@@ -23,10 +23,31 @@ PaidLayout = Literal["shared_prefix", "expanded"]
 Engine = Literal["local", "ray"]
 Api = Literal["chat", "completions"]
 
+PREFIX_BACKENDS = {
+    "flex": "mrt_plugin.attention.masks:FlexBackend",
+    "sdpa": "mrt_plugin.attention.two_part:TwoPartBackend",
+    "fork": "mrt_plugin.attention.fork:ForkBackend",
+    "dense": "mrt_plugin.attention.masks:DenseBackend",
+}
+"""The shared-prefix backends of the package by name, each with the place of its class."""
+
+
+def check_prefix_backend(name: str) -> None:
+    """Raise ValueError unless `name` is `auto`, a backend of the package, or the place of a user's own class."""
+    if name == "auto" or name in PREFIX_BACKENDS:
+        return
+    if not is_extension(name):
+        raise ValueError(
+            f"prefix_backend={name!r} is unknown: choose one of {', '.join(('auto', *PREFIX_BACKENDS))}, or give your "
+            "own class as package.module:name or file.py:name."
+        )
+    if not isinstance(load_extension(name), type):
+        raise ValueError(f"prefix_backend={name!r}: this is no class.")
+
 
 @dataclass(frozen=True)
 class Bounds:
-    """The numbers that an option may be: finite ones for which `ge`, `gt`, `le` and `lt` hold.
+    """The finite numbers that an option accepts: those within `ge`, `gt`, `le` and `lt`.
 
     Example:
 
@@ -49,7 +70,7 @@ class Bounds:
             raise ValueError(f"{name}={value!r} must be a finite number, {self}.")
 
     def holds(self, value: float) -> bool:
-        """Whether a number is within the bounds. NaN is within none."""
+        """Return whether a number is within the bounds. NaN never is."""
         return (
             math.isfinite(value)
             and (self.ge is None or value >= self.ge)
@@ -60,24 +81,22 @@ class Bounds:
 
 
 def option(default: Any, help: str, **bounds: float) -> Any:
-    """A dataclass field with its help text and its `Bounds`."""
+    """Define a dataclass field with its help text and its `Bounds`."""
     return field(default=default, metadata={"help": help, "bounds": Bounds(**bounds)})
 
 
 @dataclass
 class SelectionOptions:
-    """Which responses are kept, and what each of them weighs."""
+    """Choose which responses are kept, and the weight of each.
 
-    source: str | None = option(
-        None,
-        "The public format that the data is in, with its options: `nectar`, `ultrafeedback:score=fine_grained`, "
-        "`fields:prompt=question,responses=answers.text`; see docs/sources.md. By default rows hold groups, or one "
-        "response each.",
-    )
+    In Python, `embedder` and `scorer` may also be functions; see `mrt_plugin.select`.
+    """
+
     selector: str = option(
         "random_k",
-        "The rule that chooses the kept responses: random_k, best_k, diverse_k, diverse_best_k, filter_then_spread "
-        "or all. In an Axolotl recipe the dataset's `type` names it.",
+        "The rule that chooses the kept responses: random_k, best_k, diverse_k, diverse_best_k, filter_then_spread, "
+        "all, or your own as `package.module:name` or `file.py:name`. In an Axolotl recipe the dataset's `type` names "
+        "it.",
     )
     k: int = option(4, "Responses kept per prompt. A smaller pool is kept complete, and counted.", ge=1)
     n: int | None = option(None, "Candidates per prompt: a random `n` of a larger pool. By default all.", ge=1)
@@ -128,6 +147,18 @@ class SelectionOptions:
     weight_temperature: float = option(
         1.0, "softmax: divides the scores. If small, only the best counts; if large, all count the same.", gt=0
     )
+
+
+@dataclass
+class DataOptions:
+    """Choose how a training run reads its groups and seeds the selection."""
+
+    source: str | None = option(
+        None,
+        "The public format that the data is in, with its options: `nectar`, `ultrafeedback:score=fine_grained`, "
+        "`fields:prompt=question,responses=answers.text`; see docs/sources.md. By default rows hold groups, or one "
+        "response each.",
+    )
     redraw: Redraw = option(
         "never",
         "`epoch` draws another random k for every epoch (random_k); see docs/selection.md.",
@@ -137,7 +168,7 @@ class SelectionOptions:
 
 @dataclass
 class LayoutOptions:
-    """How a group becomes rows of tokens."""
+    """Choose how a group becomes rows of tokens."""
 
     prompt_format: PromptFormat = option(
         "auto",
@@ -149,8 +180,10 @@ class LayoutOptions:
         "`shared_prefix` computes the prompt once for all its responses, `expanded` copies it for each; `auto` "
         "shares where that is exact and saves tokens.",
     )
-    prefix_backend: PrefixBackend = option(
-        "auto", "Attention for a shared prefix; `auto` picks the fastest backend that is exact for the model."
+    prefix_backend: str = option(
+        "auto",
+        f"Attention for a shared prefix: {', '.join(PREFIX_BACKENDS)}, or your own class as "
+        "`package.module:name` or `file.py:name`. `auto` picks the fastest backend that is exact for the model.",
     )
     prefix_check: bool = option(
         True, "Prove before training, on your model and data, that the shared prefix computes the same numbers."
@@ -168,7 +201,7 @@ class LayoutOptions:
 
 @dataclass
 class LossOptions:
-    """How token losses become one number."""
+    """Choose how token losses become one number."""
 
     loss_aggregation: LossAggregation = option(
         "token",
@@ -179,7 +212,7 @@ class LossOptions:
 
 @dataclass
 class WatchOptions:
-    """What is monitored during a run. These options change no rows, so prepared data can be used again."""
+    """Choose what is monitored during a run. These options change no rows, so prepared data can be used again."""
 
     early_stopping: int | None = option(
         None,
@@ -218,7 +251,7 @@ class WatchOptions:
 
 
 @dataclass
-class MultiResponseOptions(WatchOptions, LossOptions, LayoutOptions, SelectionOptions):
+class MultiResponseOptions(WatchOptions, LossOptions, LayoutOptions, DataOptions, SelectionOptions):
     """Every option that multi-response training adds to a trainer.
 
     Example:
@@ -232,7 +265,48 @@ class MultiResponseOptions(WatchOptions, LossOptions, LayoutOptions, SelectionOp
     """
 
 
-WATCHING = tuple(item.name for item in dataclasses.fields(WatchOptions))
+def names_of(*parts: type) -> tuple[str, ...]:
+    """Return the names of the options of some dataclasses.
+
+    Example:
+
+    >>> names_of(LossOptions)
+    ('loss_aggregation',)
+    """
+    return tuple(item.name for part in parts for item in fields(part))
+
+
+WATCHING = names_of(WatchOptions)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def take_options(
+    part: type, annotation: Callable[[Field[Any], Any], Any] = lambda item, hint: hint
+) -> Callable[[Function], Function]:
+    """Decorate a function that takes `**options`, so that its signature has each option with its type and default.
+
+    Args:
+        part: the dataclass of the options. Options that are parameters of the function already are left out.
+        annotation: returns the annotation of an option from its field and type.
+    """
+
+    def decorate(function: Function) -> Function:
+        found, hints = signature(function), get_type_hints(part)
+        kept = [parameter for parameter in found.parameters.values() if parameter.kind != Parameter.VAR_KEYWORD]
+        added = [
+            Parameter(
+                item.name, Parameter.KEYWORD_ONLY, default=item.default, annotation=annotation(item, hints[item.name])
+            )
+            for item in fields(part)
+            if "bounds" in item.metadata and item.name not in found.parameters
+        ]
+        ordered = sorted([*added, *kept], key=lambda parameter: parameter.kind)
+        function.__signature__ = found.replace(parameters=ordered)  # type: ignore[attr-defined]
+        function.__annotations__.update({parameter.name: parameter.annotation for parameter in added})
+        return function
+
+    return decorate
 
 
 _KINDS: dict[type, tuple[type, str]] = {
@@ -240,19 +314,26 @@ _KINDS: dict[type, tuple[type, str]] = {
     int: (Integral, "a whole number"),
     float: (Real, "a finite number"),
 }
-"""For the type of an option: what is taken for it, and its name in messages. The others are checked where they are
+"""For the type of an option: the values accepted, and their name in messages. Other types are checked where they are
 used."""
 
 
-def check_options(options: MultiResponseOptions) -> None:
+def check_options(options: SelectionOptions | MultiResponseOptions) -> None:
     """Check every option against its type and bounds, and against the options that it needs.
 
     Raises:
         ValueError: naming the option, the value found and the values allowed.
     """
-    hints = get_type_hints(MultiResponseOptions)
-    for item in dataclasses.fields(MultiResponseOptions):
-        _check_value(item.name, getattr(options, item.name), hints[item.name], item.metadata["bounds"])
+    part = MultiResponseOptions if isinstance(options, MultiResponseOptions) else type(options)
+    hints = get_type_hints(part)
+    for item in fields(part):
+        if "bounds" in item.metadata:
+            _check_value(item.name, getattr(options, item.name), hints[item.name], item.metadata["bounds"])
+    if isinstance(options, MultiResponseOptions):
+        check_prefix_backend(options.prefix_backend)
+    else:
+        names = names_of(SelectionOptions)
+        options = MultiResponseOptions(**{name: getattr(options, name) for name in names})
     for wrong, reason in _CONTRADICTIONS:
         if wrong(options):
             raise ValueError(reason)
@@ -272,8 +353,8 @@ def _check_value(name: str, value: Any, hint: Any, bounds: Bounds) -> None:
     kind = next((found for found in _KINDS if found is hint or found in get_args(hint)), None)
     if kind is None:
         return
-    taken, words = _KINDS[kind]
-    fits = isinstance(value, taken) and (kind is bool or not isinstance(value, bool))
+    accepted, words = _KINDS[kind]
+    fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
     if not fits or (kind is not bool and not bounds.holds(value)):
         raise ValueError(f"{name}={value!r} must be {', '.join(filter(None, (words, str(bounds))))}.")
 
@@ -285,11 +366,11 @@ _CONTRADICTIONS: list[tuple[Callable[[MultiResponseOptions], bool], str]] = [
     ),
     (
         lambda o: o.mean_k is not None and o.target_total is not None,
-        "mean_k and target_total both say how many responses there are to spread: give one of them.",
+        "mean_k and target_total both set the number of responses to spread: give one of them.",
     ),
     (
         lambda o: o.max_k is not None and o.max_k < o.min_k,
-        "max_k is below min_k: a prompt cannot keep fewer than its least.",
+        "max_k is below min_k: a prompt cannot keep fewer than its minimum.",
     ),
     (
         lambda o: o.redraw == "epoch" and (o.selector != "random_k" or o.allocation != "fixed"),
@@ -298,33 +379,44 @@ _CONTRADICTIONS: list[tuple[Callable[[MultiResponseOptions], bool], str]] = [
     ),
     (
         lambda o: o.redraw == "epoch" and o.weights == "softmax",
-        "redraw='epoch' fixes the weights before it knows what is drawn: it takes weights='column'.",
+        "redraw='epoch' fixes the weights before it knows which responses are drawn: it takes weights='column'.",
     ),
 ]
 
 _BUDGET = ("mean_k", "target_total", "min_k", "max_k")
-"""Options that ask for a number of responses: without what they need the user would get another number."""
+"""Options that set a number of responses. If they had no effect, the user would get another number."""
+
+_IGNORED = {
+    "random_k": ("alpha", "similarity", "embedder"),
+    "best_k": ("alpha", "similarity", "embedder"),
+    "diverse_k": ("alpha",),
+    "filter_then_spread": ("alpha", "similarity"),
+    "all": ("k", "alpha", "similarity", "embedder"),
+}
+"""The options that a selector does not read. A selector that is not listed may read all of them."""
 
 
-def _adaptive(options: MultiResponseOptions) -> bool:
-    return options.allocation == "adaptive"
+def reads(options: Any, name: str) -> bool:
+    """Return whether the selector of some options reads the option `name`."""
+    return name not in _IGNORED.get(options.selector, ())
 
 
-def _compares(options: MultiResponseOptions) -> bool:
-    return (
-        options.selector in ("diverse_k", "diverse_best_k", "filter_then_spread")
-        or (_adaptive(options) and options.allocation_score == "diversity")
-        or options.sample_prompts > 0
-    )
+def _adaptive(options: Any) -> bool:
+    return bool(options.allocation == "adaptive")
+
+
+def _compares(options: Any) -> bool:
+    by_diversity = _adaptive(options) and options.allocation_score == "diversity"
+    return reads(options, "embedder") or by_diversity or options.sample_prompts > 0
 
 
 @dataclass(frozen=True)
 class Need:
-    """Options that change nothing without another one."""
+    """Options that have no effect without another one."""
 
     names: tuple[str, ...]
     used: Callable[[Any], bool]
-    """Whether they are used, from an object that has all options as attributes."""
+    """Returns whether they are used, from an object that has all options as attributes."""
     words: str
     """What they need."""
 
@@ -334,15 +426,11 @@ NEEDS = [
     Need(("allocation_score",), _adaptive, "allocation='adaptive'"),
     Need(
         ("k",),
-        lambda o: o.selector != "all" and (not _adaptive(o) or o.mean_k is None is o.target_total),
+        lambda o: reads(o, "k") and (not _adaptive(o) or o.mean_k is None is o.target_total),
         "a selector other than 'all', and neither mean_k nor target_total, which replace it",
     ),
-    Need(("alpha",), lambda o: o.selector == "diverse_best_k", "selector='diverse_best_k'"),
-    Need(
-        ("similarity",),
-        lambda o: o.selector in ("diverse_k", "diverse_best_k"),
-        "selector='diverse_k' or 'diverse_best_k'",
-    ),
+    Need(("alpha",), lambda o: reads(o, "alpha"), "selector='diverse_best_k'"),
+    Need(("similarity",), lambda o: reads(o, "similarity"), "selector='diverse_k' or 'diverse_best_k'"),
     Need(
         ("embedder",),
         _compares,
@@ -362,23 +450,19 @@ NEEDS = [
     ),
     Need(("min_improvement",), lambda o: o.early_stopping is not None, "early_stopping"),
     Need(("samples_per_prompt",), lambda o: o.sample_prompts > 0, "sample_prompts"),
-    Need(
-        ("sample_tokens",),
-        lambda o: o.sample_prompts > 0 or o.smoke_steps is not None,
-        "sample_prompts or smoke_steps",
-    ),
+    Need(("sample_tokens",), lambda o: o.sample_prompts > 0 or o.smoke_steps, "sample_prompts or smoke_steps"),
 ]
 
 
 def unused_options(options: MultiResponseOptions, given: Collection[str] | None = None) -> dict[str, str]:
-    """Find the options that were set and change nothing, since another option that they need is not set.
+    """Find the options that were set and have no effect, because an option that they need is not set.
 
     Args:
-        options: all of them.
+        options: all options.
         given: the names that the user set; by default those whose value is not the default.
 
     Returns:
-        For each such option a message with the remedy.
+        A message with the remedy for each such option.
 
     Example:
 
@@ -386,8 +470,8 @@ def unused_options(options: MultiResponseOptions, given: Collection[str] | None 
     {'alpha': "alpha=0.5 changes nothing here: it needs selector='diverse_best_k'."}
     """
     if given is None:
-        defaults = {item.name: item.default for item in dataclasses.fields(MultiResponseOptions)}
-        given = [name for name, default in defaults.items() if getattr(options, name) != default]
+        names = names_of(MultiResponseOptions)
+        given = [name for name in names if getattr(options, name) != getattr(MultiResponseOptions, name)]
     return {
         name: f"{name}={getattr(options, name)!r} changes nothing here: it needs {need.words}."
         for need in NEEDS
@@ -407,7 +491,7 @@ def markdown() -> str:
         "Made by `python -m mrt_plugin.options`.",
         "",
     ]
-    for item in dataclasses.fields(MultiResponseOptions):
+    for item in fields(MultiResponseOptions):
         hint = hints[item.name]
         if get_origin(hint) is Literal:
             kind = "/".join(f"`{value}`" for value in get_args(hint))

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ from mrt_plugin.encoding import Encoder, EncodingError, Pair
 from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
 from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, split_group, unshare
-from mrt_plugin.options import LayoutOptions, LossOptions, MultiResponseOptions, SelectionOptions, check_options
+from mrt_plugin.options import LayoutOptions, LossOptions, MultiResponseOptions, check_options, names_of
 from mrt_plugin.scoring import softmax_weights
-from mrt_plugin.selection.candidates import candidates_of
-from mrt_plugin.selection.run import score_and_select
+from mrt_plugin.selection.pool import candidates_of
+from mrt_plugin.selection.run import run_selection
 from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE, ROW_FEATURE, RowDraw, rows_to_draw
 
 logger = logging.getLogger(__name__)
@@ -114,8 +114,8 @@ def prepare_groups(
     ```
     """
     if held_out:
-        kept = [item.name for kind in (LayoutOptions, LossOptions) for item in fields(kind)]
-        options = MultiResponseOptions(selector="all", **{name: getattr(options, name) for name in kept})
+        kept = {name: getattr(options, name) for name in names_of(LayoutOptions, LossOptions)}
+        options = MultiResponseOptions(selector="all", **kept)
         groups = groups.remove_columns([name for name in groups.column_names if name == "weights"])
     check_options(options)
     if options.selection_seed is not None:
@@ -123,12 +123,7 @@ def prepare_groups(
     if options.redraw == "epoch":
         chosen = _pools(groups, options.n, seed)
     else:
-        told = {
-            item.name: getattr(options, item.name)
-            for item in fields(SelectionOptions)
-            if item.name not in ("selector", "source", "weights", "weight_temperature", "redraw", "selection_seed")
-        }
-        selected = score_and_select(groups, options.selector, **told, seed=seed, num_proc=num_proc)
+        selected = run_selection(groups, options, seed=seed, num_proc=num_proc)
         selected.report.log()
         groups, chosen = selected.groups, selected.picks
     if options.weights == "softmax" and "scores" not in groups.column_names:
@@ -180,7 +175,7 @@ def _pools(groups: Dataset, n: int | None, seed: int) -> list[list[int]]:
     names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
     wanted = groups.select_columns(names)
     return [
-        candidates_of(batch, place, n=n, seed=seed).tolist()
+        candidates_of(batch, place, n=n, seed=seed)
         for batch in wanted.iter(batch_size(wanted, 256))
         for place in range(len(batch["id"]))
     ]

@@ -31,7 +31,7 @@ WELL_FORMED = 0.5
 hundred steps not every answer ends. If most do not end, something is wrong with the template or the labels."""
 
 LOOP = 0.6
-"""An answer is a loop if at least this share of it repeats runs of fifteen words, as in `curation.repetition`."""
+"""A looping answer repeats runs of fifteen words in at least this share, as in the curation rule `repetition`."""
 
 
 SIGNIFICANT = 0.05
