@@ -239,15 +239,16 @@ def _variants(found: Mapping[str, Any]) -> str:
         for layout in LAYOUTS:
             for k in KS:
                 cells = []
+                main = _gain(_pick(values["comparisons"], layout, k))
                 for kind in priced.values():
-                    row = _pick(values[kind], layout, k)
-                    cells.append("" if row is None else f"{row['rival_pairs']:.2f}n: {percent(row['gain'])}")
+                    cell = _gain(_pick(values[kind], layout, k))
+                    cells.append("same" if cell and cell == main else cell)
                 for other in trained.values():
                     row = _pick(other[length]["comparisons"], layout, k)
                     cells.append("" if row is None else percent(row["gain"]))
                 rows.append([*_place(length, layout, k), *cells])
     text = (
-        "KL saved at equal cost, %. Before the colon: prompts of K = 1.\n\n"
+        "KL saved at equal cost, %. Before the colon: prompts of K = 1. *Same*: as under equal cost.\n\n"
         "- *Sampling*: a third of C_p per prompt and of C_r per sampled response is charged too.\n"
         f"- *Complete proof*: charged to {found['n']} prompts. Empty: it pays for more pairs than K = 1 saw.\n"
         "- *Tokens*: tokens of a forward pass instead of seconds; nothing else is charged.\n"
@@ -256,9 +257,14 @@ def _variants(found: Mapping[str, Any]) -> str:
         text += (
             "- *One rate* (not fixed before): 0.001 in all arms, 4 pairs per step, 8 with K = 8.\n"
             "- *Single pairs* (not fixed before): K = 1 with one pair per step and 0.001; the others as tuned.\n\n"
-            "The last two have the prices of [equal cost](#equal-cost).\n"
+            "The last two have the prices of equal cost.\n"
         )
     return text + "\n" + table(("P", "layout", "K", *priced, *trained), grouped(rows, 2))
+
+
+def _gain(row: Mapping[str, Any] | None) -> str:
+    """Format the prompts of K = 1, and the gain over it."""
+    return "" if row is None else f"{row['rival_pairs']:.2f}n: {percent(row['gain'])}"
 
 
 def _checks(found: Mapping[str, Any]) -> str:
@@ -266,12 +272,11 @@ def _checks(found: Mapping[str, Any]) -> str:
         return ""
     checks = found["checks"]
     text = (
-        "Not fixed before; tuning worlds, mean KL of two seeds. Fewer pairs per step for K = 1, at P = 64:\n\n"
-        + table(
-            ("rate/pairs per step", "KL at n pairs", "2n", "4n", "8n"),
-            [[_setting(row), *(f"{kl:.3f}" for kl in row["kl"])] for row in checks["small_steps"]],
-        )
+        "Not fixed before; tuning worlds, mean KL of two seeds. Fewer pairs per step for K = 1, at P = 64: learning "
+        "rate/pairs per step, and the KL after n, 2n, 4n and 8n pairs.\n\n"
     )
+    for row in checks["small_steps"]:
+        text += f"- {_setting(row)}: {', '.join(f'{kl:.3f}' for kl in row['kl'])}\n"
     if checks["long_prompts"]:
         best = [
             f"- `{row['arm']}` after {row['place']:g}n pairs: {_setting(row['here'])} ({row['kl_here']:.3f}), "
