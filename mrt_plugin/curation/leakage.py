@@ -66,9 +66,8 @@ class LeakageReport:
     train_groups: int
     held_out_groups: int
     near_train_groups: int = 0
-    """Training groups whose prompt is near a held-out one."""
+    """Training groups with a prompt near a held-out one."""
     near_held_out_groups: int = 0
-    """Held-out groups whose prompt is near a training one."""
     shared_responses: int = 0
     """Held-out responses that are also in the training set, without regard to case and white space. Short answers
     often are."""

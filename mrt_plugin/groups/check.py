@@ -120,11 +120,12 @@ class GroupChecker:
             state = "absent" if values is None else "given"
             first, where = self.forms.setdefault(name, (state, raw.place))
             if state != first:
-                what = f"they are {state} here, but {first} in {where}: give {name} for all groups or for none."
-                self.problems.add(raw.place, column, what)
+                differ = f"they are {state} here, but {first} in {where}: give {name} for all groups or for none."
+                self.problems.add(raw.place, column, differ)
         if values is None:
             return None
-        place, what = raw.place, None
+        place = raw.place
+        what: str | None = None
         if not isinstance(values, list):
             form = "strings" if name == "finish_reasons" else "numbers"
             what = f"it is {kind(values)}; it must be a list of {form}, one per response."

@@ -29,7 +29,7 @@ WELL_FORMED = 0.5
 hundred steps not every answer ends. If most do not end, something is wrong with the template or the labels."""
 
 LOOP = 0.6
-"""An answer is a loop if at least this share of it repeats runs of fifteen words, as in the curation rule `repetition`."""
+"""An answer is a loop if at least this share of it repeats runs of fifteen words (curation rule `repetition`)."""
 
 
 class SmokeTestFailed(RuntimeError):
