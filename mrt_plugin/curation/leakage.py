@@ -1,6 +1,6 @@
 """Find prompts that are also in a benchmark (the rule `leakage`), or on the other side of a split."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +73,6 @@ class LeakageReport:
     often are."""
     examples: list[str] = field(default_factory=list)
     """The ids of up to five of the training groups."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return all fields, for JSON."""
-        return asdict(self)
 
     def summary(self) -> str:
         """Return one line for people."""

@@ -64,8 +64,8 @@ def plan_mix(
     [('chat', 400), ('code', 400)]
     """
     check_proportions(sizes, proportions, max_repeats)
-    whole = sum(Fraction(value) for value in proportions.values())
-    shares = {name: Fraction(value) / whole for name, value in proportions.items() if value > 0}
+    all_shares = sum(Fraction(value) for value in proportions.values())
+    shares = {name: Fraction(value) / all_shares for name, value in proportions.items() if value > 0}
     most = min(Fraction(sizes[name] * max_repeats) / share for name, share in shares.items())
     if total is None:
         total = min(int(most), sum(sizes[name] for name in shares))

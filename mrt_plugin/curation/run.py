@@ -268,10 +268,10 @@ def _judge(
         decisions: dict[int | None, Decision] = {}
         for decision in rule.judge(group, tools):
             decisions.setdefault(decision.response, decision)
-        whole = decisions.pop(None, None)
-        if whole is not None:
-            events.append((number, whole.action, whole.reason, None))
-            if whole.action == "drop":
+        on_group = decisions.pop(None, None)
+        if on_group is not None:
+            events.append((number, on_group.action, on_group.reason, None))
+            if on_group.action == "drop":
                 return [], {}, events
         if not decisions:
             continue

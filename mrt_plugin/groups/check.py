@@ -44,11 +44,9 @@ class GroupChecker:
 
     def check_all(self, groups: Iterable[RawGroup]) -> Iterator[CheckedGroup]:
         """Yield the groups that can be trained on. Add problems to `problems` and count decisions in `report`."""
-        for raw in groups:
-            group = self.check(raw)
-            if group:
-                self.report.count_group(len(group.responses))
-                yield group
+        for group in filter(None, map(self.check, groups)):
+            self.report.count_group(len(group.responses))
+            yield group
 
     def check(self, raw: RawGroup) -> CheckedGroup | None:
         """Check one group. Return None if it is dropped (counted) or has a problem (recorded)."""
