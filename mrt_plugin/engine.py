@@ -37,7 +37,7 @@ def map_batches(
     engine: Engine = "local",
     threads: int | None = None,
 ) -> Dataset:
-    """Apply a function to all groups, and return its results in the groups' order.
+    """Apply a function to all groups, and return its results, n rows in the groups' order.
 
     The cache of `datasets` is not used, because it cannot detect changes in a user's function or in a model's file.
 
@@ -51,16 +51,16 @@ def map_batches(
         description: the text of the progress bar.
         num_proc: number of processes of the local engine.
         engine: `local` or `ray`.
-        threads: on Ray, for a function that runs a model: the cores of a worker and the threads of its model.
+        threads: on Ray, for a function that runs a model: the cores of a worker and the threads of its model. At most
+            the cores of the smallest machine are used. The last digits of the results depend on this number.
 
-    Returns:
-        n rows.
+    Raises:
+        ImportError: if Ray is asked for and not installed.
     """
     batch_size = bounded_size(groups, batch_size)
     if engine == "ray":
-        return map_on_ray(
-            groups, function, kwargs, features, batch_size=batch_size, description=description, threads=threads
-        )
+        task = _Task(groups, function, kwargs, features, batch_size, threads, os.getcwd())
+        return _map_on_ray(task, description)
     return groups.map(
         function,
         fn_kwargs=kwargs,
@@ -75,28 +75,25 @@ def map_batches(
     )
 
 
-def map_on_ray(
-    groups: Dataset,
-    function: BatchFunction,
-    kwargs: dict[str, Any],
-    features: Features,
-    *,
-    batch_size: int,
-    description: str = "On Ray",
-    threads: int | None = None,
-) -> Dataset:
-    """Apply a function to all groups with Ray Data, on one or more machines. Arguments are those of `map_batches`.
+@dataclass
+class _Task:
+    groups: Dataset
+    function: BatchFunction
+    kwargs: dict[str, Any]
+    features: Features
+    batch_size: int
+    threads: int | None
+    directory: str
+
+
+def _map_on_ray(task: _Task, description: str) -> Dataset:
+    """Run a task with Ray Data, on one or more machines.
 
     The driver sends only row numbers. Each worker reads its rows from the datasets cache, which must be on a disk
-    that all machines can read (`HF_DATASETS_CACHE`). Workers are actors that receive `kwargs` once, so a model is
+    that all machines can read (`HF_DATASETS_CACHE`). Workers are actors that receive the task once, so a model is
     loaded once per worker. Results arrive in any order and are sorted by row, so they do not depend on the number of
-    workers. An existing connection to Ray (`RAY_ADDRESS`) is used; otherwise Ray is started on this machine.
-
-    At most `threads` cores of the smallest machine are used for a worker. Its model runs with the same number of
-    threads, because the last digits of its results depend on that number. On machines with GPUs, a worker gets one.
-
-    Raises:
-        ImportError: if Ray is not installed.
+    workers. An existing connection to Ray (`RAY_ADDRESS`) is used; otherwise Ray is started on this machine. On
+    machines with GPUs, a worker that runs a model gets one.
     """
     if importlib.util.find_spec("ray") is None:
         raise ImportError("engine='ray' needs Ray: pip install 'mrt-plugin[ray]'.")
@@ -108,48 +105,40 @@ def map_on_ray(
     needs: dict[str, Any] = {"num_cpus": 1}
     found = ray.cluster_resources()
     workers = int(found.get("CPU", 1))
-    if threads is not None:
-        threads = max(1, min(threads, *(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())))
-        needs, workers = {"num_cpus": threads}, workers // threads
+    if task.threads is not None:
+        task.threads = max(1, min(task.threads, *(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())))
+        needs, workers = {"num_cpus": task.threads}, workers // task.threads
         if found.get("GPU"):
             needs["num_gpus"], workers = 1, min(workers, int(found["GPU"]))
-    batches = [{"start": start} for start in range(0, len(groups), batch_size)]
+    total = len(task.groups)
+    batches = [{"start": start} for start in range(0, total, task.batch_size)]
     answered = ray.data.from_items(batches).map_batches(
         _Worker,
-        fn_constructor_args=(groups, function, kwargs, features, batch_size, threads, os.getcwd()),
+        fn_constructor_args=(task,),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(workers, len(batches)))),
         **needs,
     )
     answers: dict[int, bytes] = {}
-    with tqdm(desc=description, total=len(groups), unit=" groups", delay=2) as bar:
+    with tqdm(desc=description, total=total, unit=" groups", delay=2) as bar:
         for row in answered.iter_rows():
             answers[row["start"]] = row["answer"]
-            bar.update(min(batch_size, len(groups) - row["start"]))
+            bar.update(min(task.batch_size, total - row["start"]))
     tables = [pyarrow.ipc.open_stream(answers[start]).read_all() for start in sorted(answers)]
-    return Dataset(pyarrow.concat_tables(tables) if tables else features.arrow_schema.empty_table())
+    return Dataset(pyarrow.concat_tables(tables) if tables else task.features.arrow_schema.empty_table())
 
 
-@dataclass
 class _Worker:
     """Applies the function to batches of the groups, given by the number of their first row."""
 
-    groups: Dataset
-    function: BatchFunction
-    kwargs: dict[str, Any]
-    features: Features
-    batch_size: int
-    threads: int | None
-    directory: str
-
-    def __post_init__(self) -> None:
-        # so that relative paths of models, caches and functions are valid on the worker
-        if os.path.isdir(self.directory):
-            os.chdir(self.directory)
-        if self.threads is not None:
+    def __init__(self, task: _Task) -> None:
+        self.task = task
+        if os.path.isdir(task.directory):  # so that relative paths of models and caches are valid on the worker
+            os.chdir(task.directory)
+        if task.threads is not None:
             import torch
 
-            torch.set_num_threads(self.threads)
+            torch.set_num_threads(task.threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Return one Arrow stream per start. Arrow keeps nested lists and strings unchanged."""
@@ -157,8 +146,9 @@ class _Worker:
         return {"start": starts, "answer": [self._answer(start) for start in starts]}
 
     def _answer(self, start: int) -> bytes:
-        rows = self.groups[start : start + self.batch_size]
-        table = Dataset.from_dict(self.function(rows, **self.kwargs), features=self.features).data.table
+        task = self.task
+        rows = task.groups[start : start + task.batch_size]
+        table = Dataset.from_dict(task.function(rows, **task.kwargs), features=task.features).data.table
         sink = io.BytesIO()
         with pyarrow.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)

@@ -5,13 +5,14 @@ The TRL config, the Axolotl schema, the command line and `docs/options.md` are b
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from inspect import Parameter, signature
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from mrt_plugin.extension import is_extension, load_extension
+
 Layout = Literal["auto", "shared_prefix", "expanded"]
-PrefixBackend = Literal["auto", "flex", "sdpa", "fork", "dense"]
 LossAggregation = Literal["token", "prompt", "response"]
 Similarity = Literal["paper", "rescaled"]
 PromptFormat = Literal["auto", "chat", "plain"]
@@ -21,6 +22,27 @@ Redraw = Literal["never", "epoch"]
 PaidLayout = Literal["shared_prefix", "expanded"]
 Engine = Literal["local", "ray"]
 Api = Literal["chat", "completions"]
+
+PREFIX_BACKENDS = {
+    "flex": "mrt_plugin.attention.masks:FlexBackend",
+    "sdpa": "mrt_plugin.attention.two_part:TwoPartBackend",
+    "fork": "mrt_plugin.attention.fork:ForkBackend",
+    "dense": "mrt_plugin.attention.masks:DenseBackend",
+}
+"""The shared-prefix backends of the package by name, each with the place of its class."""
+
+
+def check_prefix_backend(name: str) -> None:
+    """Raise ValueError unless `name` is `auto`, a backend of the package, or the place of a user's own class."""
+    if name == "auto" or name in PREFIX_BACKENDS:
+        return
+    if not is_extension(name):
+        raise ValueError(
+            f"prefix_backend={name!r} is unknown: choose one of {', '.join(('auto', *PREFIX_BACKENDS))}, or give your "
+            "own class as package.module:name or file.py:name."
+        )
+    if not isinstance(load_extension(name), type):
+        raise ValueError(f"prefix_backend={name!r}: this is no class.")
 
 
 @dataclass(frozen=True)
@@ -72,60 +94,58 @@ class SelectionOptions:
 
     selector: str = option(
         "random_k",
-        "Which responses of a prompt's pool are kept: random_k, best_k, diverse_k, diverse_best_k, filter_then_spread "
-        "or all. In an Axolotl recipe the dataset's `type` names it instead.",
+        "The rule that chooses the kept responses: random_k, best_k, diverse_k, diverse_best_k, filter_then_spread, "
+        "all, or your own as `package.module:name` or `file.py:name`. In an Axolotl recipe the dataset's `type` names "
+        "it.",
     )
-    k: int = option(4, "Responses kept per prompt. A pool with fewer is kept whole, and counted.", ge=1)
-    n: int | None = option(
-        None, "Candidates considered per prompt: of a larger pool a random `n`. By default the whole pool.", ge=1
-    )
+    k: int = option(4, "Responses kept per prompt. A smaller pool is kept complete, and counted.", ge=1)
+    n: int | None = option(None, "Candidates per prompt: a random `n` of a larger pool. By default all.", ge=1)
     alpha: float = option(
         0.25,
-        "diverse_best_k: the exponent on the scores. 0 ignores them, larger values favour quality over diversity.",
+        "diverse_best_k: exponent of the scores. 0 ignores them; larger values favour quality over diversity.",
         ge=0,
     )
     similarity: Similarity = option(
         "rescaled",
-        "diverse_k and diverse_best_k: `rescaled` stretches the cosines of each pool to [0, 1], so that later picks "
-        "still gain something; `paper` is (cosine + 1) / 2, for replication.",
+        "diverse_k, diverse_best_k: `rescaled` stretches each pool's cosines to [0, 1]; `paper` is (cosine + 1) / 2, "
+        "for replication.",
     )
     embedder: str = option(
         "lexical",
-        "The selectors that compare responses: `lexical` (character n-grams, nothing to download), "
-        "`sentence-transformers` (all-MiniLM-L6-v2), or the name or path of any sentence-transformers model.",
+        "For selectors that compare responses: `lexical` (character n-grams), `sentence-transformers` "
+        "(all-MiniLM-L6-v2), or the name or path of any sentence-transformers model.",
     )
     scorer: str | None = option(
         None,
-        "Scores in place of the column `scores`: a reward model by name or path, or your function "
-        "`package.module:function` or `file.py:function` of (prompt, responses). Of several, with commas between, the "
-        "first decides, and how far the others agree is logged.",
+        "Replaces the column `scores`: the name or path of a reward model, or your function of (prompt, responses), "
+        "`package.module:function` or `file.py:function`. Of several, separated by commas, the first decides; the "
+        "log says how far the others agree.",
     )
     score_cache: str | None = option(
         None,
-        "Directory in which models' embeddings and scores are kept, so that nothing is computed twice. By default "
-        "$MRT_CACHE, or ~/.cache/mrt-plugin.",
+        "Directory of the cache of models' embeddings and scores. By default $MRT_CACHE, or ~/.cache/mrt-plugin.",
     )
     allocation: AllocationKind = option(
         "fixed",
-        "`fixed` keeps k responses of every prompt; `adaptive` spreads the same budget so that prompts whose "
-        "responses differ more keep more. Train the latter with loss_aggregation: prompt.",
+        "`fixed` keeps k responses of every prompt; `adaptive` keeps more where responses differ more, within the "
+        "same budget. Train the latter with loss_aggregation: prompt.",
     )
     allocation_score: str = option(
         "diversity",
-        "adaptive: what says how much a prompt's responses vary. `diversity` of their embeddings, `length`, or a "
-        "column with a number per prompt, or with one per response, of which the variance is taken.",
+        "adaptive: how much a prompt's responses vary: `diversity` of embeddings, `length`, or a column with a "
+        "number per prompt, or per response (their variance).",
     )
-    mean_k: float | None = option(None, "adaptive: responses per prompt on average. By default k.", ge=1)
-    target_total: int | None = option(None, "adaptive: responses in all, instead of mean_k.", ge=1)
+    mean_k: float | None = option(None, "adaptive: mean responses per prompt. By default k.", ge=1)
+    target_total: int | None = option(None, "adaptive: responses in total, instead of mean_k.", ge=1)
     min_k: int = option(1, "adaptive: the fewest per prompt.", ge=1)
     max_k: int | None = option(None, "adaptive: the most per prompt. By default its pool.", ge=1)
     weights: WeightSource = option(
         "column",
-        "What a response weighs in the loss: its number in the column `weights`, if there is one, or the `softmax` of "
-        "the kept responses' scores, scaled to a mean of 1.",
+        "Weight of a response in the loss: the column `weights` if there is one, or the `softmax` of the kept "
+        "responses' scores, with mean 1.",
     )
     weight_temperature: float = option(
-        1.0, "softmax: divides the scores. Small: only the best counts. Large: all count the same.", gt=0
+        1.0, "softmax: divides the scores. If small, only the best counts; if large, all count the same.", gt=0
     )
 
 
@@ -141,91 +161,91 @@ class DataOptions:
     )
     redraw: Redraw = option(
         "never",
-        "`epoch` draws another random k of the pool for every epoch (random_k): see docs/selection.md.",
+        "`epoch` draws another random k for every epoch (random_k); see docs/selection.md.",
     )
-    selection_seed: int | None = option(
-        None, "Seed of the selection. By default the run's data_seed, or its seed.", ge=0
-    )
+    selection_seed: int | None = option(None, "Seed of the selection. By default data_seed, or else seed.", ge=0)
 
 
 @dataclass
 class LayoutOptions:
-    """How a group becomes rows of tokens."""
+    """Choose how a group becomes rows of tokens."""
 
     prompt_format: PromptFormat = option(
         "auto",
-        "How string prompts become text: `chat` makes them a user turn of the tokenizer's chat template, `plain` "
-        "takes them as they are; `auto` is `chat` where the tokenizer has a template. Messages are always chat.",
+        "How string prompts become text: `chat` as a user turn of the chat template, `plain` as they are, `auto` as "
+        "`chat` if the tokenizer has a template. Messages are always chat.",
     )
     layout: Layout = option(
         "auto",
-        "How a group becomes tokens: `shared_prefix` computes the prompt once for all its responses, `expanded` "
-        "copies it for each; `auto` shares where that is exact and saves tokens.",
+        "`shared_prefix` computes the prompt once for all its responses, `expanded` copies it for each; `auto` "
+        "shares where that is exact and saves tokens.",
     )
-    prefix_backend: PrefixBackend = option(
-        "auto", "How attention handles a shared prefix; `auto` picks the fastest one that is exact for the model."
+    prefix_backend: str = option(
+        "auto",
+        f"Attention for a shared prefix: {', '.join(PREFIX_BACKENDS)}, or your own class as "
+        "`package.module:name` or `file.py:name`. `auto` picks the fastest backend that is exact for the model.",
     )
     prefix_check: bool = option(
-        True, "Prove before training, on the model and data at hand, that the shared prefix computes the same numbers."
+        True, "Prove before training, on your model and data, that the shared prefix computes the same numbers."
     )
     row_length: int | None = option(
         None,
-        "Tokens a row may hold. At least max_length, which is the default (in Axolotl: sequence_len); larger rows "
-        "keep long groups whole.",
+        "Most tokens of a row, at least max_length, which is the default (in Axolotl: sequence_len). Larger rows "
+        "keep long groups together.",
         ge=2,
     )
     row_packing: bool = option(
-        True, "Put several groups of a batch into one row of at most row_length. Groups never see each other."
+        True, "Pack several groups of a batch into one row of at most row_length. Groups never see each other."
     )
 
 
 @dataclass
 class LossOptions:
-    """How token losses become one number."""
+    """Choose how token losses become one number."""
 
     loss_aggregation: LossAggregation = option(
         "token",
-        "What has one vote in the mean: every `token`, every `prompt` (responses keep their likelihood weights), or "
-        "every `response` (tilts towards short responses).",
+        "What has one vote in the mean: a `token`, a `prompt` (responses keep their likelihood weights), or a "
+        "`response` (favours short responses).",
     )
 
 
 @dataclass
 class WatchOptions:
-    """What is monitored during a run. These options change no rows, so prepared data can be used again."""
+    """Choose what is monitored during a run. These options change no rows, so prepared data can be used again."""
 
     early_stopping: int | None = option(
         None,
         "Stop after this many evaluations in a row that did not lower the held-out loss by min_improvement, and load "
-        "the best checkpoint. Checkpoints are then written at every evaluation.",
+        "the best checkpoint. Saves at every evaluation.",
         ge=1,
     )
     min_improvement: float = option(
-        0.001, "early_stopping: by how much the held-out loss must fall to count as improved, in nats per token.", ge=0
+        0.001, "early_stopping: the smallest improvement that counts, in nats per token.", ge=0
     )
     overfit_limit: float = option(
         0.2,
-        "Warn once the gap between held-out and training loss has grown by more than this, in nats per token. It is "
-        "measured on at most 64 training prompts and logged at every evaluation; 0 leaves it out.",
+        "Warn if the gap between held-out and training loss has grown by more than this, in nats per token. Measured "
+        "at every evaluation on at most 64 training prompts; 0 turns it off.",
         ge=0,
     )
     sample_prompts: int = option(
         0,
-        "Held-out prompts that are answered at every evaluation: the coverage, alignment and diversity of the answers "
-        "are logged (embedder compares them). 0: none.",
+        "Held-out prompts answered at every evaluation, to log the coverage, alignment and diversity of the answers "
+        "(by embedder).",
         ge=0,
     )
-    samples_per_prompt: int = option(4, "sample_prompts: answers to each.", ge=2)
+    samples_per_prompt: int = option(4, "sample_prompts: answers per prompt.", ge=2)
     sample_tokens: int | None = option(
         None,
-        "Most tokens of a sampled answer, in training and in a smoke test. By default twice the longest response to "
-        "the prompts that are sampled, and at least 32.",
+        "Most tokens of a sampled answer, in training and in the smoke test. By default twice the longest response "
+        "to these prompts, and at least 32.",
         ge=1,
     )
     smoke_steps: int | None = option(
         None,
-        "A smoke test before a long run: train this many steps (100 tell enough), check the loss, the gradients, the "
-        "memory of the longest prompts and a few answers, and stop with a verdict; an error if anything is wrong.",
+        "Smoke test: train this many steps (100 are enough), check loss, gradients, memory of the longest prompts "
+        "and a few answers, then stop with a verdict; an error if anything is wrong.",
         ge=20,
     )
 
@@ -237,7 +257,8 @@ class MultiResponseOptions(WatchOptions, LossOptions, LayoutOptions, DataOptions
     Example:
 
     ```python
-    from mrt_plugin.options import MultiResponseOptions, check_options
+    from mrt_plugin import MultiResponseOptions
+    from mrt_plugin.options import check_options
 
     check_options(MultiResponseOptions(k=4, layout="shared_prefix"))
     ```
@@ -261,13 +282,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def take_options(
-    part: type, annotation: Callable[[str, Any], Any] = lambda name, hint: hint
+    part: type, annotation: Callable[[Field[Any], Any], Any] = lambda item, hint: hint
 ) -> Callable[[Function], Function]:
     """Decorate a function that takes `**options`, so that its signature has each option with its type and default.
 
     Args:
         part: the dataclass of the options. Options that are parameters of the function already are left out.
-        annotation: returns the annotation of an option from its name and type.
+        annotation: returns the annotation of an option from its field and type.
     """
 
     def decorate(function: Function) -> Function:
@@ -275,10 +296,10 @@ def take_options(
         kept = [parameter for parameter in found.parameters.values() if parameter.kind != Parameter.VAR_KEYWORD]
         added = [
             Parameter(
-                name, Parameter.KEYWORD_ONLY, default=getattr(part, name), annotation=annotation(name, hints[name])
+                item.name, Parameter.KEYWORD_ONLY, default=item.default, annotation=annotation(item, hints[item.name])
             )
-            for name in names_of(part)
-            if name not in found.parameters
+            for item in fields(part)
+            if "bounds" in item.metadata and item.name not in found.parameters
         ]
         ordered = sorted([*added, *kept], key=lambda parameter: parameter.kind)
         function.__signature__ = found.replace(parameters=ordered)  # type: ignore[attr-defined]
@@ -303,10 +324,16 @@ def check_options(options: SelectionOptions | MultiResponseOptions) -> None:
     Raises:
         ValueError: naming the option, the value found and the values allowed.
     """
-    options = _complete(options)
-    hints = get_type_hints(MultiResponseOptions)
-    for item in fields(MultiResponseOptions):
-        _check_value(item.name, getattr(options, item.name), hints[item.name], item.metadata["bounds"])
+    part = MultiResponseOptions if isinstance(options, MultiResponseOptions) else type(options)
+    hints = get_type_hints(part)
+    for item in fields(part):
+        if "bounds" in item.metadata:
+            _check_value(item.name, getattr(options, item.name), hints[item.name], item.metadata["bounds"])
+    if isinstance(options, MultiResponseOptions):
+        check_prefix_backend(options.prefix_backend)
+    else:
+        names = names_of(SelectionOptions)
+        options = MultiResponseOptions(**{name: getattr(options, name) for name in names})
     for wrong, reason in _CONTRADICTIONS:
         if wrong(options):
             raise ValueError(reason)
@@ -314,11 +341,6 @@ def check_options(options: SelectionOptions | MultiResponseOptions) -> None:
     for name in _BUDGET:
         if name in unused:
             raise ValueError(unused[name])
-
-
-def _complete(options: SelectionOptions | MultiResponseOptions) -> MultiResponseOptions:
-    """Return the options with the defaults of those that a part of them does not have."""
-    return options if isinstance(options, MultiResponseOptions) else MultiResponseOptions(**vars(options))
 
 
 def _check_value(name: str, value: Any, hint: Any, bounds: Bounds) -> None:
@@ -460,24 +482,22 @@ def unused_options(options: MultiResponseOptions, given: Collection[str] | None 
 
 
 def markdown() -> str:
-    """Return the reference page `docs/options.md`, with one row per option."""
+    """Return the reference page `docs/options.md`, one entry per option."""
     hints = get_type_hints(MultiResponseOptions)
     lines = [
         "# Options",
         "",
-        "Fields of `MultiResponseSFTConfig` and keys of a recipe's `mrt:` block. Printed by `python -m "
-        "mrt_plugin.options`.",
+        "Fields of `MultiResponseSFTConfig` and keys of a recipe's `mrt:` block, with type or values and default. "
+        "Made by `python -m mrt_plugin.options`.",
         "",
-        "| option | type | default | what it does |",
-        "| --- | --- | --- | --- |",
     ]
     for item in fields(MultiResponseOptions):
         hint = hints[item.name]
         if get_origin(hint) is Literal:
-            kind = " or ".join(f"`{value}`" for value in get_args(hint))
+            kind = "/".join(f"`{value}`" for value in get_args(hint))
         else:
-            kind = f"`{hint.__name__ if isinstance(hint, type) else hint}`".replace(" | ", " or ")
-        lines.append(f"| `{item.name}` | {kind} | `{item.default}` | {item.metadata['help']} |".replace(" | None", ""))
+            kind = f"{hint.__name__ if isinstance(hint, type) else hint}".replace(" | None", "")
+        lines.append(f"- **`{item.name}`** ({kind}, `{item.default}`): {item.metadata['help']}")
     return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,7 @@ from test_scoring import reward_dir
 from test_select_cli import job, write_lines
 
 from mrt_plugin import load_groups, select
-from mrt_plugin.engine import map_on_ray
+from mrt_plugin.engine import map_batches
 from mrt_plugin.options import SelectionOptions
 from mrt_plugin.pipeline.files import select_file
 from mrt_plugin.scoring import ScoreCache
@@ -37,7 +37,10 @@ def test_answers_come_back_in_the_order_of_the_rows(cluster: Any) -> None:
         return {"said": [f"{mark} {name} of {len(batch['id'])}" for name in batch["id"]]}
 
     groups = Dataset.from_list([{"id": str(number)} for number in range(25)])
-    answered = map_on_ray(groups, describe, {"mark": "this is"}, Features({"said": Value("string")}), batch_size=4)
+    features = Features({"said": Value("string")})
+    answered = map_batches(
+        groups, describe, {"mark": "this is"}, features, batch_size=4, description="Describing", engine="ray"
+    )
     assert answered["said"][:2] == ["this is 0 of 4", "this is 1 of 4"]
     assert answered["said"][-1] == "this is 24 of 1"
     assert len(answered) == 25

@@ -140,13 +140,8 @@ def _tokenizer_content(name: str, revision: str | None) -> str:
 
 def _jinja_content(template: Any) -> str:
     """Return the content of `chat_template_jinja`, which may be a template or the path of one."""
-    return str(template) if "{" in str(template) else _file_content(str(template))
-
-
-def _file_content(name: str) -> str:
-    """Return the content of the file with this name, or the name if there is no such file."""
-    path = Path(name)
-    return _content([path]) if path.is_file() else name
+    text = str(template)
+    return text if "{" in text or not Path(text).is_file() else _content([Path(text)])
 
 
 def _scoring_content(holder: dict[str, Any]) -> list[str]:
@@ -166,9 +161,6 @@ def _function_content(name: str) -> str:
 
     These are the file or module given in the name, and the module that defines the function. What they import is not
     covered.
-
-    Raises:
-        ValueError: if there is no such function.
     """
     return f"{name} {_content(extension_files(name))}"
 

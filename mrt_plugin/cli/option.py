@@ -4,7 +4,7 @@ Types, defaults, help and bounds of training options come from `mrt_plugin.optio
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import Field, asdict, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -21,10 +21,12 @@ Check = Callable[[Any], None]
 """Raises ValueError for a value that is not allowed."""
 
 
-def of(name: str) -> Any:
-    """Return the `typer.Option` of the training option of that name."""
-    metadata = _FIELDS[name].metadata
-    return typer.Option(help=metadata["help"], callback=_EARLY.get(name) or within(**asdict(metadata["bounds"])))
+def of(item: str | Field[Any]) -> Any:
+    """Return the `typer.Option` of a training option, or of another field with help and bounds."""
+    found = _FIELDS[item] if isinstance(item, str) else item
+    callback = _EARLY.get(found.name) or within(**asdict(found.metadata["bounds"]))
+    flags = [f"--{found.name.replace('_', '-')}"] if found.type is bool else []
+    return typer.Option(*flags, help=found.metadata["help"], callback=callback)
 
 
 def default(name: str) -> Any:
@@ -34,7 +36,12 @@ def default(name: str) -> Any:
 
 def with_options(part: type) -> Callable[[Any], Any]:
     """Decorate a command that takes `**options`, so that it has the options of a dataclass."""
-    return take_options(part, lambda name, hint: Annotated[hint, of(name)])
+    return take_options(part, lambda item, hint: Annotated[hint, of(item)])
+
+
+def part_of(part: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the options that are fields of a dataclass."""
+    return {item.name: options[item.name] for item in fields(part) if item.name in options}
 
 
 def checked(check: Check) -> Callable[[Any], Any]:

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from mrt_plugin.cli.option import existing_data, existing_file, existing_tokenizer, with_options, within
+from mrt_plugin.cli.option import existing_data, existing_file, existing_tokenizer, with_options
 from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, table
-from mrt_plugin.options import Engine, SelectionOptions
+from mrt_plugin.pipeline.job import PoolFile, SelectJob
 
 
-@with_options(SelectionOptions)
+@with_options(SelectJob)
 def select(
     data: Annotated[
         list[str] | None,
@@ -24,7 +24,6 @@ def select(
         Path | None, typer.Option("--output", "--out", help="Where to write: .jsonl or .parquet.")
     ] = None,
     *,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, another choice.")] = 0,
     source: Annotated[
         list[str] | None, typer.Option(help="The public format of the pools, by name; once, or once per pool.")
     ] = None,
@@ -38,32 +37,10 @@ def select(
             help="Name or path; counts tokens in rules and statistics. Else estimated.", callback=existing_tokenizer
         ),
     ] = None,
-    held_out: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of prompts to hold out first, by clusters of near-duplicates.",
-            callback=within(gt=0, lt=1),
-        ),
-    ] = None,
-    held_out_output: Annotated[Path | None, typer.Option(help="Default: NAME.held_out.jsonl.")] = None,
-    held_out_threshold: Annotated[
-        float, typer.Option(help="Similarity from which prompts are near, in (0, 1].", callback=within(gt=0, le=1))
-    ] = 0.8,
     proportion: Annotated[
         list[str] | None, typer.Option(help="NAME=SHARE for each pool, NAME being its file's without the ending.")
     ] = None,
-    total: Annotated[int | None, typer.Option(min=1, help="Groups of a mix. Default: as many as can be had.")] = None,
-    max_repeats: Annotated[int, typer.Option(min=1, help="How often a mix may use a group.")] = 4,
     export: Annotated[list[str] | None, typer.Option(help="sft=FILE.jsonl or dpo=FILE.jsonl, also.")] = None,
-    decisions: Annotated[
-        Path | None, typer.Option(help="JSONL of all that curation dropped, changed, flagged.")
-    ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Task types and lengths, before and after.")] = False,
-    num_proc: Annotated[int | None, typer.Option(min=1, help="Processes; the result does not depend on it.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Remove the held-out file of an earlier run that this one leaves out.")
-    ] = False,
-    engine: Annotated[Engine, typer.Option(help="local, or ray (needs mrt-plugin[ray]): the same result.")] = "local",
     from_manifest: Annotated[
         Path | None,
         typer.Option(
@@ -87,32 +64,21 @@ def select(
         if output is None:
             raise ValueError("say where to write: --output chosen.jsonl.")
         if from_manifest is not None:
-            _remake(from_manifest, output, held_out_output, data or [], json)
+            _remake(from_manifest, output, options["held_out_output"], data or [], json)
             return
         if not data:
             raise ValueError("say what to select from: a pool's file, or --from-manifest.")
-        from mrt_plugin.pipeline.files import SelectJob, select_file
+        from mrt_plugin.pipeline.files import check_job_paths, select_file
 
         job = SelectJob(
             pools=_pools(data, source or []),
             output=output,
-            options=SelectionOptions(**options),
-            seed=seed,
-            held_out=held_out,
-            held_out_output=held_out_output,
-            held_out_threshold=held_out_threshold,
             proportions=_shares(proportion),
-            total=total,
-            max_repeats=max_repeats,
             exports={kind: Path(path) for kind, path in _pairs(export or [], "--export", "sft=FILE.jsonl")},
-            decisions=decisions,
-            with_statistics=stats,
-            overwrite=overwrite,
             also_read=[path for path in (curation, tokenizer) if path is not None],
-            num_proc=num_proc,
-            engine=engine,
+            **options,
         )
-        job.check_paths()
+        check_job_paths(job)
         result = select_file(replace(job, curation=_rules(curation), tokenizer=_tokenizer(tokenizer)))
     if json:
         as_json(_as_dict(result))
@@ -130,9 +96,7 @@ def _remake(manifest: Path, output: Path, held_out_output: Path | None, pools: l
         say(f"{written.path}: {written.groups:,} groups, {written.responses:,} responses, the same bytes as before.")
 
 
-def _pools(data: list[str], sources: list[str]) -> list[Any]:
-    from mrt_plugin.pipeline.files import PoolFile
-
+def _pools(data: list[str], sources: list[str]) -> list[PoolFile]:
     if len(sources) not in (0, 1, len(data)):
         raise ValueError(f"{len(sources)} sources for {len(data)} pools: give one for all, or one for each.")
     each = sources if len(sources) == len(data) else (sources or [""]) * len(data)

@@ -115,9 +115,7 @@ def markdown(name: str) -> str:
     """Return the entry of a rule in `docs/curation.md`."""
     kind = rule_class(name)
     lines = [f"### `{name}`", "", " ".join((kind.__doc__ or "").split()), ""]
-    if kind.model_fields:
-        lines += ["| option | default | what it does |", "| --- | --- | --- |"]
     for option, item in kind.model_fields.items():
         default = "needed" if item.is_required() else f"`{item.get_default(call_default_factory=True)}`"
-        lines.append(f"| `{option}` | {default} | {item.description} |")
+        lines.append(f"- `{option}` ({default}): {item.description}")
     return "\n".join(lines).strip()

@@ -13,14 +13,13 @@ from mrt_plugin.groups.text import normalised, prompt_text
 
 
 class DuplicateResponses(GroupRule):
-    """Drops responses that are nearly the same as a better response of their group. The one with the highest score
-    stays; a hash of the text decides between equal scores. The similarity is the exact Jaccard similarity of character
-    5-grams, without regard to case and white space. At 1, only equal texts count. This is not a default rule: if a
-    pool was sampled from one model, the number of copies of an answer shows its probability, and `random_k` then
-    learns a flatter distribution. Use it where copies mean nothing (answers of several models) or for more variety.
+    """Drops responses that are nearly the same as a better response of their group (by score, then by hash). Not a
+    default rule: in a pool sampled from one model, the number of copies of an answer shows its probability, and
+    `random_k` then learns a flatter distribution. Use it where copies mean nothing (answers of several models) or
+    for more variety.
     """
 
-    threshold: float = Field(0.9, gt=0, le=1, description="The similarity from which two responses are the same.")
+    threshold: float = Field(0.9, gt=0, le=1, description="From here two responses are the same; 1: equal texts only.")
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
         """Go from the best response down, and keep each one that is not near one already kept."""
@@ -45,12 +44,9 @@ class DuplicateResponses(GroupRule):
 
 
 class DuplicatePrompts(PoolRule):
-    """Keeps one group of several with nearly the same prompt: the one with the most responses. A hash of the id
-    decides between groups of the same size. A prompt that occurs several times counts several times in the loss, and a
-    later split may put its copies on both sides. The similarity is the Jaccard similarity of character 5-grams, by
-    MinHash and LSH. At 1, only prompts that differ in nothing but case and white space count. At 0.8, two prompts of
-    twenty words are the same if they differ in one word. Be careful with prompts made from a template: the words that
-    differ may be the question.
+    """Keeps one group of several with nearly the same prompt: the one with the most responses, then by hash. A
+    prompt that occurs several times counts several times in the loss, and a later split may put its copies on both
+    sides. Be careful with prompts made from a template: the words that differ may be the question.
     """
 
     threshold: float = Field(0.8, gt=0, le=1, description="The similarity from which two prompts are the same.")

@@ -28,11 +28,10 @@ _MOJIBAKE = re.compile("â€|Ã[\x80-\xbf©±¨¡³¶¼]|Â[\x80-\xbf°·«»]"
 
 
 class Format(GroupRule):
-    """Cleans the ends of responses: role labels, template tokens, blank lines, trailing spaces and `\\r\\n`. Drops
-    responses that still contain a control token of a chat template or a replacement character: the model would learn
-    to write it. Flags responses that continue with another turn or look wrongly decoded, prompts with control tokens,
-    and groups in which only some responses think (`<think>`). Indentation at the start is kept, because completions of
-    code start with it.
+    """Cleans the ends of responses: role labels, template tokens, blank lines, trailing spaces and `\\r\\n` (but
+    not indentation at the start, with which completions of code begin). Drops responses that still contain a
+    control token of a chat template or a replacement character. Flags responses that continue with another turn or
+    look wrongly decoded, prompts with control tokens, and groups in which only some responses think (`<think>`).
     """
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:

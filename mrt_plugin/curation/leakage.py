@@ -18,9 +18,8 @@ from mrt_plugin.groups.text import normalised, prompt_text
 
 
 class Leakage(PoolRule):
-    """Drops groups whose prompt is nearly the same as a prompt of a benchmark or of another held-out set. A score on a
-    benchmark means nothing if its questions were trained on. There is no default: name the files. They may have any
-    format that `load_groups` reads; a prompt column is enough.
+    """Drops groups whose prompt is nearly the same as a prompt of a benchmark or of another held-out set. The
+    files may have any format that `load_groups` reads; a prompt column is enough.
     """
 
     files: list[str] = Field(min_length=1, description="The files with the prompts that must not be trained on.")

@@ -195,10 +195,8 @@ def mix(
 
 
 class Sample(PoolRule):
-    """Draws `groups` groups at random, or repeats groups if there are fewer. There is no default. In a recipe, use it
-    to mix datasets, with a number for each. A copy has its own id, so that a random selector keeps other responses in
-    it. `max_repeats` is 4 because data repeated up to four times is nearly as good as new data (Muennighoff et al.,
-    arXiv 2305.16264, section 6).
+    """Draws `groups` groups at random, or repeats groups if there are fewer. In a recipe it mixes datasets, with a
+    number for each. For copies and `max_repeats` see Mixing.
     """
 
     groups: int = Field(ge=1, description="The number of groups of the result.")

@@ -18,10 +18,9 @@ BYTES_PER_TOKEN = 4
 
 
 class TokenLength(GroupRule):
-    """Drops groups whose prompt is too short or too long, and responses that are. Lengths are in tokens of the run's
-    tokenizer, without the chat template. Without a tokenizer they are estimated as UTF-8 bytes / 4, and the ledger
-    says so. The defaults fit a context of 4,096 tokens. They refuse no short text: `4` is a good answer to `2 + 2`.
-    Training drops pairs over `max_length` in any case; this rule drops them before responses are selected.
+    """Drops groups whose prompt is too short or too long, and responses that are, before selection. Lengths are in
+    tokens of the run's tokenizer, without the chat template. Without a tokenizer they are estimated as UTF-8 bytes
+    / 4, and the ledger says so. The defaults fit a context of 4,096 tokens.
     """
 
     prompt_min: int = Field(1, ge=0, description="The fewest tokens of a prompt.")
@@ -57,9 +56,9 @@ def _outside(length: int, low: int, high: int | None) -> str | None:
 
 
 class Template(GroupRule):
-    """Drops responses that cannot be encoded with the run's tokenizer and chat template, for instance because the
-    template omits their thinking or their tool calls. Also drops responses without any token to train on. Training
-    refuses such data; this rule drops and counts it. It needs a tokenizer, and takes as long as encoding.
+    """Drops responses that the run's tokenizer and chat template cannot encode, for instance because the template
+    omits their thinking or tool calls, and those without any token to train on. Training refuses such data. Needs
+    a tokenizer, and takes as long as encoding.
     """
 
     prompt_format: PromptFormat = Field("auto", description="The training option of the same name.")
@@ -83,10 +82,9 @@ class Template(GroupRule):
 
 
 class Check(GroupRule):
-    """Drops the responses that your function does not accept. The function is called as `function(prompt, response)`,
-    with both as in the data. It returns True or False, or a string with the problem (empty for none). There is no
-    default: only you know what is right. If no response of a group passes, the group is dropped; with `keep_one` its
-    responses are kept and flagged.
+    """Drops the responses that your function does not accept. It is called as `function(prompt, response)`, with
+    both as in the data, and returns True or False, or a string with the problem (empty for none). If no response
+    of a group passes, the group is dropped.
     """
 
     function: str | Callable[[Any, Any], bool | str] = Field(

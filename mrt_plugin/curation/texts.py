@@ -33,10 +33,10 @@ _FINISHED = re.compile(r"""[.!?。！？।؟]["'”’」』）)*_]*\Z""")
 
 
 class Truncation(GroupRule):
-    """Drops responses that were cut off, since they teach the model to stop in the middle of a sentence. A recorded
-    `finish_reason` decides. Without one, only strong evidence counts: a code block or a `<think>` block that was never
-    closed, or a last line of prose with an unfinished sentence after a finished one. A missing full stop alone is no
-    evidence: code, lists, tables, verse, signatures, links, formulas and one-word answers have none.
+    """Drops responses that were cut off. A recorded `finish_reason` decides. Without one, only strong evidence
+    counts: a code block or a `<think>` block that was never closed, or a last line of prose with an unfinished
+    sentence after a finished one. A missing full stop alone is no evidence: code, lists, tables, verse and
+    one-word answers have none.
     """
 
     unknown: Literal["drop", "flag", "keep"] = Field(
@@ -103,13 +103,12 @@ SPAN = 15
 
 
 class Repetition(GroupRule):
-    """Drops responses that repeat too much of their own text. Measured is the share of words that lie in a run of
-    fifteen words that occurred earlier in the response (characters, in scripts without spaces). Responses with fewer
-    than `min_words` are not judged: a short answer may repeat the words of the question. The limit is high because
-    songs and worked sums repeat themselves too. On real pools, 0.6 finds loops and little else.
+    """Drops responses that repeat too much of their own text: the share of words in a run of fifteen that occurred
+    earlier in the response (characters, in scripts without spaces). Songs and worked sums repeat themselves too,
+    so the limit is high: on real pools, 0.6 finds loops and little else.
     """
 
-    share: float = Field(0.6, gt=0, le=1, description="The share of repeated words from which a response is dropped.")
+    share: float = Field(0.6, gt=0, le=1, description="The share from which a response is dropped.")
     min_words: int = Field(50, ge=SPAN, description="Shorter responses are not judged.")
     action: DropOrFlag = Field("drop", description="`drop` or `flag`.")
 
@@ -175,9 +174,8 @@ _REFUSAL = re.compile("|".join(PATTERNS), re.IGNORECASE)
 
 
 class Refusals(GroupRule):
-    """Flags responses that start with a refusal ("I'm sorry, but I can't help with that"). A refusal may be the right
-    answer, so the default drops nothing. With `action: drop`, a group keeps its refusals if at least `unless_share` of
-    its responses refuse: the prompt then seems to require it.
+    """Flags responses that start with a refusal ("I'm sorry, but I can't help with that"), which may be the right
+    answer. With `action: drop`, a group keeps its refusals if at least `unless_share` of its responses refuse.
     """
 
     action: DropOrFlag = Field("flag", description="`flag` or `drop`.")

@@ -1,30 +1,30 @@
 """Select from pool files, and write a file that is ready to train on, with its manifest."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 import mrt_plugin
-from mrt_plugin.curation.config import RuleSpec, parse_rules
-from mrt_plugin.curation.held_out import SHARE, THRESHOLD, SplitReport, split_held_out
+from mrt_plugin.curation.config import parse_rules
+from mrt_plugin.curation.held_out import SplitReport, split_held_out
 from mrt_plugin.curation.leakage import measure_leakage
 from mrt_plugin.curation.ledger import Entry, Ledger
 from mrt_plugin.curation.mix import Mix, check_proportions, combine
 from mrt_plugin.curation.rule import CurationRule
 from mrt_plugin.curation.run import Curated, curate, reading_entry, write_events
 from mrt_plugin.curation.statistics import statistics
-from mrt_plugin.engine import check_engine
 from mrt_plugin.extension import load_function
 from mrt_plugin.groups import GroupReport, read_groups
 from mrt_plugin.groups.adapters import check_source, source_files
 from mrt_plugin.groups.batches import pool_sizes
 from mrt_plugin.groups.paths import Named, check_paths
 from mrt_plugin.groups.write import Written, check_ending, rows_of, sha256_of, write_groups
-from mrt_plugin.options import Engine, SelectionOptions, check_options
+from mrt_plugin.options import SelectionOptions, check_options, names_of
 from mrt_plugin.pipeline.exports import Exported, check_export, check_scores, export
+from mrt_plugin.pipeline.job import PoolFile, SelectJob
 from mrt_plugin.pipeline.manifest import file_entry, left_over, manifest_path, write_manifest
 from mrt_plugin.scoring.cache import cache_file
 from mrt_plugin.scoring.scores import scorer_list, scorer_name
@@ -33,113 +33,53 @@ from mrt_plugin.selection.run import Selected, run_selection
 from mrt_plugin.versions import libraries, python_version
 
 
-@dataclass(frozen=True)
-class PoolFile:
-    """A pool to select from."""
-
-    path: str
-    source: str | None = None
-    """The public format of the pool, as for `load_groups`."""
-
-    @property
-    def name(self) -> str:
-        """Its name in `proportions`: the file's name without its ending."""
-        return Path(self.path).stem
+def written_by(job: SelectJob) -> list[Named]:
+    """Return every file that the job writes."""
+    return [
+        ("--output", job.output),
+        ("the manifest", manifest_path(job.output)),
+        ("--held-out-output", job.held_out_path),
+        *((f"--export {kind}", path) for kind, path in job.exports.items()),
+        ("--decisions", job.decisions),
+        ("the score cache", cache_file(job.score_cache)),
+    ]
 
 
-@dataclass(frozen=True)
-class SelectJob:
-    """All inputs of `mrt select`. The result depends on neither `num_proc` nor `engine`."""
+def check_job_paths(job: SelectJob) -> None:
+    """Raise ValueError if an output would overwrite another output or an input, or leave an old file behind."""
+    named = [item for item in [*scorer_list(job.scorer or []), job.embedder] if isinstance(item, str)]
+    rules = [path for rule in parse_rules(job.curation) for path in rule.dependencies()]
+    inputs: list[Named] = [("the pool", file.path) for file in job.pools]
+    code = [path for file in job.pools for path in source_files(file.source)]
+    inputs += [("the input", path) for path in [*job.also_read, job.selector, *named, *rules, *code]]
+    check_paths(written_by(job), inputs, models=named)
+    stale = left_over(job.output, written_by(job))
+    if stale is not None and not job.overwrite:
+        raise ValueError(
+            f"{stale} holds the groups that an earlier run held out of {job.output}, and this run would train on "
+            "them. Hold them out again, write to another --output, or remove them with --overwrite."
+        )
 
-    pools: Sequence[PoolFile]
-    output: Path
-    options: SelectionOptions
-    seed: int = 0
-    """The seed of all random draws."""
-    curation: str | Sequence[RuleSpec] | None = None
-    tokenizer: Any = None
-    held_out: float | None = None
-    """The share of prompts written to `held_out_output` with all their responses, before any curation."""
-    held_out_output: Path | None = None
-    """By default `NAME.held_out.jsonl` in the output's folder."""
-    held_out_threshold: float = 0.8
-    proportions: dict[str, float] | None = None
-    """The shares of the pools in the result, by pool name."""
-    total: int | None = None
-    max_repeats: int = 4
-    exports: dict[str, Path] = field(default_factory=dict)
-    """Files for other trainers, by kind: `sft`, `dpo`."""
-    decisions: Path | None = None
-    """A file for every decision of the curation, for people to read."""
-    with_statistics: bool = False
-    overwrite: bool = False
-    """Remove files that an earlier run with this `output` wrote next to it and this run does not write again."""
-    also_read: Sequence[str | Path] = ()
-    """Other input files, such as a file of rules. They are never overwritten."""
-    num_proc: int | None = None
-    engine: Engine = "local"
 
-    @property
-    def held_out_path(self) -> Path | None:
-        """The file of the held-out groups, or None if there are none."""
-        if self.held_out is None:
-            return None
-        return self.held_out_output or self.output.with_suffix(f".held_out{self.output.suffix}")
-
-    @property
-    def scorers(self) -> list[Any]:
-        """The scorers that the options name."""
-        return scorer_list(self.options.scorer or [])
-
-    def written(self) -> list[Named]:
-        """Return every file that the job writes."""
-        return [
-            ("--output", self.output),
-            ("the manifest", manifest_path(self.output)),
-            ("--held-out-output", self.held_out_path),
-            *((f"--export {kind}", path) for kind, path in self.exports.items()),
-            ("--decisions", self.decisions),
-            ("the score cache", cache_file(self.options.score_cache)),
-        ]
-
-    def check_paths(self) -> None:
-        """Raise ValueError if an output would overwrite another output or an input, or leave an old file behind."""
-        named = [item for item in [*self.scorers, self.options.embedder] if isinstance(item, str)]
-        rules = [path for rule in parse_rules(self.curation) for path in rule.dependencies()]
-        inputs: list[Named] = [("the pool", file.path) for file in self.pools]
-        code = [path for file in self.pools for path in source_files(file.source)]
-        inputs += [("the input", path) for path in [*self.also_read, self.options.selector, *named, *rules, *code]]
-        check_paths(self.written(), inputs, models=named)
-        stale = left_over(self.output, self.written())
-        if stale is not None and not self.overwrite:
-            raise ValueError(
-                f"{stale} holds the groups that an earlier run held out of {self.output}, and this run would train on "
-                "them. Hold them out again, write to another --output, or remove them with --overwrite."
-            )
-
-    def check(self) -> None:
-        """Raise early for errors that would otherwise appear only at the end of the job."""
-        self.check_paths()
-        get_selector(self.options.selector)
-        check_options(self.options)
-        check_engine(self.engine)
-        for kind, path in self.exports.items():
-            check_export(kind, path)
-        for path in filter(None, [self.output, self.held_out_output]):
-            check_ending(path)
-        if self.proportions is not None:
-            check_proportions([file.name for file in self.pools], self.proportions, self.max_repeats)
-        elif self.total is not None:
-            raise ValueError("a total needs proportions: give each pool's share.")
-        if self.held_out is not None:
-            SHARE.check("held_out", self.held_out)
-            THRESHOLD.check("held_out_threshold", self.held_out_threshold)
-        for file in self.pools:
-            if file.source is not None:
-                check_source(file.source)
-        for scorer in self.scorers:
-            if isinstance(scorer, str) and ":" in scorer:
-                load_function(scorer)
+def _check(job: SelectJob) -> None:
+    """Raise early for errors that would otherwise appear only at the end of the job."""
+    check_job_paths(job)
+    get_selector(job.selector)
+    check_options(job)
+    for kind, path in job.exports.items():
+        check_export(kind, path)
+    for path in filter(None, [job.output, job.held_out_output]):
+        check_ending(path)
+    if job.proportions is not None:
+        check_proportions([file.name for file in job.pools], job.proportions, job.max_repeats)
+    elif job.total is not None:
+        raise ValueError("a total needs proportions: give each pool's share.")
+    for file in job.pools:
+        if file.source is not None:
+            check_source(file.source)
+    for scorer in scorer_list(job.scorer or []):
+        if isinstance(scorer, str) and ":" in scorer:
+            load_function(scorer)
 
 
 @dataclass(frozen=True)
@@ -171,16 +111,15 @@ def select_file(job: SelectJob) -> SelectResult:
 
     ```python
     from pathlib import Path
-    from mrt_plugin.options import SelectionOptions
-    from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
+    from mrt_plugin.pipeline import PoolFile, SelectJob, select_file
     from mrt_plugin.pipeline.remake import remake
 
-    options = SelectionOptions("diverse_best_k", k=4, alpha=0.75)
-    result = select_file(SelectJob([PoolFile("pool.jsonl")], Path("chosen.jsonl"), options, seed=7))
+    pools = [PoolFile("pool.jsonl")]
+    result = select_file(SelectJob("diverse_best_k", k=4, pools=pools, output=Path("chosen.jsonl"), seed=7))
     remake(result.manifest, Path("again.jsonl"))  # the same bytes
     ```
     """
-    job.check()
+    _check(job)
     return _Run(job).write()
 
 
@@ -246,9 +185,7 @@ class _Run:
             engine=job.engine,
             ledger=ledger,
         )
-        self.chosen = run_selection(
-            self.curated.groups, job.options, seed=job.seed, num_proc=job.num_proc, engine=job.engine
-        )
+        self.chosen = run_selection(self.curated.groups, job, seed=job.seed, num_proc=job.num_proc, engine=job.engine)
         self.chosen.report.log()
         self.selected = self.chosen.apply()
         self.ledger = _with_selection(self.curated, self.chosen)
@@ -274,7 +211,7 @@ class _Run:
         if "dpo" in job.exports:
             check_scores(self.selected.features)
         summary = [self.chosen.report.summary(), *self.chosen.report.remarks, *self._held_out_summary()]
-        stale = left_over(job.output, job.written())
+        stale = left_over(job.output, written_by(job))
         if stale is not None:
             stale.unlink()
             summary.append(f"{stale} was of an earlier run: removed.")
@@ -288,7 +225,7 @@ class _Run:
         manifest = manifest_path(job.output)
         write_manifest(manifest, self._header(output, aside), self._lines())
         found = None
-        if job.with_statistics:
+        if job.stats:
             parts = {"pool": self.pools.groups, "selected": self.selected}
             found = {name: statistics(groups, tokenizer=job.tokenizer) for name, groups in parts.items()}
         return SelectResult(output, manifest, self.ledger, summary, aside, exports, found)
@@ -303,22 +240,18 @@ class _Run:
 
     def _header(self, output: Written, aside: Written | None) -> dict[str, Any]:
         """Return the manifest's first line. It does not depend on when, where or in how many processes the job ran."""
-        job, options = self.job, self.job.options
+        job = self.job
         elsewhere = ("scorer", "score_cache", "weights", "weight_temperature")
+        decisive = [name for name in (*names_of(SelectionOptions), "seed") if name not in elsewhere]
         versions = {library.name: library.found for library in libraries() if library.found is not None}
         return {
             "mrt_plugin": mrt_plugin.__version__,
             "pools": [
                 {**asdict(file), "sha256": digest} for file, digest in zip(job.pools, self.pools.sha256, strict=True)
             ],
-            "selection": {
-                **{name: _named(value) for name, value in vars(options).items() if name not in elsewhere},
-                "seed": job.seed,
-            },
-            "scorers": [scorer_name(scorer) for scorer in job.scorers],
-            "weights": options.weights
-            if options.weights == "column"
-            else {options.weights: options.weight_temperature},
+            "selection": {name: _named(getattr(job, name)) for name in decisive},
+            "scorers": [scorer_name(scorer) for scorer in scorer_list(job.scorer or [])],
+            "weights": job.weights if job.weights == "column" else {job.weights: job.weight_temperature},
             "tokenizer": getattr(job.tokenizer, "name_or_path", None),
             "curation": [
                 {rule.name: {name: _named(value) for name, value in rule.model_dump().items()}} for rule in self.rules

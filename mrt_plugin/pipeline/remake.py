@@ -11,7 +11,8 @@ from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.paths import check_paths
 from mrt_plugin.groups.rows import PER_RESPONSE
 from mrt_plugin.groups.write import Written, sha256_of, write_rows
-from mrt_plugin.pipeline.files import PoolFile, Pools, read_pools
+from mrt_plugin.pipeline.files import Pools, read_pools
+from mrt_plugin.pipeline.job import PoolFile
 from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
 
 BATCH = 256
@@ -56,7 +57,7 @@ def remake(
     read = read_pools(_pool_files(header, pools))
     # The columns are those of the pool, and the scores of a scorer.
     features = Features({name: read.groups.features.get(name, List(Value("float64"))) for name in header["columns"]})
-    wanted = [(output, None, features, header["output"])]
+    wanted: list[tuple[Path, str | None, Features, Any]] = [(output, None, features, header["output"])]
     if held_out_output is not None:
         wanted.append((Path(held_out_output), "held_out", read.groups.features, header["held_out_output"]))
     try:

@@ -133,7 +133,7 @@ def lexical(texts: list[str]) -> np.ndarray:
     counts.data = np.sign(counts.data) * np.log1p(np.abs(counts.data))
     vectors: np.ndarray = counts.toarray()
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
+    return np.asarray(vectors / np.where(lengths > 0, lengths, 1))
 
 
 @cache

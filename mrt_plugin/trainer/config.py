@@ -49,7 +49,7 @@ class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
             )
         # TRL's chunked loss patches the model's forward. Ours is computed in chunks anyway and needs no labels.
         self.loss_type = "nll"
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         if self.use_liger_kernel:
             # Liger's fused loss is on by default and replaces the model's forward. Its layer kernels stay on.
             without = {"cross_entropy": False, "fused_linear_cross_entropy": False}
