@@ -83,8 +83,7 @@ def is_path(name: str | Path) -> bool:
 def meant(path: Path) -> str:
     """Return the end of a message: `; did you mean PATH?` if a similar path exists, else a full stop.
 
-    The first missing part of the path is replaced by a similar name in its folder. The same is then done for the
-    remaining parts.
+    Each missing part of the path is replaced by a similar name in its folder.
     """
     found = Path(path.parts[0]) if path.is_absolute() else Path()
     for part in path.parts[1:] if path.is_absolute() else path.parts:

@@ -117,8 +117,7 @@ def svg(figure: "Figure") -> str:
     with matplotlib.rc_context({"svg.hashsalt": "mrt", "svg.fonttype": "none"}):
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    whole = text.getvalue()
-    return whole[whole.index("<svg") :]
+    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def shown(name: str) -> str:

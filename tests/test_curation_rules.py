@@ -411,7 +411,7 @@ class TestConfig:
         ("specs", "message"),
         [
             (["refusal"], "did you mean refusals"),
-            (["nonsense"], "the rules are format, truncation"),
+            (["nonsense"], "the rules are .*format, truncation"),
             ([{"repetition": {"share": 2.0}}], r"curation\[0\] \(repetition\): share=2.0"),
             (["format", {"repetition": {"words": 3}}], r"curation\[1\] \(repetition\) has no option 'words'"),
             ([{"sample": None}], "needs the option 'groups'"),

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
 from helpers.processes import start_python
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mrt_plugin.groups.keys
@@ -602,6 +602,7 @@ values = st.recursive(
 
 class TestProperties:
     @given(st.lists(st.tuples(texts.filter(has_text), st.lists(texts, max_size=4)), min_size=1, max_size=6))
+    @settings(deadline=None)
     def test_every_response_is_kept_or_counted(self, pools: list[tuple[str, list[str]]]) -> None:
         rows = [{"prompt": prompt, "responses": responses} for prompt, responses in pools]
         wanted = [[text for text in responses if has_text(text)] for _, responses in pools]
@@ -617,6 +618,7 @@ class TestProperties:
         assert report.duplicate_responses.count == repeats
 
     @given(st.lists(st.dictionaries(texts, values, max_size=3), min_size=1, max_size=3))
+    @settings(deadline=None)
     def test_any_json_in_a_message_survives(self, extras: list[dict[str, Any]]) -> None:
         responses = [[assistant(f"answer {index}", extra=extra)] for index, extra in enumerate(extras)]
         rows = [{"prompt": [user("a")], "responses": responses}]

@@ -1,6 +1,6 @@
 """Find prompts that are also in a benchmark (the rule `leakage`), or on the other side of a split."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,18 +65,13 @@ class LeakageReport:
     train_groups: int
     held_out_groups: int
     near_train_groups: int = 0
-    """Training groups whose prompt is near a held-out one."""
+    """Training groups with a prompt near a held-out one."""
     near_held_out_groups: int = 0
-    """Held-out groups whose prompt is near a training one."""
     shared_responses: int = 0
     """Held-out responses that are also in the training set, without regard to case and white space. Short answers
     often are."""
     examples: list[str] = field(default_factory=list)
     """The ids of up to five of the training groups."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return all fields, for JSON."""
-        return asdict(self)
 
     def summary(self) -> str:
         """Return one line for people."""

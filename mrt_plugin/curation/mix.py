@@ -64,8 +64,8 @@ def plan_mix(
     [('chat', 400), ('code', 400)]
     """
     check_proportions(sizes, proportions, max_repeats)
-    whole = sum(Fraction(value) for value in proportions.values())
-    shares = {name: Fraction(value) / whole for name, value in proportions.items() if value > 0}
+    all_shares = sum(Fraction(value) for value in proportions.values())
+    shares = {name: Fraction(value) / all_shares for name, value in proportions.items() if value > 0}
     most = min(Fraction(sizes[name] * max_repeats) / share for name, share in shares.items())
     if total is None:
         total = min(int(most), sum(sizes[name] for name in shares))
@@ -77,11 +77,11 @@ def plan_mix(
                 f"it has {sizes[name]:,}, and each may occur at most {max_repeats} times. Lower the total to "
                 f"{int(most):,}, lower the proportion of {name}, raise max_repeats, or add data."
             )
-    empty = next((name for name, take in takes.items() if not take), None)
-    if empty is not None:
-        raise ValueError(
-            f"a mix of {total:,} groups has room for none from {empty}: raise the total, or leave it out."
-        )
+    for name, take in takes.items():
+        if not take:
+            raise ValueError(
+                f"a mix of {total:,} groups has room for none from {name}: raise the total, or leave it out."
+            )
     return [MixPart(name, sizes[name], takes[name]) for name in sizes if name in takes]
 
 
@@ -119,23 +119,10 @@ class Mix(PoolRule):
 
 
 def mix_positions(ids: Sequence[str], owners: Sequence[str], parts: Sequence[MixPart], seed: int) -> list[int]:
-    """Return the positions of the groups of a mix, ascending, with copies next to each other.
-
-    The draw depends on the ids and the seed, not on the order of the groups.
-
-    Args:
-        ids: the ids of all groups.
-        owners: the dataset of each group.
-        parts: the number of groups from each dataset.
-        seed: the seed of the draw.
-    """
-    places: dict[str, list[int]] = {part.name: [] for part in parts}
-    for place, owner in enumerate(owners):
-        if owner in places:
-            places[owner].append(place)
+    """Return the positions of the groups of a mix, ascending. The draw does not depend on the order of the groups."""
     taken: list[int] = []
     for part in parts:
-        own = places[part.name]
+        own = [place for place, owner in enumerate(owners) if owner == part.name]
         rounds, rest = divmod(part.take, len(own))
         taken += own * rounds + [own[index] for index in shuffled([ids[place] for place in own], seed)[:rest]]
     return sorted(taken)
@@ -145,17 +132,13 @@ def combine(datasets: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
     """Concatenate datasets of groups. Return the result, and the dataset's name for each group.
 
     Columns that not all datasets have are left out, with a warning. If two groups have the same id, all ids get their
-    dataset's name as a prefix.
-
-    Raises:
-        ValueError: if prompts or responses are strings in one and messages in another.
+    dataset's name as a prefix. Raises ValueError if datasets with strings and with messages are combined.
     """
     first = next(iter(datasets))
     if len(datasets) == 1:
         return datasets[first], [first] * len(datasets[first])
-    shared = [
-        name for name in datasets[first].column_names if all(name in one.column_names for one in datasets.values())
-    ]
+    columns = [one.column_names for one in datasets.values()]
+    shared = [name for name in columns[0] if all(name in others for others in columns)]
     parts = []
     for name, one in datasets.items():
         for column in ("prompt", "responses"):

@@ -95,15 +95,14 @@ def curate(
     for rule in parsed:
         rule.check_tools(tools)
     run = _Run(groups, tools, ledger or Ledger())
-    for kind, several in groupby(parsed, key=lambda rule: PoolRule if isinstance(rule, PoolRule) else GroupRule):
-        together = list(several)
-        for part in [together] if kind is GroupRule else [[rule] for rule in together]:
-            if not len(run.groups):
-                break
-            if kind is GroupRule:
-                run.group_rules(part, engine)  # type: ignore[arg-type]
-            else:
-                run.pool_rule(part[0])  # type: ignore[arg-type]
+    for _, part in groupby(parsed, key=lambda rule: id(rule) if isinstance(rule, PoolRule) else None):
+        together = list(part)
+        if not len(run.groups):
+            break
+        if isinstance(together[0], PoolRule):
+            run.pool_rule(together[0])
+        else:
+            run.group_rules(together, engine)  # type: ignore[arg-type]
     return run.finish()
 
 
@@ -245,14 +244,8 @@ class _Run:
 def judge_batch(batch: dict[str, list[Any]], *, rules: Sequence[GroupRule], tools: Tools) -> dict[str, list[Any]]:
     """Return the decisions of rules on a batch of groups. Stateless: each group is judged separately.
 
-    Args:
-        batch: the columns `id`, `prompt`, `responses` and, if there are any, `scores` and `finish_reasons`.
-        rules: the rules, in their order.
-        tools: what they may need.
-
-    Returns:
-        The columns of `JUDGEMENT`, one row per group: the indices of the kept responses, and as JSON the changed
-        responses `[[index, response], ...]` and the events `[[rule, action, reason, index], ...]`, empty for none.
+    The result has the columns of `JUDGEMENT`: the indices of the kept responses, and as JSON the changed responses
+    `[[index, response], ...]` and the events `[[rule, action, reason, index], ...]`, empty for none.
     """
     answer: dict[str, list[Any]] = {"kept": [], "changes": [], "events": []}
     for place in range(len(batch["id"])):
@@ -275,10 +268,10 @@ def _judge(
         decisions: dict[int | None, Decision] = {}
         for decision in rule.judge(group, tools):
             decisions.setdefault(decision.response, decision)
-        whole = decisions.pop(None, None)
-        if whole is not None:
-            events.append((number, whole.action, whole.reason, None))
-            if whole.action == "drop":
+        on_group = decisions.pop(None, None)
+        if on_group is not None:
+            events.append((number, on_group.action, on_group.reason, None))
+            if on_group.action == "drop":
                 return [], {}, events
         if not decisions:
             continue
@@ -302,13 +295,7 @@ def _judge(
 
 
 def write_events(path: Path | str, groups: Dataset, curated: Curated) -> None:
-    """Write every decision as one JSON line, with the response that it is about.
-
-    Args:
-        path: the JSONL file.
-        groups: the dataset before curation.
-        curated: the result of curating it.
-    """
+    """Write every decision as one JSON line, with its response. `groups` is the dataset before curation."""
     names = [entry.rule for entry in curated.ledger.entries]
     with whole_file(path) as file:
         for row, (rule, action, reason, index) in curated.events:

@@ -120,5 +120,5 @@ class Check(GroupRule):
             if answer if isinstance(answer, str) else not answer:
                 failed[index] = answer or "did not pass"
         spare = self.keep_one and len(failed) == len(group.responses)
-        for index, problem in failed.items():
-            yield Decision("flag" if spare else self.action, str(problem), index)
+        for index, reason in failed.items():
+            yield Decision("flag" if spare else self.action, str(reason), index)

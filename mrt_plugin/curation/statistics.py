@@ -61,9 +61,8 @@ def statistics(groups: Dataset, *, tokenizer: Any = None) -> dict[str, Any]:
         tokenizer: the tokenizer to count tokens with. Without one they are estimated as UTF-8 bytes / 4.
 
     Returns:
-        `groups`, `responses`, `tokens` (counted or estimated), `responses_per_prompt`, `prompt_length` and
-        `response_length` (each with its mean and quantiles), and `task_types`: for each its groups, responses, share
-        of the groups and median response length.
+        Counts (`groups`, `responses`), spreads (`responses_per_prompt`, `prompt_length`, `response_length`), and
+        counts by `task_types`. `tokens` is `counted` or `estimated`.
 
     Example:
 

@@ -44,11 +44,9 @@ class GroupChecker:
 
     def check_all(self, groups: Iterable[RawGroup]) -> Iterator[CheckedGroup]:
         """Yield the groups that can be trained on. Add problems to `problems` and count decisions in `report`."""
-        for raw in groups:
-            group = self.check(raw)
-            if group:
-                self.report.count_group(len(group.responses))
-                yield group
+        for group in filter(None, map(self.check, groups)):
+            self.report.count_group(len(group.responses))
+            yield group
 
     def check(self, raw: RawGroup) -> CheckedGroup | None:
         """Check one group. Return None if it is dropped (counted) or has a problem (recorded)."""
@@ -120,11 +118,12 @@ class GroupChecker:
             state = "absent" if values is None else "given"
             first, where = self.forms.setdefault(name, (state, raw.place))
             if state != first:
-                what = f"they are {state} here, but {first} in {where}: give {name} for all groups or for none."
-                self.problems.add(raw.place, column, what)
+                differ = f"they are {state} here, but {first} in {where}: give {name} for all groups or for none."
+                self.problems.add(raw.place, column, differ)
         if values is None:
             return None
-        place, what = raw.place, None
+        place = raw.place
+        what: str | None = None
         if not isinstance(values, list):
             form = "strings" if name == "finish_reasons" else "numbers"
             what = f"it is {kind(values)}; it must be a list of {form}, one per response."

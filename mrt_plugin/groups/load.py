@@ -63,9 +63,9 @@ def read_groups(data: Any, *, split: str = "train", source: str | None = None) -
     """Read groups as `load_groups` does, and also return the counts of what was read, kept and dropped."""
     if source is not None:
         check_source(source)
-    opened = open_source(data, split)
-    problems, report = Problems(opened.name), GroupReport(opened.name)
-    rows = opened.rows(problems)
+    reader = open_source(data, split)
+    problems, report = Problems(reader.name), GroupReport(reader.name)
+    rows = reader.rows(problems)
     if source is None:
         first = list(islice(rows, 1))
         rows, source = chain(first, rows), native_source(first[0][1]) if first else None

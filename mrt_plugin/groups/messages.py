@@ -121,12 +121,7 @@ def _message_problem(message: Any) -> str | None:
         return "is from `user` and has no text: write what the user says in `content`."
     if role == "assistant" and content is None and len(message) == 1:
         return "is from `assistant` and has no content: give it `content` or `tool_calls`."
-    return _storage_problem(message)
-
-
-def _storage_problem(message: Message) -> str | None:
-    """Return what an Arrow file cannot store unchanged."""
-    try:
+    try:  # whether an Arrow file can store it unchanged
         text = json.dumps(message, ensure_ascii=False, allow_nan=False)
         text.encode()
         Json().decode_example(text)

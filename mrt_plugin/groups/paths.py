@@ -76,9 +76,8 @@ class _Place:
 
     def is_at(self, other: "_Place") -> bool:
         """Return whether both are the same file."""
-        if self.path.exists() and other.path.exists() and self.path.samefile(other.path):
-            return True
-        return self.real == other.real
+        both = self.path.exists() and other.path.exists()
+        return (both and self.path.samefile(other.path)) or self.real == other.real
 
     def check_apart(self, other: "_Place") -> None:
         """Raise ValueError if both are the same file, or one lies inside the other."""

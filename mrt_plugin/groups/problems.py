@@ -46,7 +46,7 @@ class DataError(ValueError):
         super().__init__(text)
 
     def __reduce__(self) -> tuple[type["DataError"], tuple[str, list[Problem]]]:
-        # By default pickle rebuilds an exception from its message alone. Other processes need all of its fields.
+        # By default pickle rebuilds an exception from its message alone.
         return (DataError, (self.source, list(self.problems)))
 
 

@@ -26,14 +26,14 @@ FILE_TYPES = (".jsonl", ".ndjson", ".json", ".parquet")
 
 
 @dataclass
-class Source:
-    """Something to read rows from, with its name for messages."""
+class RowReader:
+    """Reads rows from a file, the hub or a dataset. `name` is for messages."""
 
     name: str
     rows: Callable[[Problems], Iterator[Row]]
 
 
-def open_source(source: Any, split: str) -> Source:
+def open_source(source: Any, split: str) -> RowReader:
     """Determine the type of `source` without reading it yet. Raises DataError if it cannot be read."""
     if isinstance(source, DatasetDict):
         if split not in source:
@@ -41,7 +41,7 @@ def open_source(source: Any, split: str) -> Source:
         source = source[split]
     if isinstance(source, Dataset | IterableDataset):
         dataset = source
-        return Source("the dataset", lambda problems: _dataset_rows(dataset))
+        return RowReader("the dataset", lambda problems: _dataset_rows(dataset))
     if not isinstance(source, str | Path):
         Problems("load_groups").fail(f"{type(source).__name__} cannot be read: give a path, a hub id or a Dataset.")
 
@@ -52,10 +52,10 @@ def open_source(source: Any, split: str) -> Source:
         if path.suffix.lower() not in readers:
             Problems(str(source)).fail(f"the file type is unknown: it must end in one of {', '.join(FILE_TYPES)}.")
         reader = readers[path.suffix.lower()]
-        return Source(str(source), lambda problems: reader(path, problems))
+        return RowReader(str(source), lambda problems: reader(path, problems))
     if path.suffix.lower() in FILE_TYPES:
         Problems(str(source)).fail(f"there is no such file (looked in {path.absolute().parent}).")
-    return Source(str(source), lambda problems: _loaded_rows(str(source), split, problems))
+    return RowReader(str(source), lambda problems: _loaded_rows(str(source), split, problems))
 
 
 def _line_rows(path: Path, problems: Problems) -> Iterator[Row]:

@@ -38,8 +38,6 @@ class Adapter:
     name: str
     convert: Callable[..., Converted]
     """Converts one checked row. Its keyword-only arguments are the options of the source."""
-    about: str = ""
-    """One line that describes the data and its scores."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """The format's own names for `prompt`, `responses`, `scores` and `weights`, for error messages."""
 
@@ -115,9 +113,9 @@ class Adapter:
         return self.row is not None
 
 
-def adapter(about: str, **columns: str) -> Callable[[Callable[..., Converted]], Adapter]:
-    """Make a source of the decorated function. The function's name is the source's name."""
-    return lambda convert: Adapter(convert.__name__, convert, about, columns)
+def adapter(**columns: str) -> Callable[[Callable[..., Converted]], Adapter]:
+    """Make a source of the decorated function, named like the function. See `Adapter.columns`."""
+    return lambda convert: Adapter(convert.__name__, convert, columns)
 
 
 @cache

@@ -38,32 +38,19 @@ def with_input(instruction: str, given: str | None) -> str:
     return f"{instruction.strip()}\n\nInput:\n{given}" if given else instruction
 
 
-@adapter(
-    "Alpaca rows, regrouped by instruction and input, without scores; read without naming the source, too",
-    prompt="instruction",
-    responses="output",
-)
+@adapter(prompt="instruction", responses="output")
 def alpaca(row: AlpacaRow) -> Converted:
     """Yield one response."""
     yield {"prompt": with_input(row["instruction"], row.get("input")), "completion": row["output"]}
 
 
-@adapter(
-    "AlpacaEval outputs of several models, regrouped by instruction, without scores",
-    prompt="instruction",
-    responses="output",
-)
+@adapter(prompt="instruction", responses="output")
 def alpaca_eval(row: AlpacaEvalRow) -> Converted:
     """Yield one response."""
     yield {"prompt": row["instruction"], "completion": row["output"]}
 
 
-@adapter(
-    "Generations with the scores of a gold reward model (`answers`, `gold_scores`)",
-    prompt="instruction",
-    responses="answers",
-    scores="gold_scores",
-)
+@adapter(prompt="instruction", responses="answers", scores="gold_scores")
 def gold_labelled(row: GoldRow) -> Converted:
     """Yield one group."""
     prompt = with_input(row["instruction"].strip(), row.get("input"))

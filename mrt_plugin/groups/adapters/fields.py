@@ -6,9 +6,7 @@ from mrt_plugin.groups.adapters.adapter import Converted, Mismatch, adapter
 from mrt_plugin.groups.messages import kind
 
 
-@adapter(
-    "Any other shape: name its fields, `fields:prompt=question,responses=candidates.text,scores=candidates.reward`"
-)
+@adapter()
 def fields(
     row: dict[str, Any],
     *,

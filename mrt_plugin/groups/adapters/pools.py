@@ -25,12 +25,7 @@ class UltraFeedbackRow(TypedDict):
     completions: list[Completion]
 
 
-@adapter(
-    "UltraFeedback: completions with their overall score (1 to 10), or the fine-grained one (1 to 5)",
-    prompt="instruction",
-    responses="completions",
-    scores="completions",
-)
+@adapter(prompt="instruction", responses="completions", scores="completions")
 def ultrafeedback(
     row: UltraFeedbackRow,
     *,
@@ -66,17 +61,20 @@ class Solution(TypedDict):
 
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
-SolutionsRow = TypedDict(  # type: ignore[misc]
-    "SolutionsRow", {"question": str, "ground_truth": str, **dict.fromkeys(MODELS, Solution)}
+SolutionsRow = TypedDict(
+    "SolutionsRow",
+    {
+        "question": str,
+        "ground_truth": str,
+        "6b_finetuning": Solution,
+        "6b_verification": Solution,
+        "175b_finetuning": Solution,
+        "175b_verification": Solution,
+    },
 )
 
 
-@adapter(
-    "GSM8K test problems with a human's and four models' solutions; the score is 1 if the answer is right",
-    prompt="question",
-    responses="175b_verification",
-    scores="175b_verification",
-)
+@adapter(prompt="question", responses="175b_verification", scores="175b_verification")
 def gsm8k_solutions(row: SolutionsRow) -> Converted:
     """Yield one group of five, the human's solution first. The score is 1 if the final answer is right, else 0."""
     solutions = [row[model] for model in MODELS]  # type: ignore[literal-required]
@@ -102,11 +100,7 @@ LANGUAGES = {"python2": 1, "cpp": 2, "python3": 3, "java": 4}
 """The dataset's own language numbers. 0 is an unknown language."""
 
 
-@adapter(
-    "CodeContests: problems with their correct solutions in one language; on request incorrect ones, scored 0",
-    prompt="description",
-    responses="solutions",
-)
+@adapter(prompt="description", responses="solutions")
 def code_contests(
     row: ContestRow,
     *,
@@ -148,10 +142,7 @@ class MosaicRow(TypedDict):
     responses: list[list[str | MosaicText]]
 
 
-@adapter(
-    "MOSAIC-1K: prompt variants x responses, without scores; how many variants and which responses can be chosen",
-    prompt="prompt_variants",
-)
+@adapter(prompt="prompt_variants")
 def mosaic_1k(
     row: MosaicRow,
     *,

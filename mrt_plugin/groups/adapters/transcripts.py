@@ -67,11 +67,7 @@ def _has_empty_turn(turns: list[Message]) -> bool:
     return not all(has_text(turn["content"]) for turn in turns)
 
 
-@adapter(
-    "HH-RLHF: chosen and rejected transcripts; a group of two with the scores 1 and 0",
-    prompt="chosen",
-    responses="chosen",
-)
+@adapter(prompt="chosen", responses="chosen")
 def hh_rlhf(row: HHRow) -> Converted:
     """Yield one group of two responses to the conversation before the last answer: chosen (score 1), rejected (0)."""
     chosen, rejected = parse_transcript(row["chosen"]), parse_transcript(row["rejected"])
@@ -86,11 +82,7 @@ def hh_rlhf(row: HHRow) -> Converted:
         yield {"prompt": chosen[:-1], "responses": answers, "scores": [1.0, 0.0]}
 
 
-@adapter(
-    "Nectar: seven ranked answers per conversation; the score is the number of ranks below",
-    responses="answers",
-    scores="answers",
-)
+@adapter(responses="answers", scores="answers")
 def nectar(row: NectarRow) -> Converted:
     """Yield one group. The score is the distance to the last rank, so the best answer has the highest score."""
     turns = parse_transcript(row["prompt"]) or [{"role": "user", "content": row["prompt"].strip()}]
@@ -107,11 +99,7 @@ def nectar(row: NectarRow) -> Converted:
     }
 
 
-@adapter(
-    "HelpSteer2: rows regrouped by prompt; the score is one of five attributes, or the mean of the first three",
-    responses="response",
-    scores="helpfulness",
-)
+@adapter(responses="response", scores="helpfulness")
 def helpsteer2(
     row: HelpSteer2Row,
     *,

@@ -28,11 +28,7 @@ class CompletionRow(TypedDict):
     weight: NotRequired[float | None]
 
 
-@adapter(
-    "TRL preference sets (`chosen`, `rejected`, mostly with `prompt`): a group of two with the scores 1 and 0",
-    responses="chosen",
-    scores="score_chosen",
-)
+@adapter(responses="chosen", scores="score_chosen")
 def trl_preference(row: PreferenceRow) -> Converted:
     """Yield one group of two. The scores are `score_chosen` and `score_rejected` if given, else 1 and 0."""
     chosen, rejected = row["chosen"], row["rejected"]
@@ -50,12 +46,7 @@ def trl_preference(row: PreferenceRow) -> Converted:
     yield {"prompt": prompt, "responses": [chosen, rejected], "scores": [1.0, 0.0] if None in scores else scores}
 
 
-@adapter(
-    "TRL prompt-completion sets, regrouped by prompt; a `label` (unpaired preference) becomes the score 1 or 0",
-    responses="completion",
-    scores="score",
-    weights="weight",
-)
+@adapter(responses="completion", scores="score", weights="weight")
 def trl_completion(row: CompletionRow) -> Converted:
     """Yield one response. A `label` becomes the score 1 or 0."""
     score, label = row.get("score"), row.get("label")
