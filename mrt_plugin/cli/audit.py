@@ -33,10 +33,7 @@ def audit(
     prompt_format: Format = "auto",
     embedder: Annotated[
         str,
-        typer.Option(
-            help="For clusters: lexical, sentence-transformers, or a model's name or path.",
-            callback=existing_embedder,
-        ),
+        typer.Option(help="For clusters: lexical, sentence-transformers, or a model.", callback=existing_embedder),
     ] = "lexical",
     max_length: MaxLength = None,
     max_prompts: Annotated[int, typer.Option(min=2, help="Prompts whose losses are measured.")] = 200,

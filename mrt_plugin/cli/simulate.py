@@ -21,10 +21,7 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="Of every draw; the paper's networks keep their own.")] = 0,
     fit: Annotated[
         Path | None,
-        typer.Option(
-            help="Instead: fit loss = a + b/K to your runs, JSONL with `k`, `loss` and, if you like, `arm`.",
-            callback=existing_file,
-        ),
+        typer.Option(help="Instead: fit a + b/K to JSONL of `k`, `loss`, maybe `arm`.", callback=existing_file),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:

@@ -156,11 +156,7 @@ class TruthDistance:
 def truth_distance(model: Model, encoder: Encoder, truths: Sequence[KnownTruth], **how: Any) -> TruthDistance:
     """Compare a model with a known truth by scoring every mode of every prompt.
 
-    Args:
-        model: a causal language model, with or without an adapter.
-        encoder: the encoding that the model was trained with.
-        truths: the prompts with their modes and probabilities.
-        how: the options `batch_tokens` and `progress` of `log_likelihoods`.
+    `how` are the options `batch_tokens` and `progress` of `log_likelihoods`.
 
     Example:
 

@@ -133,11 +133,8 @@ def read_lines(
 ) -> list[tuple[int, str, Line]]:
     """Read the lines of a JSONL file that are not empty: their numbers, texts, and what `read` makes of their JSON.
 
-    Args:
-        path: the file.
-        read: builds the result from one JSON value.
-        expected: message for a line from which `read` can build nothing.
-        problem: message for a result that is not allowed; None if it is.
+    `expected` is the message for a line from which `read` can build nothing. `problem` returns the message for a
+    result that is not allowed.
 
     Raises:
         DataError: if lines are wrong; lists them.

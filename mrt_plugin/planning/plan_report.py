@@ -280,9 +280,9 @@ def data_rows(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("prompt redundancy: mean cosine to the nearest other prompt", f"{near.nearest:.3f}"))
         rows.append((f"prompts with another at {near.near:g} or nearer", f"{near.share:.1%}"))
     if found.response_diversity is not None:
-        last = found.effective_k[-1]
+        k, k_eff = list(found.effective_k.items())[-1]
         rows.append(("response diversity: 1 - mean cosine in a pool", f"{found.response_diversity:.3f}"))
-        rows.append((f"k_eff of K = {last.k} (a heuristic)", f"{last.k_eff:.1f}"))
+        rows.append((f"k_eff of K = {k} (a heuristic)", f"{k_eff:.1f}"))
     return [*rows, ("embedder", found.embedder)]
 
 

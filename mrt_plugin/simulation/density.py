@@ -20,10 +20,9 @@ COMPONENTS = 5
 
 @dataclass
 class Densities:
-    """M stacked networks.
+    """M stacked networks: (weight [M, in, out], bias [M, 1, out]) of the two hidden layers and of the head.
 
-    `layers` holds (weight [M, in, out], bias [M, 1, out]) of the two hidden layers and of the head. The head's outputs
-    are the logits, the means and the log standard deviations of the components, in this order.
+    The head's outputs are the logits, the means and the log standard deviations of the components, in this order.
     """
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]
@@ -87,12 +86,8 @@ def train(
 ) -> Densities:
     """Train one network per seed on its own data, with full-batch Adam and gradients clipped at norm 5 per network.
 
-    Args:
-        prompts: [M, n, 5].
-        responses: [M, n, K].
-        seeds: M seeds for the initial weights.
-        steps: optimizer steps.
-        watch: called before each step, and after the last, with the steps taken and the networks.
+    Prompts are [M, n, 5] and responses [M, n, K]. The M seeds give the initial weights. `watch` is called before each
+    step, and after the last, with the steps taken and the networks.
     """
     model = Densities.initialised(seeds)
     x, y = (torch.tensor(part, dtype=torch.float32) for part in (prompts, responses))
