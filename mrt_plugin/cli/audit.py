@@ -1,4 +1,4 @@
-"""`mrt audit`: what a selection did to the data."""
+"""`mrt audit`: how a selection changed the data."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,8 +48,8 @@ def audit(
 ) -> None:
     """Compare a selection with the pool it came from, and with random_k at the same K.
 
-    Lengths and clusters without a model; with one also the loss and the gradient, and a warning in words where the
-    selection points away from its pool.
+    Without a model, compare lengths and clusters. With one, compare loss and gradient too, and warn if the selection
+    points away from its pool.
 
     Example: `mrt audit chosen.jsonl --pool pool.jsonl --model path/or/name --report audit.html`
     """

@@ -1,4 +1,4 @@
-"""`mrt augment`: which generated prompts say something new."""
+"""`mrt augment`: keep the generated prompts that are new."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,9 +30,9 @@ def augment(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Keep the generated prompts that overlap little with the ones they stem from, with yours, and with each other.
+    """Keep the generated prompts that overlap little with their supports, with your prompts, and with each other.
 
-    A kept candidate keeps its row as it is; its responses are then sampled (`mrt sample`).
+    The rows of kept candidates are written unchanged. Their responses are sampled next (`mrt sample`).
 
     Example: `mrt augment generated.jsonl --data pool.jsonl --output new_prompts.jsonl`
     """

@@ -1,4 +1,4 @@
-"""`mrt grid`: which (prompts, K) to compare by training, and what the runs came to."""
+"""`mrt grid`: which (prompts, K) to compare by training, and the results of the runs."""
 
 import json as json_module
 from pathlib import Path
@@ -49,7 +49,7 @@ def grid(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the grid, or the results, as JSON.")] = False,
 ) -> None:
-    """Lay out training runs that hold prompts, pairs or cost fixed while K rises, and weigh their results.
+    """Lay out training runs that hold prompts, pairs or cost fixed while K rises, and summarise their results.
 
     Example: `mrt grid --recipe recipe.yaml --output grid --repeats 3`
 

@@ -59,7 +59,7 @@ def plan(
     seed: Annotated[int, typer.Option(min=0, help="Of the prompts drawn and of the bootstrap.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Tell how many responses per prompt to keep, on your data and your model, for what you can spend.
+    """Compute how many responses per prompt to keep, for your data, your model and your budget.
 
     Measures where the variance of the loss comes from: the prompts you have, or the responses to each.
 

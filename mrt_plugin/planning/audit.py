@@ -18,6 +18,7 @@ from mrt_plugin.groups.text import NO_SPACES
 from mrt_plugin.options import LossAggregation
 from mrt_plugin.planning.diversity import words
 from mrt_plugin.planning.paired import Bootstrap, Measured
+from mrt_plugin.planning.plan import random_of
 from mrt_plugin.planning.progress import Progress, counting, quiet
 from mrt_plugin.planning.subset import Kept, match
 from mrt_plugin.planning.variance import Interval
@@ -327,7 +328,7 @@ def audit_gradient(groups: Sequence[AuditedGroup], seed: int, draws: int = 20) -
     mine, usual = [], []
     for group in groups:
         assert group.products is not None
-        random = _random(group.id, seed, b"gradient")
+        random = random_of(group.id, seed, b"gradient")
         everything = list(range(len(group.losses)))
         mine.append(cosine(group.products, group.kept, everything))
         drawn = [random.choice(len(everything), len(group.kept), replace=False).tolist() for _ in range(draws)]
@@ -445,7 +446,7 @@ def _run(
 def _candidates(group: AuditedGroup, seed: int, split: int) -> list[int]:
     """Draw half of the measured responses, or K + 1 if that is more, by a hash of (seed, split, id)."""
     count = len(group.losses)
-    random = _random(group.id, seed, b"split %d" % split)
+    random = random_of(group.id, seed, b"split %d" % split)
     return sorted(random.permutation(count)[: max((count + 1) // 2, len(group.kept) + 1)].tolist())
 
 
@@ -486,7 +487,3 @@ def _with_gradients(
         scale = 1 / group.lengths if aggregation == "response" else np.ones(len(group.lengths))
         made.append(replace(group, products=table * scale[:, None] * scale))
     return made
-
-
-def _random(name: str, seed: int, what: bytes) -> np.random.Generator:
-    return np.random.default_rng(int.from_bytes(digest(what, str(seed).encode(), name.encode()), "little"))

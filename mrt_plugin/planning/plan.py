@@ -337,6 +337,11 @@ def make_plan(
     return Plan(counts, made, diversity)
 
 
+def random_of(name: str, seed: int, what: bytes) -> np.random.Generator:
+    """Return a generator that depends only on a group's id, the seed and the purpose."""
+    return np.random.default_rng(int.from_bytes(digest(what, str(seed).encode(), name.encode()), "little"))
+
+
 def sample_prompts(groups: Dataset, count: int | None, seed: int) -> Dataset:
     """Draw `count` groups by a hash of (seed, id) and keep the data's order. Return all groups if there are fewer."""
     if count is None or count >= len(groups):
@@ -459,8 +464,7 @@ def estimate_adaptive(found: "Measurement", aggregation: LossAggregation, best_k
     for group, losses in zip(found.groups, found.losses(aggregation), strict=True):
         if len(losses) < 4:
             continue
-        state = int.from_bytes(digest(b"halves", str(seed).encode(), group.id.encode()), "little")
-        order = np.random.default_rng(state).permutation(len(losses))
+        order = random_of(group.id, seed, b"halves").permutation(len(losses))
         parts = [losses[order[start::2]] for start in (0, 1)]
         names.append(group.id)
         rows.append(np.concatenate(parts))

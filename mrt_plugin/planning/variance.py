@@ -53,13 +53,6 @@ class VarianceComponents:
         """Return the intraclass correlation of two responses to one prompt, V_x / (V_x + V_{y|x}); at least 0."""
         return rho(self.ratio)
 
-    def design_effect(self, k: float) -> float:
-        """Return the design effect, 1 + (K-1)·rho.
-
-        It is the variance of a mean over n prompts with K responses each, divided by that over n·K different prompts.
-        """
-        return 1 + (k - 1) * self.rho
-
 
 class Interval(NamedTuple):
     """A confidence interval."""

@@ -114,10 +114,7 @@ def train(
 
 @torch.no_grad()
 def true_nll(model: Densities, prompts: np.ndarray) -> np.ndarray:
-    """Compute the expected -log p(y|x) over all answers, averaged over prompts [n, 5]: [M].
-
-    The expectation is integrated, not sampled.
-    """
+    """Integrate -log p(y|x) over all answers, and average over prompts [n, 5]: [M]."""
     nodes, weights = quadrature(8)
     answers = torch.tensor(centre(prompts)[:, None] + nodes, dtype=torch.float32)
     losses = [output_nll(one, answers) for one in model.outputs(torch.tensor(prompts, dtype=torch.float32)[None])]
@@ -126,10 +123,7 @@ def true_nll(model: Densities, prompts: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def mode_masses(model: Densities, prompts: np.ndarray) -> np.ndarray:
-    """Compute the probability that each network gives each mode, [M, n, 3].
-
-    An answer belongs to the nearest mode.
-    """
+    """Compute the probability that each network gives each mode, [M, n, 3]. An answer belongs to the nearest mode."""
     logits, means, log_sigmas = model.outputs(torch.tensor(prompts, dtype=torch.float32)[None]).double().chunk(3, -1)
     borders = torch.tensor(centre(prompts)[:, None] + (OFFSETS[1:] + OFFSETS[:-1]) / 2)
     scaled = (borders[:, :, None] - means[:, :, None]) * torch.exp(-log_sigmas.clamp(-3, 3))[:, :, None]
