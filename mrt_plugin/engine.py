@@ -1,13 +1,22 @@
 """Run a stateless batch function in processes of this machine or on Ray. The result is the same."""
 
+import importlib.util
+import io
+import os
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, get_args
 
+import pyarrow
 from datasets import Dataset, Features
+from tqdm.auto import tqdm
 
 from mrt_plugin.groups.batches import batch_size as bounded_size
 from mrt_plugin.options import Engine
-from mrt_plugin.ray_engine import BatchFunction, map_on_ray
+
+BatchFunction = Callable[..., dict[str, list[Any]]]
+"""Maps the columns of a batch to the columns of the result. One row per group, each computed separately."""
 
 
 def check_engine(engine: str) -> None:
@@ -28,7 +37,7 @@ def map_batches(
     engine: Engine = "local",
     threads: int | None = None,
 ) -> Dataset:
-    """Apply a function to all groups, and return its results in the groups' order.
+    """Apply a function to all groups, and return its results, n rows in the groups' order.
 
     The cache of `datasets` is not used, because it cannot detect changes in a user's function or in a model's file.
 
@@ -42,17 +51,16 @@ def map_batches(
         description: the text of the progress bar.
         num_proc: number of processes of the local engine.
         engine: `local` or `ray`.
-        threads: on Ray, for a function that runs a model: the cores of a worker and the threads of its model
-            (see `mrt_plugin.ray_engine`).
+        threads: on Ray, for a function that runs a model: the cores of a worker and the threads of its model. At most
+            the cores of the smallest machine are used. The last digits of the results depend on this number.
 
-    Returns:
-        n rows.
+    Raises:
+        ImportError: if Ray is asked for and not installed.
     """
     batch_size = bounded_size(groups, batch_size)
     if engine == "ray":
-        return map_on_ray(
-            groups, function, kwargs, features, batch_size=batch_size, description=description, threads=threads
-        )
+        task = _Task(groups, function, kwargs, features, batch_size, threads, os.getcwd())
+        return _map_on_ray(task, description)
     return groups.map(
         function,
         fn_kwargs=kwargs,
@@ -65,3 +73,83 @@ def map_batches(
         new_fingerprint=uuid.uuid4().hex,
         desc=description,
     )
+
+
+@dataclass
+class _Task:
+    groups: Dataset
+    function: BatchFunction
+    kwargs: dict[str, Any]
+    features: Features
+    batch_size: int
+    threads: int | None
+    directory: str
+
+
+def _map_on_ray(task: _Task, description: str) -> Dataset:
+    """Run a task with Ray Data, on one or more machines.
+
+    The driver sends only row numbers. Each worker reads its rows from the datasets cache, which must be on a disk
+    that all machines can read (`HF_DATASETS_CACHE`). Workers are actors that receive the task once, so a model is
+    loaded once per worker. Results arrive in any order and are sorted by row, so they do not depend on the number of
+    workers. An existing connection to Ray (`RAY_ADDRESS`) is used; otherwise Ray is started on this machine. On
+    machines with GPUs, a worker that runs a model gets one.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ImportError("engine='ray' needs Ray: pip install 'mrt-plugin[ray]'.")
+    import ray
+    import ray.data
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    needs: dict[str, Any] = {"num_cpus": 1}
+    found = ray.cluster_resources()
+    workers = int(found.get("CPU", 1))
+    if task.threads is not None:
+        task.threads = max(1, min(task.threads, *(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())))
+        needs, workers = {"num_cpus": task.threads}, workers // task.threads
+        if found.get("GPU"):
+            needs["num_gpus"], workers = 1, min(workers, int(found["GPU"]))
+    total = len(task.groups)
+    batches = [{"start": start} for start in range(0, total, task.batch_size)]
+    answered = ray.data.from_items(batches).map_batches(
+        _Worker,
+        fn_constructor_args=(task,),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, min(workers, len(batches)))),
+        **needs,
+    )
+    answers: dict[int, bytes] = {}
+    with tqdm(desc=description, total=total, unit=" groups", delay=2) as bar:
+        for row in answered.iter_rows():
+            answers[row["start"]] = row["answer"]
+            bar.update(min(task.batch_size, total - row["start"]))
+    tables = [pyarrow.ipc.open_stream(answers[start]).read_all() for start in sorted(answers)]
+    return Dataset(pyarrow.concat_tables(tables) if tables else task.features.arrow_schema.empty_table())
+
+
+class _Worker:
+    """Applies the function to batches of the groups, given by the number of their first row."""
+
+    def __init__(self, task: _Task) -> None:
+        self.task = task
+        if os.path.isdir(task.directory):  # so that relative paths of models and caches are valid on the worker
+            os.chdir(task.directory)
+        if task.threads is not None:
+            import torch
+
+            torch.set_num_threads(task.threads)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        """Return one Arrow stream per start. Arrow keeps nested lists and strings unchanged."""
+        starts = [int(start) for start in batch["start"]]
+        return {"start": starts, "answer": [self._answer(start) for start in starts]}
+
+    def _answer(self, start: int) -> bytes:
+        task = self.task
+        rows = task.groups[start : start + task.batch_size]
+        table = Dataset.from_dict(task.function(rows, **task.kwargs), features=task.features).data.table
+        sink = io.BytesIO()
+        with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return sink.getvalue()

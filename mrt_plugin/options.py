@@ -1,18 +1,18 @@
-"""The one definition of every user-facing option: its type, default, bounds and help text.
+"""Define every user-facing option once: its type, default, bounds and help text.
 
-`MultiResponseSFTConfig` inherits these fields, the Axolotl schema and the command line are built from them, and
-`docs/options.md` is printed from them by `python -m mrt_plugin.options`.
+The TRL config, the Axolotl schema, the command line and `docs/options.md` are built from these fields.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field, fields
+from inspect import Parameter, signature
 from numbers import Integral, Real
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from mrt_plugin.extension import is_extension, load_extension
 
 Layout = Literal["auto", "shared_prefix", "expanded"]
-PrefixBackend = Literal["auto", "flex", "sdpa", "fork", "dense"]
 LossAggregation = Literal["token", "prompt", "response"]
 Similarity = Literal["paper", "rescaled"]
 PromptFormat = Literal["auto", "chat", "plain"]
@@ -23,10 +23,31 @@ PaidLayout = Literal["shared_prefix", "expanded"]
 Engine = Literal["local", "ray"]
 Api = Literal["chat", "completions"]
 
+PREFIX_BACKENDS = {
+    "flex": "mrt_plugin.attention.masks:FlexBackend",
+    "sdpa": "mrt_plugin.attention.two_part:TwoPartBackend",
+    "fork": "mrt_plugin.attention.fork:ForkBackend",
+    "dense": "mrt_plugin.attention.masks:DenseBackend",
+}
+"""The shared-prefix backends of the package by name, each with the place of its class."""
+
+
+def check_prefix_backend(name: str) -> None:
+    """Raise ValueError unless `name` is `auto`, a backend of the package, or the place of a user's own class."""
+    if name == "auto" or name in PREFIX_BACKENDS:
+        return
+    if not is_extension(name):
+        raise ValueError(
+            f"prefix_backend={name!r} is unknown: choose one of {', '.join(('auto', *PREFIX_BACKENDS))}, or give your "
+            "own class as package.module:name or file.py:name."
+        )
+    if not isinstance(load_extension(name), type):
+        raise ValueError(f"prefix_backend={name!r}: this is no class.")
+
 
 @dataclass(frozen=True)
 class Bounds:
-    """The numbers that an option may be: finite ones for which `ge`, `gt`, `le` and `lt` hold.
+    """The finite numbers that an option accepts: those within `ge`, `gt`, `le` and `lt`.
 
     Example:
 
@@ -49,7 +70,7 @@ class Bounds:
             raise ValueError(f"{name}={value!r} must be a finite number, {self}.")
 
     def holds(self, value: float) -> bool:
-        """Whether a number is within the bounds. NaN is within none."""
+        """Return whether a number is within the bounds. NaN never is."""
         return (
             math.isfinite(value)
             and (self.ge is None or value >= self.ge)
@@ -60,13 +81,77 @@ class Bounds:
 
 
 def option(default: Any, help: str, **bounds: float) -> Any:
-    """A dataclass field with its help text and its `Bounds`."""
+    """Define a dataclass field with its help text and its `Bounds`."""
     return field(default=default, metadata={"help": help, "bounds": Bounds(**bounds)})
 
 
 @dataclass
 class SelectionOptions:
-    """Which responses are kept, and what each of them weighs."""
+    """Choose which responses are kept, and the weight of each.
+
+    In Python, `embedder` and `scorer` may also be functions; see `mrt_plugin.select`.
+    """
+
+    selector: str = option(
+        "random_k",
+        "The rule that chooses the kept responses: random_k, best_k, diverse_k, diverse_best_k, filter_then_spread, "
+        "all, or your own as `package.module:name` or `file.py:name`. In an Axolotl recipe the dataset's `type` names "
+        "it.",
+    )
+    k: int = option(4, "Responses kept per prompt. A smaller pool is kept complete, and counted.", ge=1)
+    n: int | None = option(None, "Candidates per prompt: a random `n` of a larger pool. By default all.", ge=1)
+    alpha: float = option(
+        0.25,
+        "diverse_best_k: exponent of the scores. 0 ignores them; larger values favour quality over diversity.",
+        ge=0,
+    )
+    similarity: Similarity = option(
+        "rescaled",
+        "diverse_k, diverse_best_k: `rescaled` stretches each pool's cosines to [0, 1]; `paper` is (cosine + 1) / 2, "
+        "for replication.",
+    )
+    embedder: str = option(
+        "lexical",
+        "For selectors that compare responses: `lexical` (character n-grams), `sentence-transformers` "
+        "(all-MiniLM-L6-v2), or the name or path of any sentence-transformers model.",
+    )
+    scorer: str | None = option(
+        None,
+        "Replaces the column `scores`: the name or path of a reward model, or your function of (prompt, responses), "
+        "`package.module:function` or `file.py:function`. Of several, separated by commas, the first decides; the "
+        "log says how far the others agree.",
+    )
+    score_cache: str | None = option(
+        None,
+        "Directory of the cache of models' embeddings and scores. By default $MRT_CACHE, or ~/.cache/mrt-plugin.",
+    )
+    allocation: AllocationKind = option(
+        "fixed",
+        "`fixed` keeps k responses of every prompt; `adaptive` keeps more where responses differ more, within the "
+        "same budget. Train the latter with loss_aggregation: prompt.",
+    )
+    allocation_score: str = option(
+        "diversity",
+        "adaptive: how much a prompt's responses vary: `diversity` of embeddings, `length`, or a column with a "
+        "number per prompt, or per response (their variance).",
+    )
+    mean_k: float | None = option(None, "adaptive: mean responses per prompt. By default k.", ge=1)
+    target_total: int | None = option(None, "adaptive: responses in total, instead of mean_k.", ge=1)
+    min_k: int = option(1, "adaptive: the fewest per prompt.", ge=1)
+    max_k: int | None = option(None, "adaptive: the most per prompt. By default its pool.", ge=1)
+    weights: WeightSource = option(
+        "column",
+        "Weight of a response in the loss: the column `weights` if there is one, or the `softmax` of the kept "
+        "responses' scores, with mean 1.",
+    )
+    weight_temperature: float = option(
+        1.0, "softmax: divides the scores. If small, only the best counts; if large, all count the same.", gt=0
+    )
+
+
+@dataclass
+class DataOptions:
+    """Choose how a training run reads its groups and seeds the selection."""
 
     source: str | None = option(
         None,
@@ -74,169 +159,154 @@ class SelectionOptions:
         "`fields:prompt=question,responses=answers.text`; see docs/sources.md. By default rows hold groups, or one "
         "response each.",
     )
-    selector: str = option(
-        "random_k",
-        "Which responses of a prompt's pool are kept: random_k, best_k, diverse_k, diverse_best_k, filter_then_spread "
-        "or all. In an Axolotl recipe the dataset's `type` names it instead.",
-    )
-    k: int = option(4, "Responses kept per prompt. A pool with fewer is kept whole, and counted.", ge=1)
-    n: int | None = option(
-        None, "Candidates considered per prompt: of a larger pool a random `n`. By default the whole pool.", ge=1
-    )
-    alpha: float = option(
-        0.25,
-        "diverse_best_k: the exponent on the scores. 0 ignores them, larger values favour quality over diversity.",
-        ge=0,
-    )
-    similarity: Similarity = option(
-        "rescaled",
-        "diverse_k and diverse_best_k: `rescaled` stretches the cosines of each pool to [0, 1], so that later picks "
-        "still gain something; `paper` is (cosine + 1) / 2, for replication.",
-    )
-    embedder: str = option(
-        "lexical",
-        "The selectors that compare responses: `lexical` (character n-grams, nothing to download), "
-        "`sentence-transformers` (all-MiniLM-L6-v2), or the name or path of any sentence-transformers model.",
-    )
-    scorer: str | None = option(
-        None,
-        "Scores in place of the column `scores`: a reward model by name or path, or your function "
-        "`package.module:function` or `file.py:function` of (prompt, responses). Of several, with commas between, the "
-        "first decides, and how far the others agree is logged.",
-    )
-    score_cache: str | None = option(
-        None,
-        "Directory in which models' embeddings and scores are kept, so that nothing is computed twice. By default "
-        "$MRT_CACHE, or ~/.cache/mrt-plugin.",
-    )
-    allocation: AllocationKind = option(
-        "fixed",
-        "`fixed` keeps k responses of every prompt; `adaptive` spreads the same budget so that prompts whose "
-        "responses differ more keep more. Train the latter with loss_aggregation: prompt.",
-    )
-    allocation_score: str = option(
-        "diversity",
-        "adaptive: what says how much a prompt's responses vary. `diversity` of their embeddings, `length`, or a "
-        "column with a number per prompt, or with one per response, of which the variance is taken.",
-    )
-    mean_k: float | None = option(None, "adaptive: responses per prompt on average. By default k.", ge=1)
-    target_total: int | None = option(None, "adaptive: responses in all, instead of mean_k.", ge=1)
-    min_k: int = option(1, "adaptive: the fewest per prompt.", ge=1)
-    max_k: int | None = option(None, "adaptive: the most per prompt. By default its pool.", ge=1)
-    weights: WeightSource = option(
-        "column",
-        "What a response weighs in the loss: its number in the column `weights`, if there is one, or the `softmax` of "
-        "the kept responses' scores, scaled to a mean of 1.",
-    )
-    weight_temperature: float = option(
-        1.0, "softmax: divides the scores. Small: only the best counts. Large: all count the same.", gt=0
-    )
     redraw: Redraw = option(
         "never",
-        "`epoch` draws another random k of the pool for every epoch (random_k): see docs/selection.md.",
+        "`epoch` draws another random k for every epoch (random_k); see docs/selection.md.",
     )
-    selection_seed: int | None = option(
-        None, "Seed of the selection. By default the run's data_seed, or its seed.", ge=0
-    )
+    selection_seed: int | None = option(None, "Seed of the selection. By default data_seed, or else seed.", ge=0)
 
 
 @dataclass
 class LayoutOptions:
-    """How a group becomes rows of tokens."""
+    """Choose how a group becomes rows of tokens."""
 
     prompt_format: PromptFormat = option(
         "auto",
-        "How string prompts become text: `chat` makes them a user turn of the tokenizer's chat template, `plain` "
-        "takes them as they are; `auto` is `chat` where the tokenizer has a template. Messages are always chat.",
+        "How string prompts become text: `chat` as a user turn of the chat template, `plain` as they are, `auto` as "
+        "`chat` if the tokenizer has a template. Messages are always chat.",
     )
     layout: Layout = option(
         "auto",
-        "How a group becomes tokens: `shared_prefix` computes the prompt once for all its responses, `expanded` "
-        "copies it for each; `auto` shares where that is exact and saves tokens.",
+        "`shared_prefix` computes the prompt once for all its responses, `expanded` copies it for each; `auto` "
+        "shares where that is exact and saves tokens.",
     )
-    prefix_backend: PrefixBackend = option(
-        "auto", "How attention handles a shared prefix; `auto` picks the fastest one that is exact for the model."
+    prefix_backend: str = option(
+        "auto",
+        f"Attention for a shared prefix: {', '.join(PREFIX_BACKENDS)}, or your own class as "
+        "`package.module:name` or `file.py:name`. `auto` picks the fastest backend that is exact for the model.",
     )
     prefix_check: bool = option(
-        True, "Prove before training, on the model and data at hand, that the shared prefix computes the same numbers."
+        True, "Prove before training, on your model and data, that the shared prefix computes the same numbers."
     )
     row_length: int | None = option(
         None,
-        "Tokens a row may hold. At least max_length, which is the default (in Axolotl: sequence_len); larger rows "
-        "keep long groups whole.",
+        "Most tokens of a row, at least max_length, which is the default (in Axolotl: sequence_len). Larger rows "
+        "keep long groups together.",
         ge=2,
     )
     row_packing: bool = option(
-        True, "Put several groups of a batch into one row of at most row_length. Groups never see each other."
+        True, "Pack several groups of a batch into one row of at most row_length. Groups never see each other."
     )
 
 
 @dataclass
 class LossOptions:
-    """How token losses become one number."""
+    """Choose how token losses become one number."""
 
     loss_aggregation: LossAggregation = option(
         "token",
-        "What has one vote in the mean: every `token`, every `prompt` (responses keep their likelihood weights), or "
-        "every `response` (tilts towards short responses).",
+        "What has one vote in the mean: a `token`, a `prompt` (responses keep their likelihood weights), or a "
+        "`response` (favours short responses).",
     )
 
 
 @dataclass
 class WatchOptions:
-    """What is monitored during a run. These options change no rows, so prepared data can be used again."""
+    """Choose what is monitored during a run. These options change no rows, so prepared data can be used again."""
 
     early_stopping: int | None = option(
         None,
         "Stop after this many evaluations in a row that did not lower the held-out loss by min_improvement, and load "
-        "the best checkpoint. Checkpoints are then written at every evaluation.",
+        "the best checkpoint. Saves at every evaluation.",
         ge=1,
     )
     min_improvement: float = option(
-        0.001, "early_stopping: by how much the held-out loss must fall to count as improved, in nats per token.", ge=0
+        0.001, "early_stopping: the smallest improvement that counts, in nats per token.", ge=0
     )
     overfit_limit: float = option(
         0.2,
-        "Warn once the gap between held-out and training loss has grown by more than this, in nats per token. It is "
-        "measured on at most 64 training prompts and logged at every evaluation; 0 leaves it out.",
+        "Warn if the gap between held-out and training loss has grown by more than this, in nats per token. Measured "
+        "at every evaluation on at most 64 training prompts; 0 turns it off.",
         ge=0,
     )
     sample_prompts: int = option(
         0,
-        "Held-out prompts that are answered at every evaluation: the coverage, alignment and diversity of the answers "
-        "are logged (embedder compares them). 0: none.",
+        "Held-out prompts answered at every evaluation, to log the coverage, alignment and diversity of the answers "
+        "(by embedder).",
         ge=0,
     )
-    samples_per_prompt: int = option(4, "sample_prompts: answers to each.", ge=2)
+    samples_per_prompt: int = option(4, "sample_prompts: answers per prompt.", ge=2)
     sample_tokens: int | None = option(
         None,
-        "Most tokens of a sampled answer, in training and in a smoke test. By default twice the longest response to "
-        "the prompts that are sampled, and at least 32.",
+        "Most tokens of a sampled answer, in training and in the smoke test. By default twice the longest response "
+        "to these prompts, and at least 32.",
         ge=1,
     )
     smoke_steps: int | None = option(
         None,
-        "A smoke test before a long run: train this many steps (100 tell enough), check the loss, the gradients, the "
-        "memory of the longest prompts and a few answers, and stop with a verdict; an error if anything is wrong.",
+        "Smoke test: train this many steps (100 are enough), check loss, gradients, memory of the longest prompts "
+        "and a few answers, then stop with a verdict; an error if anything is wrong.",
         ge=20,
     )
 
 
 @dataclass
-class MultiResponseOptions(WatchOptions, LossOptions, LayoutOptions, SelectionOptions):
+class MultiResponseOptions(WatchOptions, LossOptions, LayoutOptions, DataOptions, SelectionOptions):
     """Every option that multi-response training adds to a trainer.
 
     Example:
 
     ```python
-    from mrt_plugin.options import MultiResponseOptions, check_options
+    from mrt_plugin import MultiResponseOptions
+    from mrt_plugin.options import check_options
 
     check_options(MultiResponseOptions(k=4, layout="shared_prefix"))
     ```
     """
 
 
-WATCHING = tuple(item.name for item in dataclasses.fields(WatchOptions))
+def names_of(*parts: type) -> tuple[str, ...]:
+    """Return the names of the options of some dataclasses.
+
+    Example:
+
+    >>> names_of(LossOptions)
+    ('loss_aggregation',)
+    """
+    return tuple(item.name for part in parts for item in fields(part))
+
+
+WATCHING = names_of(WatchOptions)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def take_options(
+    part: type, annotation: Callable[[Field[Any], Any], Any] = lambda item, hint: hint
+) -> Callable[[Function], Function]:
+    """Decorate a function that takes `**options`, so that its signature has each option with its type and default.
+
+    Args:
+        part: the dataclass of the options. Options that are parameters of the function already are left out.
+        annotation: returns the annotation of an option from its field and type.
+    """
+
+    def decorate(function: Function) -> Function:
+        found, hints = signature(function), get_type_hints(part)
+        kept = [parameter for parameter in found.parameters.values() if parameter.kind != Parameter.VAR_KEYWORD]
+        added = [
+            Parameter(
+                item.name, Parameter.KEYWORD_ONLY, default=item.default, annotation=annotation(item, hints[item.name])
+            )
+            for item in fields(part)
+            if "bounds" in item.metadata and item.name not in found.parameters
+        ]
+        ordered = sorted([*added, *kept], key=lambda parameter: parameter.kind)
+        function.__signature__ = found.replace(parameters=ordered)  # type: ignore[attr-defined]
+        function.__annotations__.update({parameter.name: parameter.annotation for parameter in added})
+        return function
+
+    return decorate
 
 
 _KINDS: dict[type, tuple[type, str]] = {
@@ -244,19 +314,26 @@ _KINDS: dict[type, tuple[type, str]] = {
     int: (Integral, "a whole number"),
     float: (Real, "a finite number"),
 }
-"""For the type of an option: what is taken for it, and its name in messages. The others are checked where they are
+"""For the type of an option: the values accepted, and their name in messages. Other types are checked where they are
 used."""
 
 
-def check_options(options: MultiResponseOptions) -> None:
+def check_options(options: SelectionOptions | MultiResponseOptions) -> None:
     """Check every option against its type and bounds, and against the options that it needs.
 
     Raises:
         ValueError: naming the option, the value found and the values allowed.
     """
-    hints = get_type_hints(MultiResponseOptions)
-    for item in dataclasses.fields(MultiResponseOptions):
-        _check_value(item.name, getattr(options, item.name), hints[item.name], item.metadata["bounds"])
+    part = MultiResponseOptions if isinstance(options, MultiResponseOptions) else type(options)
+    hints = get_type_hints(part)
+    for item in fields(part):
+        if "bounds" in item.metadata:
+            _check_value(item.name, getattr(options, item.name), hints[item.name], item.metadata["bounds"])
+    if isinstance(options, MultiResponseOptions):
+        check_prefix_backend(options.prefix_backend)
+    else:
+        names = names_of(SelectionOptions)
+        options = MultiResponseOptions(**{name: getattr(options, name) for name in names})
     for wrong, reason in _CONTRADICTIONS:
         if wrong(options):
             raise ValueError(reason)
@@ -276,8 +353,8 @@ def _check_value(name: str, value: Any, hint: Any, bounds: Bounds) -> None:
     kind = next((found for found in _KINDS if found is hint or found in get_args(hint)), None)
     if kind is None:
         return
-    taken, words = _KINDS[kind]
-    fits = isinstance(value, taken) and (kind is bool or not isinstance(value, bool))
+    accepted, words = _KINDS[kind]
+    fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
     if not fits or (kind is not bool and not bounds.holds(value)):
         raise ValueError(f"{name}={value!r} must be {', '.join(filter(None, (words, str(bounds))))}.")
 
@@ -289,11 +366,11 @@ _CONTRADICTIONS: list[tuple[Callable[[MultiResponseOptions], bool], str]] = [
     ),
     (
         lambda o: o.mean_k is not None and o.target_total is not None,
-        "mean_k and target_total both say how many responses there are to spread: give one of them.",
+        "mean_k and target_total both set the number of responses to spread: give one of them.",
     ),
     (
         lambda o: o.max_k is not None and o.max_k < o.min_k,
-        "max_k is below min_k: a prompt cannot keep fewer than its least.",
+        "max_k is below min_k: a prompt cannot keep fewer than its minimum.",
     ),
     (
         lambda o: o.redraw == "epoch" and (o.selector != "random_k" or o.allocation != "fixed"),
@@ -302,33 +379,44 @@ _CONTRADICTIONS: list[tuple[Callable[[MultiResponseOptions], bool], str]] = [
     ),
     (
         lambda o: o.redraw == "epoch" and o.weights == "softmax",
-        "redraw='epoch' fixes the weights before it knows what is drawn: it takes weights='column'.",
+        "redraw='epoch' fixes the weights before it knows which responses are drawn: it takes weights='column'.",
     ),
 ]
 
 _BUDGET = ("mean_k", "target_total", "min_k", "max_k")
-"""Options that ask for a number of responses: without what they need the user would get another number."""
+"""Options that set a number of responses. If they had no effect, the user would get another number."""
+
+_IGNORED = {
+    "random_k": ("alpha", "similarity", "embedder"),
+    "best_k": ("alpha", "similarity", "embedder"),
+    "diverse_k": ("alpha",),
+    "filter_then_spread": ("alpha", "similarity"),
+    "all": ("k", "alpha", "similarity", "embedder"),
+}
+"""The options that a selector does not read. A selector that is not listed may read all of them."""
 
 
-def _adaptive(options: MultiResponseOptions) -> bool:
-    return options.allocation == "adaptive"
+def reads(options: Any, name: str) -> bool:
+    """Return whether the selector of some options reads the option `name`."""
+    return name not in _IGNORED.get(options.selector, ())
 
 
-def _compares(options: MultiResponseOptions) -> bool:
-    return (
-        options.selector in ("diverse_k", "diverse_best_k", "filter_then_spread")
-        or (_adaptive(options) and options.allocation_score == "diversity")
-        or options.sample_prompts > 0
-    )
+def _adaptive(options: Any) -> bool:
+    return bool(options.allocation == "adaptive")
+
+
+def _compares(options: Any) -> bool:
+    by_diversity = _adaptive(options) and options.allocation_score == "diversity"
+    return reads(options, "embedder") or by_diversity or options.sample_prompts > 0
 
 
 @dataclass(frozen=True)
 class Need:
-    """Options that change nothing without another one."""
+    """Options that have no effect without another one."""
 
     names: tuple[str, ...]
     used: Callable[[Any], bool]
-    """Whether they are used, from an object that has all options as attributes."""
+    """Returns whether they are used, from an object that has all options as attributes."""
     words: str
     """What they need."""
 
@@ -338,15 +426,11 @@ NEEDS = [
     Need(("allocation_score",), _adaptive, "allocation='adaptive'"),
     Need(
         ("k",),
-        lambda o: o.selector != "all" and (not _adaptive(o) or o.mean_k is None is o.target_total),
+        lambda o: reads(o, "k") and (not _adaptive(o) or o.mean_k is None is o.target_total),
         "a selector other than 'all', and neither mean_k nor target_total, which replace it",
     ),
-    Need(("alpha",), lambda o: o.selector == "diverse_best_k", "selector='diverse_best_k'"),
-    Need(
-        ("similarity",),
-        lambda o: o.selector in ("diverse_k", "diverse_best_k"),
-        "selector='diverse_k' or 'diverse_best_k'",
-    ),
+    Need(("alpha",), lambda o: reads(o, "alpha"), "selector='diverse_best_k'"),
+    Need(("similarity",), lambda o: reads(o, "similarity"), "selector='diverse_k' or 'diverse_best_k'"),
     Need(
         ("embedder",),
         _compares,
@@ -366,23 +450,19 @@ NEEDS = [
     ),
     Need(("min_improvement",), lambda o: o.early_stopping is not None, "early_stopping"),
     Need(("samples_per_prompt",), lambda o: o.sample_prompts > 0, "sample_prompts"),
-    Need(
-        ("sample_tokens",),
-        lambda o: o.sample_prompts > 0 or o.smoke_steps is not None,
-        "sample_prompts or smoke_steps",
-    ),
+    Need(("sample_tokens",), lambda o: o.sample_prompts > 0 or o.smoke_steps, "sample_prompts or smoke_steps"),
 ]
 
 
 def unused_options(options: MultiResponseOptions, given: Collection[str] | None = None) -> dict[str, str]:
-    """Find the options that were set and change nothing, since another option that they need is not set.
+    """Find the options that were set and have no effect, because an option that they need is not set.
 
     Args:
-        options: all of them.
+        options: all options.
         given: the names that the user set; by default those whose value is not the default.
 
     Returns:
-        For each such option a message with the remedy.
+        A message with the remedy for each such option.
 
     Example:
 
@@ -390,8 +470,8 @@ def unused_options(options: MultiResponseOptions, given: Collection[str] | None 
     {'alpha': "alpha=0.5 changes nothing here: it needs selector='diverse_best_k'."}
     """
     if given is None:
-        defaults = {item.name: item.default for item in dataclasses.fields(MultiResponseOptions)}
-        given = [name for name, default in defaults.items() if getattr(options, name) != default]
+        names = names_of(MultiResponseOptions)
+        given = [name for name in names if getattr(options, name) != getattr(MultiResponseOptions, name)]
     return {
         name: f"{name}={getattr(options, name)!r} changes nothing here: it needs {need.words}."
         for need in NEEDS
@@ -402,24 +482,22 @@ def unused_options(options: MultiResponseOptions, given: Collection[str] | None 
 
 
 def markdown() -> str:
-    """The reference page `docs/options.md`, one row per option."""
+    """Return the reference page `docs/options.md`, one entry per option."""
     hints = get_type_hints(MultiResponseOptions)
     lines = [
         "# Options",
         "",
-        "Fields of `MultiResponseSFTConfig` and keys of a recipe's `mrt:` block. Printed by `python -m "
-        "mrt_plugin.options`.",
+        "Fields of `MultiResponseSFTConfig` and keys of a recipe's `mrt:` block, with type or values and default. "
+        "Made by `python -m mrt_plugin.options`.",
         "",
-        "| option | type | default | what it does |",
-        "| --- | --- | --- | --- |",
     ]
-    for item in dataclasses.fields(MultiResponseOptions):
+    for item in fields(MultiResponseOptions):
         hint = hints[item.name]
         if get_origin(hint) is Literal:
-            kind = " or ".join(f"`{value}`" for value in get_args(hint))
+            kind = "/".join(f"`{value}`" for value in get_args(hint))
         else:
-            kind = f"`{hint.__name__ if isinstance(hint, type) else hint}`".replace(" | ", " or ")
-        lines.append(f"| `{item.name}` | {kind} | `{item.default}` | {item.metadata['help']} |".replace(" | None", ""))
+            kind = f"{hint.__name__ if isinstance(hint, type) else hint}".replace(" | None", "")
+        lines.append(f"- **`{item.name}`** ({kind}, `{item.default}`): {item.metadata['help']}")
     return "\n".join(lines) + "\n"
 
 

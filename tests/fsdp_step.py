@@ -13,9 +13,8 @@ from mrt_plugin.attention import resolve_backend
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import build_group_row
 from mrt_plugin.layout.rows import Rows
-from mrt_plugin.loss.step_loss import step_loss
-from mrt_plugin.loss.token_nll import TokenNLL
-from mrt_plugin.trainer.sharding import keep_head_gathered
+from mrt_plugin.loss.token_nll import TokenNLL, step_loss
+from mrt_plugin.trainer.processes import keep_head_gathered
 
 
 def make_rows() -> list:

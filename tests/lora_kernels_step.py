@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 
 from mrt_plugin.attention import prove
 from mrt_plugin.attention.two_part import TwoPartBackend
-from mrt_plugin.axolotl.lora_kernels import give_kernels_to_new_models
+from mrt_plugin.axolotl.plugin import give_kernels_to_new_models
 from mrt_plugin.layout.rows import build_rows
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 from axolotl_recipe import groups, write_rows
 
-from mrt_plugin.trainer.redraw import DRAW, Redraw
+from mrt_plugin.trainer.redraw import DRAW, EpochDraws
 
 pytest.importorskip("axolotl")
 pytestmark = pytest.mark.axolotl
@@ -42,7 +42,7 @@ def test_rows_have_room_for_every_draw(load, tmp_path, packed, layout):
     data = meta.train_dataset
     if not (packed and layout == "expanded"):
         assert len(data) == 17, "the long group's two responses may not fit one row, so it has two"
-    redraw = Redraw("token")
+    redraw = EpochDraws("token")
     for epoch in range(4):
         redraw.epoch.fill_(epoch)
         drawn = [redraw(row) for row in data]

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.axolotl
 def packing(sizes, batch_size=2, **changes):
     from axolotl.utils.dict import DictDefault
 
-    from mrt_plugin.axolotl.steps import EpochPacking
+    from mrt_plugin.axolotl.trainer import EpochPacking
 
     settings = {
         "seed": 3,
@@ -72,7 +72,7 @@ def train(read_recipe, tmp_path, monkeypatch):
     from axolotl.common.datasets import load_datasets
     from axolotl.train import setup_model_and_trainer
 
-    from mrt_plugin.axolotl.steps import foresee_steps
+    from mrt_plugin.axolotl.trainer import foresee_steps
 
     def run(count, **changes):
         write_rows(tmp_path / "pool.jsonl", groups(count))

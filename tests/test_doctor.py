@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import subprocess
-import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
+from helpers.processes import run_python
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -174,9 +174,9 @@ class TestMemory:
         assert total(optimizer_bytes=2) < full
 
     def test_parts_add_up(self) -> None:
-        parts = estimate_memory(self.CONFIG, Method(bits=4, lora_rank=8), rows=1, length=64).as_dict()
+        estimate = estimate_memory(self.CONFIG, Method(bits=4, lora_rank=8), rows=1, length=64)
         names = ("weights", "training_state", "activations", "logits", "dequantised")
-        assert parts["total"] == pytest.approx(sum(parts[name] for name in names))
+        assert estimate.total == pytest.approx(sum(getattr(estimate, name) for name in names))
 
 
 @pytest.fixture(scope="module")
@@ -397,10 +397,7 @@ class TestRecipe:
 
 
 def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env=environment, check=False
-    )
+    return run_python(arguments, cwd=folder, env={**os.environ, "COLUMNS": "120", "NO_COLOR": "1"})
 
 
 @pytest.fixture(scope="module")

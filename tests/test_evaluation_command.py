@@ -1,11 +1,7 @@
 """`mrt evaluate` as it is called: on endpoints that misbehave, killed in the middle, with files that are wrong."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +9,7 @@ from typing import Any
 
 import pytest
 from endpoint_server import Server, serve
+from helpers.processes import start_python
 from typer.testing import CliRunner
 
 from mrt_plugin.cli import app
@@ -96,14 +93,14 @@ class TestEndpoint:
         server.delay = 0.15
         folder = tmp_path / "killed"
         arguments = options(server, data, "--json", "--concurrency", "1", "--output", str(folder))
-        command = [sys.executable, "-c", "from mrt_plugin.cli import app; app()", *arguments]
+        command = ["-c", "from mrt_plugin.cli import app; app()", *arguments]
         asked = len(server.asked)
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        process = start_python(command)
         deadline = time.monotonic() + 60
         while len(server.asked) < asked + 5 and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.wait()
         kept = sum(path.read_text().count('"draws"') for path in folder.glob("*.journal"))
         assert 3 <= kept < 16
         server.delay = 0.0
@@ -129,7 +126,7 @@ class TestEndpoint:
         assert done.exit_code == 0, done.output
         found = json.loads(done.stdout)
         assert found["models"][0]["samples"]["least"] == 0
-        assert any("1 prompts were turned away by the endpoint" in note for note in found["notes"])
+        assert any("1 prompts were rejected by the endpoint" in note for note in found["notes"])
         coverage = [row for row in found["models"][0]["measures"] if row["measure"] == "coverage"]
         assert {row["prompts"] for row in coverage} == {7}
 
@@ -164,7 +161,7 @@ class TestFiles:
         done = run(*arguments, "--report", str(page))
         assert done.exit_code == 0, done.output
         assert "held-out NLL per token" in done.stdout
-        assert "Next: put it beside what it was trained from: mrt evaluate --model BASE" in done.stdout
+        assert "Next: compare it with the model before training: mrt evaluate --model BASE" in done.stdout
         assert page.stat().st_size > 5000
         done = run(*arguments, "--json")
         assert json.loads(done.stdout)["data"]["prompts"] == 3

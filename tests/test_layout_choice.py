@@ -19,9 +19,9 @@ from mrt_plugin.attention.fork import recomputes
 from mrt_plugin.layout.rows import Rows
 from mrt_plugin.loss.token_nll import TokenNLL
 from mrt_plugin.options import MultiResponseOptions
-from mrt_plugin.trainer.layout_choice import _look_at, choose_layout
+from mrt_plugin.trainer.layout_choice import RunSetup, _token_ratio_and_row, choose_layout
 from mrt_plugin.trainer.prepare import prepare_groups
-from mrt_plugin.trainer.sharding import read_sharding
+from mrt_plugin.trainer.processes import read_sharding
 
 TOKENIZER = tiny.tokenizer()
 SHARDED = ("FSDP", "DeepSpeed ZeRO-3")
@@ -36,17 +36,9 @@ def rows() -> Dataset:
 def choose(rows, *, model=None, sharding=None, agree=None, checkpointing=False, **options):
     model = model or tiny.llama()
     more = {} if agree is None else {"agree": agree}
-    choice = choose_layout(
-        model,
-        rows,
-        MultiResponseOptions(**options),
-        compute=TokenNLL(model).bound(model),
-        tokenizer=TOKENIZER,
-        gradient_checkpointing=checkpointing,
-        sharding=sharding,
-        **more,
-    )
-    return model, choice
+    compute, pad = TokenNLL(model).bound(model), TOKENIZER.pad_token_id
+    setup = RunSetup(model, MultiResponseOptions(**options), compute, pad, checkpointing, sharding=sharding, **more)
+    return model, choose_layout(setup, rows)
 
 
 def test_what_accelerate_says(monkeypatch):
@@ -192,26 +184,24 @@ def test_the_row_of_the_proof_is_packed_and_holds_the_longest_pair(rows):
         for prefix, segments in zip(rows["prefix_length"], rows["segment_lengths"], strict=True)
     ]
     longest = max(map(max, lengths))
-    ratio, row = _look_at(rows, MultiResponseOptions(row_length=1000))
+    ratio, row = _token_ratio_and_row(rows, MultiResponseOptions(row_length=1000))
     shared = sum(map(len, rows["input_ids"]))
     assert ratio == pytest.approx(sum(map(sum, lengths)) / shared)
     assert len(row) == len(rows), "all four fit"
     assert row[0]["prefix_length"] + max(row[0]["segment_lengths"]) == longest
-    narrow = _look_at(rows, MultiResponseOptions(row_length=longest))[1]
+    narrow = _token_ratio_and_row(rows, MultiResponseOptions(row_length=longest))[1]
     assert max(row[0]["segment_lengths"]) in narrow[0]["segment_lengths"], "the part with the longest pair"
     assert sum(len(group["input_ids"]) for group in narrow) <= longest
     for alone in ({"row_length": 1000, "row_packing": False}, {}):
-        assert len(_look_at(rows, MultiResponseOptions(**alone))[1]) == 1
+        assert len(_token_ratio_and_row(rows, MultiResponseOptions(**alone))[1]) == 1
 
 
 def test_the_proof_can_be_turned_off(rows):
     model = tiny.llama()
     model.__class__ = IgnoresTheMask
-    more = {"compute": TokenNLL(model).bound(model), "tokenizer": TOKENIZER, "gradient_checkpointing": False}
-    off = MultiResponseOptions(layout="shared_prefix", prefix_check=False)
-    assert choose_layout(model, rows, off, **more).layout == "shared_prefix"
+    assert choose(rows, model=model, layout="shared_prefix", prefix_check=False)[1].layout == "shared_prefix"
     with pytest.raises(NotShareable, match="cannot know the layout of a row"):
-        choose_layout(model, rows, MultiResponseOptions(layout="shared_prefix"), **more)
+        choose(rows, model=model, layout="shared_prefix")
 
 
 def test_layers_wrapped_by_torch_are_recomputed():
@@ -241,14 +231,8 @@ def test_a_change_of_logits_is_noticed_before_the_first_batch(rows, layout):
         model.lm_head.weight.mul_(30)
     compute = TokenNLL(model)
     with compute.judging():
-        choose_layout(
-            model,
-            rows,
-            MultiResponseOptions(row_packing=False, layout=layout),
-            compute=compute.bound(model),
-            tokenizer=TOKENIZER,
-            gradient_checkpointing=False,
-        )
+        options = MultiResponseOptions(row_packing=False, layout=layout)
+        choose_layout(RunSetup(model, options, compute.bound(model), TOKENIZER.pad_token_id, False), rows)
     seen = []
     model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.numel() // output.shape[-1]))
     input_ids = torch.tensor([rows[0]["input_ids"][:20]])

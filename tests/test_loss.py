@@ -19,8 +19,7 @@ from transformers import (
 )
 
 from mrt_plugin.layout.group_row import IGNORE
-from mrt_plugin.loss.step_loss import step_loss
-from mrt_plugin.loss.token_nll import TokenNLL, logit_transform
+from mrt_plugin.loss.token_nll import TokenNLL, logit_transform, step_loss
 
 SMALL = {
     "vocab_size": 300,

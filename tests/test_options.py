@@ -9,7 +9,15 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 
 from mrt_plugin import MultiResponseSFTConfig
-from mrt_plugin.options import Bounds, MultiResponseOptions, Similarity, check_options, markdown, unused_options
+from mrt_plugin.options import (
+    Bounds,
+    MultiResponseOptions,
+    SelectionOptions,
+    Similarity,
+    check_options,
+    markdown,
+    unused_options,
+)
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "options.md"
 HINTS = get_type_hints(MultiResponseOptions)
@@ -112,3 +120,19 @@ class TestUnused:
     def test_a_default_is_named_only_where_it_was_given(self):
         assert unused_options(MultiResponseOptions()) == {}
         assert list(unused_options(MultiResponseOptions(), {"alpha", "k", "seed"})) == ["alpha"]
+
+
+def test_a_selector_from_outside_may_read_every_option():
+    options = MultiResponseOptions(
+        selector="mine.py:choose", alpha=0.5, similarity=OTHER_SIMILARITY, embedder="a/model"
+    )
+    check_options(options)
+    assert unused_options(options) == {}
+
+
+def test_a_part_of_the_options_is_checked_alone():
+    check_options(SelectionOptions(k=2))
+    with pytest.raises(ValueError, match="k=0 must be a whole number, at least 1"):
+        check_options(SelectionOptions(k=0))
+    with pytest.raises(ValueError, match="mean_k=3 changes nothing here"):
+        check_options(SelectionOptions(mean_k=3))

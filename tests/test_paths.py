@@ -14,7 +14,8 @@ from mrt_plugin.cli import app
 from mrt_plugin.demo.run import RESULTS, run_demo
 from mrt_plugin.groups import paths
 from mrt_plugin.groups.paths import check_paths
-from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
+from mrt_plugin.pipeline.files import select_file
+from mrt_plugin.pipeline.job import PoolFile, SelectJob
 
 
 def pool_lines(count: int = 12, texts: str = "abc") -> str:
@@ -123,10 +124,8 @@ def test_every_command_refuses(command: str, folder: Path) -> None:
 
 
 def test_from_a_manifest(folder: Path) -> None:
-    done = select_file(
-        SelectJob([PoolFile("pool.jsonl")], folder / "o.jsonl", {"selector": "random_k", "k": 2}, held_out=0.3)
-    )
-    select_file(SelectJob([PoolFile("held.jsonl")], folder / "other.jsonl", {"selector": "random_k", "k": 2}))
+    done = select_file(SelectJob(k=2, pools=[PoolFile("pool.jsonl")], output=folder / "o.jsonl", held_out=0.3))
+    select_file(SelectJob(k=2, pools=[PoolFile("held.jsonl")], output=folder / "other.jsonl"))
     before = contents(folder)
     again = f"select --from-manifest {done.manifest.name} --output"
     for command in (
@@ -185,7 +184,7 @@ def test_the_hash_is_that_of_what_was_read(folder: Path, monkeypatch: pytest.Mon
     from mrt_plugin.pipeline import files
 
     pool = folder / "pool.jsonl"
-    job = SelectJob([PoolFile("pool.jsonl")], folder / "o.jsonl", {"selector": "random_k", "k": 2})
+    job = SelectJob(k=2, pools=[PoolFile("pool.jsonl")], output=folder / "o.jsonl")
     digest = files.sha256_of(pool)
 
     def change_after(step: Callable) -> Callable:

@@ -1,6 +1,7 @@
 """Ray Data: the same rules, scores and selection as here, for any number of workers. Needs the extra `ray`."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ from datasets import Dataset, Features, Value
 from test_scoring import reward_dir
 from test_select_cli import job, write_lines
 
-from mrt_plugin import load_groups
+from mrt_plugin import load_groups, select
+from mrt_plugin.engine import map_batches
+from mrt_plugin.options import SelectionOptions
 from mrt_plugin.pipeline.files import select_file
-from mrt_plugin.ray_engine import map_on_ray
 from mrt_plugin.scoring import ScoreCache
 from mrt_plugin.selection import run_selection
-from mrt_plugin.selection.run import score_and_select
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or it writes a token into the home directory
 ray = pytest.importorskip("ray")
@@ -36,7 +37,10 @@ def test_answers_come_back_in_the_order_of_the_rows(cluster: Any) -> None:
         return {"said": [f"{mark} {name} of {len(batch['id'])}" for name in batch["id"]]}
 
     groups = Dataset.from_list([{"id": str(number)} for number in range(25)])
-    answered = map_on_ray(groups, describe, {"mark": "this is"}, Features({"said": Value("string")}), batch_size=4)
+    features = Features({"said": Value("string")})
+    answered = map_batches(
+        groups, describe, {"mark": "this is"}, features, batch_size=4, description="Describing", engine="ray"
+    )
     assert answered["said"][:2] == ["this is 0 of 4", "this is 1 of 4"]
     assert answered["said"][-1] == "this is 24 of 1"
     assert len(answered) == 25
@@ -45,10 +49,11 @@ def test_answers_come_back_in_the_order_of_the_rows(cluster: Any) -> None:
 def test_picks_are_the_same(cluster: Any) -> None:
     groups = Dataset.from_list(messy.pool(300, n=5)).shuffle(seed=3)  # with an index over the rows
     for selector in ("random_k", "diverse_best_k"):
-        here, report = run_selection(groups, selector, k=2, seed=5)
-        there, remote = run_selection(groups, selector, k=2, seed=5, engine="ray")
-        assert there == here
-        assert remote == report
+        options = SelectionOptions(selector, k=2)
+        here = run_selection(groups, options, seed=5)
+        there = run_selection(groups, options, seed=5, engine="ray")
+        assert there.picks == here.picks
+        assert there.report == here.report
 
 
 def test_the_same_file(cluster: Any, tmp_path: Path) -> None:
@@ -71,9 +76,11 @@ def test_a_reward_model_and_an_embedder(
     rows[3]["responses"][2] = "very long " * 3000
     groups = load_groups(Dataset.from_list(rows))
     model = reward_dir(tmp_path / "model")
-    told: dict[str, Any] = {"k": 2, "scorer": model, "embedder": minilm}
-    here = score_and_select(groups, "diverse_best_k", **told, score_cache=tmp_path / "here")
-    there = score_and_select(groups, "diverse_best_k", **told, score_cache=tmp_path / "there", engine="ray")
+    options = SelectionOptions(
+        "diverse_best_k", k=2, scorer=model, embedder=minilm, score_cache=str(tmp_path / "here")
+    )
+    here = run_selection(groups, options)
+    there = run_selection(groups, replace(options, score_cache=str(tmp_path / "there")), engine="ray")
     assert there.groups["scores"][:] == here.groups["scores"][:]
     assert there.picks == here.picks
     assert there.report == here.report
@@ -87,4 +94,4 @@ def test_an_error_of_a_worker_reaches_the_user(cluster: Any) -> None:
         return [[float("nan")] for _ in texts]
 
     with pytest.raises(Exception, match="not finite"):
-        run_selection(Dataset.from_list(messy.pool(5)), "diverse_k", k=2, embedder=nonsense, engine="ray")
+        select(Dataset.from_list(messy.pool(5)), "diverse_k", k=2, embedder=nonsense, engine="ray")

@@ -12,9 +12,9 @@ from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import build_group_row, expand, take_segments
 from mrt_plugin.options import MultiResponseOptions, check_options
 from mrt_plugin.scoring import softmax_weights
-from mrt_plugin.trainer.mixin import with_fillers
 from mrt_plugin.trainer.prepare import prepare_groups
-from mrt_plugin.trainer.redraw import DRAW, Redraw, draw_group, draw_segments, rows_to_draw
+from mrt_plugin.trainer.processes import with_fillers
+from mrt_plugin.trainer.redraw import DRAW, EpochDraws, draw_group, draw_segments, rows_to_draw
 
 WORDS = ["apple", "pear", "plum", "cherry", "small brown dog", "calm sea tonight", "bright moon over the water"]
 
@@ -79,7 +79,7 @@ class TestDraw:
         pool = build_group_row(pairs_of(6), "prompt")  # a prompt of 3 tokens, responses of 2 to 7
         rows = rows_to_draw(pool, 3, seed=5, row_length=row_length, expanded=expanded)
         assert len(rows) == count
-        redraw = Redraw("prompt")
+        redraw = EpochDraws("prompt")
         for epoch in range(30):
             redraw.epoch.fill_(epoch)
             parts = [redraw({**row, DRAW: draw}) for row, draw in rows]
@@ -242,7 +242,7 @@ class TestPrepare:
         rows, _ = self.prepared(redraw="epoch", k=2)
         filled = with_fillers(rows, 4)
         assert (len(rows), len(filled)) == (6, 8)
-        read = [Redraw("token")(row) for row in filled]
+        read = [EpochDraws("token")(row) for row in filled]
         assert [len(row["segment_lengths"]) for row in read] == [2] * 6 + [1] * 2
         assert [sum(row["segment_units"]) > 0 for row in read] == [True] * 6 + [False] * 2
 
@@ -302,7 +302,7 @@ def heavy_pool(count: int) -> Dataset:
     return load_groups(Dataset.from_list(rows))
 
 
-def votes(rows: Dataset, read: Redraw | None = None) -> tuple[float, float]:
+def votes(rows: Dataset, read: EpochDraws | None = None) -> tuple[float, float]:
     """The mean vote of a prompt's heavy response, and of its responses together; each response is as long as M."""
     heavy, total, prompts = 0.0, 0.0, set()
     tokenizer = tiny.tokenizer()
@@ -345,7 +345,7 @@ class TestPromptVotes:
         ],
     )
     def test_random_draws(self, options, tolerance) -> None:
-        heavy, total = votes(self.prepared(selector="random_k", **options), Redraw("prompt"))
+        heavy, total = votes(self.prepared(selector="random_k", **options), EpochDraws("prompt"))
         assert heavy == pytest.approx(HEAVY, abs=tolerance)
         assert total == pytest.approx(1, abs=tolerance * 1.3)
 

@@ -8,20 +8,24 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import messy
 import pytest
 from datasets import Dataset
+from helpers.processes import Started, run_python, start_python
 from typer.testing import CliRunner
 
 from mrt_plugin import load_groups
 from mrt_plugin import select as select_groups
 from mrt_plugin.cli import app
 from mrt_plugin.groups.write import sha256_of, whole_file, write_groups
+from mrt_plugin.options import SelectionOptions
 from mrt_plugin.pipeline.exports import export
-from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
+from mrt_plugin.pipeline.files import select_file
+from mrt_plugin.pipeline.job import PoolFile, SelectJob
 from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
 from mrt_plugin.pipeline.remake import remake
 
@@ -40,7 +44,7 @@ def pool(tmp_path: Path) -> Path:
 
 def job(pools: Path | list[Path], output: Path, selection: dict | None = None, **more: Any) -> SelectJob:
     files = [PoolFile(str(path)) for path in (pools if isinstance(pools, list) else [pools])]
-    return SelectJob(files, output, selection or BEST, **more)
+    return SelectJob(pools=files, output=output, **{**(selection or BEST), **more})
 
 
 def run(*arguments: Any, status: int = 0) -> Any:
@@ -152,7 +156,7 @@ class TestTheFile:
         assert len(sizes) > 1
 
     def test_statistics_before_and_after(self, pool: Path, tmp_path: Path) -> None:
-        found = select_file(job(pool, tmp_path / "c.jsonl", with_statistics=True)).statistics
+        found = select_file(job(pool, tmp_path / "c.jsonl", stats=True)).statistics
         assert found is not None
         assert (found["pool"]["responses"], found["selected"]["responses"]) == (240, 120)
 
@@ -161,7 +165,10 @@ class TestTheManifest:
     def test_it_says_what_and_how(self, pool: Path, tmp_path: Path) -> None:
         result = select_file(job(pool, tmp_path / "c.jsonl", curation=["format"], held_out=0.2))
         header, lines = read_manifest(result.manifest)
-        assert header["selection"] == {**BEST}
+        expected = asdict(SelectionOptions("diverse_best_k", k=3, alpha=0.75))
+        for name in ("scorer", "score_cache", "weights", "weight_temperature"):
+            del expected[name]  # they are under other keys, or change nothing
+        assert header["selection"] == {**expected, "seed": 7}
         assert header["pools"] == [{"path": str(pool), "source": None, "sha256": sha256_of(pool)}]
         assert header["curation"] == [{"format": {}}]
         assert header["output"]["sha256"] == sha256_of(tmp_path / "c.jsonl")
@@ -316,11 +323,12 @@ class TestExports:
 CHILD = """
 import sys
 from pathlib import Path
-from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
+from mrt_plugin.pipeline.files import select_file
+from mrt_plugin.pipeline.job import PoolFile, SelectJob
 
 pool, output = sys.argv[1:]
 job = SelectJob(
-    [PoolFile(pool)], Path(output), {"selector": "diverse_best_k", "k": 3, "alpha": 0.75, "seed": 7},
+    "diverse_best_k", k=3, alpha=0.75, seed=7, pools=[PoolFile(pool)], output=Path(output),
     curation=["default", "duplicate_responses"], held_out=0.2, exports={"sft": Path(output).with_suffix(".sft.jsonl")},
 )
 print("ready", flush=True)
@@ -330,22 +338,16 @@ select_file(job)
 
 class TestWhateverHappens:
     def test_killed_at_any_point_and_run_again(self, tmp_path: Path) -> None:
-        pool = write_lines(tmp_path / "pool.jsonl", messy.pool(400))
+        pool = write_lines(tmp_path / "pool.jsonl", messy.pool(200))
         (tmp_path / "calm").mkdir()
         (tmp_path / "killed").mkdir()
 
-        def start(folder: str) -> subprocess.Popen:
-            process = subprocess.Popen(
-                [sys.executable, "-c", CHILD, str(pool), str(tmp_path / folder / "chosen.jsonl")],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
+        def begin(folder: str) -> Started:
+            process = start_python(["-c", CHILD, pool, tmp_path / folder / "chosen.jsonl"])
+            process.wait_for("ready")
             return process
 
-        process, began = start("calm"), time.monotonic()
+        process, began = begin("calm"), time.monotonic()
         assert process.wait(timeout=300) == 0
         duration = time.monotonic() - began
         expected = {path.name: path.read_bytes() for path in (tmp_path / "calm").iterdir()}
@@ -354,30 +356,25 @@ class TestWhateverHappens:
         drawn = random.Random(time.time_ns())
         killed = 0
         for share in [drawn.random() for _ in range(3)] + [0.95]:
-            process = start("killed")
+            process = begin("killed")
             time.sleep(share * duration)
             process.kill()
             killed += process.wait() != 0
             for path in (tmp_path / "killed").iterdir():  # what bears its name is whole
                 assert path.name.endswith(".partial") or path.read_bytes() == expected[path.name]
         assert killed
-        process = start("killed")
+        process = begin("killed")
         assert process.wait(timeout=300) == 0
         assert {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()} == expected
 
     def test_a_disk_that_is_full(self, pool: Path, tmp_path: Path) -> None:
-        def limit() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
         script = (
             "import sys\nfrom datasets import Dataset\nfrom mrt_plugin.groups.write import write_groups\n"
             "rows = [{'id': str(n), 'prompt': 'p', 'responses': ['r' * 100]} for n in range(1000)]\n"
             "write_groups(Dataset.from_list(rows), sys.argv[1])"
         )
         target = tmp_path / "new" / "chosen.jsonl"
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(target)], preexec_fn=limit, capture_output=True, text=True, timeout=120
-        )
+        done = run_python(["-c", script, target], file_size=20_000)
         assert f"File too large: '{target}'" in done.stderr
         assert list(target.parent.iterdir()) == []
 

@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset
 
 from mrt_plugin import load_groups, select
+from mrt_plugin.options import SelectionOptions
 from mrt_plugin.selection import SELECTORS, run_selection, select_indices
 from recipes.benchmarks.selection import compare, stream
 
@@ -50,7 +51,7 @@ class TestCandidates:
         groups = make_groups()
         few, more = (select_indices(groups, "random_k", k=100, n=n) for n in (3, 7))
         assert all(set(a) <= set(b) for a, b in zip(few, more, strict=True))
-        _, report = run_selection(groups, "random_k", k=2, n=3)
+        report = run_selection(groups, SelectionOptions("random_k", k=2, n=3)).report
         assert report.left_out == sum(max(len(r) - 3, 0) for r in groups["responses"])
         assert any("beyond n candidates" in note for note in report.notes())
 
@@ -107,7 +108,7 @@ class TestAdaptive:
             select(groups, "random_k", k=2, allocation="greedy")  # type: ignore[arg-type]
 
     def test_the_report_says_how(self) -> None:
-        _, report = run_selection(make_groups(), "random_k", k=3, allocation="adaptive")
+        report = run_selection(make_groups(), SelectionOptions("random_k", k=3, allocation="adaptive")).report
         assert report.remarks[0].startswith("adaptive allocation: 90 responses over 30 prompts")
 
 

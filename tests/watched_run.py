@@ -11,7 +11,7 @@ from test_trainer_callbacks import SHORT
 from transformers import set_seed
 
 from mrt_plugin import MultiResponseSFTTrainer
-from mrt_plugin.trainer.callbacks import SmokeTestFailed
+from mrt_plugin.trainer.callbacks.smoke import SmokeTestFailed
 
 
 def watched(folder: Path, groups, held_out, **settings) -> dict:

@@ -8,6 +8,7 @@ file.
 import sys
 from types import ModuleType
 
+from mrt_plugin.axolotl.entries import ORDINARY
 from mrt_plugin.axolotl.plugin import MultiResponsePlugin
 from mrt_plugin.axolotl.strategy import loader
 from mrt_plugin.selection import SELECTORS
@@ -16,10 +17,10 @@ __all__ = ["MultiResponsePlugin"]
 
 
 def _dataset_type(name: str) -> ModuleType:
-    module = ModuleType(f"{__name__}.{name}", f"`type: {__name__}.{name}`: a grouped dataset, chosen by {name}.")
+    module = ModuleType(f"{__name__}.{name}", f"`type: {__name__}.{name}`: a dataset prepared by the plugin.")
     module.load = loader(name)  # type: ignore[attr-defined]
     return module
 
 
-for _name in SELECTORS:
+for _name in (*SELECTORS, ORDINARY):
     sys.modules[f"{__name__}.{_name}"] = _dataset_type(_name)

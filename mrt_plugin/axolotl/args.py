@@ -1,6 +1,6 @@
 """The schema of a recipe's `mrt:` block, derived from `mrt_plugin.options`."""
 
-import dataclasses
+from dataclasses import asdict, fields
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
@@ -8,68 +8,48 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from mrt_plugin.curation import parse_rules
 from mrt_plugin.groups.adapters import check_source
-from mrt_plugin.options import MultiResponseOptions
+from mrt_plugin.options import DataOptions, MultiResponseOptions, SelectionOptions, names_of
 
 DATASET_KEYS = ("path", "name", "split", "type", "ds_type", "data_files", "revision")
 """Keys by which an override is matched to a dataset entry."""
 
 DATASET_OPTIONS = (
-    "source",
     "curation",
-    "k",
-    "n",
-    "alpha",
-    "similarity",
-    "embedder",
-    "scorer",
-    "allocation",
-    "allocation_score",
-    "mean_k",
-    "target_total",
-    "min_k",
-    "max_k",
-    "weights",
-    "weight_temperature",
-    "redraw",
-    "selection_seed",
     "prompt_format",
+    *(name for name in names_of(SelectionOptions, DataOptions) if name not in ("selector", "score_cache")),
 )
-"""Options that may differ between the datasets of a run."""
+"""Options that may differ between the datasets of a run. The dataset's `type` names the selector."""
 
 
-def _fields(names: list[str], *, optional: bool) -> dict[str, Any]:
+def _fields(*, per_dataset: bool) -> dict[str, Any]:
     hints = get_type_hints(MultiResponseOptions)
-    fields: dict[str, Any] = {}
-    for item in dataclasses.fields(MultiResponseOptions):
-        if item.name in names:
-            hint = hints[item.name] | None if optional else hints[item.name]
-            default = None if optional else item.default
-            limits = dataclasses.asdict(item.metadata["bounds"])
-            fields[item.name] = (hint, Field(default, description=item.metadata["help"], **limits))
-    return fields
+    found: dict[str, Any] = {
+        "curation": (
+            list[Any] | str | None,
+            Field(None, description="Rules that are applied before selection, in order; see docs/curation.md."),
+        )
+    }
+    for item in fields(MultiResponseOptions):
+        if item.name in DATASET_OPTIONS if per_dataset else item.name != "selector":
+            hint = hints[item.name] | None if per_dataset else hints[item.name]
+            default = None if per_dataset else item.default
+            limits = asdict(item.metadata["bounds"])
+            found[item.name] = (hint, Field(default, description=item.metadata["help"], **limits))
+    return found
 
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_OPTIONS = [item.name for item in dataclasses.fields(MultiResponseOptions) if item.name != "selector"]
 _KEYS: dict[str, Any] = dict.fromkeys(DATASET_KEYS, (str | list[str] | None, None))
 
-_CURATION: Any = (
-    list[Any] | str | None,
-    Field(None, description="Rules that are applied before selection, in order; see docs/curation.md."),
-)
-
-DatasetOverride = create_model(
-    "DatasetOverride", __config__=_STRICT, **_KEYS, **_fields(list(DATASET_OPTIONS), optional=True), curation=_CURATION
-)
+DatasetOverride = create_model("DatasetOverride", __config__=_STRICT, **_KEYS, **_fields(per_dataset=True))
 MrtBlock = create_model(
     "MrtBlock",
     __config__=_STRICT,
-    **_fields(_OPTIONS, optional=False),
+    **_fields(per_dataset=False),
     max_length=(
         int | None,
         Field(None, ge=2, description="Tokens that one prompt with one response may have; sequence_len by default."),
     ),
-    curation=_CURATION,
     held_out_threshold=(
         float | None,
         Field(
@@ -159,5 +139,5 @@ class MultiResponseArgs(BaseModel):
 
 def options_of(block: dict[str, Any], **changes: Any) -> MultiResponseOptions:
     """Return the options in a parsed block, with `changes` applied."""
-    names = {item.name for item in dataclasses.fields(MultiResponseOptions)}
-    return MultiResponseOptions(**{**{name: value for name, value in block.items() if name in names}, **changes})
+    given = {**block, **changes}
+    return MultiResponseOptions(**{name: given[name] for name in names_of(MultiResponseOptions) if name in given})

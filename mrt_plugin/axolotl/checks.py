@@ -13,39 +13,63 @@ from pydantic import BaseModel
 from mrt_plugin.axolotl.args import MrtBlock
 from mrt_plugin.places import check_model
 
-Check = tuple[str, Callable[[Any], bool], str]
-"""A key of the recipe, a test for the values that are refused, and what to do instead."""
-
 _PACKS = "Groups are packed by sample_packing, or by mrt.row_packing without it."
 _OWN_LOSS = (
     "The loss is computed in chunks from the trained tokens alone; this replaces one that never runs. Remove it."
 )
+_OWN_TRAINER = "It brings its own trainer. Remove it, or this plugin."
+_DISTILLS = "Distillation brings its own trainer. Remove it, or this plugin."
+_ONE_PER_ROW = "It reads one example per row. Use `axolotl inference` after training."
 _WHOLE_GROUPS = "It would split a row, and a group must stay whole. Use DDP, FSDP or DeepSpeed ZeRO."
 
-
-def _more_than_one(value: Any) -> bool:
-    return isinstance(value, int) and value > 1
-
-
-REFUSED: list[Check] = [
-    ("rl", bool, "This plugin is for supervised fine-tuning. Remove `rl:`, or this plugin."),
-    ("reward_model", bool, "This plugin trains language models."),
-    ("process_reward_model", bool, "This plugin trains language models."),
-    ("pretraining_dataset", bool, "Groups are chosen from whole pools; use `datasets:`."),
-    ("streaming", bool, "Groups are chosen from whole pools; use `datasets:` without streaming."),
-    ("skip_prepare_dataset", bool, "Groups have to be prepared. Remove it."),
-    (
-        "train_on_inputs",
-        bool,
-        "Only responses are trained on: a prompt shared by K responses would count K times. Remove it.",
+_IF_SET = {
+    "rl": "This plugin is for supervised fine-tuning. Remove `rl:`, or this plugin.",
+    **dict.fromkeys(("reward_model", "process_reward_model"), "This plugin trains language models."),
+    "pretraining_dataset": "Groups are chosen from whole pools; use `datasets:`.",
+    "streaming": "Groups are chosen from whole pools; use `datasets:` without streaming.",
+    "skip_prepare_dataset": "Groups have to be prepared. Remove it.",
+    "train_on_inputs": "Only responses are trained on: a prompt shared by K responses would count K times. Remove it.",
+    "eval_sequence_len": "Held-out groups obey sequence_len and mrt.max_length. Remove it.",
+    "batch_flattening": _PACKS,
+    "use_pose": "Position ids are those of a prompt with one response. Remove it.",
+    "group_by_length": "Packing makes rows even. Remove it.",
+    **dict.fromkeys(
+        (
+            "chunked_cross_entropy",
+            "flash_attn_cross_entropy",
+            "use_eaft",
+            "orpo_alpha",
+            "cut_cross_entropy",
+            "liger_cross_entropy",
+            "liger_use_token_scaling",
+        ),
+        _OWN_LOSS,
     ),
+    "liger_fused_linear_cross_entropy": _OWN_LOSS + " liger_rms_norm, liger_glu_activation and liger_rope stay.",
+    "scaling_softmax": "It changes the attention scores of transformers' flex_attention, which shared rows do not go "
+    "through. Remove it.",
+    "min_sample_len": "It would count the tokens of a whole group. Remove it; mrt.curation filters responses.",
+    "kd_trainer": _DISTILLS,
+    "trainer_cls": "This plugin brings its own trainer. Remove it.",
+    "processor_type": "Groups are text. Remove it.",
+    "do_bench_eval": "It needs the logits of whole rows, which never exist. Evaluate after training.",
+    "do_causal_lm_eval": "It reads one example per row. Evaluate after training.",
+    **dict.fromkeys(("eval_table_size", "generate_samples"), _ONE_PER_ROW),
+}
+"""Keys of the recipe that are refused if they are set and true, with what to do instead."""
+
+_IF_ABOVE_ONE = {
+    "expert_parallel_size": "Experts' gradients are then not of all processes. Remove it.",
+    **dict.fromkeys(("context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size"), _WHOLE_GROUPS),
+}
+
+_IF_VALUE: list[tuple[str, Callable[[Any], bool], str]] = [
     (
         "excess_length_strategy",
         lambda value: str(value).lower() == "truncate",
         "A response cut short teaches the model to stop mid-sentence, and the rows' other columns would not be cut. "
         "Use `drop` (pairs over mrt.max_length are dropped and counted) or `raise`.",
     ),
-    ("eval_sequence_len", bool, "Held-out groups obey sequence_len and mrt.max_length. Remove it."),
     (
         "eval_sample_packing",
         lambda value: value is True,
@@ -57,33 +81,7 @@ REFUSED: list[Check] = [
         lambda value: value is True,
         "It would drop held-out groups, and eval_loss is over all held-out tokens. Remove it.",
     ),
-    ("batch_flattening", bool, _PACKS),
-    ("use_pose", bool, "Position ids are those of a prompt with one response. Remove it."),
     ("multipack_real_batches", lambda value: value is not None, "Rows are rebuilt by the collator. Remove it."),
-    ("group_by_length", bool, "Packing makes rows even. Remove it."),
-    ("chunked_cross_entropy", bool, _OWN_LOSS),
-    ("flash_attn_cross_entropy", bool, _OWN_LOSS),
-    ("use_eaft", bool, _OWN_LOSS),
-    ("orpo_alpha", bool, _OWN_LOSS),
-    ("cut_cross_entropy", bool, _OWN_LOSS),
-    ("liger_cross_entropy", bool, _OWN_LOSS),
-    (
-        "liger_fused_linear_cross_entropy",
-        bool,
-        _OWN_LOSS + " liger_rms_norm, liger_glu_activation and liger_rope stay.",
-    ),
-    ("liger_use_token_scaling", bool, _OWN_LOSS),
-    (
-        "scaling_softmax",
-        bool,
-        "It changes the attention scores of transformers' flex_attention, which shared rows do not go through. Remove "
-        "it.",
-    ),
-    (
-        "min_sample_len",
-        bool,
-        "It would count the tokens of a whole group. Remove it; mrt.curation filters responses.",
-    ),
     (
         "accelerator_config",
         lambda value: isinstance(value, dict) and bool(value.get("dispatch_batches")),
@@ -96,38 +94,25 @@ REFUSED: list[Check] = [
         "It frees the output head after the model's forward, and the head is applied to trained tokens after that. "
         "Set fsdp_version: 2.",
     ),
-    (
-        "expert_parallel_size",
-        _more_than_one,
-        "Experts' gradients are then not of all processes. Remove it.",
-    ),
-    ("kd_trainer", bool, "Distillation brings its own trainer. Remove it, or this plugin."),
-    ("trainer_cls", bool, "This plugin brings its own trainer. Remove it."),
-    ("context_parallel_size", _more_than_one, _WHOLE_GROUPS),
-    ("sequence_parallel_degree", _more_than_one, _WHOLE_GROUPS),
-    ("tensor_parallel_size", _more_than_one, _WHOLE_GROUPS),
-    ("processor_type", bool, "Groups are text. Remove it."),
-    ("do_bench_eval", bool, "It needs the logits of whole rows, which never exist. Evaluate after training."),
-    ("do_causal_lm_eval", bool, "It reads one example per row. Evaluate after training."),
-    ("eval_table_size", bool, "It reads one example per row. Use `axolotl inference` after training."),
-    ("generate_samples", bool, "It reads one example per row. Use `axolotl inference` after training."),
 ]
+
+REFUSED: list[tuple[str, Callable[[Any], bool], str]] = [
+    *((key, bool, remedy) for key, remedy in _IF_SET.items()),
+    *((key, lambda value: isinstance(value, int) and value > 1, remedy) for key, remedy in _IF_ABOVE_ONE.items()),
+    *_IF_VALUE,
+]
+"""A key of the recipe, a test for the values that are refused, and what to do instead."""
 
 REFUSED_PLUGINS = {
     "CutCrossEntropyPlugin": _OWN_LOSS,
-    "KDPlugin": "Distillation brings its own trainer. Remove it, or this plugin.",
-    "DiffusionPlugin": "It brings its own trainer. Remove it, or this plugin.",
-    "HatcheryPlugin": "It brings its own trainer. Remove it, or this plugin.",
+    "KDPlugin": _DISTILLS,
+    **dict.fromkeys(("DiffusionPlugin", "HatcheryPlugin"), _OWN_TRAINER),
     "NemoGymPlugin": "It is for reinforcement learning. Remove it, or this plugin.",
 }
 
 
 def refuse_options(cfg: Any) -> None:
-    """Refuse the options of a recipe that are not supported.
-
-    Raises:
-        ValueError: naming every such option.
-    """
+    """Refuse the options of a recipe that are not supported."""
     found = [
         f"  {key}: {cfg.get(key)!r} cannot be combined with mrt_plugin.axolotl.MultiResponsePlugin. {remedy}"
         for key, refused, remedy in REFUSED
@@ -225,12 +210,7 @@ def output_slips(cfg: Any) -> Iterator[str]:
 
 
 def check_lengths(cfg: Any, block: dict[str, Any]) -> tuple[int, int]:
-    """Return the limits of a pair and of a row, in tokens.
-
-    Raises:
-        ValueError: if a pair does not fit into a row, or a row into sequence_len, or the packing options contradict
-            each other.
-    """
+    """Return the limits of a pair and of a row, in tokens."""
     sequence_len = int(cfg.get("sequence_len") or 512)  # Axolotl's own default
     row_length = block.get("row_length") or sequence_len
     max_length = block.get("max_length") or sequence_len

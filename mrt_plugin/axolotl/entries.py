@@ -10,7 +10,7 @@ from typing import Any
 from mrt_plugin.axolotl.args import DATASET_KEYS, DATASET_OPTIONS, options_of
 from mrt_plugin.axolotl.dataset_types import PREFIX, find_strategy, meant
 from mrt_plugin.axolotl.fingerprint import entry_fingerprint
-from mrt_plugin.options import check_options, unused_options
+from mrt_plugin.options import MultiResponseOptions, check_options, unused_options
 from mrt_plugin.places import check_data
 from mrt_plugin.selection import SELECTORS
 
@@ -52,98 +52,123 @@ class Mark:
         return cls(**json.loads(text)) if text else None
 
 
+@dataclass
+class _Entry:
+    """A dataset entry while the recipe is read."""
+
+    place: str
+    """Where it stands, for messages."""
+    keys: dict[str, Any]
+    own: dict[str, Any] = field(default_factory=dict)
+    """Options of this dataset alone, from mrt.datasets."""
+    fingerprint: str = ""
+
+    @property
+    def selector(self) -> str | None:
+        """The selector that the type names, or None for Axolotl's own types."""
+        kind = self.keys.get("type")
+        return kind.removeprefix(PREFIX) if isinstance(kind, str) and kind.startswith(PREFIX) else None
+
+    def options(self, block: dict[str, Any]) -> MultiResponseOptions:
+        return options_of({**block, **self.own}, selector=self.selector)
+
+    def marked(self, part: str, share: float) -> dict[str, Any]:
+        """Return the entry as Axolotl reads it, for one part of its prompts."""
+        keys = copy.deepcopy(self.keys)
+        if part == "held_out":
+            # If there are several splits, Axolotl would read `test` for a test dataset.
+            keys["split"] = keys.get("split") or "train"
+        mark = Mark(part, share, self.fingerprint, self.own)
+        if self.selector is None:
+            mark = replace(mark, wrapped=keys)
+            keys = {**keys, "type": PREFIX + ORDINARY}
+        else:
+            if part == "held_out":  # every held-out response is scored
+                keys["type"] = PREFIX + "all"
+            if _is_json_file(keys):
+                # Arrow requires one schema for all messages, and its errors name no line. So Axolotl reads lines of
+                # text, and `load_groups` reads the file again.
+                if Path(str(keys["path"])).stat().st_size == 0:
+                    raise ValueError(f"{keys['path']}: it is empty: write at least one row.")
+                mark = replace(mark, file=str(keys["path"]))
+                keys["ds_type"] = "text"
+        return {**keys, "conversation": mark.as_text()}
+
+
 def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> None:
     """Mark every dataset of a recipe, in place, and turn `val_set_size` into held-out datasets.
 
     Axolotl would split prepared rows after its cache, so parts of one group could end up on both sides. Instead,
-    held-out prompts are found by the hash of the prompt while a dataset is prepared, once for each side.
-
-    Raises:
-        ValueError: naming the entry, what is wrong and how to fix it.
+    held-out prompts are found by the hash of the prompt while a dataset is prepared, once for each side. A ValueError
+    names the entry, what is wrong and how to fix it.
     """
-    entries = [_plain(entry) for entry in cfg.get("datasets") or []]
-    tests = [_plain(entry) for entry in cfg.get("test_datasets") or []]
-    for place, entry in [*_named("datasets", entries), *_named("test_datasets", tests)]:
-        _check_entry(place, entry)
-    if not any(selector_of(entry) for entry in entries):
+    trained, tested = _read(cfg, "datasets"), _read(cfg, "test_datasets")
+    for entry in (*trained, *tested):
+        _check_entry(entry)
+    if not any(entry.selector for entry in trained):
         raise ValueError(
             "The plugin is loaded but no dataset is grouped: give one `type: mrt_plugin.axolotl.<selector>`, with one "
             f"of {', '.join(SELECTORS)}, or remove the plugin."
         )
-    for place, entry in _named("test_datasets", tests):
-        if selector_of(entry) not in (None, "all"):
-            raise ValueError(f"{place}: every held-out response is scored; write `type: {PREFIX}all`.")
+    for entry in tested:
+        if entry.selector not in (None, "all"):
+            raise ValueError(f"{entry.place}: every held-out response is scored; write `type: {PREFIX}all`.")
 
     share = _share(cfg.get("val_set_size"))
-    if share and tests:
+    if share and tested:
         raise ValueError("val_set_size and test_datasets cannot both be set: remove one.")
-    options = _match_overrides(block.get("datasets") or [], [*entries, *tests])
-    keys = [
-        entry_fingerprint(entry, place, recipe_fingerprint)
-        for part in (entries, tests)
-        for place, entry in enumerate(part)
-    ]
-    marked = list(zip(entries, options, keys, strict=False))
-    for (place, entry), own in zip(_named("datasets", entries), options, strict=False):
-        _check_own_options(place, entry, block, own)
-    _warn_unused(block, entries, options)
-    cfg["datasets"] = [_mark(entry, Mark("train", share, key, own)) for entry, own, key in marked]
+    _match_overrides(block.get("datasets") or [], [*trained, *tested])
+    for part in (trained, tested):
+        for number, entry in enumerate(part):
+            entry.fingerprint = entry_fingerprint(entry.keys, number, recipe_fingerprint)
+    _check_options(block, trained)
+    cfg["datasets"] = [entry.marked("train", share) for entry in trained]
     if share:
         cfg["val_set_size"] = 0
-        cfg["test_datasets"] = [
-            _mark(_held_out(entry), Mark("held_out", share, key, own)) for entry, own, key in marked
-        ]
-    elif tests:
-        cfg["test_datasets"] = [
-            _mark(entry, Mark("test", 0.0, key, own))
-            for entry, own, key in zip(tests, options[len(entries) :], keys[len(entries) :], strict=True)
-        ]
+        cfg["test_datasets"] = [entry.marked("held_out", share) for entry in trained]
+    elif tested:
+        cfg["test_datasets"] = [entry.marked("test", 0.0) for entry in tested]
 
 
-def selector_of(entry: dict[str, Any]) -> str | None:
-    """Return the selector that an entry's type names, or None for Axolotl's own types."""
-    kind = entry.get("type")
-    return kind.removeprefix(PREFIX) if isinstance(kind, str) and kind.startswith(PREFIX) else None
+def _read(cfg: Any, key: str) -> list[_Entry]:
+    entries = cfg.get(key) or []
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise ValueError(f"datasets: an entry must hold `path:` and `type:`, not {entry!r}.")
+    return [
+        _Entry(f"{key}[{number}] ({entry.get('path')})", copy.deepcopy(dict(entry)))
+        for number, entry in enumerate(entries)
+    ]
 
 
-def _plain(entry: Any) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise ValueError(f"datasets: an entry must hold `path:` and `type:`, not {entry!r}.")
-    return copy.deepcopy(dict(entry))
-
-
-def _named(key: str, entries: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    return [(f"{key}[{index}] ({entry.get('path')})", entry) for index, entry in enumerate(entries)]
-
-
-def _check_entry(place: str, entry: dict[str, Any]) -> None:
+def _check_entry(entry: _Entry) -> None:
+    place, keys = entry.place, entry.keys
     try:
-        check_data(str(entry.get("path")))
+        check_data(str(keys.get("path")))
     except ValueError as problem:
         raise ValueError(f"{place}: {problem}") from None
-    kind = entry.get("type")
+    kind = keys.get("type")
     if not kind:
         raise ValueError(f"{place} has no type: write `type: {PREFIX}<selector>`, with one of {', '.join(SELECTORS)}.")
     if kind == "_synthetic":
         raise ValueError(f"{place}: synthetic data cannot be mixed with groups.")
-    if isinstance(kind, str) and "mrt_plugin" in kind and selector_of(entry) not in SELECTORS:
+    if isinstance(kind, str) and "mrt_plugin" in kind and entry.selector not in SELECTORS:
         raise ValueError(
             f"{place}: type {kind!r} is unknown. Known: {', '.join(PREFIX + name for name in SELECTORS)}."
         )
-    if entry.get("conversation"):
+    if keys.get("conversation"):
         raise ValueError(f"{place}: the key conversation is used by this plugin; remove it.")
-    if selector_of(entry) is None:
+    if entry.selector is None:
         if isinstance(kind, str) and find_strategy(kind) is None:
             raise ValueError(
                 f"{place}: type {kind!r} is neither one of Axolotl's nor a module with a function `load`.{meant(kind)}"
             )
         return
-    unknown = [key for key, value in entry.items() if key not in OWN_KEYS and value is not None]
-    for key in unknown:
+    for key in (key for key, value in keys.items() if key not in OWN_KEYS and value is not None):
         if key in DATASET_OPTIONS:
             raise ValueError(
-                f"{place}: Axolotl drops {key} here. Write under mrt:  datasets: [{{path: {entry.get('path')}, "
-                f"{key}: {entry[key]}}}]."
+                f"{place}: Axolotl drops {key} here. Write under mrt:  datasets: [{{path: {keys.get('path')}, "
+                f"{key}: {keys[key]}}}]."
             )
         raise ValueError(
             f"{place}: {key} has no meaning for grouped data (columns prompt and responses, formatted by the "
@@ -151,25 +176,21 @@ def _check_entry(place: str, entry: dict[str, Any]) -> None:
         )
 
 
-def _check_own_options(place: str, entry: dict[str, Any], block: dict[str, Any], own: dict[str, Any]) -> None:
-    selector = selector_of(entry)
-    if selector is not None:
-        try:
-            check_options(options_of({**block, **own}, selector=selector))
-        except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
+def _check_options(block: dict[str, Any], entries: list[_Entry]) -> None:
+    """Check the options of grouped datasets.
 
-
-def _warn_unused(block: dict[str, Any], entries: list[dict[str, Any]], options: list[dict[str, Any]]) -> None:
-    """Warn of options without effect: those of `mrt:` that no dataset uses, and unused ones of a single dataset."""
+    Warn of options without effect: those of `mrt:` that no dataset uses, and unused ones of a single dataset.
+    """
     unused = []
-    for entry, own in zip(entries, options, strict=False):
-        selector = selector_of(entry)
-        if selector is not None:
-            found = unused_options(options_of({**block, **own}, selector=selector))
-            unused.append({name: message for name, message in found.items() if name not in own})
-            for message in (found[name] for name in own if name in found):
-                logger.warning("mrt.datasets (%s): %s", entry.get("path"), message)
+    for entry in (entry for entry in entries if entry.selector is not None):
+        try:
+            check_options(entry.options(block))
+        except ValueError as error:
+            raise ValueError(f"{entry.place}: {error}") from None
+        found = unused_options(entry.options(block))
+        unused.append({name: message for name, message in found.items() if name not in entry.own})
+        for message in (found[name] for name in entry.own if name in found):
+            logger.warning("mrt.datasets (%s): %s", entry.keys.get("path"), message)
     for name, message in unused[0].items():
         if all(name in others for others in unused):
             logger.warning("mrt.%s", message)
@@ -183,49 +204,26 @@ def _share(value: Any) -> float:
     return float(value)
 
 
-def _match_overrides(overrides: list[dict[str, Any]], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the options of each entry, taken from the overrides whose keys all equal the entry's."""
-    found: list[dict[str, Any]] = [{} for _ in entries]
+def _match_overrides(overrides: list[dict[str, Any]], entries: list[_Entry]) -> None:
+    """Give each entry the options of the overrides whose keys all equal the entry's."""
     for override in overrides:
         keys = {name: value for name, value in override.items() if name in DATASET_KEYS}
+        own = {name: value for name, value in override.items() if name in DATASET_OPTIONS}
         matched = [
-            index
-            for index, entry in enumerate(entries)
-            if selector_of(entry) and all(entry.get(name) == value for name, value in keys.items())
+            entry
+            for entry in entries
+            if entry.selector and all(entry.keys.get(name) == value for name, value in keys.items())
         ]
         if not keys or not matched:
             raise ValueError(
                 f"mrt.datasets: {override} matches no grouped dataset: its keys ({', '.join(DATASET_KEYS)}) must "
                 "equal those of an entry of datasets."
             )
-        for index in matched:
-            own = {name: value for name, value in override.items() if name in DATASET_OPTIONS}
-            twice = [name for name in own if name in found[index]]
+        for entry in matched:
+            twice = [name for name in own if name in entry.own]
             if twice:
-                raise ValueError(f"mrt.datasets: {', '.join(twice)} of {entries[index].get('path')} is given twice.")
-            found[index].update(own)
-    return found
-
-
-def _held_out(entry: dict[str, Any]) -> dict[str, Any]:
-    """Return the same entry for its held-out prompts. Every response of these is scored."""
-    # If there are several splits, Axolotl would read `test` for a test dataset.
-    held_out = {**copy.deepcopy(entry), "split": entry.get("split") or "train"}
-    return {**held_out, "type": PREFIX + "all"} if selector_of(entry) else held_out
-
-
-def _mark(entry: dict[str, Any], mark: Mark) -> dict[str, Any]:
-    if selector_of(entry) is None:
-        mark = replace(mark, wrapped=entry)
-        entry = {**entry, "type": PREFIX + ORDINARY}
-    elif _is_json_file(entry):
-        # Arrow requires one schema for all messages, and its errors name no line. So Axolotl reads lines of text, and
-        # `load_groups` reads the file again.
-        if Path(str(entry["path"])).stat().st_size == 0:
-            raise ValueError(f"{entry['path']}: it is empty: write at least one row.")
-        mark = replace(mark, file=str(entry["path"]))
-        entry = {**entry, "ds_type": "text"}
-    return {**entry, "conversation": mark.as_text()}
+                raise ValueError(f"mrt.datasets: {', '.join(twice)} of {entry.keys.get('path')} is given twice.")
+            entry.own.update(own)
 
 
 def _is_json_file(entry: dict[str, Any]) -> bool:

@@ -1,19 +1,20 @@
 """The Axolotl plugin that a recipe loads."""
 
 import logging
+import os
 from typing import Any
 
+import torch
 from axolotl.integrations.base import BasePlugin
+from axolotl.logging_config import AxolotlOrWarnErrorFilter, ColorfulFormatter
 from transformers import set_seed
 
 from mrt_plugin.axolotl.args import options_of, parse_block
 from mrt_plugin.axolotl.checks import check_lengths, refuse_options
 from mrt_plugin.axolotl.entries import mark_entries
 from mrt_plugin.axolotl.fingerprint import recipe_fingerprint
-from mrt_plugin.axolotl.lora_kernels import give_kernels_to_new_models
-from mrt_plugin.axolotl.merging import round_to_4bit
-from mrt_plugin.axolotl.messages import show_messages
 from mrt_plugin.layout.collator import GroupedResponseCollator
+from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
 from mrt_plugin.versions import libraries
 
 logger = logging.getLogger(__name__)
@@ -113,14 +114,8 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         return MultiResponseAxolotlTrainer
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Check that no other plugin replaced the trainer.
-
-        Raises:
-            ValueError: naming the trainer.
-        """
-        from mrt_plugin.axolotl.trainer import MultiResponseAxolotlTrainer
-
-        if not isinstance(trainer, MultiResponseAxolotlTrainer):
+        """Check that no other plugin replaced the trainer."""
+        if not isinstance(trainer, MultiResponseTrainerMixin):
             raise ValueError(
                 f"{type(trainer).__name__} is another plugin's trainer: list mrt_plugin.axolotl.MultiResponsePlugin "
                 "first, or remove the other plugin."
@@ -136,3 +131,69 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
             " --load-in-4bit" if cfg.load_in_4bit else "",
             self.held_out or "HELD_OUT.jsonl (prompts not trained on: mrt select --held-out sets some aside)",
         )
+
+
+class _Console(logging.Handler):
+    """Prints messages below WARNING. Axolotl prints the others, and below WARNING only those of its own loggers."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING:
+            print(self.format(record), flush=True)
+
+
+def show_messages() -> None:
+    """Print the INFO messages of `mrt_plugin`, on the main process. Call it again for modules loaded since."""
+    ours = logging.getLogger("mrt_plugin")
+    if not ours.handlers and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        handler = _Console()
+        handler.setFormatter(ColorfulFormatter("[%(asctime)s] [%(levelname)s] [%(name)s] %(message)s"))
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
+    for name, logger in list(logging.Logger.manager.loggerDict.items()):
+        if name.startswith("mrt_plugin") and isinstance(logger, logging.Logger):
+            for item in list(logger.filters):  # Axolotl's logger class adds one to every logger
+                if isinstance(item, AxolotlOrWarnErrorFilter):
+                    logger.removeFilter(item)
+
+
+def give_kernels_to_new_models(cfg: Any) -> None:
+    """Let a new model of the recipe's family run after Axolotl has installed its LoRA kernels.
+
+    The kernels rewrite an attention class to call `apply_qkv` and `apply_o`. Axolotl gives these methods only to the
+    layers of the loaded model. The proof builds a small model of the same class, and its layers get the plain
+    projections here.
+    """
+    if not (cfg.lora_qkv_kernel or cfg.lora_o_kernel):
+        return
+    from axolotl.monkeypatch import lora_kernels
+
+    attention: Any = lora_kernels.get_attention_cls_from_config(cfg)
+    attention.apply_qkv = lora_kernels.original_apply_qkv_optional_v
+    attention.apply_o = lora_kernels.original_apply_o
+
+
+def round_to_4bit(model: torch.nn.Module, bnb_config_kwargs: dict[str, Any] | None = None) -> int:
+    """Round the weights that QLoRA quantizes to their 4-bit values, in place, and return the number of layers.
+
+    QLoRA quantizes every linear layer except the output head, and no embedding. Axolotl's own merging (0.19.0,
+    `merge_method: memory_efficient`) also rounds the head and the embeddings, and without double quantization. The
+    merged model then differs from the one that was trained. Merging into weights that were not rounded at all also
+    gives a different model.
+    """
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    chosen = bnb_config_kwargs or {}
+    skipped = set(chosen.get("llm_int8_skip_modules") or [])
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    rounded = 0
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear) or module is head or skipped & set(name.split(".")):
+            continue
+        quantized, state = quantize_4bit(
+            module.weight.data,
+            quant_type=chosen.get("bnb_4bit_quant_type", "nf4"),
+            compress_statistics=chosen.get("bnb_4bit_use_double_quant", True),
+        )
+        module.weight.data = dequantize_4bit(quantized, state).to(module.weight.dtype)
+        rounded += 1
+    return rounded

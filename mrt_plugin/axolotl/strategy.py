@@ -1,4 +1,8 @@
-"""Prepare a grouped dataset inside Axolotl: from the rows that Axolotl read to rows of tokens."""
+"""Prepare the datasets of a recipe inside Axolotl: from the rows that Axolotl read to rows of tokens.
+
+Datasets of Axolotl's own types stand next to grouped ones: each of their rows becomes a group of one response. The
+plugin replaces the type of such an entry with `ordinary`, and keeps the original in the entry's mark.
+"""
 
 import json
 import logging
@@ -7,17 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from axolotl.prompt_tokenizers import DatasetWrappingStrategy
+from axolotl.utils.data.wrappers import get_dataset_wrapper
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.schemas.datasets import SFTDataset
 from datasets import Dataset, Features, List, Value
 
 from mrt_plugin.axolotl.args import options_of, plain, redraws
 from mrt_plugin.axolotl.checks import check_lengths
 from mrt_plugin.axolotl.dataset_types import PREFIX
-from mrt_plugin.axolotl.entries import Mark
+from mrt_plugin.axolotl.entries import ORDINARY, Mark
 from mrt_plugin.curation import curate, parse_rules, split_held_out
-from mrt_plugin.encoding import prepare_tokenizer
+from mrt_plugin.encoding import Pair, prepare_tokenizer
 from mrt_plugin.groups import held_out, load_groups
-from mrt_plugin.groups.overlap import PROMPT_NAME
+from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
 from mrt_plugin.groups.write import whole_file
+from mrt_plugin.layout.group_row import build_group_row
 from mrt_plugin.trainer.prepare import prepare_groups
 from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE
 
@@ -43,43 +51,46 @@ def features_of(block: dict[str, Any]) -> Features:
     return Features({**_FEATURES, DRAW: DRAW_FEATURE}) if redraws(block) else _FEATURES
 
 
-def loader(selector: str) -> Callable[..., "GroupedDataset"]:
-    """Return the `load` that Axolotl calls for `type: mrt_plugin.axolotl.<selector>`."""
+def loader(kind: str) -> Callable[..., "_MarkedDataset"]:
+    """Return the `load` that Axolotl calls for `type: mrt_plugin.axolotl.<kind>`: a selector, or `ordinary`.
 
-    def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> GroupedDataset:
-        return GroupedDataset(tokenizer, cfg, required_mark(ds_cfg, selector), selector, str(ds_cfg.get("path")))
+    It raises an ImportError if the recipe does not load the plugin, since Axolotl shows this class of error.
+    """
+
+    def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> _MarkedDataset:
+        mark = Mark.of(ds_cfg)
+        if mark is None:
+            raise ImportError(
+                f"type: {PREFIX}{kind} needs the plugin, and the recipe does not load it. Add\n"
+                "plugins:\n  - mrt_plugin.axolotl.MultiResponsePlugin"
+            )
+        if kind == ORDINARY:
+            return OrdinaryDataset(tokenizer, cfg, mark)
+        return GroupedDataset(tokenizer, cfg, mark, kind, str(ds_cfg.get("path")))
 
     return load
 
 
-def required_mark(ds_cfg: Any, kind: str) -> Mark:
-    """Return the mark that the plugin left on the entry.
+class _MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
+    """A dataset entry that the plugin has marked."""
 
-    Raises:
-        ImportError: if the plugin is not loaded. Axolotl shows errors of this class from a dataset type.
-    """
-    mark = Mark.of(ds_cfg)
-    if mark is None:
-        raise ImportError(
-            f"type: {PREFIX}{kind} needs the plugin, and the recipe does not load it. Add\n"
-            "plugins:\n  - mrt_plugin.axolotl.MultiResponsePlugin"
-        )
-    return mark
-
-
-class GroupedDataset(DatasetWrappingStrategy):
-    """Selects, encodes and lays out the groups of one dataset entry."""
-
-    def __init__(self, tokenizer: Any, cfg: Any, mark: Mark, selector: str, path: str) -> None:
-        prepare_tokenizer(tokenizer)
+    def __init__(self, tokenizer: Any, cfg: Any, mark: Mark) -> None:
         self._tokenizer = tokenizer
         self._cfg = cfg
         self._mark = mark
-        self._max_length, row_length = check_lengths(cfg, cfg.mrt)
+        self._max_length, self._row_length = check_lengths(cfg, cfg.mrt)
+
+
+class GroupedDataset(_MarkedDataset):
+    """Selects, encodes and lays out the groups of one dataset entry."""
+
+    def __init__(self, tokenizer: Any, cfg: Any, mark: Mark, selector: str, path: str) -> None:
+        super().__init__(tokenizer, cfg, mark)
+        prepare_tokenizer(tokenizer)
         own = {**cfg.mrt, **mark.options}
         self._path = path
         self._rules = parse_rules(plain(own.get("curation")))
-        self._options = options_of(own, selector=selector, row_length=row_length)
+        self._options = options_of(own, selector=selector, row_length=self._row_length)
 
     def wrap_dataset(
         self, dataset: Dataset, process_count: int | None = None, keep_in_memory: bool | None = False, **kwargs: Any
@@ -174,3 +185,91 @@ def with_features(prepared: Dataset, features: Features, num_proc: int | None) -
 def _complete(batch: dict[str, list[Any]], *, missing: list[str]) -> dict[str, list[Any]]:
     masks = [[1] * len(tokens) for tokens in batch["input_ids"]]
     return {"attention_mask": masks, **{name: [None] * len(masks) for name in missing}}
+
+
+class OrdinaryDataset(_MarkedDataset):
+    """Lets Axolotl tokenize an entry by its own type, and makes each row a group of one."""
+
+    def wrap_dataset(
+        self, dataset: Dataset, process_count: int | None = None, keep_in_memory: bool | None = False, **kwargs: Any
+    ) -> Dataset:
+        """Return one group of one response per row. Drop and count rows that are too long or train nothing."""
+        wrapped = self._mark.wrapped or {}
+        entry = DictDefault(SFTDataset(**wrapped).model_dump(exclude_none=True))
+        if entry.type == "chat_template" and not wrapped.get("chat_template") and self._cfg.chat_template:
+            # Axolotl does the same for entries of this type (`normalize_cfg_datasets`).
+            entry.chat_template = self._cfg.chat_template
+            entry.chat_template_jinja = self._cfg.chat_template_jinja
+        base, _, style = entry.type.partition(":") if isinstance(entry.type, str) else (None, "", None)
+        tokenized, _ = get_dataset_wrapper(
+            dataset_config=entry,
+            tokenizer=self._tokenizer,
+            cfg=self._cfg,
+            dataset_base_type=base,
+            dataset=dataset,
+            dataset_prompt_style=style or None,
+        )
+        part = tokenized
+        if self._mark.share:
+            part = tokenized.filter(
+                _in_part,
+                fn_kwargs={"wanted": self._mark.part == "held_out", "share": self._mark.share, "seed": self._cfg.seed},
+                num_proc=process_count,
+                desc=f"Finding the {self._mark.part} rows",
+            )
+        prepared = part.map(
+            _as_group,
+            fn_kwargs={
+                "tokenizer": self._tokenizer,
+                "aggregation": self._cfg.mrt.loss_aggregation,
+                "max_length": self._max_length,
+                "names": list(features_of(self._cfg.mrt)),
+            },
+            batched=True,
+            remove_columns=tokenized.column_names,
+            features=features_of(self._cfg.mrt),
+            num_proc=process_count,
+            desc="Making groups of one",
+        )
+        logger.info(
+            "%s (type %s), %s part: %d rows are groups of one response; %d dropped, longer than %d tokens or with "
+            "nothing to train.",
+            entry.path,
+            entry.type,
+            self._mark.part,
+            len(prepared),
+            len(part) - len(prepared),
+            self._max_length,
+        )
+        return prepared
+
+
+def _in_part(row: dict[str, Any], *, wanted: bool, share: float, seed: int) -> bool:
+    """Return whether the row's prompt is on the wanted side."""
+    prompt = _prompt_tokens(row["input_ids"], row["labels"])
+    return held_out(" ".join(map(str, prompt)), share, seed) == wanted
+
+
+def _prompt_tokens(tokens: list[int], labels: list[int]) -> list[int]:
+    """Return the tokens before the first trained one; all tokens if it is the first, or none is trained."""
+    first = next((place for place, label in enumerate(labels) if label != -100), 0)
+    return tokens[:first] or tokens
+
+
+def _as_group(
+    batch: dict[str, list[Any]], *, tokenizer: Any, aggregation: Any, max_length: int, names: list[str]
+) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for tokens, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        # The first token of a row has no context. In a packed row it would be predicted from another group.
+        trained = [False, *(label != -100 for label in labels[1:])]
+        if len(tokens) > max_length or not any(trained):
+            continue
+        row: dict[str, Any] = {
+            **build_group_row([Pair(tokens, trained)], aggregation),
+            "attention_mask": [1] * len(tokens),
+            PROMPT_NAME: prompt_name(tokenizer.decode(_prompt_tokens(tokens, labels))),
+        }
+        for name in names:
+            columns[name].append(row.get(name))  # a group of one draws nothing
+    return columns

@@ -1,15 +1,151 @@
-"""Axolotl's trainer for groups."""
+"""Axolotl's trainer for groups: its packing, its number of steps, and the rows that each step trains.
 
+Axolotl 0.19.0 rounds the steps of all epochs together, but Trainer counts them per epoch. On small data a run
+therefore ends early. Axolotl's packing draws from the global generator, drops the last incomplete batch, and cuts
+every epoch to the shortest of four draws. So the plugin leaves the number of steps to Trainer, and packs by a function
+of the seed and the epoch.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from axolotl.core.trainers import AxolotlTrainer
+from axolotl.utils.samplers.multipack import allocate_sequentially, pack_parallel
 from datasets import Dataset
+from torch.utils.data import BatchSampler
+from transformers import TrainerCallback, TrainerState
 
-from mrt_plugin.axolotl.steps import Announcement, EpochPacking, row_sizes
+from mrt_plugin.axolotl.checks import check_lengths
 from mrt_plugin.groups.overlap import refuse_overlap
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
-from mrt_plugin.trainer.prepare import is_prepared
+from mrt_plugin.trainer.prepare import is_prepared, row_tokens
 from mrt_plugin.trainer.redraw import epoch_begun
+
+logger = logging.getLogger(__name__)
+
+Bins = list[list[int]]
+"""For each packed row, or bin: the indices of the rows in it."""
+
+
+class EpochPacking(BatchSampler):
+    """Packs all rows in every epoch, into the same number of batches.
+
+    Trainer assumes that all epochs have the same length. The number of batches is therefore that of the epoch that
+    needs the most. The bins of other epochs are spread over as many batches.
+    """
+
+    def __init__(self, sizes: np.ndarray, cfg: Any, batch_size: int, epoch: Callable[[], int] = lambda: 0) -> None:
+        self._sizes = np.asarray(sizes, dtype=np.int32)
+        self._cfg = cfg
+        self._bins_per_batch = batch_size
+        self._epoch = epoch
+        self.batch_size = None  # type: ignore[assignment]  # read by accelerate: batches differ in bins
+        self.drop_last = False
+        self._length = self._most_batches()
+
+    def _most_batches(self) -> int:
+        """Return the number of batches of the longest epoch, a multiple of the number of processes."""
+        processes = self._cfg.world_size
+        taken = (self._cfg.max_steps or 0) * self._cfg.gradient_accumulation_steps * processes
+        most = epoch = 0
+        while most * epoch < taken if taken else epoch < max(1, math.ceil(self._cfg.num_epochs)):
+            batches = math.ceil(len(self._pack(epoch)) / self._bins_per_batch)
+            most = max(most, math.ceil(batches / processes) * processes)
+            epoch += 1
+        return most
+
+    def _pack(self, epoch: int) -> Bins:
+        cfg, rows = self._cfg, len(self._sizes)
+        order = (
+            np.arange(rows) if cfg.curriculum_sampling else np.random.default_rng([cfg.seed, epoch]).permutation(rows)
+        )
+        sizes, (_, capacity) = self._sizes[order], check_lengths(cfg, cfg.mrt)
+        if cfg.sample_packing_sequentially:
+            bins, _, _ = allocate_sequentially(sizes, rank=0, bin_capacity=capacity, num_ranks=1)
+        else:
+            parts = math.ceil(rows / cfg.sample_packing_group_size)
+            bins = pack_parallel(
+                sizes,
+                capacity,
+                group_size=cfg.sample_packing_group_size,
+                bin_size=cfg.sample_packing_bin_size,
+                num_processes=min(4, cfg.dataset_num_proc or 1, parts),
+                mp_start_method=cfg.sample_packing_mp_start_method or "fork",
+            )
+        return [[int(order[place]) for place in chosen] for chosen in bins]
+
+    def batches(self, epoch: int) -> list[Bins]:
+        """Return the batches of an epoch, over all processes."""
+        bins = self._pack(epoch)
+        while len(bins) < self._length:
+            fullest = max(range(len(bins)), key=lambda index: len(bins[index]))
+            half = len(bins[fullest]) // 2
+            bins[fullest : fullest + 1] = [bins[fullest][:half], bins[fullest][half:]]
+        edges = [len(bins) * place // self._length for place in range(self._length + 1)]
+        return [bins[begin:end] for begin, end in pairwise(edges)]
+
+    def __iter__(self) -> Iterator[Bins]:  # type: ignore[override]
+        return iter(self.batches(self._epoch()))
+
+    def __len__(self) -> int:
+        return self._length
+
+
+def row_sizes(dataset: Dataset, layout: str, cfg: Any) -> np.ndarray:
+    """Return the tokens that each prepared row will have, [rows]. A group that expands to over a row fills one."""
+    return np.minimum(row_tokens(dataset, layout), check_lengths(cfg, cfg.mrt)[1])
+
+
+def foresee_steps(cfg: Any, dataset: Dataset, layout: str) -> int:
+    """Return the number of optimizer steps that `axolotl train` takes on prepared rows."""
+    if cfg.max_steps:
+        return int(cfg.max_steps)
+    if cfg.sample_packing:
+        packing = EpochPacking(row_sizes(dataset, layout, cfg), cfg, cfg.micro_batch_size)
+        batches = len(packing) // cfg.world_size
+    else:
+        batches = math.ceil(len(dataset) / (cfg.micro_batch_size * cfg.world_size))
+    return math.ceil(cfg.num_epochs * math.ceil(batches / cfg.gradient_accumulation_steps))
+
+
+class Announcement(TrainerCallback):
+    """Logs before the first step how much of the data the run trains."""
+
+    def __init__(self, rows: int, packing: Callable[[], EpochPacking | None]) -> None:
+        self._rows = rows
+        self._packing = packing
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Log epochs, steps and the number of rows that no step trains."""
+        batches = len(kwargs["train_dataloader"])
+        per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
+        whole, rest = divmod(state.max_steps, per_epoch)
+        part = rest * args.gradient_accumulation_steps
+        epochs = whole + part / batches
+        fewer = epochs < args.num_train_epochs
+        logger.log(
+            logging.WARNING if fewer else logging.INFO,
+            "This run trains %.4g of %g epochs, %d of %d groups never: %d steps, %d in an epoch.%s",
+            epochs,
+            args.num_train_epochs,
+            0 if whole else self._rows - self._reached(part * args.world_size, args),
+            self._rows,
+            state.max_steps,
+            per_epoch,
+            " Raise or remove max_steps to train the rest." if fewer else "",
+        )
+
+    def _reached(self, batches: int, args: Any) -> int:
+        """Return the number of rows in the first `batches` of the first epoch, over all processes."""
+        packing = self._packing()
+        if packing is None:
+            return min(self._rows, batches * args.per_device_train_batch_size)
+        rows = [index for batch in packing.batches(0)[:batches] for chosen in batch for index in chosen]
+        return sum(index < self._rows for index in rows)  # fillers have larger indices
 
 
 class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  # type: ignore[misc]
@@ -43,11 +179,7 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
 
 
 def _check_rows(dataset: Dataset) -> None:
-    """Check that the rows were prepared by the plugin.
-
-    Raises:
-        ValueError: if a dataset of the run was tokenized before Axolotl read it.
-    """
+    """Check that the rows were prepared by the plugin."""
     if is_prepared(dataset) and not dataset.data.column("prefix_length").null_count:
         return
     raise ValueError(

@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperCommand
 
 from mrt_plugin.cli.show import raise_plainly
-from mrt_plugin.options import NEEDS, MultiResponseOptions, Need
+from mrt_plugin.options import NEEDS, MultiResponseOptions, Need, reads
 
 
 def _with(*names: str) -> Any:
@@ -58,11 +58,9 @@ COMMANDS: dict[str, tuple[Need, ...]] = {
     "plan": (Need((*_MODEL, "budget", "layout", "cost_prompt", "cost_response"), **_with("model")),),
     "audit": (
         Need((*_MODEL, "gradient_prompts", "splits"), **_with("model")),
-        Need(("alpha",), lambda o: o.selector == "diverse_best_k", "--selector diverse_best_k"),
+        Need(("alpha",), lambda o: o.selector and reads(o, "alpha"), "--selector diverse_best_k"),
         Need(
-            ("similarity",),
-            lambda o: o.selector in ("diverse_k", "diverse_best_k"),
-            "--selector diverse_k or diverse_best_k",
+            ("similarity",), lambda o: o.selector and reads(o, "similarity"), "--selector diverse_k or diverse_best_k"
         ),
     ),
     "evaluate": (

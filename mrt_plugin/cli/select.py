@@ -1,24 +1,17 @@
 """`mrt select`: from pools to a selected, ready-to-train file with its manifest."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mrt_plugin.cli.option import (
-    existing_data,
-    existing_embedder,
-    existing_file,
-    existing_scorer,
-    existing_tokenizer,
-    of,
-    within,
-)
+from mrt_plugin.cli.option import existing_data, existing_file, existing_tokenizer, with_options
 from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, table
-from mrt_plugin.options import AllocationKind, Engine, Similarity, WeightSource
+from mrt_plugin.pipeline.job import PoolFile, SelectJob
 
 
+@with_options(SelectJob)
 def select(
     data: Annotated[
         list[str] | None,
@@ -30,23 +23,7 @@ def select(
     output: Annotated[
         Path | None, typer.Option("--output", "--out", help="Where to write: .jsonl or .parquet.")
     ] = None,
-    selector: Annotated[str, of("selector")] = "random_k",
-    k: Annotated[int, of("k")] = 4,
-    n: Annotated[int | None, of("n")] = None,
-    alpha: Annotated[float, of("alpha")] = 0.25,
-    similarity: Annotated[Similarity, of("similarity")] = "rescaled",
-    embedder: Annotated[str, of("embedder", existing_embedder)] = "lexical",
-    scorer: Annotated[str | None, of("scorer", existing_scorer)] = None,
-    score_cache: Annotated[str | None, of("score_cache")] = None,
-    allocation: Annotated[AllocationKind, of("allocation")] = "fixed",
-    allocation_score: Annotated[str, of("allocation_score")] = "diversity",
-    mean_k: Annotated[float | None, of("mean_k")] = None,
-    target_total: Annotated[int | None, of("target_total")] = None,
-    min_k: Annotated[int, of("min_k")] = 1,
-    max_k: Annotated[int | None, of("max_k")] = None,
-    weights: Annotated[WeightSource, of("weights")] = "column",
-    weight_temperature: Annotated[float, of("weight_temperature")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed, another choice.")] = 0,
+    *,
     source: Annotated[
         list[str] | None, typer.Option(help="The public format of the pools, by name; once, or once per pool.")
     ] = None,
@@ -60,32 +37,10 @@ def select(
             help="Name or path; counts tokens in rules and statistics. Else estimated.", callback=existing_tokenizer
         ),
     ] = None,
-    held_out: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of prompts to hold out first, by clusters of near-duplicates.",
-            callback=within(gt=0, lt=1),
-        ),
-    ] = None,
-    held_out_output: Annotated[Path | None, typer.Option(help="Default: NAME.held_out.jsonl.")] = None,
-    held_out_threshold: Annotated[
-        float, typer.Option(help="Similarity from which prompts are near, in (0, 1].", callback=within(gt=0, le=1))
-    ] = 0.8,
     proportion: Annotated[
         list[str] | None, typer.Option(help="NAME=SHARE for each pool, NAME being its file's without the ending.")
     ] = None,
-    total: Annotated[int | None, typer.Option(min=1, help="Groups of a mix. Default: as many as can be had.")] = None,
-    max_repeats: Annotated[int, typer.Option(min=1, help="How often a mix may use a group.")] = 4,
     export: Annotated[list[str] | None, typer.Option(help="sft=FILE.jsonl or dpo=FILE.jsonl, also.")] = None,
-    decisions: Annotated[
-        Path | None, typer.Option(help="JSONL of all that curation dropped, changed, flagged.")
-    ] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Task types and lengths, before and after.")] = False,
-    num_proc: Annotated[int | None, typer.Option(min=1, help="Processes; the result does not depend on it.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Remove the held-out file of an earlier run that this one leaves out.")
-    ] = False,
-    engine: Annotated[Engine, typer.Option(help="local, or ray (needs mrt-plugin[ray]): the same result.")] = "local",
     from_manifest: Annotated[
         Path | None,
         typer.Option(
@@ -93,6 +48,7 @@ def select(
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+    **options: Any,
 ) -> None:
     """Keep K of N responses per prompt, and write the kept groups to a file that any recipe can read.
 
@@ -108,49 +64,21 @@ def select(
         if output is None:
             raise ValueError("say where to write: --output chosen.jsonl.")
         if from_manifest is not None:
-            _remake(from_manifest, output, held_out_output, data or [], json)
+            _remake(from_manifest, output, options["held_out_output"], data or [], json)
             return
         if not data:
             raise ValueError("say what to select from: a pool's file, or --from-manifest.")
-        from mrt_plugin.pipeline.files import SelectJob, select_file
+        from mrt_plugin.pipeline.files import check_job_paths, select_file
 
         job = SelectJob(
             pools=_pools(data, source or []),
             output=output,
-            selection={
-                "selector": selector,
-                "k": k,
-                "n": n,
-                "alpha": alpha,
-                "similarity": similarity,
-                "seed": seed,
-                "embedder": embedder,
-                "allocation": allocation,
-                "allocation_score": allocation_score,
-                "mean_k": mean_k,
-                "target_total": target_total,
-                "min_k": min_k,
-                "max_k": max_k,
-            },
-            scorer=scorer,
-            score_cache=score_cache,
-            weights=weights,
-            weight_temperature=weight_temperature,
-            held_out=held_out,
-            held_out_output=held_out_output,
-            held_out_threshold=held_out_threshold,
             proportions=_shares(proportion),
-            total=total,
-            max_repeats=max_repeats,
             exports={kind: Path(path) for kind, path in _pairs(export or [], "--export", "sft=FILE.jsonl")},
-            decisions=decisions,
-            with_statistics=stats,
-            overwrite=overwrite,
             also_read=[path for path in (curation, tokenizer) if path is not None],
-            num_proc=num_proc,
-            engine=engine,
+            **options,
         )
-        job.check_paths()
+        check_job_paths(job)
         result = select_file(replace(job, curation=_rules(curation), tokenizer=_tokenizer(tokenizer)))
     if json:
         as_json(_as_dict(result))
@@ -163,14 +91,12 @@ def _remake(manifest: Path, output: Path, held_out_output: Path | None, pools: l
 
     files = remake(manifest, output, held_out_output=held_out_output, pools=pools)
     if json:
-        as_json({"files": [_file(written) for written in files]})
+        as_json({"files": [_entry(written) for written in files]})
     for written in [] if json else files:
         say(f"{written.path}: {written.groups:,} groups, {written.responses:,} responses, the same bytes as before.")
 
 
-def _pools(data: list[str], sources: list[str]) -> list[Any]:
-    from mrt_plugin.pipeline.files import PoolFile
-
+def _pools(data: list[str], sources: list[str]) -> list[PoolFile]:
     if len(sources) not in (0, 1, len(data)):
         raise ValueError(f"{len(sources)} sources for {len(data)} pools: give one for all, or one for each.")
     each = sources if len(sources) == len(data) else (sources or [""]) * len(data)
@@ -222,14 +148,9 @@ def _pairs(texts: list[str], option: str, example: str) -> list[tuple[str, str]]
     return [(name, value) for name, _, value in pairs]
 
 
-def _file(written: Any) -> dict[str, Any]:
-    return {
-        "path": str(written.path),
-        "groups": written.groups,
-        "responses": written.responses,
-        "bytes": written.bytes,
-        "sha256": written.sha256,
-    }
+def _entry(written: Any) -> dict[str, Any]:
+    """Return the fields of a written file, for JSON."""
+    return {**asdict(written), "path": str(written.path)}
 
 
 def _as_dict(result: Any) -> dict[str, Any]:
@@ -239,11 +160,8 @@ def _as_dict(result: Any) -> dict[str, Any]:
         "responses": result.output.responses,
         "sha256": result.output.sha256,
         "manifest": str(result.manifest),
-        "held_out": result.held_out and _file(result.held_out),
-        "exports": [
-            {"kind": item.kind, "path": str(item.path), "rows": item.rows, "skipped": item.skipped}
-            for item in result.exports
-        ],
+        "held_out": result.held_out and _entry(result.held_out),
+        "exports": [_entry(item) for item in result.exports],
         "summary": result.summary,
         "ledger": result.ledger.as_dict(),
         "statistics": result.statistics,
@@ -251,8 +169,7 @@ def _as_dict(result: Any) -> dict[str, Any]:
 
 
 def _show(result: Any) -> None:
-    columns, rows = result.ledger.table()
-    table(columns, rows)
+    table(*result.ledger.table())
     say(result.ledger.lines()[-1])
     for line in result.summary:
         say(line)

@@ -27,13 +27,18 @@ class GroupedResponseCollator:
         return_tensors: must be `pt`.
         read_row: converts a dataset's row to the group that is trained.
 
+    Raises:
+        ValueError: for a layout or tensor type that does not exist, or a tokenizer without a pad token.
+
     Example:
 
     ```python
-    from mrt_plugin import GroupedResponseCollator
+    from mrt_plugin import GroupedResponseCollator, MultiResponseOptions, load_groups, prepare_groups
 
-    collator = GroupedResponseCollator(tokenizer, layout="shared_prefix", row_length=4096)
-    batch = collator([row_of_group_1, row_of_group_2])  # rows as `build_group_row` makes them
+    options = MultiResponseOptions(selector="random_k", k=2)
+    rows, _ = prepare_groups(load_groups("pool.jsonl"), tokenizer, options, max_length=512, seed=0)
+    collator = GroupedResponseCollator(tokenizer, layout="shared_prefix", row_length=1024)
+    batch = collator([rows[0], rows[1]])
     batch["input_ids"].shape  # [rows, tokens]
     ```
     """
@@ -69,18 +74,13 @@ class GroupedResponseCollator:
 
     def _stats(self, groups: list[GroupRow], rows: Rows) -> dict[str, int]:
         """Count the batch's contents for the logs. Filler groups, which train nothing, only count as tokens."""
-        real = [group for group in groups if any(group["segment_units"])]
+        pairs = [len(group["segment_lengths"]) for group in groups if any(group["segment_units"])]
         tokens = int(rows.attention_mask.sum())
         expanded = sum(
             len(group["segment_lengths"]) * group["prefix_length"] + sum(group["segment_lengths"]) for group in groups
         )
-        return {
-            "groups": len(real),
-            "pairs": sum(len(group["segment_lengths"]) for group in real),
-            "tokens": tokens,
-            "slots": rows.input_ids.numel(),
-            "saved_tokens": expanded - tokens,
-        }
+        counts = {"groups": len(pairs), "pairs": sum(pairs), "tokens": tokens, "slots": rows.input_ids.numel()}
+        return {**counts, "saved_tokens": expanded - tokens}
 
     def _arrange(self, groups: list[GroupRow]) -> list[list[GroupRow]]:
         if self.layout == "expanded":

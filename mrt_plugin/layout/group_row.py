@@ -1,7 +1,8 @@
 """The tokens of one group: the prompt once, then one segment per response, with each token's weight in the loss."""
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from itertools import accumulate, pairwise
+from typing import Any, TypedDict, cast
 
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.options import LossAggregation
@@ -40,16 +41,10 @@ def shared_length(pairs: Sequence[Pair]) -> int:
     >>> shared_length([Pair([5, 6, 7], [False, False, True]), Pair([5, 6, 8, 9], [False, False, True, True])])
     2
     """
-    limit = min(min(len(pair.input_ids) for pair in pairs), *(_first_trained(pair) for pair in pairs))
-    first = pairs[0].input_ids
-    length = 0
-    while length < limit and all(pair.input_ids[length] == first[length] for pair in pairs[1:]):
-        length += 1
-    return length
-
-
-def _first_trained(pair: Pair) -> int:
-    return list(pair.trained).index(True) if any(pair.trained) else len(pair.input_ids)
+    untrained = [list(pair.input_ids)[: [*pair.trained, True].index(True)] for pair in pairs]
+    least, most = min(untrained), max(untrained)  # in dictionary order, so what these two share, all share
+    differing = (place for place, (one, other) in enumerate(zip(least, most, strict=False)) if one != other)
+    return next(differing, len(least))
 
 
 def build_group_row(
@@ -122,54 +117,40 @@ def build_group_row(
     return row
 
 
-def segment_starts(row: GroupRow) -> list[int]:
-    """Return the index in `input_ids` where each segment begins."""
-    starts, position = [], row["prefix_length"]
-    for length in row["segment_lengths"]:
-        starts.append(position)
-        position += length
-    return starts
+def segment_runs(row: GroupRow) -> list[slice]:
+    """Return where each segment lies in the columns of tokens."""
+    edges = list(accumulate(row["segment_lengths"], initial=row["prefix_length"]))
+    return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 def take_segments(row: GroupRow, chosen: Sequence[int]) -> GroupRow:
     """Return the part of a group with the prompt and the `chosen` segments, and their share of the units."""
-    starts, prefix = segment_starts(row), row["prefix_length"]
-    part = GroupRow(
-        input_ids=row["input_ids"][:prefix],
-        labels=row["labels"][:prefix],
-        loss_weights=row["loss_weights"][:prefix],
-        prefix_length=prefix,
-        segment_lengths=[row["segment_lengths"][index] for index in chosen],
-        segment_units=[row["segment_units"][index] for index in chosen],
-    )
-    for index in chosen:
-        run = slice(starts[index], starts[index] + row["segment_lengths"][index])
-        part["input_ids"] += row["input_ids"][run]
-        part["labels"] += row["labels"][run]
-        part["loss_weights"] += row["loss_weights"][run]
-    return part
+    runs, prefix = segment_runs(row), row["prefix_length"]
+    return _cut(row, [slice(prefix), *(runs[index] for index in chosen)], prefix, chosen)
 
 
 def expand(row: GroupRow) -> list[GroupRow]:
     """Return the pairs of a group, each with its own copy of the prompt: rows of one segment and no shared prefix."""
-    pairs = []
-    for index in range(len(row["segment_lengths"])):
-        part = take_segments(row, [index])
-        part["segment_lengths"] = [len(part["input_ids"])]
-        part["prefix_length"] = 0
-        pairs.append(part)
-    return pairs
+    prompt = slice(row["prefix_length"])
+    return [_cut(row, [prompt, run], 0, [index]) for index, run in enumerate(segment_runs(row))]
 
 
-def join_pairs(pairs: Sequence[GroupRow]) -> GroupRow:
-    """Join pairs, as `expand` makes them, into one row. Each pair is one segment; there is no shared prefix."""
+def unshare(row: GroupRow) -> GroupRow:
+    """Return the group as one row of complete pairs. Each pair is one segment; there is no shared prefix."""
+    runs = [run for segment in segment_runs(row) for run in (slice(row["prefix_length"]), segment)]
+    return _cut(row, runs, 0, range(len(row["segment_lengths"])))
+
+
+def _cut(row: GroupRow, runs: Sequence[slice], prefix: int, chosen: Sequence[int]) -> GroupRow:
+    """Return a row of the tokens in `runs`: those of the `chosen` segments, with the prompt once or in each."""
+    copied = row["prefix_length"] - prefix
     return GroupRow(
-        input_ids=[token for pair in pairs for token in pair["input_ids"]],
-        labels=[label for pair in pairs for label in pair["labels"]],
-        loss_weights=[weight for pair in pairs for weight in pair["loss_weights"]],
-        prefix_length=0,
-        segment_lengths=[length for pair in pairs for length in pair["segment_lengths"]],
-        segment_units=[units for pair in pairs for units in pair["segment_units"]],
+        input_ids=[token for run in runs for token in row["input_ids"][run]],
+        labels=[label for run in runs for label in row["labels"][run]],
+        loss_weights=[weight for run in runs for weight in row["loss_weights"][run]],
+        prefix_length=prefix,
+        segment_lengths=[row["segment_lengths"][index] + copied for index in chosen],
+        segment_units=[row["segment_units"][index] for index in chosen],
     )
 
 
@@ -177,9 +158,6 @@ def split_group(row: GroupRow, row_length: int) -> list[GroupRow]:
     """Split a group into rows of at most `row_length` tokens, each with the prompt.
 
     Best-fit decreasing keeps the number of rows small.
-
-    Raises:
-        ValueError: if the prompt with one response is longer than `row_length`.
     """
     if len(row["input_ids"]) <= row_length:
         return [row]
@@ -203,11 +181,8 @@ def best_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
     bins: list[list[int]] = []
     left: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        fitting = [bin for bin in range(len(bins)) if left[bin] >= lengths[index]]
-        if fitting:
-            best = min(fitting, key=lambda bin: left[bin])
-        else:
-            best = len(bins)
+        best = min((bin for bin in range(len(bins)) if left[bin] >= lengths[index]), key=left.__getitem__, default=-1)
+        if best == -1:
             bins.append([])
             left.append(room)
         bins[best].append(index)
@@ -216,15 +191,11 @@ def best_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def as_group_row(example: dict[str, Any]) -> GroupRow:
-    """Return the `GroupRow` in a dataset row, which may have other columns as well.
-
-    Raises:
-        ValueError: if a column is missing.
-    """
+    """Return the `GroupRow` in a dataset row, which may have other columns as well."""
     missing = [name for name in GroupRow.__annotations__ if name not in example]
     if missing:
         raise ValueError(
             f"A row without {', '.join(missing)} is not a prepared group. Train with MultiResponseSFTTrainer, or in "
             "Axolotl with a `type: mrt_plugin.axolotl.<selector>` dataset."
         )
-    return GroupRow(**{name: example[name] for name in GroupRow.__annotations__})  # type: ignore[typeddict-item]
+    return cast(GroupRow, {name: example[name] for name in GroupRow.__annotations__})

@@ -50,10 +50,7 @@ class Rows:
 
 
 def build_rows(
-    packed: Sequence[Sequence[GroupRow]],
-    pad_token_id: int,
-    *,
-    pad_to_multiple_of: int | None = None,
+    packed: Sequence[Sequence[GroupRow]], pad_token_id: int, *, pad_to_multiple_of: int | None = None
 ) -> Rows:
     """Build the tensors of rows. Each row holds the groups in `packed[row]`, padded to the longest row.
 

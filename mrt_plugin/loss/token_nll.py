@@ -1,8 +1,9 @@
-"""The negative log-likelihood (NLL) of each trained token, without computing the logits of other tokens."""
+"""Compute the negative log-likelihood (NLL) of each trained token alone, and the loss of a step from it."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,29 @@ from torch.utils.checkpoint import checkpoint
 from mrt_plugin.layout.group_row import IGNORE
 
 logger = logging.getLogger(__name__)
+
+
+def step_loss(nll: torch.Tensor, loss_weights: torch.Tensor, units: torch.Tensor, processes: int = 1) -> torch.Tensor:
+    """Return this micro-batch's part of the step's loss: sum(c · nll) divided by the step's units (`docs/loss.md`).
+
+    The sum over the micro-batches of a step, averaged over processes, is the loss of the step as one batch.
+    Distributed training averages gradients over processes in the same way.
+
+    Args:
+        nll: [R, T] per-token negative log-likelihood.
+        loss_weights: [R, T] coefficients c.
+        units: scalar; the units of all micro-batches of the step on all processes.
+        processes: the number of processes over which the gradients are averaged.
+
+    Returns:
+        A scalar. 0 where the step has no units, which is a step of filler rows only.
+
+    Example:
+
+    >>> step_loss(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor(4.0)).item()
+    0.5
+    """
+    return (loss_weights * nll).sum() * processes / units.clamp_min(torch.finfo(units.dtype).tiny)
 
 
 def chunk_tokens(vocabulary: int) -> int:
@@ -43,17 +67,12 @@ class TokenNLL:
 
     ```python
     compute = TokenNLL(model)
-    nll = compute({"input_ids": input_ids}, labels)  # [B, T]; loss = nll.sum() / (labels != -100).sum()
+    nll = compute(model, {"input_ids": input_ids}, labels)  # [B, T]; loss = nll.sum() / (labels != -100).sum()
     ```
     """
 
     def __init__(self, model: nn.Module, chunk: int | None = None) -> None:
-        """Read the model's head and logit transformation.
-
-        Args:
-            model: the unwrapped model; it may be a PeftModel.
-            chunk: trained tokens per piece; by default `chunk_tokens`.
-        """
+        """Read the model's head and logit transformation."""
         self.head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         if self.head is None:
             raise ValueError(f"{type(model).__name__} has no output embeddings: a causal language model is needed.")
@@ -103,7 +122,9 @@ class TokenNLL:
             logits = model(**forward_kwargs).logits
         flat = self._from_logits(logits[0], flat_targets) if own_head else torch.empty(0)
         if compare:
-            self._own_head = not self._explained(flat.detach(), heard.expected)
+            self._own_head = not torch.allclose(flat.detach(), heard.expected, rtol=1e-4, atol=1e-4)
+            if self._own_head:
+                logger.info("The model changes its logits in an unknown way: its own head runs on the trained tokens.")
         if own_head and self._own_head:
             self._count(logits[0].argmax(-1), flat_targets)
         else:
@@ -155,22 +176,16 @@ class TokenNLL:
                 "head (a fused loss, say), or report the model's name."
             )
 
-    def _explained(self, own: torch.Tensor, expected: torch.Tensor) -> bool:
-        """Return whether the known transformation gives the same NLL as the model's own logits."""
-        if torch.allclose(own, expected, rtol=1e-4, atol=1e-4):
-            return True
-        logger.info("The model changes its logits in a way not known here: its own head runs on the trained tokens.")
-        return False
-
     def _chunked(self, heard: "_Heard", targets: torch.Tensor) -> torch.Tensor:
         assert heard.hidden is not None
         if len(targets) == 0:  # keeps the graph, so that every rank has gradients to reduce
-            return heard.hidden.float().sum(-1) + 0.0 * self.head(heard.first).float().sum()
+            first: torch.Tensor = self.head(heard.first)
+            return heard.hidden.float().sum(-1) + 0.0 * first.float().sum()
         needs_gradient = heard.hidden.requires_grad or any(
             parameter.requires_grad for parameter in self.head.parameters()
         )
         pieces = []
-        hiddens, chunks = heard.hidden.split(self.chunk), targets.split(self.chunk)
+        hiddens, chunks = torch.split(heard.hidden, self.chunk), torch.split(targets, self.chunk)
         for number, (hidden, target) in enumerate(zip(hiddens, chunks, strict=True), start=1):
             if needs_gradient and number < len(chunks):
                 nll, predicted = checkpoint(
@@ -196,7 +211,7 @@ class TokenNLL:
 
         `change` and the conversion to fp32 are applied one chunk at a time.
         """
-        pieces = zip(logits.split(self.chunk), targets.split(self.chunk), strict=True)
+        pieces = zip(torch.split(logits, self.chunk), torch.split(targets, self.chunk), strict=True)
         return torch.cat(
             [nn.functional.cross_entropy(change(part).float(), target, reduction="none") for part, target in pieces]
         )
@@ -205,15 +220,15 @@ class TokenNLL:
         self.correct_tokens = self.correct_tokens.to(targets.device) + (predicted == targets).sum()
 
 
+@dataclass
 class _Heard:
     """The recorded input of the head during one forward."""
 
-    def __init__(self) -> None:
-        self.hidden: torch.Tensor | None = None
-        self.first: torch.Tensor = torch.empty(0)
-        self.expected: torch.Tensor = torch.empty(0)
-        """The NLL according to the known transformation, where it is compared."""
-        self.autocast: AbstractContextManager[Any] | None = None
+    hidden: torch.Tensor | None = None
+    first: torch.Tensor = torch.empty(0)
+    expected: torch.Tensor = torch.empty(0)
+    """The NLL according to the known transformation, where it is compared."""
+    autocast: AbstractContextManager[Any] | None = None
 
 
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -223,11 +238,7 @@ DIVISORS = ("logits_scaling",)
 
 
 def logit_transform(config: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the transformation that the model's forward applies to the head's output: divide, scale, soft-cap.
-
-    Args:
-        config: the model's configuration; a nested text configuration is used where there is one.
-    """
+    """Return the transformation that the model's forward applies to the head's output: divide, scale, soft-cap."""
     values = config.get_text_config().to_dict()
     caps, scales, divisors = (
         [values[name] for name in names if values.get(name) is not None] for names in (CAPS, SCALES, DIVISORS)

@@ -1,17 +1,17 @@
 """Export selected groups for other trainers: flat rows for SFT, pairs for DPO."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrt_plugin.groups.write import sha256_of, whole_file
+from mrt_plugin.groups.write import whole_file
 
 EXPORTS = ("sft", "dpo")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Exported:
     """An exported file."""
 
@@ -20,7 +20,6 @@ class Exported:
     rows: int
     skipped: int
     """Groups that give no pair: one response, or all scores equal."""
-    sha256: str
 
 
 def export(rows: Iterable[dict[str, Any]], kind: str, path: str | Path) -> Exported:
@@ -54,7 +53,7 @@ def export(rows: Iterable[dict[str, Any]], kind: str, path: str | Path) -> Expor
             written += len(lines)
             for line in lines:
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-    return Exported(kind, path, written, skipped, sha256_of(path))
+    return Exported(kind, path, written, skipped)
 
 
 def check_export(kind: str, path: Path) -> None:
@@ -65,32 +64,32 @@ def check_export(kind: str, path: Path) -> None:
         raise ValueError(f"{path}: exports are JSON lines; write to a .jsonl file.")
 
 
+def check_scores(columns: Mapping[str, Any]) -> None:
+    """Raise ValueError if a group, or the features of groups, has no scores."""
+    if columns.get("scores") is None:
+        raise ValueError("pairs for DPO need scores, and the groups have none: leave the export out, or score them.")
+
+
 def _flat(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     weights = row.get("weights") or [None] * len(row["responses"])
     for response, weight in zip(row["responses"], weights, strict=True):
-        prompt, completion = _alike(row["prompt"], response)
+        prompt, completion = _same_form(row["prompt"], response)
         line = {"prompt": prompt, "completion": completion}
         yield line if weight is None else {**line, "weight": weight}
 
 
 def _pair(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    scores = row.get("scores")
-    if scores is None:
-        raise ValueError("pairs for DPO need scores, and the groups have none: leave the export out, or score them.")
+    check_scores(row)
+    scores = row["scores"]
     best, worst = scores.index(max(scores)), scores.index(min(scores))
     if scores[best] > scores[worst]:
-        prompt, chosen = _alike(row["prompt"], row["responses"][best])
-        rejected = _alike(row["prompt"], row["responses"][worst])[1]
-        yield {
-            "prompt": prompt,
-            "chosen": chosen,
-            "rejected": rejected,
-            "score_chosen": scores[best],
-            "score_rejected": scores[worst],
-        }
+        prompt, chosen = _same_form(row["prompt"], row["responses"][best])
+        rejected = _same_form(row["prompt"], row["responses"][worst])[1]
+        found = {"score_chosen": scores[best], "score_rejected": scores[worst]}
+        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, **found}
 
 
-def _alike(prompt: Any, response: Any) -> tuple[Any, Any]:
+def _same_form(prompt: Any, response: Any) -> tuple[Any, Any]:
     """Convert both to strings or both to messages, since other trainers do not accept one of each."""
     if isinstance(prompt, str) == isinstance(response, str):
         return prompt, response

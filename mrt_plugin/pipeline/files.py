@@ -1,132 +1,88 @@
 """Select from pool files, and write a file that is ready to train on, with its manifest."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
 
 import mrt_plugin
-from mrt_plugin.curation.config import RuleSpec, parse_rules
-from mrt_plugin.curation.held_out import SHARE, THRESHOLD, SplitReport, split_held_out
+from mrt_plugin.curation.config import parse_rules
+from mrt_plugin.curation.held_out import SplitReport, split_held_out
 from mrt_plugin.curation.leakage import measure_leakage
 from mrt_plugin.curation.ledger import Entry, Ledger
 from mrt_plugin.curation.mix import Mix, check_proportions, combine
-from mrt_plugin.curation.rule import Rule
+from mrt_plugin.curation.rule import CurationRule
 from mrt_plugin.curation.run import Curated, curate, reading_entry, write_events
 from mrt_plugin.curation.statistics import statistics
-from mrt_plugin.engine import check_engine
 from mrt_plugin.extension import load_function
-from mrt_plugin.groups import GroupReport, load_groups, read_groups
-from mrt_plugin.groups.adapters import check_source
+from mrt_plugin.groups import GroupReport, read_groups
+from mrt_plugin.groups.adapters import check_source, source_files
 from mrt_plugin.groups.batches import pool_sizes
 from mrt_plugin.groups.paths import Named, check_paths
-from mrt_plugin.groups.rows import PER_RESPONSE
-from mrt_plugin.groups.write import Written, check_ending, rows_of, sha256_of, write_rows
-from mrt_plugin.options import Engine, MultiResponseOptions, WeightSource, check_options
-from mrt_plugin.pipeline.exports import Exported, check_export, export
-from mrt_plugin.pipeline.manifest import left_over, manifest_path, relative_name, write_manifest
+from mrt_plugin.groups.write import Written, check_ending, rows_of, sha256_of, write_groups
+from mrt_plugin.options import SelectionOptions, check_options, names_of
+from mrt_plugin.pipeline.exports import Exported, check_export, check_scores, export
+from mrt_plugin.pipeline.job import PoolFile, SelectJob
+from mrt_plugin.pipeline.manifest import file_entry, left_over, manifest_path, write_manifest
 from mrt_plugin.scoring.cache import cache_file
-from mrt_plugin.scoring.scores import Scorer, scorer_list, scorer_name
-from mrt_plugin.scoring.weights import softmax_weights
+from mrt_plugin.scoring.scores import scorer_list, scorer_name
 from mrt_plugin.selection.registry import get_selector
-from mrt_plugin.selection.report import SelectionReport
-from mrt_plugin.selection.run import score_and_select
+from mrt_plugin.selection.run import Selected, run_selection
 from mrt_plugin.versions import libraries, python_version
 
-_OPTIONS = {item.name for item in fields(MultiResponseOptions)}
+
+def written_by(job: SelectJob) -> list[Named]:
+    """Return every file that the job writes."""
+    return [
+        ("--output", job.output),
+        ("the manifest", manifest_path(job.output)),
+        ("--held-out-output", job.held_out_path),
+        *((f"--export {kind}", path) for kind, path in job.exports.items()),
+        ("--decisions", job.decisions),
+        ("the score cache", cache_file(job.score_cache)),
+    ]
+
+
+def check_job_paths(job: SelectJob) -> None:
+    """Raise ValueError if an output would overwrite another output or an input, or leave an old file behind."""
+    named = [item for item in [*scorer_list(job.scorer or []), job.embedder] if isinstance(item, str)]
+    rules = [path for rule in parse_rules(job.curation) for path in rule.dependencies()]
+    inputs: list[Named] = [("the pool", file.path) for file in job.pools]
+    code = [path for file in job.pools for path in source_files(file.source)]
+    inputs += [("the input", path) for path in [*job.also_read, job.selector, *named, *rules, *code]]
+    check_paths(written_by(job), inputs, models=named)
+    stale = left_over(job.output, written_by(job))
+    if stale is not None and not job.overwrite:
+        raise ValueError(
+            f"{stale} holds the groups that an earlier run held out of {job.output}, and this run would train on "
+            "them. Hold them out again, write to another --output, or remove them with --overwrite."
+        )
+
+
+def _check(job: SelectJob) -> None:
+    """Raise early for errors that would otherwise appear only at the end of the job."""
+    check_job_paths(job)
+    get_selector(job.selector)
+    check_options(job)
+    for kind, path in job.exports.items():
+        check_export(kind, path)
+    for path in filter(None, [job.output, job.held_out_output]):
+        check_ending(path)
+    if job.proportions is not None:
+        check_proportions([file.name for file in job.pools], job.proportions, job.max_repeats)
+    elif job.total is not None:
+        raise ValueError("a total needs proportions: give each pool's share.")
+    for file in job.pools:
+        if file.source is not None:
+            check_source(file.source)
+    for scorer in scorer_list(job.scorer or []):
+        if isinstance(scorer, str) and ":" in scorer:
+            load_function(scorer)
 
 
 @dataclass(frozen=True)
-class PoolFile:
-    """A pool to select from."""
-
-    path: str
-    source: str | None = None
-    """The public format of the pool, as for `load_groups`."""
-
-    @property
-    def name(self) -> str:
-        """Its name in `proportions`: the file's name without its ending."""
-        return Path(self.path).stem
-
-
-@dataclass(frozen=True)
-class SelectJob:
-    """All inputs of `mrt select`. The result depends on neither `num_proc` nor `engine`."""
-
-    pools: Sequence[PoolFile]
-    output: Path
-    selection: dict[str, Any]
-    """`selector`, and the options of `mrt_plugin.select` that decide what is kept: `k`, `seed`, `embedder`, ..."""
-    scorer: Scorer | Sequence[Scorer] | None = None
-    weights: WeightSource = "column"
-    weight_temperature: float = 1.0
-    score_cache: str | Path | None = None
-    curation: str | Sequence[RuleSpec] | None = None
-    tokenizer: Any = None
-    held_out: float | None = None
-    """The share of prompts written to `held_out_output` with all their responses, before any curation."""
-    held_out_output: Path | None = None
-    """By default `NAME.held_out.jsonl` in the output's folder."""
-    held_out_threshold: float = 0.8
-    proportions: dict[str, float] | None = None
-    """The shares of the pools in the result, by pool name."""
-    total: int | None = None
-    max_repeats: int = 4
-    exports: dict[str, Path] = field(default_factory=dict)
-    """Files for other trainers, by kind: `sft`, `dpo`."""
-    decisions: Path | None = None
-    """A file for every decision of the curation, for people to read."""
-    with_statistics: bool = False
-    overwrite: bool = False
-    """Remove files that an earlier run with this `output` wrote next to it and this run does not write again."""
-    also_read: Sequence[str | Path] = ()
-    """Other input files, such as a file of rules. They are never overwritten."""
-    num_proc: int | None = None
-    engine: Engine = "local"
-
-    @property
-    def held_out_path(self) -> Path | None:
-        """The file of the held-out groups, or None if there are none."""
-        if self.held_out is None:
-            return None
-        return self.held_out_output or self.output.with_suffix(f".held_out{self.output.suffix}")
-
-    def written(self) -> list[Named]:
-        """Return every file that the job writes."""
-        return [
-            ("--output", self.output),
-            ("the manifest", manifest_path(self.output)),
-            ("--held-out-output", self.held_out_path),
-            *((f"--export {kind}", path) for kind, path in self.exports.items()),
-            ("--decisions", self.decisions),
-            ("the score cache", cache_file(self.score_cache)),
-        ]
-
-    def check_paths(self) -> None:
-        """Raise ValueError if an output would overwrite another output or an input, or leave an old file behind."""
-        scorers = [] if self.scorer is None else scorer_list(self.scorer)
-        named = [item for item in [*scorers, self.selection.get("embedder")] if isinstance(item, str)]
-        rules = [path for rule in parse_rules(self.curation) for path in rule.reads()]
-        inputs: list[Named] = [("the pool", file.path) for file in self.pools]
-        inputs += [("the input", path) for path in [*self.also_read, *named, *rules]]
-        check_paths(self.written(), inputs, models=named)
-        stale = left_over(self.output, self.written())
-        if stale is not None and not self.overwrite:
-            raise ValueError(
-                f"{stale} holds the groups that an earlier run held out of {self.output}, and this run would train on "
-                "them. Hold them out again, write to another --output, or remove them with --overwrite."
-            )
-
-    @property
-    def seed(self) -> int:
-        """The seed of all random draws."""
-        return int(self.selection.get("seed", 0))
-
-
-@dataclass
 class SelectResult:
     """The result of `select_file`."""
 
@@ -135,9 +91,9 @@ class SelectResult:
     ledger: Ledger
     summary: list[str]
     """Lines for people to read."""
-    held_out: Written | None = None
-    exports: list[Exported] = field(default_factory=list)
-    statistics: dict[str, Any] | None = None
+    held_out: Written | None
+    exports: list[Exported]
+    statistics: dict[str, Any] | None
     """Statistics of the `pool` and of the `selected` groups."""
 
 
@@ -155,101 +111,19 @@ def select_file(job: SelectJob) -> SelectResult:
 
     ```python
     from pathlib import Path
-    from mrt_plugin.pipeline.files import PoolFile, SelectJob, select_file
+    from mrt_plugin.pipeline import PoolFile, SelectJob, select_file
     from mrt_plugin.pipeline.remake import remake
 
-    job = SelectJob([PoolFile("pool.jsonl")], Path("chosen.jsonl"), {"selector": "diverse_best_k", "k": 4, "seed": 7})
-    result = select_file(job)
+    pools = [PoolFile("pool.jsonl")]
+    result = select_file(SelectJob("diverse_best_k", k=4, pools=pools, output=Path("chosen.jsonl"), seed=7))
     remake(result.manifest, Path("again.jsonl"))  # the same bytes
     ```
     """
-    job.check_paths()
-    rules = parse_rules(job.curation)
     _check(job)
-    pools = read_pools(job.pools)
-    ledger = Ledger([reading_entry(*pools.reports)])
-    train, held_out, split = pools.groups, None, None
-    if job.held_out is not None:
-        train, held_out, split = split_held_out(
-            pools.groups, job.held_out, seed=job.seed, threshold=job.held_out_threshold, num_proc=job.num_proc
-        )
-        ledger.entries.append(_held_out_entry(pools.groups, held_out))
-    curated = curate(
-        train,
-        [*rules, *_mixing(job, pools)],
-        tokenizer=job.tokenizer,
-        seed=job.seed,
-        num_proc=job.num_proc,
-        engine=job.engine,
-        ledger=ledger,
-    )
-    picks, report = _score_and_select(job, curated)
-    report.log()
-    summary = [report.summary(), *report.remarks]
-    ledger = _with_selection(curated, picks)
-    if held_out is not None and split is not None:
-        leakage = measure_leakage(
-            curated.groups, held_out, threshold=job.held_out_threshold, num_proc=job.num_proc
-        ).summary()
-        summary += [split.summary(), leakage]
-
-    features = Features(curated.groups.features)
-    if job.weights == "softmax":
-        features["weights"] = List(Value("float64"))
-    if "dpo" in job.exports and "scores" not in features:
-        raise ValueError("pairs for DPO need scores, and the groups have none: leave the export out, or score them.")
-    temperature = job.weight_temperature if job.weights == "softmax" else None
-    stale = left_over(job.output, job.written())
-    if stale is not None:
-        stale.unlink()
-        summary.append(f"{stale} was of an earlier run: removed.")
-    written = write_rows(kept_rows(curated.groups, picks, temperature), features, job.output)
-    exported = [
-        export(kept_rows(curated.groups, picks, temperature), kind, path) for kind, path in job.exports.items()
-    ]
-    aside = None
-    if held_out is not None and job.held_out_path is not None:
-        aside = write_rows(rows_of(held_out), held_out.features, job.held_out_path)
-    if job.decisions is not None:
-        write_events(job.decisions, train, curated)
-    header = _header(job, rules, pools, written, aside, list(features), ledger, split)
-    manifest = manifest_path(job.output)
-    write_manifest(manifest, header, _lines(pools, train, curated, picks, temperature, held_out))
-    found = None
-    if job.with_statistics:
-        found = {
-            "pool": statistics(pools.groups, tokenizer=job.tokenizer),
-            "selected": statistics(load_groups(job.output), tokenizer=job.tokenizer),
-        }
-    return SelectResult(written, manifest, ledger, summary, aside, exported, found)
+    return _Run(job).write()
 
 
-def _check(job: SelectJob) -> None:
-    """Raise early for errors that would otherwise appear only at the end of the job."""
-    get_selector(job.selection["selector"])
-    known = {name: value for name, value in job.selection.items() if name in _OPTIONS}
-    check_options(MultiResponseOptions(**known, weights=job.weights, weight_temperature=job.weight_temperature))
-    check_engine(job.engine)
-    for kind, path in job.exports.items():
-        check_export(kind, path)
-    for path in [job.output, *filter(None, [job.held_out_output])]:
-        check_ending(path)
-    if job.proportions is None and job.total is not None:
-        raise ValueError("a total needs proportions: give each pool's share.")
-    if job.held_out is not None:
-        SHARE.check("held_out", job.held_out)
-        THRESHOLD.check("held_out_threshold", job.held_out_threshold)
-    if job.proportions is not None:
-        check_proportions([file.name for file in job.pools], job.proportions, job.max_repeats)
-    for file in job.pools:
-        if file.source is not None:
-            check_source(file.source)
-    for scorer in scorer_list(job.scorer or []):
-        if isinstance(scorer, str) and ":" in scorer:
-            load_function(scorer)
-
-
-@dataclass
+@dataclass(frozen=True)
 class Pools:
     """The groups of all pools, and the origin of each."""
 
@@ -275,12 +149,10 @@ def read_pools(files: Sequence[PoolFile]) -> Pools:
         raise ValueError(f"two pools are called {twice}: rename one of the files.")
     digests = [_file_digest(file.path) for file in files]
     read = [read_groups(file.path, source=file.source) for file in files]
-    changed = next(
-        (file for file, digest in zip(files, digests, strict=True) if _file_digest(file.path) != digest), None
-    )
-    if changed is not None:
-        raise ValueError(f"{changed.path} changed while it was read: run again when nothing writes to it.")
-    together, _ = combine({file.name: groups for file, (groups, _) in zip(files, read, strict=True)})
+    for file, digest in zip(files, digests, strict=True):
+        if _file_digest(file.path) != digest:
+            raise ValueError(f"{file.path} changed while it was read: run again when nothing writes to it.")
+    together, _ = combine({name: groups for name, (groups, _) in zip(names, read, strict=True)})
     return Pools(
         together,
         [report for _, report in read],
@@ -290,39 +162,136 @@ def read_pools(files: Sequence[PoolFile]) -> Pools:
     )
 
 
-def kept_rows(
-    groups: Dataset, picks: Sequence[Sequence[int]], temperature: float | None = None
-) -> Iterator[dict[str, Any]]:
-    """Yield the groups with only the picked responses. With a temperature, the weights are a softmax of the scores."""
-    for row, picked in zip(rows_of(groups), picks, strict=True):
-        kept = {
-            name: [value[index] for index in picked] if name in PER_RESPONSE else value for name, value in row.items()
+def _file_digest(path: str) -> str | None:
+    return sha256_of(path) if Path(path).is_file() else None
+
+
+class _Run:
+    """A job on its way from the pools to the selection, and to the files."""
+
+    def __init__(self, job: SelectJob) -> None:
+        self.job, self.rules = job, parse_rules(job.curation)
+        self.pools = read_pools(job.pools)
+        self.train, self.held_out, self.split = self._split()
+        ledger = Ledger([reading_entry(*self.pools.reports)])
+        if self.held_out is not None:
+            ledger.entries.append(_held_out_entry(self.pools.groups, self.held_out))
+        self.curated = curate(
+            self.train,
+            [*self.rules, *self._mixing()],
+            tokenizer=job.tokenizer,
+            seed=job.seed,
+            num_proc=job.num_proc,
+            engine=job.engine,
+            ledger=ledger,
+        )
+        self.chosen = run_selection(self.curated.groups, job, seed=job.seed, num_proc=job.num_proc, engine=job.engine)
+        self.chosen.report.log()
+        self.selected = self.chosen.apply()
+        self.ledger = _with_selection(self.curated, self.chosen)
+
+    def _split(self) -> tuple[Dataset, Dataset | None, SplitReport | None]:
+        job = self.job
+        if job.held_out is None:
+            return self.pools.groups, None, None
+        return split_held_out(
+            self.pools.groups, job.held_out, seed=job.seed, threshold=job.held_out_threshold, num_proc=job.num_proc
+        )
+
+    def _mixing(self) -> list[CurationRule]:
+        job, pools = self.job, self.pools
+        if job.proportions is None:
+            return []
+        owners = {name: job.pools[owner].name for name, owner in zip(pools.groups["id"], pools.owner, strict=True)}
+        return [Mix(owners=owners, proportions=job.proportions, total=job.total, max_repeats=job.max_repeats)]
+
+    def write(self) -> SelectResult:
+        """Write all files, the manifest last."""
+        job = self.job
+        if "dpo" in job.exports:
+            check_scores(self.selected.features)
+        summary = [self.chosen.report.summary(), *self.chosen.report.remarks, *self._held_out_summary()]
+        stale = left_over(job.output, written_by(job))
+        if stale is not None:
+            stale.unlink()
+            summary.append(f"{stale} was of an earlier run: removed.")
+        output = write_groups(self.selected, job.output)
+        exports = [export(rows_of(self.selected), kind, path) for kind, path in job.exports.items()]
+        aside = None
+        if self.held_out is not None and job.held_out_path is not None:
+            aside = write_groups(self.held_out, job.held_out_path)
+        if job.decisions is not None:
+            write_events(job.decisions, self.train, self.curated)
+        manifest = manifest_path(job.output)
+        write_manifest(manifest, self._header(output, aside), self._lines())
+        found = None
+        if job.stats:
+            parts = {"pool": self.pools.groups, "selected": self.selected}
+            found = {name: statistics(groups, tokenizer=job.tokenizer) for name, groups in parts.items()}
+        return SelectResult(output, manifest, self.ledger, summary, aside, exports, found)
+
+    def _held_out_summary(self) -> list[str]:
+        if self.held_out is None or self.split is None:
+            return []
+        leakage = measure_leakage(
+            self.curated.groups, self.held_out, threshold=self.job.held_out_threshold, num_proc=self.job.num_proc
+        )
+        return [self.split.summary(), leakage.summary()]
+
+    def _header(self, output: Written, aside: Written | None) -> dict[str, Any]:
+        """Return the manifest's first line. It does not depend on when, where or in how many processes the job ran."""
+        job = self.job
+        elsewhere = ("scorer", "score_cache", "weights", "weight_temperature")
+        decisive = [name for name in (*names_of(SelectionOptions), "seed") if name not in elsewhere]
+        versions = {library.name: library.found for library in libraries() if library.found is not None}
+        return {
+            "mrt_plugin": mrt_plugin.__version__,
+            "pools": [
+                {**asdict(file), "sha256": digest} for file, digest in zip(job.pools, self.pools.sha256, strict=True)
+            ],
+            "selection": {name: _named(getattr(job, name)) for name in decisive},
+            "scorers": [scorer_name(scorer) for scorer in scorer_list(job.scorer or [])],
+            "weights": job.weights if job.weights == "column" else {job.weights: job.weight_temperature},
+            "tokenizer": getattr(job.tokenizer, "name_or_path", None),
+            "curation": [
+                {rule.name: {name: _named(value) for name, value in rule.model_dump().items()}} for rule in self.rules
+            ],
+            "mix": job.proportions
+            and {"proportions": job.proportions, "total": job.total, "max_repeats": job.max_repeats},
+            "held_out": self.split and self.split.as_dict(),
+            "columns": list(self.selected.features),
+            "output": file_entry(output, job.output),
+            "held_out_output": aside and file_entry(aside, job.output),
+            "ledger": self.ledger.as_dict(),
+            "versions": {"python": python_version(), **versions},
         }
-        yield kept if temperature is None else {**kept, "weights": softmax_weights(kept["scores"], temperature)}
 
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        """Yield the manifest's line for each group: its origin and what was kept."""
+        curated, train_ids = self.curated, self.train["id"][:]
+        place_of = {name: place for place, name in enumerate(self.pools.groups["id"])}
+        columns = [name for name in ("id", "scores", "weights") if name in self.selected.column_names]
+        rows = rows_of(self.selected.select_columns(columns))
+        for position, (row, picked) in enumerate(zip(rows, self.chosen.picks, strict=True)):
+            line = self._origin(place_of[train_ids[curated.row[position]]], row.pop("id"))
+            line["kept"] = [curated.origin[position][index] for index in picked]
+            line.update(row)
+            changed = {
+                str(number): curated.changed[position, index]
+                for number, index in enumerate(picked)
+                if (position, index) in curated.changed
+            }
+            yield {**line, "changed": changed} if changed else line
+        for name in [] if self.held_out is None else self.held_out["id"]:
+            yield {**self._origin(place_of[name], name), "part": "held_out"}
 
-def _score_and_select(job: SelectJob, curated: Curated) -> tuple[list[list[int]], SelectionReport]:
-    """Return the picks. Afterwards the groups hold the scores that were used."""
-    chosen = score_and_select(
-        curated.groups,
-        scorer=job.scorer,
-        num_proc=job.num_proc,
-        engine=job.engine,
-        score_cache=job.score_cache,
-        **job.selection,
-    )
-    curated.groups = chosen.groups
-    if job.weights == "softmax" and "scores" not in curated.groups.column_names:
-        raise ValueError("weights='softmax' needs scores: give a column `scores`, or a `scorer`.")
-    return chosen.picks, chosen.report
-
-
-def _mixing(job: SelectJob, pools: Pools) -> list[Rule]:
-    if job.proportions is None:
-        return []
-    names = [file.name for file in job.pools]
-    owners = {name: names[owner] for name, owner in zip(pools.groups["id"], pools.owner, strict=True)}
-    return [Mix(owners=owners, proportions=job.proportions, total=job.total, max_repeats=job.max_repeats)]
+    def _origin(self, place: int, name: str) -> dict[str, Any]:
+        line: dict[str, Any] = {"id": name}
+        if self.pools.source_id[place] != name:
+            line["from"] = self.pools.source_id[place]
+        if len(self.pools.reports) > 1:
+            line["input"] = self.pools.owner[place]
+        return line
 
 
 def _held_out_entry(groups: Dataset, held_out: Dataset) -> Entry:
@@ -332,9 +301,9 @@ def _held_out_entry(groups: Dataset, held_out: Dataset) -> Entry:
     return entry
 
 
-def _with_selection(curated: Curated, picks: Sequence[Sequence[int]]) -> Ledger:
+def _with_selection(curated: Curated, chosen: Selected) -> Ledger:
     """Return the ledger with the selection as its last entry, checked again."""
-    before = curated.ledger
+    before, picks = curated.ledger, chosen.picks
     kept = sum(map(len, picks))
     entry = Entry("selection", len(picks), before.responses_out, responses_dropped=before.responses_out - kept)
     if entry.responses_dropped:
@@ -345,96 +314,6 @@ def _with_selection(curated: Curated, picks: Sequence[Sequence[int]]) -> Ledger:
     return ledger
 
 
-def _header(
-    job: SelectJob,
-    rules: Sequence[Rule],
-    pools: Pools,
-    written: Written,
-    aside: Written | None,
-    columns: list[str],
-    ledger: Ledger,
-    split: SplitReport | None,
-) -> dict[str, Any]:
-    """Return the manifest's first line. It does not depend on when, where or in how many processes the job ran."""
-    options = {name: _named(value) for name, value in job.selection.items()}
-    versions = {library.name: library.found for library in libraries() if library.found is not None}
-    return {
-        "mrt_plugin": mrt_plugin.__version__,
-        "pools": [
-            {"path": file.path, "source": file.source, "sha256": digest}
-            for file, digest in zip(job.pools, pools.sha256, strict=True)
-        ],
-        "selection": options,
-        "scorers": [] if job.scorer is None else [scorer_name(scorer) for scorer in scorer_list(job.scorer)],
-        "weights": job.weights if job.weights == "column" else {job.weights: job.weight_temperature},
-        "tokenizer": getattr(job.tokenizer, "name_or_path", None),
-        "curation": [
-            {rule.name: {name: _named(value) for name, value in rule.model_dump().items()}} for rule in rules
-        ],
-        "mix": job.proportions
-        and {"proportions": job.proportions, "total": job.total, "max_repeats": job.max_repeats},
-        "held_out": split and split.as_dict(),
-        "columns": columns,
-        "output": _file_entry(written, job.output),
-        "held_out_output": aside and _file_entry(aside, job.output),
-        "ledger": ledger.as_dict(),
-        "versions": {"python": python_version(), **versions},
-    }
-
-
 def _named(value: Any) -> Any:
     """Convert an option to JSON. A function becomes its name."""
     return getattr(value, "__qualname__", type(value).__name__) if callable(value) else value
-
-
-def _file_entry(written: Written, output: Path) -> dict[str, Any]:
-    return {
-        "name": relative_name(written.path, output),
-        "groups": written.groups,
-        "responses": written.responses,
-        "bytes": written.bytes,
-        "sha256": written.sha256,
-    }
-
-
-def _file_digest(path: str) -> str | None:
-    return sha256_of(path) if Path(path).is_file() else None
-
-
-def _lines(
-    pools: Pools,
-    train: Dataset,
-    curated: Curated,
-    picks: Sequence[Sequence[int]],
-    temperature: float | None,
-    held_out: Dataset | None,
-) -> Iterator[dict[str, Any]]:
-    """Yield the manifest's line for each group: its origin and what was kept."""
-    place_of = {name: place for place, name in enumerate(pools.groups["id"])}
-    train_ids = train["id"][:]
-    columns = [name for name in ("id", "scores", "weights") if name in curated.groups.column_names]
-    for position, (row, picked) in enumerate(zip(rows_of(curated.groups.select_columns(columns)), picks, strict=True)):
-        line = _origin(pools, place_of[train_ids[curated.row[position]]], row["id"])
-        line["kept"] = [curated.origin[position][index] for index in picked]
-        for name in columns[1:]:
-            line[name] = [row[name][index] for index in picked]
-        if temperature is not None:
-            line["weights"] = softmax_weights(line["scores"], temperature)
-        changed = {
-            str(number): curated.changed[position, index]
-            for number, index in enumerate(picked)
-            if (position, index) in curated.changed
-        }
-        yield {**line, "changed": changed} if changed else line
-    if held_out is not None:
-        for row in rows_of(held_out.select_columns(["id"])):
-            yield {**_origin(pools, place_of[row["id"]], row["id"]), "part": "held_out"}
-
-
-def _origin(pools: Pools, place: int, name: str) -> dict[str, Any]:
-    line: dict[str, Any] = {"id": name}
-    if pools.source_id[place] != name:
-        line["from"] = pools.source_id[place]
-    if len(pools.reports) > 1:
-        line["input"] = pools.owner[place]
-    return line

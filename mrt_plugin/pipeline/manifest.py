@@ -1,18 +1,28 @@
-"""The manifest of a selection: the inputs, settings and choices needed to make the same file again.
+"""Read and write the manifest of a selection: the inputs, settings and choices needed to make the same file again.
 
-The manifest is a JSON-lines file `NAME.manifest.jsonl` in the selection's folder. The first line describes how it was
+A manifest is a JSON-lines file `NAME.manifest.jsonl` in the selection's folder. The first line describes how it was
 made. Then follows one line per group, in the order of the file. So a manifest of millions of groups can be read line
-by line.
+by line. The fields of a group's line, all optional but `id`:
+
+- `id`: the group's id.
+- `kept`: the indices of the kept responses in the pool. Missing for a held-out group, which keeps all.
+- `scores`, `weights`: those of the kept responses.
+- `changed`: the responses that curation changed, by their position among the kept.
+- `from`: the group's id in the input, if it differs.
+- `input`: the number of the input, if there are several.
+- `part`: `held_out` for a held-out group.
 """
 
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mrt_plugin.groups.paths import Named, same_file
-from mrt_plugin.groups.write import whole_file
+from mrt_plugin.groups.write import Written, whole_file
 
 FORMAT = "mrt-selection/1"
 
@@ -29,9 +39,11 @@ def manifest_path(output: str | Path) -> Path:
     return output.with_name(f"{output.name}.manifest.jsonl")
 
 
-def relative_name(path: Path, output: Path) -> str:
-    """Return a file's name in the manifest: its path relative to the selection's folder."""
-    return Path(os.path.relpath(path.parent.resolve(), output.parent.resolve()), path.name).as_posix()
+def file_entry(written: Written, output: Path) -> dict[str, Any]:
+    """Describe a file in the manifest. Its name is relative to the selection's folder."""
+    folder = os.path.relpath(written.path.parent.resolve(), output.parent.resolve())
+    counts = {name: value for name, value in asdict(written).items() if name != "path"}
+    return {"name": Path(folder, written.path.name).as_posix(), **counts}
 
 
 def left_over(output: Path, written: Iterable[Named]) -> Path | None:
@@ -50,22 +62,10 @@ def left_over(output: Path, written: Iterable[Named]) -> Path | None:
 
 
 def write_manifest(path: Path, header: dict[str, Any], groups: Iterable[dict[str, Any]]) -> None:
-    """Write the header and one line per group. The file appears complete or not at all.
-
-    The fields of a group's line. All but `id` are optional:
-
-    - `id`: the group's id.
-    - `kept`: the indices of the kept responses in the pool. Missing for a held-out group, which keeps all.
-    - `scores`, `weights`: those of the kept responses.
-    - `changed`: the responses that curation changed, by their position among the kept.
-    - `from`: the group's id in the input, if it differs.
-    - `input`: the number of the input, if there are several.
-    - `part`: `held_out` for a held-out group.
-    """
+    """Write the header and one line per group. The file appears complete or not at all."""
     with whole_file(path) as file:
-        file.write(_line({"format": FORMAT, **header}))
-        for group in groups:
-            file.write(_line(group))
+        for line in chain([{"format": FORMAT, **header}], groups):
+            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 
 def read_manifest(path: str | Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
@@ -90,9 +90,4 @@ def read_manifest(path: str | Path) -> tuple[dict[str, Any], Iterator[dict[str, 
 def _groups(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         next(file)
-        for line in file:
-            yield json.loads(line)
-
-
-def _line(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        yield from map(json.loads, file)

@@ -1,17 +1,18 @@
 """Make the same selection again from its manifest and the pools, without scoring, embedding or choosing."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
+from datasets import Features, List, Value
 
 from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.paths import check_paths
 from mrt_plugin.groups.rows import PER_RESPONSE
 from mrt_plugin.groups.write import Written, sha256_of, write_rows
-from mrt_plugin.pipeline.files import PoolFile, Pools, read_pools
+from mrt_plugin.pipeline.files import Pools, read_pools
+from mrt_plugin.pipeline.job import PoolFile
 from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
 
 BATCH = 256
@@ -38,7 +39,7 @@ def remake(
     remake("chosen.jsonl.manifest.jsonl", "again.jsonl")
     ```
     """
-    header, lines = read_manifest(manifest)
+    header, _ = read_manifest(manifest)
     output = Path(output)
     if output.suffix != Path(header["output"]["name"]).suffix:
         raise ValueError(
@@ -54,23 +55,18 @@ def remake(
         [("the manifest", manifest), *(("the pool", path) for path in pools or [p["path"] for p in header["pools"]])],
     )
     read = read_pools(_pool_files(header, pools))
-    features = _features(read.groups, header["columns"])
-    chosen = (line for line in lines if line.get("part") != "held_out")
+    # The columns are those of the pool, and the scores of a scorer.
+    features = Features({name: read.groups.features.get(name, List(Value("float64"))) for name in header["columns"]})
+    wanted: list[tuple[Path, str | None, Features, Any]] = [(output, None, features, header["output"])]
+    if held_out_output is not None:
+        wanted.append((Path(held_out_output), "held_out", read.groups.features, header["held_out_output"]))
     try:
-        files = [write_rows(_rows(chosen, read, features), features, output, sha256=header["output"]["sha256"])]
-        if held_out_output is not None:
-            aside = (line for line in read_manifest(manifest)[1] if line.get("part") == "held_out")
-            files.append(
-                write_rows(
-                    _rows(aside, read, read.groups.features),
-                    read.groups.features,
-                    held_out_output,
-                    sha256=header["held_out_output"]["sha256"],
-                )
-            )
+        return [
+            write_rows(_rows(manifest, part, read, columns), columns, path, sha256=entry["sha256"])
+            for path, part, columns, entry in wanted
+        ]
     except KeyError as problem:
         raise ValueError(f"{manifest} names the group {problem}, which the pools do not have.") from None
-    return files
 
 
 def _pool_files(header: dict[str, Any], paths: Sequence[str]) -> list[PoolFile]:
@@ -92,23 +88,18 @@ def _pool_files(header: dict[str, Any], paths: Sequence[str]) -> list[PoolFile]:
     return files
 
 
-def _features(groups: Dataset, columns: Sequence[str]) -> Features:
-    """Return the selection's columns: those of the pool, and scores from a scorer."""
-    return Features({name: groups.features.get(name, List(Value("float64"))) for name in columns})
-
-
-def _rows(lines: Iterable[dict[str, Any]], pools: Pools, features: Features) -> Iterator[dict[str, Any]]:
-    """Yield the groups of some manifest lines, looked up in the pools."""
+def _rows(manifest: str | Path, part: str | None, pools: Pools, features: Features) -> Iterator[dict[str, Any]]:
+    """Yield the groups of one part of a manifest, looked up in the pools."""
     places = {key: place for place, key in enumerate(zip(pools.owner, pools.source_id, strict=True))}
-    rest, size = iter(lines), batch_size(pools.groups, BATCH)
-    while batch := list(islice(rest, size)):
+    lines = (line for line in read_manifest(manifest)[1] if line.get("part") == part)
+    size = batch_size(pools.groups, BATCH)
+    while batch := list(islice(lines, size)):
         found = pools.groups[[places[line.get("input", 0), line.get("from", line["id"])] for line in batch]]
         for number, line in enumerate(batch):
             row = {name: column[number] for name, column in found.items()}
             kept = line.get("kept", range(len(row["responses"])))
-            taken = {name: [row[name][index] for index in kept] for name in PER_RESPONSE if name in row}
+            row.update({name: [row[name][index] for index in kept] for name in PER_RESPONSE if name in row})
             for place, response in line.get("changed", {}).items():
-                taken["responses"][int(place)] = response
-            given = {name: line[name] for name in ("scores", "weights") if name in line}
-            whole = {**row, **taken, **given, "id": line["id"]}
-            yield {name: whole[name] for name in features}
+                row["responses"][int(place)] = response
+            row.update({name: line[name] for name in ("id", "scores", "weights") if name in line})
+            yield {name: row[name] for name in features}

@@ -22,10 +22,10 @@ from mrt_plugin.planning.plan import random_of
 from mrt_plugin.planning.progress import Progress, counting, quiet
 from mrt_plugin.planning.subset import Kept, match
 from mrt_plugin.planning.variance import Interval
+from mrt_plugin.scoring.cosine import cosine_matrix
 from mrt_plugin.scoring.embedders import load_embedder
-from mrt_plugin.selection.prepare import cosine_matrix
 from mrt_plugin.selection.registry import get_selector
-from mrt_plugin.selection.run import run_selection
+from mrt_plugin.selection.run import select_indices
 
 if TYPE_CHECKING:
     from mrt_plugin.encoding import Encoder
@@ -437,7 +437,7 @@ def _run(
             scores = {"scores": [pool["scores"][place] for place in places]} if "scores" in pool else {}
             pools.append({"id": pool["id"], "prompt": "", "responses": texts, **scores})
         with quiet():
-            picks, _ = run_selection(Dataset.from_list(pools), selector, k=k, **options)
+            picks = select_indices(Dataset.from_list(pools), selector, k=k, **options)
         for number, pick in zip(which, picks, strict=True):
             chosen[number] = [parts[number][place] for place in pick]
     return chosen

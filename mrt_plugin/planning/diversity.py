@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from mrt_plugin.groups.messages import response_text
-from mrt_plugin.scoring.embedders import Embedder, unit_vectors
-from mrt_plugin.selection.prepare import cosine_matrix
+from mrt_plugin.scoring.cosine import cosine_matrix, unit_vectors
+from mrt_plugin.scoring.embedders import Embedder
 
 Tokenize = Callable[[str], Sequence[Any]]
 

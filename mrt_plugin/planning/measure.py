@@ -10,8 +10,14 @@ import numpy as np
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import build_group_row
-from mrt_plugin.models.log_likelihood import Model, equal_pairs, log_likelihoods
-from mrt_plugin.models.tokenizer_match import check_ids, vocabulary, worse_than_guessing
+from mrt_plugin.models.log_likelihood import (
+    Model,
+    check_ids,
+    equal_pairs,
+    log_likelihoods,
+    vocabulary,
+    worse_than_guessing,
+)
 from mrt_plugin.options import LossAggregation, PaidLayout
 from mrt_plugin.planning.budget import Costs
 from mrt_plugin.planning.progress import Progress, counting

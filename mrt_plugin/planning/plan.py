@@ -253,6 +253,9 @@ def make_plan(
     Example:
 
     ```python
+    from mrt_plugin import load_groups, make_plan
+    from mrt_plugin.encoding import Encoder
+
     plan = make_plan(load_groups("pool.jsonl"), model=model, encoder=Encoder(tokenizer), budget="4x")
     plan.model.best.k, advise(plan)[0]
     ```

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 
 def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
@@ -43,7 +43,8 @@ def weigh_groups(groups: Dataset, temperature: float) -> Dataset:
     """
     if "scores" not in groups.column_names:
         raise ValueError("weights='softmax' needs scores: give a column `scores`, or a `scorer`.")
-    features = Features({**groups.features, "weights": List(Value("float64"))})
-    return groups.map(
-        lambda group: {"weights": softmax_weights(group["scores"], temperature)}, features=features, desc="Weighing"
-    )
+    weights = {"weights": [softmax_weights(scores, temperature) for scores in groups["scores"]]}
+    columns = list(dict.fromkeys([*groups.column_names, "weights"]))
+    others = groups.select_columns([name for name in columns if name != "weights"])
+    added = Dataset.from_dict(weights, features=Features({"weights": List(Value("float64"))}))
+    return concatenate_datasets([others, added], axis=1).select_columns(columns)

@@ -1,8 +1,8 @@
 """Apply a selector to a dataset. The picks are the same for any number of processes, row order and shard."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from difflib import get_close_matches
 from typing import Any
 
 from datasets import Dataset, Features, Value, concatenate_datasets
@@ -10,15 +10,14 @@ from datasets import Dataset, Features, Value, concatenate_datasets
 from mrt_plugin.engine import check_engine, map_batches
 from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.rows import keep_responses
-from mrt_plugin.options import AllocationKind, Engine, MultiResponseOptions, Similarity, WeightSource, check_options
+from mrt_plugin.options import Engine, SelectionOptions, check_options, names_of, take_options
 from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.embedders import load_embedder
-from mrt_plugin.scoring.scores import Scorer, score_columns, with_scores
+from mrt_plugin.scoring.scores import score_columns, with_scores
 from mrt_plugin.scoring.weights import weigh_groups
 from mrt_plugin.selection.adaptive import AdaptiveK, adaptive_k
-from mrt_plugin.selection.candidates import candidate_texts
 from mrt_plugin.selection.decide import DECISION, choose_batch, embed_and_choose
-from mrt_plugin.selection.pool import Settings
+from mrt_plugin.selection.pool import Selector, candidate_texts
 from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.report import SelectionReport
 
@@ -26,28 +25,16 @@ BATCH = 256
 """Number of groups read at a time."""
 
 
+@take_options(SelectionOptions)
 def select(
     groups: Dataset,
     selector: str,
     *,
     k: int | None = None,
-    alpha: float = 0.25,
-    similarity: Similarity = "rescaled",
     seed: int = 0,
-    n: int | None = None,
-    embedder: str | Callable[[list[str]], Any] = "lexical",
-    scorer: Scorer | Sequence[Scorer] | None = None,
-    score_cache: str | Path | None = None,
-    allocation: AllocationKind = "fixed",
-    allocation_score: str = "diversity",
-    mean_k: float | None = None,
-    target_total: int | None = None,
-    min_k: int = 1,
-    max_k: int | None = None,
-    weights: WeightSource = "column",
-    weight_temperature: float = 1.0,
     num_proc: int | None = None,
     engine: Engine = "local",
+    **options: Any,
 ) -> Dataset:
     """Keep K of the N responses of each group, in the pool's order, with their scores and weights.
 
@@ -56,33 +43,22 @@ def select(
 
     Args:
         groups: groups as `load_groups` returns them.
-        selector: `random_k`, `best_k`, `diverse_k`, `diverse_best_k`, `filter_then_spread` or `all`.
+        selector: `random_k`, `best_k`, `diverse_k`, `diverse_best_k`, `filter_then_spread` or `all`, or your own as
+            `package.module:name` or `file.py:name` (see CONTRIBUTING.md).
         k: responses to keep per group. Required, except for `all`, or where `mean_k` or `target_total` is given.
-        alpha: exponent of the scores, for `diverse_best_k`.
-        similarity: `paper` or `rescaled`, for `diverse_k` and `diverse_best_k`.
         seed: the seed of random choices and of ties.
-        n: maximum number of candidates per group. A larger pool is reduced to a random `n`.
-        embedder: `lexical`, `sentence-transformers`, a model's name or path, or a function from n strings to an array
-            [n, dim]. A function is called once per group, on the group's distinct texts in sorted order, so a vector
-            never depends on other groups. A model's vectors come from the cache.
-        scorer: a function `scorer(prompt, responses)` that returns N scores, or its name, or a reward model's name or
-            path (see `mrt_plugin.scoring.score_groups`). Its scores replace the column `scores`. Of several scorers,
-            the first decides. The log reports how well the others agree and how many picks they would change.
-        score_cache: the directory of the cache of models' embeddings and scores.
-        allocation: `fixed`, or `adaptive`: prompts whose responses differ more keep more.
-        allocation_score: adaptive: `diversity`, `length`, or a column (see `mrt_plugin.selection.adaptive`).
-        mean_k: adaptive: mean responses per group; by default `k`.
-        target_total: adaptive: total responses, instead of `mean_k`.
-        min_k: adaptive: minimum responses per group.
-        max_k: adaptive: maximum responses per group.
-        weights: `column` keeps the column `weights` unchanged; `softmax` computes it from the kept responses' scores.
-        weight_temperature: softmax: divides the scores.
         num_proc: number of processes. A model runs in one process, which uses all cores.
         engine: `local`, or `ray` to score, embed and choose on its workers. The picks are the same.
+        options: the other fields of `mrt_plugin.options.SelectionOptions`, by name; docs/options.md explains each.
+            `embedder` may also be a function from n strings to an array [n, dim]. It is called once per group, on the
+            group's distinct texts, so a vector never depends on other groups. `scorer` may also be a
+            function `scorer(prompt, responses)` that returns N scores, or a list of scorers; see
+            `mrt_plugin.scoring.score_groups`.
 
     Raises:
         CacheError: if the cache cannot be used.
-        ValueError: if an option is unknown or out of bounds, or if the selector needs scores and there are none.
+        TypeError: if there is no option of that name.
+        ValueError: if a value is unknown or out of bounds, or if the selector needs scores and there are none.
 
     Example:
 
@@ -92,254 +68,222 @@ def select(
     chosen = select(load_groups("pool.jsonl"), "diverse_best_k", k=4, alpha=0.75, seed=7)
     ```
     """
-    check_options(MultiResponseOptions(weights=weights, weight_temperature=weight_temperature))
-    chosen = score_and_select(
-        groups,
-        selector,
-        k=k,
-        alpha=alpha,
-        similarity=similarity,
-        seed=seed,
-        n=n,
-        embedder=embedder,
-        scorer=scorer,
-        score_cache=score_cache,
-        allocation=allocation,
-        allocation_score=allocation_score,
-        mean_k=mean_k,
-        target_total=target_total,
-        min_k=min_k,
-        max_k=max_k,
-        num_proc=num_proc,
-        engine=engine,
-    )
+    chosen = _select(groups, selector, k=k, seed=seed, num_proc=num_proc, engine=engine, **options)
     chosen.report.log()
-    kept = keep_responses(chosen.groups, chosen.picks)
-    return weigh_groups(kept, weight_temperature) if weights == "softmax" else kept
+    return chosen.apply()
 
 
 def select_indices(groups: Dataset, selector: str, **options: Any) -> list[list[int]]:
     """Return the responses that `select` keeps: for each group, their indices in the pool, in ascending order.
 
-    Options and errors are those of `select`.
+    Options and errors are those of `select`. Nothing is logged.
     """
-    picks, report = run_selection(groups, selector, **options)
-    report.log()
-    return picks
-
-
-def run_selection(groups: Dataset, selector: str, **options: Any) -> tuple[list[list[int]], SelectionReport]:
-    """Return the indices of `select_indices` and the report, without logging the report."""
-    chosen = score_and_select(groups, selector, **options)
-    return chosen.picks, chosen.report
+    return _select(groups, selector, **options).picks
 
 
 @dataclass(frozen=True)
 class Selected:
     """A selection that has not been applied yet."""
 
+    options: SelectionOptions
     groups: Dataset
     """All groups and responses, with the scores used for the selection."""
     picks: list[list[int]]
     """For each group, the indices of the responses to keep, in ascending order."""
     report: SelectionReport
 
+    def apply(self) -> Dataset:
+        """Return the groups with the picked responses, their scores and their weights.
 
-def score_and_select(
+        Raises:
+            ValueError: if the weights are computed from scores and there are none.
+        """
+        kept = keep_responses(self.groups, self.picks)
+        return weigh_groups(kept, self.options.weight_temperature) if self.options.weights == "softmax" else kept
+
+
+def _select(
     groups: Dataset,
     selector: str,
     *,
     k: int | None = None,
-    alpha: float = 0.25,
-    similarity: Similarity = "rescaled",
     seed: int = 0,
-    n: int | None = None,
-    embedder: str | Callable[[list[str]], Any] = "lexical",
-    scorer: Scorer | Sequence[Scorer] | None = None,
-    score_cache: str | Path | None = None,
-    allocation: AllocationKind = "fixed",
-    allocation_score: str = "diversity",
-    mean_k: float | None = None,
-    target_total: int | None = None,
-    min_k: int = 1,
-    max_k: int | None = None,
+    num_proc: int | None = None,
+    engine: Engine = "local",
+    **options: Any,
+) -> Selected:
+    known = names_of(SelectionOptions)
+    for name in options:
+        if name not in known:
+            guess = get_close_matches(name, known, n=1)
+            hint = f"did you mean {guess[0]}?" if guess else f"the options are {', '.join(known)}."
+            raise TypeError(f"{name} is not an option of a selection: {hint}")
+    if k is not None:
+        options["k"] = k
+    elif not get_selector(selector).keeps_all and options.get("mean_k") is None is options.get("target_total"):
+        raise ValueError(f"selector={selector!r} needs k, the responses to keep per prompt.")
+    return run_selection(groups, SelectionOptions(selector, **options), seed=seed, num_proc=num_proc, engine=engine)
+
+
+def run_selection(
+    groups: Dataset,
+    options: SelectionOptions,
+    *,
+    seed: int = 0,
     num_proc: int | None = None,
     engine: Engine = "local",
 ) -> Selected:
-    """Score the groups once, if there is a `scorer`, and choose. Options are those of `select`. Logs no report."""
+    """Score the groups once, if there is a scorer, and choose. Does not log the report.
+
+    Args:
+        groups: groups as `load_groups` returns them.
+        options: the selection's options. `MultiResponseOptions` and `MultiResponseSFTConfig` have them too.
+        seed: the seed of random choices and of ties.
+        num_proc: number of processes. A model runs in one process, which uses all cores.
+        engine: `local`, or `ray` to score, embed and choose on its workers.
+
+    Raises:
+        CacheError, ValueError: as for `select`.
+
+    Example:
+
+    ```python
+    from mrt_plugin.options import SelectionOptions
+
+    picks = run_selection(groups, SelectionOptions("best_k", k=2)).picks
+    ```
+    """
     check_engine(engine)
-    if k is None and not get_selector(selector).keeps_all and mean_k is None and target_total is None:
-        raise ValueError(f"selector={selector!r} needs k, the responses to keep per prompt.")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed={seed!r} must be a whole number.")
-    check_options(
-        MultiResponseOptions(
-            selector=selector,
-            k=1 if k is None else k,
-            n=n,
-            alpha=alpha,
-            similarity=similarity,
-            allocation=allocation,
-            mean_k=mean_k,
-            target_total=target_total,
-            min_k=min_k,
-            max_k=max_k,
+    check_options(options)
+    strategy = get_selector(options.selector)
+    scores: dict[str, Dataset] = {}
+    if options.scorer is not None:
+        scores = score_columns(
+            groups, options.scorer, num_proc=num_proc, score_cache=options.score_cache, engine=engine
         )
-    )
-    scored, others = _scored(groups, scorer, num_proc, score_cache, engine)
-    picks, report = _run(
-        scored,
-        others,
-        selector,
-        k=k,
-        alpha=alpha,
-        similarity=similarity,
-        seed=seed,
-        n=n,
-        embedder=embedder,
-        score_cache=score_cache,
-        adaptive=_adaptive(allocation, allocation_score, k, mean_k, target_total, min_k, max_k),
-        num_proc=num_proc,
-        engine=engine,
-    )
-    return Selected(scored, picks, report)
-
-
-def _scored(
-    groups: Dataset,
-    scorer: Scorer | Sequence[Scorer] | None,
-    num_proc: int | None,
-    score_cache: str | Path | None,
-    engine: Engine,
-) -> tuple[Dataset, dict[str, Dataset]]:
-    """Return the groups with the first scorer's scores, and the scores of all scorers if there are several."""
-    if scorer is None:
-        return groups, {}
-    columns = score_columns(groups, scorer, num_proc=num_proc, score_cache=score_cache, engine=engine)
-    first = next(iter(columns.values()))
-    return with_scores(groups, first), columns if len(columns) > 1 else {}
-
-
-def _adaptive(
-    allocation: str,
-    score: str,
-    k: int | None,
-    mean_k: float | None,
-    target_total: int | None,
-    min_k: int,
-    max_k: int | None,
-) -> AdaptiveK | None:
-    if allocation == "fixed":
-        return None
-    if mean_k is None and target_total is None:
-        mean_k = k
-    return AdaptiveK(score, mean_k, target_total, min_k, max_k)
-
-
-def _run(
-    groups: Dataset,
-    scores: dict[str, Dataset],
-    selector: str,
-    *,
-    k: int | None,
-    alpha: float,
-    similarity: Similarity,
-    seed: int,
-    n: int | None,
-    embedder: str | Callable[[list[str]], Any],
-    score_cache: str | Path | None,
-    adaptive: AdaptiveK | None,
-    num_proc: int | None,
-    engine: Engine,
-) -> tuple[list[list[int]], SelectionReport]:
-    strategy = get_selector(selector)
-    columns = _columns(groups)
-    if strategy.needs_scores and "scores" not in columns:
+        groups = with_scores(groups, next(iter(scores.values())))
+    missing = [name for name in ("id", "prompt", "responses") if name not in groups.column_names]
+    if missing:
+        raise ValueError(f"The groups have no column {' or '.join(missing)}: read them with `load_groups` first.")
+    if strategy.needs_scores and "scores" not in groups.column_names:
         raise ValueError(
-            f"selector={selector!r} needs scores, and the groups have none: give a column `scores` with one number "
-            "per response, or a `scorer`; or choose random_k or diverse_k."
+            f"selector={options.selector!r} needs scores, and the groups have none: give a column `scores` with one "
+            "number per response, or a `scorer`; or choose random_k or diverse_k."
         )
-    used = None
-    if strategy.needs_embeddings or (adaptive is not None and adaptive.needs_embeddings):
-        used = load_embedder(embedder, score_cache=score_cache)
-        if used.prepare is not None and engine == "local":  # on Ray, each worker prepares its own groups
-            least = (k or 0) if adaptive is None else 0 if adaptive.needs_embeddings else adaptive.min_k
-            used.prepare(_texts(groups, n=n, seed=seed, at_least=least + 1))
-    processes = num_proc if used is None or used.forks else None
-    remarks: list[str] = []
-    told_k = None
-    if adaptive is not None:
-        allocated = adaptive_k(groups, adaptive, n=n, seed=seed, embedder=used, num_proc=processes, engine=engine)
-        remarks.append(allocated.summary())
-        told_k = allocated.k
-    told = {
-        "strategy": strategy,
-        "settings": Settings(k or 0, float(alpha), similarity),
-        "seed": seed,
-        "embedder": used if strategy.needs_embeddings else None,
-        "n": n,
-    }
-    decided = _decide(groups, told, told_k, selector, processes, engine)
-    picks: list[list[int]] = decided["picked"][:]
-    sizes: list[int] = decided["candidates"][:]
-    for name, other in list(scores.items())[1:]:
-        first = next(iter(scores))
-        remarks.append(rank_agreement(scores[first]["scores"], other["scores"]).summary(first, name))
-        if strategy.needs_scores:
-            others = _decide(with_scores(groups, other), told, told_k, selector, processes, engine)["picked"][:]
-            remarks.append(_changed(picks, others, name, selector))
-    report = SelectionReport(
-        selector,
-        None if strategy.keeps_all or adaptive is not None else k,
-        similarity,
-        groups=len(groups),
-        candidates=sum(sizes),
-        kept=sum(map(len, picks)),
-        weightless=sum(decided["weightless"][:]),
-        left_out=sum(decided["left_out"][:]),
-        later_picks=sum(decided["later_picks"][:]),
-        zero_gain=sum(decided["zero_gain"][:]),
-        remarks=remarks,
-    )
-    if not strategy.keeps_all:
-        wanted = told_k if told_k is not None else [k or 0] * len(sizes)
-        report.whole = sum(size <= want for size, want in zip(sizes, wanted, strict=True))
-        report.short = sum(size < want for size, want in zip(sizes, wanted, strict=True))
-    return picks, report
+    return _Run(strategy, options, seed, num_proc, engine).select(groups, scores)
 
 
-def _decide(
-    groups: Dataset, told: dict[str, Any], k: list[int] | None, selector: str, num_proc: int | None, engine: Engine
-) -> Dataset:
-    """Return the columns of `DECISION`. `k` holds one K per group."""
-    names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
-    wanted = groups.select_columns(names)
-    if k is not None:
-        wanted = concatenate_datasets(
-            [wanted, Dataset.from_dict({"k": k}, features=Features({"k": Value("int64")}))], axis=1
+class _Run:
+    """A selection with its options, its selector and its embedder."""
+
+    def __init__(
+        self, strategy: Selector, options: SelectionOptions, seed: int, num_proc: int | None, engine: Engine
+    ) -> None:
+        self.strategy, self.options, self.seed, self.engine = strategy, options, seed, engine
+        self.adaptive: AdaptiveK | None = None
+        if options.allocation == "adaptive":
+            mean_k = options.k if options.mean_k is None is options.target_total else options.mean_k
+            self.adaptive = AdaptiveK(
+                options.allocation_score, mean_k, options.target_total, options.min_k, options.max_k
+            )
+        self.embedder = None
+        if strategy.needs_embeddings or (self.adaptive is not None and self.adaptive.needs_embeddings):
+            self.embedder = load_embedder(options.embedder, score_cache=options.score_cache)
+        self.num_proc = num_proc if self.embedder is None or self.embedder.forks else None
+
+    def select(self, groups: Dataset, scores: dict[str, Dataset]) -> Selected:
+        """Choose responses. `scores` holds the scores of every scorer; the groups hold those of the first."""
+        options, strategy = self.options, self.strategy
+        if self.embedder is not None and self.embedder.prepare is not None and self.engine == "local":
+            self.embedder.prepare(self._texts(groups))  # on Ray, each worker prepares its own groups
+        remarks: list[str] = []
+        allocated = None
+        if self.adaptive is not None:
+            allocation = adaptive_k(
+                groups,
+                self.adaptive,
+                n=options.n,
+                seed=self.seed,
+                embedder=self.embedder,
+                num_proc=self.num_proc,
+                engine=self.engine,
+            )
+            remarks.append(allocation.summary())
+            allocated = allocation.k
+        decided = self._decide(groups, allocated)
+        picks: list[list[int]] = decided["picked"][:]
+        for name, other in list(scores.items())[1:]:
+            first = next(iter(scores))
+            remarks.append(rank_agreement(scores[first]["scores"], other["scores"]).summary(first, name))
+            if strategy.needs_scores:
+                others = self._decide(with_scores(groups, other), allocated)["picked"][:]
+                remarks.append(_changed(picks, others, name, options.selector))
+        sizes: list[int] = decided["candidates"][:]
+        report = SelectionReport(
+            options.selector,
+            None if strategy.keeps_all or allocated is not None else options.k,
+            options.similarity,
+            groups=len(groups),
+            kept=sum(map(len, picks)),
+            **{name: sum(decided[name][:]) for name in DECISION if name != "picked"},
+            remarks=remarks,
         )
-    embedder = told["embedder"]
-    embeds = engine == "ray" and embedder is not None and embedder.prepare is not None
-    return map_batches(
-        wanted,
-        embed_and_choose if embeds else choose_batch,
-        told,
-        DECISION,
-        batch_size=BATCH,
-        description=f"Selecting ({selector})",
-        num_proc=num_proc,
-        engine=engine,
-        threads=None if embedder is None else embedder.threads(),
+        if not strategy.keeps_all:
+            wanted = [options.k] * len(sizes) if allocated is None else allocated
+            report.whole = sum(size <= want for size, want in zip(sizes, wanted, strict=True))
+            report.short = sum(size < want for size, want in zip(sizes, wanted, strict=True))
+        return Selected(options, groups, picks, report)
+
+    def _decide(self, groups: Dataset, k: list[int] | None) -> Dataset:
+        """Return the columns of `DECISION`. `k` holds one K per group, unless all have the same."""
+        wanted = _read(groups)
+        if self.strategy.reads_all:
+            wanted = groups.select_columns([name for name in groups.column_names if name != "k"])
+        if k is not None:
+            each = Dataset.from_dict({"k": k}, features=Features({"k": Value("int64")}))
+            wanted = concatenate_datasets([wanted, each], axis=1)
+        embedder = self.embedder if self.strategy.needs_embeddings else None
+        embeds = self.engine == "ray" and embedder is not None and embedder.prepare is not None
+        return map_batches(
+            wanted,
+            embed_and_choose if embeds else choose_batch,
+            {
+                "selector": self.strategy,
+                "options": SelectionOptions(
+                    k=self.options.k,
+                    n=self.options.n,
+                    alpha=float(self.options.alpha),
+                    similarity=self.options.similarity,
+                ),
+                "seed": self.seed,
+                "embedder": embedder,
+            },
+            DECISION,
+            batch_size=BATCH,
+            description=f"Selecting ({self.options.selector})",
+            num_proc=self.num_proc,
+            engine=self.engine,
+            threads=None if embedder is None else embedder.threads(),
+        )
+
+    def _texts(self, groups: Dataset) -> Iterator[list[str]]:
+        """Yield the texts of the candidates that will be compared, a batch of groups at a time."""
+        least = self.options.k
+        if self.adaptive is not None:
+            least = 0 if self.adaptive.needs_embeddings else self.adaptive.min_k
+        wanted = _read(groups)
+        for batch in wanted.iter(batch_size(wanted, BATCH)):
+            assert isinstance(batch, dict)
+            yield candidate_texts(batch, n=self.options.n, seed=self.seed, at_least=least + 1)
+
+
+def _read(groups: Dataset) -> Dataset:
+    """Return the columns that a selection reads."""
+    return groups.select_columns(
+        [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
     )
-
-
-def _texts(groups: Dataset, *, n: int | None, seed: int, at_least: int) -> Iterator[list[str]]:
-    """Yield the texts of the candidates that will be compared, a batch of groups at a time."""
-    names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
-    wanted = groups.select_columns(names)
-    for batch in wanted.iter(batch_size(wanted, BATCH)):
-        assert isinstance(batch, dict)
-        yield candidate_texts(batch, n=n, seed=seed, at_least=at_least)
 
 
 def _changed(picks: list[list[int]], others: list[list[int]], name: str, selector: str) -> str:
@@ -348,10 +292,3 @@ def _changed(picks: list[list[int]], others: list[list[int]], name: str, selecto
     return (
         f"With the scores of {name}, {selector} would change {changed:,} of {total:,} picks ({changed / total:.1%})."
     )
-
-
-def _columns(groups: Dataset) -> list[str]:
-    missing = [name for name in ("id", "prompt", "responses") if name not in groups.column_names]
-    if missing:
-        raise ValueError(f"The groups have no column {' or '.join(missing)}: read them with `load_groups` first.")
-    return list(groups.column_names)

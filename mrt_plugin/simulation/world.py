@@ -5,11 +5,10 @@ f(x) = sin(2·x_1) + x_2/2. The reward -(y - f(x))² is highest for the middle m
 right.
 """
 
-from functools import partial
-
 import numpy as np
 
-from mrt_plugin.selection.pool import Choice, Pool, Settings
+from mrt_plugin.options import SelectionOptions
+from mrt_plugin.selection.pool import Pool
 from mrt_plugin.selection.registry import get_selector
 
 DIMENSION = 5
@@ -83,17 +82,15 @@ def choose(
     keys = random.integers(2**63, size=responses.shape, dtype=np.uint64)
     order = np.lexsort((keys, -rewards), axis=1)
     cosines = 2 * closeness(np.take_along_axis(responses, order, 1)) - 1 if strategy.needs_embeddings else None
-    pools = [
-        Pool(
-            responses.shape[1],
-            rewards[row, order[row]],
-            None if cosines is None else np.round(cosines[row], 6),
-            partial(keys[row].__getitem__, order[row]),
-        )
-        for row in range(len(responses))
-    ]
-    chosen: list[Choice] = strategy.choose(pools, Settings(k=k, alpha=1.0, similarity="paper"))
-    return np.array([order[row, choice.picked] for row, choice in enumerate(chosen)])
+    pools = []
+    for row in range(len(responses)):
+        pool = Pool({}, order[row].tolist(), scores=rewards[row, order[row]])
+        pool.keys = keys[row, order[row]]
+        if cosines is not None:
+            pool.cosines = np.round(cosines[row], 6)
+        pools.append(pool)
+    chosen = strategy.choose(pools, SelectionOptions(k=k, alpha=1.0, similarity="paper"))
+    return np.array([order[row, picks.positions] for row, picks in enumerate(chosen)])
 
 
 def keep(selector: str, prompts: np.ndarray, pools: np.ndarray, k: int, random: np.random.Generator) -> np.ndarray:

@@ -42,34 +42,22 @@ class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
         refuse_collisions(self)
         if self.row_length is None:
             self.row_length = self.max_length
-        check_row_length(self.row_length, self.max_length)
+        if self.row_length is not None and (self.max_length is None or self.row_length < self.max_length):
+            raise ValueError(
+                f"row_length={self.row_length} is below max_length={self.max_length}: a row must take at least one "
+                "prompt with one response. Raise row_length or lower max_length."
+            )
         # TRL's chunked loss patches the model's forward. Ours is computed in chunks anyway and needs no labels.
         self.loss_type = "nll"
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         if self.use_liger_kernel:
             # Liger's fused loss is on by default and replaces the model's forward. Its layer kernels stay on.
             without = {"cross_entropy": False, "fused_linear_cross_entropy": False}
             self.liger_kernel_config = {**liger_options(self), **without}
 
 
-def check_row_length(row_length: int | None, max_length: int | None) -> None:
-    """Check that a row can hold the longest pair.
-
-    Raises:
-        ValueError: if it cannot.
-    """
-    if row_length is not None and (max_length is None or row_length < max_length):
-        raise ValueError(
-            f"row_length={row_length} is below max_length={max_length}: a row must take at least one prompt with one "
-            "response. Raise row_length or lower max_length."
-        )
-
-
 def liger_options(config: SFTConfig) -> dict[str, Any]:
-    """Return the kernels that `liger_kernel_config` names.
-
-    The result is empty if it names none, or if it is still unparsed command-line text.
-    """
+    """Return the kernels that `liger_kernel_config` names: none if it is still unparsed command-line text."""
     given = config.liger_kernel_config
     return given if isinstance(given, dict) else {}
 

@@ -21,9 +21,9 @@ from mrt_plugin.attention import (
     resolve_backend,
     settle_plain,
 )
-from mrt_plugin.attention.adapters import refuse_row_adapters
+from mrt_plugin.attention.family import refuse_row_adapters
 from mrt_plugin.layout.group_row import GroupRow, as_group_row, split_group
-from mrt_plugin.options import MultiResponseOptions
+from mrt_plugin.options import LayoutOptions
 
 logger = logging.getLogger(__name__)
 
@@ -51,133 +51,96 @@ class LayoutChoice:
     reason: str
 
 
-def choose_layout(
-    model: Any,
-    dataset: Dataset,
-    options: MultiResponseOptions,
-    *,
-    compute: Compute,
-    tokenizer: Any,
-    gradient_checkpointing: bool,
-    device_type: str | None = None,
-    sharding: str | None = None,
-    agree: Callable[[str | None], str | None] = lambda refusal: refusal,
-) -> LayoutChoice:
+@dataclass(frozen=True)
+class RunSetup:
+    """What the choice of a layout depends on, apart from the data."""
+
+    model: Any
+    """The unwrapped model."""
+    options: LayoutOptions
+    compute: Compute
+    pad_token_id: int
+    gradient_checkpointing: bool
+    """Whether activations are recomputed in the backward pass."""
+    device_type: str | None = None
+    """The device to train on; by default that of the model."""
+    sharding: str | None = None
+    """The name of what shards the weights over processes (`mrt_plugin.trainer.processes.read_sharding`), if anything
+    does."""
+    agree: Callable[[str | None], str | None] = lambda refusal: refusal
+    """Called with why this process cannot share, or with None. Returns the first such reason of any process, so that
+    all processes choose the same layout."""
+
+
+def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
     """Resolve `layout` and `prefix_backend` for a model and its prepared data.
 
     `auto` shares the prompt if that saves tokens, a backend can do it, and the proof finds the same numbers. Otherwise
     it expands the groups, and one log line says why. A step means the same in both layouts.
 
-    Args:
-        model: the unwrapped model.
-        dataset: prepared rows.
-        options: `layout`, `prefix_backend`, `prefix_check`, `row_packing` and `row_length` are read.
-        compute: as `mrt_plugin.attention.Compute`.
-        tokenizer: gives the pad token.
-        gradient_checkpointing: whether activations are recomputed in the backward pass.
-        device_type: device to train on; by default that of the model.
-        sharding: name of what shards the weights over processes (`mrt_plugin.trainer.sharding.read_sharding`), if
-            anything does.
-        agree: called with why this process cannot share, or with None. Returns the first such reason of any process,
-            so that all processes choose the same layout.
-
     Raises:
         ValueError: if `layout="shared_prefix"` was requested and is not possible. The message gives the reason.
     """
-    ratio, row = _look_at(dataset, options)
-    worth_it = ratio >= WORTH_SHARING
-    share = options.layout == "shared_prefix" or (options.layout == "auto" and worth_it)
+    options = setup.options
+    ratio, row = _token_ratio_and_row(dataset, options)
+    share = options.layout == "shared_prefix" or (options.layout == "auto" and ratio >= WORTH_SHARING)
     if share:
         reason = f"the token ratio is {ratio:.2f}"
     elif options.layout == "expanded":
-        reason = "as asked for"
+        reason = "as requested"
     else:
         reason = f"sharing the prompt would save too little, the token ratio is {ratio:.2f}"
 
     choice = LayoutChoice("expanded", ExpandedBackend(), False, reason)
     if share or options.row_packing:  # packed pairs are separated by the same rule as segments
         try:
-            backend = _agreed_backend(
-                model,
-                row,
-                options,
-                compute,
-                tokenizer,
-                gradient_checkpointing,
-                device_type or model.device.type,
-                sharding,
-                agree,
-            )
+            backend = _agreed_backend(setup, row)
         except NotShareable as refusal:
             if options.layout == "shared_prefix":
                 raise
             if share:
                 logger.warning("The prompt is copied for every response (layout expanded): %s", refusal)
-                choice = LayoutChoice("expanded", ExpandedBackend(), False, str(refusal))
+                choice = replace(choice, reason=str(refusal))
         else:
             if share or backend.name != FORK:
                 choice = LayoutChoice("shared_prefix" if share else "expanded", backend, True, reason)
             else:
-                backend.restore_model(model)
+                backend.restore_model(setup.model)
     if choice.backend.name == ExpandedBackend.name:
-        if options.prefix_check and sharding is None:
-            finding = agree(_depends_on_batch(model, row, compute, tokenizer.pad_token_id))
+        if options.prefix_check and setup.sharding is None:
+            finding = setup.agree(_depends_on_batch(setup, row))
             if finding is not None:
                 logger.warning("One pair per forward, which is slow but exact: %s.", finding)
                 choice = replace(choice, backend=OneByOneBackend(), reason=finding)
-        choice.backend.prepare_model(model)
+        choice.backend.prepare_model(setup.model)
     packed = "rows packed" if choice.can_pack and options.row_packing else "rows not packed"
     logger.info("Layout %s, backend %s, %s: %s.", choice.layout, choice.backend.name, packed, choice.reason)
     return choice
 
 
-def _agreed_backend(
-    model: Any,
-    row: list[GroupRow],
-    options: MultiResponseOptions,
-    compute: Compute,
-    tokenizer: Any,
-    gradient_checkpointing: bool,
-    device_type: str,
-    sharding: str | None,
-    agree: Callable[[str | None], str | None],
-) -> Backend:
-    """Return the backend that every process found exact.
-
-    Raises:
-        NotShareable: on all processes, if one of them did not find it exact.
-    """
+def _agreed_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
+    """Return the backend that every process found exact."""
     try:
-        with refusal_of(f"prefix_backend={options.prefix_backend} for {model.config.model_type}"):
-            backend = _proved_backend(
-                model, row, options, compute, tokenizer, gradient_checkpointing, device_type, sharding
-            )
+        with refusal_of(f"prefix_backend={setup.options.prefix_backend} for {setup.model.config.model_type}"):
+            backend = _proved_backend(setup, row)
     except NotShareable as refusal:
-        agree(str(refusal))
+        setup.agree(str(refusal))
         raise
-    elsewhere = agree(None)
+    elsewhere = setup.agree(None)
     if elsewhere is not None:
-        backend.restore_model(model)
+        backend.restore_model(setup.model)
         raise NotShareable(f"another process found: {elsewhere}")
     return backend
 
 
-def _proved_backend(
-    model: Any,
-    row: list[GroupRow],
-    options: MultiResponseOptions,
-    compute: Compute,
-    tokenizer: Any,
-    gradient_checkpointing: bool,
-    device_type: str,
-    sharding: str | None,
-) -> Backend:
+def _proved_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
+    model, options, sharding = setup.model, setup.options, setup.sharding
     refuse_row_adapters(model)
     backend = resolve_backend(
         options.prefix_backend,
         model.config,
-        device_type=device_type,
-        gradient_checkpointing=gradient_checkpointing,
+        device_type=setup.device_type or model.device.type,
+        gradient_checkpointing=setup.gradient_checkpointing,
     )
     if backend.name == FORK and sharding is not None:
         raise NotShareable(
@@ -198,23 +161,23 @@ def _proved_backend(
             row[0],
             beside=row[1:],
             reach=options.row_length,
-            compute=compute,
-            pad_token_id=tokenizer.pad_token_id,
+            compute=setup.compute,
+            pad_token_id=setup.pad_token_id,
         )
     return backend
 
 
-def _depends_on_batch(model: Any, row: list[GroupRow], compute: Compute, pad_token_id: int) -> str | None:
+def _depends_on_batch(setup: RunSetup, row: list[GroupRow]) -> str | None:
     """Return why the plain forward of this model needs every pair alone, or None if it does not."""
     try:
-        plain = settle_plain(model, row, compute, pad_token_id)
+        plain = settle_plain(setup.model, row, setup.compute, setup.pad_token_id)
     except Exception as error:  # if it matters, training raises it too
         logger.warning("The plain forward could not be compared with itself: %s: %s", type(error).__name__, error)
         return None
-    return None if plain.steady else f"{model.config.model_type}: {plain.finding}"
+    return None if plain.steady else f"{setup.model.config.model_type}: {plain.finding}"
 
 
-def _look_at(dataset: Dataset, options: MultiResponseOptions) -> tuple[float, list[GroupRow]]:
+def _token_ratio_and_row(dataset: Dataset, options: LayoutOptions) -> tuple[float, list[GroupRow]]:
     """Return the token ratio, and a row for the proof, built as the run builds its rows.
 
     The row begins with the group that has the longest pair. Groups of one response come last in this order, so the

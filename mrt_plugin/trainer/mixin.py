@@ -2,53 +2,127 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from accelerate.utils import gather_object
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from mrt_plugin.attention.adapters import refuse_prompt_learning
 from mrt_plugin.attention.fork import recomputes
 from mrt_plugin.attention.length_rope import length_ropes, refuse_split_angles
 from mrt_plugin.layout.collator import GroupedResponseCollator
-from mrt_plugin.layout.group_row import IGNORE, GroupRow
+from mrt_plugin.layout.group_row import IGNORE
 from mrt_plugin.layout.rows import Rows
-from mrt_plugin.loss.step_loss import step_loss
-from mrt_plugin.loss.token_nll import TokenNLL
+from mrt_plugin.loss.token_nll import TokenNLL, step_loss
 from mrt_plugin.options import MultiResponseOptions
-from mrt_plugin.trainer.callbacks import watch
-from mrt_plugin.trainer.callbacks.memory import out_of_memory_advice
 from mrt_plugin.trainer.callbacks.overfitting import TRAIN_ROWS
 from mrt_plugin.trainer.callbacks.resuming import SameTrainingData
-from mrt_plugin.trainer.callbacks.together import from_main_process
-from mrt_plugin.trainer.layout_choice import MANY_FORWARDS, choose_layout
-from mrt_plugin.trainer.meter import Meter, batch_counts
-from mrt_plugin.trainer.prepare import COLUMNS, is_prepared
-from mrt_plugin.trainer.quantized_cpu import keep_trainable
-from mrt_plugin.trainer.redraw import DRAW, Redraw
-from mrt_plugin.trainer.sharding import keep_head_gathered, read_sharding
+from mrt_plugin.trainer.callbacks.watch import watch
+from mrt_plugin.trainer.layout_choice import MANY_FORWARDS, RunSetup, choose_layout
+from mrt_plugin.trainer.model_checks import check_model
+from mrt_plugin.trainer.prepare import COLUMNS, is_prepared, row_tokens
+from mrt_plugin.trainer.processes import (
+    first_refusal,
+    from_main_process,
+    keep_head_gathered,
+    read_sharding,
+    refuse_parallelism,
+    stop_sending_buffers,
+    sum_over_processes,
+    with_fillers,
+)
+from mrt_plugin.trainer.redraw import DRAW, EpochDraws
 
 logger = logging.getLogger(__name__)
 
+OUT_OF_MEMORY = (
+    "Out of memory. Lower, in this order: per_device_train_batch_size (in Axolotl micro_batch_size) while raising "
+    "gradient_accumulation_steps, which leaves a step what it is; row_length and max_length; k. Or save memory: "
+    "gradient_checkpointing, a 4-bit base model (QLoRA), an 8-bit optimizer; of sampled answers, samples_per_prompt "
+    "and sample_tokens. `mrt doctor recipe.yaml` estimates what a recipe needs."
+)
+
+_COUNTED = ("groups", "pairs", "tokens", "slots", "saved_tokens")
+"""Counts of a collated batch that are logged. Slots are tokens with padding; saved tokens are those that the expanded
+layout would have computed in addition."""
+
+
+@dataclass
+class Meter:
+    """Counts since the last log, over all processes."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    paused_seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def read(self) -> dict[str, float]:
+        """Return the metrics to log. Rates are per second of wall time, without the time of evaluations."""
+        counts = self.counts
+        seconds = max(time.perf_counter() - self.started - self.paused_seconds, 1e-9)
+        figures = {
+            "tokens_per_second": counts["tokens"] / seconds,
+            "pairs_per_second": counts["pairs"] / seconds,
+            "responses_per_prompt": counts["pairs"] / max(counts["groups"], 1),
+            "padding_share": 1 - counts["tokens"] / max(counts["slots"], 1),
+            "prompt_tokens_saved_share": counts["saved_tokens"] / max(counts["tokens"] + counts["saved_tokens"], 1),
+        }
+        if counts["trained_tokens"]:
+            figures["mean_token_accuracy"] = counts["correct_tokens"] / counts["trained_tokens"]
+        return figures
+
+
+@contextmanager
+def out_of_memory_advice() -> Iterator[None]:
+    """Add advice to an out-of-memory error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise torch.OutOfMemoryError(f"{OUT_OF_MEMORY}\n{error}") from error
+        raise
+
 
 class MultiResponseTrainerMixin(Trainer):
-    """Trains on prepared groups. Put it before a trainer class and call `set_up_groups` after its `__init__`.
+    """Trains any `transformers.Trainer` on groups, with the prompt computed once for its responses.
 
-    The loss is that of `mrt_plugin.loss.step_loss`, divided by the units (the loss denominator) of the whole optimizer
-    step: of all its micro-batches on all processes. Evaluation returns the token-weighted mean NLL over all held-out
-    tokens.
+    Put it before a trainer class, and call `set_up_groups` at the end of `__init__`. The training data are rows as
+    `prepare_groups` makes them, and the collator is a `GroupedResponseCollator`.
+
+    The loss of a step is sum(c · nll) divided by the units of the step, over all its micro-batches and processes. nll
+    is a token's negative log-likelihood in nats, c its coefficient (`docs/loss.md`). Evaluation returns the mean over
+    all held-out tokens.
 
     Example:
 
     ```python
-    class MyTrainer(MultiResponseTrainerMixin, SomeTrainer):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
+    from transformers import Trainer, TrainingArguments
+
+    from mrt_plugin import GroupedResponseCollator, MultiResponseOptions, MultiResponseTrainerMixin
+    from mrt_plugin import load_groups, prepare_groups
+
+
+    class GroupTrainer(MultiResponseTrainerMixin, Trainer):
+        def __init__(self, options, **kwargs):
+            super().__init__(**kwargs)
             self.set_up_groups(options, [self.data_collator])
+
+
+    options = MultiResponseOptions(selector="random_k", k=2, row_length=1024)
+    rows, report = prepare_groups(load_groups("pool.jsonl"), tokenizer, options, max_length=512, seed=0)
+    trainer = GroupTrainer(
+        options,
+        model=model,
+        args=TrainingArguments("out", per_device_train_batch_size=2, max_steps=2, report_to="none"),
+        data_collator=GroupedResponseCollator(tokenizer, row_length=1024),
+        train_dataset=rows,
+    )
+    trainer.train()
     ```
     """
 
@@ -58,23 +132,26 @@ class MultiResponseTrainerMixin(Trainer):
     _eval_sums: torch.Tensor
 
     def set_up_groups(self, options: MultiResponseOptions, collators: list[GroupedResponseCollator]) -> None:
-        """Choose the layout, prove that it is exact, and set it in the collators.
+        """Choose the layout, prove that it is exact on the model and the data, and set it in the collators.
+
+        Args:
+            options: `layout`, `prefix_backend`, `prefix_check`, `row_length`, `row_packing`, `loss_aggregation`,
+                `redraw` and the monitoring options are read. They are those with which the rows were prepared.
+            collators: those of the trainer; all get the same layout.
 
         Raises:
             ValueError: if the options or the parallelism of the run are not supported.
         """
-        self._refuse_parallelism()
-        if self.accelerator.mixed_precision == "fp16" and self.accelerator.device.type == "cpu":
+        accelerator = self.accelerator
+        refuse_parallelism(self)
+        if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
             logger.warning(
                 "fp16 has no effect on a CPU: accelerate trains in fp32 there. Set bf16=True for half precision, or "
                 "fp16=False. (Axolotl makes fp16 of `bf16: auto` where no GPU has bf16.)"
             )
         self.model_accepts_loss_kwargs = True  # read by transformers < 5.19: the loss is already divided by the units
-        model = self.accelerator.unwrap_model(self.model)
-        keep_trainable(model)
-        _refuse_router_loss(model)
-        refuse_prompt_learning(model)
-        _refuse_reentrant(model, self.args)
+        model = accelerator.unwrap_model(self.model)
+        check_model(model, self.args)
         held_out: Any = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"evaluation": self.eval_dataset}
         for name, dataset in {"training": self.train_dataset, **held_out}.items():
             self._refuse_split_angles(dataset, name)
@@ -82,85 +159,37 @@ class MultiResponseTrainerMixin(Trainer):
         self._meter = Meter()
         rows: Any = self.train_dataset
         if DRAW in rows.column_names:
-            redraw = Redraw(options.loss_aggregation)
-            self.add_callback(redraw)
+            draws = EpochDraws(options.loss_aggregation)
+            self.add_callback(draws)
             for collator in collators:
-                collator.read_row = redraw
+                collator.read_row = draws
         elif options.redraw == "epoch":
             raise ValueError(
                 "redraw='epoch': the training data was prepared without it, so there is nothing to draw from. Give "
                 "the groups themselves, or data prepared with redraw='epoch'."
             )
+        pad_token_id: Any = collators[0].tokenizer.pad_token_id
+        setup = RunSetup(
+            model,
+            options,
+            compute=self._token_nll.bound(model),
+            pad_token_id=pad_token_id,
+            gradient_checkpointing=bool(self.args.gradient_checkpointing) or recomputes(model),
+            device_type=accelerator.device.type,
+            sharding=read_sharding(accelerator.distributed_type, accelerator.state.deepspeed_plugin),
+            agree=lambda refusal: first_refusal(accelerator, refusal),
+        )
         with self._token_nll.judging():
-            choice = choose_layout(
-                model,
-                self._as_trained(self.train_dataset),
-                options,
-                compute=self._token_nll.bound(model),
-                tokenizer=collators[0].tokenizer,
-                gradient_checkpointing=bool(self.args.gradient_checkpointing) or recomputes(model),
-                device_type=self.accelerator.device.type,
-                sharding=read_sharding(self.accelerator.distributed_type, self.accelerator.state.deepspeed_plugin),
-                agree=self._first_refusal,
-            )
+            choice = choose_layout(setup, _as_trained(rows))
         self.layout = choice.layout
         self._backend = choice.backend
         if choice.backend.name in MANY_FORWARDS:
-            self._stop_sending_buffers()
+            stop_sending_buffers(accelerator, self.args, choice.backend.name)
         for collator in collators:
             collator.layout = choice.layout
             collator.packing = collator.packing and choice.can_pack
         self.add_callback(SameTrainingData(rows, [*COLUMNS, DRAW]))
         self._watching = watch(self, options, collators[0].tokenizer)
-
-    def _first_refusal(self, refusal: str | None) -> str | None:
-        """Return the first refusal of any process.
-
-        All processes must choose the same layout. Otherwise they would wait for each other in different places.
-        """
-        if self.accelerator.num_processes == 1:
-            return refusal
-        return next((reason for reason in gather_object([refusal]) if reason is not None), None)
-
-    def _stop_sending_buffers(self) -> None:
-        """Turn off the broadcast of buffers in DistributedDataParallel.
-
-        It sends the first process's buffers to the others at every forward. The backend runs one forward per group or
-        pair, and processes hold different numbers of these, so they would wait for each other forever. The buffers of
-        a language model are constants (the angles of its positions).
-        """
-        if self.accelerator.num_processes == 1:
-            return
-        if self.args.ddp_broadcast_buffers:
-            raise ValueError(
-                f"ddp_broadcast_buffers=True: the backend {self._backend.name} runs the model once per group or pair, "
-                "and processes have unequally many, so they would wait for each other for ever. Remove it."
-            )
-        if self.accelerator.ddp_handler is not None:
-            self.accelerator.ddp_handler.broadcast_buffers = False
-
-    def _refuse_parallelism(self) -> None:
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                "torch.nn.DataParallel is not supported: start one process per GPU (torchrun or accelerate launch), "
-                "or set CUDA_VISIBLE_DEVICES to one GPU."
-            )
-        parallelism = self.accelerator.parallelism_config
-        if parallelism is not None and parallelism.non_data_parallel_size > 1:
-            raise ValueError(
-                "Context, sequence and tensor parallelism split a row, and a group must stay whole: use DDP, FSDP or "
-                "DeepSpeed ZeRO."
-            )
-        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1:
-            raise ValueError(
-                "FSDP version 1 frees the output head after the model's forward, and the head is applied to the "
-                "trained tokens after that. Set fsdp_version: 2."
-            )
-        if self.accelerator.dispatch_batches:
-            raise ValueError(
-                "accelerator_config: dispatch_batches=True cuts the first process's batches into equal rows for the "
-                "others, and batches of groups have rows of their own lengths. Remove it."
-            )
 
     # ------------------------------------------------------------------ data
 
@@ -174,46 +203,28 @@ class MultiResponseTrainerMixin(Trainer):
             rows = zip(dataset["prefix_length"], dataset["segment_lengths"], strict=True)
             refuse_split_angles(config, [prefix + length for prefix, lengths in rows for length in lengths], name)
 
-    def _as_trained(self, dataset: Any) -> Any:
-        """Return the rows without the column that `redraw` draws from. Each is then as long as its longest draw."""
-        return dataset.remove_columns(DRAW) if DRAW in dataset.column_names else dataset
-
-    def _get_dataloader(
-        self,
-        dataset: Any,
-        description: str,
-        batch_size: int,
-        sampler_fn: Callable[[Any], Any] | None = None,
-        is_training: bool = False,
-        dataloader_key: str | None = None,
-    ) -> Any:
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
         # accelerate repeats rows until all processes have equal batches, which would count these rows twice.
-        multiple = batch_size * self.accelerator.num_processes
-        if self.accelerator.num_processes > 1 and isinstance(dataset, Dataset) and is_prepared(dataset):
-            dataset = with_fillers(dataset, multiple)
-        if not is_training and isinstance(dataset, Dataset):
-            dataset = self._as_trained(dataset)
+        processes = self.accelerator.num_processes
+        if processes > 1 and isinstance(dataset, Dataset) and is_prepared(dataset):
+            dataset = with_fillers(dataset, batch_size * processes)
+        if not kwargs.get("is_training") and isinstance(dataset, Dataset):
+            dataset = _as_trained(dataset)
             self._refuse_split_angles(dataset, "evaluation")
-        return super()._get_dataloader(
-            dataset,
-            description,
-            batch_size,
-            sampler_fn=sampler_fn,
-            is_training=is_training,
-            dataloader_key=dataloader_key,
-        )
+        return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
 
     # ------------------------------------------------------------------ loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         """Return the units of the whole optimizer step, over its micro-batches and all processes."""
-        sums = torch.zeros(6, dtype=torch.float64)
+        sums = torch.zeros(1 + len(_COUNTED), dtype=torch.float64)
         for batch in batch_samples:
-            sums += torch.cat([batch["units"].double().sum().reshape(1).cpu(), batch_counts(batch)])
-        totals = self._sum_over_processes(sums)
+            counts = [batch["stats"][name] for name in _COUNTED]
+            sums += torch.tensor([batch["units"].double().sum().item(), *counts], dtype=torch.float64)
+        sums = self._sum(sums)
         # After an evaluation the model is still in evaluation mode here. Only training asks for a step's units.
-        self._meter.add_batches(totals[1:])
-        return totals[0].float().to(device)
+        self._meter.counts.update({name: int(total) for name, total in zip(_COUNTED, sums[1:], strict=True)})
+        return sums[0].float().to(device)
 
     def compute_loss(
         self,
@@ -226,15 +237,15 @@ class MultiResponseTrainerMixin(Trainer):
         rows = Rows.from_batch(inputs)
         nll = self._nll(model, rows)
         if num_items_in_batch is None:
-            units = self._sum_over_processes(rows.units.sum().reshape(1))[0]
+            units = self._sum(rows.units.sum())
         else:
             units = torch.as_tensor(num_items_in_batch, device=nll.device)
         loss = step_loss(nll, rows.loss_weights, units, self.accelerator.num_processes)
         trained = (rows.labels != IGNORE).sum()
         correct = self._token_nll.take_correct_tokens().to(trained.device)
         figures = torch.stack([trained.double(), correct.double(), loss.detach().double()])
-        trained, correct, summed = self._sum_over_processes(figures).tolist()
-        self._meter.add_predictions(trained, correct)
+        trained, correct, summed = self._sum(figures).tolist()
+        self._meter.counts.update(trained_tokens=int(trained), correct_tokens=int(correct))
         if self._watching.smoke is not None:
             self._watching.smoke.add_loss(summed / self.accelerator.num_processes)
         return (loss, {}) if return_outputs else loss
@@ -247,11 +258,8 @@ class MultiResponseTrainerMixin(Trainer):
         keep_head_gathered(model)
         return self._backend.token_nll(self.model, rows, self._token_nll.bound(model))
 
-    def _sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
-        if self.accelerator.num_processes == 1:
-            return values
-        gathered: torch.Tensor = self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum")
-        return gathered.to(values.device)
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        return sum_over_processes(self.accelerator, values)
 
     # ------------------------------------------------------------------ evaluation
 
@@ -283,7 +291,7 @@ class MultiResponseTrainerMixin(Trainer):
         output = super().evaluation_loop(  # type: ignore[misc]
             dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
         )
-        nll, tokens, correct = self._sum_over_processes(self._eval_sums).tolist()
+        nll, tokens, correct = self._sum(self._eval_sums).tolist()
         if tokens:
             metrics: Any = output.metrics
             metrics[f"{metric_key_prefix}_loss"] = nll / tokens
@@ -318,7 +326,7 @@ class MultiResponseTrainerMixin(Trainer):
             model: Any = self.model
             for batch in self.get_test_dataloader(rows):
                 self.prediction_step(model, batch, prediction_loss_only=True)
-        nll, tokens, _ = self._sum_over_processes(self._eval_sums).tolist()
+        nll, tokens, _ = self._sum(self._eval_sums).tolist()
         return float(nll / tokens)
 
     def try_longest_rows(self) -> int:
@@ -326,14 +334,9 @@ class MultiResponseTrainerMixin(Trainer):
 
         Call it at the end of a run: it changes gradients, not weights. Every process takes the same rows.
         """
-        rows = self._as_trained(self.train_dataset)
-        shared = self.layout == "shared_prefix"
-        sizes = [
-            (prefix if shared else prefix * len(lengths)) + sum(lengths)
-            for prefix, lengths in zip(rows["prefix_length"], rows["segment_lengths"], strict=True)
-        ]
-        longest = sorted(range(len(sizes)), key=sizes.__getitem__)[-self.args.train_batch_size :]
-        batch = self.data_collator([rows[index] for index in longest])
+        rows = _as_trained(self.train_dataset)
+        longest = np.argsort(row_tokens(rows, self.layout), kind="stable")[-self.args.train_batch_size :]
+        batch = self.data_collator([rows[int(index)] for index in longest])
         model: Any = self.model_wrapped
         units = self._get_num_items_in_batch([batch], self.args.device)
         self.training_step(model, batch, units)
@@ -355,43 +358,6 @@ class MultiResponseTrainerMixin(Trainer):
         super().log(logs, *args, **kwargs)
 
 
-def _refuse_router_loss(model: Any) -> None:
-    if model.config.get_text_config().to_dict().get("output_router_logits"):
-        raise ValueError(
-            "The load-balancing loss of a mixture of experts counts tokens, and a shared prompt is there once instead "
-            "of K times: it is not computed for groups. Set router_aux_loss_coef=0.0 (TRL), or output_router_logits: "
-            "false in the model's config, to train without it."
-        )
-
-
-def _refuse_reentrant(model: Any, args: Any) -> None:
-    """Refuse reentrant checkpointing for a model whose layers reuse keys and values.
-
-    Such layers pass keys and values on next to their outputs, and reentrant checkpointing loses their gradient.
-    """
-    reuses = model.config.get_text_config().to_dict().get("num_kv_shared_layers")
-    reentrant = (args.gradient_checkpointing_kwargs or {}).get("use_reentrant")
-    if reuses and args.gradient_checkpointing and reentrant:
-        raise ValueError(
-            f"{model.config.model_type} reuses keys and values in its last {reuses} layers, and reentrant gradient "
-            "checkpointing loses their gradient. Set gradient_checkpointing_kwargs: {use_reentrant: false}."
-        )
-
-
-def with_fillers(dataset: Dataset, multiple: int) -> Dataset:
-    """Extend the dataset to a multiple of `multiple` rows with fillers that train nothing and have no weight."""
-    missing = -len(dataset) % multiple
-    if not missing:
-        return dataset
-    token = dataset[0]["input_ids"][0]
-    filler = GroupRow(
-        input_ids=[token],
-        labels=[IGNORE],
-        loss_weights=[0.0],
-        prefix_length=0,
-        segment_lengths=[1],
-        segment_units=[0.0],
-    )
-    plain = dataset.select_columns([name for name in (*COLUMNS, DRAW) if name in dataset.column_names])
-    row = {name: dict(filler).get(name) for name in plain.column_names}
-    return concatenate_datasets([plain, Dataset.from_list([row] * missing, features=plain.features)])
+def _as_trained(dataset: Any) -> Any:
+    """Return the rows without the column that `redraw` draws from. Each is then as long as its longest draw."""
+    return dataset.remove_columns(DRAW) if DRAW in dataset.column_names else dataset

@@ -2,20 +2,21 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Features, Value
 
-from mrt_plugin.encoding import Encoder, EncodingError
+from mrt_plugin.encoding import Encoder, EncodingError, Pair
 from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
-from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, expand, join_pairs, split_group
-from mrt_plugin.options import MultiResponseOptions, check_options
+from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, split_group, unshare
+from mrt_plugin.options import LayoutOptions, LossOptions, MultiResponseOptions, check_options, names_of
 from mrt_plugin.scoring import softmax_weights
-from mrt_plugin.selection.candidates import candidates_of
-from mrt_plugin.selection.run import score_and_select
-from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE, Draw, rows_to_draw
+from mrt_plugin.selection.pool import candidates_of
+from mrt_plugin.selection.run import run_selection
+from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE, ROW_FEATURE, RowDraw, rows_to_draw
 
 logger = logging.getLogger(__name__)
 
@@ -25,51 +26,11 @@ COLUMNS = tuple(GroupRow.__annotations__)
 FORMAT = 2
 """Version of prepared rows. Raise it when the same groups and options give different rows, so that none is reused."""
 
-_KEEP_ALL: dict[str, Any] = {
-    "selector": "all",
-    "n": None,
-    "scorer": None,
-    "allocation": "fixed",
-    "mean_k": None,
-    "target_total": None,
-    "min_k": 1,
-    "max_k": None,
-    "weights": "column",
-    "redraw": "never",
-}
-"""Options of a selection that keeps every response, regardless of the other options."""
-
-_SELECTION = (
-    "k",
-    "n",
-    "alpha",
-    "similarity",
-    "embedder",
-    "scorer",
-    "score_cache",
-    "allocation",
-    "allocation_score",
-    "mean_k",
-    "target_total",
-    "min_k",
-    "max_k",
-)
-"""Options that `score_and_select` takes by the same name."""
-
 MANY_DROPPED = 0.05
 """Share of dropped pairs above which the trained data no longer represents the dataset."""
 
-_COUNTS = ("group", "pairs", "expanded", "shared", "trained")
-
-_WITH_DRAWS = Features(
-    {
-        **DRAW_FEATURE["pool"],  # type: ignore[dict-item]
-        **{name: Value("int64") for name in _COUNTS},
-        PROMPT_NAME: Value("string"),
-        DRAW: DRAW_FEATURE,
-    }
-)
-"""Features of prepared rows with the column `draw`. `datasets` cannot infer its type from a batch of nulls."""
+_SUMS = ("pairs", "trained_tokens", "tokens_expanded", "tokens_shared")
+"""Counts of a `PrepareReport` that are summed over the rows."""
 
 
 @dataclass
@@ -99,10 +60,6 @@ class PrepareReport:
         """Return expanded over shared tokens: the speed-up if tokens were the only cost."""
         return self.tokens_expanded / max(self.tokens_shared, 1)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return all counts and the token ratio."""
-        return {**asdict(self), "token_ratio": self.token_ratio}
-
 
 def prepare_groups(
     groups: Dataset,
@@ -119,7 +76,9 @@ def prepare_groups(
     held_out: bool = False,
     length_option: str = "max_length",
 ) -> tuple[Dataset, PrepareReport]:
-    """Build a dataset whose rows are `GroupRow`s, one per group, each with the name of its prompt.
+    """Select, encode and lay out groups: return one row of tokens per group, as a grouped trainer reads it.
+
+    A row has the columns of a `GroupRow`, and the name of its prompt.
 
     Args:
         groups: as `load_groups` returns them.
@@ -141,11 +100,22 @@ def prepare_groups(
 
     Raises:
         CacheError: if the cache of embeddings and scores cannot be used.
+        EncodingError: if a prompt or response cannot be turned into tokens. The message names the group.
         ValueError: if options contradict each other, or every group was dropped.
+
+    Example:
+
+    ```python
+    from mrt_plugin import MultiResponseOptions, load_groups, prepare_groups
+
+    options = MultiResponseOptions(selector="random_k", k=2)
+    rows, report = prepare_groups(load_groups("pool.jsonl"), tokenizer, options, max_length=512, seed=0)
+    print(report.pairs, rows[0]["segment_lengths"])
+    ```
     """
     if held_out:
-        values = {item.name: getattr(options, item.name) for item in fields(MultiResponseOptions)}
-        options = MultiResponseOptions(**{**values, **_KEEP_ALL})
+        kept = {name: getattr(options, name) for name in names_of(LayoutOptions, LossOptions)}
+        options = MultiResponseOptions(selector="all", **kept)
         groups = groups.remove_columns([name for name in groups.column_names if name == "weights"])
     check_options(options)
     if options.selection_seed is not None:
@@ -153,38 +123,36 @@ def prepare_groups(
     if options.redraw == "epoch":
         chosen = _pools(groups, options.n, seed)
     else:
-        told = {name: getattr(options, name) for name in _SELECTION}
-        selected = score_and_select(groups, options.selector, **told, seed=seed, num_proc=num_proc)
+        selected = run_selection(groups, options, seed=seed, num_proc=num_proc)
         selected.report.log()
         groups, chosen = selected.groups, selected.picks
     if options.weights == "softmax" and "scores" not in groups.column_names:
         raise ValueError("weights='softmax' needs scores: give a column `scores`, or a `scorer`.")
     encoder = Encoder(tokenizer, prompt_format=options.prompt_format, chat_template_kwargs=chat_template_kwargs)
+    row_length = options.row_length if split_rows else None
+    # `datasets` cannot infer the type of the column `draw` from a batch of nulls.
+    drawn = {**ROW_FEATURE, **dict.fromkeys(("group", *_SUMS), Value("int64")), PROMPT_NAME: Value("string")}
     prepared = groups.map(
-        _prepare_batch,
+        _Builder(encoder, options, chosen, max_length, row_length, expanded_form, seed).rows_of_batch,
         with_indices=True,
         batched=True,
         batch_size=batch_size(groups, 64),
-        fn_kwargs={
-            "encoder": encoder,
-            "chosen": chosen,
-            "options": options,
-            "max_length": max_length,
-            "expanded_form": expanded_form,
-            "split_rows": split_rows,
-            "seed": seed,
-        },
         remove_columns=groups.column_names,
-        features=_WITH_DRAWS if options.redraw == "epoch" else None,
+        features=Features({**drawn, DRAW: DRAW_FEATURE}) if options.redraw == "epoch" else None,
         num_proc=num_proc,
         # datasets identifies a function by its name, so it could reuse a result of changed code
         load_from_cache_file=False,
         desc=f"Encoding the {description} groups",
     )
-    report = _report(groups, chosen, prepared)
-    prepared = prepared.remove_columns([name for name in _COUNTS if name in prepared.column_names])
-    _announce(report, options, f"{length_option}={max_length}", description)
-    return prepared, report
+    # datasets.map returns no columns if no batch has a row
+    counts = {name: prepared[name][:] if len(prepared) else [] for name in ("group", *_SUMS)}
+    report = PrepareReport(
+        groups=len(set(counts["group"])), rows=len(prepared), **{name: sum(counts[name]) for name in _SUMS}
+    )
+    report.dropped_pairs = sum(map(len, chosen)) - report.pairs
+    report.dropped_groups = len(groups) - report.groups
+    _announce(report, options, length_option, max_length, description)
+    return prepared.remove_columns([name for name in counts if name in prepared.column_names]), report
 
 
 def is_prepared(dataset: Dataset) -> bool:
@@ -192,132 +160,120 @@ def is_prepared(dataset: Dataset) -> bool:
     return set(COLUMNS) <= set(dataset.column_names)
 
 
+def row_tokens(rows: Dataset, layout: str) -> np.ndarray:
+    """Return the tokens that each prepared row has in a layout, [rows]."""
+    shared = layout == "shared_prefix"
+    sizes = [
+        prefix * (1 if shared else len(segments)) + sum(segments)
+        for prefix, segments in zip(rows["prefix_length"], rows["segment_lengths"], strict=True)
+    ]
+    return np.array(sizes, dtype=np.int64)
+
+
 def _pools(groups: Dataset, n: int | None, seed: int) -> list[list[int]]:
     """Return the candidates of each group, for a trainer that draws from them anew each epoch."""
     names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
     wanted = groups.select_columns(names)
     return [
-        candidates_of(batch, place, n=n, seed=seed).tolist()
+        candidates_of(batch, place, n=n, seed=seed)
         for batch in wanted.iter(batch_size(wanted, 256))
         for place in range(len(batch["id"]))
     ]
 
 
-def _prepare_batch(
-    batch: dict[str, list[Any]],
-    indices: Sequence[int],
-    *,
-    encoder: Encoder,
-    chosen: Sequence[Sequence[int]],
-    options: MultiResponseOptions,
-    max_length: int | None,
-    expanded_form: bool,
-    split_rows: bool,
-    seed: int,
-) -> dict[str, list[Any]]:
-    redraw = options.redraw == "epoch"
-    names = (*COLUMNS, *_COUNTS, PROMPT_NAME, *([DRAW] if redraw else []))
-    columns: dict[str, list[Any]] = {name: [] for name in names}
-    for position, index in enumerate(indices):
+@dataclass(frozen=True)
+class _Builder:
+    """Builds the rows of a prepared dataset from groups."""
+
+    encoder: Encoder
+    options: MultiResponseOptions
+    chosen: Sequence[Sequence[int]]
+    """For each group, the indices of its chosen responses."""
+    max_length: int | None
+    row_length: int | None
+    """Groups longer than this are split over several rows."""
+    expanded_form: bool
+    seed: int
+
+    def rows_of_batch(self, batch: dict[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
+        """Return the columns of the rows of a batch of groups."""
+        groups = ({name: column[place] for name, column in batch.items()} for place in range(len(indices)))
+        rows = [row for index, group in zip(indices, groups, strict=True) for row in self._rows_of_group(group, index)]
+        names = (*COLUMNS, "group", *_SUMS, PROMPT_NAME, *([DRAW] if self.options.redraw == "epoch" else []))
+        return {name: [row[name] for row in rows] for name in names}
+
+    def _rows_of_group(self, group: dict[str, Any], index: int) -> list[dict[str, Any]]:
+        """Return the group's rows with their counts; none if no pair fits, or all that fit have weight 0."""
         try:
-            kept, pool = _encode_kept(batch, position, chosen[index], encoder, options, max_length)
+            pairs, weights, pool = self._encode(group, self.chosen[index])
         except EncodingError as error:
-            raise EncodingError(f"Group {batch['id'][position]!r} (row {index}): {error}") from error
-        if sum(weight for _, weight in kept) <= 0:
-            continue
-        row = build_group_row(
-            [pair for pair, _ in kept], options.loss_aggregation, [weight for _, weight in kept], **pool
-        )
-        for part, draw in _arrange(row, options, expanded_form, split_rows, seed):
-            for name in COLUMNS:
-                columns[name].append(part[name])  # type: ignore[literal-required]
-            columns["group"].append(index)
-            columns[PROMPT_NAME].append(prompt_name(batch["prompt"][position]))
-            counts = _count(part)
-            if redraw:
-                columns[DRAW].append(draw)
-                if draw is not None:  # count the whole pool once
-                    counts = _count(row) if draw["first"] == 0 else dict.fromkeys(counts, 0)
-            for name, count in counts.items():
-                columns[name].append(count)
-    return columns
+            raise EncodingError(f"Group {group['id']!r} (row {index}): {error}") from error
+        if sum(weights) <= 0:
+            return []
+        whole = build_group_row(pairs, self.options.loss_aggregation, weights, **pool)
+        shared = {"group": index, PROMPT_NAME: prompt_name(group["prompt"])}
+        rows = []
+        for part, draw in self._arrange(whole):
+            # The rows of one draw share a pool, which is counted once.
+            counts = _count(part if draw is None else whole)
+            if draw is not None and draw["first"] > 0:
+                counts = dict.fromkeys(counts, 0)
+            rows.append({**part, **counts, **shared, DRAW: draw})
+        return rows
 
+    def _encode(
+        self, group: dict[str, Any], chosen: Sequence[int]
+    ) -> tuple[list[Pair], list[float], dict[str, float]]:
+        """Return the chosen pairs that fit, their weights, and the means over the pool if the loss needs them."""
+        options, responses = self.options, group["responses"]
+        weights = group.get("weights") or [1.0] * len(responses)
+        if options.weights == "softmax":
+            softmax = softmax_weights([group["scores"][index] for index in chosen], options.weight_temperature)
+            weights = dict(zip(chosen, softmax, strict=True))
+        needs_pool = options.loss_aggregation == "prompt"
+        wanted = range(len(responses)) if needs_pool else chosen
+        encoded = self.encoder.encode_group(group["prompt"], [responses[index] for index in wanted])
+        pairs = dict(zip(wanted, encoded, strict=True))
+        limit = self.max_length
+        fitting = {index for index, pair in pairs.items() if limit is None or len(pair.input_ids) <= limit}
+        kept = [index for index in chosen if index in fitting]
+        pool = {}
+        if kept and needs_pool:
+            pool["pool_mean_length"] = sum(pair.trained_length for pair in encoded) / len(encoded)
+            if options.selector == "random_k" and options.weights == "column":
+                # For K uniform draws, dividing by the mean weight of their pool keeps each response's expected vote.
+                drawn_from = [weights[index] for index in fitting if weights[index] > 0]
+                pool["pool_mean_weight"] = sum(drawn_from) / len(drawn_from)
+        return [pairs[index] for index in kept], [weights[index] for index in kept], pool
 
-def _encode_kept(
-    batch: dict[str, list[Any]],
-    position: int,
-    chosen: Sequence[int],
-    encoder: Encoder,
-    options: MultiResponseOptions,
-    max_length: int | None,
-) -> tuple[list[tuple[Any, float]], dict[str, float]]:
-    """Return the chosen pairs that fit, with their weights, and the means over the pool if the loss needs them."""
-    responses = batch["responses"][position]
-    weights = batch["weights"][position] if "weights" in batch else [1.0] * len(responses)
-    if options.weights == "softmax":
-        scores = batch["scores"][position]
-        softmax = softmax_weights([scores[index] for index in chosen], options.weight_temperature)
-        weights = dict(zip(chosen, softmax, strict=True))
-    needs_pool = options.loss_aggregation == "prompt"
-    wanted = range(len(responses)) if needs_pool else chosen
-    encoded = encoder.encode_group(batch["prompt"][position], [responses[index] for index in wanted])
-    pairs = dict(zip(wanted, encoded, strict=True))
-    fitting = {index for index, pair in pairs.items() if max_length is None or len(pair.input_ids) <= max_length}
-    kept = [(pairs[index], weights[index]) for index in chosen if index in fitting]
-    if not kept or not needs_pool:
-        return kept, {}
-    pool = {"pool_mean_length": sum(pair.trained_length for pair in encoded) / len(encoded)}
-    if options.selector == "random_k" and options.weights == "column":
-        # For K uniform draws, dividing by the mean weight of their pool keeps each response's expected vote.
-        drawn_from = [weights[index] for index in fitting if weights[index] > 0]
-        pool["pool_mean_weight"] = sum(drawn_from) / len(drawn_from)
-    return kept, pool
+    def _arrange(self, row: GroupRow) -> list[tuple[GroupRow, RowDraw | None]]:
+        """Return the rows of a group, each with its draw per epoch, if it has one."""
+        k, expanded = self.options.k, self.expanded_form
+        if self.options.redraw == "epoch" and len(row["segment_lengths"]) > k:
+            return list(rows_to_draw(row, k, seed=self.seed, row_length=self.row_length, expanded=expanded))
+        if expanded:
+            row = unshare(row)
+        return [(part, None) for part in ([row] if self.row_length is None else split_group(row, self.row_length))]
 
 
 def _count(row: GroupRow) -> dict[str, int]:
     count, prefix = len(row["segment_lengths"]), row["prefix_length"]
     return {
         "pairs": count,
-        "expanded": count * prefix + sum(row["segment_lengths"]),
-        "shared": len(row["input_ids"]),
-        "trained": sum(label != IGNORE for label in row["labels"]),
+        "trained_tokens": sum(label != IGNORE for label in row["labels"]),
+        "tokens_expanded": count * prefix + sum(row["segment_lengths"]),
+        "tokens_shared": len(row["input_ids"]),
     }
 
 
-def _arrange(
-    row: GroupRow, options: MultiResponseOptions, expanded_form: bool, split_rows: bool, seed: int
-) -> list[tuple[GroupRow, Draw | None]]:
-    """Return the rows of a group, each with its draw per epoch, if it has one."""
-    row_length = options.row_length if split_rows else None
-    if options.redraw == "epoch" and len(row["segment_lengths"]) > options.k:
-        return list(rows_to_draw(row, options.k, seed=seed, row_length=row_length, expanded=expanded_form))
-    if expanded_form:
-        row = join_pairs(expand(row))
-    return [(part, None) for part in ([row] if row_length is None else split_group(row, row_length))]
-
-
-def _report(groups: Dataset, chosen: Sequence[Sequence[int]], prepared: Dataset) -> PrepareReport:
-    # datasets.map returns no columns if no batch has a row
-    counts = {name: prepared[name][:] if len(prepared) else [] for name in _COUNTS}
-    kept_groups, pairs = len(set(counts["group"])), sum(counts["pairs"])
-    return PrepareReport(
-        groups=kept_groups,
-        rows=len(prepared),
-        pairs=pairs,
-        trained_tokens=sum(counts["trained"]),
-        tokens_expanded=sum(counts["expanded"]),
-        tokens_shared=sum(counts["shared"]),
-        dropped_pairs=sum(len(indices) for indices in chosen) - pairs,
-        dropped_groups=len(groups) - kept_groups,
-    )
-
-
-def _announce(report: PrepareReport, options: MultiResponseOptions, limit: str, description: str) -> None:
-    raise_it = f"Raise {limit.partition('=')[0]}"
+def _announce(
+    report: PrepareReport, options: MultiResponseOptions, length_option: str, max_length: int | None, description: str
+) -> None:
+    limit = f"{length_option}={max_length}"
     if report.groups == 0:
         raise ValueError(
             f"Every group of the {description} data was dropped: none of the {report.dropped_pairs} selected pairs "
-            f"fits {limit}. {raise_it}."
+            f"fits {limit}. Raise {length_option}."
         )
     logger.info(
         "%s: %d groups, %d pairs (%.2f per prompt), %d trained tokens; %d tokens a pass expanded, %d shared (ratio "
@@ -349,13 +305,13 @@ def _announce(report: PrepareReport, options: MultiResponseOptions, limit: str, 
         many = f" With more than {100 * MANY_DROPPED:.0f} % gone, the longest responses are not learned."
         logger.warning(
             "%s: dropped %d pairs longer than %s (%.1f %% of those selected), and with them %d groups that had no "
-            "other.%s %s to keep them.",
+            "other.%s Raise %s to keep them.",
             description,
             report.dropped_pairs,
             limit,
             100 * share,
             report.dropped_groups,
             many if share > MANY_DROPPED else "",
-            raise_it,
+            length_option,
             extra={"problem": share > MANY_DROPPED},  # read by `mrt doctor`
         )

@@ -90,13 +90,7 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         return super().predict(prepared, *args, **kwargs)
 
     def _prepare_dataset(
-        self,
-        dataset: Any,
-        processing_class: Any,
-        args: Any,
-        packing: bool,
-        formatting_func: Any,
-        dataset_name: str,
+        self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Dataset:
         """Select, encode and lay out groups. A prepared dataset is returned unchanged."""
         dataset = self._checked(dataset, args)

@@ -26,7 +26,7 @@ from mrt_plugin.groups import load_groups
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.groups.write import write_groups
 from mrt_plugin.scoring.embedders import load_embedder
-from mrt_plugin.selection import run_selection, select
+from mrt_plugin.selection import select, select_indices
 
 MILLION = 1_000_000
 PROMPT_WORDS, RESPONSE_WORDS = 40, 180
@@ -82,8 +82,8 @@ def measure(count: int, candidates: int, k: int, embedder: str | None = None) ->
         signatures = timed("MinHash of prompts", lambda: prompt_signatures(groups))
         sizes["signatures"] = signatures.nbytes
         timed("LSH index of prompts", lambda: _index(signatures))
-        timed("random_k", lambda: run_selection(groups, "random_k", k=k))
-        timed("diverse_best_k, lexical", lambda: run_selection(groups, "diverse_best_k", k=k))
+        timed("random_k", lambda: select_indices(groups, "random_k", k=k))
+        timed("diverse_best_k, lexical", lambda: select_indices(groups, "diverse_best_k", k=k))
         few = groups.select(range(min(count, 2000)))
         timed("diverse_best_k, vectors given", lambda: _given(few, k), len(few))
         chosen = timed("keep the selected", lambda: select(groups, "random_k", k=k))
@@ -144,7 +144,7 @@ def _given(groups: Dataset, k: int) -> None:
     def look_up(texts: list[str]) -> np.ndarray:
         return table[[len(text) * 31 % 4096 for text in texts]]
 
-    run_selection(groups, "diverse_best_k", k=k, embedder=look_up)
+    select_indices(groups, "diverse_best_k", k=k, embedder=look_up)
 
 
 if __name__ == "__main__":

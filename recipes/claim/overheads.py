@@ -12,8 +12,8 @@ from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.groups import load_groups
 from mrt_plugin.layout.group_row import build_group_row
 from mrt_plugin.loss.token_nll import TokenNLL
-from mrt_plugin.models.random_llama import random_llama
-from mrt_plugin.selection.run import run_selection
+from mrt_plugin.models.tiny_model import random_llama
+from mrt_plugin.selection.run import select_indices
 from recipes.claim.world import POOL, RESPONSE, World, draw_pool
 
 TURNS = 3
@@ -42,7 +42,7 @@ def selection_seconds(length: int, prompts: int = 512) -> float:
     seconds = []
     for _ in range(TURNS):
         began = time.perf_counter()
-        run_selection(groups, "random_k", k=4, seed=0)
+        select_indices(groups, "random_k", k=4, seed=0)
         seconds.append(time.perf_counter() - began)
     return median(seconds) / prompts
 

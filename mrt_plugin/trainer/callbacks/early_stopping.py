@@ -16,17 +16,6 @@ class HeldOutEarlyStopping(EarlyStoppingCallback):
     transformers compares an evaluation with the best one so far. A loss that falls steadily, but by less than the
     threshold each time, therefore stops the run. Here the reference moves only when an evaluation passes the
     threshold, so small improvements add up. The best checkpoint is still chosen without a threshold.
-
-    Args:
-        patience: number of evaluations in a row without an improvement after which training stops.
-        min_improvement: gain that an improvement must exceed, in the metric's unit: nats per token for the loss.
-        reference: the metric value to beat; a resumed run continues with its own.
-
-    Example:
-
-    ```python
-    trainer.add_callback(HeldOutEarlyStopping(patience=3, min_improvement=0.001))
-    ```
     """
 
     def __init__(self, patience: int, min_improvement: float, reference: float | None = None) -> None:
@@ -41,7 +30,7 @@ class HeldOutEarlyStopping(EarlyStoppingCallback):
         """Stop when patience is exhausted. Of several held-out sets, only the one with the metric counts."""
         if _metric(args) not in metrics:
             return
-        super().on_evaluate(args, state, control, metrics, **kwargs)
+        super().on_evaluate(args, state, control, metrics, **kwargs)  # type: ignore[no-untyped-call]
         if control.should_training_stop and self.early_stopping_patience_counter >= self.patience:
             logger.warning(
                 "Stopped at step %d: %s has not improved on %.4f by %g for %d evaluations. The best checkpoint is "
@@ -76,11 +65,7 @@ class HeldOutEarlyStopping(EarlyStoppingCallback):
 
 
 def follow_evaluations(args: TrainingArguments, *, several_sets: bool) -> None:
-    """Set the arguments for loading the best checkpoint. A checkpoint is written at every evaluation.
-
-    Raises:
-        ValueError: if the run does not evaluate, or if it is unclear which of several held-out sets decides.
-    """
+    """Set the arguments for loading the best checkpoint. A checkpoint is written at every evaluation."""
     if args.eval_strategy == IntervalStrategy.NO:
         raise ValueError(
             "early_stopping needs evaluations: give held-out data and say how often it is evaluated "

@@ -20,12 +20,6 @@ class Overfitting:
     Args:
         limit: growth above which it warns. 0.2 nats per token means that held-out tokens lost a factor of e^0.2 = 1.22
             in probability relative to training tokens. This is a convention, not a measured bound.
-
-    Example:
-
-    >>> watch = Overfitting(limit=0.2)
-    >>> round(watch.metrics("eval", held_out=1.5, train=1.4, step=10)["eval_train_gap"], 3)
-    0.1
     """
 
     limit: float

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mrt_plugin.groups.keys import digest
-from mrt_plugin.layout.group_row import IGNORE, segment_starts
+from mrt_plugin.layout.group_row import IGNORE, as_group_row, segment_runs
 from mrt_plugin.sampling.local import draw_after
 from mrt_plugin.sampling.settings import Draw, SamplingSettings, draw_seed
 from mrt_plugin.scoring.cosine import alignment, coverage, diversity
@@ -40,22 +40,18 @@ def pick_prompts(rows: Dataset, count: int) -> list[PromptTokens]:
     A prompt ends before the first trained token. A reference is the first run of trained tokens; in a response with
     several assistant turns, this is the first turn. Parts of one split group are merged again. Rows that train nothing
     are skipped.
-
-    Args:
-        rows: as `prepare_groups` makes them; only the first 2,000 are read.
-        count: maximum number of prompts.
     """
     found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
-    for row in rows.select(range(min(len(rows), SEEN_ROWS))):
-        ids, labels = row["input_ids"], row["labels"]  # type: ignore[index]
-        for start, length in zip(segment_starts(row), row["segment_lengths"], strict=True):  # type: ignore[index, arg-type]
-            trained = [label != IGNORE for label in labels[start : start + length]]
+    for number in range(min(len(rows), SEEN_ROWS)):
+        row = as_group_row(rows[number])
+        ids, labels = row["input_ids"], row["labels"]
+        for run in segment_runs(row):
+            trained = [label != IGNORE for label in labels[run]]
             if True not in trained:
                 continue
-            first = start + trained.index(True)
-            rest = trained[trained.index(True) :]
-            stop = first + (rest.index(False) if False in rest else len(rest))
-            prompt = (*ids[: row["prefix_length"]], *ids[start:first])  # type: ignore[index]
+            first = run.start + trained.index(True)
+            stop = first + [*trained[trained.index(True) :], False].index(False)
+            prompt = (*ids[: row["prefix_length"]], *ids[run.start : first])
             found.setdefault(prompt, []).append(tuple(ids[first:stop]))
     prompts = [PromptTokens(tokens, tuple(references)) for tokens, references in found.items()]
     return sorted(prompts, key=lambda prompt: prompt.key)[:count]
@@ -70,15 +66,10 @@ def answer(
     max_tokens: int | None,
     seed: int,
 ) -> list[list[Draw]]:
-    """Sample answers from a model in training. The model's mode is restored afterwards.
+    """Sample answers from a model in training, with all its weights in this process. Restore its mode afterwards.
 
-    Args:
-        model: unwrapped, with all its weights in this process.
-        tokenizer: with a pad token.
-        prompts: the prompts to answer; the answers to one prompt are one batch.
-        each: number of answers per prompt.
-        max_tokens: of one answer; by default twice the longest reference, and at least 32.
-        seed: of the draws. No other random number is used, so training continues as if nothing had been drawn.
+    `max_tokens` is by default twice the longest reference, and at least 32. Only `seed` is random, so training
+    continues as if nothing had been drawn.
     """
     if max_tokens is None:
         longest = max(len(reference) for prompt in prompts for reference in prompt.references)
@@ -105,20 +96,7 @@ def answer(
 class HeldOutSamples:
     """Metrics of answers to a few held-out prompts, logged at every evaluation.
 
-    Args:
-        tokenizer: of the run.
-        embed: maps n texts to an array [n, dim].
-        prompts: number of prompts to answer.
-        each: number of answers per prompt, at least 2.
-        max_tokens: of one answer; by default twice the longest reference, and at least 32.
-        seed: of the draws. It is the same at every evaluation, so that only the model differs.
-
-    Example:
-
-    ```python
-    samples = HeldOutSamples(tokenizer, load_embedder("lexical"), prompts=8, each=4)
-    samples.metrics(model, trainer.eval_dataset, "eval")["eval_coverage"]
-    ```
+    The seed is the same at every evaluation, so that only the model differs.
     """
 
     tokenizer: PreTrainedTokenizerBase

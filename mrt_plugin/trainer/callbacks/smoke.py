@@ -2,19 +2,21 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.stats import kendalltau, theilslopes
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from mrt_plugin.curation.repetition import repeated_share
+from mrt_plugin.curation.texts import repeated_share
 from mrt_plugin.groups.text import units
 from mrt_plugin.sampling.settings import Draw
 from mrt_plugin.trainer.callbacks.samples import PromptTokens, answer
-from mrt_plugin.trainer.callbacks.together import from_main_process
-from mrt_plugin.trainer.callbacks.trend import trend
+from mrt_plugin.trainer.processes import from_main_process, sum_over_processes
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,11 @@ WELL_FORMED = 0.5
 hundred steps not every answer ends. If most do not end, something is wrong with the template or the labels."""
 
 LOOP = 0.6
-"""An answer is a loop if at least this share of it repeats runs of fifteen words, as in `curation.repetition`."""
+"""A looping answer repeats runs of fifteen words in at least this share, as in the curation rule `repetition`."""
+
+
+SIGNIFICANT = 0.05
+"""One-sided significance level of the tests."""
 
 
 class SmokeTestFailed(RuntimeError):
@@ -52,20 +58,13 @@ class SmokeTest(TrainerCallback):
     * the loss and the gradients are finite before each optimizer step. Under fp16 the loss scale first searches for
       its range, so gradients count from the second half of the steps. DeepSpeed hides gradients from `parameters()`,
       so the gradient norm that it logs is checked;
-    * the loss falls by more than its noise (`mrt_plugin.trainer.callbacks.trend`);
+    * the loss falls by more than its noise (`trend`);
     * a forward and backward pass of the longest rows fits into memory once the optimizer has its state;
     * answers to a few prompts end with an end token, are not empty and do not repeat themselves in a loop. The prompts
       are held-out ones if there are any.
 
     Every process reaches the same verdict. If no process holds all weights (FSDP, ZeRO-3), no answers are sampled, and
     the verdict says so.
-
-    Args:
-        trainer: a trainer with `MultiResponseTrainerMixin`.
-        steps: number of steps to train.
-        prompts: prompts to answer; none if sampling is impossible.
-        max_tokens: limit of an answer.
-        seed: of the draws.
 
     Raises:
         SmokeTestFailed: in every process. It is raised at once if a number is not finite, otherwise at the end with
@@ -145,7 +144,7 @@ class SmokeTest(TrainerCallback):
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
         bad = float(bool(local) and not torch.isfinite(torch.nn.utils.get_total_norm(local)))
-        return bool(self._trainer._sum_over_processes(torch.tensor([bad]))[0])
+        return bool(sum_over_processes(self._trainer.accelerator, torch.tensor(bad)))
 
     def _loss_finding(self) -> Finding:
         if len(self._losses) < FEWEST:
@@ -213,3 +212,43 @@ def fault_of(draw: Draw) -> str | None:
     if not draw.text.strip():
         return "is empty"
     return "goes round in circles" if repeated_share(units(draw.text)) >= LOOP else None
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A monotone trend in a series."""
+
+    first: float
+    """First value on the line through the series; `last` is the last one."""
+    last: float
+    falls: bool
+    """Whether the series falls by more than its noise explains."""
+    rises: bool
+    p_falls: float
+    """Probability of at least so many falling pairs if the order were random."""
+
+
+def trend(values: Sequence[float]) -> Trend:
+    """Test for a monotone trend (Mann-Kendall) and fit a line (Theil-Sen).
+
+    Each pair of values votes on the direction, so neither one extreme batch nor the size of the noise decides (Mann
+    1945, Econometrica 13; Sen 1968, JASA 63). The effect of an easy or hard batch on a loss is assumed to be
+    independent from step to step.
+
+    Example:
+
+    >>> trend([2.0, 1.8, 1.9, 1.6, 1.7, 1.5, 1.4, 1.5, 1.2, 1.1]).falls
+    True
+    """
+    steps = np.arange(len(values))
+    slope, middle, *_ = theilslopes(values, steps)
+    p_falls, p_rises = (
+        kendalltau(steps, values, alternative=alternative).pvalue for alternative in ("less", "greater")
+    )
+    return Trend(
+        first=float(middle),
+        last=float(middle + slope * steps[-1]),
+        falls=bool(p_falls < SIGNIFICANT),
+        rises=bool(p_rises < SIGNIFICANT),
+        p_falls=float(p_falls),
+    )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.scoring.embedders import load_embedder
@@ -26,17 +26,12 @@ class Watching:
 def watch(trainer: Any, options: MultiResponseOptions, tokenizer: PreTrainedTokenizerBase) -> Watching:
     """Add the callbacks that the options ask for to any trainer.
 
-    Args:
-        trainer: with `MultiResponseTrainerMixin`. Its datasets are prepared.
-        options: of the run.
-        tokenizer: with a pad token.
-
     Raises:
         ValueError: if the run does not support an option. The message says what to change.
         ImportError: if the embedder is not installed.
     """
     args, held_out = trainer.args, trainer.eval_dataset
-    whole_weights = not (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled())
+    whole_weights = not (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled())  # type: ignore[no-untyped-call]
     if options.early_stopping is not None:
         if any(isinstance(callback, EarlyStoppingCallback) for callback in trainer.callback_handler.callbacks):
             raise ValueError(
