@@ -182,4 +182,5 @@ def distance_of(scores: Sequence[np.ndarray], truths: Sequence[KnownTruth]) -> T
         known = p > 0
         kl = (p[known] * (np.log(p[known]) - log_q[known])).sum()
         rows.append((kl, 1 - q.sum(), p[q >= p / 2].sum()))
-    return TruthDistance(*(float(np.mean(column)) for column in zip(*rows, strict=True)), prompts=len(truths))
+    means = [float(np.mean(column)) for column in zip(*rows, strict=True)]
+    return TruthDistance(kl=means[0], elsewhere=means[1], coverage=means[2], prompts=len(truths))
