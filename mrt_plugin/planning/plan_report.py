@@ -22,7 +22,20 @@ OUTLOOK_COLUMNS = ("budget, in ordinary epochs", "K", "interval", "prompts", "va
 
 
 def advise(plan: Plan) -> list[str]:
-    """Return the advice, followed by its qualifications, with one or two sentences per line."""
+    """Return the advice of a plan, followed by its qualifications, with one or two sentences per line.
+
+    The first line names the K to keep, its interval and the cost. Without a model there is one line, and no K.
+
+    Example:
+
+    ```python
+    from mrt_plugin import load_groups, make_plan
+    from mrt_plugin.planning import advise
+
+    for line in advise(make_plan(load_groups("pool.jsonl"))):
+        print(line)
+    ```
+    """
     found = plan.model
     if found is None:
         return [
