@@ -71,7 +71,6 @@ def test_estimates_by_hand():
     assert found.v_x == pytest.approx(np.var(means, ddof=1) - np.mean([s[0] / 2, s[1] / 3]))
     assert (found.prompts, found.left_out) == (2, 1)
     assert found.rho == pytest.approx(max(found.v_x, 0) / (max(found.v_x, 0) + found.v_yx))
-    assert found.design_effect(5) == pytest.approx(1 + 4 * found.rho)
 
 
 def test_shifting_and_scaling_losses():

@@ -24,6 +24,7 @@ NAMES = {
     "mrt_plugin.evaluation": ["How", "evaluation_report", "load_checker", "read_cases"],
     "mrt_plugin.models": ["parse_models"],
     "mrt_plugin.pipeline": ["PoolFile", "SelectJob", "select_file"],
+    "mrt_plugin.planning": ["advise"],
     "mrt_plugin.sampling": ["Endpoint", "LocalModel", "SamplingSettings", "sample_pool"],
     "mrt_plugin.scoring": ["load_embedder"],
 }

@@ -1,4 +1,4 @@
-"""`mrt audit`: what a selection did to the data."""
+"""`mrt audit`: how a selection changed the data."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,10 +33,7 @@ def audit(
     prompt_format: Format = MultiResponseOptions.prompt_format,
     embedder: Annotated[
         str,
-        typer.Option(
-            help="For clusters: lexical, sentence-transformers, or a model's name or path.",
-            callback=existing_embedder,
-        ),
+        typer.Option(help="For clusters: lexical, sentence-transformers, or a model.", callback=existing_embedder),
     ] = MultiResponseOptions.embedder,
     max_length: MaxLength = None,
     max_prompts: Annotated[int, typer.Option(min=2, help="Prompts whose losses are measured.")] = 200,
@@ -51,8 +48,8 @@ def audit(
 ) -> None:
     """Compare a selection with the pool it came from, and with random_k at the same K.
 
-    Lengths and clusters without a model; with one also the loss and the gradient, and a warning in words where the
-    selection points away from its pool.
+    Without a model, compare lengths and clusters. With one, compare loss and gradient too, and warn if the selection
+    points away from its pool.
 
     Example: `mrt audit chosen.jsonl --pool pool.jsonl --model path/or/name --report audit.html`
     """

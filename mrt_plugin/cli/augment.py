@@ -1,4 +1,4 @@
-"""`mrt augment`: which generated prompts say something new."""
+"""`mrt augment`: keep the generated prompts that are new."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +13,7 @@ from mrt_plugin.cli.show import as_json, json_ready, plain_errors, say, table
 def augment(
     candidates: Annotated[
         Path,
-        typer.Argument(
-            help="Generated prompts: JSONL with `prompt` and, where known, `supports` (prompts).",
-            callback=existing_file,
-        ),
+        typer.Argument(help="JSONL of `prompt` and, if known, `supports` (prompts).", callback=existing_file),
     ],
     data: Annotated[
         str, typer.Option(help="The groups whose prompts you have: a file or a hub id.", callback=existing_data)
@@ -24,10 +21,7 @@ def augment(
     output: Annotated[Path, typer.Option(help="Where the kept candidates go, as JSONL.")],
     threshold: Annotated[
         float,
-        typer.Option(
-            help="Jaccard overlap of n-grams from which a candidate is dropped, in (0, 1].",
-            callback=within(gt=0, le=1),
-        ),
+        typer.Option(help="Jaccard overlap from which a candidate is dropped.", callback=within(gt=0, le=1)),
     ] = 0.3,
     ngram: Annotated[int, typer.Option(min=1, help="Tokens of an n-gram.")] = 2,
     p: Power = 0.5,
@@ -36,9 +30,9 @@ def augment(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Keep the generated prompts that overlap little with the ones they stem from, with yours, and with each other.
+    """Keep the generated prompts that overlap little with their supports, with your prompts, and with each other.
 
-    A kept candidate keeps its row as it is; its responses are then sampled (`mrt sample`).
+    The rows of kept candidates are written unchanged. Their responses are sampled next (`mrt sample`).
 
     Example: `mrt augment generated.jsonl --data pool.jsonl --output new_prompts.jsonl`
     """
@@ -58,7 +52,8 @@ def augment(
             candidates, load_groups(data), output, threshold=threshold, order=ngram, p=p, tokenize=tokenize
         )
     if json:
-        as_json(json_ready(found))
+        dropped = [{"prompt": one.prompt, "overlap": one.overlap, "nearest": one.nearest} for one in found.dropped]
+        as_json(json_ready(found) | {"dropped": dropped})
         return
     rows = [
         (name, f"{row.prompts:,}", f"{row.r:.3f}", f"{row.d:.3f}")

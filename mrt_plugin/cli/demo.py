@@ -1,4 +1,4 @@
-"""`mrt demo`: the main job on generated data, from nothing to a table and a picture."""
+"""`mrt demo`: train on generated data with a known truth, and show the results."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`mrt grid`: which (prompts, K) to compare by training, and what the runs came to."""
+"""`mrt grid`: which (prompts, K) to compare by training, and the results of the runs."""
 
 import json as json_module
 from pathlib import Path
@@ -16,15 +16,10 @@ from mrt_plugin.options import PaidLayout
 def grid(
     data: Annotated[
         str | None,
-        typer.Argument(
-            help="The pools: a JSONL, JSON or Parquet file, or a hub id. Not with --recipe.", callback=existing_data
-        ),
+        typer.Argument(help="The pools: a file or a hub id. Not with --recipe.", callback=existing_data),
     ] = None,
     recipe: Annotated[
-        Path | None,
-        typer.Option(
-            help="An Axolotl recipe with one grouped dataset: one is written for each run.", callback=existing_file
-        ),
+        Path | None, typer.Option(help="An Axolotl recipe; one is written per run.", callback=existing_file)
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for runs.jsonl and, with --recipe, the recipes.")] = None,
     k: Annotated[str, typer.Option(help="Values of K.")] = "1,2,4,8",
@@ -34,24 +29,15 @@ def grid(
     prompts: Annotated[int | None, typer.Option(min=1, help="Of equal prompts; by default all.")] = None,
     pairs: Annotated[int | None, typer.Option(min=1, help="Of equal pairs; by default as many as prompts.")] = None,
     budget: Annotated[
-        str,
-        typer.Option(
-            help="Of equal cost, an epoch: tokens, or a multiple of one response per prompt, as 4x.",
-            callback=budget_text,
-        ),
+        str, typer.Option(help="Cost of an epoch for equal cost, as in `mrt plan`.", callback=budget_text)
     ] = "1x",
     plan: Annotated[
         Path | None,
-        typer.Option(
-            help="What `mrt plan --json` printed: its costs, layout and budget are taken.", callback=existing_file
-        ),
+        typer.Option(help="Output of `mrt plan --json`, for costs, layout and budget.", callback=existing_file),
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option(
-            help="Folder or name: the costs are its token counts. The recipe's by default.",
-            callback=existing_tokenizer,
-        ),
+        typer.Option(help="For token costs: folder or name; the recipe's by default.", callback=existing_tokenizer),
     ] = None,
     cost_prompt: CostPrompt = None,
     cost_response: CostResponse = None,
@@ -59,13 +45,11 @@ def grid(
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each setting, with other responses drawn.")] = 1,
     results: Annotated[
         Path | None,
-        typer.Option(
-            help="Instead: the runs.jsonl of a grid that was trained. Fits loss = a + b/K.", callback=existing_file
-        ),
+        typer.Option(help="Instead: runs.jsonl of a trained grid. Fits loss = a + b/K.", callback=existing_file),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the grid, or the results, as JSON.")] = False,
 ) -> None:
-    """Lay out training runs that hold prompts, pairs or cost fixed while K rises, and weigh their results.
+    """Lay out training runs that hold prompts, pairs or cost fixed while K rises, and summarise their results.
 
     Example: `mrt grid --recipe recipe.yaml --output grid --repeats 3`
 
@@ -108,15 +92,7 @@ def grid(
         )
         lines = [] if output is None else write_grid(found.settings, output, recipe=base, repeats=repeats, read=inputs)
     if json:
-        as_json(
-            {
-                "costs": json_ready(costs),
-                "prompts_owned": len(groups),
-                "settings": json_ready(found.settings),
-                "left_out": found.left_out,
-                "runs": lines,
-            }
-        )
+        as_json(json_ready({"costs": costs, "prompts_owned": len(groups)} | vars(found) | {"runs": lines}))
         return
     rows = [
         (row.arm, f"{row.k}", f"{row.prompts:,}", f"{row.pairs:,.0f}", f"{row.cost:,.0f}") for row in found.settings

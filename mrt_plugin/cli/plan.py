@@ -32,19 +32,13 @@ def plan(
         str, typer.Argument(help="The pools: a JSONL, JSON or Parquet file, or a hub id.", callback=existing_data)
     ],
     model: Annotated[
-        str | None,
-        typer.Option(
-            help="What you will fine-tune: folder or name. Without it there is no K.", callback=existing_model
-        ),
+        str | None, typer.Option(help="The model to fine-tune; without it no K.", callback=existing_model)
     ] = None,
     adapter: Adapter = None,
     tokenizer: Tokenizer = None,
     budget: Annotated[
         str,
-        typer.Option(
-            help="Cost of an epoch: tokens, or a multiple of one response per prompt, such as 4x.",
-            callback=budget_text,
-        ),
+        typer.Option(help="Cost of an epoch: tokens, or in ordinary epochs, such as 4x.", callback=budget_text),
     ] = "1x",
     layout: Layout = "shared_prefix",
     loss_aggregation: Aggregation = MultiResponseOptions.loss_aggregation,
@@ -66,7 +60,7 @@ def plan(
     seed: Annotated[int, typer.Option(min=0, help="Of the prompts drawn and of the bootstrap.")] = 0,
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Tell how many responses per prompt to keep, on your data and your model, for what you can spend.
+    """Compute how many responses per prompt to keep, for your data, your model and your budget.
 
     Measures where the variance of the loss comes from: the prompts you have, or the responses to each.
 
@@ -120,6 +114,8 @@ def plan_json(found: "Plan") -> dict[str, Any]:
     from mrt_plugin.planning.plan_report import advise, cannot_know, yaml_block
 
     result: dict[str, Any] = json_ready(found)
+    effective = found.diversity.effective_k
+    result["diversity"]["effective_k"] = [{"k": k, "k_eff": k_eff} for k, k_eff in effective.items()]
     if result["model"] is not None:
         del result["model"]["costs"]["layout"]  # it stands beside the costs
     return result | {"advice": advise(found), "cannot_know": cannot_know(found), "yaml": yaml_block(found)}

@@ -1,4 +1,4 @@
-"""`mrt simulate`: the controlled experiments of arXiv 2606.00544, anew."""
+"""`mrt simulate`: repeat the controlled experiments of arXiv 2606.00544."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,16 +21,13 @@ def simulate(
     seed: Annotated[int, typer.Option(min=0, help="Of every draw; the paper's networks keep their own.")] = 0,
     fit: Annotated[
         Path | None,
-        typer.Option(
-            help="Instead: fit loss = a + b/K to your runs, JSONL with `k`, `loss` and, if you like, `arm`.",
-            callback=existing_file,
-        ),
+        typer.Option(help="Instead: fit a + b/K to JSONL of `k`, `loss`, maybe `arm`.", callback=existing_file),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
-    """Repeat the seven controlled experiments on the CPU, and set every published figure beside ours.
+    """Repeat the seven controlled experiments on the CPU, and compare every published figure with ours.
 
-    Each is written to the folder as it ends, so that a run that is stopped keeps those before. Under five minutes on
+    Results are written after each experiment, so a stopped run keeps the finished ones. All take under five minutes on
     two cores. The last experiment runs this package's trainer, the others its selectors.
 
     Example: `mrt simulate --output simulation`

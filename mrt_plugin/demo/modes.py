@@ -55,12 +55,6 @@ class ModePrompt:
     modes: tuple[str, ...]
     probabilities: tuple[float, ...]
 
-    @property
-    def entropy(self) -> float:
-        """Entropy of the truth in nats: the lowest expected negative log-likelihood per response of any model."""
-        p = np.array(self.probabilities)
-        return float(-(p * np.log(p)).sum())
-
 
 def mode_prompts(seed: int = 0, *, sharpness: float = 1.5) -> list[ModePrompt]:
     """Build all prompts of one world: every subject, weather and occasion.
@@ -156,11 +150,7 @@ class TruthDistance:
 def truth_distance(model: Model, encoder: Encoder, truths: Sequence[KnownTruth], **how: Any) -> TruthDistance:
     """Compare a model with a known truth by scoring every mode of every prompt.
 
-    Args:
-        model: a causal language model, with or without an adapter.
-        encoder: the encoding that the model was trained with.
-        truths: the prompts with their modes and probabilities.
-        how: the options `batch_tokens` and `progress` of `log_likelihoods`.
+    `how` are the options `batch_tokens` and `progress` of `log_likelihoods`.
 
     Example:
 
@@ -186,17 +176,11 @@ def distance_of(scores: Sequence[np.ndarray], truths: Sequence[KnownTruth]) -> T
     >>> round(abs(distance.kl), 12), round(distance.coverage, 12)
     (0.0, 1.0)
     """
-    kl, elsewhere, coverage = [], [], []
+    rows = []
     for log_q, truth in zip(scores, truths, strict=True):
-        p = np.array(truth.probabilities)
-        q = np.exp(log_q)
+        p, q = np.array(truth.probabilities), np.exp(log_q)
         known = p > 0
-        kl.append(float((p[known] * (np.log(p[known]) - log_q[known])).sum()))
-        elsewhere.append(float(1 - q.sum()))
-        coverage.append(float(p[q >= p / 2].sum()))
-    return TruthDistance(
-        kl=float(np.mean(kl)),
-        elsewhere=float(np.mean(elsewhere)),
-        coverage=float(np.mean(coverage)),
-        prompts=len(truths),
-    )
+        kl = (p[known] * (np.log(p[known]) - log_q[known])).sum()
+        rows.append((kl, 1 - q.sum(), p[q >= p / 2].sum()))
+    means = [float(np.mean(column)) for column in zip(*rows, strict=True)]
+    return TruthDistance(kl=means[0], elsewhere=means[1], coverage=means[2], prompts=len(truths))

@@ -28,11 +28,11 @@ from mrt_plugin.encoding import Encoder, Pair
 from mrt_plugin.evaluation.held_out import held_out_nll
 from mrt_plugin.models.load import load_model
 from mrt_plugin.models.tiny_model import build_llama, build_tokenizer, pretrain, save
+from mrt_plugin.planning.progress import Progress
 
 RESULTS = "results.json"
 TRUTH = "truth.jsonl"
-"""Marks a folder as written by the demo, so that the next demo may replace it. `results.json` would not be enough:
-`mrt simulate` writes one too."""
+"""Marks a folder as written by the demo, so that the next demo may replace it."""
 
 PANELS = (
     ("held_out_nll", "held-out NLL\n(nats per token, lower is better)"),
@@ -40,9 +40,6 @@ PANELS = (
     ("coverage", "mode coverage\n(share of the truth, higher is better)"),
 )
 HATCHES = ("", "//", "xx", "..")
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, its finished steps and its total steps."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +75,6 @@ def run_demo(
     Raises:
         FileExistsError: if `folder` exists and was not written by the demo.
         RuntimeError: if a training run fails. The message ends with the last lines of its log.
-
-    Example:
-
-    ```python
-    results = run_demo(Path("demo_output"), QUICK)
-    print(results["sentence"])
-    ```
     """
     import_module("matplotlib")  # fails before the work if it is missing
 
@@ -105,9 +95,8 @@ def run_demo(
             progress(stage, steps, steps)
             runs.append({"name": f"K = {k}", "k": k, "adapter": f"k{k}", "seconds": asdict(took)})
         for number, run in enumerate(runs):
-            progress("evaluation", number, len(runs))
             run.update(_measure(work, run["adapter"], encoder, train, held_out))
-        progress("evaluation", len(runs), len(runs))
+            progress("evaluation", number + 1, len(runs))
         results = {
             "settings": asdict(settings),
             "runs": runs,
@@ -202,9 +191,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
 def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
     """Create a working folder. It replaces `folder` if the block succeeds, and is removed otherwise.
 
-    Args:
-        folder: the folder of the result. An earlier result, recognised by its file `marker`, is replaced.
-        marker: a file that every complete result contains.
+    An earlier result, recognised by its file `marker`, is replaced.
 
     Raises:
         FileExistsError: if `folder` exists and does not contain `marker`, so it is not an earlier result.

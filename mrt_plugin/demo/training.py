@@ -68,9 +68,8 @@ class TrainingTime:
 def axolotl_train(work: Path, k: int, epochs: int, seed: int, progress: Callable[[int], None]) -> TrainingTime:
     """Write the recipe `k<K>.yaml` into `work` and run `axolotl train` on it. Its output goes to `k<K>.log`.
 
-    Args:
-        work: folder with the base model in `model` and the pool in `pool.jsonl`. The adapter is written to `k<K>`.
-        progress: called with the number of finished optimizer steps.
+    `work` holds the base model in `model` and the pool in `pool.jsonl`. The adapter is written to `k<K>`. `progress`
+    is called with the number of finished optimizer steps.
 
     Raises:
         RuntimeError: if the run fails. The message ends with the last lines of its log.

@@ -18,8 +18,8 @@ from mrt_plugin.groups.text import NO_SPACES
 from mrt_plugin.options import LossAggregation
 from mrt_plugin.planning.diversity import words
 from mrt_plugin.planning.paired import Bootstrap, Measured
-from mrt_plugin.planning.plan import Progress
-from mrt_plugin.planning.quiet import quiet
+from mrt_plugin.planning.plan import random_of
+from mrt_plugin.planning.progress import Progress, counting, quiet
 from mrt_plugin.planning.subset import Kept, match
 from mrt_plugin.planning.variance import Interval
 from mrt_plugin.scoring.cosine import cosine_matrix
@@ -179,22 +179,9 @@ def make_audit(
 ) -> Audit:
     """Audit a selection against the pool it was made from.
 
-    Args:
-        selection: groups with some of the responses of the pool's groups.
-        pool: groups from `load_groups`.
-        rule: how the selection was made (`mrt select` writes it to the manifest). With it, the selector is run again
-            on halves of each pool, to separate its bias from its variance.
-        model: model for loss and gradient; needs `encoder`.
-        encoder: the model's encoder.
-        loss_aggregation: aggregation of the training loss.
-        embedder: embedder for clusters.
-        max_length: maximum tokens of a prompt with one response.
-        max_prompts: number of prompts for the loss audit, drawn by a hash of (seed, id); all if None.
-        gradient_prompts: number of these prompts for which gradients are computed; 0 for none.
-        splits: number of random splits of each pool into halves.
-        seed: seed of the draws.
-        name: name of the selection in messages.
-        progress: progress callback.
+    With a model and its encoder, the loss is audited on `max_prompts` prompts, drawn by a hash of (seed, id), and the
+    gradient on `gradient_prompts` of these. With the call that made the selection (`mrt select` writes it to the
+    manifest), the selector is run again on `splits` random halves of each pool. This separates bias from variance.
 
     Raises:
         DataError: if the selection is not a subset of the pool.
@@ -232,13 +219,7 @@ def make_audit(
     assert encoder is not None, "a model needs its encoder"
     some = _sample(chosen, pool, max_prompts, seed)
     rows = pool.select([kept.row for kept in some])
-    found = measure(
-        model,
-        encoder,
-        rows,
-        max_length=max_length,
-        progress=lambda done, total: progress("losses of responses", done, total),
-    )
+    found = measure(model, encoder, rows, max_length=max_length, progress=progress)
     groups = _audited(some, rows, found, loss_aggregation)
     if not groups:
         return audit
@@ -347,7 +328,7 @@ def audit_gradient(groups: Sequence[AuditedGroup], seed: int, draws: int = 20) -
     mine, usual = [], []
     for group in groups:
         assert group.products is not None
-        random = _random(group.id, seed, b"gradient")
+        random = random_of(group.id, seed, b"gradient")
         everything = list(range(len(group.losses)))
         mine.append(cosine(group.products, group.kept, everything))
         drawn = [random.choice(len(everything), len(group.kept), replace=False).tolist() for _ in range(draws)]
@@ -465,7 +446,7 @@ def _run(
 def _candidates(group: AuditedGroup, seed: int, split: int) -> list[int]:
     """Draw half of the measured responses, or K + 1 if that is more, by a hash of (seed, split, id)."""
     count = len(group.losses)
-    random = _random(group.id, seed, b"split %d" % split)
+    random = random_of(group.id, seed, b"split %d" % split)
     return sorted(random.permutation(count)[: max((count + 1) // 2, len(group.kept) + 1)].tolist())
 
 
@@ -497,17 +478,12 @@ def _with_gradients(
     groups: Sequence[AuditedGroup], model: "Model", aggregation: LossAggregation, seed: int, progress: Progress
 ) -> list[AuditedGroup]:
     from mrt_plugin.planning.gradients import gradient_products
-    from mrt_plugin.planning.measure import counting
 
     pairs = [group.pairs for group in groups]
-    advance = counting(lambda done, total: progress("gradients", done, total), sum(map(len, pairs)))
+    advance = counting(progress, "gradients", sum(map(len, pairs)))
     products = gradient_products(model, pairs, seed=seed, progress=advance)
     made = []
     for group, table in zip(groups, products, strict=True):
         scale = 1 / group.lengths if aggregation == "response" else np.ones(len(group.lengths))
         made.append(replace(group, products=table * scale[:, None] * scale))
     return made
-
-
-def _random(name: str, seed: int, what: bytes) -> np.random.Generator:
-    return np.random.default_rng(int.from_bytes(digest(what, str(seed).encode(), name.encode()), "little"))

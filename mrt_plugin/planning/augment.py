@@ -29,6 +29,7 @@ class Candidate:
 class Novelty:
     """Decision about a candidate, with the overlap that it is based on."""
 
+    prompt: str
     kept: bool
     overlap: float
     """Largest Jaccard overlap with a support, an owned prompt or a candidate kept earlier."""
@@ -37,21 +38,12 @@ class Novelty:
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """A candidate that was not kept, and the prompt that it overlaps most."""
-
-    prompt: str
-    overlap: float
-    nearest: str | None
-
-
-@dataclass(frozen=True)
 class Augmented:
     """Numbers of candidates and the prompt diversity before and after."""
 
     candidates: int
     kept: int
-    dropped: list[Dropped]
+    dropped: list[Novelty]
     before: PromptDiversity
     after: PromptDiversity
 
@@ -68,16 +60,8 @@ def filter_candidates(
 
     The Jaccard overlap of two prompts is the size of the intersection of their n-gram sets divided by that of their
     union. A candidate is compared with its supports, with all owned prompts, and with every candidate kept before it.
-
-    Args:
-        candidates: candidates in the order in which they are tried.
-        owned: the existing prompts.
-        threshold: a candidate with an overlap at or above this value is dropped.
-        order: tokens per n-gram.
-        tokenize: function from a text to its tokens.
-
-    Returns:
-        One verdict per candidate. A candidate shorter than an n-gram is dropped with an overlap of 1.
+    It is dropped if an overlap is at or above `threshold`. A candidate shorter than an n-gram is dropped with an
+    overlap of 1.
 
     Raises:
         ValueError: for a threshold outside (0, 1].
@@ -109,7 +93,7 @@ def filter_candidates(
     for candidate in candidates:
         grams = grams_of(candidate.prompt)
         if not grams:
-            verdicts.append(Novelty(False, 1.0, None))
+            verdicts.append(Novelty(candidate.prompt, False, 1.0, None))
             continue
         # Only prompts that share an n-gram can overlap. The index finds them without comparing all prompts.
         shared = Counter(place for gram in grams for place in where.get(gram, ()))
@@ -121,7 +105,7 @@ def filter_candidates(
         kept = overlap < threshold
         if kept:
             add(candidate.prompt, grams)
-        verdicts.append(Novelty(kept, overlap, nearest if overlap > 0 else None))
+        verdicts.append(Novelty(candidate.prompt, kept, overlap, nearest if overlap > 0 else None))
     return verdicts
 
 
@@ -146,18 +130,16 @@ def augment_file(
     def read(row: Any) -> Candidate:
         return Candidate(prompt_text(row["prompt"]), [prompt_text(item) for item in row.get("supports") or []])
 
-    expected = 'is not a candidate: write {"prompt": "...", "supports": ["..."]}.'
-    lines = read_lines(candidates, read, expected)
-    owned = [prompt_text(prompt) for prompt in groups["prompt"]]
-    rows = [row for _, _, row in lines]
+    lines = read_lines(candidates, read, 'is not a candidate: write {"prompt": "...", "supports": ["..."]}.')
+    rows, owned = [row for _, _, row in lines], [prompt_text(prompt) for prompt in groups["prompt"]]
     verdicts = filter_candidates(rows, owned, threshold=threshold, order=order, tokenize=tokenize)
-    pairs = list(zip(lines, verdicts, strict=True))
-    write_text(output, "".join(f"{line}\n" for (_, line, _), verdict in pairs if verdict.kept))
-    kept = [row.prompt for (_, _, row), verdict in pairs if verdict.kept]
+    written = (f"{line}\n" for (_, line, _), item in zip(lines, verdicts, strict=True) if item.kept)
+    write_text(output, "".join(written))
+    kept = [item.prompt for item in verdicts if item.kept]
     return Augmented(
         candidates=len(lines),
         kept=len(kept),
-        dropped=[Dropped(row.prompt, item.overlap, item.nearest) for (_, _, row), item in pairs if not item.kept],
+        dropped=[item for item in verdicts if not item.kept],
         before=prompt_diversity(owned, tokenize=tokenize, order=order, p=p),
         after=prompt_diversity([*owned, *kept], tokenize=tokenize, order=order, p=p),
     )

@@ -48,11 +48,8 @@ class BudgetRow:
 def best_k_formula(ratio: float, costs: Costs) -> float:
     """Return k* = sqrt((V_{y|x}/V_x)·(C_p/C_r)) for `shared_prefix` (arXiv 2606.00544), and 1 for `expanded`.
 
-    k* is the optimum over real numbers with as many prompts as the budget buys. It is infinite for a ratio at or
-    below 0.
-
-    Args:
-        ratio: V_x / V_{y|x}.
+    k* is the optimum over real numbers with as many prompts as the budget buys. The ratio is V_x / V_{y|x}. k* is
+    infinite for a ratio at or below 0.
 
     Example:
 
@@ -78,15 +75,9 @@ def budget_table(
     A prompt with N responses in its pool keeps k = min(K, N). `loss_aggregation: prompt` gives each of the n prompts
     one vote, and the variance is (V_x + V_{y|x}·mean(1/k)) / n. `token` and `response` give a prompt k votes, and the
     variance is (V_x·mean(k²)/mean(k)² + V_{y|x}/mean(k)) / n.
-    With equal pools both are V_x/n + V_{y|x}/(n·K). Pool sizes are assumed to be unrelated to the losses.
-
-    Args:
-        v_x: variance between prompts; a negative value counts as 0.
-        v_yx: variance between responses to a prompt.
-        costs: costs of a prompt and a response.
-        pool_sizes: pool size N of each prompt owned. If the budget pays for fewer prompts, they are drawn at random.
-        budget: budget in the unit of the costs.
-        loss_aggregation: aggregation of the training loss.
+    With equal pools both are V_x/n + V_{y|x}/(n·K). Pool sizes are assumed to be unrelated to the losses. A negative
+    V_x counts as 0. If the budget, in the unit of the costs, pays for fewer prompts than owned, they are drawn at
+    random.
 
     Raises:
         ValueError: if the budget does not pay for one prompt with one response.

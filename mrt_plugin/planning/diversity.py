@@ -72,14 +72,7 @@ def prompt_diversity(
     """Measure the diversity d = r · n^p of n prompts, with r the share of their n-grams that are distinct.
 
     r alone falls as a set grows; the factor n^p corrects for this. Compare d only between sets measured with the same
-    tokenizer, order and p.
-
-    Args:
-        prompts: texts.
-        tokenize: function from a text to its tokens; with a model, use its tokenizer. The first 512 tokens of a
-            prompt count.
-        order: tokens per n-gram.
-        p: the exponent; 0.5, or the value fitted by `fit_diversity`.
+    tokenizer, order and p. The first 512 tokens of a prompt count. `p` is 0.5, or fitted by `fit_diversity`.
 
     Raises:
         ValueError: if every prompt has fewer tokens than an n-gram.
@@ -137,7 +130,7 @@ def fit_diversity(
     if len(sets) != len(scores) or len(sets) < 3:
         raise ValueError(f"{len(sets)} sets and {len(scores)} scores: a line needs at least 3 of each, one per set.")
     if len({item.order for item in sets}) > 1:
-        raise ValueError("The sets were measured with n-grams of different orders: measure them alike.")
+        raise ValueError("The sets were measured with n-grams of different orders: measure them in the same way.")
     target = np.asarray(scores, dtype=np.float64)
     fits = []
     for p in powers:

@@ -31,10 +31,6 @@ class InverseFit:
     """Share of the variance over runs that the fit explains; NaN if all losses are equal."""
     runs: int
 
-    def at(self, k: float) -> float:
-        """Return the fitted loss at K."""
-        return self.a + self.b / k
-
 
 def fit_inverse_k(k: Sequence[float], loss: Sequence[float]) -> InverseFit:
     """Fit loss = a + b/K to a set of runs, one entry per run.
@@ -49,8 +45,8 @@ def fit_inverse_k(k: Sequence[float], loss: Sequence[float]) -> InverseFit:
     Example:
 
     >>> fit = fit_inverse_k([1, 2, 4], [2.0, 1.5, 1.25])
-    >>> round(fit.a, 6), round(fit.b, 6), round(fit.at(8), 6)
-    (1.0, 1.0, 1.125)
+    >>> round(fit.a, 6), round(fit.b, 6)
+    (1.0, 1.0)
     """
     ks, losses = np.asarray(k, dtype=np.float64), np.asarray(loss, dtype=np.float64)
     if ks.shape != losses.shape or ks.ndim != 1:
@@ -133,11 +129,8 @@ def read_lines(
 ) -> list[tuple[int, str, Line]]:
     """Read the lines of a JSONL file that are not empty: their numbers, texts, and what `read` makes of their JSON.
 
-    Args:
-        path: the file.
-        read: builds the result from one JSON value.
-        expected: message for a line from which `read` can build nothing.
-        problem: message for a result that is not allowed; None if it is.
+    `expected` is the message for a line from which `read` can build nothing. `problem` returns the message for a
+    result that is not allowed.
 
     Raises:
         DataError: if lines are wrong; lists them.

@@ -61,16 +61,8 @@ def make_grid(
     """Build the settings (n prompts, K responses each) that keep prompts, pairs or cost fixed while K rises.
 
     By default each arm starts from an epoch of every prompt with one response. The arms then keep its number of
-    prompts, its number of pairs, or its cost.
-
-    Args:
-        pool_sizes: pool size N of each prompt owned.
-        costs: costs C_p of a prompt and C_r of a response, and the layout that determines the cost of a group.
-        ks: the values of K.
-        prompts: n in the equal-prompts arm.
-        pairs: pairs in the equal-pairs arm.
-        budget: cost of an epoch in the equal-cost arm, in the unit of the costs.
-        arms: the arms to lay out.
+    prompts, its number of pairs, or its cost. `prompts`, `pairs` and `budget` (in the unit of the costs) replace these
+    numbers. `pool_sizes` gives the pool size N of each prompt owned.
 
     Raises:
         ValueError: if K is below 1, if fewer than two settings of an arm are possible, or if the budget does not pay

@@ -1,7 +1,7 @@
 """Measure what planning needs from a model: the loss of every response, and token counts of prompts and responses."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from mrt_plugin.models.log_likelihood import (
 )
 from mrt_plugin.options import LossAggregation, PaidLayout
 from mrt_plugin.planning.budget import Costs
+from mrt_plugin.planning.progress import Progress, counting
 
 logger = logging.getLogger(__name__)
 
@@ -103,17 +104,12 @@ def measure(
     *,
     max_length: int | None = None,
     batch_tokens: int = 8192,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Measurement:
-    """Measure a model on groups.
+    """Measure a model on groups: rows with `id`, `prompt` and `responses`.
 
-    Args:
-        model: a causal language model, with or without an adapter.
-        encoder: encoder with the model's own tokenizer.
-        groups: rows with `id`, `prompt` and `responses`.
-        max_length: maximum tokens of prompt and response together; by default the model's number of positions.
-        batch_tokens: tokens per forward pass, including padding.
-        progress: called with the number of responses measured and the total.
+    `max_length` limits the tokens of prompt and response together; by default it is the model's number of positions.
+    `batch_tokens` counts the tokens of a forward pass, including padding.
 
     Raises:
         ValueError: if the tokenizer does not belong to the model, if no response fits `max_length`, or if a loss is
@@ -143,7 +139,8 @@ def measure(
             else "There are no groups to measure."
         )
     every = [pair for _, _, pairs in encoded for pair in pairs]
-    nll = -log_likelihoods(model, every, batch_tokens=batch_tokens, progress=counting(progress, len(every)))
+    advance = counting(progress, "losses of responses", len(every))
+    nll = -log_likelihoods(model, every, batch_tokens=batch_tokens, progress=advance)
     if not np.isfinite(nll).all():
         raise ValueError("The model's loss is not finite on some response: load it in float32.")
     measured, start = [], 0
@@ -168,34 +165,11 @@ def measure(
     return found
 
 
-def counting(progress: Callable[[int, int], None], total: int) -> Callable[[int], None]:
-    """Return a function that adds a number of finished steps, and reports the sum and the total."""
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
-
-    return advance
-
-
 def token_costs(groups: Iterable[Mapping[str, Any]], encoder: Encoder, layout: PaidLayout) -> Costs:
     """Compute the costs C_p of a prompt and C_r of a response in tokens, from a tokenizer alone.
 
     C_p is the mean length of the shared prefix. C_r is the mean length of a response's segment, averaged over prompts.
-    The quadratic cost of attention is left out.
-
-    Args:
-        groups: rows with `prompt` and `responses`; at least one.
-        encoder: encoder with the tokenizer used in training.
-        layout: the layout that determines the cost of a group.
-
-    Example:
-
-    ```python
-    token_costs(load_groups("pool.jsonl"), Encoder(tokenizer), "shared_prefix")
-    ```
+    The quadratic cost of attention is left out. `groups` are rows with `prompt` and `responses`; at least one.
     """
     rows = [build_group_row(encoder.encode_group(group["prompt"], group["responses"])) for group in groups]
     return _mean_costs([(row["prefix_length"], np.array(row["segment_lengths"])) for row in rows], layout)

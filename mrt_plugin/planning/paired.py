@@ -53,11 +53,6 @@ class Bootstrap:
     a normal one. Source: Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69,
     2015.
 
-    Args:
-        prompts: number of prompts, P.
-        seed: seed of the draws.
-        level: nominal coverage.
-
     Example:
 
     >>> boot = Bootstrap(5)

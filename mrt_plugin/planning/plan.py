@@ -1,7 +1,7 @@
 """Plan how many responses to keep, from a pool and a model. Without a model, only describe the data."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from mrt_plugin.planning.diversity import (
     token_ids,
     words,
 )
+from mrt_plugin.planning.progress import Progress
 from mrt_plugin.planning.variance import Interval, VarianceComponents, bootstrap_intervals, estimate_components
 from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.selection.allocation import allocate
@@ -37,13 +38,10 @@ TIMES = (1, 2, 4, 8)
 """Budgets shown in the outlook, in multiples of an ordinary epoch, in which every prompt has one response."""
 LAYOUTS: tuple[PaidLayout, ...] = ("shared_prefix", "expanded")
 
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the steps done and the total number of steps."""
-
 
 @dataclass(frozen=True)
 class PoolCounts:
-    """Numbers of prompts and responses."""
+    """Numbers of prompts and responses. A repeated response equals an earlier one of its pool."""
 
     name: str
     prompts: int
@@ -53,16 +51,7 @@ class PoolCounts:
     pool_most: int
     prompts_with_one_response: int
     repeated_responses: int
-    """Responses that repeat an earlier one of their pool."""
     prompts_with_repeats: int
-
-
-@dataclass(frozen=True)
-class EffectiveK:
-    """K similar responses count as `k_eff` different ones."""
-
-    k: int
-    k_eff: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +63,8 @@ class Diversity:
     redundancy: Redundancy | None
     response_diversity: float | None
     """1 - mean cosine of a prompt's responses, as a mean over prompts; None if no prompt has two."""
-    effective_k: list[EffectiveK]
+    effective_k: dict[int, float]
+    """`k_eff` of each K."""
     tokens: str
     """Name of the tokens of the n-grams."""
 
@@ -141,16 +131,12 @@ class SinglePrompts:
 
     prompts: int
     mean: float
-    """Mean loss of these prompts."""
+    """Mean loss of these prompts; `others` is that of the other prompts."""
     others: float
-    """Mean loss of the other prompts."""
     gap_error: float | None
     """Standard error of the difference; None for one prompt."""
     adds_to_v_x: float
-    """Variance that the gap adds to V_x over all prompts: p·(1-p)·gap², with p the share of prompts with one response.
-
-    It is 0 if the gap is within 2 standard errors of 0.
-    """
+    """p·(1-p)·gap², with p the share of these prompts; 0 if the gap is within 2 standard errors of 0."""
 
 
 @dataclass(frozen=True)
@@ -181,18 +167,14 @@ class ModelPlan:
     level: float
     """Level of the intervals."""
     prompts_differing: int
-    """Prompts whose responses differ in loss."""
     v_x: float
-    """Variance between prompts, in squared units of the loss."""
+    """The components are those of `VarianceComponents`."""
     v_x_interval: Interval | None
     v_yx: float
-    """Variance between the responses to a prompt."""
     v_yx_interval: Interval | None
     ratio: float
-    """V_x / V_{y|x}"""
     ratio_interval: Interval | None
     rho: float
-    """Correlation of two responses to a prompt."""
     rho_interval: Interval | None
     per_prompt: list[PromptLoss]
     prompts_sampled: bool
@@ -204,7 +186,6 @@ class ModelPlan:
     """Cost of an epoch in which every prompt has one response."""
     budget: float
     k_star: float
-    """The formula's best K, over real numbers."""
     k_star_interval: Interval | None
     all_prompts: LargestK
     best: BestK
@@ -213,11 +194,8 @@ class ModelPlan:
     outlook: list[Outlook]
     cost_unit: str
     copies: WithoutCopies | None
-    """None if no response was measured twice."""
     single: SinglePrompts | None
-    """None if no prompt has one response."""
     adaptive: Adaptive | None
-    """None if the pools are too small."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +204,6 @@ class Plan:
 
     data: PoolCounts
     model: ModelPlan | None
-    """None without a model."""
     diversity: Diversity
 
 
@@ -278,6 +255,7 @@ def make_plan(
     ```python
     from mrt_plugin import load_groups, make_plan
     from mrt_plugin.encoding import Encoder
+    from mrt_plugin.planning import advise
 
     plan = make_plan(load_groups("pool.jsonl"), model=model, encoder=Encoder(tokenizer), budget="4x")
     plan.model.best.k, advise(plan)[0]
@@ -285,22 +263,27 @@ def make_plan(
     """
     sizes = [len(responses) for responses in groups["responses"]]
     distinct = [len(set(map(canonical, responses))) for responses in groups["responses"]]
+    counts = PoolCounts(
+        name=data,
+        prompts=len(sizes),
+        responses=sum(sizes),
+        pool_least=min(sizes),
+        pool_median=float(np.median(sizes)),
+        pool_most=max(sizes),
+        prompts_with_one_response=sizes.count(1),
+        repeated_responses=sum(sizes) - sum(distinct),
+        prompts_with_repeats=sum(kinds < size for kinds, size in zip(distinct, sizes, strict=True)),
+    )
     chosen = sample_prompts(groups, max_prompts, seed)
     tokenize = words if encoder is None else token_ids(encoder.tokenizer)
     diversity = _diversity(groups, chosen, tokenize, embedder, order, p, progress)
     if model is None:
-        return Plan(_counts(data, sizes, distinct), None, diversity)
+        return Plan(counts, None, diversity)
 
     from mrt_plugin.planning.measure import measure
 
     assert encoder is not None, "a model needs its encoder"
-    found = measure(
-        model,
-        encoder,
-        chosen,
-        max_length=max_length,
-        progress=lambda done, total: progress("losses of responses", done, total),
-    )
+    found = measure(model, encoder, chosen, max_length=max_length, progress=progress)
     losses = found.losses(loss_aggregation)
     estimate, intervals = estimate_components(losses), bootstrap_intervals(losses, level=LEVEL, seed=seed)
     ratio = None if intervals is None else intervals.ratio
@@ -310,6 +293,7 @@ def make_plan(
     amount = parse_budget(budget, ordinary)
     budgets = _Budgets(estimate, ratio, sizes, paid, loss_aggregation)
     rows, best = budgets.rows(amount), budgets.best(amount)
+    every = [row for row in rows if row.prompts == len(sizes)]
     one_vote = budgets.rows(amount, votes="prompt")[best.k - 1]
     made = ModelPlan(
         prompts_measured=len(losses),
@@ -339,7 +323,7 @@ def make_plan(
         budget=amount,
         k_star=best_k_formula(estimate.ratio, paid),
         k_star_interval=None if ratio is None else Interval(*(best_k_formula(end, paid) for end in ratio[::-1])),
-        all_prompts=_largest_k(rows, best, len(sizes)),
+        all_prompts=LargestK(every[-1].k, _more(every[-1].variance, best.variance)) if every else LargestK(0, None),
         best=BestK(
             **asdict(best),
             saves=-_more(best.variance, rows[0].variance),
@@ -354,22 +338,12 @@ def make_plan(
         single=compare_single(losses),
         adaptive=estimate_adaptive(found, loss_aggregation, best.k, seed),
     )
-    return Plan(_counts(data, sizes, distinct), made, diversity)
+    return Plan(counts, made, diversity)
 
 
-def _counts(name: str, sizes: Sequence[int], distinct: Sequence[int]) -> PoolCounts:
-    """Count prompts and responses. `distinct` gives the number of distinct responses of each prompt."""
-    return PoolCounts(
-        name=name,
-        prompts=len(sizes),
-        responses=sum(sizes),
-        pool_least=min(sizes),
-        pool_median=float(np.median(sizes)),
-        pool_most=max(sizes),
-        prompts_with_one_response=sum(size == 1 for size in sizes),
-        repeated_responses=sum(sizes) - sum(distinct),
-        prompts_with_repeats=sum(kinds < size for kinds, size in zip(distinct, sizes, strict=True)),
-    )
+def random_of(name: str, seed: int, what: bytes) -> np.random.Generator:
+    """Return a generator that depends only on a group's id, the seed and the purpose."""
+    return np.random.default_rng(int.from_bytes(digest(what, str(seed).encode(), name.encode()), "little"))
 
 
 def sample_prompts(groups: Dataset, count: int | None, seed: int) -> Dataset:
@@ -402,7 +376,7 @@ def _diversity(
         prompt=prompt_diversity(map(prompt_text, groups["prompt"]), tokenize=tokenize, order=order, p=p),
         redundancy=prompt_redundancy([prompt_text(row["prompt"]) for row in rows], used) if len(rows) > 1 else None,
         response_diversity=mean,
-        effective_k=[] if mean is None else [EffectiveK(k, effective_k(k, 1 - mean)) for k in range(1, most + 1)],
+        effective_k={} if mean is None else {k: effective_k(k, 1 - mean) for k in range(1, most + 1)},
         tokens="words" if tokenize is words else "the model's tokens",
     )
 
@@ -483,13 +457,6 @@ def _more(variance: float, than: float) -> float:
     return variance / than - 1 if than else 0.0
 
 
-def _largest_k(rows: Sequence[BudgetRow], best: BudgetRow, owned: int) -> LargestK:
-    for row in reversed(rows):
-        if row.prompts == owned:
-            return LargestK(row.k, _more(row.variance, best.variance))
-    return LargestK(0, None)
-
-
 def estimate_adaptive(found: "Measurement", aggregation: LossAggregation, best_k: int, seed: int) -> Adaptive | None:
     """Estimate the gain from giving more responses to prompts that vary more, at the same total.
 
@@ -501,8 +468,7 @@ def estimate_adaptive(found: "Measurement", aggregation: LossAggregation, best_k
     for group, losses in zip(found.groups, found.losses(aggregation), strict=True):
         if len(losses) < 4:
             continue
-        state = int.from_bytes(digest(b"halves", str(seed).encode(), group.id.encode()), "little")
-        order = np.random.default_rng(state).permutation(len(losses))
+        order = random_of(group.id, seed, b"halves").permutation(len(losses))
         parts = [losses[order[start::2]] for start in (0, 1)]
         names.append(group.id)
         rows.append(np.concatenate(parts))

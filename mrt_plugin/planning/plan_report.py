@@ -22,7 +22,20 @@ OUTLOOK_COLUMNS = ("budget, in ordinary epochs", "K", "interval", "prompts", "va
 
 
 def advise(plan: Plan) -> list[str]:
-    """Return the advice, followed by its qualifications, with one or two sentences per line."""
+    """Return the advice of a plan, followed by its qualifications, with one or two sentences per line.
+
+    The first line names the K to keep, its interval and the cost. Without a model there is one line, and no K.
+
+    Example:
+
+    ```python
+    from mrt_plugin import load_groups, make_plan
+    from mrt_plugin.planning import advise
+
+    for line in advise(make_plan(load_groups("pool.jsonl"))):
+        print(line)
+    ```
+    """
     found = plan.model
     if found is None:
         return [
@@ -280,9 +293,9 @@ def data_rows(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("prompt redundancy: mean cosine to the nearest other prompt", f"{near.nearest:.3f}"))
         rows.append((f"prompts with another at {near.near:g} or nearer", f"{near.share:.1%}"))
     if found.response_diversity is not None:
-        last = found.effective_k[-1]
+        k, k_eff = list(found.effective_k.items())[-1]
         rows.append(("response diversity: 1 - mean cosine in a pool", f"{found.response_diversity:.3f}"))
-        rows.append((f"k_eff of K = {last.k} (a heuristic)", f"{last.k_eff:.1f}"))
+        rows.append((f"k_eff of K = {k} (a heuristic)", f"{k_eff:.1f}"))
     return [*rows, ("embedder", found.embedder)]
 
 

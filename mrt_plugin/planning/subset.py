@@ -23,12 +23,8 @@ class Kept:
 def match(selection: Dataset, pool: Dataset, name: str = "the selection") -> list[Kept]:
     """Find every selected response in the pool.
 
-    Groups are matched by id, or by prompt if no id matches. Responses are matched by their text.
-
-    Args:
-        selection: groups, each with some of the responses of one of the pool's groups.
-        pool: the groups that the selection was made from.
-        name: name of the selection in messages.
+    Groups are matched by id, or by prompt if no id matches. Responses are matched by their text. `name` names the
+    selection in messages.
 
     Raises:
         DataError: if groups or responses are not in the pool; lists up to 20.

@@ -53,13 +53,6 @@ class VarianceComponents:
         """Return the intraclass correlation of two responses to one prompt, V_x / (V_x + V_{y|x}); at least 0."""
         return rho(self.ratio)
 
-    def design_effect(self, k: float) -> float:
-        """Return the design effect, 1 + (K-1)·rho.
-
-        It is the variance of a mean over n prompts with K responses each, divided by that over n·K different prompts.
-        """
-        return 1 + (k - 1) * self.rho
-
 
 class Interval(NamedTuple):
     """A confidence interval."""
@@ -91,9 +84,6 @@ def estimate_components(losses: Sequence[Sequence[float] | np.ndarray]) -> Varia
     noise, V_{y|x}/K, that the prompt means contain. Differences below rounding count as zero. V_{y|x} is also 0 if
     the responses of only one prompt differ, because one prompt is not enough for a mean over prompts.
 
-    Args:
-        losses: one sequence of losses per prompt.
-
     Raises:
         ValueError: if fewer than 2 prompts have at least 2 responses, if a loss is not finite, or if all losses are
             equal.
@@ -120,17 +110,7 @@ def bootstrap_intervals(
     unequal-variance data, nominal 90 % intervals covered the truth in 86 to 93 % of repetitions. With very heavy tails
     (lognormal prompt means) they covered it in only 75 to 80 %.
 
-    Args:
-        losses: as for `estimate_components`.
-        level: nominal coverage.
-        draws: bootstrap draws.
-        seed: seed of the draws.
-
-    Returns:
-        The intervals; None if fewer than 5 prompts have responses that differ in loss.
-
-    Raises:
-        ValueError: as `estimate_components`.
+    Returns None if fewer than 5 prompts have responses that differ in loss. Errors are those of `estimate_components`.
     """
     table = _table(losses)
     if (table[:, 1] > 0).sum() < FEWEST:

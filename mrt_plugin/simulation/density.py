@@ -20,10 +20,9 @@ COMPONENTS = 5
 
 @dataclass
 class Densities:
-    """M stacked networks.
+    """M stacked networks: (weight [M, in, out], bias [M, 1, out]) of the two hidden layers and of the head.
 
-    `layers` holds (weight [M, in, out], bias [M, 1, out]) of the two hidden layers and of the head. The head's outputs
-    are the logits, the means and the log standard deviations of the components, in this order.
+    The head's outputs are the logits, the means and the log standard deviations of the components, in this order.
     """
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]
@@ -87,12 +86,8 @@ def train(
 ) -> Densities:
     """Train one network per seed on its own data, with full-batch Adam and gradients clipped at norm 5 per network.
 
-    Args:
-        prompts: [M, n, 5].
-        responses: [M, n, K].
-        seeds: M seeds for the initial weights.
-        steps: optimizer steps.
-        watch: called before each step, and after the last, with the steps taken and the networks.
+    Prompts are [M, n, 5] and responses [M, n, K]. The M seeds give the initial weights. `watch` is called before each
+    step, and after the last, with the steps taken and the networks.
     """
     model = Densities.initialised(seeds)
     x, y = (torch.tensor(part, dtype=torch.float32) for part in (prompts, responses))
@@ -119,10 +114,7 @@ def train(
 
 @torch.no_grad()
 def true_nll(model: Densities, prompts: np.ndarray) -> np.ndarray:
-    """Compute the expected -log p(y|x) over all answers, averaged over prompts [n, 5]: [M].
-
-    The expectation is integrated, not sampled.
-    """
+    """Integrate -log p(y|x) over all answers, and average over prompts [n, 5]: [M]."""
     nodes, weights = quadrature(8)
     answers = torch.tensor(centre(prompts)[:, None] + nodes, dtype=torch.float32)
     losses = [output_nll(one, answers) for one in model.outputs(torch.tensor(prompts, dtype=torch.float32)[None])]
@@ -131,10 +123,7 @@ def true_nll(model: Densities, prompts: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def mode_masses(model: Densities, prompts: np.ndarray) -> np.ndarray:
-    """Compute the probability that each network gives each mode, [M, n, 3].
-
-    An answer belongs to the nearest mode.
-    """
+    """Compute the probability that each network gives each mode, [M, n, 3]. An answer belongs to the nearest mode."""
     logits, means, log_sigmas = model.outputs(torch.tensor(prompts, dtype=torch.float32)[None]).double().chunk(3, -1)
     borders = torch.tensor(centre(prompts)[:, None] + (OFFSETS[1:] + OFFSETS[:-1]) / 2)
     scaled = (borders[:, :, None] - means[:, :, None]) * torch.exp(-log_sigmas.clamp(-3, 3))[:, :, None]

@@ -27,6 +27,9 @@ from mrt_plugin.simulation.density import (
 )
 from mrt_plugin.simulation.world import SELECTORS
 
+Step = Callable[[], object]
+"""Called after each step of an experiment."""
+
 POOL = 32
 PAPER_SEED = 42
 """PyTorch seed of the paper's networks, and NumPy seed of the prompts of its gradient experiment."""
@@ -122,9 +125,7 @@ def _squared_error_components(
     return float(means.var(ddof=1)), float((losses**2 @ weights - means**2).mean())
 
 
-def budget(
-    seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Callable[[], object] = lambda: None
-) -> dict[str, Any]:
+def budget(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Step = lambda: None) -> dict[str, Any]:
     """Spend one budget (400) on more prompts (4 each) or more responses (1 each), and measure the result at each K.
 
     k* responses per prompt minimise the variance of the loss estimate at one fixed network. The goal is a low NLL of a
@@ -138,9 +139,8 @@ def budget(
     prompts_at = {row.k: row.prompts for row in rows}
     prompts, pools = world.draw_sets(repeats, max(prompts_at.values()), POOL, random)
     test = world.draw_prompts(200, random)
-    last: dict[str, list[list[float]]] = {name: [] for name in BUDGET_SELECTORS}
-    best: dict[str, list[list[float]]] = {name: [] for name in BUDGET_SELECTORS}
-    for k in ks:
+    nll = np.empty((2, len(BUDGET_SELECTORS), len(ks), repeats))
+    for place, k in enumerate(ks):
         x, y = prompts[:, : prompts_at[k]], pools[:, : prompts_at[k]]
         kept = np.concatenate([world.keep(name, x, y, k, random) for name in BUDGET_SELECTORS])
         data = np.tile(x, (len(BUDGET_SELECTORS), 1, 1))
@@ -152,10 +152,8 @@ def budget(
 
         train(data, kept, random.integers(2**31, size=len(data)).tolist(), steps=steps, watch=watch)
         progress()
-        for number, name in enumerate(BUDGET_SELECTORS):
-            mine = slice(number * repeats, (number + 1) * repeats)
-            last[name].append(curve[-1][mine].tolist())
-            best[name].append(np.min(curve, axis=0)[mine].tolist())
+        nll[:, :, place] = np.reshape([curve[-1], np.min(curve, axis=0)], (2, -1, repeats))
+    last, best = (dict(zip(BUDGET_SELECTORS, table.tolist(), strict=True)) for table in nll)
     return {
         "costs": {"prompt": COSTS.prompt, "response": COSTS.response},
         "budget": BUDGET,
@@ -170,8 +168,8 @@ def budget(
         "pairs": [k * prompts_at[k] for k in ks],
         "nll_last_step": last,
         "nll_best_step": best,
-        "best_k_last_step": {name: _best_shares(values, random) for name, values in last.items()},
-        "best_k_best_step": {name: _best_shares(values, random) for name, values in best.items()},
+        "best_k_last_step": {name: _best_shares(np.array(values), random) for name, values in last.items()},
+        "best_k_best_step": {name: _best_shares(np.array(values), random) for name, values in best.items()},
     }
 
 
@@ -193,9 +191,8 @@ def _density_components(random: np.random.Generator, prompts: int = 20_000) -> d
     }
 
 
-def _best_shares(values: list[list[float]], random: np.random.Generator, draws: int = 1000) -> list[float]:
-    """Return for each K how often it has the lowest mean NLL in bootstrap draws of the repeats."""
-    table = np.array(values)
+def _best_shares(table: np.ndarray, random: np.random.Generator, draws: int = 1000) -> list[float]:
+    """Return for each K how often it has the lowest mean NLL in bootstrap draws of the repeats, from [K, repeats]."""
     chosen = random.integers(table.shape[1], size=(draws, table.shape[1]))
     winners = table[:, chosen].mean(axis=2).argmin(axis=0)
     return (np.bincount(winners, minlength=len(table)) / draws).tolist()
@@ -210,9 +207,7 @@ def _mode_errors(model: Densities, prompts: np.ndarray) -> np.ndarray:
     return value
 
 
-def lottery(
-    seed: int = 0, *, runs: int = 20, steps: int = 400, progress: Callable[[], object] = lambda: None
-) -> dict[str, Any]:
+def lottery(seed: int = 0, *, runs: int = 20, steps: int = 400, progress: Step = lambda: None) -> dict[str, Any]:
     """Measure how much the result of training varies with K random answers per prompt: the mode lottery.
 
     The runs differ in data and initial weights. Each has 120 prompts. Measured are the true NLL and the mode error.
@@ -228,24 +223,15 @@ def lottery(
         progress()
         nll.append(true_nll(model, test).tolist())
         error.append(_mode_errors(model, test).tolist())
-    return {
-        "k": list(ks),
-        "prompts": prompts,
-        "pool": POOL,
-        "runs": runs,
-        "steps": steps,
-        "nll": nll,
-        "nll_mean": np.mean(nll, axis=1).tolist(),
-        "nll_sd": np.std(nll, axis=1, ddof=1).tolist(),
-        "mode_error": error,
-        "mode_error_mean": np.mean(error, axis=1).tolist(),
-        "mode_error_sd": np.std(error, axis=1, ddof=1).tolist(),
-    }
+    found: dict[str, Any] = {"k": list(ks), "prompts": prompts, "pool": POOL, "runs": runs, "steps": steps}
+    for name, values in (("nll", nll), ("mode_error", error)):
+        found[name] = values
+        found[f"{name}_mean"] = np.mean(values, axis=1).tolist()
+        found[f"{name}_sd"] = np.std(values, axis=1, ddof=1).tolist()
+    return found
 
 
-def by_selector(
-    seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: Callable[[], object] = lambda: None
-) -> dict[str, Any]:
+def by_selector(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: Step = lambda: None) -> dict[str, Any]:
     """Learn a distribution from the answers that each selector keeps, for 150 prompts.
 
     Measured are the NLL of new answers to the training prompts, and the mode error as in `lottery`.
@@ -253,37 +239,26 @@ def by_selector(
     prompts, ks = 150, (1, 2, 4, 8, 16)
     random = np.random.default_rng([seed, 4])
     x, pools = world.draw_sets(repeats, prompts, POOL, random)
-    nll: dict[str, list[list[float]]] = {name: [] for name in SELECTORS}
-    error: dict[str, list[list[float]]] = {name: [] for name in SELECTORS}
-    for k in ks:
+    tables = np.empty((2, len(SELECTORS), len(ks), repeats))
+    for place, k in enumerate(ks):
         kept = np.concatenate([world.keep(name, x, pools, k, random) for name in SELECTORS])
         data = np.tile(x, (len(SELECTORS), 1, 1))
         model = train(data, kept, random.integers(2**31, size=len(data)).tolist(), steps=steps)
         progress()
-        for number, name in enumerate(SELECTORS):
-            mine = [model.part(number * repeats + repeat) for repeat in range(repeats)]
-            nll[name].append([float(true_nll(one, own)[0]) for one, own in zip(mine, x, strict=True)])
-            error[name].append([float(_mode_errors(one, own)[0]) for one, own in zip(mine, x, strict=True)])
-    return {
-        "k": list(ks),
-        "prompts": prompts,
-        "pool": POOL,
-        "repeats": repeats,
-        "steps": steps,
-        "nll": nll,
-        "nll_mean": {name: np.mean(rows, axis=1).tolist() for name, rows in nll.items()},
-        "mode_error_mean": {name: np.mean(rows, axis=1).tolist() for name, rows in error.items()},
-    }
+        for number, own in enumerate(data):
+            one = model.part(number)
+            found = true_nll(one, own)[0], _mode_errors(one, own)[0]
+            tables[:, number // repeats, place, number % repeats] = found
+    settings = {"k": list(ks), "prompts": prompts, "pool": POOL, "repeats": repeats, "steps": steps}
+    rows = [tables[0], *tables.mean(axis=-1)]
+    nll, nll_mean, error_mean = (dict(zip(SELECTORS, table.tolist(), strict=True)) for table in rows)
+    return {**settings, "nll": nll, "nll_mean": nll_mean, "mode_error_mean": error_mean}
 
 
 def gradients(seed: int = 0, *, trials: int = 400, networks: int = 8) -> dict[str, Any]:
     """Measure bias, variance and gradient direction of the K = 4 responses that each selector keeps of 32.
 
     It runs on the paper's untrained network and 30 prompts, and on other networks and prompts for comparison.
-
-    Returns:
-        `selectors`: for each selector bias², variance and EMSE (their sum) of the per-prompt loss, the mean gradient
-        cosine, and the range of each over the other networks.
     """
     prompts, k = 30, 4
     random = np.random.default_rng([seed, 5])

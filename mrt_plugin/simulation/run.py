@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrt_plugin.groups.write import whole_file, write_text
+from mrt_plugin.planning.progress import Progress
 from mrt_plugin.report import Report
 from mrt_plugin.simulation import experiments, figures
 from mrt_plugin.simulation.published import COLUMNS, compare
@@ -92,16 +93,13 @@ def run_experiments(
     names: Sequence[str] = tuple(EXPERIMENTS),
     *,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = lambda stage, done, total: None,
     publish: Callable[[dict[str, Any]], object] = lambda results: None,
 ) -> dict[str, Any]:
-    """Run experiments and compare their results with the published figures.
+    """Run experiments by name and compare their results with the published figures.
 
-    Args:
-        names: names from `EXPERIMENTS`.
-        seed: seed of every draw. The paper's networks keep their own seeds.
-        progress: called with an experiment's title, the steps done and the total number of steps.
-        publish: called after each experiment with the results so far, so that a stopped run keeps them.
+    `publish` is called after each experiment with the results so far, so that a stopped run keeps them. The paper's
+    networks keep their own seeds.
 
     Returns:
         `seed`, `experiments` (each with its numbers and `seconds`), and `published`, the rows of the comparison.

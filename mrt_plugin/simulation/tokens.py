@@ -19,7 +19,7 @@ from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.groups import load_groups
 from mrt_plugin.models.log_likelihood import log_likelihoods
-from mrt_plugin.planning.quiet import quiet
+from mrt_plugin.planning.progress import quiet
 from mrt_plugin.selection import select
 from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
 
@@ -57,8 +57,7 @@ def tokens(
         `nll`: negative log-likelihood (NLL) per response token on new prompts, with the three right answers weighted
         equally.
     """
-    mode_kl: dict[str, list[list[float]]] = {name: [[] for _ in ks] for name in selectors}
-    nll: dict[str, list[list[float]]] = {name: [[] for _ in ks] for name in selectors}
+    tables = np.empty((2, len(selectors), len(ks), repeats))
     kept_modes: dict[str, list[list[float]]] = {name: [] for name in selectors}
     tokenizer = build_tokenizer()
     with quiet():
@@ -66,27 +65,24 @@ def tokens(
             random = np.random.default_rng([seed, 7, repeat])
             groups = load_groups(Dataset.from_list(draw_pools(random)))
             test = [draw_numbers(random) for _ in range(TEST_PROMPTS)]
-            for name in selectors:
+            for row, name in enumerate(selectors):
                 for place, k in enumerate(ks):
                     chosen = select(groups, name, k=k, seed=seed + repeat, embedder=bag_of_words)
                     if repeat == 0:
                         kept_modes[name].append(mode_shares(chosen))
                     model = train(chosen, tokenizer, k, steps, seed=int(random.integers(2**31)))
-                    kl, loss = distance(model, tokenizer, test)
-                    mode_kl[name][place].append(kl)
-                    nll[name][place].append(loss)
+                    tables[:, row, place, repeat] = distance(model, tokenizer, test)
                     progress()
+    rows = [tables[0], *tables.mean(axis=-1)]
+    mode_kl, kl_mean, nll_mean = (dict(zip(selectors, table.tolist(), strict=True)) for table in rows)
+    settings = {"k": list(ks), "prompts": PROMPTS, "pool": POOL, "repeats": repeats, "steps": steps}
     return {
-        "k": list(ks),
-        "prompts": PROMPTS,
-        "pool": POOL,
-        "repeats": repeats,
-        "steps": steps,
+        **settings,
         "pairs_per_step": PAIRS_PER_STEP,
         "generated": list(GENERATED),
         "mode_kl": mode_kl,
-        "mode_kl_mean": {name: np.mean(rows, axis=1).tolist() for name, rows in mode_kl.items()},
-        "nll_mean": {name: np.mean(rows, axis=1).tolist() for name, rows in nll.items()},
+        "mode_kl_mean": kl_mean,
+        "nll_mean": nll_mean,
         "kept_modes": kept_modes,
     }
 

@@ -75,14 +75,8 @@ def choose(
 ) -> np.ndarray:
     """Choose K responses of each pool with a selector of this package, and return their indices, [n, K].
 
-    The selector gets the similarity s as a cosine of 2·s - 1, which `similarity: paper` converts back.
-
-    Args:
-        selector: name of the selector.
-        responses: [n, N] with N > K.
-        rewards: [n, N].
-        k: K, the number of responses to keep.
-        random: generator for the draws of `random_k` and for breaking ties.
+    Responses and rewards are [n, N] with N > K. The selector gets the similarity s as a cosine of 2·s - 1, which
+    `similarity: paper` converts back. `random` draws for `random_k` and breaks ties.
     """
     strategy = get_selector(selector)
     keys = random.integers(2**63, size=responses.shape, dtype=np.uint64)

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PrinterCallback, TrainerCallback
 from mrt_plugin.demo.modes import TruthDistance
 from mrt_plugin.groups import load_groups
 from mrt_plugin.options import Layout
-from mrt_plugin.planning.quiet import quiet
+from mrt_plugin.planning.progress import quiet
 from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
 from recipes.claim.arms import ARMS, Arm, arm_groups
 from recipes.claim.exact import ExactDistance

@@ -1,10 +1,25 @@
-"""Hide the logs and progress bars of many small selections and trainings."""
+"""Report the progress of a long computation, or hide that of many small ones."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import datasets
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, the steps done and the total number of steps."""
+
+
+def counting(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
+    """Return a function that adds a number of finished steps, and reports the sum and the total."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(stage, done, total)
+
+    return advance
 
 
 @contextmanager
