@@ -7,7 +7,7 @@ the same with fewer repetitions.
 import numpy as np
 
 from mrt_plugin.evaluation.evaluate import differences
-from mrt_plugin.evaluation.measures import outcome
+from mrt_plugin.evaluation.result import outcome
 from mrt_plugin.evaluation.subject import Subject
 from mrt_plugin.models.named_model import NamedModel
 from mrt_plugin.planning.audit import LEVEL
@@ -59,9 +59,9 @@ def null_verdicts(measures: int, prompts: int, repetitions: int, seed: int = 0) 
             )
             for name in ("before", "after")
         ]
-        rows = differences(subjects, 0, boot)
-        alone += any(outcome(row["measure"], row["interval"]) != "unclear" for row in rows)
-        corrected += any(row["outcome"] != "unclear" for row in rows)
+        rows = differences(subjects, subjects[0], boot)
+        alone += any(outcome(row.measure, row.interval) != "unclear" for row in rows)
+        corrected += any(row.outcome != "unclear" for row in rows)
     return alone / repetitions, corrected / repetitions
 
 

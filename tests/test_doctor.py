@@ -174,9 +174,9 @@ class TestMemory:
         assert total(optimizer_bytes=2) < full
 
     def test_parts_add_up(self) -> None:
-        parts = estimate_memory(self.CONFIG, Method(bits=4, lora_rank=8), rows=1, length=64).as_dict()
+        estimate = estimate_memory(self.CONFIG, Method(bits=4, lora_rank=8), rows=1, length=64)
         names = ("weights", "training_state", "activations", "logits", "dequantised")
-        assert parts["total"] == pytest.approx(sum(parts[name] for name in names))
+        assert estimate.total == pytest.approx(sum(getattr(estimate, name) for name in names))
 
 
 @pytest.fixture(scope="module")

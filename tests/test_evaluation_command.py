@@ -129,7 +129,7 @@ class TestEndpoint:
         assert done.exit_code == 0, done.output
         found = json.loads(done.stdout)
         assert found["models"][0]["samples"]["least"] == 0
-        assert any("1 prompts were turned away by the endpoint" in note for note in found["notes"])
+        assert any("1 prompts were rejected by the endpoint" in note for note in found["notes"])
         coverage = [row for row in found["models"][0]["measures"] if row["measure"] == "coverage"]
         assert {row["prompts"] for row in coverage} == {7}
 
@@ -164,7 +164,7 @@ class TestFiles:
         done = run(*arguments, "--report", str(page))
         assert done.exit_code == 0, done.output
         assert "held-out NLL per token" in done.stdout
-        assert "Next: put it beside what it was trained from: mrt evaluate --model BASE" in done.stdout
+        assert "Next: compare it with the model before training: mrt evaluate --model BASE" in done.stdout
         assert page.stat().st_size > 5000
         done = run(*arguments, "--json")
         assert json.loads(done.stdout)["data"]["prompts"] == 3

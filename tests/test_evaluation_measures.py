@@ -13,15 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from interval_coverage import KEYS, null_verdicts
 
-from mrt_plugin.evaluation.best_of import expected_best, levels, pass_at_k
 from mrt_plugin.evaluation.cases import Case, read_cases
 from mrt_plugin.evaluation.checkers import last_number, load_checker
-from mrt_plugin.evaluation.closeness import closeness
+from mrt_plugin.evaluation.closeness import closeness, expected_best, levels
 from mrt_plugin.evaluation.evaluate import differences
 from mrt_plugin.evaluation.forgetting import ProbeNLL, compare_probe, compare_tasks, points_of_nll, probe, verdict
-from mrt_plugin.evaluation.measures import outcome
-from mrt_plugin.evaluation.reward import rewards
-from mrt_plugin.evaluation.samples import Samples, read_samples
+from mrt_plugin.evaluation.harness import Score
+from mrt_plugin.evaluation.result import outcome
+from mrt_plugin.evaluation.samples import Samples, read_samples, rewards
 from mrt_plugin.evaluation.subject import Subject
 from mrt_plugin.groups import DataError
 from mrt_plugin.models.named_model import NamedModel, add_pools, parse_models
@@ -34,7 +33,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-EXAMPLES = ["best_of", "checkers", "closeness", "forgetting", "measures"]
+EXAMPLES = ["checkers", "closeness", "forgetting", "result"]
 OF_OTHER_ROOMS = ["scoring.cosine", "models.named_model", "planning.paired"]
 
 
@@ -43,6 +42,10 @@ def test_the_examples_are_true(module: str) -> None:
     tried = doctest.testmod(import_module(f"mrt_plugin.{module}"))
     assert tried.attempted
     assert not tried.failed
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    return float(expected_best(np.arange(n) >= n - c, k))
 
 
 class TestBestOf:
@@ -73,7 +76,7 @@ class TestBestOf:
 
     def test_what_cannot_be_had_is_refused(self) -> None:
         for m in (0, 4):
-            with pytest.raises(ValueError, match=f"m={m} cannot be had from 3 samples"):
+            with pytest.raises(ValueError, match=f"m={m} cannot be computed from 3 samples"):
                 expected_best(np.zeros(3), m)
         assert levels(0) == []
         assert levels(16) == [1, 2, 4, 8, 16]
@@ -144,9 +147,9 @@ class TestIntervals:
         measured += [{key: Measured.mean(random.permutation(values)) for key, values in noise.items()}]
         measured[1]["coverage", 8] = Measured.mean(noise["coverage", 8] + 0.2 + random.normal(0, 0.2, 40))
         subjects = [Subject(NamedModel(name, name), own) for name, own in zip(("a", "b"), measured, strict=True)]
-        rows = {(row["measure"], row["m"]): row for row in differences(subjects, 0, Bootstrap(40))}
-        assert rows["coverage", 8]["outcome"] == "better"
-        assert all(row["p"] <= row["p_corrected"] <= 1 for row in rows.values())
+        rows = {(row.measure, row.m): row for row in differences(subjects, subjects[0], Bootstrap(40))}
+        assert rows["coverage", 8].outcome == "better"
+        assert all(row.p <= row.p_corrected <= 1 for row in rows.values())  # type: ignore[operator]
 
     def test_fewer_than_five_prompts_have_neither_interval_nor_verdict(self) -> None:
         for prompts in (4, 5):
@@ -407,43 +410,42 @@ class TestForgetting:
         before = ProbeNLL(2.0 * tokens, tokens)
         after = ProbeNLL((2.0 + random.normal(0.03, 0.01, 60)) * tokens, tokens)
         rows = compare_probe(before, after)
-        assert [row["kind"] for row in rows] == ["all", "facts", "prose", "code", "questions", "reasoning"]
+        assert [row.kind for row in rows] == ["all", "facts", "prose", "code", "questions", "reasoning"]
         whole = rows[0]
-        assert whole["points"] == pytest.approx(100 * (1 - np.exp(-0.03)), abs=0.4)
-        assert whole["interval"][0] < whole["points"] < whole["interval"][1]
-        assert whole["verdict"] == "flagged"
-        assert rows[1]["texts"] == 12
+        assert whole.points == pytest.approx(100 * (1 - np.exp(-0.03)), abs=0.4)
+        assert whole.interval[0] < whole.points < whole.interval[1]
+        assert whole.verdict == "flagged"
+        assert rows[1].texts == 12
         assert compare_probe(before, ProbeNLL(after.nll, tokens + 1)) is None
-        assert {row["verdict"] for row in compare_probe(before, before)} == {"kept"}
+        assert {row.verdict for row in compare_probe(before, before)} == {"kept"}
 
     def test_tasks(self) -> None:
-        def score(value: float, stderr: float | None = 0.01, higher: bool = True) -> dict[str, Any]:
-            return {"value": value, "stderr": stderr, "higher_is_better": higher}
+        def score(value: float, stderr: float | None = 0.01, higher: bool = True) -> Score:
+            return Score(value, stderr, higher)
 
         before = {"t": {"acc": score(0.64), "ppl": score(12.0, higher=False), "f1": score(0.5, None)}}
         after = {"t": {"acc": score(0.58), "ppl": score(14.0, higher=False), "f1": score(0.51, None), "new": score(1)}}
-        rows = {row["metric"]: row for row in compare_tasks(before, after)}
-        assert rows["acc"]["points"] == pytest.approx(6.0)
-        assert rows["acc"]["verdict"] == "significant"
-        assert rows["acc"]["interval"] == pytest.approx([6 - 196 * 0.02**0.5 / 10, 6 + 196 * 0.02**0.5 / 10])
-        assert rows["ppl"]["points"] is None
-        assert (rows["f1"]["verdict"], rows["f1"]["interval"]) == ("kept", None)
-        assert rows["new"]["before"] is None
+        rows = {row.metric: row for row in compare_tasks(before, after)}
+        assert rows["acc"].points == pytest.approx(6.0)
+        assert rows["acc"].verdict == "significant"
+        assert rows["acc"].interval == pytest.approx([6 - 196 * 0.02**0.5 / 10, 6 + 196 * 0.02**0.5 / 10])
+        assert rows["ppl"].points is None
+        assert (rows["f1"].verdict, rows["f1"].interval) == ("kept", None)
+        assert rows["new"].before is None
 
     def test_tasks_are_compared_document_by_document(self) -> None:
         """12 of 200 documents lost, 2 gained: unpaired, two accuracies of 0.6 and 0.55 are within chance."""
 
-        def score(right: np.ndarray) -> dict[str, Any]:
+        def score(right: np.ndarray) -> dict[str, dict[str, Score]]:
             error = float(right.std() / np.sqrt(200))
             documents = dict(enumerate(right.astype(float).tolist()))
-            found = {"value": float(right.mean()), "stderr": error, "higher_is_better": True, "documents": documents}
-            return {"t": {"acc": found}}
+            return {"t": {"acc": Score(float(right.mean()), error, True, documents)}}
 
         before = np.arange(200) < 120
         after = before.copy()
         after[:12], after[-2:] = False, True
         (row,) = compare_tasks(score(before), score(after))
-        assert row["points"] == pytest.approx(5.0)
-        assert 1 < row["interval"][0] < 5 < row["interval"][1] < 9
-        unpaired = 196 * np.hypot(*(part["t"]["acc"]["stderr"] for part in (score(before), score(after))))
-        assert row["points"] - unpaired < 0
+        assert row.points == pytest.approx(5.0)
+        assert 1 < row.interval[0] < 5 < row.interval[1] < 9
+        unpaired = 196 * np.hypot(*(part["t"]["acc"].stderr for part in (score(before), score(after))))
+        assert row.points - unpaired < 0

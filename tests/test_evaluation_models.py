@@ -19,13 +19,14 @@ from mrt_plugin.evaluation.cases import Case, read_cases
 from mrt_plugin.evaluation.checkers import load_checker
 from mrt_plugin.evaluation.evaluate import evaluate
 from mrt_plugin.evaluation.evaluate_report import evaluation_report
-from mrt_plugin.evaluation.held_out import held_out_nll, prompt_nll
-from mrt_plugin.evaluation.reward import rewards
-from mrt_plugin.evaluation.samples import Samples
+from mrt_plugin.evaluation.held_out import held_out_nll, response_nll
+from mrt_plugin.evaluation.result import Evaluation
+from mrt_plugin.evaluation.samples import Samples, rewards
 from mrt_plugin.evaluation.subject import How
 from mrt_plugin.models.load import load_model, load_tokenizer
 from mrt_plugin.models.named_model import NamedModel, add_pools, parse_models
 from mrt_plugin.sampling import LocalModel, SamplingSettings
+from mrt_plugin.sampling.options import LocalOptions
 from mrt_plugin.scoring import load_embedder
 
 SHORT = SamplingSettings(max_tokens=4)
@@ -76,7 +77,7 @@ def cases(folder: Path) -> list[Case]:
 
 
 @pytest.fixture(scope="module")
-def result(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def evaluation(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
     """A base model, the same with an adapter, and the two merged."""
     how = How(
         tmp_path_factory.mktemp("samples"),
@@ -89,6 +90,16 @@ def result(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     )
     models = parse_models([f"{folder}/base", f"tuned={folder}/base+{folder}/run", f"{folder}/merged"])
     return evaluate(read_cases(folder / "data.jsonl"), models, how, outputs=12, data="data.jsonl")
+
+
+@pytest.fixture(scope="module")
+def result(evaluation: Evaluation) -> Any:
+    """The result as the command prints it."""
+    return json.loads(json.dumps(evaluation.as_dict(), allow_nan=False))
+
+
+def evaluated(*arguments: Any, **more: Any) -> dict[str, Any]:
+    return evaluate(*arguments, **more).as_dict()
 
 
 def value(result: dict[str, Any], model: str, measure: str, m: int | None = None) -> Any:
@@ -143,8 +154,8 @@ class TestSideBySide:
             assert row["difference"] == pytest.approx(expected, abs=1e-9)
             assert row["interval"][0] <= row["difference"] <= row["interval"][1]
 
-    def test_the_page_is_whole_offline_and_made_of_the_json_alone(self, result: dict[str, Any]) -> None:
-        page = evaluation_report(json.loads(json.dumps(result, allow_nan=False)))
+    def test_the_page_is_complete_and_works_offline(self, evaluation: Evaluation, result: dict[str, Any]) -> None:
+        page = evaluation_report(evaluation)
         assert page.count("<svg") == 3
         assert not re.search(r"<script|<link|@import|(?:src|href)=\"(?:https?:)?//", page)
         assert page.count("<section>") == len(result["outputs"]) == 4
@@ -159,7 +170,7 @@ class TestForgetting:
     def test_an_adapter_that_breaks_the_model_is_called_significant(self, folder: Path, tmp_path: Path) -> None:
         save_adapter(tmp_path / "wild", folder / "base", targets=("lm_head",), size=1.0)
         models = parse_models([f"{folder}/base+{tmp_path}/wild"])
-        found = evaluate([Case("a", "Name a fruit.")], models, How(tmp_path, m=0))
+        found = evaluated([Case("a", "Name a fruit.")], models, How(tmp_path, m=0))
         (row,) = found["forgetting"]
         assert row["probe"][0]["verdict"] == "significant"
         assert "a significant drop of" in found["notes"][0]
@@ -184,7 +195,7 @@ class TestForgetting:
             check_tasks(["own_fruit", "made_up"], tmp_path)
         how = How(tmp_path / "out", m=0, probe=False, tasks=["own_fruit"], task_manager=manager, task_limit=10)
         models = parse_models([f"{folder}/base", f"tuned={folder}/base+{folder}/run"])
-        found = evaluate([Case("a", "Name a fruit.")], models, how)
+        found = evaluated([Case("a", "Name a fruit.")], models, how)
         (row,) = found["forgetting"]
         (task,) = row["tasks"]
         assert (task["task"], task["metric"]) == ("own_fruit", "acc")
@@ -192,8 +203,8 @@ class TestForgetting:
         assert task["points"] == pytest.approx(100 * (task["before"] - task["after"]))
         model, encoder = LocalModel(f"{folder}/base").load()
         scores = run_tasks(model, encoder.tokenizer, how.tasks, manager, limit=10)["own_fruit"]["acc"]
-        assert np.mean(list(scores["documents"].values())) == pytest.approx(task["before"])
-        assert len(scores["documents"]) == 10
+        assert np.mean(list(scores.documents.values())) == pytest.approx(task["before"])
+        assert len(scores.documents) == 10
         assert task["interval"][0] <= task["points"] <= task["interval"][1]
 
     def test_without_the_harness_the_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +238,7 @@ class TestWrongModels:
     def test_another_tokenizer_is_told_by_its_tokens(self, folder: Path, tmp_path: Path, cases: list[Case]) -> None:
         tiny.model_dir(tmp_path / "other", tiny.tokenizer(kind="sentencepiece"))
         models = parse_models([f"{folder}/base", f"{tmp_path}/other"])
-        found = evaluate(cases, models, How(tmp_path / "out", m=0))
+        found = evaluated(cases, models, How(tmp_path / "out", m=0))
         measures = {row["measure"] for row in found["differences"]}
         assert measures == {"nll_per_response"}
         assert any("compare the NLL per response" in note for note in found["notes"])
@@ -239,7 +250,7 @@ class TestWrongModels:
         model.lm_head.weight.data *= 100
         model.save_pretrained(tmp_path / "odd")
         tiny.tokenizer(tmp_path / "odd")
-        found = evaluate(cases, parse_models([f"{tmp_path}/odd"]), How(tmp_path / "out", m=0))
+        found = evaluated(cases, parse_models([f"{tmp_path}/odd"]), How(tmp_path / "out", m=0))
         assert any("is this tokenizer the model's?" in note for note in found["notes"])
 
     def test_the_adapters_own_tokenizer_is_used(self, folder: Path, tmp_path: Path) -> None:
@@ -258,19 +269,20 @@ class TestWhatIsMissing:
     def test_no_references(self, folder: Path, tmp_path: Path) -> None:
         cases = [Case("a", "One?"), Case("b", "Two?")]
         how = How(tmp_path, m=2, settings=SHORT, embedder=load_embedder("lexical"), checker=load_checker("exact"))
-        found = evaluate(cases, parse_models([f"{folder}/base"]), how)
+        found = evaluated(cases, parse_models([f"{folder}/base"]), how)
         assert value(found, "base", "diversity") > 0
         for measure, m in (("coverage", 2), ("alignment", None), ("pass", 2)):
             assert value(found, "base", measure, m) is None
         assert any("No prompt has references" in note for note in found["notes"])
         assert any("2 prompts give the checker nothing" in note for note in found["notes"])
         assert found["references"] is None
-        assert "<svg" not in evaluation_report(found)
+        again = evaluate(cases, parse_models([f"{folder}/base"]), how)
+        assert "<svg" not in evaluation_report(again)
 
     def test_some_references_and_one_sample(self, folder: Path, tmp_path: Path) -> None:
         cases = [Case("a", "One?", ["1"]), Case("b", "Two?"), Case("c", "Three?", ["3", "three"])]
         how = How(tmp_path, m=1, settings=SHORT, embedder=load_embedder("lexical"))
-        found = evaluate(cases, parse_models([f"{folder}/base"]), how)
+        found = evaluated(cases, parse_models([f"{folder}/base"]), how)
         (row,) = [row for row in found["models"][0]["measures"] if row["measure"] == "coverage"]
         assert row["prompts"] == 2
         assert any("1 of 3 prompts have no references" in note for note in found["notes"])
@@ -295,10 +307,10 @@ class TestWhatIsMissing:
 
     def test_references_that_do_not_fit(self, folder: Path, tmp_path: Path) -> None:
         cases = [Case("a", "One?", ["1", "apple " * 50])]
-        found = evaluate(cases, parse_models([f"{folder}/base"]), How(tmp_path, m=0, max_length=40))
+        found = evaluated(cases, parse_models([f"{folder}/base"]), How(tmp_path, m=0, max_length=40))
         assert any("1 references do not fit 40 tokens" in note for note in found["notes"])
         model, encoder = load_model(folder / "base"), Encoder(load_tokenizer(folder / "base"))
-        alone = prompt_nll(model, encoder, [{"prompt": "One?", "responses": ["1"]}])
+        alone = response_nll(model, encoder, [{"prompt": "One?", "responses": ["1"]}])
         assert value(found, "base", "nll_per_token") == pytest.approx(alone.nll[0] / alone.tokens[0], rel=1e-6)
 
 
@@ -312,7 +324,7 @@ class TestOneSetOfReferences:
         cases = [Case(f"p{n}", "Name fruits.", ["An apple.", "pear " * (4 + 36 * (n % 2))]) for n in range(6)]
         cases.append(Case("all too long", "Name fruits.", ["plum " * 60]))
         models = parse_models([f"{tmp_path}/short", f"{tmp_path}/long"])
-        found = evaluate(cases, models, How(tmp_path / "out", m=0, probe=False))
+        found = evaluated(cases, models, How(tmp_path / "out", m=0, probe=False))
         assert {row["difference"] for row in found["differences"]} == {0.0}
         assert {row["outcome"] for row in found["differences"]} == {"unclear"}
         assert found["data"]["references_left_out"] == 4
@@ -320,13 +332,13 @@ class TestOneSetOfReferences:
         (note,) = (note for note in found["notes"] if "do not fit" in note)
         assert note.startswith("short: 4 references do not fit 40 tokens")
         assert "every model's NLL, which rests on 9 of 13" in note
-        alone = evaluate(cases, models[1:], How(tmp_path / "out", m=0, probe=False))
+        alone = evaluated(cases, models[1:], How(tmp_path / "out", m=0, probe=False))
         assert alone["data"]["references_left_out"] == 0
         assert value(alone, "long", "nll_per_response") != value(found, "long", "nll_per_response")
 
     def test_no_reference_fits_in_every_model(self, folder: Path, tmp_path: Path) -> None:
         models = parse_models([f"{folder}/base", f"again={folder}/base"])
-        found = evaluate([Case("a", "One?", ["apple " * 50])], models, How(tmp_path, m=0, max_length=40))
+        found = evaluated([Case("a", "One?", ["apple " * 50])], models, How(tmp_path, m=0, max_length=40))
         assert value(found, "again", "nll_per_token") is None
         assert found["data"]["references_left_out"] == 1
         assert any("rests on 0 of 1" in note for note in found["notes"])
@@ -368,8 +380,8 @@ def command(*arguments: str) -> Any:
 
 
 def test_a_quantised_base_with_its_adapter(folder: Path, tmp_path: Path, cases: list[Case]) -> None:
-    how = How(tmp_path, m=2, settings=SHORT, load_in_4bit=True, embedder=load_embedder("lexical"))
-    found = evaluate(cases, parse_models([f"{folder}/base", f"tuned={folder}/base+{folder}/run"]), how)
+    how = How(tmp_path, m=2, settings=SHORT, local=LocalOptions(load_in_4bit=True), embedder=load_embedder("lexical"))
+    found = evaluated(cases, parse_models([f"{folder}/base", f"tuned={folder}/base+{folder}/run"]), how)
     whole = held_out_nll(
         load_model(folder / "base", load_in_4bit=True),
         Encoder(load_tokenizer(folder / "base")),
@@ -426,12 +438,12 @@ class TestSamplesKept:
         pool.write_text("".join(json.dumps({"prompt": case.prompt, "responses": case.texts}) + "\n" for case in cases))
         models = add_pools([], [f"perfect={pool}"])
         how = How(tmp_path, embedder=load_embedder("lexical"), checker=load_checker("exact"))
-        found = evaluate(cases, models, how)
+        found = evaluated(cases, models, how)
         assert value(found, "perfect", "coverage", 2) == pytest.approx(1.0)
         assert value(found, "perfect", "alignment") == pytest.approx(1.0)
         assert value(found, "perfect", "pass", 1) == 1.0
         assert value(found, "perfect", "diversity") == pytest.approx(found["references"]["diversity"])
-        assert any("known by its samples alone" in note for note in found["notes"])
+        assert any("has only samples" in note for note in found["notes"])
 
     def test_samples_of_a_model_that_was_trained_on_are_not_taken_again(
         self, folder: Path, tmp_path: Path, cases: list[Case]
@@ -439,8 +451,8 @@ class TestSamplesKept:
         tiny.model_dir(tmp_path / "model")
         how = How(tmp_path / "out", m=1, settings=SHORT, probe=False)
         models = [NamedModel("model", f"{tmp_path}/model")]
-        first = evaluate(cases, models, how)
-        assert evaluate(cases, models, how)["outputs"] == first["outputs"]
+        first = evaluated(cases, models, how)
+        assert evaluated(cases, models, how)["outputs"] == first["outputs"]
         tiny.llama(tiny.tokenizer(), seed=1).save_pretrained(tmp_path / "model")
         with pytest.raises(ValueError, match="files was .* Choose another output, or remove it"):
             evaluate(cases, models, how)

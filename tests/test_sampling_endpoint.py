@@ -28,9 +28,9 @@ from mrt_plugin.sampling.journal import Journal
 from mrt_plugin.sampling.settings import Draw, Reply
 
 PROMPTS = [
-    {"prompt": "Name a colour."},
+    {"prompt": [{"role": "user", "content": "Name a colour."}]},
     {"id": "mine", "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "A number?"}]},
-    {"prompt": "日本の海"},
+    {"prompt": [{"role": "user", "content": "日本の海は?"}]},
 ]
 FAILURES = ["500", "503", "429", "cut off", "half a body", "reset", "garbage", "html", "no choices", "empty choices"]
 
@@ -703,6 +703,7 @@ class TestPrompts:
             ({"prompt": "a", "id": "\ud83d"}, "column `id`: .* surrogate"),
             ({"prompt": "a", "context": "b"}, "column `context`: it would be left out"),
             ({"prompt": [{"role": "user", "content": "a", "tool_calls": 3}]}, "not a list of objects"),
+            ({"prompt": "a"}, "it is a string, but line 1 has a list of messages: use one form"),
         ],
     )
     def test_problems_are_found_before_anything_is_asked(
@@ -727,7 +728,9 @@ class TestPrompts:
 
     def test_messages_need_the_chat_api(self, tmp_path: Path, server: Server) -> None:
         with pytest.raises(EndpointError, match="'mine' is a list of messages"):
-            sample_pool(prompts(tmp_path), endpoint(server, api="completions"), tmp_path / "pool.jsonl", n=1)
+            sample_pool(
+                prompts(tmp_path, PROMPTS[1:2]), endpoint(server, api="completions"), tmp_path / "pool.jsonl", n=1
+            )
 
     def test_inside_a_running_loop(self, tmp_path: Path, server: Server) -> None:
         """As in a notebook."""

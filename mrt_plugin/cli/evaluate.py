@@ -1,7 +1,7 @@
 """`mrt evaluate`: several models side by side on held-out prompts."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from mrt_plugin.cli.option import (
 from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, stages, table
 from mrt_plugin.options import Api, PromptFormat
 from mrt_plugin.places import check_file
+
+if TYPE_CHECKING:
+    from mrt_plugin.evaluation.result import Evaluation
 
 
 def evaluate(
@@ -167,7 +170,7 @@ def evaluate(
         from mrt_plugin.evaluation.evaluate import evaluate as run
         from mrt_plugin.evaluation.evaluate_report import evaluation_report
         from mrt_plugin.evaluation.subject import How
-        from mrt_plugin.sampling import SamplingSettings
+        from mrt_plugin.sampling.options import LocalOptions, SamplingSettings
         from mrt_plugin.scoring import load_embedder
 
         tasks = [name.strip() for name in (lm_eval or "").split(",") if name.strip()]
@@ -194,9 +197,7 @@ def evaluate(
             scorer=scorer,
             score_cache=score_cache,
             checker=None if checker is None else load_checker(checker),
-            load_in_4bit=load_in_4bit,
-            batch_size=batch_size,
-            prompt_format=prompt_format,
+            local=LocalOptions(load_in_4bit=load_in_4bit, batch_size=batch_size, prompt_format=prompt_format),
             tokenizer=tokenizer,
             max_length=max_length,
             probe=probe,
@@ -214,12 +215,12 @@ def evaluate(
 
             write_text(report, evaluation_report(result))
     if json:
-        as_json(result)
+        as_json(result.as_dict())
         return
     _show(result)
     if report is not None:
         say(f"\nThe same with pictures and outputs to read: {report}")
-    say(result["next"])
+    say(result.next)
 
 
 def _numbers(text: str | None) -> list[int] | None:
@@ -234,22 +235,20 @@ def _numbers(text: str | None) -> list[int] | None:
     return found
 
 
-def _show(result: dict[str, Any]) -> None:
+def _show(result: "Evaluation") -> None:
     from mrt_plugin.evaluation.evaluate_report import curve_rows, difference_rows, forgetting_rows, measure_rows
 
-    data = result["data"]
-    say(f"{data['name']}: {data['prompts']:,} prompts, {data['with_references']:,} with references.")
-    few = len(result["models"]) <= 2  # with more, intervals would not fit beside each other
-    title = f"{result['intervals']['level']:.0%} intervals, by a bootstrap over prompts" if few else None
+    say(f"{result.data.name}: {result.data.prompts:,} prompts, {result.data.with_references:,} with references.")
+    few = len(result.models) <= 2  # with more, intervals would not fit beside each other
+    title = f"{result.intervals['level']:.0%} intervals, by a bootstrap over prompts" if few else None
     table(*measure_rows(result, intervals=few), title=title)
     columns, rows = curve_rows(result)
     if len(columns) > 2:
         table(columns, rows)
-    for model in result["models"]:
-        if model["name"] != result["baseline"]:
-            table(*difference_rows(result, model["name"]))
-    for row in result["forgetting"]:
+    for name in result.others:
+        table(*difference_rows(result, name))
+    for row in result.forgetting:
         table(*forgetting_rows(row))
     say("")
-    for line in result["notes"]:
+    for line in result.notes:
         say(line)

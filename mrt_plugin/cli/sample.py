@@ -1,6 +1,7 @@
 """`mrt sample`: draw responses for prompts, from an endpoint or a local model."""
 
 import json as json_module
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -144,7 +145,7 @@ def sample(
                 progress=lambda done, total: progress("draws", done, total),
             )
     if json:
-        as_json(report.as_dict())
+        as_json(asdict(report))
         return
     say(
         f"{output}: {report.whole + report.unknown:,} responses for {report.prompts - report.rejected:,} prompts"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -29,13 +29,7 @@ NEEDS = [
 
 
 def recipe_slips(path: Path) -> list[str]:
-    """Return the problems of a recipe as it is written.
-
-    Examples are keys given twice, keys that no schema has, and data given twice.
-
-    Raises:
-        yaml.YAMLError: if it is not YAML.
-    """
+    """Return the problems of a recipe's text: keys given twice, keys that no schema has, data given twice, ..."""
     loader = _Loader(path.read_text(encoding="utf-8"))
     recipe = loader.get_single_data()
     if not isinstance(recipe, dict):
@@ -62,10 +56,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if key.value in seen:
-                self.twice.append(
-                    f"{key.value} is given in line {seen[key.value]} and again in line {line}, and only the last "
-                    "counts. Keep one."
-                )
+                lines = f"line {seen[key.value]} and again in line {line}"
+                self.twice.append(f"{key.value} is given in {lines}, and only the last counts. Keep one.")
             seen[key.value] = line
         return super().construct_mapping(node, deep)
 
@@ -85,9 +77,8 @@ def _unknown(recipe: dict[str, Any]) -> Iterator[str]:
     for place, key, names in _strange(recipe, known, ""):
         if place or key not in ours:
             guess = get_close_matches(str(key), names, n=1)
-            yield f"{place}{key} is not an option of Axolotl or a plugin here, and would be dropped" + (
-                f": did you mean {guess[0]}?" if guess else ". Remove it, or list the plugin that it belongs to."
-            )
+            advice = f": did you mean {guess[0]}?" if guess else ". Remove it, or list the plugin that it belongs to."
+            yield f"{place}{key} is not an option of Axolotl or a plugin here, and would be dropped{advice}"
 
 
 def _strange(values: dict[str, Any], known: dict[str, Any], place: str) -> Iterator[tuple[str, str, list[str]]]:
@@ -97,25 +88,20 @@ def _strange(values: dict[str, Any], known: dict[str, Any], place: str) -> Itera
             yield place, key, list(known)
             continue
         models = _models(known[key])
-        if not models:
-            continue
         for number, item in enumerate(value if isinstance(value, list) else [value]):
-            grouped = isinstance(item, dict) and str(item.get("type")).startswith(PREFIX)
-            if isinstance(item, dict) and not grouped:
+            if models and isinstance(item, dict) and not str(item.get("type")).startswith(PREFIX):
                 index = f"[{number}]" if isinstance(value, list) else ""
                 yield from _strange(item, fields_of(models), f"{place}{key}{index}.")
 
 
 def _models(hint: Any) -> list[type[BaseModel]]:
     """Return the models in a type, or none if the type also accepts any mapping."""
-    if hint is dict or getattr(hint, "__origin__", None) is dict:
-        return []
     if isinstance(hint, type) and issubclass(hint, BaseModel):
         return [] if hint.model_config.get("extra") == "allow" else [hint]
-    parts = [_models(part) for part in get_args(hint)]
-    if any(part is dict or getattr(part, "__origin__", None) is dict for part in get_args(hint)):
+    parts = get_args(hint)
+    if any(part is dict or get_origin(part) is dict for part in (hint, *parts)):
         return []
-    return [model for part in parts for model in part]
+    return [model for part in parts for model in _models(part)]
 
 
 def _same_data(recipe: dict[str, Any]) -> Iterator[str]:
@@ -130,4 +116,4 @@ def _unused(recipe: dict[str, Any]) -> Iterator[str]:
     for need in NEEDS:
         idle = [key for key in need.names if recipe.get(key) is not None]
         if idle and not need.used(recipe):
-            yield f"{', '.join(idle)}: nothing changes by this here: it needs {need.words}."
+            yield f"{', '.join(idle)}: this has no effect here: it needs {need.words}."

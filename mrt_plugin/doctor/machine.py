@@ -16,10 +16,9 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """The device that a run on this machine uses."""
+    """The device that a run on this machine uses, `cuda` or `cpu`."""
 
     kind: str
-    """`cuda` or `cpu`."""
     name: str
     memory_gib: float | None
     """Memory of the first GPU; None on a CPU."""
@@ -43,7 +42,7 @@ class Machine:
 
     @property
     def problems(self) -> list[str]:
-        """Return what is missing or unsupported, each with a remedy; empty if there is nothing."""
+        """What is missing or unsupported, each with a remedy."""
         return [
             f"{library.name} {library.found or 'is missing'}: supported is {library.supported}. {library.remedy}"
             for library in self.libraries
@@ -52,11 +51,8 @@ class Machine:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields and the problems, for JSON."""
-        return {
-            **asdict(self),
-            "libraries": [{**asdict(library), "ok": library.ok} for library in self.libraries],
-            "problems": self.problems,
-        }
+        libraries = [{**asdict(library), "ok": library.ok} for library in self.libraries]
+        return {**asdict(self), "libraries": libraries, "problems": self.problems}
 
 
 def inspect_machine() -> Machine:
@@ -69,18 +65,12 @@ def inspect_machine() -> Machine:
     print(machine.device.kind, machine.prefix_backend, machine.problems)
     ```
     """
-    device = find_device()
+    device, defaults = find_device(), MultiResponseOptions()
     backend = resolve_backend(
-        MultiResponseOptions().prefix_backend, LlamaConfig(), device_type=device.kind, gradient_checkpointing=True
+        defaults.prefix_backend, LlamaConfig(), device_type=device.kind, gradient_checkpointing=True
     )
-    return Machine(
-        python=python_version(),
-        libraries=libraries(),
-        device=device,
-        prefix_backend=backend.name,
-        embedder=MultiResponseOptions().embedder,
-        sentence_transformers=find_spec("sentence_transformers") is not None,
-    )
+    embeddings = find_spec("sentence_transformers") is not None
+    return Machine(python_version(), libraries(), device, backend.name, defaults.embedder, embeddings)
 
 
 def find_device() -> Device:

@@ -18,8 +18,8 @@ materialises, and the balance between GPUs. It is an estimate and is always show
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,12 +63,8 @@ class MemoryEstimate:
 
     @property
     def total(self) -> float:
-        """Return the estimated peak in GiB."""
+        """The estimated peak."""
         return self.weights + self.training_state + self.activations + self.logits + self.dequantised
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the parts and the total, for JSON."""
-        return {**asdict(self), "total": self.total}
 
 
 def estimate_memory(config: PretrainedConfig, method: Method, *, rows: int, length: int) -> MemoryEstimate:
@@ -85,7 +81,10 @@ def estimate_memory(config: PretrainedConfig, method: Method, *, rows: int, leng
     print(f"about {estimate.total:.1f} GiB")
     ```
     """
-    model = _empty_model(config, method.dtype)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=method.dtype, attn_implementation="mrt_counting"
+        )
     size = method.dtype.itemsize
     head = model.get_output_embeddings()
     linears = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
@@ -137,21 +136,16 @@ def _counting_attention(
 AttentionInterface.register("mrt_counting", _counting_attention)
 
 
-def _empty_model(config: PretrainedConfig, dtype: torch.dtype) -> Any:
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, attn_implementation="mrt_counting")
-
-
 def _activations(model: nn.Module, config: PretrainedConfig, method: Method, rows: int, length: int) -> float:
-    layers = config.get_text_config().num_hidden_layers
     try:
         saved = _saved_bytes(model, rows, length)
     except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
         raise ValueError(f"{config.model_type} does not run on the meta device: {error}") from error
     if not method.gradient_checkpointing:
         return saved
-    hidden = config.get_text_config().hidden_size
-    return layers * rows * length * hidden * method.dtype.itemsize + saved / layers
+    text = config.get_text_config()
+    layers = text.num_hidden_layers
+    return layers * rows * length * text.hidden_size * method.dtype.itemsize + saved / layers
 
 
 def _saved_bytes(model: nn.Module, rows: int, length: int) -> float:
@@ -168,10 +162,9 @@ def _saved_bytes(model: nn.Module, rows: int, length: int) -> float:
     embeddings = model.get_input_embeddings()  # type: ignore[operator]
     hook = embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_())
     input_ids = torch.zeros((rows, length), dtype=torch.int64, device="meta")
-    identity: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor  # noqa: E731
     model.train()
     try:
-        with torch.autograd.graph.saved_tensors_hooks(keep, identity):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model(input_ids=input_ids, use_cache=False, logits_to_keep=1)
     finally:
         hook.remove()

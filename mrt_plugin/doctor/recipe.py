@@ -44,7 +44,7 @@ class DataCounts:
 
     @property
     def ratio(self) -> float:
-        """Return expanded over shared tokens: the factor by which sharing reduces the tokens."""
+        """Expanded over shared tokens: the factor by which sharing reduces the tokens."""
         return self.tokens_expanded / max(self.tokens_shared, 1)
 
 
@@ -76,7 +76,8 @@ class RecipeReport:
     def as_dict(self) -> dict[str, Any]:
         """Return all fields, for JSON."""
         plain = asdict(self)
-        plain["memory"] = {layout: estimate.as_dict() for layout, estimate in self.memory.items()}
+        for layout, estimate in self.memory.items():
+            plain["memory"][layout]["total"] = estimate.total
         for part, counts in (("train", self.train), ("held_out", self.held_out)):
             if counts is not None:
                 plain[part]["ratio"] = counts.ratio
@@ -105,39 +106,35 @@ def inspect_recipe(recipe: str | Path) -> RecipeReport:
         stage = "recipe"
         try:
             report.problems += [f"recipe: {slip}" for slip in recipe_slips(recipe)]
-            cfg, asked_layout = _load_config(recipe, scratch)
-            _describe(report, cfg, asked_layout)
+            cfg = _load_config(report, recipe, scratch)
             stage = "data"
-            tokenizer = _load_data(report, cfg)
+            _load_data(report, cfg)
             stage = "model"
-            _foresee(report, cfg, tokenizer)
+            _estimate(report, cfg)
         except Exception as error:  # any failure is a finding for the user
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             report.problems.append(f"{stage}: {kind}{error}")
     return report
 
 
-def _load_config(recipe: Path, scratch: str) -> tuple[Any, str]:
-    """Return Axolotl's validated configuration, and the layout that the recipe asks for."""
+def _load_config(report: RecipeReport, recipe: Path, scratch: str) -> Any:
+    """Return Axolotl's validated configuration, and report what it says."""
     from axolotl.cli.config import load_cfg
 
     elsewhere = {"output_dir": scratch, "dataset_prepared_path": scratch}
     cfg = load_cfg(str(recipe), **elsewhere)
-    if cfg.mrt is None or cfg.mrt.layout != "expanded":
-        return cfg, "auto" if cfg.mrt is None else cfg.mrt.layout
-    # Both layouts are counted on rows in shared-prefix form.
-    return load_cfg(str(recipe), **elsewhere, mrt__layout="auto"), "expanded"
-
-
-def _describe(report: RecipeReport, cfg: Any, asked_layout: str) -> None:
+    layout = "auto" if cfg.mrt is None else cfg.mrt.layout
+    if layout == "expanded":  # both layouts are counted on rows in shared-prefix form
+        cfg = load_cfg(str(recipe), **elsewhere, mrt__layout="auto")
     report.model = str(cfg.base_model)
     report.method = cfg.adapter or "full fine-tuning"
     if not any("mrt_plugin" in str(plugin) for plugin in cfg.plugins or []):
         raise ValueError("the plugin is not loaded. Add `plugins: [mrt_plugin.axolotl.MultiResponsePlugin]`.")
-    report.options = {**cfg.mrt, "layout": asked_layout}
+    report.options = {**cfg.mrt, "layout": layout}
+    return cfg
 
 
-def _load_data(report: RecipeReport, cfg: Any) -> Any:
+def _load_data(report: RecipeReport, cfg: Any) -> None:
     from axolotl.common.datasets import load_datasets
     from axolotl.loaders import load_tokenizer
 
@@ -154,33 +151,24 @@ def _load_data(report: RecipeReport, cfg: Any) -> Any:
             report.problems.append(f"data: {overlap.message()}")
     if not report.steps:
         report.problems.append(f"data: no optimizer step: num_epochs is {cfg.num_epochs}. Raise it.")
-    tokenizer = load_tokenizer(cfg)
-    collator = GroupedResponseCollator(tokenizer, row_length=report.options.get("row_length") or cfg.sequence_len)
+    row_length = report.options.get("row_length") or cfg.sequence_len
+    collator = GroupedResponseCollator(load_tokenizer(cfg), row_length=row_length)
     for layout in ("shared_prefix", "expanded"):
         report.batch[layout] = largest_batch(meta.train_dataset, collator, layout, cfg)
-    return tokenizer
 
 
 def count(dataset: Dataset) -> DataCounts:
-    """Count the rows, pairs and tokens of prepared rows.
-
-    Raises:
-        ValueError: if the rows are not prepared groups.
-    """
+    """Count the rows, pairs and tokens of prepared rows. Raise ValueError for rows that are not groups."""
     if not is_prepared(dataset):
         raise ValueError("its rows are no groups: give a dataset `type: mrt_plugin.axolotl.<selector>`.")
     prefixes, segments = dataset["prefix_length"], dataset["segment_lengths"]
-    trained = sum(sum(label != -100 for label in labels) for labels in dataset["labels"])
-    responses = [sum(lengths) for lengths in segments]
+    responses = sum(map(sum, segments))
     return DataCounts(
         rows=len(dataset),
-        pairs=sum(len(lengths) for lengths in segments),
-        trained_tokens=trained,
-        tokens_expanded=sum(
-            len(lengths) * prefix + tokens
-            for prefix, lengths, tokens in zip(prefixes, segments, responses, strict=True)
-        ),
-        tokens_shared=sum(prefixes) + sum(responses),
+        pairs=sum(map(len, segments)),
+        trained_tokens=sum(sum(label != -100 for label in labels) for labels in dataset["labels"]),
+        tokens_expanded=responses + sum(len(part) * prefix for prefix, part in zip(prefixes, segments, strict=True)),
+        tokens_shared=responses + sum(prefixes),
     )
 
 
@@ -196,18 +184,16 @@ def largest_batch(dataset: Dataset, collator: GroupedResponseCollator, layout: s
     return rows, tokens
 
 
-def _foresee(report: RecipeReport, cfg: Any, tokenizer: Any) -> None:
+def _estimate(report: RecipeReport, cfg: Any) -> None:
+    """Report the expected layout and backend, and the estimated memory."""
     assert report.train is not None
     assert report.device is not None
-    config = AutoConfig.from_pretrained(
-        cfg.base_model_config or cfg.base_model, trust_remote_code=bool(cfg.trust_remote_code)
-    )
+    name = cfg.base_model_config or cfg.base_model
+    config = AutoConfig.from_pretrained(name, trust_remote_code=bool(cfg.trust_remote_code))
+    checkpointing = bool(cfg.gradient_checkpointing)
     try:
         backend = resolve_backend(
-            cfg.mrt.prefix_backend,
-            config,
-            device_type=report.device.kind,
-            gradient_checkpointing=bool(cfg.gradient_checkpointing),
+            cfg.mrt.prefix_backend, config, device_type=report.device.kind, gradient_checkpointing=checkpointing
         )
         report.backend = backend.name
         report.layout = report.options["layout"]
@@ -223,12 +209,9 @@ def _foresee(report: RecipeReport, cfg: Any, tokenizer: Any) -> None:
 def method_of(cfg: Any) -> Method:
     """Return how a validated recipe fine-tunes, as far as it affects memory."""
     optimizer = str(cfg.optimizer or "adamw")
-    if "8bit" in optimizer:
-        state = 2.0
-    elif "adam" in optimizer or optimizer == "ademamix":
-        state = 8.0
-    else:
-        state = 4.0  # one moment (SGD with momentum, Lion, Muon); Adafactor needs less
+    two_moments = "adam" in optimizer or optimizer == "ademamix"
+    # Others have one moment (SGD with momentum, Lion, Muon); Adafactor needs less.
+    state = 2.0 if "8bit" in optimizer else 8.0 if two_moments else 4.0
     return Method(
         bits=4 if cfg.load_in_4bit else 8 if cfg.load_in_8bit else None,
         lora_rank=cfg.lora_r if cfg.adapter else None,
@@ -257,12 +240,11 @@ class _Notes(logging.Handler):
 @contextmanager
 def _quiet(report: RecipeReport) -> Iterator[None]:
     """Silence Axolotl's messages and progress bars, and collect the package's own warnings in the report."""
-    os.environ.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
-    os.environ.setdefault("AXOLOTL_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("LOG_LEVEL", "ERROR")
+    for name, value in (("AXOLOTL_DO_NOT_TRACK", "1"), ("AXOLOTL_LOG_LEVEL", "ERROR"), ("LOG_LEVEL", "ERROR")):
+        os.environ.setdefault(name, value)
     ours, handler = logging.getLogger("mrt_plugin"), _Notes(report)
-    propagate, ours.propagate = ours.propagate, False
-    level = ours.level
+    propagate, level = ours.propagate, ours.level
+    ours.propagate = False
     ours.setLevel(logging.WARNING)
     ours.addHandler(handler)
     datasets.disable_progress_bars()

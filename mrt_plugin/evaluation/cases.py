@@ -66,13 +66,13 @@ def read_cases(
     ```
     """
     cases: dict[str, Case] = {}
-    with_references, without = (1, 0) if source is not None else _count(data, split)
-    if with_references:
+    some, all_of_them = (True, True) if source is not None else _have_references(data, split)
+    if some:
         for group in rows_of(load_groups(data, split=split, source=source)):
             case = cases.setdefault(prompt_key(group["prompt"]), Case(group["id"], group["prompt"]))
             case.references += group["responses"]
             case.scores += group.get("scores") or []
-    if without or not with_references:
+    if not all_of_them:
         for name, prompt in read_prompts(data, split=split)[0]:
             cases.setdefault(prompt_key(prompt), Case(name, prompt))
     found = list(cases.values())
@@ -83,13 +83,13 @@ def read_cases(
     return found
 
 
-def _count(data: Any, split: str) -> tuple[int, int]:
-    """Count the rows with and without a reference, from their columns. Reading the rows reports their problems."""
+def _have_references(data: Any, split: str) -> tuple[bool, bool]:
+    """Return whether some rows and whether all rows have a reference. Reading the rows reports their problems."""
     if isinstance(data, str | Path) and Path(data).suffix == ".txt":
-        return 0, 1
+        return False, False
     opened = open_source(data, split)
     have = [_has_reference(row) for _, row in opened.rows(Problems(opened.name))]
-    return sum(have), len(have) - sum(have)
+    return any(have), any(have) and all(have)
 
 
 def _has_reference(row: Mapping[str, Any]) -> bool:

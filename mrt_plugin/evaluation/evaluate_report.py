@@ -1,73 +1,89 @@
-"""Show an evaluation as tables and as an HTML page. Every number shown is read from the evaluation's JSON."""
+"""Show an evaluation as tables, plots and an HTML page."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from mrt_plugin.evaluation.evaluate_figures import curves_figure, difference_figure, forgetting_figure
-from mrt_plugin.evaluation.measures import CURVES, MEASURES, ends_of, label, measure_keys, points_of
-from mrt_plugin.report import Report
+from mrt_plugin.evaluation.result import (
+    CURVES,
+    MEASURES,
+    Evaluation,
+    Forgetting,
+    Interval,
+    ModelResult,
+    Outputs,
+    ProbeChange,
+    TaskChange,
+    Value,
+    label,
+)
+from mrt_plugin.report import Report, figure, shown
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Table = tuple[list[str], list[list[str]]]
+"""Columns and rows."""
+
+STYLES = (("o", "-", "black"), ("s", "--", "0.4"), ("^", "-.", "0.2"), ("D", ":", "0.5"), ("v", "-", "0.6"))
+"""Marker, line style and shade of each model, in order, so that plots are readable without colour."""
+ARROWS = {"higher": " (right is better)", "lower": " (left is better)", "neither": ""}
 
 
-def measure_rows(result: dict[str, Any], *, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
+def measure_rows(result: Evaluation, *, intervals: bool = True) -> Table:
     """Build a table with a column per model and a row per measure.
 
     Measures that depend on M, the number of samples, have rows for the smallest and the largest M.
     """
-    names = [model["name"] for model in result["models"]]
-    shown = [key for key in measure_keys(result) if key[1] in (None, *ends_of(result, key[0]))]
-    rows = [[label(*key), *(_value(_found(model, key), intervals) for model in result["models"])] for key in shown]
-    columns = ["", *names]
-    references = result["references"]
-    if references is not None:
+    keys = [(name, m) for name, m in result.keys if m in result.ends(name)]
+    rows = [[label(*key), *(_value(model.value(*key), intervals) for model in result.models)] for key in keys]
+    columns = ["", *(model.name for model in result.models)]
+    if result.references is not None:
         columns.append("the references")
-        for row, (name, _) in zip(rows, shown, strict=True):
-            value = references.get(name) if name in ("diversity", "length") else None
-            row.append("" if value is None else number(value))
+        means = {"diversity": result.references.diversity, "length": result.references.length}
+        for row, (name, _) in zip(rows, keys, strict=True):
+            row.append(number(means.get(name)))
     return columns, rows
 
 
-def curve_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def curve_rows(result: Evaluation) -> Table:
     """Build a table with a column per M, and a row per model and measure that depends on M."""
-    keys = [key for key in measure_keys(result) if key[1] is not None]
-    ms = sorted({m for _, m in keys if m is not None})
+    ms = sorted({m for _, m in result.keys if m is not None})
     rows = []
     for name in CURVES:
-        for model in result["models"]:
-            found = [_found(model, (name, m)) for m in ms]
+        for model in result.models:
+            found = [model.value(name, m) for m in ms]
             if any(found):
-                values = ["" if row is None else number(row["value"]) for row in found]
-                rows.append([f"{MEASURES[name].label}, {model['name']}", *values])
+                values = ["" if row is None else number(row.value) for row in found]
+                rows.append([f"{label(name)}, {model.name}", *values])
     return ["", *(f"M = {m}" for m in ms)], rows
 
 
-def difference_rows(result: dict[str, Any], model: str) -> tuple[list[str], list[list[str]]]:
+def difference_rows(result: Evaluation, model: str) -> Table:
     """Build a table of a model's differences from the baseline, with the smallest and the largest M."""
     rows = [
-        [
-            label(row["measure"], row["m"]),
-            signed(row["difference"]),
-            _interval(row["interval"], signed),
-            row["outcome"],
-        ]
-        for row in result["differences"]
-        if row["model"] == model and row["m"] in (None, *ends_of(result, row["measure"]))
+        [label(row.measure, row.m), signed(row.difference), _interval(row.interval, signed), row.outcome]
+        for row in result.differences
+        if row.model == model and row.m in result.ends(row.measure)
     ]
-    level = f"{result['intervals']['level']:.0%} interval"
-    return [f"{model} minus {result['baseline']}", "difference", level, ""], rows
+    return [f"{model} minus {result.baseline}", "difference", f"{result.intervals['level']:.0%} interval", ""], rows
 
 
-def forgetting_rows(row: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def forgetting_rows(row: Forgetting) -> Table:
     """Build a table of a model's probe and tasks, before and after fine-tuning."""
-    rows = []
-    for part in row["probe"] or []:
-        kind = "general probe, nats per token" if part["kind"] == "all" else f"  {part['kind']}"
-        rows.append([kind, *(number(part[when]) for when in ("before", "after")), *_points(part)])
-    for part in row["tasks"]:
-        before = "" if part["before"] is None else number(part["before"])
-        rows.append([f"{part['task']}, {part['metric']}", before, number(part["after"]), *_points(part)])
-    return [f"{row['model']} against {row['before']}", "before", "after", "points lost", "interval", ""], rows
+
+    def cells(name: str, part: ProbeChange | TaskChange) -> list[str]:
+        ends = _interval(part.interval, signed)
+        return [name, number(part.before), number(part.after), signed(part.points), ends, part.verdict or ""]
+
+    rows = [
+        cells("general probe, nats per token" if part.kind == "all" else f"  {part.kind}", part)
+        for part in row.probe or []
+    ]
+    rows += [cells(f"{part.task}, {part.metric}", part) for part in row.tasks]
+    return [f"{row.model} against {row.before}", "before", "after", "points lost", "interval", ""], rows
 
 
-def evaluation_report(result: dict[str, Any]) -> str:
+def evaluation_report(result: Evaluation) -> str:
     """Build the HTML page of a result from `evaluate`.
 
     Example:
@@ -83,71 +99,65 @@ def evaluation_report(result: dict[str, Any]) -> str:
     Path("evaluation.html").write_text(evaluation_report(result))
     ```
     """
-    data, models = result["data"], result["models"]
-    report = Report(f"Evaluation on {data['name']}")
+    report = Report(f"Evaluation on {result.data.name}")
     report.text(_summary(result), lead=True)
-    if result["notes"]:
-        report.list(result["notes"])
-    report.text(f"{data['prompts']:,} prompts, {data['with_references']:,} of them with references. {result['next']}")
+    if result.notes:
+        report.list(result.notes)
+    report.text(f"{result.data.prompts:,} prompts, {result.data.with_references:,} with references. {result.next}")
     report.heading("The models")
-    columns, rows = measure_rows(result)
-    report.table(columns, rows)
+    report.table(*measure_rows(result))
     report.text(_how(result))
-    drawn = [name for name in CURVES if any(points_of(model, name) for model in models)]
+    drawn = [name for name in CURVES if any(model.curve(name) for model in result.models)]
     if drawn:
         report.heading("What more samples bring")
-        report.figure(
-            curves_figure(result, drawn), "Against the number of samples M. Bars are intervals over prompts."
-        )
+        caption = "Measures by the number of samples M. Bars are intervals over prompts."
+        report.figure(curves_figure(result.models, drawn), caption)
         report.table(*curve_rows(result))
-    others = [model["name"] for model in models if model["name"] != result["baseline"]]
-    if others:
-        report.heading(f"Beside {result['baseline']}")
+    if result.others:
+        report.heading(f"Compared with {result.baseline}")
         report.figure(
             difference_figure(result),
             "Differences on the same prompts in units of half their interval. A filled mark is a difference that "
             "chance does not explain, corrected for the number of comparisons. The table has the numbers themselves.",
         )
-        for name in others:
+        for name in result.others:
             report.table(*difference_rows(result, name), text_columns=(0, 3))
-    if result["forgetting"]:
+    if result.forgetting:
         report.heading("What was forgotten")
-        report.text(_threshold(result))
-        for row in result["forgetting"]:
+        report.text(
+            f"A loss of {result.points['flagged']:g} points is flagged, one of {result.points['significant']:g} is "
+            "called significant. A point of the probe is one per cent of the probability that the model gives to a "
+            "token (geometric mean). A point of a task is one hundredth of its score."
+        )
+        for row in result.forgetting:
             report.table(*forgetting_rows(row), text_columns=(0, 5))
-        probed = [row for row in result["forgetting"] if row["probe"]]
+        probed = [row for row in result.forgetting if row.probe]
         if probed:
-            report.figure(
-                forgetting_figure(probed, result["points"]), "Points lost on the general probe, by kind of text."
-            )
-    if result["outputs"]:
+            caption = "Points lost on the general probe, by kind of text."
+            report.figure(forgetting_figure(probed, result.points), caption)
+    if result.outputs:
         report.heading("Outputs to read")
         report.text("The first draws of each model on prompts that a hash chose: none was picked.")
-        for row in result["outputs"]:
-            _reading(report, row)
+        for outputs in result.outputs:
+            report.side_by_side(outputs.prompt, _panels(outputs))
     return report.html()
 
 
-def _reading(report: Report, row: dict[str, Any]) -> None:
-    panels = [(f"reference {place}", text) for place, text in enumerate(row["references"], start=1)]
-    if row["more_references"]:
-        panels[-1] = (f"{panels[-1][0]} (and {row['more_references']} more)", panels[-1][1])
-    if not panels:
-        panels = [("no reference", "")]
-    for name, said in row["models"].items():
-        for one in said:
+def _panels(outputs: Outputs) -> list[tuple[str, str]]:
+    panels = [(f"reference {place}", text) for place, text in enumerate(outputs.references, start=1)]
+    if outputs.more_references:
+        panels[-1] = (f"{panels[-1][0]} (and {outputs.more_references} more)", panels[-1][1])
+    panels = panels or [("no reference", "")]
+    for name, samples in outputs.models.items():
+        for one in samples:
             marks = [
-                mark
-                for mark in (
-                    "cut off" if one["cut_off"] else "",
-                    "" if one["right"] is None else "right" if one["right"] else "wrong",
-                    "" if one["reward"] is None else f"reward {number(one['reward'])}",
-                )
-                if mark
+                "cut off" if one.cut_off else "",
+                "" if one.right is None else "right" if one.right else "wrong",
+                "" if one.reward is None else f"reward {number(one.reward)}",
             ]
-            about = f" ({', '.join(marks)})" if marks else ""
-            panels.append((name + about, one["text"] or "(nothing)"))
-    report.side_by_side(row["prompt"], panels)
+            about = ", ".join(filter(None, marks))
+            panels.append((f"{name} ({about})" if about else name, one.text or "(nothing)"))
+    return panels
 
 
 def number(value: float | None) -> str:
@@ -159,67 +169,127 @@ def number(value: float | None) -> str:
 
 def signed(value: float | None) -> str:
     """Format a number like `number`, with its sign."""
-    return "" if value is None else f"+{number(value)}" if value > 0 else number(value)
+    return f"+{number(value)}" if value is not None and value > 0 else number(value)
 
 
-def _found(model: dict[str, Any], key: tuple[str, int | None]) -> dict[str, Any] | None:
-    return next((row for row in model["measures"] if (row["measure"], row["m"]) == key), None)
-
-
-def _value(row: dict[str, Any] | None, interval: bool) -> str:
-    if row is None or row["value"] is None:
+def _value(row: Value | None, interval: bool) -> str:
+    if row is None or row.value is None:
         return "-"
-    ends = f" ({_interval(row['interval'], number)})" if row["interval"] and interval else ""
-    return number(row["value"]) + ends
+    return number(row.value) + (f" ({_interval(row.interval, number)})" if row.interval and interval else "")
 
 
-def _interval(ends: list[float] | None, shown: Any) -> str:
-    return "" if ends is None else f"{shown(ends[0])} to {shown(ends[1])}"
+def _interval(ends: Interval, form: Callable[[float], str]) -> str:
+    return "" if ends is None else f"{form(ends[0])} to {form(ends[1])}"
 
 
-def _points(part: dict[str, Any]) -> list[str]:
-    return [signed(part["points"]), _interval(part["interval"], signed), part["verdict"] or ""]
-
-
-def _summary(result: dict[str, Any]) -> str:
+def _summary(result: Evaluation) -> str:
     """Summarise the clear differences in one sentence per model."""
-    others = [model["name"] for model in result["models"] if model["name"] != result["baseline"]]
-    if not others:
-        return f"{result['baseline']} on {result['data']['prompts']:,} prompts. {result['next']}"
-    said = []
-    for name in others:
-        clear: dict[str, list[str]] = {}
-        for row in result["differences"]:
-            if (
-                row["model"] == name
-                and row["outcome"] in ("better", "worse")
-                and row["m"]
-                in (
-                    None,
-                    *ends_of(result, row["measure"])[-1:],
-                )
-            ):
-                clear.setdefault(row["outcome"], []).append(label(row["measure"], row["m"]))
-        parts = [f"{outcome} in {', '.join(clear[outcome])}" for outcome in ("better", "worse") if outcome in clear]
-        told = "; ".join(parts) if parts else "not told apart by these prompts"
-        said.append(f"{name} against {result['baseline']}: {told}.")
-    return " ".join(said)
+    if not result.others:
+        return f"{result.baseline} on {result.data.prompts:,} prompts. {result.next}"
+    sentences = []
+    for name in result.others:
+        clear: dict[str, list[str]] = {"better": [], "worse": []}
+        for row in result.differences:
+            if row.model == name and row.outcome in clear and row.m == result.ends(row.measure)[-1]:
+                clear[row.outcome].append(label(row.measure, row.m))
+        parts = [f"{outcome} in {', '.join(measures)}" for outcome, measures in clear.items() if measures]
+        found = "; ".join(parts) if parts else "no clear difference on these prompts"
+        sentences.append(f"{name} against {result.baseline}: {found}.")
+    return " ".join(sentences)
 
 
-def _threshold(result: dict[str, Any]) -> str:
-    points = result["points"]
-    return (
-        f"A loss of {points['flagged']:g} points is flagged, one of {points['significant']:g} called significant. A "
-        "point of the probe is one per cent of the probability that the model gives to a token (geometric mean), a "
-        "point of a task one hundredth of its score."
-    )
-
-
-def _how(result: dict[str, Any]) -> str:
-    how = result["how"]
-    settings = how["settings"]
+def _how(result: Evaluation) -> str:
+    how, settings = result.how, result.how["settings"]
     parts = [f"temperature {settings['temperature']:g}, top_p {settings['top_p']:g}, seed {settings['seed']}"]
     parts.append(f"at most {settings['max_tokens']} tokens")
     parts += [f"{name} {how[name]}" for name in ("embedder", "scorer", "checker") if how[name] is not None]
-    level = f"Intervals are {result['intervals']['level']:.0%}, by a bootstrap over prompts."
+    level = f"Intervals are {result.intervals['level']:.0%}, by a bootstrap over prompts."
     return f"Samples: {'; '.join(parts)}. {level}"
+
+
+def curves_figure(models: Sequence[ModelResult], names: Sequence[str]) -> "Figure":
+    """Plot the measures that depend on M, the number of samples, with one axis each."""
+    made, axes = figure(width=4.2 * len(names) if len(names) > 1 else 6, height=3.6, columns=len(names))
+    for axis, name in zip(axes, names, strict=True):
+        for place, model in enumerate(models):
+            points = model.curve(name)
+            if points:
+                beside = 1.05 ** (place - (len(models) - 1) / 2)
+                bars = _bars([(point.value, point.interval) for point in points])
+                style = _style(place, model.name) | {"linestyle": STYLES[place % len(STYLES)][1]}
+                axis.errorbar([(point.m or 1) * beside for point in points], yerr=bars[1], y=bars[0], **style)
+        ticks = sorted({point.m or 1 for model in models for point in model.curve(name)})
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel("M, samples per prompt")
+        axis.set_ylabel(label(name))
+        if name == "pass":
+            axis.set_ylim(-0.03, 1.03)
+    axes[0].legend(frameon=False)
+    return made
+
+
+def difference_figure(result: Evaluation) -> "Figure":
+    """Plot every difference with its interval, scaled to fit one axis."""
+    others = result.others
+    rows = [row for row in result.differences if row.scaled is not None and row.m in result.ends(row.measure)]
+    keys = list(dict.fromkeys((row.measure, row.m) for row in rows))
+    made, (axis,) = figure(width=7, height=1.2 + 0.32 * len(keys) * max(1, len(others)))
+    for row in rows:
+        turn = others.index(row.model)
+        place = keys.index((row.measure, row.m)) + (turn - (len(others) - 1) / 2) * 0.8 / len(others)
+        low, middle, high = row.scaled or ()
+        bars = _bars([(middle, [low, high])])
+        axis.errorbar(bars[0], place, xerr=bars[1], **_style(turn + 1, row.model, hollow=row.outcome == "unclear"))
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(keys)), [label(*key) + ARROWS[MEASURES[key[0]][1]] for key in keys])
+    axis.set_ylim(len(keys) - 0.5, -0.5)
+    axis.set_xlabel("difference, in half intervals (filled: beyond chance)")
+    if len(others) > 1:
+        handles, names = axis.get_legend_handles_labels()
+        first = {name: handle for handle, name in reversed(list(zip(handles, names, strict=True)))}
+        there = [name for name in map(shown, others) if name in first]
+        axis.legend([first[name] for name in there], there)
+    return made
+
+
+def forgetting_figure(rows: Sequence[Forgetting], points: dict[str, float]) -> "Figure":
+    """Plot the points lost by kind of text, with the two thresholds."""
+    kinds = [part.kind for part in rows[0].probe or []]
+    made, (axis,) = figure(height=3.4)
+    for turn, row in enumerate(rows):
+        places = [place + (turn - (len(rows) - 1) / 2) * 0.6 / len(rows) for place in range(len(kinds))]
+        bars = _bars([(part.points, part.interval) for part in row.probe or []])
+        axis.errorbar(places, bars[0], yerr=bars[1], **_style(turn, row.model))
+    axis.axhline(0, color="black", linewidth=0.8)
+    for name, line in (("flagged", ":"), ("significant", "--")):
+        axis.axhline(points[name], color="0.4", linewidth=0.8, linestyle=line)
+        axis.annotate(name, (1, points[name]), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    axis.set_xticks(range(len(kinds)), kinds)
+    axis.set_xlim(-0.5, len(kinds) + 0.2)  # room for the labels of the lines
+    axis.set_ylabel("points lost")
+    if len(rows) > 1:
+        axis.legend(frameon=False)
+    return made
+
+
+def _bars(values: Sequence[tuple[float | None, Interval]]) -> tuple[list[float], list[list[float]]]:
+    """Return the values, and how far their intervals reach below and above them."""
+    known = [(value, ends or [value, value]) for value, ends in values if value is not None]
+    below = [max(0.0, value - low) for value, (low, _) in known]
+    return [value for value, _ in known], [below, [max(0.0, high - value) for value, (_, high) in known]]
+
+
+def _style(turn: int, name: str, hollow: bool | None = None) -> dict[str, Any]:
+    """Return how the marks of the model in place `turn` look. Every second one is hollow by default."""
+    marker, _, shade = STYLES[turn % len(STYLES)]
+    face = "white" if (turn % 2 if hollow is None else hollow) else shade
+    return {
+        "marker": marker,
+        "linestyle": "none",
+        "color": shade,
+        "markerfacecolor": face,
+        "capsize": 3,
+        "label": shown(name),
+    }

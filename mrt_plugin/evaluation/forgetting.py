@@ -8,16 +8,17 @@ negative log-likelihood (NLL) in nats per token.
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mrt_plugin.encoding.pair import Pair
+from mrt_plugin.evaluation.harness import Scores
+from mrt_plugin.evaluation.result import Interval, ProbeChange, TaskChange
 from mrt_plugin.models.log_likelihood import Model, log_likelihoods
 from mrt_plugin.models.tokenizer_match import check_ids
 from mrt_plugin.planning.paired import Bootstrap, Measured
@@ -32,17 +33,15 @@ This is a rule of thumb for its size, not a statistical test. The interval shows
 """
 
 
-@dataclass(frozen=True)
-class Text:
-    """One text of the probe."""
+class ProbeText(NamedTuple):
+    """One text of the probe. Its kind is facts, prose, code, questions or reasoning."""
 
     kind: str
-    """Kind of text: facts, prose, code, questions or reasoning."""
     text: str
 
 
 @cache
-def probe() -> tuple[Text, ...]:
+def probe() -> tuple[ProbeText, ...]:
     """Return the built-in probe: 60 short texts of five kinds, written for this package.
 
     Example:
@@ -51,7 +50,7 @@ def probe() -> tuple[Text, ...]:
     (60, 'facts')
     """
     lines = files("mrt_plugin.evaluation").joinpath("general.jsonl").read_text(encoding="utf-8").splitlines()
-    return tuple(Text(**json.loads(line)) for line in lines)
+    return tuple(ProbeText(**json.loads(line)) for line in lines)
 
 
 @dataclass(frozen=True)
@@ -64,16 +63,14 @@ class ProbeNLL:
     """[n] predicted tokens of each text: all but the first."""
 
 
-def probe_nll(model: Model, tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text] | None = None) -> ProbeNLL:
-    """Measure a model's loss on plain texts, without a chat template.
+def probe_nll(model: Model, tokenizer: PreTrainedTokenizerBase) -> ProbeNLL:
+    """Measure a model's loss on the probe's texts, without a chat template.
 
     Raises:
         ValueError: if the tokenizer returns a token that the model does not have.
     """
-    pairs = []
-    for text in probe() if texts is None else texts:
-        ids = list(tokenizer(text.text, verbose=False)["input_ids"])
-        pairs.append(Pair(ids, [False] + [True] * (len(ids) - 1)))
+    encoded = [list(tokenizer(text.text, verbose=False)["input_ids"]) for text in probe()]
+    pairs = [Pair(ids, [False] + [True] * (len(ids) - 1)) for ids in encoded]
     check_ids(pairs, model)
     return ProbeNLL(-log_likelihoods(model, pairs), np.array([pair.trained_length for pair in pairs]))
 
@@ -100,40 +97,30 @@ def verdict(points: float) -> str:
     return "significant" if points >= SIGNIFICANT else "flagged" if points >= FLAGGED else "kept"
 
 
-def compare_probe(before: ProbeNLL, after: ProbeNLL, texts: Sequence[Text] | None = None, *, seed: int = 0) -> Any:
+def compare_probe(before: ProbeNLL, after: ProbeNLL, *, seed: int = 0) -> list[ProbeChange] | None:
     """Compare the probe before and after fine-tuning, over all texts and for each kind.
 
-    Returns:
-        JSON-ready rows of `kind`, `before` and `after` (nats per token), `points` lost with their `interval`
-        (bootstrap over the texts) and `verdict`. None if the tokenizers split the texts differently, so that tokens
-        cannot be compared.
+    The intervals come from a bootstrap over the texts. The result is None if the tokenizers split the texts
+    differently, so that tokens cannot be compared.
     """
     if not np.array_equal(before.tokens, after.tokens):
         return None
-    kinds = np.array([text.kind for text in (probe() if texts is None else texts)])
+    kinds = np.array([text.kind for text in probe()])
     rows = []
     for kind in ("all", *dict.fromkeys(kinds.tolist())):
         chosen = np.ones(len(kinds), bool) if kind == "all" else kinds == kind
+        texts = int(chosen.sum())
         one, other = (Measured(part.nll[chosen], part.tokens[chosen].astype(float)) for part in (after, before))
-        change, interval, _ = Bootstrap(int(chosen.sum()), seed).difference(one, other)
+        change, ends, _ = Bootstrap(texts, seed).difference(one, other)
         assert change is not None
         points = points_of_nll(0.0, change)
-        rows.append(
-            {
-                "kind": kind,
-                "texts": int(chosen.sum()),
-                "before": other.value,
-                "after": one.value,
-                "points": points,
-                "interval": None if interval is None else [points_of_nll(0.0, end) for end in interval],
-                "verdict": verdict(points),
-            }
-        )
+        interval = ends and [points_of_nll(0.0, end) for end in ends]
+        rows.append(ProbeChange(kind, texts, other.value, one.value, points, interval, verdict(points)))
     return rows
 
 
-def compare_tasks(before: dict[str, Any], after: dict[str, Any], *, seed: int = 0) -> list[dict[str, Any]]:
-    """Compare scores of tasks from `harness.run_tasks` before and after fine-tuning, as JSON-ready rows.
+def compare_tasks(before: Scores, after: Scores, *, seed: int = 0) -> list[TaskChange]:
+    """Compare scores of tasks before and after fine-tuning.
 
     Points are given only for scores between 0 and 1 that are better when higher; other scores have none. The interval
     comes from a bootstrap over the documents, which are the same before and after. If a score is not a mean over
@@ -141,34 +128,25 @@ def compare_tasks(before: dict[str, Any], after: dict[str, Any], *, seed: int = 
     runs, so it is usually too wide.
     """
     rows = []
-    for task, metrics in after.items():
-        for metric, score in metrics.items():
-            old = before.get(task, {}).get(metric)
-            row: dict[str, Any] = {
-                "task": task,
-                "metric": metric,
-                "before": old and old["value"],
-                "after": score["value"],
-            }
-            row |= {"points": None, "interval": None, "verdict": None}
-            if old is not None and score["higher_is_better"] and 0 <= old["value"] <= 1 and 0 <= score["value"] <= 1:
-                points = 100 * (old["value"] - score["value"])
-                row |= {"points": points, "verdict": verdict(points)}
-                paired = _paired(old.get("documents"), score.get("documents"), seed)
-                if paired is not None:
-                    row["interval"] = paired
-                elif old["stderr"] is not None and score["stderr"] is not None:
-                    half = 196 * math.hypot(old["stderr"], score["stderr"])
-                    row["interval"] = [points - half, points + half]
-            rows.append(row)
+    for task, metric in ((task, metric) for task, metrics in after.items() for metric in metrics):
+        new, old = after[task][metric], before.get(task, {}).get(metric)
+        row = TaskChange(task, metric, old and old.value, new.value)
+        if old is not None and new.higher_is_better and 0 <= old.value <= 1 and 0 <= new.value <= 1:
+            points = 100 * (old.value - new.value)
+            interval = _paired(old.documents or {}, new.documents or {}, seed)
+            if interval is None and old.stderr is not None and new.stderr is not None:
+                half = 196 * math.hypot(old.stderr, new.stderr)
+                interval = [points - half, points + half]
+            row = replace(row, points=points, interval=interval, verdict=verdict(points))
+        rows.append(row)
     return rows
 
 
-def _paired(before: dict[int, float] | None, after: dict[int, float] | None, seed: int) -> list[float] | None:
+def _paired(before: dict[int, float], after: dict[int, float], seed: int) -> Interval:
     """Return the interval of the points lost, over the documents scored in both runs; None if there are too few."""
-    both = sorted((before or {}).keys() & (after or {}).keys())
-    if not before or not after or not both:
+    both = sorted(before.keys() & after.keys())
+    if not both:
         return None
     old, new = (Measured.mean(np.array([part[document] for document in both])) for part in (before, after))
     _, interval, _ = Bootstrap(len(both), seed).difference(old, new)
-    return None if interval is None else [100 * end for end in interval]
+    return interval and [100 * end for end in interval]

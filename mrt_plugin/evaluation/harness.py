@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,27 @@ from transformers import PreTrainedTokenizerBase
 
 from mrt_plugin.models.log_likelihood import Model
 
-Scores = dict[str, dict[str, dict[str, Any]]]
-"""By task and metric: `value`, `stderr` (None if the harness has none), `higher_is_better` and `documents`.
 
-`documents` gives the score of each document by its number; None if the value is not their mean.
-"""
+@dataclass(frozen=True)
+class Score:
+    """One metric of one task."""
+
+    value: float
+    stderr: float | None = None
+    """None if the harness has none."""
+    higher_is_better: bool = True
+    documents: dict[int, float] | None = None
+    """The score of each document by its number; None if the value is not their mean."""
+
+
+Scores = dict[str, dict[str, Score]]
+"""By task and metric."""
 
 
 def check_tasks(tasks: Sequence[str], include: str | Path | None = None) -> Any:
     """Check that the harness has these tasks, and return its task manager. Call this before loading a model.
 
-    Args:
-        tasks: names of tasks or groups of tasks.
-        include: folder with your own task files.
+    `include` is a folder with your own task files.
 
     Raises:
         ImportError: if the harness is not installed; names the package.
@@ -34,19 +42,13 @@ def check_tasks(tasks: Sequence[str], include: str | Path | None = None) -> Any:
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise ImportError('Tasks need the lm-evaluation-harness: pip install "lm_eval[hf]", or leave out --lm-eval.')
-    manager = _manager(None if include is None else str(include))
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=None if include is None else str(include))  # reads some thousand names
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise ValueError(f"The lm-evaluation-harness has no task {', '.join(unknown)}: `lm-eval ls tasks` lists them.")
     return manager
-
-
-@cache
-def _manager(include: str | None) -> Any:
-    """Build the task manager. It reads the names of some thousand tasks, which takes seconds."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_path=include)
 
 
 def run_tasks(
@@ -56,7 +58,6 @@ def run_tasks(
     manager: Any,
     *,
     limit: int | None = None,
-    batch_size: int = 8,
 ) -> Scores:
     """Score a model on tasks, without a chat template, as the harness does by default.
 
@@ -66,7 +67,6 @@ def run_tasks(
         tasks: names of tasks or groups.
         manager: task manager from `check_tasks`.
         limit: maximum examples per task; all if None.
-        batch_size: sequences per batch.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -74,7 +74,7 @@ def run_tasks(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(sys.stderr):  # standard output is only for results
         found = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),  # type: ignore[arg-type]
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8),  # type: ignore[arg-type]
             tasks=list(tasks),
             task_manager=manager,
             limit=limit,
@@ -91,12 +91,12 @@ def run_tasks(
                 continue
             error = results.get(f"{metric}_stderr,{rule}")
             known = isinstance(error, int | float) and math.isfinite(error)
-            scores.setdefault(task, {})[name.removesuffix(",none")] = {
-                "value": float(value),
-                "stderr": float(error) if known else None,
-                "higher_is_better": bool((found["higher_is_better"].get(task) or {}).get(metric)),
-                "documents": _documents(found["samples"].get(task, []), metric, rule, float(value)),
-            }
+            scores.setdefault(task, {})[name.removesuffix(",none")] = Score(
+                value=float(value),
+                stderr=float(error) if known else None,
+                higher_is_better=bool((found["higher_is_better"].get(task) or {}).get(metric)),
+                documents=_documents(found["samples"].get(task, []), metric, rule, float(value)),
+            )
     return scores
 
 

@@ -1,6 +1,6 @@
 """Measure held-out negative log-likelihood: how well a model predicts responses that it was not trained on."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,12 +65,7 @@ class ResponseNLL:
 
 
 def response_nll(
-    model: Model,
-    encoder: Encoder,
-    groups: Iterable[Mapping[str, Any]],
-    *,
-    max_length: int | None = None,
-    **how: Any,
+    model: Model, encoder: Encoder, groups: Iterable[Mapping[str, Any]], *, max_length: int | None = None, **how: Any
 ) -> ResponseNLL:
     """Measure the NLL of each held-out response.
 
@@ -91,14 +86,8 @@ def response_nll(
     found.nll / found.tokens  # nats per token, of each response
     ```
     """
-    pairs: list[Pair] = []
-    owner: list[int] = []
-    count = 0
-    for number, group in enumerate(groups):
-        encoded: Sequence[Pair] = encoder.encode_group(group["prompt"], group["responses"])
-        pairs += encoded
-        owner += [number] * len(encoded)
-        count = number + 1
+    encoded = [encoder.encode_group(group["prompt"], group["responses"]) for group in groups]
+    pairs: list[Pair] = [pair for group in encoded for pair in group]
     fits = np.array([max_length is None or len(pair.input_ids) <= max_length for pair in pairs], dtype=bool)
     fitting = [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
     check_ids(fitting, model)
@@ -108,25 +97,14 @@ def response_nll(
         nll=nll,
         tokens=np.array([pair.trained_length for pair in pairs], dtype=np.int64),
         fits=fits,
-        owner=np.array(owner, dtype=np.int64),
-        prompts=count,
+        owner=np.repeat(np.arange(len(encoded)), [len(group) for group in encoded]),
+        prompts=len(encoded),
         max_length=max_length,
     )
 
 
-def prompt_nll(model: Model, encoder: Encoder, groups: Iterable[Mapping[str, Any]], **how: Any) -> PromptNLL:
-    """Measure the NLL of held-out responses for each prompt. Takes the arguments of `response_nll`."""
-    return response_nll(model, encoder, groups, **how).per_prompt()
-
-
 def held_out_nll(model: Model, encoder: Encoder, groups: Iterable[Mapping[str, Any]], **how: Any) -> HeldOut:
-    """Measure a model on groups it was not trained on.
-
-    Args:
-        model: a causal language model, with or without an adapter.
-        encoder: the encoding that the model was trained with.
-        groups: rows with `prompt` and `responses`.
-        how: `batch_tokens` and `progress` of `log_likelihoods`.
+    """Measure a model on groups it was not trained on. Takes the arguments of `response_nll`.
 
     Raises:
         ValueError: if there are no groups.
@@ -138,10 +116,10 @@ def held_out_nll(model: Model, encoder: Encoder, groups: Iterable[Mapping[str, A
     print(f"{result.nll_per_token:.3f} nats per token over {result.prompts} prompts")
     ```
     """
-    found = prompt_nll(model, encoder, groups, **how)
-    if not found.pairs.any():
-        raise ValueError("There is nothing to evaluate: the held-out data has no groups.")
+    found = response_nll(model, encoder, groups, **how).per_prompt()
     known = found.pairs > 0
+    if not known.any():
+        raise ValueError("There is nothing to evaluate: the held-out data has no groups.")
     return HeldOut(
         nll_per_token=float(found.nll.sum() / found.tokens.sum()),
         nll_per_response=float((found.nll[known] / found.pairs[known]).mean()),

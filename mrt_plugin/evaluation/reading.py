@@ -1,60 +1,185 @@
-"""Show outputs for reading: the first draws of every model on randomly chosen prompts."""
+"""What a person reads of an evaluation: some outputs, notes on the numbers, and the recommended next step."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
+
+import numpy as np
 
 from mrt_plugin.evaluation.cases import Case
-from mrt_plugin.evaluation.subject import Subject
+from mrt_plugin.evaluation.result import Evaluation, Key, Output, Outputs, ProbeChange, TaskChange, label
+from mrt_plugin.evaluation.subject import Subject, same_tokens
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.text import prompt_text
+from mrt_plugin.planning.paired import FEWEST, LEVEL
 
+FEW = 30
+"""Number of prompts below which intervals are too wide to decide much."""
 REFERENCES_SHOWN = 3
 """Number of references shown next to a prompt's outputs."""
 
 
-def lay_out(cases: Sequence[Case], subjects: Sequence[Subject], outputs: int, seed: int) -> list[dict[str, Any]]:
+def choose_outputs(cases: Sequence[Case], subjects: Sequence[Subject], outputs: int, seed: int) -> list[Outputs]:
     """Choose about `outputs` outputs over all models together: the first draws of every model on some prompts.
 
     The prompts are drawn by a hash of (seed, id), among those for which every sampled model has samples.
-
-    Returns:
-        Rows of `id`, `prompt`, `references` (the first few texts), `more_references` (number of references not shown)
-        and `models`: for each name a list of `text`, `cut_off`, `right` and `reward` (None if not measured).
     """
-    sampled = [subject for subject in subjects if subject.samples is not None]
-    able = [
-        place
-        for place in range(len(cases))
-        if sampled and all(subject.samples is not None and subject.samples[place].texts for subject in sampled)
-    ]
-    if not able or not outputs:
+    sampled = [(subject, subject.samples) for subject in subjects if subject.samples is not None]
+    able = [place for place in range(len(cases)) if all(samples[place].texts for _, samples in sampled)]
+    if not sampled or not able or not outputs:
         return []
     each = math.ceil(outputs / len(sampled))
     able.sort(key=lambda place: digest(b"read", str(seed).encode(), cases[place].id.encode()))
-    chosen = able[:each]
-    draws = math.ceil(each / len(chosen))
+    draws = math.ceil(each / len(able[:each]))
     return [
-        {
-            "id": cases[place].id,
-            "prompt": prompt_text(cases[place].prompt),
-            "references": cases[place].texts[:REFERENCES_SHOWN],
-            "more_references": max(0, len(cases[place].references) - REFERENCES_SHOWN),
-            "models": {subject.model.name: _said(subject, place, draws) for subject in sampled},
-        }
-        for place in chosen
+        Outputs(
+            id=cases[place].id,
+            prompt=prompt_text(cases[place].prompt),
+            references=cases[place].texts[:REFERENCES_SHOWN],
+            more_references=max(0, len(cases[place].references) - REFERENCES_SHOWN),
+            models={subject.model.name: _first_draws(subject, place, draws) for subject, _ in sampled},
+        )
+        for place in able[:each]
     ]
 
 
-def _said(subject: Subject, place: int, draws: int) -> list[dict[str, Any]]:
+def _first_draws(subject: Subject, place: int, draws: int) -> list[Output]:
     assert subject.samples is not None
     said = subject.samples[place]
+    right = subject.right[place] if subject.right is not None else [None] * len(said.texts)
+    rewards = map(float, subject.rewards[place]) if subject.rewards is not None else [None] * len(said.texts)
+    return [Output(*one) for one in zip(said.texts, said.cut_off, right, rewards, strict=True)][:draws]
+
+
+def notes(cases: Sequence[Case], subjects: Sequence[Subject], base: Subject, result: Evaluation) -> list[str]:
+    """Return notes that are needed to read the numbers correctly, starting with what was forgotten."""
     return [
-        {
-            "text": said.texts[number],
-            "cut_off": said.cut_off[number],
-            "right": None if subject.right is None else subject.right[place][number],
-            "reward": None if subject.rewards is None else float(subject.rewards[place][number]),
-        }
-        for number in range(min(draws, len(said.texts)))
+        *(_dropped(row.model, row.before, part) for row in result.forgetting for part in row.losses),
+        *(note for subject in subjects for note in subject.notes),
+        *_about_samples(subjects, result),
+        *_about_columns(result),
+        *_about_references(cases, subjects),
+        *(note for subject in subjects for note in _about_model(subject, base, cases)),
+        *_about_intervals(len(cases), result),
     ]
+
+
+def _about_samples(subjects: Sequence[Subject], result: Evaluation) -> list[str]:
+    found = []
+    for model in result.models:
+        counts = model.samples
+        if counts and counts.cut_off:
+            found.append(
+                f"{model.name}: {counts.cut_off:,} of {counts.draws:,} samples were cut off before the model "
+                "ended them, and are measured as they are. Raise --max-tokens."
+            )
+        if counts and counts.least < counts.most:
+            found.append(
+                f"{model.name}: prompts have {counts.least} to {counts.most} samples; a prompt with fewer "
+                "than M has no value at M."
+            )
+    sampled = [subject.samples for subject in subjects if subject.samples is not None]
+    if sampled and all(len(one.texts) < 2 for samples in sampled for one in samples):
+        found.append("Diversity needs at least 2 samples per prompt (--m), and is left out.")
+    return found
+
+
+def _about_columns(result: Evaluation) -> list[str]:
+    """Report measures that were taken on different prompts for different models."""
+    counts: dict[Key, set[int]] = {}
+    for model in result.models:
+        for row in model.measures:
+            counts.setdefault((row.measure, row.m), set()).add(row.prompts)
+    apart = [label(*key) for key, found in counts.items() if len(found) > 1]
+    if not apart:
+        return []
+    return [f"Not all models were measured on the same prompts in {', '.join(apart)}: compare the differences."]
+
+
+def _about_references(cases: Sequence[Case], subjects: Sequence[Subject]) -> list[str]:
+    found = []
+    without = sum(not case.references for case in cases)
+    what = "NLL, coverage and alignment"
+    if without == len(cases):
+        found.append(f"No prompt has references, which {what} need: left out.")
+    elif without:
+        found.append(f"{without:,} of {len(cases):,} prompts have no references: {what} leave them out.")
+    right = next((subject.right for subject in subjects if subject.right is not None), [])
+    unchecked = sum(None in row for row in right)
+    if unchecked:
+        found.append(f"{unchecked:,} prompts give the checker nothing to compare with, and are left out of pass@M.")
+    return found
+
+
+def _about_model(subject: Subject, base: Subject, cases: Sequence[Case]) -> list[str]:
+    name, found = subject.model.name, []
+    if subject.model.path is None:
+        found.append(f"{name} has only samples: no held-out NLL.")
+    elif subject.nll is None and any(case.references for case in cases):
+        found.append(f"{name}: no held-out NLL, since an endpoint does not give it.")
+    if subject is base:
+        return found
+    if subject.nll is not None and base.nll is not None and not same_tokens(subject, base):
+        found.append(
+            f"{name} and {base.model.name} read the references as different tokens: compare the NLL per response, not "
+            "per token."
+        )
+    both = subject.probe is not None and base.probe is not None and subject.base_probe is None
+    if both and not np.array_equal(subject.probe.tokens, base.probe.tokens):  # type: ignore[union-attr]
+        found.append(f"{name} has another tokenizer than {base.model.name}: no before and after on the probe.")
+    return found
+
+
+def _about_intervals(prompts: int, result: Evaluation) -> list[str]:
+    found = []
+    if prompts < FEWEST:
+        found.append(f"Fewer than {FEWEST} prompts have no intervals, and so no verdict.")
+    elif prompts < FEW:
+        found.append(f"{prompts} prompts are few: the intervals are wide.")
+    rows = [row for row in result.differences if row.p is not None]
+    ends = [row.interval for row in rows if row.outcome == "unclear" and row.interval is not None]
+    alone = sum(not low <= 0 <= high for low, high in ends)
+    if len(rows) > 1:
+        line = (
+            f"Better, worse and different are corrected for {len(rows)} comparisons (Holm): by chance, any of them "
+            f"stands in at most about {1 - LEVEL:.0%} of evaluations. Intervals are those of each comparison alone"
+        )
+        found.append(f"{line}; {alone} exclude 0 and are still unclear." if alone else f"{line}.")
+    return found
+
+
+def _beyond_chance(part: ProbeChange | TaskChange) -> bool:
+    return part.interval is None or part.interval[0] > 0
+
+
+def _dropped(model: str, before: str | None, part: ProbeChange | TaskChange) -> str:
+    where = "the general probe" if isinstance(part, ProbeChange) else f"{part.task} ({part.metric})"
+    word = "a significant drop" if part.verdict == "significant" else "a drop"
+    chance = "" if _beyond_chance(part) else " It may be chance: the interval holds 0."
+    return f"{model}: {word} of {part.points:.1f} points on {where}, against {before}.{chance}"
+
+
+def next_step(result: Evaluation) -> str:
+    """Return the recommended next step."""
+    data, model = result.data, result.models[0]
+    lost = next((row.model for row in result.forgetting if any(map(_beyond_chance, row.losses))), None)
+    worse = [row.model for row in result.differences if row.outcome == "worse" and row.measure == "coverage"]
+    if lost is not None:
+        return (
+            f"Next: {lost} lost general ability: mix 5 to 10 % general data into its training (mrt select "
+            "--proportion), or train fewer steps, and evaluate again."
+        )
+    if len(result.models) == 1:
+        base = model.path if model.adapter else "BASE"
+        itself = "+".join(part for part in (model.path, model.adapter) if part)
+        given = f"--model {itself}" if itself else f"--pool {model.name}={model.pool}"
+        return (
+            f"Next: compare it with the model before training: mrt evaluate --model {base} {given} --data {data.name}"
+        )
+    if data.prompts < FEW:
+        return f"Next: evaluate on more held-out prompts: {data.prompts} decide little."
+    if worse:
+        return (
+            f"Next: {worse[0]} covers the references less than {result.baseline}: ask whether more responses "
+            f"per prompt would pay: mrt plan POOL --model {model.path or 'PATH'}"
+        )
+    return "Next: read the outputs beside their references before you trust the numbers: --report evaluation.html"

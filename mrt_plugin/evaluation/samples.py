@@ -1,21 +1,27 @@
-"""Draw a model's samples, resuming a stopped run, or read them from an existing pool."""
+"""Draw a model's samples, read them from an existing pool, and compute their rewards."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from datasets import Dataset, Features, Json, List, Value
+
+from mrt_plugin.encoding.messages import prompt_messages
 from mrt_plugin.evaluation.cases import Case
 from mrt_plugin.groups import prompt_key
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.sources import open_source
-from mrt_plugin.groups.write import whole_file
+from mrt_plugin.groups.write import spelled, whole_file
 from mrt_plugin.models.named_model import NamedModel
 from mrt_plugin.sampling.journal import journal_path
-from mrt_plugin.sampling.run import Sampler, sample_pool
-from mrt_plugin.sampling.settings import Draw, SampleReport, SamplingSettings
+from mrt_plugin.sampling.options import SamplingSettings
+from mrt_plugin.sampling.run import sample_pool
+from mrt_plugin.sampling.settings import Draw, Sampler, SampleReport
+from mrt_plugin.scoring.scores import Scorer, score_columns, scorer_list
 
 
 @dataclass
@@ -28,39 +34,19 @@ class Samples:
 
 
 def draw_samples(
-    cases: Sequence[Case],
-    sampler: Sampler,
-    output: Path,
-    m: int,
-    settings: SamplingSettings,
-    *,
-    partial: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    cases: Sequence[Case], sampler: Sampler, output: Path, m: int, settings: SamplingSettings, **options: Any
 ) -> tuple[list[Samples], SampleReport]:
-    """Draw m samples for each prompt and save them in a file, as `mrt sample` does.
-
-    Every reply is saved in `OUTPUT.journal` before the next request, so a stopped run resumes from there.
+    """Draw m samples for each prompt into a file, as `sample_pool` does. `options` are its `partial` and `progress`.
 
     Raises:
-        Unfinished: if some draws failed and `partial` is False.
-        EndpointError: if the endpoint cannot be used, or stopped answering.
-        ValueError: if the journal was made with other settings or another model.
+        Unfinished, EndpointError, ValueError: as `sample_pool`. Samples that were drawn are saved.
     """
     prompts = _prompts_file(output)
     with whole_file(prompts) as file:
         for case in cases:
             file.write(json.dumps({"id": case.id, "prompt": case.prompt}, ensure_ascii=False).encode() + b"\n")
     try:
-        report = sample_pool(
-            prompts,
-            sampler,
-            output,
-            n=m,
-            settings=settings,
-            keep_cut_off=True,
-            partial=partial,
-            progress=progress,
-        )
+        report = sample_pool(prompts, sampler, output, n=m, settings=settings, keep_cut_off=True, **options)
     finally:
         prompts.unlink()
     return read_samples(output, cases), report
@@ -121,3 +107,39 @@ def _in_order(row: dict[str, Any]) -> tuple[list[str], list[bool]]:
     drawn.sort(key=lambda one: one[0])
     kept = [one for one in drawn if one[1] == drawn[-1][1]]
     return [text for _, _, text, _ in kept], [cut for _, _, _, cut in kept]
+
+
+def rewards(
+    cases: Sequence[Case], samples: Sequence[Samples], scorer: Scorer, *, score_cache: str | Path | None = None
+) -> list[np.ndarray]:
+    """Compute the reward of every sample, [n] for a case with n samples.
+
+    Args:
+        cases: the prompts.
+        samples: the samples of each prompt.
+        scorer: name or path of a reward model, or a function of (prompt, responses) or its name.
+        score_cache: as for `score_groups`.
+
+    Raises:
+        ValueError: if more than one scorer is given, or it does not return one finite number for each sample.
+    """
+    if len(scorer_list(scorer)) != 1:
+        raise ValueError(f"scorer={scorer!r}: an evaluation takes one scorer. Run it once for each.")
+    found = [np.zeros(0) for _ in cases]
+    sampled = [place for place, one in enumerate(samples) if one.texts]
+    if not sampled:
+        return found
+    prompts = [cases[place].prompt for place in sampled]
+    texts = all(isinstance(prompt, str) for prompt in prompts)
+    rows = {
+        "id": [cases[place].id for place in sampled],
+        "prompt": [spelled(prompt if texts else prompt_messages(prompt)) for prompt in prompts],
+        "responses": [samples[place].texts for place in sampled],
+    }
+    string = Value("string")
+    features = Features({"id": string, "prompt": string if texts else List(Json()), "responses": List(string)})
+    scored = score_columns(Dataset.from_dict(rows, features=features), scorer, score_cache=score_cache)
+    ((_, columns),) = scored.items()
+    for place, given in zip(sampled, columns["scores"], strict=True):
+        found[place] = np.asarray(given, dtype=np.float64)
+    return found

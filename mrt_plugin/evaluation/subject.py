@@ -1,9 +1,8 @@
 """Measure one model of an evaluation on each prompt."""
 
 import gc
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,24 @@ import torch
 from peft import PeftModel
 
 from mrt_plugin.encoding import Encoder
-from mrt_plugin.evaluation.best_of import expected_best, levels
 from mrt_plugin.evaluation.cases import Case
 from mrt_plugin.evaluation.checkers import Checker
-from mrt_plugin.evaluation.closeness import Closeness, closeness
+from mrt_plugin.evaluation.closeness import NAN, Closeness, closeness, expected_best, levels
 from mrt_plugin.evaluation.forgetting import ProbeNLL, probe_nll
 from mrt_plugin.evaluation.harness import Scores, run_tasks
 from mrt_plugin.evaluation.held_out import PromptNLL, ResponseNLL, response_nll
-from mrt_plugin.evaluation.reward import rewards
-from mrt_plugin.evaluation.samples import Samples, draw_samples, read_samples, sample_files
+from mrt_plugin.evaluation.result import Key, order
+from mrt_plugin.evaluation.samples import Samples, draw_samples, read_samples, rewards, sample_files
 from mrt_plugin.groups.text import units
 from mrt_plugin.models.log_likelihood import Model
 from mrt_plugin.models.named_model import NamedModel
 from mrt_plugin.models.tokenizer_match import worse_than_guessing
-from mrt_plugin.options import PromptFormat
 from mrt_plugin.planning.paired import Measured
 from mrt_plugin.sampling.local import LocalModel
-from mrt_plugin.sampling.run import Sampler
-from mrt_plugin.sampling.settings import SamplingSettings
+from mrt_plugin.sampling.options import LocalOptions, SamplingSettings
+from mrt_plugin.sampling.settings import Sampler
 from mrt_plugin.scoring.embedders import Embedder
 from mrt_plugin.scoring.scores import Scorer
-
-logger = logging.getLogger(__name__)
-
-Key = tuple[str, int | None]
-"""A measure and its number of samples; None if the measure does not depend on that number."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the total number of steps."""
@@ -73,9 +65,8 @@ class How:
     scorer: Scorer | None = None
     score_cache: str | Path | None = None
     checker: Checker | None = None
-    load_in_4bit: bool = False
-    batch_size: int = 32
-    prompt_format: PromptFormat = "auto"
+    local: LocalOptions = field(default_factory=LocalOptions)
+    """How models on this machine are loaded."""
     tokenizer: str | None = None
     max_length: int | None = None
     """Maximum tokens of a prompt with one reference in the held-out NLL; by default the model's positions."""
@@ -106,6 +97,11 @@ class Subject:
     base_tasks: Scores = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def ordered(self) -> list[tuple[Key, Measured]]:
+        """The measures in the order in which they are shown."""
+        return sorted(self.measured.items(), key=lambda item: order(item[0]))
+
 
 def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress: Progress) -> Subject:
     """Measure one model. It is loaded once and released at the end.
@@ -115,23 +111,17 @@ def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress
         Unfinished, EndpointError: if some samples could not be drawn; the samples drawn are saved.
     """
     subject = Subject(model)
+    sampler: Sampler | None = None
     local = None
-    if model.path is not None and how.endpoint is None:
-        local = LocalModel(
-            model.path,
-            model.adapter,
-            load_in_4bit=how.load_in_4bit,
-            batch_size=how.batch_size,
-            prompt_format=how.prompt_format,
-            tokenizer=how.tokenizer,
-        )
+    if model.path is not None and how.endpoint is not None:
+        sampler = how.endpoint(model.path)
+    elif model.path is not None:
+        sampler = local = LocalModel(model.path, model.adapter, tokenizer=how.tokenizer, **asdict(how.local))
         local.loaded = local.load()
-        _likelihoods(subject, *local.loaded, cases, how, progress)
+        _measure_likelihoods(subject, *local.loaded, cases, how, progress)
     if model.pool is not None:
         subject.samples = read_samples(model.pool, cases)
-    elif how.m and model.path is not None:
-        sampler: Sampler | None = how.endpoint(model.path) if how.endpoint is not None else local
-        assert sampler is not None
+    elif how.m and sampler is not None:
         subject.samples, report = draw_samples(
             cases,
             sampler,
@@ -143,7 +133,7 @@ def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress
         )
         if report.rejected:
             subject.notes.append(
-                f"{model.name}: {report.rejected:,} prompts were turned away by the endpoint, and have no samples "
+                f"{model.name}: {report.rejected:,} prompts were rejected by the endpoint, and have no samples "
                 f"({report.first_rejection})"
             )
     if local is not None:  # release the memory for the next model
@@ -151,7 +141,7 @@ def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress
         gc.collect()
         torch.cuda.empty_cache()
     if subject.samples is not None:
-        _samples(subject, cases, how, progress)
+        _measure_samples(subject, subject.samples, cases, how, progress)
     return subject
 
 
@@ -161,25 +151,22 @@ def share_references(subjects: Sequence[Subject]) -> int:
     Returns:
         The number of references left out.
     """
-    able = [subject for subject in subjects if subject.references is not None]
+    able = [(subject, subject.references) for subject in subjects if subject.references is not None]
     if not able:
         return 0
-    fits = [subject.references.fits for subject in able if subject.references is not None]
-    common = np.logical_and.reduce(fits)
+    common = np.logical_and.reduce([references.fits for _, references in able])
     whose = "the NLL" if len(able) == 1 else "every model's NLL"
-    for subject in able:
-        assert subject.references is not None
-        subject.nll = subject.references.per_prompt(common)
-        known = subject.nll.pairs > 0
+    for subject, references in able:
+        subject.nll = found = references.per_prompt(common)
         subject.measured["nll_per_token", None] = Measured(
-            np.where(known, subject.nll.nll, np.nan), subject.nll.tokens.astype(np.float64)
+            np.where(found.pairs > 0, found.nll, np.nan), found.tokens.astype(np.float64)
         )
         with np.errstate(invalid="ignore"):
-            subject.measured["nll_per_response", None] = Measured.mean(subject.nll.nll / subject.nll.pairs)
-        too_long = int((~subject.references.fits).sum())
+            subject.measured["nll_per_response", None] = Measured.mean(found.nll / found.pairs)
+        too_long = int((~references.fits).sum())
         if too_long:
             subject.notes.append(
-                f"{subject.model.name}: {too_long:,} references do not fit {subject.references.max_length:,} tokens "
+                f"{subject.model.name}: {too_long:,} references do not fit {references.max_length:,} tokens "
                 f"and are left out of {whose}, which rests on {int(common.sum()):,} of {len(common):,}."
             )
     return int((~common).sum())
@@ -193,19 +180,19 @@ def same_tokens(one: Subject, other: Subject) -> bool:
     return bool((one.nll.tokens[both] == other.nll.tokens[both]).all())
 
 
-def _likelihoods(
+def _measure_likelihoods(
     subject: Subject, model: Model, encoder: Encoder, cases: Sequence[Case], how: How, progress: Progress
 ) -> None:
     """Measure what needs the model's probabilities: the held-out NLL, the probe and the tasks."""
-    name = subject.model.name
-    if any(case.references for case in cases):
-        total, done = sum(len(case.references) for case in cases), 0
+    name, tokenizer = subject.model.name, encoder.tokenizer
+    total, done = sum(len(case.references) for case in cases), 0
 
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress(f"{name}: held-out NLL", done, total)
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(f"{name}: held-out NLL", done, total)
 
+    if total:
         limit = how.max_length or model.config.to_dict().get("max_position_embeddings")
         groups = ({"prompt": case.prompt, "responses": case.references} for case in cases)
         found = response_nll(model, encoder, groups, max_length=limit, progress=advance)
@@ -216,63 +203,65 @@ def _likelihoods(
             warning = worse_than_guessing(float(found.nll.sum() / found.tokens[found.fits].sum()), model)
             if warning:
                 subject.notes.append(f"{name}: {warning}")
-    if how.probe:
-        subject.probe = probe_nll(model, encoder.tokenizer)
-        if isinstance(model, PeftModel):
-            with model.disable_adapter():
-                subject.base_probe = probe_nll(model, encoder.tokenizer)
-        progress(f"{name}: general probe", 1, 1)
-    if how.tasks:
-        subject.tasks = run_tasks(model, encoder.tokenizer, how.tasks, how.task_manager, limit=how.task_limit)
-        if isinstance(model, PeftModel):
-            with model.disable_adapter():
-                subject.base_tasks = run_tasks(
-                    model, encoder.tokenizer, how.tasks, how.task_manager, limit=how.task_limit
-                )
-        progress(f"{name}: tasks", 1, 1)
+
+    def measure() -> tuple[ProbeNLL | None, Scores]:
+        probe = probe_nll(model, tokenizer) if how.probe else None
+        if not how.tasks:
+            return probe, {}
+        return probe, run_tasks(model, tokenizer, how.tasks, how.task_manager, limit=how.task_limit)
+
+    subject.probe, subject.tasks = measure()
+    if isinstance(model, PeftModel):
+        with model.disable_adapter():
+            subject.base_probe, subject.base_tasks = measure()
+    for stage, measured in (("general probe", how.probe), ("tasks", how.tasks)):
+        if measured:
+            progress(f"{name}: {stage}", 1, 1)
 
 
-def _samples(subject: Subject, cases: Sequence[Case], how: How, progress: Progress) -> None:
+def _measure_samples(
+    subject: Subject, samples: Sequence[Samples], cases: Sequence[Case], how: How, progress: Progress
+) -> None:
     """Compute the measures on samples. A prompt with fewer than m samples has no value at m."""
-    assert subject.samples is not None
-    samples, name, put = subject.samples, subject.model.name, subject.measured
-    counts = [len(one.texts) for one in samples]
-    most = max(counts, default=0)
+    name = subject.model.name
+    most = max((len(one.texts) for one in samples), default=0)
     at = levels(most, how.at)
     beyond = [str(m) for m in how.at or () if m > most]
     if beyond:
         subject.notes.append(f"{name}: no prompt has more than {most} samples, so nothing at M = {', '.join(beyond)}.")
-    put["length", None] = Measured.mean(np.array([_mean([len(units(text)) for text in one.texts]) for one in samples]))
+
+    def put(measure: str, values: Iterable[float], m: int | None = None) -> None:
+        subject.measured[measure, m] = Measured.mean(np.array(list(values)))
+
+    put("length", (_mean([len(units(text)) for text in one.texts]) for one in samples))
     if how.embedder is not None:
-        texts = ([*case.texts, *one.texts] for case, one in zip(cases, samples, strict=True))
         if how.embedder.prepare is not None:
-            how.embedder.prepare(texts)
+            how.embedder.prepare([*case.texts, *one.texts] for case, one in zip(cases, samples, strict=True))
         found: list[Closeness] = []
         for number, (case, one) in enumerate(zip(cases, samples, strict=True)):
             found.append(closeness(case.texts, one.texts, how.embedder))
             progress(f"{name}: coverage", number + 1, len(cases))
         for m in at:
-            put["coverage", m] = Measured.mean(np.array([one.coverage(m) for one in found]))
-        put["alignment", None] = Measured.mean(np.array([one.alignment for one in found]))
-        put["diversity", None] = Measured.mean(np.array([one.diversity for one in found]))
+            put("coverage", (near.coverage(m) for near in found), m)
+        put("alignment", (near.alignment for near in found))
+        put("diversity", (near.diversity for near in found))
     if how.scorer is not None:
         subject.rewards = rewards(cases, samples, how.scorer, score_cache=how.score_cache)
-        put["reward", None] = Measured.mean(np.array([_mean(row) for row in subject.rewards]))
+        put("reward", map(_mean, subject.rewards))
         for m in [m for m in at if m > 1]:  # the best of 1 equals the mean
-            put["best_reward", m] = Measured.mean(np.array([_best(row, m) for row in subject.rewards]))
+            put("best_reward", (_best(row, m) for row in subject.rewards), m)
     if how.checker is not None:
         subject.right = []
         for number, (case, one) in enumerate(zip(cases, samples, strict=True)):
             subject.right.append([how.checker(case, text) for text in one.texts])
             progress(f"{name}: checks", number + 1, len(cases))
         for m in at:
-            passed = [np.nan if None in row else _best(np.array(row, dtype=np.float64), m) for row in subject.right]
-            put["pass", m] = Measured.mean(np.array(passed))
+            put("pass", (NAN if None in row else _best(np.array(row, np.float64), m) for row in subject.right), m)
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")
+    return float(np.mean(values)) if len(values) else NAN
 
 
 def _best(values: np.ndarray, m: int) -> float:
-    return float(expected_best(values, m)) if len(values) >= m else float("nan")
+    return float(expected_best(values, m)) if len(values) >= m else NAN

@@ -1,6 +1,6 @@
-"""Sampling: draw responses from an endpoint or a local model, without losing any that were drawn.
+"""Draw responses from an endpoint or a local model. Drawn responses survive a stopped run.
 
-Names are imported on first use, since an endpoint needs no torch.
+Names are imported on first use: the options need neither torch nor datasets, and an endpoint needs no torch.
 """
 
 from importlib import import_module
@@ -9,20 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mrt_plugin.sampling.endpoint import Endpoint, EndpointError
     from mrt_plugin.sampling.local import LocalModel
+    from mrt_plugin.sampling.options import SamplingSettings
     from mrt_plugin.sampling.prompts import read_prompts
     from mrt_plugin.sampling.run import Unfinished, sample_pool
-    from mrt_plugin.sampling.settings import SampleReport, SamplingSettings
-
-_HOMES = {
-    "Endpoint": "endpoint",
-    "EndpointError": "endpoint",
-    "LocalModel": "local",
-    "SampleReport": "settings",
-    "SamplingSettings": "settings",
-    "Unfinished": "run",
-    "read_prompts": "prompts",
-    "sample_pool": "run",
-}
+    from mrt_plugin.sampling.settings import SampleReport
 
 __all__ = [
     "Endpoint",
@@ -34,9 +24,10 @@ __all__ = [
     "read_prompts",
     "sample_pool",
 ]
+_FILES = ("endpoint", "endpoint", "local", "settings", "options", "run", "prompts", "run")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"mrt_plugin.sampling.{_HOMES[name]}"), name)
+    if name in __all__:
+        return getattr(import_module(f"mrt_plugin.sampling.{_FILES[__all__.index(name)]}"), name)
     raise AttributeError(f"module 'mrt_plugin.sampling' has no attribute {name!r}")

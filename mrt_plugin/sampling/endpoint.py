@@ -2,29 +2,33 @@
 
 import asyncio
 import json
-import logging
 import os
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+import random
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from typing import Any, TypeVar
 
 import httpx2
 
 from mrt_plugin.options import Api
 from mrt_plugin.sampling.masking import LONG, mask, mask_fields, mask_typed, masked_log, secrets_in
-from mrt_plugin.sampling.pace import Pace, asked_wait, backoff
+from mrt_plugin.sampling.options import EndpointOptions, SamplingSettings
 from mrt_plugin.sampling.reply import Garbage, read_reply, shown
-from mrt_plugin.sampling.settings import Job, Reply, SampleReport, SamplingSettings, draw_seed
+from mrt_plugin.sampling.settings import Job, Reply, SampleReport, SamplingTask, draw_seed
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 GIVE_UP = 8
 """A run stops after this many requests in a row failed, each after its retries.
 
 The server is then down, or the request is wrong for it.
 """
-
+LONGEST_WAIT = 300.0
+"""The longest wait, in seconds. If a server requests more, it is tried again after this time."""
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 PATHS: dict[Api, str] = {"chat": "/chat/completions", "completions": "/completions"}
 TRY_AGAIN = {408, 409, 425, 429}
@@ -46,22 +50,14 @@ class _Rejected(Exception):
 
 
 @dataclass
-class Endpoint:
+class Endpoint(EndpointOptions):
     """An OpenAI-compatible endpoint: vLLM, SGLang, llama.cpp, TGI, Ollama, or a hosted one.
 
     Args:
         url: the address up to `/v1`, or the full address of the chat or text completions.
         model: the endpoint's name for the model. Optional if the endpoint serves only one.
-        api: `chat` sends messages, and the server applies the chat template. `completions` sends text unchanged.
-        api_key_env: the environment variable that holds the API key. The key is sent but never written to a file.
-        concurrency: the number of requests at a time.
-        requests_per_minute: the most requests started per minute. None for no limit.
-        per_request: responses per request (`n`). By default all that a prompt still needs. Use 1 for endpoints that
-            refuse more.
-        retries: how often a request is retried after a temporary failure. 8 retries take about two minutes.
-        timeout: the most seconds for one request.
-        backoff: seconds before the first retry. Doubles for each further retry.
-        extra: more fields of the request's body. A field set to None is omitted from the body.
+
+    The other arguments are the `EndpointOptions`, by name.
 
     Raises:
         EndpointError: for a malformed address, or if `api_key_env` names no variable.
@@ -77,27 +73,9 @@ class Endpoint:
 
     url: str = field(repr=False)
     model: str | None = None
-    api: Api = "chat"
-    api_key_env: str | None = None
-    concurrency: int = 16
-    requests_per_minute: float | None = None
-    per_request: int | None = None
-    retries: int = 8
-    timeout: float = 600.0
-    backoff: float = 1.0
-    extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if self.api not in PATHS:
-            raise ValueError(f"api={self.api!r} is unknown: choose one of {', '.join(PATHS)}.")
-        for name, lowest in (("concurrency", 1), ("per_request", 1), ("retries", 0)):
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise ValueError(f"{name}={value!r} is too small: it must be at least {lowest}.")
-        for name in ("requests_per_minute", "timeout", "backoff"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value!r} must be above 0.")
+        super().__post_init__()
         self.shown = mask_typed(str(self.url))
         try:
             address = httpx2.URL(self.url)
@@ -122,51 +100,44 @@ class Endpoint:
             EndpointError: if the model's name cannot be determined.
         """
         if self.model is None:
-            self.model = _run(_Session(self, None, SampleReport()).only_model())
+            self.model = _run(_Requests(self, SampleReport()).only_model())
         return {"endpoint": self.api, "model": self.model, "extra": mask_fields(self.extra)}
 
-    def draw(
-        self,
-        jobs: Sequence[tuple[Job, int]],
-        settings: SamplingSettings,
-        record: Callable[[list[Reply]], None],
-        report: SampleReport,
-    ) -> None:
+    def draw(self, task: SamplingTask) -> None:
         """Draw the missing responses of each job.
-
-        Args:
-            jobs: the jobs, each with the number of draws it already has.
-            settings: the sampling settings.
-            record: called with every reply before the next request starts in its place.
-            report: counts requests, retries and failed draws.
 
         Raises:
             EndpointError: if the endpoint cannot be used as configured, or stopped answering.
         """
-        if self.model is None:
-            self.identity()
-        _run(_Session(self, settings, report).draw_all(jobs, record))
+        self.identity()
+        _run(_Requests(self, task.report).draw_all(task))
+
+    def _clean(self, text: str) -> str:
+        """Mask the secrets in a text, since some servers repeat the key in their errors."""
+        return mask(text, self._secrets)
+
+    def _clean_bytes(self, body: bytes, at_least: int = 1) -> bytes:
+        """Mask secrets of `at_least` characters in a complete body, before it is cut or parsed."""
+        secrets = [secret for secret in self._secrets if len(secret) >= at_least]
+        return mask(body.decode("latin-1"), secrets).encode("latin-1") if secrets else body
 
 
-@dataclass
-class _Session:
+class _Requests:
     """The requests of one run."""
 
-    endpoint: Endpoint
-    settings: SamplingSettings | None
-    report: SampleReport
-    succeeded: bool = False
-    failures: int = 0
-    """Consecutive failed requests."""
+    def __init__(self, endpoint: Endpoint, report: SampleReport) -> None:
+        self.endpoint, self.report = endpoint, report
+        self.succeeded = False
+        self.failures = 0  # in a row
+        self.pace = Pace(endpoint.requests_per_minute)
 
-    async def draw_all(self, jobs: Sequence[tuple[Job, int]], record: Callable[[list[Reply]], None]) -> None:
-        todo = iter([(job, have) for job, have in jobs if have < job.wanted])
-        self.succeeded = any(have for _, have in jobs)
-        pace = Pace(self.endpoint.requests_per_minute)
+    async def draw_all(self, task: SamplingTask) -> None:
+        todo = iter([job for job in task.jobs if job.have < job.wanted])
+        self.succeeded = any(job.have for job in task.jobs)
         with masked_log("httpx2", self.endpoint._secrets):
             async with self._client() as client, asyncio.TaskGroup() as workers:
                 for _ in range(self.endpoint.concurrency):
-                    workers.create_task(self._work(todo, client, pace, record))
+                    workers.create_task(self._work(todo, client, task))
 
     async def only_model(self) -> str:
         """Return the name of the only model that the endpoint serves."""
@@ -174,7 +145,7 @@ class _Session:
         with masked_log("httpx2", self.endpoint._secrets):
             async with self._client() as client:
                 try:
-                    body = await self._send(client, Pace(None), "GET", "/models", None)
+                    body = await self._send(client, "GET", "/models", None, lambda content: content)
                     names = [str(entry["id"]) for entry in json.loads(body)["data"]]
                 except (_Failed, _Rejected, ValueError, KeyError, TypeError, RecursionError) as problem:
                     raise EndpointError(f"{place}: it does not say which models it has ({problem}).") from None
@@ -191,29 +162,24 @@ class _Session:
             trust_env=endpoint._base.host not in LOOPBACK,  # a proxy cannot reach servers on this machine
         )
 
-    async def _work(
-        self,
-        todo: Iterator[tuple[Job, int]],
-        client: httpx2.AsyncClient,
-        pace: Pace,
-        record: Callable[[list[Reply]], None],
-    ) -> None:
-        for job, have in todo:
-            start, end = job.first + have, job.first + job.wanted
+    async def _work(self, todo: Iterator[Job], client: httpx2.AsyncClient, task: SamplingTask) -> None:
+        api = self.endpoint.api
+        for job in todo:
+            start, end = job.first + job.have, job.first + job.wanted
             try:
                 while start < end:
                     asked = min(end - start, self.endpoint.per_request or job.wanted)
-                    body = self._body(job, start, asked)
-                    draws, model = await self._ask(client, pace, body, asked)
-                    record([Reply(job.key, start, draws, model)])
+                    read = partial(read_reply, api=api, asked=asked)
+                    body = self._body(job, start, asked, task.settings)
+                    draws, model = await self._send(client, "POST", PATHS[api], body, read)
+                    self.succeeded, self.failures = True, 0
+                    task.record([Reply(job.key, start, draws, model)])
                     start += len(draws)
-            except _Rejected as problem:
-                if self.succeeded:
-                    record([Reply(job.key, start, rejected=str(problem))])
-                else:  # more likely all requests have a problem, so the next run tries this one again
+            except (_Rejected, _Failed) as problem:
+                if isinstance(problem, _Rejected) and self.succeeded:
+                    task.record([Reply(job.key, start, rejected=str(problem))])
+                else:  # if none succeeded yet, all requests may have a problem, so the next run tries this one again
                     self._fail(end - start, str(problem))
-            except _Failed as problem:
-                self._fail(end - start, str(problem))
 
     def _fail(self, draws: int, why: str) -> None:
         self.report.unfinished += draws
@@ -225,8 +191,7 @@ class _Session:
                 "kept: the same command goes on from there."
             )
 
-    def _body(self, job: Job, start: int, asked: int) -> dict[str, Any]:
-        settings = self.settings or SamplingSettings()
+    def _body(self, job: Job, start: int, asked: int, settings: SamplingSettings) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self.endpoint.model,
             "n": asked,
@@ -246,75 +211,103 @@ class _Session:
             body["logprobs"] = 0 if settings.logprobs else None  # 0 alternatives, and the chosen token itself
         return {name: value for name, value in (body | self.endpoint.extra).items() if value is not None}
 
-    async def _ask(
-        self, client: httpx2.AsyncClient, pace: Pace, body: dict[str, Any], asked: int
-    ) -> tuple[list[Any], str | None]:
-        read: list[Any] = []
-
-        def check(content: bytes) -> None:
-            read[:] = read_reply(content, self.endpoint.api, asked)
-
-        await self._send(client, pace, "POST", PATHS[self.endpoint.api], body, check)
-        self.succeeded, self.failures = True, 0
-        return read[0], read[1]
-
     async def _send(
         self,
         client: httpx2.AsyncClient,
-        pace: Pace,
         method: str,
         path: str,
         body: dict[str, Any] | None,
-        check: Callable[[bytes], None] = lambda content: None,
-    ) -> bytes:
-        """Send a request, with retries, and return the content of a successful answer."""
-        url = self.endpoint._base.copy_with(path=self.endpoint._base.path + path)
-        for attempt in range(self.endpoint.retries + 1):
-            await pace.turn()
+        read: Callable[[bytes], T],
+    ) -> T:
+        """Send a request, with retries, and return what `read` makes of a successful answer."""
+        endpoint = self.endpoint
+        url = endpoint._base.copy_with(path=endpoint._base.path + path)
+        for attempt in range(endpoint.retries + 1):
+            await self.pace.turn()
             self.report.requests += 1
             self.report.retries += attempt > 0
             wait = None
             try:
-                async with asyncio.timeout(self.endpoint.timeout):
+                async with asyncio.timeout(endpoint.timeout):
                     response = await client.request(method, url, json=body)
                 if response.is_success:
-                    content = self._clean_bytes(response.content, at_least=LONG)
-                    check(content)
-                    return content
-                why = f"HTTP {response.status_code}: {shown(self._clean_bytes(response.content))}"
-                self._sort(response.status_code, why)
+                    return read(endpoint._clean_bytes(response.content, at_least=LONG))
+                why = f"HTTP {response.status_code}: {shown(endpoint._clean_bytes(response.content))}"
+                self._raise_lasting(response.status_code, why)
                 wait = asked_wait(response.headers.get("Retry-After"))
                 if wait is not None and response.status_code in (429, 503):
-                    pace.hold(wait)
+                    self.pace.hold(wait)
             except TimeoutError:
-                why = f"no answer within {self.endpoint.timeout:g} s."
+                why = f"no answer within {endpoint.timeout:g} s."
             except (httpx2.TransportError, httpx2.DecodingError) as problem:
                 why = f"{type(problem).__name__}: {problem}."
             except Garbage as problem:
-                begins = shown(self._clean_bytes(response.content))
+                begins = shown(endpoint._clean_bytes(response.content))
                 why = f"a reply that makes no sense: {problem}; it begins {begins}."
-            if attempt < self.endpoint.retries:
-                await asyncio.sleep(max(wait or 0.0, backoff(attempt, self.endpoint.backoff)))
-        raise _Failed(self._clean(f"after {attempt + 1} tries: {why}"))
+            if attempt < endpoint.retries:
+                await asyncio.sleep(max(wait or 0.0, backoff(attempt, endpoint.backoff)))
+        raise _Failed(endpoint._clean(f"after {attempt + 1} tries: {why}"))
 
-    def _sort(self, status: int, why: str) -> None:
-        """Return for a temporary failure, and raise for any other."""
+    def _raise_lasting(self, status: int, why: str) -> None:
+        """Raise for a status code that a retry cannot change."""
         if status >= 500 or status in TRY_AGAIN:
             return
         if status < 400 or status in MISTAKEN:
             hint = {401: "the API key is missing or wrong (api_key_env)", 403: "the API key may not do this"}
             what = hint.get(status, "check the address and the model's name")
-            raise EndpointError(self._clean(f"{self.endpoint.shown}: {what}. {why}"))
-        raise _Rejected(self._clean(why))
+            raise EndpointError(self.endpoint._clean(f"{self.endpoint.shown}: {what}. {why}"))
+        raise _Rejected(self.endpoint._clean(why))
 
-    def _clean(self, text: str) -> str:
-        """Mask the secrets in a text, since some servers repeat the key in their errors."""
-        return mask(text, self.endpoint._secrets)
 
-    def _clean_bytes(self, body: bytes, at_least: int = 1) -> bytes:
-        """Mask secrets of `at_least` characters in a complete body, before it is cut or parsed."""
-        secrets = [secret for secret in self.endpoint._secrets if len(secret) >= at_least]
-        return mask(body.decode("latin-1"), secrets).encode("latin-1") if secrets else body
+class Pace:
+    """Start at most `per_minute` requests per minute, evenly spaced. None for no limit."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._gap = 60 / per_minute if per_minute else 0.0
+        self._next = 0.0
+        self._held_until = 0.0
+
+    async def turn(self) -> None:
+        """Wait until a request may start."""
+        now = asyncio.get_running_loop().time
+        start = max(now(), self._next)
+        self._next = start + self._gap
+        await asyncio.sleep(start - now())
+        while (left := self._held_until - now()) > 0:
+            await asyncio.sleep(left)
+
+    def hold(self, seconds: float) -> None:
+        """Start no request for `seconds`, after the server reported too many requests."""
+        self._held_until = max(self._held_until, asyncio.get_running_loop().time() + seconds)
+
+
+def backoff(attempt: int, first: float) -> float:
+    """Return the seconds to wait after failed attempt number `attempt` (from 0).
+
+    The longest wait starts at `first`, doubles with each attempt and stops growing at 60 s. The wait is drawn between
+    half of it and all of it, so that requests that failed together are not retried together.
+    """
+    return min(first * 2**attempt, 60.0) * random.uniform(0.5, 1.0)
+
+
+def asked_wait(retry_after: str | None) -> float | None:
+    """Return the seconds that a `Retry-After` header (a number or a date) requests, or None if it is invalid.
+
+    Example:
+
+    >>> asked_wait("2"), asked_wait("soon"), asked_wait("1e9")
+    (2.0, None, 300.0)
+    """
+    if not retry_after:
+        return None
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else None
 
 
 def _key(variable: str | None) -> str | None:
@@ -328,7 +321,7 @@ def _key(variable: str | None) -> str | None:
     return key
 
 
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
+def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, also inside a notebook, where an event loop is already running."""
     try:
         asyncio.get_running_loop()
@@ -338,7 +331,7 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
         return thread.submit(_first_error, work).result()
 
 
-def _first_error(work: Coroutine[Any, Any, Any]) -> Any:
+def _first_error(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine, and raise the first error of an exception group, which is the cause."""
     try:
         return asyncio.run(work)

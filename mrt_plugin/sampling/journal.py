@@ -11,7 +11,6 @@ import time
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from mrt_plugin.sampling.settings import Draw, Reply
@@ -45,14 +44,10 @@ def draws_made(path: Path) -> dict[str, int]:
 
 
 class Journal:
-    """The replies of a run, appended one by one and indexed by their prompt.
-
-    Args:
-        path: the journal's file. Created if missing.
-        settings: what the draws depend on. A journal made with other settings is refused.
+    """The replies of a run, appended one by one and indexed by their prompt. The file is created if missing.
 
     Raises:
-        ValueError: if the journal was made with other settings, or the file is not a journal.
+        ValueError: if the draws were made with other `settings`, or the file is not a journal.
         OSError: if it cannot be written, or another process is sampling into it.
     """
 
@@ -64,7 +59,12 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            self._lock()
+            if fcntl is not None:
+                try:
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    what = "another process is sampling into it; wait for it, or write elsewhere."
+                    raise OSError(f"{path}: {what}") from None
             self._end = self._read()
             self._check_settings(settings)
             os.ftruncate(self._file, self._end)
@@ -78,9 +78,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         os.close(self._file)
 
     def have(self, key: str, first: int = 0) -> int:
@@ -96,13 +94,8 @@ class Journal:
         return self._rejected.get(key)
 
     def add(self, replies: list[Reply]) -> None:
-        """Write all replies or none.
-
-        Raises:
-            OSError: if the disk is full or fails. Earlier writes remain.
-        """
-        place = self._append([asdict(reply) for reply in replies])
-        self._index(replies, place)
+        """Write all replies or none. Raise OSError if the disk is full or fails; earlier writes remain."""
+        self._index(replies, self._append([asdict(reply) for reply in replies]))
 
     def draws(self, key: str, count: int, first: int = 0) -> list[tuple[Draw, str | None]]:
         """Return up to `count` draws of a prompt from draw `first`, each with the model that the endpoint reported."""
@@ -112,15 +105,6 @@ class Journal:
             for index, draw in enumerate(reply.draws, start=start):
                 found.setdefault(index, (draw, reply.model))
         return [found[first + index] for index in range(min(count, self.have(key, first)))]
-
-    def _lock(self) -> None:
-        try:
-            if fcntl is not None:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OSError(
-                f"{self.path}: another process is sampling into it; wait for it, or write elsewhere."
-            ) from None
 
     def _read(self) -> int:
         """Index the existing lines, and return the length of the complete part."""
@@ -133,12 +117,10 @@ class Journal:
                     break
                 if place == 0:
                     self._made = self._header(line)
+                elif (replies := _parse(line)) is not None:
+                    self._index(replies, place)
                 else:
-                    replies = _parse(line)
-                    if replies is None:
-                        logger.warning("%s: a damaged line at byte %d is passed over.", self.path, place)
-                    else:
-                        self._index(replies, place)
+                    logger.warning("%s: a damaged line at byte %d is skipped.", self.path, place)
                 place += len(line)
         return place
 
@@ -157,9 +139,9 @@ class Journal:
         made = self._made
         changed = [name for name in {**made, **settings} if self._end and made.get(name) != settings.get(name)]
         if changed and self._places:
-            told = ", ".join(f"{name} was {made.get(name)!r} and is {settings.get(name)!r}" for name in changed)
+            how = ", ".join(f"{name} was {made.get(name)!r} and is {settings.get(name)!r}" for name in changed)
             raise ValueError(
-                f"{self.path}: it holds draws made with other settings ({told}). Choose another output, or remove it."
+                f"{self.path}: it holds draws made with other settings ({how}). Choose another output, or remove it."
             )
         if changed:
             self._end = 0
@@ -189,9 +171,8 @@ class Journal:
                 left = left[os.write(self._file, left) :]
         except OSError as problem:
             os.ftruncate(self._file, place)
-            raise OSError(
-                problem.errno, f"{problem.strerror}: what was drawn so far is kept", str(self.path)
-            ) from problem
+            what = f"{problem.strerror}: what was drawn so far is kept"
+            raise OSError(problem.errno, what, str(self.path)) from problem
         self._end += len(line)
         if time.monotonic() - self._synced >= SYNC_EVERY:
             os.fsync(self._file)

@@ -5,7 +5,7 @@ on the rest of its batch nor on earlier draws. For large pools an inference serv
 model needs no server.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,26 +29,25 @@ from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.paths import MODEL_FILES
 from mrt_plugin.models.load import open_model
 from mrt_plugin.models.named_model import parse_models
-from mrt_plugin.options import PromptFormat
-from mrt_plugin.sampling.settings import Draw, Job, Reply, SampleReport, SamplingSettings, draw_seed
+from mrt_plugin.sampling.options import LocalOptions, SamplingSettings
+from mrt_plugin.sampling.settings import Draw, Job, Reply, SamplingTask, draw_seed
 
 Model = PreTrainedModel | PeftModel
 
 
 @dataclass
-class LocalModel:
+class LocalModel(LocalOptions):
     """A causal language model on this machine.
 
     Args:
         path: folder or hub name of the model, with its tokenizer. Also `BASE+ADAPTER`, or an adapter's folder.
         adapter: folder of a PEFT adapter to apply to the model.
-        load_in_4bit: load the model as QLoRA trains it.
         dtype: dtype of the computation.
         device: by default the first GPU, else the CPU.
-        batch_size: responses drawn at a time.
-        prompt_format: as in training: `chat`, `plain`, or `auto` (chat if the tokenizer has a chat template).
         tokenizer: folder or name. By default the adapter's own tokenizer if it has one, else the model's.
         loaded: the model with its encoder, if they are already in memory.
+
+    The other arguments are the `LocalOptions`, by name.
 
     Example:
 
@@ -61,17 +60,13 @@ class LocalModel:
 
     path: str | Path
     adapter: str | Path | None = None
-    load_in_4bit: bool = False
     dtype: torch.dtype | None = None
     device: str | None = None
-    batch_size: int = 32
-    prompt_format: PromptFormat = "auto"
     tokenizer: str | Path | None = None
     loaded: tuple[Model, Encoder] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size!r} is too small: it must be at least 1.")
+        super().__post_init__()
         adapter = None if self.adapter is None else str(self.adapter)
         (self._named,) = parse_models([str(self.path)], adapter=adapter)
         self.path, self.adapter = str(self._named.path), self._named.adapter
@@ -93,11 +88,7 @@ class LocalModel:
         }
 
     def load(self) -> tuple[Model, Encoder]:
-        """Load the model and its encoder.
-
-        Raises:
-            ValueError: if the adapter was trained on a model with other weight shapes.
-        """
+        """Load the model and its encoder. Raise ValueError if the adapter does not fit the model."""
         if self.loaded is None:
             return open_model(
                 self._named,
@@ -109,24 +100,27 @@ class LocalModel:
             )
         return self.loaded
 
-    def draw(
-        self,
-        jobs: Sequence[tuple[Job, int]],
-        settings: SamplingSettings,
-        record: Callable[[list[Reply]], None],
-        report: SampleReport,
-    ) -> None:
+    def draw(self, task: SamplingTask) -> None:
         """Draw the missing responses of each job, one batch at a time.
 
         The batches are planned over all jobs, including finished ones, and each is recorded as a unit. So a resumed
         run computes the same batches as an uninterrupted run, and rounding cannot make them differ.
         """
-        if settings.max_tokens is None:
+        if task.settings.max_tokens is None:
             raise ValueError("max_tokens is needed for a local model: nothing else ends a response that rambles on.")
         model, encoder = self.load()
-        for batch in _batches(jobs, self.batch_size):
-            report.requests += 1
-            record(_replies(batch, generate(model, encoder, batch, settings), self.name))
+        plan = [(job, number, number >= job.first + job.have) for job in task.jobs for number in job.numbers]
+        for start in range(0, len(plan), self.batch_size):
+            batch = [(job, number) for job, number, missing in plan[start : start + self.batch_size] if missing]
+            if not batch:
+                continue
+            task.report.requests += 1
+            replies: list[Reply] = []  # one per prompt, whose draws are consecutive
+            for (job, number), draw in zip(batch, generate(model, encoder, batch, task.settings), strict=True):
+                if not replies or replies[-1].key != job.key:
+                    replies.append(Reply(job.key, number, [], self.name))
+                replies[-1].draws.append(draw)
+            task.record(replies)
 
 
 def _files(*folders: str | Path | None) -> str:
@@ -147,17 +141,7 @@ def _files(*folders: str | Path | None) -> str:
 def generate(
     model: Model, encoder: Encoder, batch: Sequence[tuple[Job, int]], settings: SamplingSettings
 ) -> list[Draw]:
-    """Draw one response for each (prompt, number of the draw).
-
-    Args:
-        model: the model, in evaluation mode.
-        encoder: an encoder with the model's tokenizer, which has a pad token.
-        batch: the draws to make.
-        settings: sampling settings with `max_tokens` set.
-
-    Returns:
-        The draws, in order. Log-probabilities are the model's own, before temperature and top_p.
-    """
+    """Draw one response for each (prompt, number of the draw), as `draw_after`."""
     prompts = [encoder.encode_prompt(job.prompt) for job, _ in batch]
     seeds = [draw_seed(settings, job.key, number) for job, number in batch]
     with torch.inference_mode():
@@ -181,7 +165,7 @@ def draw_after(
         settings: sampling settings with `max_tokens` set.
 
     Returns:
-        The draws, in order, as `generate` returns them.
+        The draws, in order. Log-probabilities are the model's own, before temperature and top_p.
     """
     width = max(map(len, prompts))
     pad = tokenizer.pad_token_id
@@ -199,30 +183,40 @@ def draw_after(
             stop_strings=list(settings.stop) or None,
             tokenizer=tokenizer if settings.stop else None,
         )
-    return [
-        _draw(tokens, picker.logprobs(row), ends, tokenizer, settings)
-        for row, tokens in enumerate(output[:, width:].tolist())
-    ]
+    draws = []
+    for row, tokens in enumerate(output[:, width:].tolist()):
+        length = next((index for index, token in enumerate(tokens) if token in ends), None)
+        whole = length is not None
+        said = tokens[:length]
+        text = str(tokenizer.decode(said, skip_special_tokens=True))
+        for stop in settings.stop:
+            place = text.find(stop)
+            if place >= 0:
+                text, whole = text[:place], True
+        count = len(said) + (length is not None)  # the end is also a token
+        logprobs = [float(step[row]) for step in picker.logprobs[:count]] if settings.logprobs else None
+        draws.append(Draw(text, "stop" if whole else "length", len(said), logprobs))
+    return draws
 
 
 class _Picker(LogitsProcessor):
     """Draw the next token of each row by inverse transform sampling, with a random number of that row's own."""
 
     def __init__(self, settings: SamplingSettings, seeds: Sequence[int]) -> None:
-        steps = settings.max_tokens or 0
-        self._uniform = np.stack([np.random.default_rng(seed).random(steps) for seed in seeds])
+        self._settings = settings
+        self._uniform = np.stack([np.random.default_rng(seed).random(settings.max_tokens or 0) for seed in seeds])
         self._step = 0
-        self._temperature = settings.temperature
         self._warpers = LogitsProcessorList()
         if settings.temperature not in (0.0, 1.0):
             self._warpers.append(TemperatureLogitsWarper(settings.temperature))
         if settings.top_p < 1:
             self._warpers.append(TopPLogitsWarper(settings.top_p))
-        self._logprobs: list[torch.Tensor] | None = [] if settings.logprobs else None
+        self.logprobs: list[torch.Tensor] = []
+        """For each step the log-probability of every row's token, [B]. It includes tokens after a row's end."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.float()
-        if self._temperature == 0:
+        if self._settings.temperature == 0:
             picked = scores.argmax(dim=-1, keepdim=True)
         else:
             # float32 sums over a large vocabulary would lose the smallest probabilities. MPS supports only float32.
@@ -231,14 +225,10 @@ class _Picker(LogitsProcessor):
             below = warped.to(exact).softmax(dim=-1).cumsum(dim=-1)
             uniform = torch.as_tensor(self._uniform[:, self._step, None], device=scores.device, dtype=exact)
             picked = torch.searchsorted(below, uniform * below[:, -1:], right=True)
-        if self._logprobs is not None:
-            self._logprobs.append(scores.log_softmax(dim=-1).gather(1, picked)[:, 0].cpu())
+        if self._settings.logprobs:
+            self.logprobs.append(scores.log_softmax(dim=-1).gather(1, picked)[:, 0].cpu())
         self._step += 1
         return torch.full_like(scores, -torch.inf).scatter(1, picked, 0.0)
-
-    def logprobs(self, row: int) -> list[float] | None:
-        """Return the log-probability of every token drawn for a row, including those after its end."""
-        return None if self._logprobs is None else [float(step[row]) for step in self._logprobs]
 
 
 @contextmanager
@@ -257,43 +247,5 @@ def _own_generation_config(model: Model, pad: int, ends: set[int]) -> Iterator[N
 def _end_tokens(model: Model, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Return the tokens that end a turn: those of the model's generation config, and the tokenizer's EOS."""
     named = model.generation_config.eos_token_id
-    ends = set(named if isinstance(named, list) else [] if named is None else [named])
-    return ends if tokenizer.eos_token_id is None else ends | {tokenizer.eos_token_id}
-
-
-def _draw(
-    tokens: list[int],
-    logprobs: list[float] | None,
-    ends: set[int],
-    tokenizer: PreTrainedTokenizerBase,
-    settings: SamplingSettings,
-) -> Draw:
-    length = next((index for index, token in enumerate(tokens) if token in ends), None)
-    whole = length is not None
-    said = tokens[:length]
-    text = str(tokenizer.decode(said, skip_special_tokens=True))
-    for stop in settings.stop:
-        place = text.find(stop)
-        if place >= 0:
-            text, whole = text[:place], True
-    kept = None if logprobs is None else logprobs[: len(said) + (length is not None)]  # the end is also a token
-    return Draw(text, "stop" if whole else "length", len(said), None if kept is None else list(kept))
-
-
-def _batches(jobs: Sequence[tuple[Job, int]], size: int) -> Iterator[list[tuple[Job, int]]]:
-    """Yield the missing draws in batches. Which draws are missing does not change the batches' limits."""
-    plan = [(job, number, number >= job.first + have) for job, have in jobs for number in job.numbers]
-    for start in range(0, len(plan), size):
-        batch = [(job, number) for job, number, missing in plan[start : start + size] if missing]
-        if batch:
-            yield batch
-
-
-def _replies(batch: Sequence[tuple[Job, int]], draws: Sequence[Draw], model: str) -> list[Reply]:
-    """Return one reply per prompt in a batch. The draws of a prompt are consecutive."""
-    replies: list[Reply] = []
-    for (job, number), draw in zip(batch, draws, strict=True):
-        if not replies or replies[-1].key != job.key:
-            replies.append(Reply(job.key, number, [], model))
-        replies[-1].draws.append(draw)
-    return replies
+    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
+    return ends - {None}

@@ -27,24 +27,15 @@ class Pool:
 
     @classmethod
     def read(cls, data: Any, split: str, source: str | None) -> "Pool":
-        """Read a pool as `load_groups` does.
-
-        Raises:
-            DataError: if it cannot be read.
-        """
-        groups = load_groups(data, split=split, source=source)
-        if source is not None:
-            return cls(groups, {})
-        opened = open_source(data, split)
-        columns = ("prompt", "responses", "samples", "truncated", *BEFORE)
-        return cls(
-            groups,
-            {
-                str(row["id"]): {name: row[name] for name in columns if name in row}
-                for _, row in opened.rows(Problems(opened.name))
-                if _is_written_by_us(row)
-            },
-        )
+        """Read a pool as `load_groups` does."""
+        pool = cls(load_groups(data, split=split, source=source), {})
+        if source is None:
+            opened = open_source(data, split)
+            columns = ("prompt", "responses", "samples", "truncated", *BEFORE)
+            for _, row in opened.rows(Problems(opened.name)):
+                if _is_written_by_us(row):
+                    pool.written[str(row["id"])] = {name: row[name] for name in columns if name in row}
+        return pool
 
     @property
     def as_messages(self) -> bool:
@@ -71,32 +62,30 @@ class Pool:
     def rows(self, *, rename: bool) -> Iterator[dict[str, Any]]:
         """Yield the rows before any additions, with what is known about how each response was drawn.
 
-        Rows whose draws were all cut off come last, since `load_groups` skips them.
-
-        Args:
-            rename: use the names in `BEFORE` for scores and weights, since they will not cover all responses.
+        Rows whose draws were all cut off come last, since `load_groups` skips them. With `rename`, scores and weights
+        get the names in `BEFORE`, since they will not cover all responses.
         """
-        seen = set()
+        skipped = dict(self.written)
         for group in rows_of(self.groups):
-            seen.add(group["id"])
-            yield _row(group, self.written.get(group["id"]), rename)
-        for name, written in self.written.items():
-            if name not in seen and not written["responses"]:
-                yield _row({"id": name, "prompt": written["prompt"], "responses": []}, written, rename)
+            skipped.pop(group["id"], None)
+            yield self._row(group, rename)
+        for name, written in skipped.items():
+            if not written["responses"]:
+                yield self._row({"id": name, "prompt": written["prompt"], "responses": []}, rename)
 
-
-def _row(group: dict[str, Any], written: dict[str, Any] | None, rename: bool) -> dict[str, Any]:
-    old = list(group["responses"])
-    row: dict[str, Any] = {"id": group["id"], "prompt": group["prompt"], "responses": old}
-    for name, before in zip(("scores", "weights"), BEFORE, strict=True):
-        if name in group:
-            row[before if rename else name] = list(group[name])
-        elif written is not None and before in written:
-            row[before] = _aligned(old, written, before)
-    row["finish_reasons"] = list(group.get("finish_reasons") or [None] * len(old))
-    row["samples"] = [None] * len(old) if written is None else _aligned(old, written, "samples")
-    row["truncated"] = [] if written is None else list(written["truncated"])
-    return row
+    def _row(self, group: dict[str, Any], rename: bool) -> dict[str, Any]:
+        written = self.written.get(group["id"], {})
+        old = list(group["responses"])
+        row: dict[str, Any] = {"id": group["id"], "prompt": group["prompt"], "responses": old}
+        for name, before in zip(("scores", "weights"), BEFORE, strict=True):
+            if name in group:
+                row[before if rename else name] = list(group[name])
+            elif before in written:
+                row[before] = _aligned(old, written, before)
+        row["finish_reasons"] = list(group.get("finish_reasons") or [None] * len(old))
+        row["samples"] = _aligned(old, written, "samples") if written else [None] * len(old)
+        row["truncated"] = list(written.get("truncated", []))
+        return row
 
 
 def _aligned(responses: list[Any], written: dict[str, Any], column: str) -> list[Any]:
@@ -107,12 +96,9 @@ def _aligned(responses: list[Any], written: dict[str, Any], column: str) -> list
 
 def _is_written_by_us(row: dict[str, Any]) -> bool:
     """Return whether a row has the columns of `mrt sample`. Other data may use the same names with other meanings."""
-    responses, samples, truncated = (row.get(name) for name in ("responses", "samples", "truncated"))
-    return (
-        {"id", "prompt"} <= row.keys()
-        and isinstance(responses, list)
-        and isinstance(samples, list)
-        and isinstance(truncated, list)
-        and len(samples) == len(responses)
-        and all(isinstance(how, dict) and "draw" in how for how in [*samples, *truncated] if how is not None)
-    )
+    lists = [row.get(name) for name in ("responses", "samples", "truncated")]
+    if not {"id", "prompt"} <= row.keys() or not all(isinstance(column, list) for column in lists):
+        return False
+    responses, samples, truncated = map(list, lists)  # type: ignore[arg-type]
+    known = [how for how in [*samples, *truncated] if how is not None]
+    return len(samples) == len(responses) and all(isinstance(how, dict) and "draw" in how for how in known)

@@ -38,14 +38,19 @@ def read_prompts(data: Any, *, split: str = "train", source: str | None = None) 
         return [(group["id"], group["prompt"]) for group in groups], 0  # type: ignore[index]
     found: dict[str, Any] = {}
     repeated = 0
+    forms: dict[str, tuple[str, str]] = {}
     problems = Problems(str(data) if isinstance(data, str | Path) else "the dataset")
     report = GroupReport(problems.source)
     unused = Unused({*GROUPED, "messages", *POOLS, *PAIR}, problems, report, how_to_read)
     for place, row in _rows(data, split, problems):
         unused.look(place, row)
-        prompt = _prompt(place, row, problems)
+        column, prompt = _prompt(place, row, problems)
         if prompt is None:
             continue
+        form = "a string" if isinstance(prompt, str) else "a list of messages"
+        first, where = forms.setdefault("prompt", (form, place))
+        if form != first:
+            problems.add(place, column, f"it is {form}, but {where} has {first}: use one form for all prompts.")
         given = row.get("id")
         problem = None if given is None else id_problem(given)
         if problem:
@@ -67,36 +72,37 @@ def read_prompts(data: Any, *, split: str = "train", source: str | None = None) 
 
 
 def _rows(data: Any, split: str, problems: Problems) -> Iterator[Row]:
-    if isinstance(data, str | Path) and Path(data).suffix == ".txt":
-        try:
-            lines = Path(data).read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also split at U+2028
-        except UnicodeDecodeError as problem:
-            problems.fail(f"not UTF-8 text ({problem}): convert the file.", problem)
-        return ((f"line {number}", {"prompt": line}) for number, line in enumerate(lines, start=1) if has_text(line))
-    return open_source(data, split).rows(problems)
+    if not isinstance(data, str | Path) or Path(data).suffix != ".txt":
+        return open_source(data, split).rows(problems)
+    try:
+        lines = Path(data).read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also split at U+2028
+    except UnicodeDecodeError as problem:
+        problems.fail(f"not UTF-8 text ({problem}): convert the file.", problem)
+    return ((f"line {number}", {"prompt": line}) for number, line in enumerate(lines, start=1) if has_text(line))
 
 
-def _prompt(place: str, row: dict[str, Any], problems: Problems) -> Any:
-    """Return the checked prompt of a row, or None after a problem."""
+def _prompt(place: str, row: dict[str, Any], problems: Problems) -> tuple[str, Any]:
+    """Return the column of a row's prompt and the checked prompt, or None for it after a problem."""
     column = "messages" if "messages" in row and "prompt" not in row else "prompt"
     value = row.get(column)
     if column == "messages" and isinstance(value, list):
         users = [index for index, item in enumerate(value) if isinstance(item, dict) and item.get("role") == "user"]
         value = value[: users[-1] + 1] if users else value
+    complaints: list[str] = []
     if isinstance(value, str) and has_text(value):
         if is_sound(value):
-            return value
-        problems.add(place, column, SURROGATE)
+            return column, value
+        complaints.append(SURROGATE)
     elif isinstance(value, list) and value:
-        complaints: list[str] = []
-        messages = clean_messages(value, "prompt", complaints.append)
-        for complaint in complaints:
-            problems.add(place, column, complaint)
-        return None if complaints else messages
+        value = clean_messages(value, "prompt", complaints.append)
+        if not complaints:
+            return column, value
     elif column not in row:
         has = ", ".join(f"`{name}`" for name in row) or "nothing"
-        problems.add(place, column, f"it is missing; the row has {has}. Name the column `prompt`.")
+        complaints.append(f"it is missing; the row has {has}. Name the column `prompt`.")
     else:
         what = "empty" if isinstance(value, str | list) else kind(value)
-        problems.add(place, column, f"it is {what}; it must be a string or a list of messages.")
-    return None
+        complaints.append(f"it is {what}; it must be a string or a list of messages.")
+    for complaint in complaints:
+        problems.add(place, column, complaint)
+    return column, None

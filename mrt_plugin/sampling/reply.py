@@ -2,12 +2,14 @@
 
 import json
 import math
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
 from mrt_plugin.options import Api
 from mrt_plugin.sampling.settings import Draw
+
+C = TypeVar("C")
 
 
 class Garbage(Exception):
@@ -37,13 +39,10 @@ class _ChatChoice(BaseModel):
     def draw(self) -> Draw:
         if self.message.content is None and self.message.tool_calls:
             raise Garbage("a choice is a tool call, though no tools were offered")
-        tokens = self.logprobs.content if self.logprobs else None
-        return Draw(
-            text=_sound(self.message.content or ""),
-            finish_reason=self.finish_reason and _sound(self.finish_reason),
-            logprobs=None if tokens is None else [_finite(token.logprob) for token in tokens],
-            reasoning=_sound(self.message.reasoning_content or self.message.reasoning or "") or None,
-        )
+        tokens = self.logprobs and self.logprobs.content
+        logprobs = tokens and [token.logprob for token in tokens]
+        thought = self.message.reasoning_content or self.message.reasoning or ""
+        return _draw(self.message.content or "", self.finish_reason, logprobs, thought)
 
 
 class _TextLogprobs(BaseModel):
@@ -56,27 +55,16 @@ class _TextChoice(BaseModel):
     logprobs: _TextLogprobs | None = None
 
     def draw(self) -> Draw:
-        tokens = self.logprobs.token_logprobs if self.logprobs else None
-        return Draw(
-            text=_sound(self.text),
-            finish_reason=self.finish_reason and _sound(self.finish_reason),
-            logprobs=None if tokens is None else [_finite(value) for value in tokens],
-        )
+        return _draw(self.text, self.finish_reason, self.logprobs and self.logprobs.token_logprobs)
 
 
 class _Usage(BaseModel):
     completion_tokens: int | None = None
 
 
-class _ChatBody(BaseModel):
+class _Body(BaseModel, Generic[C]):
     model: str | int | None = None
-    choices: list[_ChatChoice] = Field(min_length=1)
-    usage: _Usage | None = None
-
-
-class _TextBody(BaseModel):
-    model: str | int | None = None
-    choices: list[_TextChoice] = Field(min_length=1)
+    choices: list[C] = Field(min_length=1)
     usage: _Usage | None = None
 
 
@@ -86,8 +74,7 @@ def read_reply(body: bytes, api: Api, asked: int) -> tuple[list[Draw], str | Non
     Raises:
         Garbage: if the body is not JSON or does not follow the protocol.
     """
-    shape = _ChatBody if api == "chat" else _TextBody
-    parsed: Any
+    shape: Any = _Body[_ChatChoice] if api == "chat" else _Body[_TextChoice]
     try:
         parsed = shape.model_validate(json.loads(body))
     except ValidationError as problem:
@@ -108,8 +95,9 @@ def shown(body: bytes, length: int = 200) -> str:
     return repr(body[:length].decode("utf-8", "replace")) + ("..." if len(body) > length else "")
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def _draw(text: str, reason: str | None, logprobs: list[float | None] | None, thought: str = "") -> Draw:
+    finite = logprobs and [value if value is not None and math.isfinite(value) else None for value in logprobs]
+    return Draw(_sound(text), reason and _sound(reason), logprobs=finite, reasoning=_sound(thought) or None)
 
 
 def _sound(text: str) -> str:

@@ -2,38 +2,24 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mrt_plugin.groups.paths import check_paths, same_file
 from mrt_plugin.groups.write import whole_file
 from mrt_plugin.sampling.journal import Journal, draws_made, journal_path
+from mrt_plugin.sampling.options import SamplingSettings
 from mrt_plugin.sampling.pool import BEFORE, Pool
 from mrt_plugin.sampling.prompts import read_prompts
-from mrt_plugin.sampling.settings import Draw, Job, Reply, SampleReport, SamplingSettings
+from mrt_plugin.sampling.settings import Job, Reply, Sampler, SampleReport, SamplingTask
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Called with the number of existing draws and the number of requested draws."""
-
-
-class Sampler(Protocol):
-    """Anything that draws responses: an `Endpoint` or a `LocalModel`."""
-
-    def identity(self) -> dict[str, Any]:
-        """Return what the draws depend on besides the settings."""
-
-    def draw(
-        self,
-        jobs: Sequence[tuple[Job, int]],
-        settings: SamplingSettings,
-        record: Callable[[list[Reply]], None],
-        report: SampleReport,
-    ) -> None:
-        """Draw the missing responses of each job, and record every reply."""
 
 
 class Unfinished(RuntimeError):
@@ -111,28 +97,25 @@ def sample_pool(
     if output.exists() and not journal_file.exists():
         raise ValueError(f"{output} is there already, and not from this command: remove it or choose another output.")
 
+    report = SampleReport(output=str(output))
     pool = Pool.read(prompts, split, source) if extend else None
     if pool is not None:
-        elsewhere = {} if source_file is None else draws_made(journal_path(Path(source_file)))
-        wanted, repeated = pool.missing(n, elsewhere), 0
+        jobs = pool.missing(n, {} if source_file is None else draws_made(journal_path(Path(source_file))))
     else:
-        wanted, repeated = _fresh(prompts, n, source, split)
-    report = SampleReport(prompts=len(wanted), repeated_prompts=repeated, output=str(output))
-    report.wanted = sum(job.wanted for job in wanted)
+        found, report.repeated_prompts = read_prompts(prompts, split=split, source=source)
+        jobs = [Job(name, prompt, n) for name, prompt in found]
+    report.prompts, report.wanted = len(jobs), sum(job.wanted for job in jobs)
     with Journal(journal_file, {**sampler.identity(), **settings.as_dict()}) as journal:
-        jobs = [(job, journal.have(job.key, job.first)) for job in wanted]
-        report.reused = sum(min(have, job.wanted) for job, have in jobs)
         _draw(sampler, jobs, settings, journal, report, progress)
-        _count(wanted, journal, report)
         if report.unfinished and not partial:
             raise Unfinished(
                 f"{report.unfinished:,} of {report.wanted:,} draws could not be had ({report.first_failure}) The "
                 f"others are kept in {journal_file}: the same command goes on from there. To write what there is, "
                 "say partial (--partial)."
             )
-        rows = _rows(wanted, pool, journal, settings, report, keep_cut_off)
+        about = {name: value for name, value in settings.as_dict().items() if name != "logprobs"}
         with whole_file(output) as file:
-            for row in rows:
+            for row in _rows(jobs, pool, journal, about, report, keep_cut_off):
                 file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             if file.tell() == 0:
                 raise ValueError(f"There is nothing to write: no prompt got a response. {report.first_rejection}")
@@ -140,22 +123,17 @@ def sample_pool(
     return report
 
 
-def _fresh(prompts: Any, n: int, source: str | None, split: str) -> tuple[list[Job], int]:
-    """Return a job of n draws for every prompt, and the number of rows that repeat a prompt."""
-    found, repeated = read_prompts(prompts, split=split, source=source)
-    return [Job(name, prompt, n) for name, prompt in found], repeated
-
-
 def _draw(
     sampler: Sampler,
-    jobs: list[tuple[Job, int]],
+    jobs: list[Job],
     settings: SamplingSettings,
     journal: Journal,
     report: SampleReport,
     progress: Progress | None,
 ) -> None:
-    open_jobs = [(job, have) for job, have in jobs if journal.rejection(job.key) is None]
-    done = report.reused
+    """Draw what the journal lacks, and count what is still missing afterwards."""
+    jobs = [replace(job, have=journal.have(job.key, job.first)) for job in jobs]
+    done = report.reused = sum(min(job.have, job.wanted) for job in jobs)
 
     def record(replies: list[Reply]) -> None:
         nonlocal done
@@ -166,12 +144,9 @@ def _draw(
 
     if progress:
         progress(done, report.wanted)
-    if any(have < job.wanted for job, have in open_jobs):
-        sampler.draw(open_jobs, settings, record, report)
-
-
-def _count(jobs: list[Job], journal: Journal, report: SampleReport) -> None:
-    """Count what is still missing, according to the journal."""
+    open_jobs = [job for job in jobs if journal.rejection(job.key) is None]
+    if any(job.have < job.wanted for job in open_jobs):
+        sampler.draw(SamplingTask(open_jobs, settings, record, report))
     report.unfinished = 0
     for job in jobs:
         missing = max(0, job.wanted - journal.have(job.key, job.first))
@@ -187,19 +162,20 @@ def _rows(
     jobs: list[Job],
     pool: Pool | None,
     journal: Journal,
-    settings: SamplingSettings,
+    about: dict[str, Any],
     report: SampleReport,
     keep_cut_off: bool,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the pool, in the order of the prompts and of the draws."""
-    about = {name: value for name, value in settings.as_dict().items() if name != "logprobs"}
+    """Yield the rows of the pool, in the order of the prompts and of the draws. `about` is stored with each draw."""
     rows: Iterable[dict[str, Any]] = repeat({}) if pool is None else pool.rows(rename=report.wanted > 0)
     as_messages = pool is not None and pool.as_messages
     for job, before in zip(jobs, rows, strict=False):
         row = {"id": job.id, "prompt": job.prompt, "responses": [], "finish_reasons": [], "samples": [], **before}
         row.setdefault("truncated", [])
         for number, (draw, model) in zip(job.numbers, journal.draws(job.key, job.wanted, job.first), strict=False):
-            sample = _about(draw, number, model, about)
+            optional = {"tokens": draw.tokens, "reasoning": draw.reasoning, "logprobs": draw.logprobs}
+            given = {name: value for name, value in optional.items() if value is not None}
+            sample = {"draw": number, "model": model, **about, **given}
             ending = draw.ending
             report.whole += ending == "whole"
             report.cut_off += ending == "cut off"
@@ -217,30 +193,16 @@ def _rows(
             yield row
 
 
-def _about(draw: Draw, number: int, model: str | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return how a response was drawn."""
-    optional = {"tokens": draw.tokens, "reasoning": draw.reasoning, "logprobs": draw.logprobs}
-    given = {name: value for name, value in optional.items() if value is not None}
-    return {"draw": number, "model": model, **settings, **given}
-
-
 def _log(report: SampleReport, keep_cut_off: bool) -> None:
     total = report.whole + report.cut_off + report.unknown
     logger.info("%s: %d draws for %d prompts (%d from before).", report.output, total, report.prompts, report.reused)
     if report.cut_off:
-        logger.warning(
-            "%d of %d draws were cut off before the model ended them. Raise max_tokens%s.",
-            report.cut_off,
-            total,
-            "" if keep_cut_off else ": without them the pool favours short responses",
-        )
+        advice = "Raise max_tokens" + ("." if keep_cut_off else ": without them the pool favours short responses.")
+        logger.warning("%d of %d draws were cut off before the model ended them. %s", report.cut_off, total, advice)
     if report.unknown:
-        logger.warning("%d draws have no finish_reason: whether they are whole is not known.", report.unknown)
+        logger.warning("%d draws have no finish_reason: it is not known whether they are complete.", report.unknown)
     if report.rejected:
-        logger.warning(
-            "%d prompts were turned away, and have no (or fewer) draws; the first: %s",
-            report.rejected,
-            report.first_rejection,
-        )
+        what = "%d prompts were rejected, and have no (or fewer) draws; the first: %s"
+        logger.warning(what, report.rejected, report.first_rejection)
     if report.repeated_prompts:
         logger.warning("%d rows repeat an earlier prompt; each prompt is sampled once.", report.repeated_prompts)

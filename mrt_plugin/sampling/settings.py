@@ -1,70 +1,17 @@
-"""Sampling requests, replies and counters."""
+"""What sampling passes on: jobs, draws, replies and counters."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from mrt_plugin.groups.keys import canonical, digest
+from mrt_plugin.sampling.options import SamplingSettings
 
 Ending = Literal["whole", "cut off", "unknown"]
 
-WHOLE = {
-    "stop",
-    "eos",
-    "eos_token",
-    "stop_sequence",
-    "end_turn",
-    "complete",
-    "tool_calls",
-    "function_call",
-    "tool_use",
-}
+WHOLE = set("stop eos eos_token stop_sequence end_turn complete tool_calls function_call tool_use".split())
 """The `finish_reason`s of OpenAI, vLLM, TGI, Anthropic and Cohere for an answer that the model ended itself."""
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """Sampling settings. The defaults draw from the model's own distribution, unchanged.
-
-    Args:
-        temperature: 1 leaves the distribution unchanged. 0 takes the likeliest token, so all draws are equal.
-        top_p: draw from the smallest set of tokens whose total probability reaches this value.
-        max_tokens: the most tokens of one response. None leaves the limit to the endpoint.
-        stop: texts that end a response and are not part of it.
-        seed: another seed gives other draws. Each request's own seed comes from this one, the prompt and the draw's
-            number.
-        logprobs: keep the log-probability of each token.
-
-    Raises:
-        ValueError: names the setting that is out of bounds.
-
-    Example:
-
-    >>> SamplingSettings(max_tokens=512, stop=("###",)).temperature
-    1.0
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_tokens: int | None = 1024
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-    logprobs: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 10:
-            raise ValueError(f"temperature={self.temperature!r} must be between 0 and 10.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p!r} must be above 0 and at most 1.")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens={self.max_tokens!r} must be at least 1.")
-        if not all(self.stop):
-            raise ValueError("stop must hold no empty text.")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the settings as stored with every response."""
-        return {**asdict(self), "stop": list(self.stop)}
 
 
 @dataclass(frozen=True)
@@ -79,6 +26,8 @@ class Job:
     """The number of the first draw. Lower numbers were drawn earlier for the pool that is extended."""
     others: bytes = b""
     """Hash of existing responses whose draws are unknown, so that those draws are not repeated."""
+    have: int = 0
+    """How many of the draws exist already."""
 
     @property
     def numbers(self) -> range:
@@ -146,12 +95,30 @@ class SampleReport:
     first_failure: str = ""
     output: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return all counts."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class SamplingTask:
+    """What a sampler has to draw, and what it calls with the results."""
+
+    jobs: Sequence[Job]
+    settings: SamplingSettings
+    record: Callable[[list[Reply]], None]
+    """Called with every reply before the next request starts in its place."""
+    report: SampleReport
+    """Counts requests, retries and failed draws."""
+
+
+class Sampler(Protocol):
+    """Anything that draws responses: an `Endpoint` or a `LocalModel`."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the draws depend on besides the settings."""
+
+    def draw(self, task: SamplingTask) -> None:
+        """Draw the missing responses of each job, and record every reply."""
 
 
 def draw_seed(settings: SamplingSettings, key: str, start: int) -> int:
     """Return the seed of one request, in [0, 2^31), from the run's seed, the prompt and the first draw's number."""
-    parts: Sequence[bytes] = (b"draw", str(settings.seed).encode(), key.encode(), str(start).encode())
+    parts = (b"draw", str(settings.seed).encode(), key.encode(), str(start).encode())
     return int.from_bytes(digest(*parts), "little") % 2**31

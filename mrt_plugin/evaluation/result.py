@@ -1,0 +1,256 @@
+"""The result of an evaluation: its measures, their labels, and which direction of each is better."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from mrt_plugin.planning.paired import LEVEL
+
+Key = tuple[str, int | None]
+"""A measure and its number of samples; None if the measure does not depend on that number."""
+Interval = list[float] | None
+"""Low and high end; None with fewer than 5 prompts."""
+
+MEASURES: dict[str, tuple[str, Literal["lower", "higher", "neither"]]] = {
+    "nll_per_token": ("held-out NLL per token, nats", "lower"),
+    "nll_per_response": ("held-out NLL per response, nats", "lower"),
+    "coverage": ("coverage of M", "higher"),
+    "alignment": ("alignment", "higher"),
+    "diversity": ("diversity", "neither"),
+    "length": ("length, words or characters", "neither"),
+    "reward": ("reward, mean", "higher"),
+    "best_reward": ("reward, best of M", "higher"),
+    "pass": ("pass@M", "higher"),
+}
+"""Label and better direction of all measures, in the order in which they are shown. M is the number of samples."""
+
+CURVES = ("coverage", "pass", "best_reward")
+"""Measures that depend on the number of samples."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """One measure of one model."""
+
+    measure: str
+    m: int | None
+    value: float | None
+    interval: Interval
+    prompts: int
+    """Prompts on which the model was measured."""
+
+
+@dataclass(frozen=True)
+class SampleCounts:
+    """Counts of a model's samples; `least` and `most` are per prompt."""
+
+    draws: int
+    least: int
+    most: int
+    cut_off: int
+    empty: int
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One model and its measures."""
+
+    name: str
+    path: str | None
+    adapter: str | None
+    pool: str | None
+    samples: SampleCounts | None
+    measures: list[Value]
+
+    def value(self, name: str, m: int | None) -> Value | None:
+        """Return a measure at m samples, if it was taken."""
+        return next((row for row in self.measures if (row.measure, row.m) == (name, m)), None)
+
+    def curve(self, name: str) -> list[Value]:
+        """Return a measure at every number of samples, without those that have no value."""
+        return [row for row in self.measures if row.measure == name and row.value is not None]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A model minus the baseline in one measure, on the prompts on which both were measured."""
+
+    model: str
+    measure: str
+    m: int | None
+    difference: float | None
+    interval: Interval
+    scaled: list[float] | None
+    """Low end, value and high end in units of half the interval, for a plot of all measures."""
+    prompts: int
+    p: float | None
+    p_corrected: float | None = None
+    outcome: str = "unclear"
+
+
+@dataclass(frozen=True)
+class ProbeChange:
+    """The loss on one kind of general texts in nats per token, before and after fine-tuning."""
+
+    kind: str
+    texts: int
+    before: float | None
+    after: float | None
+    points: float
+    """Points lost; negative for a gain."""
+    interval: Interval
+    verdict: str
+
+
+@dataclass(frozen=True)
+class TaskChange:
+    """A task's score before and after fine-tuning. `points` are lost; None if the score has no points."""
+
+    task: str
+    metric: str
+    before: float | None
+    after: float
+    points: float | None = None
+    interval: Interval = None
+    verdict: str | None = None
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """What one model lost, compared with the model named `before`."""
+
+    model: str
+    before: str | None
+    probe: list[ProbeChange] | None
+    tasks: list[TaskChange]
+
+    @property
+    def losses(self) -> list[ProbeChange | TaskChange]:
+        """What was flagged: the probe over all its texts, and tasks."""
+        parts = [*(part for part in self.probe or [] if part.kind == "all"), *self.tasks]
+        return [part for part in parts if part.verdict in ("flagged", "significant")]
+
+
+@dataclass(frozen=True)
+class Output:
+    """One sample to read. `right` and `reward` are None if not measured."""
+
+    text: str
+    cut_off: bool
+    right: bool | None
+    reward: float | None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A prompt with its first references, and the first samples of every model by name."""
+
+    id: str
+    prompt: str
+    references: list[str]
+    more_references: int
+    """Number of references not shown."""
+    models: dict[str, list[Output]]
+
+
+@dataclass(frozen=True)
+class CaseCounts:
+    """The name of the data, and counts of its prompts and references."""
+
+    name: str
+    prompts: int
+    with_references: int
+    references: int
+    references_least: int
+    references_median: float
+    references_most: int
+    references_left_out: int
+    """References that are too long for some model."""
+
+
+@dataclass(frozen=True)
+class ReferenceMeans:
+    """The references measured against each other, as a target for the samples."""
+
+    length: float
+    coverage: float | None = None
+    diversity: float | None = None
+
+
+@dataclass
+class Evaluation:
+    """The result of `evaluate`. `as_dict` is its JSON."""
+
+    data: CaseCounts
+    baseline: str
+    models: list[ModelResult]
+    references: ReferenceMeans | None
+    differences: list[Difference]
+    forgetting: list[Forgetting]
+    outputs: list[Outputs]
+    per_prompt: list[dict[str, Any]]
+    """For each prompt its `id`, the number of `references`, and by model the values of all measures."""
+    intervals: dict[str, float]
+    points: dict[str, float]
+    """The points lost from which a drop is called flagged and significant."""
+    how: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    """Sentences that are needed to read the numbers."""
+    next: str = ""
+    """The recommended next step."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields, for JSON."""
+        return asdict(self)
+
+    @property
+    def others(self) -> list[str]:
+        """The names of the models that are compared with the baseline."""
+        return [model.name for model in self.models if model.name != self.baseline]
+
+    @property
+    def keys(self) -> list[Key]:
+        """All measures taken on any model, in order."""
+        return sorted({(row.measure, row.m) for model in self.models for row in model.measures}, key=order)
+
+    def ends(self, name: str) -> tuple[int | None, ...]:
+        """Return the smallest and the largest M that a measure was taken at, or None for one without M."""
+        ms = [m for found, m in self.keys if found == name and m is not None]
+        return (min(ms), max(ms)) if ms else (None,)
+
+
+def order(key: Key) -> tuple[int, int]:
+    """Return the place of a measure in tables, for sorting."""
+    return list(MEASURES).index(key[0]), key[1] or 0
+
+
+def label(name: str, m: int | None = None) -> str:
+    """Return the label of a measure at m samples.
+
+    Example:
+
+    >>> label("coverage", 4), label("pass", 1), label("diversity")
+    ('coverage of 4', 'pass@1', 'diversity')
+    """
+    text, _ = MEASURES[name]
+    return text if m is None else text.replace("M", str(m))
+
+
+def outcome(name: str, interval: Interval, chance: float | None = None) -> str:
+    """Classify a difference as better, worse, different or unclear.
+
+    Args:
+        name: name of the measure.
+        interval: interval of the difference.
+        chance: its p-value, corrected for the number of comparisons; None for a single comparison.
+
+    Example:
+
+    >>> outcome("coverage", [0.01, 0.03]), outcome("nll_per_token", [0.01, 0.03]), outcome("length", [-1.0, 2.0])
+    ('better', 'worse', 'unclear')
+    """
+    if interval is None or interval[0] <= 0 <= interval[1] or (chance is not None and chance > 1 - LEVEL):
+        return "unclear"
+    _, better = MEASURES[name]
+    if better == "neither":
+        return "different"
+    return "better" if (interval[0] > 0) == (better == "higher") else "worse"
