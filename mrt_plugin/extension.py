@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import inspect
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -61,3 +63,18 @@ def load_function(name: str) -> Callable[..., Any]:
     if not callable(function):
         raise ValueError(f"{name!r}: this is no function.")
     return function  # type: ignore[no-any-return]
+
+
+def extension_files(name: str) -> list[Path]:
+    """Return the files that a user's object is written in: the file or module of its name, and where it is defined.
+
+    What these files import is not included.
+
+    Raises:
+        ValueError: if there is no such object.
+    """
+    place = name.rpartition(":")[0]
+    home = inspect.getmodule(inspect.unwrap(load_extension(name)))
+    modules = [module for module in (sys.modules.get(place), home) if module is not None]
+    files = {Path(place), *(Path(str(module.__spec__.origin)) for module in modules if module.__spec__ is not None)}
+    return sorted(file for file in files if file.is_file())

@@ -10,8 +10,9 @@ from inspect import Parameter, signature
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from mrt_plugin.extension import is_extension, load_extension
+
 Layout = Literal["auto", "shared_prefix", "expanded"]
-PrefixBackend = Literal["auto", "flex", "sdpa", "fork", "dense"]
 LossAggregation = Literal["token", "prompt", "response"]
 Similarity = Literal["paper", "rescaled"]
 PromptFormat = Literal["auto", "chat", "plain"]
@@ -21,6 +22,27 @@ Redraw = Literal["never", "epoch"]
 PaidLayout = Literal["shared_prefix", "expanded"]
 Engine = Literal["local", "ray"]
 Api = Literal["chat", "completions"]
+
+PREFIX_BACKENDS = {
+    "flex": "mrt_plugin.attention.masks:FlexBackend",
+    "sdpa": "mrt_plugin.attention.two_part:TwoPartBackend",
+    "fork": "mrt_plugin.attention.fork:ForkBackend",
+    "dense": "mrt_plugin.attention.masks:DenseBackend",
+}
+"""The shared-prefix backends of the package by name, each with the place of its class."""
+
+
+def check_prefix_backend(name: str) -> None:
+    """Raise ValueError unless `name` is `auto`, a backend of the package, or the place of a user's own class."""
+    if name == "auto" or name in PREFIX_BACKENDS:
+        return
+    if not is_extension(name):
+        raise ValueError(
+            f"prefix_backend={name!r} is unknown: choose one of {', '.join(('auto', *PREFIX_BACKENDS))}, or give your "
+            "own class as package.module:name or file.py:name."
+        )
+    if not isinstance(load_extension(name), type):
+        raise ValueError(f"prefix_backend={name!r}: this is no class.")
 
 
 @dataclass(frozen=True)
@@ -158,8 +180,10 @@ class LayoutOptions:
         "`shared_prefix` computes the prompt once for all its responses, `expanded` copies it for each; `auto` "
         "shares where that is exact and saves tokens.",
     )
-    prefix_backend: PrefixBackend = option(
-        "auto", "Attention for a shared prefix; `auto` picks the fastest backend that is exact for the model."
+    prefix_backend: str = option(
+        "auto",
+        f"Attention for a shared prefix: {', '.join(PREFIX_BACKENDS)}, or your own class as "
+        "`package.module:name` or `file.py:name`. `auto` picks the fastest backend that is exact for the model.",
     )
     prefix_check: bool = option(
         True, "Prove before training, on your model and data, that the shared prefix computes the same numbers."
@@ -305,7 +329,9 @@ def check_options(options: SelectionOptions | MultiResponseOptions) -> None:
     for item in fields(part):
         if "bounds" in item.metadata:
             _check_value(item.name, getattr(options, item.name), hints[item.name], item.metadata["bounds"])
-    if not isinstance(options, MultiResponseOptions):
+    if isinstance(options, MultiResponseOptions):
+        check_prefix_backend(options.prefix_backend)
+    else:
         names = names_of(SelectionOptions)
         options = MultiResponseOptions(**{name: getattr(options, name) for name in names})
     for wrong, reason in _CONTRADICTIONS:
@@ -456,24 +482,22 @@ def unused_options(options: MultiResponseOptions, given: Collection[str] | None 
 
 
 def markdown() -> str:
-    """Return the reference page `docs/options.md`, with one row per option."""
+    """Return the reference page `docs/options.md`, one entry per option."""
     hints = get_type_hints(MultiResponseOptions)
     lines = [
         "# Options",
         "",
-        "Fields of `MultiResponseSFTConfig` and keys of a recipe's `mrt:` block. Printed by `python -m "
-        "mrt_plugin.options`.",
+        "Fields of `MultiResponseSFTConfig` and keys of a recipe's `mrt:` block, with type or values and default. "
+        "Made by `python -m mrt_plugin.options`.",
         "",
-        "| option | type | default | what it does |",
-        "| --- | --- | --- | --- |",
     ]
     for item in fields(MultiResponseOptions):
         hint = hints[item.name]
         if get_origin(hint) is Literal:
-            kind = " or ".join(f"`{value}`" for value in get_args(hint))
+            kind = "/".join(f"`{value}`" for value in get_args(hint))
         else:
-            kind = f"`{hint.__name__ if isinstance(hint, type) else hint}`".replace(" | ", " or ")
-        lines.append(f"| `{item.name}` | {kind} | `{item.default}` | {item.metadata['help']} |".replace(" | None", ""))
+            kind = f"{hint.__name__ if isinstance(hint, type) else hint}".replace(" | None", "")
+        lines.append(f"- **`{item.name}`** ({kind}, `{item.default}`): {item.metadata['help']}")
     return "\n".join(lines) + "\n"
 
 

@@ -10,10 +10,8 @@ import argparse
 import json
 from pathlib import Path
 
-from transformers import LlamaConfig, LlamaForCausalLM, set_seed
-
 from mrt_plugin import load_groups
-from mrt_plugin.models.tiny_model import build_tokenizer, save
+from mrt_plugin.models.tiny_model import build_llama, build_tokenizer, save
 
 
 def main() -> None:
@@ -28,21 +26,7 @@ def main() -> None:
             texts.append(item if isinstance(item, str) else json.dumps(item, ensure_ascii=False))
     tokenizer = build_tokenizer(texts, vocabulary=4096)
     tokenizer.model_max_length = 2048
-    set_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=256,  # multiples of 64, which the 4-bit blocks need
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=2048,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    model = build_llama(tokenizer, max_position_embeddings=2048)
     arguments.output.mkdir(parents=True, exist_ok=True)
     save(model, tokenizer, arguments.output)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens: {arguments.output}")

@@ -1,5 +1,6 @@
 """Settings that every test runs under, and the fixtures that most of them share."""
 
+import gc
 import importlib.util
 import logging
 import os
@@ -19,6 +20,15 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the imports made out of every later garbage collection: trainers ask for many."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture

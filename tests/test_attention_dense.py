@@ -5,10 +5,9 @@ import torch
 from families import PAD, WINDOW, assert_equivalent, build, plain_compute, random_group
 from transformers import AutoConfig
 
-from mrt_plugin.attention.dense import DenseBackend
-from mrt_plugin.attention.expanded import ExpandedBackend
+from mrt_plugin.attention.backend import ExpandedBackend
 from mrt_plugin.attention.family import NotShareable
-from mrt_plugin.attention.rule import visible
+from mrt_plugin.attention.masks import DenseBackend, visible
 from mrt_plugin.layout.group_row import expand
 from mrt_plugin.layout.rows import build_rows
 

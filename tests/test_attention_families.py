@@ -19,9 +19,9 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mrt_plugin import GroupedResponseCollator
-from mrt_plugin.attention.dense import DenseBackend
-from mrt_plugin.attention.expanded import ExpandedBackend, OneByOneBackend
+from mrt_plugin.attention.backend import ExpandedBackend, OneByOneBackend
 from mrt_plugin.attention.family import Family, NotShareable, read_family
+from mrt_plugin.attention.masks import DenseBackend
 from mrt_plugin.attention.two_part import TwoPartBackend
 from mrt_plugin.layout.group_row import expand
 from mrt_plugin.layout.rows import Rows

@@ -5,8 +5,7 @@ import torch
 from families import ATTENTION_ONLY, PAD, WINDOW, build, one_by_one, plain_compute, random_group, rows_loss
 
 from mrt_plugin.attention import NotShareable
-from mrt_plugin.attention.flex import FlexBackend, block_mask
-from mrt_plugin.attention.rule import visible
+from mrt_plugin.attention.masks import FlexBackend, block_mask, visible
 from mrt_plugin.layout.rows import build_rows
 
 PACKED = [[random_group(17, [3, 15, 1]), random_group(2, [4])], [random_group(20, [2, 9])]]

@@ -23,12 +23,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from mrt_plugin.attention import NotShareable, prove
 from mrt_plugin.attention.backend import Compute
-from mrt_plugin.attention.dense import DenseBackend
 from mrt_plugin.attention.family import read_family
 from mrt_plugin.attention.fork import ForkBackend
+from mrt_plugin.attention.masks import DenseBackend, visible
 from mrt_plugin.attention.plain import PlainForward, settle_plain
 from mrt_plugin.attention.proof import all_logits
-from mrt_plugin.attention.rule import visible
 from mrt_plugin.attention.small_model import THRESHOLDS, small_config
 from mrt_plugin.attention.two_part import TwoPartBackend, two_part_attention
 from mrt_plugin.layout.rows import Rows, build_rows

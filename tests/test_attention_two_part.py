@@ -23,10 +23,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, Gemma3ForConditionalGeneration
 
 from mrt_plugin.attention import NotShareable, prove
-from mrt_plugin.attention.dense import DenseBackend
 from mrt_plugin.attention.kernels import CPUFlash, Explicit
+from mrt_plugin.attention.masks import DenseBackend, visible
 from mrt_plugin.attention.plan import find_runs, pieces
-from mrt_plugin.attention.rule import visible
 from mrt_plugin.attention.shared_attention import shared_attention
 from mrt_plugin.attention.two_part import RowPlan, TwoPartBackend
 from mrt_plugin.layout.rows import Rows, build_rows

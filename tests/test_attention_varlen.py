@@ -10,8 +10,8 @@ import torch
 from families import PAD, random_group
 
 from mrt_plugin.attention.kernels import Explicit
+from mrt_plugin.attention.masks import visible
 from mrt_plugin.attention.plan import find_runs
-from mrt_plugin.attention.rule import visible
 from mrt_plugin.attention.varlen import Call, calls, from_tensors, to_tensors, varlen_backward, varlen_forward
 from mrt_plugin.layout.rows import build_rows
 
@@ -87,3 +87,15 @@ def test_every_real_query_is_in_the_first_call_once() -> None:
     for window in (None, 4):
         first = calls(find_runs(rows), rows.input_ids.shape[1], torch.device("cpu"), window)[0]
         assert torch.equal(first.query_index.sort().values, torch.nonzero(rows.attention_mask.flatten()).flatten())
+
+
+def test_the_cuda_operators_take_what_is_passed() -> None:
+    """Their names and the order of their arguments, which a release of torch may change."""
+    lengths = "cum_seq_q cum_seq_k max_q max_k dropout_p is_causal"
+    forward = f"query key value {lengths} return_debug_mask scale".split()
+    backward = f"grad_out query key value out logsumexp {lengths} rng_state unused scale".split()
+    operators = torch.ops.aten._flash_attention_forward, torch.ops.aten._flash_attention_backward
+    for operator, expected in zip(operators, (forward, backward), strict=True):
+        found = [argument.name for argument in operator.default._schema.arguments]
+        assert found[: len(expected)] == expected
+        assert {"window_size_left", "window_size_right"} <= set(found)

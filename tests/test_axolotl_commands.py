@@ -3,35 +3,25 @@
 import csv
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import axolotl_recipe
 import pytest
+from helpers.processes import AXOLOTL, run_python
 
 pytest.importorskip("axolotl")
 pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.axolotl
 
 
-def axolotl(*arguments, folder, text=None, status=0, **environment):
+def axolotl(*arguments, folder, text="", status=0, **environment):
     """Run a command to its end, check its exit status and return what it printed."""
     scripts = str(Path(sys.executable).parent)
-    done = subprocess.run(
-        [f"{scripts}/axolotl", *arguments],
-        cwd=folder,
-        input=text,
-        env={**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}", "COLUMNS": "200", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == status, done.stdout[-4000:]
-    return done.stdout
+    env = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}", "COLUMNS": "200", **environment}
+    done = run_python([f"{scripts}/axolotl", *arguments], cwd=folder, input=text, env=env, libraries=AXOLOTL)
+    assert done.returncode == status, done.stderr[-4000:]
+    return done.stdout + done.stderr
 
 
 def logged(printed, name):

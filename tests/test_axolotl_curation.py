@@ -104,6 +104,35 @@ def test_a_changed_check_is_applied_anew(prepare, tmp_path):
     assert count[0] < count[1] == 24
 
 
+OUTSIDE = """
+from mrt_plugin.curation import Decision, GroupRule
+
+
+class Shorter(GroupRule):
+    def judge(self, group, tools):
+        return [Decision("drop", "long", place) for place, text in enumerate(group.texts) if len(text) > LIMIT]
+
+
+def pool(row):
+    yield {"prompt": row["q"], "responses": row["a"][:MOST]}
+"""
+
+
+def test_a_source_and_a_rule_of_the_users_and_their_changes(prepare, tmp_path):
+    from mrt_plugin.extension import load_extension
+
+    write_rows(tmp_path / "pool.jsonl", [{"q": f"Question {n}?", "a": ["a", "bb", "ccc", "dddd"]} for n in range(4)])
+    mine = tmp_path / "mine.py"
+    found = []
+    for limit, most in ((3, 4), (3, 2), (1, 4)):
+        mine.write_text(f"LIMIT, MOST = {limit}, {most}\n{OUTSIDE}")
+        load_extension.cache_clear()  # as in another process
+        block = {"k": 4, "source": f"{mine}:pool", "curation": [f"{mine}:Shorter"]}
+        prepared = prepare(block).train_dataset
+        found.append(sum(len(row["segment_lengths"]) for row in prepared))
+    assert found == [12, 8, 4]
+
+
 @pytest.mark.parametrize(
     ("curation", "message"),
     [

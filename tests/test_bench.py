@@ -12,14 +12,22 @@ import tiny
 import torch
 from typer.testing import CliRunner
 
-from mrt_plugin.bench.arms import all_arms, make_data
-from mrt_plugin.bench.breakdown import ATTENTION, HEAD, LINEAR, OPTIMIZER, PIECES, StepProfile, losses
-from mrt_plugin.bench.memory import MIB, PeakMemory
-from mrt_plugin.bench.model import ModelChoice, load_model
+from mrt_plugin.bench.model import BenchModel, ModelChoice, load_model
 from mrt_plugin.bench.plot import plot
-from mrt_plugin.bench.run import BenchSettings, run_bench
+from mrt_plugin.bench.probes import (
+    ATTENTION,
+    HEAD,
+    LINEAR,
+    MIB,
+    OPTIMIZER,
+    PIECES,
+    PeakMemory,
+    StepProfile,
+    losses,
+)
+from mrt_plugin.bench.run import ArmResult, BenchResult, BenchSettings, ShapeResult, run_bench
 from mrt_plugin.bench.shapes import DEFAULT_SHAPES, Shape, draw_groups, token_ratio
-from mrt_plugin.bench.turn import Setting, take_turn
+from mrt_plugin.bench.turn import all_arms, make_data, take_turn
 from mrt_plugin.cli import app
 
 SHAPE = Shape(12, 5, 3)
@@ -33,9 +41,9 @@ def _frozen():
     gc.unfreeze()
 
 
-def make_setting(**options) -> Setting:
+def make_model(**options) -> BenchModel:
     model = tiny.llama(vocab_size=250)
-    return Setting(model, tiny.tokenizer(), bf16=False, **options)
+    return BenchModel(model, tiny.tokenizer(), bf16=False, **options)
 
 
 def make_groups(mixed=True, count=6):
@@ -76,7 +84,7 @@ def test_what_is_no_shape_is_refused(text):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_all_arms_train_the_same(checkpointing):
     """The mean loss over the steps and the last step's gradient, at every micro-batch size, on mixed lengths."""
-    setting, data = make_setting(gradient_checkpointing=checkpointing), make_data(make_groups(), 2)
+    setting, data = make_model(gradient_checkpointing=checkpointing), make_data(make_groups(), 2)
     found = {}
     for arm in all_arms(["sdpa", "dense"]):
         for size in (arm.sizes(SHAPE.k, 2)[0], arm.sizes(SHAPE.k, 2)[-1]):
@@ -91,7 +99,7 @@ def test_all_arms_train_the_same(checkpointing):
 
 def test_other_pairs_give_another_loss():
     """What the comparison of losses rests on: one other response token is seen."""
-    setting, groups = make_setting(), make_groups()
+    setting, groups = make_model(), make_groups()
     arm = all_arms(["sdpa"])[-1]
     before = take_turn(arm, setting, make_data(groups, 2), 2, steps=3)
     pair = groups[0][1]
@@ -101,7 +109,7 @@ def test_other_pairs_give_another_loss():
 
 
 def test_turns_leave_the_model_as_it_was():
-    setting, data = make_setting(), make_data(make_groups(), 2)
+    setting, data = make_model(), make_data(make_groups(), 2)
     model = setting.model
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     attention = model.config._attn_implementation
@@ -117,11 +125,11 @@ def test_turns_leave_the_model_as_it_was():
 
 def test_lora_and_four_bits(tiny_model_dir):
     pytest.importorskip("bitsandbytes")
-    model, tokenizer = load_model(ModelChoice(tiny_model_dir, dtype="float32", load_in_4bit=True), "cpu")
-    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    setting = load_model(ModelChoice(tiny_model_dir, dtype="float32", load_in_4bit=True), "cpu")
+    trained = [name for name, weight in setting.model.named_parameters() if weight.requires_grad]
     assert trained
     assert all("lora_" in name for name in trained)
-    setting, data = Setting(model, tokenizer, bf16=False), make_data(make_groups(), 2)
+    data = make_data(make_groups(), 2)
     found = [take_turn(arm, setting, data, arm.sizes(SHAPE.k, 2)[-1], steps=2) for arm in all_arms(["sdpa"])]
     assert [turn.loss for turn in found] == pytest.approx([found[0].loss] * len(found), rel=1e-5)
     assert [turn.gradient_norm for turn in found] == pytest.approx([found[0].gradient_norm] * len(found), rel=1e-4)
@@ -150,7 +158,7 @@ def test_peak_memory_is_the_most_held_at_once():
 
 
 def test_more_responses_need_more_memory_than_one_and_less_than_copies_of_the_prompt():
-    setting = make_setting()
+    setting = make_model()
     steps = {}
     for k in (1, 8):
         data = make_data(draw_groups(Shape(256, 8, k), 2, 250), 1)
@@ -164,7 +172,7 @@ def test_more_responses_need_more_memory_than_one_and_less_than_copies_of_the_pr
 
 
 def test_the_pieces_of_a_step_add_up():
-    setting, data = make_setting(), make_data(make_groups(), 2)
+    setting, data = make_model(), make_data(make_groups(), 2)
     for arm in all_arms(["sdpa", "dense"]):
         probe = StepProfile(vocabulary=250)
         take_turn(arm, setting, data, arm.sizes(SHAPE.k, 2)[-1], steps=2, probe=probe)
@@ -223,7 +231,7 @@ def test_an_arm_that_cannot_run_or_differs_has_an_error_and_no_speed(monkeypatch
         prefix_backends=["flex", "sdpa"],
     )
     # A broken arm, as a bug would make it: it trains on other labels.
-    from mrt_plugin.bench import arms
+    from mrt_plugin.bench import turn as arms
 
     def broken(pairs):
         row = intact(pairs)
@@ -232,7 +240,7 @@ def test_an_arm_that_cannot_run_or_differs_has_an_error_and_no_speed(monkeypatch
 
     intact = arms.build_group_row
     monkeypatch.setattr(arms, "build_group_row", broken)
-    (shape,) = run_bench(settings)["shapes"]
+    (shape,) = run_bench(settings).as_json()["shapes"]
     found = {arm["name"]: arm for arm in shape["arms"]}
     assert "flex" in found["mrt shared flex"]["error"]
     assert "pairs_per_second" not in found["mrt shared flex"]
@@ -256,15 +264,15 @@ def test_the_table_and_the_errors_of_the_command():
 
 def test_only_some_arms():
     settings = BenchSettings(shapes=[Shape(8, 4, 1)], only="mrt", groups=1, steps=1, rounds=1)
-    (shape,) = run_bench(settings)["shapes"]
-    assert [arm["name"] for arm in shape["arms"]] == ["mrt expanded", "mrt shared sdpa"]
-    assert all("speedup" not in arm and "error" not in arm for arm in shape["arms"])
+    (shape,) = run_bench(settings).shapes
+    assert [arm.name for arm in shape.arms] == ["mrt expanded", "mrt shared sdpa"]
+    assert all(arm.speedup is None and arm.error is None for arm in shape.arms)
     with pytest.raises(ValueError, match="no trainer"):
         run_bench(replace(settings, only="trlx"))
 
 
 def test_a_plot_of_arms_that_could_not_run(tmp_path):
-    arms = [{"name": "a", "trl": True, "speedup": 1.0}, {"name": "b", "trl": False, "error": "no"}]
-    shape = {"prompt": 8, "response": 4, "k": 2, "token_ratio": 1.3, "arms": arms}
-    plot({"machine": {"device": "test"}, "shapes": [shape]}, tmp_path / "plot.svg")
+    arms = [ArmResult("a", True, speedup=1.0), ArmResult("b", False, error="no")]
+    shape = ShapeResult(Shape(8, 4, 2), 1.3, arms, None)
+    plot(BenchResult({"device": "test"}, {}, [shape]), tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").stat().st_size > 5000

@@ -11,14 +11,11 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrt_plugin.curation import RULES, curate, parse_rules
+from mrt_plugin.curation import RULES, GroupView, Tools, curate, parse_rules
 from mrt_plugin.curation.config import DEFAULT, markdown, rule_class
 from mrt_plugin.curation.near import NearIndex, bands, clusters, jaccard_matrix, shingles, signature
-from mrt_plugin.curation.refusals import refuses
-from mrt_plugin.curation.repetition import repeated_share
-from mrt_plugin.curation.rule import Group, Tools
 from mrt_plugin.curation.statistics import statistics, task_type
-from mrt_plugin.curation.truncation import looks_cut
+from mrt_plugin.curation.texts import looks_cut, refuses, repeated_share
 from mrt_plugin.groups import load_groups
 from mrt_plugin.groups.text import units
 
@@ -26,7 +23,7 @@ from mrt_plugin.groups.text import units
 def verdicts(rule: str, responses: list, *, tokenizer=None, prompt: str = "A prompt.", options=None, **group) -> list:
     """(response, action, reason) of each verdict of a rule on one group."""
     (parsed,) = parse_rules([{rule: options}])
-    found = parsed.judge(Group("g", prompt, responses, **group), Tools(tokenizer))
+    found = parsed.judge(GroupView("g", prompt, responses, **group), Tools(tokenizer))
     return [(verdict.response, verdict.action, verdict.reason) for verdict in found]
 
 
@@ -432,13 +429,83 @@ class TestConfig:
     def test_every_rule_has_its_name_and_its_reason(self) -> None:
         for name in RULES:
             kind = rule_class(name)
-            assert kind.name == name
+            assert kind.model_construct().name == name
             assert len(kind.__doc__ or "") > 80
             assert all(field.description for field in kind.model_fields.values())
 
     def test_the_page_is_that_of_the_code(self) -> None:
         page = (Path(__file__).parent.parent / "docs" / "curation.md").read_text()
-        assert markdown().strip() in page, "run: python -m mrt_plugin.curation, and paste it into the page"
+        _, *entries = page.split("\n### ")
+        assert entries
+        for entry in entries:
+            name = entry.split("`")[1]
+            assert f"### {entry}".strip() == markdown(name), "run: python -m mrt_plugin.curation, and paste the entry"
+
+
+OUTSIDE = """
+from mrt_plugin.curation import Decision, GroupRule, PoolDecisions, PoolRule
+
+
+class NoLinks(GroupRule):
+    max: int = 0
+
+    def judge(self, group, tools):
+        for index, text in enumerate(group.texts):
+            if text.count("http") > self.max:
+                yield Decision("drop", "too many links", index)
+
+
+class FirstOnly(PoolRule):
+    def judge_pool(self, groups, tools):
+        return PoolDecisions(dropped=dict.fromkeys(range(1, len(groups)), "not the first"))
+
+
+def function(group, tools):
+    return []
+"""
+
+
+class TestOutside:
+    @pytest.fixture
+    def mine(self, tmp_path: Path) -> Path:
+        (tmp_path / "mine.py").write_text(OUTSIDE)
+        return tmp_path / "mine.py"
+
+    @pytest.mark.parametrize("num_proc", [None, 2])
+    def test_a_class_of_the_users_is_a_rule(self, mine: Path, num_proc: int | None) -> None:
+        rows = [{"id": str(n), "prompt": "p", "responses": ["a", "http b", "http http c"]} for n in range(4)]
+        rules = [{f"{mine}:NoLinks": {"max": 1}}, f"{mine}:FirstOnly"]
+        curated = curate(Dataset.from_list(rows), rules, num_proc=num_proc)
+        assert curated.groups["responses"][:] == [["a", "http b"]]
+        assert [entry.rule for entry in curated.ledger.entries] == [f"{mine}:NoLinks", f"{mine}:FirstOnly"]
+        assert parse_rules(rules)[0].dependencies() == [mine]
+
+    @pytest.mark.parametrize(
+        ("spec", "message"),
+        [
+            ({"NoLinks": {"min": 1}}, r"curation\[0\] .*NoLinks\) has no option 'min': its options are max"),
+            ({"NoLinks": {"max": "x"}}, "max='x'"),
+            ("function", "is no curation rule: write a subclass of GroupRule or PoolRule"),
+            ("Gone", "has no function Gone"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, spec: str | dict, message: str, mine: Path) -> None:
+        rules = [f"{mine}:{spec}" if isinstance(spec, str) else {f"{mine}:{name}": spec[name] for name in spec}]
+        with pytest.raises(ValueError, match=message):
+            parse_rules(rules)
+
+    def test_on_the_command_line(self, mine: Path, tmp_path: Path) -> None:
+        from typer.testing import CliRunner
+
+        from mrt_plugin.cli import app
+
+        (tmp_path / "pool.jsonl").write_text(json.dumps({"q": "p", "a": ["a", "http b"]}))
+        mine.write_text(OUTSIDE + "\n\ndef asked(row):\n    yield {'prompt': row['q'], 'responses': row['a']}\n")
+        command = ["select", str(tmp_path / "pool.jsonl"), "--output", str(tmp_path / "chosen.jsonl"), "--k", "1"]
+        for rules in (f"[{mine}:NoLinks]", f"{{{mine}:NoLinks: {{max: 0}}}}", f"{mine}:NoLinks"):
+            done = CliRunner().invoke(app, [*command, "--source", f"{mine}:asked", "--curation", rules])
+            assert done.exit_code == 0, done.output
+            assert json.loads((tmp_path / "chosen.jsonl").read_text())["responses"] == ["a"]
 
 
 def test_statistics_of_a_known_pool() -> None:

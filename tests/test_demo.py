@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +9,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from helpers.processes import run_python
 from peft import LoraConfig, get_peft_model
 
-from mrt_plugin.demo.known_truth import distance_of, truth_distance
-from mrt_plugin.demo.modes import draw_groups, mode_prompts, split_prompts
-from mrt_plugin.demo.run import RESULTS
+from mrt_plugin.demo.modes import distance_of, draw_groups, mode_prompts, split_prompts, truth_distance
+from mrt_plugin.demo.run import RESULTS, whole_folder
 from mrt_plugin.demo.training import axolotl_train
-from mrt_plugin.demo.whole_folder import whole_folder
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.evaluation.held_out import held_out_nll
 from mrt_plugin.models.load import load_model
@@ -283,7 +280,6 @@ class TestDemo:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("demo") / "demo_output"
-    command = [sys.executable, "-c", "from mrt_plugin.cli import app; app()", "demo", "--quick", "--json"]
-    done = subprocess.run([*command, "--output", str(folder)], capture_output=True, text=True)
+    done = run_python(["-c", "from mrt_plugin.cli import app; app()", "demo", "--quick", "--json", "--output", folder])
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads(done.stdout)

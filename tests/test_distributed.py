@@ -1,39 +1,19 @@
 """A step over several gloo processes equals the same step in one, for rows that do not divide by the processes too."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 from fsdp_step import gradient, make_rows
+from helpers.processes import gloo
 from test_trainer import make_groups, one_step, relative
-
-HERE = Path(__file__).parent
-
-
-def torchrun(processes: int, script: str, *arguments: str) -> None:
-    """Run one of the scripts beside this file in `processes` gloo processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes),
-        "--master_addr", "127.0.0.1", "--master_port", str(port), str(HERE / script), *arguments,
-    ]  # fmt: skip
-    path = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-5000:]
 
 
 def run_steps(folder: Path, processes: int, runs: dict[str, dict]) -> dict[str, dict]:
     """One optimizer step over all groups for each run, in `processes` processes."""
-    torchrun(processes, "distributed_step.py", str(folder), json.dumps(runs))
+    gloo(processes, "distributed_step.py", str(folder), json.dumps(runs))
     results = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in runs}
     assert all(result["processes"] == processes for result in results.values())
     return results
@@ -105,7 +85,7 @@ def test_fsdp2_shards_give_the_gradient_of_the_whole(tmp_path):
 
     accelerate does not run FSDP without an accelerator, so the model is sharded by hand here.
     """
-    torchrun(2, "fsdp_step.py", str(tmp_path))
+    gloo(2, "fsdp_step.py", str(tmp_path))
     sharded = torch.load(tmp_path / "gradient.pt", weights_only=True)
     alone = gradient(tiny.llama(), make_rows(), 4.0, 1, sharded=False)
     assert relative(sharded, alone) < 1e-5

@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import subprocess
-import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
+from helpers.processes import run_python
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -397,10 +397,7 @@ class TestRecipe:
 
 
 def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, env=environment, check=False
-    )
+    return run_python(arguments, cwd=folder, env={**os.environ, "COLUMNS": "120", "NO_COLOR": "1"})
 
 
 @pytest.fixture(scope="module")

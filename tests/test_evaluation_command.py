@@ -1,11 +1,7 @@
 """`mrt evaluate` as it is called: on endpoints that misbehave, killed in the middle, with files that are wrong."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +9,7 @@ from typing import Any
 
 import pytest
 from endpoint_server import Server, serve
+from helpers.processes import start_python
 from typer.testing import CliRunner
 
 from mrt_plugin.cli import app
@@ -96,14 +93,14 @@ class TestEndpoint:
         server.delay = 0.15
         folder = tmp_path / "killed"
         arguments = options(server, data, "--json", "--concurrency", "1", "--output", str(folder))
-        command = [sys.executable, "-c", "from mrt_plugin.cli import app; app()", *arguments]
+        command = ["-c", "from mrt_plugin.cli import app; app()", *arguments]
         asked = len(server.asked)
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        process = start_python(command)
         deadline = time.monotonic() + 60
         while len(server.asked) < asked + 5 and time.monotonic() < deadline:
             time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.wait()
         kept = sum(path.read_text().count('"draws"') for path in folder.glob("*.journal"))
         assert 3 <= kept < 16
         server.delay = 0.0

@@ -5,8 +5,6 @@ import json
 import logging
 import multiprocessing
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +14,7 @@ import datasets
 import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
+from helpers.processes import start_python
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -210,6 +209,7 @@ class TestLargeGroups:
 
 class TestKilled:
     def test_what_a_killed_reader_left_is_removed(self, tmp_path: Path) -> None:
+        cache = datasets.config.HF_DATASETS_CACHE
         code = (
             "import sys, time, datasets, mrt_plugin\n"
             "def rows():\n"
@@ -218,18 +218,15 @@ class TestKilled:
             "    time.sleep(600)\n"
             "mrt_plugin.load_groups(datasets.IterableDataset.from_generator(rows))\n"
         )
-        cache = str(datasets.config.HF_DATASETS_CACHE)
-        command = [sys.executable, "-c", code]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, env={**os.environ, "HF_DATASETS_CACHE": cache}
-        ) as reader:
-            assert reader.stdout is not None
-            assert reader.stdout.readline() == b"reading\n"
-            folder = Path(cache) / "mrt_groups"
-            (alive,) = folder.glob("*.partial")
-            load_groups(jsonl(tmp_path, *PLAIN))
-            assert alive.exists()
-            reader.kill()
+        code = f"import datasets; datasets.config.HF_DATASETS_CACHE = {str(cache)!r}\n{code}"
+        reader = start_python(["-c", code])
+        reader.wait_for("reading")
+        folder = Path(cache) / "mrt_groups"
+        (alive,) = folder.glob("*.partial")
+        load_groups(jsonl(tmp_path, *PLAIN))
+        assert alive.exists()
+        reader.kill()
+        reader.wait()
         load_groups(jsonl(tmp_path, *PLAIN))
         assert not list(folder.glob("*.partial"))
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +15,21 @@ from typer.testing import CliRunner
 
 from mrt_plugin import load_groups, select
 from mrt_plugin.cli import app
+from mrt_plugin.cli.audit import audit_json
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.groups import DataError
-from mrt_plugin.planning.audit import Case, Rule, _warnings, audit_loss, audit_splits, make_audit, mean_interval
-from mrt_plugin.planning.audit_report import audit_report
+from mrt_plugin.planning.audit import (
+    AuditedGroup,
+    SelectorCall,
+    audit_loss,
+    audit_splits,
+    make_audit,
+    mean_interval,
+)
+from mrt_plugin.planning.audit_report import audit_report, notes, warnings
 from mrt_plugin.planning.gradients import cosine, gradient_products
 from mrt_plugin.planning.subset import match
+from mrt_plugin.planning.variance import Interval
 
 FRUIT = "apple pear plum cherry dog river moon water red green blue story sea sky".split()
 
@@ -65,7 +75,7 @@ def audit(pool, model, tokenizer):
     return make_audit(
         select(pool, "best_k", k=2),
         pool,
-        rule=Rule("best_k", {}),
+        rule=SelectorCall("best_k", {}),
         model=model,
         encoder=Encoder(tokenizer),
         gradient_prompts=10,
@@ -112,46 +122,46 @@ def test_a_selection_must_be_a_subset(pool):
 
 def test_length_and_coverage_beside_random_k(pool):
     best = make_audit(select(pool, "best_k", k=2), pool)
-    assert best["length"]["kept"] > best["length"]["random_k_interval"][1]
-    assert best["length"]["ratio"] == pytest.approx(7 / ((6 * 4 + 2 * 7) / 8))
-    assert any("longer than their pools'" in line for line in best["warnings"])
+    assert best.length.kept > best.length.random_k_interval.high
+    assert best.length.ratio == pytest.approx(7 / ((6 * 4 + 2 * 7) / 8))
+    assert any("longer than their pools'" in line for line in warnings(best))
     turned = pool.map(lambda row: {"scores": [-score for score in row["scores"]]})
     common = make_audit(select(turned, "best_k", k=2), turned)
-    assert common["coverage"]["clusters_covered"] < common["coverage"]["random_k"]
-    assert any("kinds of answers are missing" in line for line in common["warnings"])
+    assert common.coverage.clusters_covered < common.coverage.random_k
+    assert any("kinds of answers are missing" in line for line in warnings(common))
     spread = make_audit(select(pool, "diverse_k", k=2, similarity="rescaled"), pool)
-    assert spread["coverage"]["clusters_covered"] > common["coverage"]["clusters_covered"]
+    assert spread.coverage.clusters_covered > common.coverage.clusters_covered
     # What random_k covers on average is what is written down for it.
     covered, lengths = [], []
     for seed in range(40):
         found = make_audit(select(pool, "random_k", k=2, seed=seed), pool)
-        covered.append(found["coverage"]["clusters_covered"])
-        low, high = found["length"]["random_k_interval"]
-        lengths.append(low <= found["length"]["kept"] <= high)
-    assert np.mean(covered) == pytest.approx(found["coverage"]["random_k"], abs=3 * np.std(covered) / np.sqrt(40))
+        covered.append(found.coverage.clusters_covered)
+        low, high = found.length.random_k_interval
+        lengths.append(low <= found.length.kept <= high)
+    assert np.mean(covered) == pytest.approx(found.coverage.random_k, abs=3 * np.std(covered) / np.sqrt(40))
     assert 0.75 <= np.mean(lengths) <= 1.0
 
 
 def test_a_selection_away_from_its_pool_is_warned_of(audit):
-    gradient, loss = audit["gradient"], audit["loss"]
-    assert gradient["cosine"] < gradient["random_k_cosine"]
-    assert gradient["difference_interval"][1] < 0
-    assert any("points" in line and "gradient" in line for line in audit["warnings"])
-    assert loss["emse"] > loss["random_k_emse"]
-    splits = audit["splits"]
-    assert splits["selection"]["bias_squared_interval"][0] > 0
-    assert splits["selection"]["bias_squared"] > 2 * abs(splits["random_k"]["bias_squared"])
-    assert splits["selection"]["cosine"] < splits["random_k"]["cosine"]
+    gradient, loss = audit.gradient, audit.loss
+    assert gradient.cosine < gradient.random_k_cosine
+    assert gradient.difference_interval.high < 0
+    assert any("points" in line and "gradient" in line for line in warnings(audit))
+    assert loss.emse > loss.random_k_emse
+    splits = audit.splits
+    assert splits.selection.bias_squared_interval.low > 0
+    assert splits.selection.bias_squared > 2 * abs(splits.random_k.bias_squared)
+    assert splits.selection.cosine < splits.random_k.cosine
 
 
 def test_random_k_passes_its_own_audit(pool, model, tokenizer):
     chosen = select(pool, "random_k", k=3, seed=1)
     found = make_audit(
-        chosen, pool, rule=Rule("random_k", {}), model=model, encoder=Encoder(tokenizer), gradient_prompts=10
+        chosen, pool, rule=SelectorCall("random_k", {}), model=model, encoder=Encoder(tokenizer), gradient_prompts=10
     )
-    assert not any("points" in line for line in found["warnings"])
-    assert abs(found["gradient"]["cosine"] - found["gradient"]["random_k_cosine"]) < 0.05
-    assert abs(found["splits"]["selection"]["bias_squared"]) < found["splits"]["selection"]["variance"] / 5
+    assert not any("points" in line for line in warnings(found))
+    assert abs(found.gradient.cosine - found.gradient.random_k_cosine) < 0.05
+    assert abs(found.splits.selection.bias_squared) < found.splits.selection.variance / 5
 
 
 def cases(prompts, size, k, random, choose):
@@ -160,7 +170,7 @@ def cases(prompts, size, k, random, choose):
     for index in range(prompts):
         losses = random.normal(random.normal(0, 3), 1, size)
         places = list(range(size))
-        made.append(Case(index, f"g{index}", places, choose(losses), losses, [], np.ones(size)))
+        made.append(AuditedGroup(index, f"g{index}", places, choose(losses), losses, [], np.ones(size)))
     return made
 
 
@@ -168,12 +178,12 @@ def test_error_of_the_loss_against_known_values():
     random = np.random.default_rng(0)
     fair = audit_loss(cases(3000, 12, 3, random, lambda losses: random.choice(12, 3, replace=False).tolist()))
     # s²/K·(1 - K/N) with s² = 1.
-    assert fair["random_k_emse"] == pytest.approx(1 / 3 * (1 - 3 / 12), rel=0.05)
-    assert fair["emse"] == pytest.approx(fair["random_k_emse"], rel=0.1)
-    assert fair["emse_difference_interval"][0] < 0 < fair["emse_difference_interval"][1]
+    assert fair.random_k_emse == pytest.approx(1 / 3 * (1 - 3 / 12), rel=0.05)
+    assert fair.emse == pytest.approx(fair.random_k_emse, rel=0.1)
+    assert fair.emse_difference_interval.low < 0 < fair.emse_difference_interval.high
     low = audit_loss(cases(300, 12, 3, random, lambda losses: np.argsort(losses)[:3].tolist()))
-    assert low["kept_minus_pool"] < -1
-    assert low["emse_difference_interval"][0] > 0
+    assert low.kept_minus_pool < -1
+    assert low.emse_difference_interval.low > 0
 
 
 def test_intervals_of_few_prompts_cover_more_than_plain_percentiles():
@@ -188,15 +198,15 @@ def test_intervals_of_few_prompts_cover_more_than_plain_percentiles():
 
 def test_a_cosine_below_zero_by_chance_is_no_warning(audit):
     for high, warned in ((-0.01, True), (0.05, False)):
-        changed = json.loads(json.dumps(audit))
-        changed["gradient"] |= {"cosine": -0.02, "cosine_interval": [-0.1, high], "difference_interval": [-1.0, 1.0]}
-        assert any("points away from its pool" in line for line in _warnings(changed)) == warned
+        ends = {"cosine_interval": Interval(-0.1, high), "difference_interval": Interval(-1.0, 1.0)}
+        changed = replace(audit, gradient=replace(audit.gradient, cosine=-0.02, **ends))
+        assert any("points away from its pool" in line for line in warnings(changed)) == warned
 
 
 def test_few_prompts_have_no_intervals_and_the_report_says_so(pool):
     found = make_audit(select(pool.select(range(4)), "best_k", k=2), pool.select(range(4)))
-    assert found["coverage"]["difference_interval"] is None
-    assert any("Fewer than 5 prompts" in line for line in found["notes"])
+    assert found.coverage.difference_interval is None
+    assert any("Fewer than 5 prompts" in line for line in notes(found))
     assert "clusters covered" in audit_report(found)
 
 
@@ -204,9 +214,9 @@ def test_length_of_text_without_spaces_counts_characters_and_says_so():
     rows = [{"id": f"{n}", "prompt": f"{n}?", "responses": ["苹果很甜", "我喜欢吃苹果和梨", "梨"]} for n in range(6)]
     pool = load_groups(Dataset.from_list(rows))
     kept = load_groups(Dataset.from_list([{**row, "responses": row["responses"][:1]} for row in rows]))
-    length = make_audit(kept, pool)["length"]
-    assert (length["kept"], length["pool"]) == (4, pytest.approx(13 / 3))
-    assert length["unit"] == "words or characters"
+    length = make_audit(kept, pool).length
+    assert (length.kept, length.pool) == (4, pytest.approx(13 / 3))
+    assert length.unit == "words or characters"
 
 
 def test_splits_tell_bias_from_variance():
@@ -222,16 +232,16 @@ def test_splits_tell_bias_from_variance():
             for case in made
         ]
     )
-    found = audit_splits(made, rows, Rule("best_k", {}), 30, 0, lambda *_: None)
+    found = audit_splits(made, rows, SelectorCall("best_k", {}), 30, 0, lambda *_: None)
     # The four lowest of eight normal losses lie 0.76 below the mean of all.
     normal = np.sort(random.standard_normal((20000, 8)), axis=1)[:, :4].mean(axis=1)
-    assert found["selection"]["bias_squared"] == pytest.approx(normal.mean() ** 2, rel=0.25)
-    assert found["selection"]["variance"] < found["random_k"]["variance"]
-    assert abs(found["random_k"]["bias_squared"]) < 0.02
-    assert found["random_k"]["variance"] == pytest.approx(1 / 4 * (1 - 4 / 16), rel=0.15)
-    assert found["selection"]["cosine"] is None
+    assert found.selection.bias_squared == pytest.approx(normal.mean() ** 2, rel=0.25)
+    assert found.selection.variance < found.random_k.variance
+    assert abs(found.random_k.bias_squared) < 0.02
+    assert found.random_k.variance == pytest.approx(1 / 4 * (1 - 4 / 16), rel=0.15)
+    assert found.selection.cosine is None
     tiny_pools = cases(5, 4, 2, random, lambda losses: [0, 1])
-    assert audit_splits(tiny_pools, rows, Rule("best_k", {}), 3, 0, lambda *_: None) is None
+    assert audit_splits(tiny_pools, rows, SelectorCall("best_k", {}), 3, 0, lambda *_: None) is None
 
 
 def test_gradient_products_are_those_of_the_lora_parameters_and_follow_the_full_gradient(model, tokenizer):
@@ -284,11 +294,12 @@ def test_gradients_of_an_adapter_are_its_own(tokenizer):
     assert products[0, 0] == pytest.approx(squares, rel=1e-4)
 
 
-def test_the_page_is_whole_offline_and_made_of_the_json_alone(audit):
-    page = audit_report(json.loads(json.dumps(audit, allow_nan=False)))
+def test_the_page_is_whole_and_offline(audit):
+    json.dumps(audit_json(audit), allow_nan=False)
+    page = audit_report(audit)
     assert page.count("<svg") == 2
     assert not re.search(r"<script|<link|@import|(?:src|href)=\"(?:https?:)?//", page)
-    assert audit["warnings"][0][:60] in page.replace("&#x27;", "'")
+    assert warnings(audit)[0][:60] in page.replace("&#x27;", "'")
 
 
 def test_on_the_command_line_with_the_manifest(tmp_path, pool):

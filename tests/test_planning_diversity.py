@@ -9,6 +9,7 @@ import pytest
 from datasets import Dataset
 
 from mrt_plugin.groups import DataError
+from mrt_plugin.groups.text import prompt_text
 from mrt_plugin.planning.augment import Candidate, augment_file, filter_candidates
 from mrt_plugin.planning.diversity import (
     PromptDiversity,
@@ -17,12 +18,11 @@ from mrt_plugin.planning.diversity import (
     ngrams,
     prompt_diversity,
     prompt_redundancy,
-    prompt_text,
     response_diversity,
     words,
 )
 from mrt_plugin.planning.fit import read_runs
-from mrt_plugin.planning.grid_results import read_results
+from mrt_plugin.planning.grid import read_results
 from mrt_plugin.scoring.embedders import lexical, load_embedder
 from mrt_plugin.selection.adaptive import diversity
 from mrt_plugin.selection.allocation import allocate
@@ -101,7 +101,7 @@ def test_lines_of_candidates_and_runs_end_at_line_ends_only(tmp_path):
         "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows), encoding="utf-8", newline=""
     )
     owned = Dataset.from_dict({"prompt": ["Something else."]})
-    assert augment_file(path, owned, tmp_path / "kept.jsonl")["kept"] == 1
+    assert augment_file(path, owned, tmp_path / "kept.jsonl").kept == 1
     assert json.loads((tmp_path / "kept.jsonl").read_text()) == rows[0]
     assert read_runs(path)[0].arm == read_results(path)[0][0].arm == "a\u2028b"
     path.write_text("[" * 100_000)

@@ -19,9 +19,8 @@ from mrt_plugin.curation import curate, parse_rules
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.planning.budget import Costs
 from mrt_plugin.planning.fit import Run
-from mrt_plugin.planning.grid import make_grid
-from mrt_plugin.planning.grid_results import last_held_out_loss, weigh_results
-from mrt_plugin.planning.token_costs import token_costs
+from mrt_plugin.planning.grid import last_held_out_loss, make_grid, weigh_results
+from mrt_plugin.planning.measure import token_costs
 
 
 def mrt(*arguments, status=0):
@@ -226,5 +225,5 @@ def test_results_that_are_none(tmp_path):
 
 def test_one_run_has_no_error_and_one_k_no_fit():
     found = weigh_results([Run(4, 1.5)])["all runs"]
-    assert found["by_k"][0]["error"] is None
-    assert found["fit"] is None
+    assert found.by_k[0].error is None
+    assert found.fit is None

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from typer.testing import CliRunner
 
 from mrt_plugin import load_groups
 from mrt_plugin.cli import app
+from mrt_plugin.cli.plan import plan_json
 from mrt_plugin.encoding import Encoder
-from mrt_plugin.planning.advice import advise, cannot_know
-from mrt_plugin.planning.measure import measure
-from mrt_plugin.planning.plan import describe_single, make_plan, parse_budget
-from mrt_plugin.planning.plan_report import plan_report
-from mrt_plugin.planning.variance import estimate_components
+from mrt_plugin.planning.budget import parse_budget
+from mrt_plugin.planning.measure import MeasuredGroup, Measurement, measure
+from mrt_plugin.planning.plan import compare_single, estimate_adaptive, make_plan
+from mrt_plugin.planning.plan_report import advise, cannot_know, plan_report
+from mrt_plugin.planning.variance import Interval, estimate_components
 
 FRUIT = "apple pear plum cherry dog river moon water red green blue story sea sky".split()
 
@@ -53,8 +55,23 @@ def model(tokenizer):
 
 
 @pytest.fixture(scope="module")
-def plan(groups, model, tokenizer):
+def made(groups, model, tokenizer):
     return make_plan(groups, model=model, encoder=Encoder(tokenizer), budget="2x", data="pool.jsonl")
+
+
+@pytest.fixture(scope="module")
+def plan(made):
+    """What `mrt plan --json` prints."""
+    return as_read(made)
+
+
+def as_read(made):
+    return json.loads(json.dumps(plan_json(made), allow_nan=False))
+
+
+def changed(made, **values):
+    """The plan with other values measured on the model."""
+    return replace(made, model=replace(made.model, **values))
 
 
 def test_losses_and_costs_are_those_of_the_pairs(groups, model, tokenizer):
@@ -97,7 +114,6 @@ def test_token_losses_have_the_variance_of_the_ratio_that_training_minimises(gro
 
 
 def test_the_plan_is_json_and_hangs_together(plan, groups, model, tokenizer):
-    plan = json.loads(json.dumps(plan, allow_nan=False))
     found = plan["model"]
     estimate = estimate_components(measure(model, Encoder(tokenizer), groups).losses("token"))
     assert found["v_x"] == pytest.approx(estimate.v_x)
@@ -131,9 +147,8 @@ def test_the_recipe_block_is_valid_yaml_with_known_options(plan):
     assert block["plugins"] == ["mrt_plugin.axolotl.MultiResponsePlugin"]
 
 
-def test_the_page_is_whole_offline_and_made_of_the_json_alone(plan):
-    page = plan_report(json.loads(json.dumps(plan)))
-    assert page == plan_report(plan)
+def test_the_page_is_whole_and_offline(made, plan):
+    page = plan_report(made)
     assert page.count("<svg") == 3
     assert not re.search(r"<script|<link|@import|url\(http|(?:src|href)=\"(?:https?:)?//", page)
     assert plan["advice"][0].split(",")[0] in page
@@ -142,39 +157,38 @@ def test_the_page_is_whole_offline_and_made_of_the_json_alone(plan):
 
 
 def test_without_a_model_there_is_no_k(groups):
-    plan = make_plan(groups)
+    made = make_plan(groups)
+    plan = as_read(made)
     assert plan["model"] is None
     assert plan["yaml"] is None
-    assert "without a model" in plan["advice"][0]
+    assert "Without a model" in plan["advice"][0]
     assert plan["diversity"]["prompt"]["d"] > 0
     assert 0 < plan["diversity"]["response_diversity"] < 1
     assert not re.search(r"K = \d", " ".join(plan["advice"]))
-    assert "<svg" not in plan_report(plan)
+    assert "<svg" not in plan_report(made)
 
 
 def test_the_order_of_rows_does_not_matter(groups, model, tokenizer):
     mixed = groups.select(np.random.default_rng(1).permutation(len(groups)))
-    one = make_plan(groups, model=model, encoder=Encoder(tokenizer), max_prompts=8)["model"]
-    other = make_plan(mixed, model=model, encoder=Encoder(tokenizer), max_prompts=8)["model"]
-    assert one["prompts_sampled"]
-    assert {row["id"] for row in one["per_prompt"]} == {row["id"] for row in other["per_prompt"]}
-    assert one["v_x"] == pytest.approx(other["v_x"], rel=1e-4)
-    assert one["best"]["k"] == other["best"]["k"]
+    one = make_plan(groups, model=model, encoder=Encoder(tokenizer), max_prompts=8).model
+    other = make_plan(mixed, model=model, encoder=Encoder(tokenizer), max_prompts=8).model
+    assert one.prompts_sampled
+    assert {row.id for row in one.per_prompt} == {row.id for row in other.per_prompt}
+    assert one.v_x == pytest.approx(other.v_x, rel=1e-4)
+    assert one.best.k == other.best.k
 
 
 def test_a_prompt_paid_per_response_keeps_one_response(groups, model, tokenizer):
-    plan = make_plan(groups, model=model, encoder=Encoder(tokenizer), layout="expanded")
+    plan = as_read(make_plan(groups, model=model, encoder=Encoder(tokenizer), layout="expanded"))
     assert plan["model"]["best"]["k"] == 1
     assert plan["model"]["k_star"] == 1
     assert any("expanded layout" in line for line in plan["advice"])
     assert "layout: expanded" in plan["yaml"]
 
 
-def test_no_variance_between_prompts_is_said_in_words(plan):
+def test_no_variance_between_prompts_is_said_in_words(made):
     # The words depend on the numbers alone: take a real plan, and put a V_x below zero into it.
-    changed = json.loads(json.dumps(plan))
-    changed["model"] |= {"v_x": -0.01, "k_star": None, "k_star_interval": [3.0, None]}
-    text = " ".join(advise(changed))
+    text = " ".join(advise(changed(made, v_x=-0.01, k_star=math.inf, k_star_interval=Interval(3.0, math.inf))))
     assert "V_x came out at or below zero" in text
     assert "Prompts are not the bottleneck" in text
 
@@ -191,9 +205,9 @@ def test_a_drawn_pool_of_equal_prompts_plans_for_many_responses(model, tokenizer
         for index in range(30)
     ]
     groups = load_groups(Dataset.from_list(rows))
-    found = make_plan(groups, model=model, encoder=Encoder(tokenizer), budget="3x")["model"]
-    assert found["ratio_interval"][0] < 0.05
-    assert found["best"]["k"] > 3
+    found = make_plan(groups, model=model, encoder=Encoder(tokenizer), budget="3x").model
+    assert found.ratio_interval.low < 0.05
+    assert found.best.k > 3
 
 
 def test_too_long_responses_are_left_out_and_counted(groups, model, tokenizer):
@@ -202,7 +216,7 @@ def test_too_long_responses_are_left_out_and_counted(groups, model, tokenizer):
         for row in groups
         for pair in Encoder(tokenizer).encode_group(row["prompt"], row["responses"])
     )
-    plan = make_plan(groups, model=model, encoder=Encoder(tokenizer), max_length=longest - 1)
+    plan = as_read(make_plan(groups, model=model, encoder=Encoder(tokenizer), max_length=longest - 1))
     assert plan["model"]["responses_too_long"] >= 1
     assert plan["model"]["responses_measured"] + plan["model"]["responses_too_long"] == 72
     assert any("exceed" in line for line in plan["cannot_know"])
@@ -241,27 +255,24 @@ def test_a_model_worse_than_guessing_is_told(groups, tokenizer, caplog):
 
 
 def test_adaptive_allocation_pays_where_prompts_differ_in_spread():
-    from mrt_plugin.planning.measure import Group, Measurement
-    from mrt_plugin.planning.plan import describe_adaptive
-
     def measured(spreads):
         random = np.random.default_rng(4)
         groups = []
         for index, spread in enumerate(spreads):
             nll = 20 + spread * random.standard_normal(16)
             tokens = np.full(16, 10)
-            groups.append(Group(str(index), list(range(16)), [], 5, tokens, tokens, nll))
+            groups.append(MeasuredGroup(str(index), list(range(16)), [], 5, tokens, tokens, nll))
         return Measurement(groups, 0, None, 100)
 
-    unequal = describe_adaptive(measured([0.1] * 40 + [3.0] * 10), "response", 4, 0)
-    equal = describe_adaptive(measured([1.0] * 50), "response", 4, 0)
+    unequal = estimate_adaptive(measured([0.1] * 40 + [3.0] * 10), "response", 4, 0)
+    equal = estimate_adaptive(measured([1.0] * 50), "response", 4, 0)
     # Neyman's optimum, within what 8 responses tell of a spread and k >= 1 allows.
     best = (40 * 0.1 + 10 * 3.0) ** 2 / (50 * (40 * 0.01 + 10 * 9.0))
-    assert unequal["response_variance_ratio"] < 0.5
-    assert unequal["response_variance_ratio"] > best
-    assert 0.95 < equal["response_variance_ratio"] < 1.35
-    assert unequal["total"] == unequal["wanted"] == 200
-    assert describe_adaptive(measured([1.0] * 5), "response", 4, 0) is None
+    assert unequal.response_variance_ratio < 0.5
+    assert unequal.response_variance_ratio > best
+    assert 0.95 < equal.response_variance_ratio < 1.35
+    assert unequal.total == unequal.wanted == 200
+    assert estimate_adaptive(measured([1.0] * 5), "response", 4, 0) is None
 
 
 def test_on_the_command_line(tmp_path):
@@ -279,7 +290,7 @@ def test_on_the_command_line(tmp_path):
     assert found["model"]["budget"] == pytest.approx(3 * found["model"]["ordinary_epoch"])
     plain = run.invoke(app, ["plan", str(pool)])
     assert plain.exit_code == 0
-    assert "cannot be told without a model" in plain.output
+    assert "Without a model, the number of responses to keep is unknown" in plain.output
     for wrong, words in (
         (["--budget", "lots"], "neither a number"),
         (["--layout", "shared"], "is not one of 'shared_prefix'"),
@@ -295,10 +306,9 @@ def test_on_the_command_line(tmp_path):
 
 
 def planned(rows, model, tokenizer, **options):
-    plan = make_plan(load_groups(Dataset.from_list(rows)), model=model, encoder=Encoder(tokenizer), **options)
-    plan = json.loads(json.dumps(plan, allow_nan=False))
-    plan_report(plan)
-    return plan
+    made = make_plan(load_groups(Dataset.from_list(rows)), model=model, encoder=Encoder(tokenizer), **options)
+    plan_report(made)
+    return as_read(made)
 
 
 @pytest.mark.parametrize("differing", [0, 1])
@@ -324,12 +334,11 @@ def test_fewer_than_five_prompts_have_no_interval(model, tokenizer):
         assert ("no interval: only 4 prompts have responses that differ" in plan["advice"][0]) == (prompts < 5)
 
 
-def test_each_sentence_on_an_interval_comes_from_that_interval(plan):
+def test_each_sentence_on_an_interval_comes_from_that_interval(made):
     for v_x_low, ratio_low in ((0.1, 0.1), (-0.1, 0.1), (0.1, -0.1), (-0.1, -0.1)):
-        changed = json.loads(json.dumps(plan))
-        changed["model"] |= {"v_x": 0.5, "v_x_interval": [v_x_low, 1.0], "ratio_interval": [ratio_low, 1.0]}
-        changed["model"]["k_star_interval"] = [1.0, None if ratio_low < 0 else 9.0]
-        text = " ".join(advise(changed))
+        ends = {"v_x_interval": Interval(v_x_low, 1.0), "ratio_interval": Interval(ratio_low, 1.0)}
+        k_star = Interval(1.0, math.inf if ratio_low < 0 else 9.0)
+        text = " ".join(advise(changed(made, v_x=0.5, k_star_interval=k_star, **ends)))
         assert ("The interval of V_x reaches zero" in text) == (v_x_low < 0)
         assert ("no upper end" in text) == (ratio_low < 0)
 
@@ -365,7 +374,7 @@ def test_a_plan_on_unequal_pools_names_the_vote_and_its_price(model, tokenizer):
     assert not any("Pools are unequal" in line for line in by_prompt["advice"])
 
 
-def test_prompts_with_one_response_that_differ_are_said_to(model, tokenizer):
+def test_prompts_with_one_response_that_differ_are_said_to(made, model, tokenizer):
     rows = make_rows(prompts=30)
     others = [{**row, "responses": ["Ω≈ç√ Ω≈ç√"]} for row in rows[:10]] + rows[10:]
     plan = planned(others, model, tokenizer)
@@ -375,7 +384,6 @@ def test_prompts_with_one_response_that_differ_are_said_to(model, tokenizer):
     assert "10 of 30 prompts measured" in line
     assert f"{single['adds_to_v_x']:.3g} larger than {plan['model']['v_x']:.3g}" in line
     near = [np.array([1.0, 1.2]), np.array([2.0, 2.2]), np.array([1.1]), np.array([2.1])]
-    plan["model"]["single"] = describe_single(near)
-    assert plan["model"]["single"]["adds_to_v_x"] == 0
-    assert any("within chance" in line for line in cannot_know(plan))
-    assert describe_single(near[:2]) is None
+    assert compare_single(near).adds_to_v_x == 0
+    assert any("within chance" in line for line in cannot_know(changed(made, single=compare_single(near))))
+    assert compare_single(near[:2]) is None

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mrt_plugin.planning.budget import Costs, best_choice, best_k_formula, choices
+from mrt_plugin.planning.budget import Costs, best_k_formula, best_row, budget_table
 from mrt_plugin.planning.fit import fit_inverse_k
 from mrt_plugin.planning.variance import bootstrap_intervals, estimate_components
 
@@ -29,7 +29,7 @@ def naive_components(losses):
 
 
 def best(ratio):
-    return best_choice(choices(ratio, 1, COSTS, pool_sizes=[16] * 400, budget=8000)).k
+    return best_row(budget_table(ratio, 1, COSTS, pool_sizes=[16] * 400, budget=8000)).k
 
 
 def test_nominal_90_percent_intervals_cover_and_the_naive_estimate_does_not():
@@ -122,20 +122,20 @@ def test_the_same_seed_gives_the_same_interval():
 def test_formula_and_integer_optimum_agree_when_prompts_abound():
     for ratio in (0.02, 0.14, 1.0, 30.0):
         star = best_k_formula(ratio, COSTS)
-        found = best_choice(choices(ratio, 1, COSTS, pool_sizes=[64] * 10**5, budget=10**6)).k
+        found = best_row(budget_table(ratio, 1, COSTS, pool_sizes=[64] * 10**5, budget=10**6)).k
         assert found == 1 if star < 1 else abs(found - star) < 1
 
 
 def test_copied_prompts_make_one_response_the_best_while_prompts_are_left():
     copied = Costs(40, 10, "expanded")
     assert best_k_formula(0.01, copied) == 1
-    assert best_choice(choices(0.01, 1, copied, pool_sizes=[8] * 1000, budget=5000)).k == 1
+    assert best_row(budget_table(0.01, 1, copied, pool_sizes=[8] * 1000, budget=5000)).k == 1
     # With every prompt in, the rest of the budget can only go into responses.
-    assert best_choice(choices(0.01, 1, copied, pool_sizes=[8] * 100, budget=20000)).k == 4
+    assert best_row(budget_table(0.01, 1, copied, pool_sizes=[8] * 100, budget=20000)).k == 4
 
 
 def test_owned_prompts_pools_and_budget_all_bind():
-    shared = choices(0.5, 2, COSTS, pool_sizes=[2, 4, 4, 6], budget=240)
+    shared = budget_table(0.5, 2, COSTS, pool_sizes=[2, 4, 4, 6], budget=240)
     assert [row.k for row in shared] == [1, 2, 3, 4, 5, 6]
     assert [row.prompts for row in shared] == [4, 4, 3, 3, 3, 3]
     fourth = shared[3]
@@ -145,11 +145,11 @@ def test_owned_prompts_pools_and_budget_all_bind():
     # A token or a response has a vote: a prompt with more responses counts for more.
     votes = kept / kept.sum()
     assert fourth.variance == pytest.approx(4 * (0.5 * (votes**2).sum() + 2 * (votes**2 / kept).sum()) / 3)
-    fourth = choices(0.5, 2, COSTS, pool_sizes=[2, 4, 4, 6], budget=240, loss_aggregation="prompt")[3]
+    fourth = budget_table(0.5, 2, COSTS, pool_sizes=[2, 4, 4, 6], budget=240, loss_aggregation="prompt")[3]
     assert fourth.variance == pytest.approx(2.0 * (0.25 + np.mean(1 / kept)) / 3)
     assert all(row.cost <= 240 for row in shared)
     with pytest.raises(ValueError, match="does not pay for one prompt"):
-        choices(0.25, 1, COSTS, pool_sizes=[4], budget=49)
+        budget_table(0.25, 1, COSTS, pool_sizes=[4], budget=49)
 
 
 def test_variance_formula_against_simulated_means():
@@ -159,7 +159,7 @@ def test_variance_formula_against_simulated_means():
         np.mean([random.normal(0, math.sqrt(V_X)) + random.normal(0, math.sqrt(V_YX), k) for _ in range(n)])
         for _ in range(4000)
     ]
-    rows = choices(V_X, V_YX, Costs(0, 1), pool_sizes=[k] * n, budget=n * k)
+    rows = budget_table(V_X, V_YX, Costs(0, 1), pool_sizes=[k] * n, budget=n * k)
     assert np.var(estimates) == pytest.approx(rows[k - 1].variance, rel=0.08)
 
 
@@ -173,7 +173,7 @@ def test_unequal_pools_are_priced_as_the_training_loss_weighs_them(aggregation):
         means = random.normal(0, math.sqrt(V_X), n) + random.normal(0, np.sqrt(V_YX / kept))
         votes = kept if aggregation == "token" else np.ones(n)
         estimates.append((votes * means).sum() / votes.sum())
-    rows = choices(V_X, V_YX, Costs(0, 1), pool_sizes=list(sizes) * 25, budget=150, loss_aggregation=aggregation)
+    rows = budget_table(V_X, V_YX, Costs(0, 1), pool_sizes=list(sizes) * 25, budget=150, loss_aggregation=aggregation)
     assert rows[11].prompts == 31
     assert np.var(estimates) == pytest.approx(rows[11].variance * 31 / n, rel=0.06)
 

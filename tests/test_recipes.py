@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -15,6 +13,7 @@ import tiny
 import yaml
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from axolotl_recipe import groups, write_rows
+from helpers.processes import run_python
 from transformers import AutoConfig
 
 from mrt_plugin.trainer.processes import read_sharding
@@ -160,15 +159,7 @@ def test_values_follow_the_rules(path):
 
 
 def run(*arguments, folder):
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = run_python(arguments, cwd=folder, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

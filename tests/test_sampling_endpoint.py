@@ -1,11 +1,9 @@
 """Sampling from an endpoint: a real HTTP server on loopback that answers, fails, and cuts off."""
 
 import json
-import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 from endpoint_server import Server, serve
+from helpers.processes import run_python, start_python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -607,7 +606,7 @@ SAMPLE = "from mrt_plugin.cli import app; app()"
 def command(server: Server, folder: Path, *more: str) -> list[str]:
     options = ["--endpoint", server.url, "--model", "tiny", "--n", "4", "--per-request", "1", "--concurrency", "3"]
     files = [str(folder / "prompts.jsonl"), "--output", str(folder / "pool.jsonl")]
-    return [sys.executable, "-c", SAMPLE, "sample", *files, *options, "--backoff", "0.01", *more]
+    return ["-c", SAMPLE, "sample", *files, *options, "--backoff", "0.01", *more]
 
 
 class TestKilled:
@@ -622,7 +621,7 @@ class TestKilled:
         server.behave = lambda number, body: script[number // 9 % 4] if number % 9 == 0 else "ok"
         kills = 0
         for target in sorted(chance.sample(range(5, 95), 4)):
-            process = subprocess.Popen(command(server, tmp_path), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            process = start_python(command(server, tmp_path))
             try:
                 while len(server.asked) < target and process.poll() is None:
                     time.sleep(0.001)
@@ -632,7 +631,7 @@ class TestKilled:
                 process.wait()
             kills += 1
             assert not (tmp_path / "pool.jsonl").exists()
-        done = subprocess.run([*command(server, tmp_path), "--json"], capture_output=True, text=True)
+        done = run_python([*command(server, tmp_path), "--json"])
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "pool.jsonl").read_bytes() == (tmp_path / "calm.jsonl").read_bytes()
         assert json.loads(done.stdout)["reused"] > 0
@@ -649,39 +648,24 @@ class TestKilled:
     @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX")
     def test_a_full_disk(self, tmp_path: Path, server: Server) -> None:
         prompts(tmp_path, many(25))
-        limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); {SAMPLE}"
-        process = [part if part != SAMPLE else limited for part in command(server, tmp_path)]
-        failed = subprocess.run(process, capture_output=True, text=True)
+        failed = run_python(command(server, tmp_path), file_size=3000)
         assert failed.returncode == 1
         assert re.search(r"error: .*File too large: what was drawn so far is kept", failed.stderr)
         assert not (tmp_path / "pool.jsonl").exists()
-        subprocess.run(command(server, tmp_path), check=True, capture_output=True)
+        assert run_python(command(server, tmp_path)).returncode == 0
         sample_pool(tmp_path / "prompts.jsonl", endpoint(server, per_request=1), tmp_path / "calm.jsonl", n=4)
         assert (tmp_path / "pool.jsonl").read_bytes() == (tmp_path / "calm.jsonl").read_bytes()
 
     def test_ctrl_c_and_plain_errors(self, tmp_path: Path, server: Server) -> None:
         prompts(tmp_path, many(25))
         server.delay = 0.05
-        process = subprocess.Popen(
-            command(server, tmp_path),
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            # a background job's children are born deaf to it
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        process = start_python(command(server, tmp_path))
         while len(server.asked) < 10 and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
-        assert process.returncode != 0
+        assert process.wait(timeout=20) != 0
         assert (tmp_path / "pool.jsonl.journal").stat().st_size > 500
-        nothing = subprocess.run(
-            [sys.executable, "-c", SAMPLE, "sample", str(tmp_path / "prompts.jsonl")],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=os.environ,
-        )
+        nothing = run_python(["-c", SAMPLE, "sample", str(tmp_path / "prompts.jsonl")], cwd=tmp_path)
         assert nothing.returncode == 1
         assert "give --endpoint URL, or --model PATH" in nothing.stderr
 

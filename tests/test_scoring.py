@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import random
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
+from helpers.processes import run_python, start_python
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -80,8 +79,7 @@ class TestCache:
     def test_what_was_put_is_there_for_another_process(self, tmp_path: Path) -> None:
         ScoreCache(tmp_path).put({b"a": np.array([1.5, -2]), b"b": np.array([3.0])})
         code = f"from mrt_plugin.scoring import ScoreCache; print(ScoreCache({str(tmp_path)!r}).get([b'a', b'x']))"
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert run.stdout == "{b'a': array([ 1.5, -2. ], dtype=float32)}\n"
+        assert run_python(["-c", code]).stdout == "{b'a': array([ 1.5, -2. ], dtype=float32)}\n"
 
     @pytest.mark.parametrize("column", ["value", "checksum", "key"])
     def test_a_damaged_entry_counts_as_absent(self, tmp_path: Path, column: str, caplog: Any) -> None:
@@ -125,8 +123,8 @@ class TestCache:
             "for n in range(200):\n"
             "    cache.put({f'{sys.argv[2]} {n}'.encode(): np.full(50, n), b'same': np.full(50, 7)})\n"
         )
-        runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in ("a", "b", "c")]
-        assert [run.wait() for run in runs] == [0, 0, 0]
+        writers = [start_python(["-c", code, tmp_path, name]) for name in ("a", "b", "c")]
+        assert [writer.wait() for writer in writers] == [0, 0, 0]
         cache = ScoreCache(tmp_path)
         assert len(cache) == 601
         assert (cache.get([b"b 199"])[b"b 199"] == 199).all()

@@ -15,6 +15,7 @@ from typing import Any
 import messy
 import pytest
 from datasets import Dataset
+from helpers.processes import Started, run_python, start_python
 from typer.testing import CliRunner
 
 from mrt_plugin import load_groups
@@ -337,22 +338,16 @@ select_file(job)
 
 class TestWhateverHappens:
     def test_killed_at_any_point_and_run_again(self, tmp_path: Path) -> None:
-        pool = write_lines(tmp_path / "pool.jsonl", messy.pool(400))
+        pool = write_lines(tmp_path / "pool.jsonl", messy.pool(200))
         (tmp_path / "calm").mkdir()
         (tmp_path / "killed").mkdir()
 
-        def start(folder: str) -> subprocess.Popen:
-            process = subprocess.Popen(
-                [sys.executable, "-c", CHILD, str(pool), str(tmp_path / folder / "chosen.jsonl")],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
+        def begin(folder: str) -> Started:
+            process = start_python(["-c", CHILD, pool, tmp_path / folder / "chosen.jsonl"])
+            process.wait_for("ready")
             return process
 
-        process, began = start("calm"), time.monotonic()
+        process, began = begin("calm"), time.monotonic()
         assert process.wait(timeout=300) == 0
         duration = time.monotonic() - began
         expected = {path.name: path.read_bytes() for path in (tmp_path / "calm").iterdir()}
@@ -361,30 +356,25 @@ class TestWhateverHappens:
         drawn = random.Random(time.time_ns())
         killed = 0
         for share in [drawn.random() for _ in range(3)] + [0.95]:
-            process = start("killed")
+            process = begin("killed")
             time.sleep(share * duration)
             process.kill()
             killed += process.wait() != 0
             for path in (tmp_path / "killed").iterdir():  # what bears its name is whole
                 assert path.name.endswith(".partial") or path.read_bytes() == expected[path.name]
         assert killed
-        process = start("killed")
+        process = begin("killed")
         assert process.wait(timeout=300) == 0
         assert {path.name: path.read_bytes() for path in (tmp_path / "killed").iterdir()} == expected
 
     def test_a_disk_that_is_full(self, pool: Path, tmp_path: Path) -> None:
-        def limit() -> None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
         script = (
             "import sys\nfrom datasets import Dataset\nfrom mrt_plugin.groups.write import write_groups\n"
             "rows = [{'id': str(n), 'prompt': 'p', 'responses': ['r' * 100]} for n in range(1000)]\n"
             "write_groups(Dataset.from_list(rows), sys.argv[1])"
         )
         target = tmp_path / "new" / "chosen.jsonl"
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(target)], preexec_fn=limit, capture_output=True, text=True, timeout=120
-        )
+        done = run_python(["-c", script, target], file_size=20_000)
         assert f"File too large: '{target}'" in done.stderr
         assert list(target.parent.iterdir()) == []
 

@@ -8,7 +8,6 @@ import logging
 import math
 import random
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mrt_plugin.selection
 from mrt_plugin import load_groups, select
 from mrt_plugin.options import SelectionOptions, names_of
 from mrt_plugin.selection import SELECTORS, get_selector, run_selection, select_indices
 from mrt_plugin.selection.facility_location import maximise, similarities
-from mrt_plugin.selection.pool import Pool, Settings
+from mrt_plugin.selection.pool import Pool
 
 CHOOSING = [name for name in SELECTORS if name != "all"]
 DIVERSE = ["diverse_k", "diverse_best_k", "filter_then_spread"]
@@ -227,6 +227,7 @@ class TestWhatNeverChangesAPick:
         expected = select_indices(groups, "diverse_best_k", k=3)
         monkeypatch.setattr("mrt_plugin.selection.run.BATCH", 7)
         monkeypatch.setattr("mrt_plugin.selection.decide.CELLS", 300)
+        monkeypatch.setattr("mrt_plugin.scoring.cosine.CELLS", 50)
         monkeypatch.setattr("mrt_plugin.selection.facility_location.BATCH_CELLS", 1)
         assert select_indices(groups, "diverse_best_k", k=3) == expected
 
@@ -420,22 +421,90 @@ def test_the_signature_is_made_of_the_options() -> None:
 
 
 def test_a_new_selector_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mrt_plugin.selection
-    import mrt_plugin.selection.registry
-
-    (tmp_path / "first_k.py").write_text(
-        "from mrt_plugin.selection.pool import Choice, Selector\n"
-        "SELECTOR = Selector(lambda pools, settings: [Choice(list(range(settings.k))) for pool in pools])\n"
-    )
+    (tmp_path / "first_k.py").write_text("def first_k(pool, k):\n    return range(k)\n")
     monkeypatch.setattr(mrt_plugin.selection, "__path__", [*mrt_plugin.selection.__path__, str(tmp_path)])
-    monkeypatch.setattr(mrt_plugin.selection.registry, "SELECTORS", (*SELECTORS, "first_k"))
+    monkeypatch.setitem(SELECTORS, "first_k", "mrt_plugin.selection.first_k:first_k")
     groups = make_groups(8)
     assert select_indices(groups, "first_k", k=2) == select_indices(groups, "best_k", k=2)
+
+
+class TestFromOutside:
+    """Selectors by `file.py:name`."""
+
+    @staticmethod
+    def write(folder: Path, body: str) -> str:
+        (folder / "mine.py").write_text("import numpy as np\n" + body)
+        return f"{folder / 'mine.py'}:choose"
+
+    @pytest.mark.parametrize("num_proc", [None, 2])
+    def test_shortest_needs_no_scores_and_no_embedder(self, tmp_path: Path, num_proc: int | None) -> None:
+        name = self.write(tmp_path, "def choose(pool, k):\n    return np.argsort(pool.lengths, kind='stable')[:k]\n")
+        groups = load_groups(
+            Dataset.from_list([{"prompt": f"{n}", "responses": ["a b c", "a", f"{n} b"]} for n in range(9)])
+        )
+        assert select_indices(groups, name, k=2, num_proc=num_proc) == [[1, 2]] * 9
+
+    def test_what_a_pool_offers(self, tmp_path: Path) -> None:
+        body = """
+def choose(pool, k):
+    assert len(pool.texts) == len(pool.responses) == len(pool.lengths) == len(pool.keys) == pool.size
+    assert pool.vectors.shape == (pool.size, 5) and pool.cosines.shape == (pool.size, pool.size)
+    assert np.allclose(pool.cosines, pool.vectors @ pool.vectors.T, atol=1e-6)
+    assert (np.diff(pool.scores) <= 0).all() and pool.weights.min() > 0
+    assert {"id", "prompt", "responses", "source", "k"} <= set(pool.metadata) | {"k"}
+    assert pool.metadata["source"] == "web" and pool.metadata["prompt"].startswith("prompt")
+    return np.argsort(np.array(pool.metadata["cost"])[pool.order], kind="stable")[:k]
+"""
+        groups = make_groups(12)
+        cost = [list(range(len(responses), 0, -1)) for responses in groups["responses"]]
+        groups = groups.add_column("source", ["web"] * 12).add_column("cost", cost)  # type: ignore[call-arg]
+        groups = groups.add_column("k", [1] * 12)  # type: ignore[call-arg]
+        for allocation in ("fixed", "adaptive"):
+            picks = select_indices(groups, self.write(tmp_path, body), k=2, embedder=vectors_of, allocation=allocation)
+            sizes = [len(responses) for responses in groups["responses"]]
+            for picked, size in zip(picks, sizes, strict=True):
+                assert picked == list(range(size - len(picked), size))
+
+    def test_a_selector_object(self, tmp_path: Path) -> None:
+        body = (
+            "from mrt_plugin.selection.pool import Picks, Selector\n"
+            "def last(pools, options):\n"
+            "    return [Picks(list(range(pool.size - options.k, pool.size))) for pool in pools]\n"
+            "choose = Selector(last, needs_scores=True)\n"
+        )
+        name = self.write(tmp_path, body)
+        groups = make_groups(10)
+        worst = select_indices(groups, name, k=1, num_proc=2)
+        for group, (picked,) in zip(groups, worst, strict=True):
+            assert group["scores"][picked] == min(group["scores"])
+        with pytest.raises(ValueError, match="needs scores"):
+            select(groups.remove_columns("scores"), name, k=1)
+
+    @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            ("def choose(pool, k):\n    return [0] * k\n", "must give 2 different positions from 0 to"),
+            ("def choose(pool, k):\n    return [0, -1]\n", "must give 2 different positions from 0 to"),
+            ("def choose(pool, k):\n    return [0]\n", "must give 2 different positions from 0 to"),
+            ("def choose(pool, k):\n    return pool.scores[:k]\n", "needs scores, and the groups have none"),
+            ("choose = 3\n", "neither a function nor a Selector"),
+            ("def chose(pool, k):\n    return [0]\n", "has no function choose"),
+        ],
+    )
+    def test_what_is_refused(self, tmp_path: Path, body: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            select(make_groups(9).remove_columns("scores"), self.write(tmp_path, body), k=2)
 
 
 @pytest.mark.parametrize("name", SELECTORS)
 def test_every_selector_loads(name: str) -> None:
     assert get_selector(name).keeps_all == (name == "all")
+
+
+def with_cosines(cosines: np.ndarray) -> Pool:
+    pool = Pool({}, list(range(len(cosines))))
+    pool.cosines = cosines
+    return pool
 
 
 pools = st.integers(2, 7).flatmap(
@@ -469,16 +538,15 @@ class TestFacilityLocation:
         unit = np.asarray(vectors) / np.where(lengths > 0, lengths, 1)
         cosines = np.round(unit @ unit.T, 6)
         np.fill_diagonal(cosines, 1.0)
-        pool = Pool(len(w), None, cosines, partial(np.arange, len(w)))
-        (choice,) = maximise([pool], [w], Settings(k, 1.0, similarity))
+        (choice,) = maximise([with_cosines(cosines)], [w], SelectionOptions(k=k, similarity=similarity))
         s = similarities(cosines, similarity)
         assert s.min() >= 0
         assert s.max() == 1
         assert choice.gains is not None
-        assert len(set(choice.picked)) == len(choice.gains) == k
+        assert len(set(choice.positions)) == len(choice.gains) == k
         assert all(later <= earlier for earlier, later in itertools.pairwise(choice.gains))
         assert min(choice.gains) >= 0
-        reached = self.value(tuple(choice.picked), w, s)
+        reached = self.value(tuple(choice.positions), w, s)
         assert reached == pytest.approx(sum(choice.gains), abs=1e-9)
         best = max(self.value(chosen, w, s) for chosen in itertools.combinations(range(len(w)), k))
         assert reached >= (1 - 1 / math.e) * best - 1e-9
@@ -490,9 +558,9 @@ class TestFacilityLocation:
         for vectors, scores, _, _ in drawn:
             unit = np.asarray(vectors) + 0.1
             unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
-            made.append(Pool(len(scores), None, np.round(unit @ unit.T, 6), partial(np.arange, len(scores))))
+            made.append(with_cosines(np.round(unit @ unit.T, 6)))
             weights.append(np.asarray(scores))
-        setting = Settings(1 if min(map(len, weights)) == 2 else 2, 1.0, "paper")
+        setting = SelectionOptions(k=1 if min(map(len, weights)) == 2 else 2, similarity="paper")
         together = maximise(made, weights, setting)
         assert together == [maximise([pool], [w], setting)[0] for pool, w in zip(made, weights, strict=True)]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import set_seed
 
-from mrt_plugin.demo.known_truth import truth_distance
+from mrt_plugin.demo.modes import truth_distance
 from recipes.claim import run as runs
 from recipes.claim.analysis import analyse
 from recipes.claim.arms import ARMS, arm_groups, responses_drawn
@@ -307,9 +307,10 @@ def test_equal_cost_by_hand(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["lengths"]["64"]["seeds"] == [0, 1, 2]
     text = results_text(found)
     assert values["pooled"]["k4"] == pytest.approx(shared["gain"])  # one length alone
-    assert "20 % (20 to 20)" in text.split("### What the seeds can show")[1].split("###")[0]
-    row = "| 64 | shared prefix | 4 | 0.440 | 0.550 (2.00n) | 20 % (20 to 20) | 17 % (17 to 17) | 3/3 | supported |"
-    assert row in text
+    assert "20 [20,20]" in text.split("### What the seeds can show")[1].split("###")[0]
+    row = "|  |  | 4 | 0.550 (2.00n) | 20 [20,20] | 17 [17,17] | 3/3 | supported |"
+    assert "| K = 4 | 0.440 [0.400,0.480] | 60 [60,60] |" in text
+    assert row in text.split("| 64 | shared | 2 |")[1].split("| expanded | 2 |")[0]
     assert {path.stem for path in tmp_path.glob("*.png")} == {"cost-shared_prefix", "cost-expanded", "gain"}
 
     page = tmp_path / "page.md"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 from mrt_plugin.cli import app
-from mrt_plugin.simulation.controlled import budget, by_selector, gradients, lottery, tokens, variance, world
-from mrt_plugin.simulation.controlled.density import (
+from mrt_plugin.simulation import experiments, tokens, world
+from mrt_plugin.simulation.density import (
     Densities,
     gradient_products,
     mode_masses,
@@ -18,10 +19,8 @@ from mrt_plugin.simulation.controlled.density import (
     train,
     true_nll,
 )
-from mrt_plugin.simulation.controlled.figures import draw
-from mrt_plugin.simulation.controlled.report import write_report
-from mrt_plugin.simulation.controlled.run import EXPERIMENTS, STEPS, run_experiments
-from mrt_plugin.simulation.controlled.strategies import SELECTORS, choose
+from mrt_plugin.simulation.run import EXPERIMENTS, run_experiments, write_report
+from mrt_plugin.simulation.world import SELECTORS, choose
 
 
 @pytest.fixture
@@ -114,7 +113,7 @@ def test_selectors_see_numbers_as_their_authors_did(random):
 
 
 def test_variance_follows_its_formula():
-    found = variance.experiment(1, repeats=300)
+    found = experiments.variance(1, repeats=300)
     for measured, error, predicted in zip(found["variance"], found["variance_error"], found["predicted"], strict=True):
         assert abs(measured - predicted) < 4 * error
     low, high = found["one_dataset"]["v_yx_interval"]
@@ -123,7 +122,7 @@ def test_variance_follows_its_formula():
 
 def test_best_of_k_points_away_and_random_k_does_not(random):
     prompts = world.draw_prompts(20, random)
-    found = gradients.measure(gradients.PAPER_SEED, prompts, 30, random)
+    found = experiments.measure_gradients(experiments.PAPER_SEED, prompts, 4, 30, random)
     assert abs(found["random_k"]["bias_squared"]) < 0.05
     assert found["random_k"]["cosine"] > 0.4
     assert found["best_k"]["cosine"] < 0.2
@@ -133,34 +132,34 @@ def test_best_of_k_points_away_and_random_k_does_not(random):
 
 
 def test_short_runs_of_the_trained_experiments():
-    spent = budget.experiment(repeats=2, steps=4)
+    spent = experiments.budget(repeats=2, steps=4)
     assert spent["prompts"] == [80, 66, 50, 40, 33, 25, 20]
     assert all(n * (4 + k) <= 400 for n, k in zip(spent["prompts"], spent["k"], strict=True))
     assert spent["v_x"] == pytest.approx(0.187, abs=3 * spent["v_x_error_of_300_prompts"])
     assert spent["v_yx"] == pytest.approx(1.33, abs=3 * spent["v_yx_error_of_300_prompts"])
     assert 4 <= spent["integer_best_k"] <= 8
     assert sum(spent["best_k_last_step"]["random_k"]) == pytest.approx(1)
-    drawn = lottery.experiment(runs=3, steps=150)
+    drawn = experiments.lottery(runs=3, steps=150)
     assert drawn["mode_error_mean"][0] > drawn["mode_error_mean"][-1]
-    learned = by_selector.experiment(repeats=1, steps=150)
+    learned = experiments.by_selector(repeats=1, steps=150)
     assert learned["mode_error_mean"]["random_k"][-1] < learned["mode_error_mean"]["best_k"][-1]
     for name, found in (("budget", spent), ("lottery", drawn), ("by_selector", learned)):
         json.dumps(found, allow_nan=False)
-        draw(name, found)
+        EXPERIMENTS[name].draw(found)
 
 
 def test_the_token_experiment_trains_on_what_was_selected():
-    found = tokens.experiment(repeats=1, steps=40, ks=(1, 4), selectors=("random_k", "best_k"))
+    found = tokens.tokens(repeats=1, steps=40, ks=(1, 4), selectors=("random_k", "best_k"))
     assert found["kept_modes"]["random_k"][1] == pytest.approx(tokens.GENERATED, abs=0.03)
     assert found["kept_modes"]["best_k"][0][0] > 0.99
     # With 40 steps both have learned that A is the usual answer; only what was kept of B and C tells them apart.
     assert found["mode_kl_mean"]["random_k"][1] < found["mode_kl_mean"]["best_k"][1]
-    draw("tokens", found)
+    EXPERIMENTS["tokens"].draw(found)
 
 
 def test_answers_follow_from_prompt_and_mode():
-    assert tokens.answer_text([1, 2, 3, 4], 0) == " mA c10 c27 c44 c61"
-    assert tokens.answer_text([1, 2, 3, 4], 2) == " mC c36 c53 c70 c87"
+    assert tokens.text_of_answer([1, 2, 3, 4], 0) == " mA c10 c27 c44 c61"
+    assert tokens.text_of_answer([1, 2, 3, 4], 2) == " mC c36 c53 c70 c87"
     tokenizer = tokens.build_tokenizer()
     assert tokenizer.decode(tokenizer("x1 x2 :")["input_ids"]) == "x1 x2 :"
     assert tokens.bag_of_words([" mA c10", "mA c10"]).tolist()[0] == tokens.bag_of_words(["c10 mA"]).tolist()[0]
@@ -173,7 +172,6 @@ def test_a_seed_fixes_a_run_and_another_changes_it():
     assert one == again
     assert one["correlation"] != other["correlation"]
     assert 0.6 < one["correlation"] < 0.95
-    assert set(EXPERIMENTS) == set(STEPS)
     with pytest.raises(ValueError, match="Experiment 'nothing' is unknown"):
         run_experiments(["nothing"])
 
@@ -195,7 +193,7 @@ def test_a_run_that_is_stopped_keeps_the_experiments_that_ended(tmp_path, monkey
     def stop(seed, progress):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lottery, "experiment", stop)
+    monkeypatch.setitem(EXPERIMENTS, "lottery", replace(EXPERIMENTS["lottery"], run=stop))
     output = tmp_path / "out"
     stopped = CliRunner().invoke(app, ["simulate", "--only", "variance,bridge,lottery", "--output", str(output)])
     assert stopped.exit_code != 0

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from mrt_plugin import select
 from mrt_plugin.groups import DataError, load_groups, read_groups
-from mrt_plugin.groups.adapters import ADAPTERS, guess_source
-from mrt_plugin.groups.adapters.spec import options_of
-from mrt_plugin.groups.adapters.transcript import parse_transcript
-from mrt_plugin.groups.adapters.trl import convert_preference
+from mrt_plugin.groups.adapters import SOURCES, all_sources, guess_source, parse_source, source_files
+from mrt_plugin.groups.adapters.transcripts import parse_transcript
+from mrt_plugin.groups.adapters.trl import trl_preference
 
 FOLDER = Path(__file__).parent / "data" / "sources"
+SAMPLES = sorted(path.stem for path in FOLDER.glob("*.jsonl") if path.stem in set(SOURCES) - {"fields"})
 
 
 def user(text: str) -> dict[str, str]:
@@ -179,7 +179,7 @@ class TestFormats:
         assert flat[0]["responses"] == ["Yes.", "No."]
         assert flat[0]["weights"] == [1.0, 2.0]
 
-    @pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"fields"}))
+    @pytest.mark.parametrize("name", SAMPLES)
     def test_a_file_a_table_and_a_dataset_are_read_alike(self, name: str, tmp_path: Path) -> None:
         """Arrow fills every struct with all fields: absent and None must mean the same."""
         dataset = Dataset.from_json(str(FOLDER / f"{name}.jsonl"), cache_dir=str(tmp_path))
@@ -247,7 +247,7 @@ class TestColumnsThatChangeMeaning:
     ) -> None:
         load_groups(jsonl(tmp_path, row), source=source)
 
-    @pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"fields"}))
+    @pytest.mark.parametrize("name", SAMPLES)
     def test_every_source_counts_what_it_leaves_out(self, name: str, tmp_path: Path) -> None:
         rows = [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text().splitlines()]
         path = jsonl(tmp_path, *({**row, "origin": "invented" if number else None} for number, row in enumerate(rows)))
@@ -263,15 +263,15 @@ class TestProblems:
         with pytest.raises(ValueError, match="'nectr' is unknown") as caught:
             load_groups(FOLDER / "nectar.jsonl", source="nectr")
         assert "Did you mean 'nectar'?" in str(caught.value)
-        assert all(name in str(caught.value) for name in ADAPTERS)
+        assert all(name in str(caught.value) for name in SOURCES)
 
-    @pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"fields"}))
+    @pytest.mark.parametrize("name", SAMPLES)
     def test_another_shape_says_what_was_expected_and_found(self, name: str, tmp_path: Path) -> None:
         path = jsonl(tmp_path, {"frage": "2 + 2?", "antwort": "4"})
         with pytest.raises(DataError) as caught:
             load_groups(path, source=name)
         text = str(caught.value)
-        assert all(f"`{field}`" in text for field in ADAPTERS[name].row.__required_keys__)
+        assert all(f"`{field}`" in text for field in parse_source(name)[0].row.__required_keys__)
         assert "line 1 has `frage`, `antwort`" in text
 
     def test_the_right_source_is_named(self) -> None:
@@ -282,7 +282,7 @@ class TestProblems:
         with pytest.raises(DataError, match="source 'hh_rlhf' or 'trl_preference'"):
             load_groups(FOLDER / "hh_rlhf.jsonl")
 
-    @pytest.mark.parametrize("name", sorted(set(ADAPTERS) - {"fields"}))
+    @pytest.mark.parametrize("name", SAMPLES)
     def test_every_format_is_recognised(self, name: str) -> None:
         row = json.loads((FOLDER / f"{name}.jsonl").read_text().splitlines()[0])
         assert f"'{name}'" in guess_source(row)
@@ -291,13 +291,17 @@ class TestProblems:
         ("source", "row", "words"),
         [
             ("nectar", {"prompt": "a", "answers": [{"answer": "b"}]}, ["`answers[0]` has no `rank`; it has `answer`"]),
-            ("nectar", {"prompt": "a", "answers": "b"}, ["`answers` is a string, where a valid list belongs"]),
-            ("hh_rlhf", {"chosen": ["a"], "rejected": "b"}, ["`chosen` is a list, where a valid string belongs"]),
-            ("gold_labelled", {"instruction": "a", "answers": ["b"], "gold_scores": []}, ["0 scores for 1 answers"]),
+            ("nectar", {"prompt": "a", "answers": "b"}, ["`answers` is a string, but it must be a valid list"]),
+            ("hh_rlhf", {"chosen": ["a"], "rejected": "b"}, ["`chosen` is a list, but it must be a valid string"]),
+            (
+                "gold_labelled",
+                {"instruction": "a", "answers": ["b"], "gold_scores": []},
+                ["`gold_scores`: it has 0 for 1 responses"],
+            ),
             (
                 "trl_preference",
                 {"prompt": "a", "chosen": 1, "rejected": "b"},
-                ["`chosen` is a number, where a valid string or a valid list belongs"],
+                ["`chosen` is a number, but it must be a valid string or a valid list"],
             ),
             ("trl_preference", {"chosen": "a", "rejected": [assistant("b")]}, ["one of chosen and rejected"]),
             ("trl_preference", {"chosen": "yes", "rejected": "no"}, ["no beginning in common"]),
@@ -359,6 +363,73 @@ class TestProblems:
             load_groups(path, source="hh_rlhf")
 
 
+OUTSIDE = """
+def forum(row, *, min_votes: int = 0):
+    posts = [post for post in row["posts"] if post["votes"] >= min_votes]
+    yield {"prompt": row["title"], "responses": [p["text"] for p in posts], "scores": [p["votes"] for p in posts]}
+
+
+def strings(row):
+    return ["no group"]
+
+
+def broken(row):
+    return row["nothing"]
+
+
+word = "no function"
+"""
+POSTS = {"title": "2 + 2?", "posts": [{"text": "5", "votes": 0}, {"text": "4", "votes": 9}]}
+
+
+class TestOutside:
+    @pytest.fixture
+    def mine(self, tmp_path: Path) -> Path:
+        (tmp_path / "mine.py").write_text(OUTSIDE)
+        return tmp_path / "mine.py"
+
+    def test_a_function_of_the_users_is_a_source(self, mine: Path, tmp_path: Path) -> None:
+        path = jsonl(tmp_path, POSTS)
+        assert load_groups(path, source=f"{mine}:forum")[0]["scores"] == [0.0, 9.0]
+        assert load_groups(path, source=f"{mine}:forum:min_votes=3")[0]["responses"] == ["4"]
+        assert source_files(f"{mine}:forum:min_votes=3") == [mine]
+        assert source_files("ultrafeedback:score=fine_grained") == source_files("fields:prompt=a,responses=b") == []
+
+    def test_in_a_module_with_declared_fields(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A `TypedDict` as the row's type: rows are checked, and columns that are not read are counted."""
+        code = "from typing_extensions import TypedDict\nclass Row(TypedDict):\n    q: str\n    a: list[str]\n"
+        code += "def asked(row: Row):\n    yield {'prompt': row['q'], 'responses': row['a']}\n"
+        (tmp_path / "my_formats.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        groups, report = read_groups(
+            jsonl(tmp_path, {"q": "Hot?", "a": ["Yes."], "origin": "x"}), source="my_formats:asked"
+        )
+        assert groups[0]["responses"] == ["Yes."]
+        assert set(report.unused) == {"origin"}
+        with pytest.raises(DataError, match="expects the fields `q`, `a`; line 1 has `title`, `posts`"):
+            load_groups(jsonl(tmp_path, POSTS), source="my_formats:asked")
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("mine.py:forum:votes=3", "has no option 'votes'. Its options: min_votes"),
+            ("mine.py:forum:min_votes=many", "min_votes='many' is invalid"),
+            ("mine.py:gone", "has no function gone"),
+            ("gone.py:forum", "there is no file .*gone.py"),
+            ("mine.py:word", "is no function"),
+            ("mine.py:strings", "gives a string for line 1: it must yield dicts"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, name: str, words: str, mine: Path, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=words):
+            load_groups(jsonl(tmp_path, POSTS), source=f"{tmp_path}/{name}")
+
+    def test_an_error_inside_names_the_row(self, mine: Path, tmp_path: Path) -> None:
+        with pytest.raises(KeyError) as caught:
+            load_groups(jsonl(tmp_path, POSTS), source=f"{mine}:broken")
+        assert "was reading line 1" in caught.value.__notes__[0]
+
+
 WORDS = st.text(st.sampled_from("ab \n:é"), max_size=8)
 
 
@@ -374,7 +445,7 @@ class TestProperties:
     @given(WORDS, WORDS, WORDS)
     def test_an_implicit_prompt_and_its_responses_join_to_the_texts(self, common: str, one: str, other: str) -> None:
         row = {"chosen": f"{common} {one}", "rejected": f"{common} {other}"}
-        [group] = convert_preference(row)  # type: ignore[arg-type]
+        [group] = trl_preference.convert(row)
         assert group["prompt"].startswith(f"{common} ")
         assert [group["prompt"] + response for response in group["responses"]] == [row["chosen"], row["rejected"]]
 
@@ -418,10 +489,11 @@ class TestFinishReasons:
             load_groups(jsonl(tmp_path, {"prompt": "a", "responses": ["b", "c"], "finish_reasons": reasons}))
 
 
-def test_the_docs_name_every_source_and_option() -> None:
+def test_the_docs_name_every_option() -> None:
     page = (Path(__file__).parents[1] / "docs" / "sources.md").read_text()
-    for name, adapter in ADAPTERS.items():
-        assert f"| `{name}` |" in page
-        for option, (hint, _) in options_of(adapter.convert).items():
+    documented = [source for source in all_sources() if f"| `{source.name}` |" in page]
+    assert documented
+    for source in documented:
+        for option, (hint, _) in source.options.items():
             assert option in page
-            assert all(value in page for value in get_args(hint) if isinstance(value, str) and name != "fields")
+            assert all(value in page for value in get_args(hint) if isinstance(value, str) and source.name != "fields")

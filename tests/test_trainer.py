@@ -20,6 +20,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from mrt_plugin import MultiResponseSFTConfig, MultiResponseSFTTrainer
+from mrt_plugin.options import PREFIX_BACKENDS
 
 FRUITS = ["apple", "pear", "plum", "cherry", "small brown dog", "calm sea tonight", "bright moon over the water"]
 
@@ -390,7 +391,7 @@ def test_qlora_on_the_cpu_learns_and_its_adapter_reloads(tmp_path):
         ({"alpha": -1.0}, "alpha"),
         ({"layout": "folded"}, "auto, shared_prefix, expanded"),
         ({"loss_aggregation": "word"}, "token, prompt, response"),
-        ({"prefix_backend": "flash"}, "auto, flex, sdpa, fork, dense"),
+        ({"prefix_backend": "flash"}, f"auto, {', '.join(PREFIX_BACKENDS)}"),
         ({"selector": "worst_k"}, "random_k"),
         ({"row_length": 100}, "below max_length=512"),
     ],

@@ -2,12 +2,12 @@
 
 import json
 
-from test_distributed import torchrun
+from helpers.processes import gloo
 
 
 def test_two_processes_come_to_the_same_decisions(tmp_path):
     """Only the first samples; both stop at the same step, and both fail."""
-    torchrun(2, "watched_run.py", str(tmp_path))
+    gloo(2, "watched_run.py", str(tmp_path))
     first, second = (json.loads((tmp_path / f"process_{rank}.json").read_text()) for rank in range(2))
     for run in ("stops", "fails"):
         assert {key: value for key, value in first[run].items() if key != "rank"} == {

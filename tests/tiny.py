@@ -13,10 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from templates import CHATML, FAMILIES, SPECIAL_TOKENS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mrt_plugin.models.tiny_model import build_llama
 
 TEXT = """
 Name a fruit that grows on trees. An apple is a fruit. A pear is a fruit too, and so is a plum or a cherry.
@@ -139,24 +140,8 @@ def llama(
 
     Its linear layers are multiples of 64 in both directions, so that bitsandbytes loads it in 4 bit.
     """
-    settings: dict[str, Any] = {
-        "vocab_size": 1024,
-        "hidden_size": hidden,
-        "intermediate_size": 2 * hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 4096,
-        "tie_word_embeddings": False,
-        "bos_token_id": None if tokenizer is None else tokenizer.bos_token_id,
-        "eos_token_id": None if tokenizer is None else tokenizer.eos_token_id,
-        "pad_token_id": None if tokenizer is None else tokenizer.pad_token_id,
-    }
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**settings | config))
-    torch.random.set_rng_state(state)
-    return model
+    settings = {"vocab_size": 1024, "num_hidden_layers": layers, "max_position_embeddings": 4096, **config}
+    return build_llama(tokenizer, seed, hidden=hidden, **settings)
 
 
 def model_dir(directory: Path | str, tokenizer_: PreTrainedTokenizerFast | None = None, **config: Any) -> str:

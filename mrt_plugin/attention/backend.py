@@ -1,13 +1,24 @@
-"""The interface between a trainer and a shared-prefix backend."""
+"""The interface of an attention backend, and the plain forward of the expanded layout."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from mrt_plugin.layout.rows import Rows
+from mrt_plugin.attention.family import (
+    NotShareable,
+    exact_attention,
+    read_family,
+    set_text_attention,
+    text_attention,
+)
+from mrt_plugin.layout.rows import PADDING, Rows
 
-Compute = Callable[[dict[str, Any], torch.Tensor], torch.Tensor]
+logger = logging.getLogger(__name__)
+
+Compute = Callable[[dict[str, Any], Tensor], Tensor]
 """`compute(forward_kwargs, labels)` runs `model(**forward_kwargs)` once, without labels, and returns the [B, T]
 negative log-likelihood of `labels` [B, T]. `labels[:, t]` is predicted from position t-1. The result is 0 where the
 label is -100, and at t = 0.
@@ -15,15 +26,134 @@ label is -100, and at t = 0.
 
 
 class Backend(Protocol):
-    """An exact method to run rows through a model."""
+    """An exact method to run rows through a model. A shared-prefix backend is built from the model's configuration."""
 
     name: str
 
-    def prepare_model(self, model: torch.nn.Module) -> None:
+    def prepare_model(self, model: Any) -> None:
         """Set up the model (or the model inside a PeftModel) for this backend. Repeated calls are allowed."""
 
-    def restore_model(self, model: torch.nn.Module) -> None:
+    def restore_model(self, model: Any) -> None:
         """Undo `prepare_model`."""
 
-    def token_nll(self, model: torch.nn.Module, rows: Rows, compute: Compute) -> torch.Tensor:
+    def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
         """Return the [R, T] negative log-likelihood of every label of `rows`, in nats; 0 where the label is -100."""
+
+
+class OwnAttention:
+    """The base of backends that may replace a model's attention and give it back."""
+
+    _before: str | None = None
+
+    def prepare_model(self, model: Any) -> None:
+        """Replace `sdpa` by `eager` for families with soft-capped scores, since `sdpa` would drop the cap."""
+        if text_attention(model) == "sdpa" and exact_attention(model) == "eager":
+            self._set(model, "eager")
+            logger.info("%s: attention set to eager, as sdpa ignores its soft-capping.", model.config.model_type)
+
+    def _set(self, model: Any, attention: str) -> None:
+        if text_attention(model) != attention:
+            self._before = text_attention(model)
+            set_text_attention(model, attention)
+
+    def restore_model(self, model: Any) -> None:
+        """Restore the model's previous attention."""
+        if self._before is not None:
+            set_text_attention(model, self._before)
+            self._before = None
+
+
+class OneForward(OwnAttention):
+    """The base of backends that set the model's attention and run all rows in one forward.
+
+    A subclass gives `attention`, the name of the implementation to set, and `arguments`, what it adds to the forward.
+    """
+
+    name: str
+    attention: str
+
+    def __init__(self, config: Any) -> None:
+        self.family = read_family(config)
+        if self.family.stateful:
+            raise NotShareable(
+                f"prefix_backend={self.name}: {self.family.model_type} has layers ({', '.join(self.family.stateful)}) "
+                "that carry a state along the row, which no mask can separate. Use prefix_backend=fork or "
+                "layout=expanded."
+            )
+
+    def prepare_model(self, model: Any) -> None:
+        """Set the text model to this backend's attention."""
+        if model._is_stateful:  # declared by the class, where the configuration lists no such layer
+            raise NotShareable(
+                f"prefix_backend={self.name}: {model.config.model_type} carries a state along the row, which an "
+                "attention mask cannot separate. Use prefix_backend=fork or layout=expanded."
+            )
+        self._set(model, self.attention)
+
+    def arguments(self, model: Any, rows: Rows) -> dict[str, Any]:
+        """Return the arguments of the model's forward that make it compute shared-prefix rows."""
+        raise NotImplementedError
+
+    def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
+        """Compute the NLL of all rows in one forward."""
+        kwargs = {"input_ids": rows.input_ids, "position_ids": rows.position_ids, "use_cache": False}
+        # The load-balancing loss of a mixture of experts accepts a 2-D mask only. Without labels it has no use.
+        if getattr(model.config.get_text_config(), "output_router_logits", False):
+            kwargs["output_router_logits"] = False
+        return compute({**kwargs, **self.arguments(model, rows)}, rows.labels)
+
+
+class ExpandedBackend(OwnAttention):
+    """Run rows of one pair each, with the usual attention mask. Exact for every family.
+
+    Rows that hold several pairs need a shared-prefix backend. Its rule separates pairs as well: a pair is then a
+    group of one segment without a shared prefix.
+
+    Example:
+
+    ```python
+    nll = ExpandedBackend().token_nll(model, rows, compute)  # [R, T]
+    ```
+    """
+
+    name = "expanded"
+
+    def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
+        """Compute the NLL of all rows in one forward.
+
+        Raises:
+            ValueError: if a row holds more than one pair.
+        """
+        if bool((rows.group_ids > 0).any() | (rows.segment_ids == 0).any() | (rows.segment_ids > 1).any()):
+            raise ValueError(
+                "The plain forward needs one pair per row: collate with layout='expanded' and packing=False, or use a "
+                "shared-prefix backend."
+            )
+        kwargs = {
+            "input_ids": rows.input_ids,
+            "attention_mask": rows.attention_mask,
+            "position_ids": rows.position_ids,
+            "use_cache": False,
+        }
+        return compute(kwargs, rows.labels)
+
+
+class OneByOneBackend(ExpandedBackend):
+    """Run rows of one pair each: every pair in its own forward, without padding.
+
+    For models whose plain forward depends on the shape of its batch. Slow; the optimizer steps are the same as with
+    any other backend.
+    """
+
+    name = "one_by_one"
+
+    def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
+        """Compute the NLL in one forward per row."""
+        where = rows.group_ids != PADDING
+        found = []
+        for row in range(len(where)):
+            tokens = {name: value[row][where[row]][None] for name, value in rows.to_batch().items() if value.ndim == 2}
+            alone = Rows(**tokens, units=rows.units[row : row + 1])
+            found.append(super().token_nll(model, alone, compute)[0])
+        values = torch.cat(found)
+        return values.new_zeros(where.shape).masked_scatter(where, values)

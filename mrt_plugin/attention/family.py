@@ -1,9 +1,10 @@
-"""What a model family needs from attention, read from its configuration."""
+"""What a model needs from attention: its family's properties, its implementation, its adapters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from peft import LoraConfig, PeftModel
 from transformers import PretrainedConfig
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
@@ -36,6 +37,10 @@ class Family:
     def stateful(self) -> tuple[str, ...]:
         """The kinds of layer that carry a state along the row. No attention mask can separate responses there."""
         return tuple(kind for kind in self.kinds if kind not in (FULL, SLIDING, CHUNKED))
+
+    def limits(self, kind: str) -> dict[str, int | None]:
+        """Return the window and the chunk of a kind of layer, as `masks.visibility` takes them."""
+        return {"window": self.window if kind == SLIDING else None, "chunk": self.chunk if kind == CHUNKED else None}
 
 
 def read_family(config: PretrainedConfig) -> Family:
@@ -71,11 +76,7 @@ def _kind(layer: Any) -> str:
 
 
 def _common(layers: Sequence[Any], name: str) -> Any:
-    """Return the common value of the layers that have one.
-
-    Raises:
-        NotShareable: if the value differs between layers.
-    """
+    """Return the common value of the layers that have one, or refuse layers that differ."""
     values = {value for layer in layers if (value := getattr(layer, name, None)) is not None}
     if len(values) > 1:
         raise NotShareable(
@@ -91,28 +92,77 @@ def _head_size(layer: Any) -> int | None:
     return size or (layer.hidden_size // heads if heads else None)
 
 
-def refuse_state(model: Any, backend: str) -> None:
-    """Refuse a model whose class declares a state along the row, even if its configuration lists no such layer.
-
-    Raises:
-        NotShareable: the message names the backend and says what to do.
-    """
-    if model._is_stateful:
-        raise NotShareable(
-            f"prefix_backend={backend}: {model.config.model_type} carries a state along the row, which an attention "
-            "mask cannot separate. Use prefix_backend=fork or layout=expanded."
-        )
-
-
 def refuse_dropout(family: Family, backend: str) -> None:
-    """Refuse a configuration with attention dropout, which fused shared-prefix attention does not apply.
-
-    Raises:
-        NotShareable: the message says what to do.
-    """
+    """Refuse a configuration with attention dropout, which fused shared-prefix attention does not apply."""
     if family.dropout:
         raise NotShareable(
             f"prefix_backend={backend}: {family.model_type} is configured with attention dropout {family.dropout:g}, "
             "which shared-prefix attention leaves out. Set attention_dropout (GPT-2: attn_pdrop) to 0 in the model's "
             "config, or use prefix_backend=dense or layout=expanded."
         )
+
+
+# ---------------------------------------------------------------- the implementation of a loaded model
+
+
+def text_attention(model: Any) -> str:
+    """Return the attention implementation of the text part, e.g. `sdpa`. `model` may be a PeftModel."""
+    name: str = model.config.get_text_config()._attn_implementation
+    return name
+
+
+def set_text_attention(model: Any, name: str) -> None:
+    """Set the implementation of the text part. Other parts of a composite model, such as a vision tower, keep theirs.
+
+    Raises:
+        NotShareable: if the model's code has its own attention, which cannot be replaced.
+    """
+    config = model.config
+    text = config.get_text_config()
+    if text._attn_implementation == name:
+        return
+    part = next((key for key in config.sub_configs if getattr(config, key) is text), None)
+    model.set_attn_implementation(name if part is None else {part: name})
+    if text._attn_implementation != name:
+        raise NotShareable(
+            f"{config.model_type} does not let its attention be exchanged (transformers' AttentionInterface). Use "
+            "prefix_backend=fork or layout=expanded."
+        )
+
+
+def exact_attention(model: Any) -> str:
+    """Return `sdpa`, or `eager` where the family needs what sdpa does not compute.
+
+    sdpa leaves out attention sinks and soft-capping. Older releases of transformers drop soft-capping silently.
+    """
+    softcap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    return "sdpa" if model._supports_sdpa and softcap is None else "eager"
+
+
+# ---------------------------------------------------------------- adapters that depend on a token's place in its row
+
+# An adapter that starts at zero changes nothing yet, so the proof before training cannot detect these adapters.
+
+
+def refuse_row_adapters(model: Any) -> None:
+    """Refuse activated LoRA, which is active only from the last invocation tokens of a row on (`NotShareable`)."""
+    for name, config in _adapters(model):
+        if isinstance(config, LoraConfig) and config.alora_invocation_tokens:
+            raise NotShareable(
+                f"The adapter {name!r} is an activated LoRA, which is on from its invocation tokens to the end of a "
+                "row, and a row holds several responses. Leave alora_invocation_tokens out, or use layout=expanded."
+            )
+
+
+def refuse_prompt_learning(model: Any) -> None:
+    """Refuse prompt tuning, prefix tuning and p-tuning, which add virtual tokens to each row (`ValueError`)."""
+    for name, config in _adapters(model):
+        if config.is_prompt_learning:
+            raise ValueError(
+                f"The adapter {name!r} ({config.peft_type.value}) puts virtual tokens in front of each row, where "
+                "positions and labels of groups do not expect them. Use LoRA or another adapter of the layers."
+            )
+
+
+def _adapters(model: Any) -> list[tuple[str, Any]]:
+    return list(model.peft_config.items()) if isinstance(model, PeftModel) else []

@@ -4,14 +4,15 @@ import inspect
 from typing import Any
 
 import torch
+from peft import PeftModel
+from torch import Tensor
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.tensor import DTensor
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionLayer
 
-from mrt_plugin.attention.backend import Compute
-from mrt_plugin.attention.expanded import ExpandedBackend
-from mrt_plugin.attention.family import NotShareable, read_family
+from mrt_plugin.attention.backend import Compute, OwnAttention
+from mrt_plugin.attention.family import NotShareable
 from mrt_plugin.attention.length_rope import length_ropes
 from mrt_plugin.attention.plan import Run, find_runs, group_runs
 from mrt_plugin.layout.group_row import IGNORE
@@ -26,8 +27,8 @@ class KeptStates(LinearAttentionLayer):  # type: ignore[misc]
     """
 
     def update_conv_state(
-        self, conv_states: torch.Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **kwargs: Any
-    ) -> torch.Tensor:
+        self, conv_states: Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **kwargs: Any
+    ) -> Tensor:
         """Append to the last `conv_kernel_size` inputs, and return all inputs that the convolution may read."""
         kernel = conv_states.shape[-1] if conv_kernel_size is None else conv_kernel_size
         if self.has_previous_state[state_idx]:
@@ -40,9 +41,7 @@ class KeptStates(LinearAttentionLayer):  # type: ignore[misc]
         self.is_conv_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
         return full
 
-    def update_recurrent_state(
-        self, recurrent_states: torch.Tensor, state_idx: int = 0, **kwargs: Any
-    ) -> torch.Tensor:
+    def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any) -> Tensor:
         """Replace the state."""
         self.device = recurrent_states.device  # type: ignore[assignment]
         self.recurrent_states[state_idx] = recurrent_states
@@ -68,37 +67,20 @@ def recomputes(model: torch.nn.Module) -> bool:
     )
 
 
-class ForkBackend:
+class ForkBackend(OwnAttention):
     """Run one group at a time: the prompt in one forward, its responses as a batch in another.
 
     Gradients flow through the cache. Exact for every family that keeps all its memory of a prompt in transformers'
     cache, including families with a state along the row. Holds one copy of the prompt's cache per response. Cannot
     run under gradient checkpointing.
-
-    Example:
-
-    ```python
-    backend = ForkBackend(model.config)
-    nll = backend.token_nll(model, rows, compute)  # [R, T]
-    ```
     """
 
     name = "fork"
 
     def __init__(self, config: Any) -> None:
-        self.family = read_family(config)
-        self._plain = ExpandedBackend()
         _new_cache(config)  # refuses what it cannot fork
 
-    def prepare_model(self, model: Any) -> None:
-        """Prepare the model as for the expanded layout: it is used unchanged."""
-        self._plain.prepare_model(model)
-
-    def restore_model(self, model: Any) -> None:
-        """Undo `prepare_model`."""
-        self._plain.restore_model(model)
-
-    def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
+    def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
         """Compute the NLL in two forwards per group.
 
         Groups of one pair, and groups without a shared prefix, go together in one forward.
@@ -113,7 +95,7 @@ class ForkBackend:
                 "prefix_backend=fork: FSDP frees weights between the two forwards that one backward pass needs. Use "
                 "DDP, or layout=expanded."
             )
-        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        found: list[tuple[Tensor, Tensor]] = []
         alone: list[list[Run]] = []
         for group in group_runs(find_runs(rows)):
             if group[0].segment == 0 and len(group) > 2:
@@ -124,21 +106,18 @@ class ForkBackend:
                 alone += [[run] for run in group]
         if alone:
             inputs, labels, index = _batch(rows, alone)
-            index_mask = index >= 0
             kwargs = {
                 "input_ids": inputs,
-                "attention_mask": index_mask.long(),
+                "attention_mask": (index >= 0).long(),
                 "position_ids": torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs),
                 "use_cache": False,
             }
             found.append((index, compute(kwargs, labels)))
-        index = torch.cat([index[index >= 0] for index, _ in found])
+        places = torch.cat([index[index >= 0] for index, _ in found])
         values = torch.cat([nll[index >= 0] for index, nll in found])
-        shape = rows.labels.shape
-        nll = torch.zeros(shape.numel(), dtype=values.dtype, device=values.device).index_put((index,), values)
-        return nll.view(shape)
+        return values.new_zeros(rows.labels.numel()).index_put((places,), values).view(rows.labels.shape)
 
-    def _forked(self, model: Any, rows: Rows, group: list[Run], compute: Compute) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forked(self, model: Any, rows: Rows, group: list[Run], compute: Compute) -> tuple[Tensor, Tensor]:
         prompt, segments = group[0], group[1:]
         for rope in length_ropes(model.config):
             if prompt.length <= rope.threshold < prompt.length + max(run.length for run in segments):
@@ -164,16 +143,12 @@ class ForkBackend:
         kwargs = {"input_ids": inputs, "use_cache": True, **self._memory(model, cache, positions)}
         return index, compute(kwargs, labels)
 
-    def _memory(self, model: Any, cache: DynamicCache, positions: torch.Tensor) -> dict[str, Any]:
+    def _memory(self, model: Any, cache: DynamicCache, positions: Tensor) -> dict[str, Any]:
         """Return the cache under the argument name that the model's forward uses."""
-        if "cache_params" in inspect.signature(_base(model).forward).parameters:
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        if "cache_params" in inspect.signature(base.forward).parameters:
             return {"cache_params": cache}  # Mamba, which takes no positions
         return {"past_key_values": cache, "position_ids": positions}
-
-
-def _base(model: Any) -> Any:
-    """Return the transformers model inside a PeftModel, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _new_cache(config: Any) -> DynamicCache:
@@ -192,27 +167,23 @@ def _new_cache(config: Any) -> DynamicCache:
 
 def _filled(cache: DynamicCache) -> bool:
     """Return whether a forward filled the cache."""
-    for layer in cache.layers:
-        if isinstance(layer, LinearAttentionLayer):
-            if not layer.has_previous_state[0]:
-                return False
-        elif not layer.is_initialized:  # type: ignore[union-attr]
-            return False
-    return True
+    return all(
+        layer.has_previous_state[0] if isinstance(layer, LinearAttentionLayer) else layer.is_initialized  # type: ignore[union-attr]
+        for layer in cache.layers
+    )
 
 
-def _batch(rows: Rows, sequences: list[list[Run]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _batch(rows: Rows, sequences: list[list[Run]]) -> tuple[Tensor, Tensor, Tensor]:
     """Build a right-padded batch from sequences of consecutive runs.
 
     Returns:
         [B, L] input ids and labels, and the index of each token in the flattened rows; -1 on padding.
     """
+    lengths = [sum(run.length for run in runs) for runs in sequences]
     # At least two tokens: with one token, a model takes its path for a single cached step.
-    width = max(2, max(sum(run.length for run in runs) for runs in sequences))
-    index = torch.full((len(sequences), width), -1)
-    for number, runs in enumerate(sequences):
+    index = torch.full((len(sequences), max(2, *lengths)), -1)
+    for number, (runs, length) in enumerate(zip(sequences, lengths, strict=True)):
         first = runs[0].row * rows.input_ids.shape[1] + runs[0].start
-        length = sum(run.length for run in runs)
         index[number, :length] = torch.arange(first, first + length)
     index = index.to(rows.input_ids.device)
     taken = index.clamp_min(0)

@@ -9,38 +9,16 @@ Shapes everywhere: q, out and grad [1, H, n, D], k and v [1, G, m, D], lse [1, H
 m of keys, H of query heads and G of key heads; H is a multiple of G. D is the head dimension.
 """
 
-from typing import Protocol
-
 import torch
+from torch import Tensor
 
 HIDDEN = -1e30
 """The number added to the score of a key that is not seen. Finite, because a block of only -inf would give NaN."""
 
-
-class Kernel(Protocol):
-    """Computes a piece. `seen` is a bool [n, m]; None where every key is seen, or where `causal` decides."""
-
-    def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, seen: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the output and its log-sum-exp over this piece's keys."""
-
-    def backward(
-        self,
-        grad: torch.Tensor,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        out: torch.Tensor,
-        lse: torch.Tensor,
-        *,
-        causal: bool,
-        seen: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return this piece's share of the gradients of q, k and v.
-
-        `out` and `lse` are the output and the log-sum-exp of the complete softmax.
-        """
+Mask = Tensor | None
+"""What a piece's queries see, bool [n, m]; None where every key is seen, or where `causal` decides."""
+Gradients = tuple[Tensor, Tensor, Tensor]
+"""A piece's share of the gradients of q, k and v."""
 
 
 class CPUFlash:
@@ -52,33 +30,24 @@ class CPUFlash:
     def __init__(self, scale: float) -> None:
         self.scale = scale
 
-    def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, seen: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, seen: Mask) -> tuple[Tensor, Tensor]:
+        """Return the output and its log-sum-exp over this piece's keys."""
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, causal, attn_mask=_additive(seen, q), scale=self.scale
         )
         return out, lse
 
     def backward(
-        self,
-        grad: torch.Tensor,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        out: torch.Tensor,
-        lse: torch.Tensor,
-        *,
-        causal: bool,
-        seen: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, seen: Mask
+    ) -> Gradients:
+        """Return the gradients, from the output and the log-sum-exp of the complete softmax."""
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, causal, attn_mask=_additive(seen, q), scale=self.scale
         )
         return dq, dk, dv
 
 
-def _additive(seen: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+def _additive(seen: Mask, like: Tensor) -> Mask:
     if seen is None:
         return None
     hidden = max(HIDDEN, torch.finfo(like.dtype).min)
@@ -95,9 +64,8 @@ class Explicit:
         self.scale = scale
         self.softcap = softcap
 
-    def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, causal: bool, seen: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, seen: Mask) -> tuple[Tensor, Tensor]:
+        """Return the output and its log-sum-exp over this piece's keys."""
         k, v = k[0].float(), v[0].float()
         outs, lses = [], []
         for start in range(0, q.shape[2], self.block):
@@ -108,17 +76,9 @@ class Explicit:
         return torch.cat(outs, dim=-2).flatten(0, 1)[None].to(q.dtype), lse
 
     def backward(
-        self,
-        grad: torch.Tensor,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        out: torch.Tensor,
-        lse: torch.Tensor,
-        *,
-        causal: bool,
-        seen: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, seen: Mask
+    ) -> Gradients:
+        """Return the gradients, from the output and the log-sum-exp of the complete softmax."""
         keys, values = k[0].float(), v[0].float()
         dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
         dqs = []
@@ -135,17 +95,15 @@ class Explicit:
         dq = torch.cat(dqs, dim=-2).flatten(0, 1)[None]
         return dq.to(q.dtype), dk[None].to(k.dtype), dv[None].to(v.dtype)
 
-    def _grouped(self, x: torch.Tensor, k: torch.Tensor, rows: slice) -> torch.Tensor:
+    def _grouped(self, x: Tensor, k: Tensor, rows: slice) -> Tensor:
         """Reshape [1, H, n, ...] to fp32 [G, H/G, rows, ...]."""
         return x[0, :, rows].unflatten(0, (k.shape[0], -1)).float()
 
-    def _scores(
-        self, q: torch.Tensor, k: torch.Tensor, start: int, causal: bool, seen: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | float]:
+    def _scores(self, q: Tensor, k: Tensor, start: int, causal: bool, seen: Mask) -> tuple[Tensor, Tensor | float]:
         """Return the scores [G, H/G, rows, m] of a block of queries, and their derivative by the dot products."""
         rows = slice(start, start + self.block)
         scores = (self._grouped(q, k, rows) @ k[:, None].mT) * self.scale
-        slope: torch.Tensor | float = self.scale
+        slope: Tensor | float = self.scale
         if self.softcap is not None:
             bounded = torch.tanh_(scores / self.softcap)
             slope = self.scale * (1 - bounded.square())

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from mrt_plugin.attention.backend import Backend, Compute
-from mrt_plugin.attention.expanded import ExpandedBackend, OneByOneBackend
-from mrt_plugin.attention.implementation import set_text_attention, text_attention
+from mrt_plugin.attention.backend import Backend, Compute, ExpandedBackend, OneByOneBackend
+from mrt_plugin.attention.family import set_text_attention, text_attention
 from mrt_plugin.layout.group_row import IGNORE, GroupRow, expand
 from mrt_plugin.layout.rows import Rows, build_rows
 

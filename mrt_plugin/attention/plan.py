@@ -1,13 +1,15 @@
 """The attention plan of one batch: which slice of queries attends to which slice of keys.
 
 Every run of tokens attends causally to itself, and every group's segments attend to its prompt. This covers the rule
-of `mrt_plugin.attention.rule` without a mask. The prompt's keys are read once for all segments and never copied.
+of `mrt_plugin.attention.masks` without a mask. The prompt's keys are read once for all segments and never copied.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from mrt_plugin.layout.rows import PADDING, Rows
@@ -21,11 +23,11 @@ class Run:
     """Consecutive tokens of one group and segment."""
 
     row: int
-    group: int
-    segment: int
     start: int
     """Index of its first token in the row."""
     length: int
+    group: int
+    segment: int
     position: int
     """Position of its first token."""
 
@@ -57,27 +59,15 @@ class Piece(NamedTuple):
 
 def find_runs(rows: Rows) -> list[Run]:
     """Return the runs of a batch in row order, without padding. On an accelerator this takes one transfer."""
-    ids = torch.stack([rows.group_ids, rows.segment_ids, rows.position_ids]).cpu()
-    group, segment, position = ids
-    changed = torch.ones_like(group, dtype=torch.bool)
+    group, segment, position = torch.stack([rows.group_ids, rows.segment_ids, rows.position_ids]).cpu().numpy()
+    changed = np.ones_like(group, dtype=bool)
     changed[:, 1:] = (group[:, 1:] != group[:, :-1]) | (segment[:, 1:] != segment[:, :-1])
-    width = group.shape[1]
-    starts = torch.nonzero(changed).tolist()
     runs = []
-    for number, (row, start) in enumerate(starts):
-        following = starts[number + 1] if number + 1 < len(starts) else (row + 1, 0)
-        stop = following[1] if following[0] == row else width
-        if group[row, start] != PADDING:
-            runs.append(
-                Run(
-                    row,
-                    int(group[row, start]),
-                    int(segment[row, start]),
-                    start,
-                    stop - start,
-                    int(position[row, start]),
-                )
-            )
+    for row, starts in enumerate(changed):
+        for start, stop in pairwise([*np.flatnonzero(starts).tolist(), len(starts)]):
+            if group[row, start] != PADDING:
+                first = (int(ids[row, start]) for ids in (group, segment, position))
+                runs.append(Run(row, start, stop - start, *first))
     return runs
 
 
@@ -107,14 +97,8 @@ def pieces(runs: list[Run], window: int | None = None) -> list[Piece]:
 
 def group_runs(runs: list[Run]) -> Iterator[list[Run]]:
     """Yield the runs of each group, the prompt first where there is one."""
-    group: list[Run] = []
-    for run in runs:
-        if group and (run.row, run.group) != (group[0].row, group[0].group):
-            yield group
-            group = []
-        group.append(run)
-    if group:
-        yield group
+    for _, group in groupby(runs, key=lambda run: (run.row, run.group)):
+        yield list(group)
 
 
 def _own(row: int, start: int, length: int, window: int | None) -> Iterator[Piece]:

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 
 from mrt_plugin.attention.backend import Backend, Compute
-from mrt_plugin.attention.family import NotShareable, read_family
-from mrt_plugin.attention.implementation import exact_attention, text_attention
+from mrt_plugin.attention.family import NotShareable, exact_attention, read_family, text_attention
 from mrt_plugin.attention.plain import PlainForward, compared, inference, on_device, packed_nll, rms, settle_plain
 from mrt_plugin.attention.small_model import BEYOND, VOCABULARY, WINDOW, random_model, small_config, thresholds
 from mrt_plugin.encoding.pair import Pair
@@ -93,7 +93,7 @@ def prove(
             torch.random.fork_rng([model.device] if model.device.type == "cuda" else []),
         ):
             plain = _settled(model, row, compute, pad_token_id) if row else None
-            small = _prove_small(model, backend, reach)
+            small = _SmallProof(model, backend, reach).run()
             if plain is not None:
                 difference = _prove_real(model, backend, row, plain, compute, pad_token_id)
     except NotShareable:
@@ -147,40 +147,96 @@ def all_logits(model: Any) -> Compute:
 # ---------------------------------------------------------------- part 1: a small random model
 
 
-def _prove_small(model: Any, backend: Backend, reach: int | None) -> tuple[float, float]:
-    groups = _random_groups()
-    attention = _small_attention(model)
-    with refusal_of(
-        f"prefix_backend={backend.name} could not be proved: a small {model.config.model_type} of this configuration"
-    ):
-        config = small_config(model.config, reach)
-        reference = random_model(config, model.device, attention)
-        expected, expected_gradient = _loss_and_gradient(reference, lambda: _one_by_one(reference, groups))
-        shared = random_model(config, model.device, attention)
-        own = _same_kind(backend, shared)
-        found, found_gradient = _loss_and_gradient(shared, lambda: _packed(shared, own, groups))
-    loss_difference = float(abs(found / expected - 1))
-    gradient_difference = float((found_gradient - expected_gradient).norm() / expected_gradient.norm())
-    # The comparison is written so that NaN is refused as well.
-    if not (loss_difference <= LOSS_TOLERANCE and gradient_difference <= GRADIENT_TOLERANCE):
-        raise NotShareable(
-            f"prefix_backend={backend.name} does not compute what {model.config.model_type} computes: on a small "
-            f"random model of this configuration, the loss differs by {loss_difference:.1e} "
-            f"(allowed: {LOSS_TOLERANCE:g}) and the gradient by {gradient_difference:.1e} of its norm "
-            f"(allowed: {GRADIENT_TOLERANCE:g}). "
-            f"{_cause(model, backend, groups, reach)} Use layout=expanded."
-        )
-    return loss_difference, gradient_difference
+class _SmallProof:
+    """Comparisons on small random models of the configuration, between one pair at a time and packed rows."""
 
+    def __init__(self, model: Any, backend: Backend, reach: int | None) -> None:
+        self.model, self.backend, self.reach = model, backend, reach
+        self.groups = _random_groups()
+        own = text_attention(model)
+        # The attention of the model in the plain layout, or `eager` if that may not exist for fp32 on this device.
+        self.attention = "sdpa" if own == "sdpa" and exact_attention(model) == "sdpa" else "eager"
 
-def _small_attention(model: Any) -> str:
-    """Return the attention for the small model.
+    def run(self) -> tuple[float, float]:
+        """Return the relative differences of the loss and of the gradient, or refuse the backend."""
+        name, model_type = self.backend.name, self.model.config.model_type
+        with refusal_of(f"prefix_backend={name} could not be proved: a small {model_type} of this configuration"):
+            config = small_config(self.model.config, self.reach)
+            expected, expected_gradient = self._loss_and_gradient(config, self._one_by_one)
+            found, found_gradient = self._loss_and_gradient(config, self._packed)
+        loss = float(abs(found / expected - 1))
+        gradient = float((found_gradient - expected_gradient).norm() / expected_gradient.norm())
+        # The comparison is written so that NaN is refused as well.
+        if not (loss <= LOSS_TOLERANCE and gradient <= GRADIENT_TOLERANCE):
+            raise NotShareable(
+                f"prefix_backend={name} does not compute what {model_type} computes: on a small random model of this "
+                f"configuration, the loss differs by {loss:.1e} (allowed: {LOSS_TOLERANCE:g}) and the gradient by "
+                f"{gradient:.1e} of its norm (allowed: {GRADIENT_TOLERANCE:g}). {self._cause()} Use layout=expanded."
+            )
+        return loss, gradient
 
-    This is the attention that the model uses in the plain layout, or `eager` if that may not exist for fp32 on this
-    device.
-    """
-    name = text_attention(model)
-    return "sdpa" if name == "sdpa" and exact_attention(model) == "sdpa" else "eager"
+    def _build(self, config: Any) -> Any:
+        return random_model(config, self.model.device, self.attention)
+
+    def _loss_and_gradient(
+        self, config: Any, loss: Callable[[Any, list[GroupRow]], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        model = self._build(config)
+        with torch.enable_grad():
+            value = loss(model, self.groups)
+            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        return value.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+
+    def _one_by_one(self, model: Any, groups: list[GroupRow]) -> torch.Tensor:
+        losses = []
+        for pair in chain.from_iterable(map(expand, groups)):
+            rows = on_device(build_rows([[pair]], 0), model)
+            nll = all_logits(model)({"input_ids": rows.input_ids, "use_cache": False}, rows.labels)
+            losses.append((nll * rows.loss_weights).sum())
+        return torch.stack(losses).sum()
+
+    def _packed(self, model: Any, groups: list[GroupRow]) -> torch.Tensor:
+        backend: Backend = type(self.backend)(model.config)  # type: ignore[call-arg]
+        backend.prepare_model(model)
+        rows = on_device(build_rows([groups], 0), model)
+        return (backend.token_nll(model, rows, all_logits(model)) * rows.loss_weights).sum()
+
+    def _cause(self) -> str:
+        """Return the feature of the family that causes the difference, found by removing each and comparing again."""
+        family = read_family(self.model.config)
+        if family.stateful:
+            return (
+                f"Cause: its layers of kind {', '.join(family.stateful)} carry a state along the row, which leaks "
+                "from one response into the next."
+            )
+        for name, value in thresholds(self.model.config, self.reach).items():
+            if self._agrees(small_config(self.model.config, self.reach, lifted=name), self.groups):
+                return f"Cause: {name}={value} is ignored, or not taken on positions."
+        config = small_config(self.model.config, self.reach)
+        if self._agrees(config, self.groups, without_sinks=True):
+            return "Cause: the attention sinks are ignored."
+        if family.softcap is not None:
+            uncapped = small_config(self.model.config, self.reach)
+            uncapped.attn_logit_softcapping = None
+            if self._agrees(uncapped, self.groups):
+                return f"Cause: the soft-capping of attention scores at {family.softcap:g} is ignored."
+        if self._agrees(config, expand(self.groups[0])[:1]):
+            return "Cause: the mask, or the row plan, does not reach the attention: responses see each other."
+        return "Cause: not known; one response alone differs as well."
+
+    @torch.no_grad()
+    def _agrees(self, config: Any, groups: list[GroupRow], *, without_sinks: bool = False) -> bool:
+        losses = []
+        for compute_loss in (self._one_by_one, self._packed):
+            small = self._build(config)
+            sinks = [parameter for name, parameter in small.named_parameters() if name.endswith("sinks")]
+            if without_sinks and not sinks:
+                return False
+            for sink in sinks if without_sinks else []:
+                sink.fill_(-BEYOND)  # a sink without weight
+            losses.append(compute_loss(small, groups))
+        return abs(float(losses[1] / losses[0]) - 1) <= LOSS_TOLERANCE
 
 
 def _random_groups() -> list[GroupRow]:
@@ -197,48 +253,13 @@ def _random_groups() -> list[GroupRow]:
     return groups
 
 
-def _same_kind(backend: Backend, model: Any) -> Backend:
-    """Build a backend of the same kind from the small model's configuration, and prepare the model for it."""
-    own: Backend = type(backend)(model.config)  # type: ignore[call-arg]
-    own.prepare_model(model)
-    return own
-
-
-def _one_by_one(model: Any, groups: list[GroupRow]) -> torch.Tensor:
-    compute = all_logits(model)
-    losses = []
-    for group in groups:
-        for pair in expand(group):
-            rows = on_device(build_rows([[pair]], 0), model)
-            nll = compute({"input_ids": rows.input_ids, "use_cache": False}, rows.labels)
-            losses.append((nll * rows.loss_weights).sum())
-    return torch.stack(losses).sum()
-
-
-def _packed(model: Any, backend: Backend, groups: list[GroupRow]) -> torch.Tensor:
-    rows = on_device(build_rows([groups], 0), model)
-    return (backend.token_nll(model, rows, all_logits(model)) * rows.loss_weights).sum()
-
-
-def _loss_and_gradient(model: Any, loss: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    with torch.enable_grad():
-        value = loss()
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-    flat = [
-        torch.zeros_like(parameter).flatten() if gradient is None else gradient.flatten()
-        for parameter, gradient in zip(parameters, gradients, strict=True)
-    ]
-    return value.detach(), torch.cat(flat)
-
-
 # ---------------------------------------------------------------- part 2: the real model and data
 
 
 def _prove_real(
     model: Any, backend: Backend, row: list[GroupRow], plain: PlainForward, compute: Compute, pad_token_id: int
 ) -> float:
-    pairs = [pair for group in row for pair in expand(group)]
+    pairs = list(chain.from_iterable(map(expand, row)))
     trained = [sum(label != IGNORE for label in pair["labels"]) for pair in pairs]
     backend.prepare_model(model)
     with inference(model):
@@ -254,52 +275,3 @@ def _prove_real(
             "replaced attention or forward, a patch, or a hook. Remove it, or use layout=expanded."
         )
     return difference
-
-
-# ---------------------------------------------------------------- naming the cause
-
-
-def _cause(model: Any, backend: Backend, groups: list[GroupRow], reach: int | None) -> str:
-    """Return the feature of the family that causes the difference, found by removing each and comparing again."""
-    family = read_family(model.config)
-    if family.stateful:
-        return (
-            f"Cause: its layers of kind {', '.join(family.stateful)} carry a state along the row, which leaks from "
-            "one response into the next."
-        )
-    for name, value in thresholds(model.config, reach).items():
-        if _agrees(model, backend, groups, small_config(model.config, reach, lifted=name)):
-            return f"Cause: {name}={value} is ignored, or not taken on positions."
-    config = small_config(model.config, reach)
-    if _agrees(model, backend, groups, config, without_sinks=True):
-        return "Cause: the attention sinks are ignored."
-    if family.softcap is not None:
-        uncapped = small_config(model.config, reach)
-        uncapped.attn_logit_softcapping = None
-        if _agrees(model, backend, groups, uncapped):
-            return f"Cause: the soft-capping of attention scores at {family.softcap:g} is ignored."
-    if _agrees(model, backend, [build_group_row(_first_pair(groups))], config):
-        return "Cause: the mask, or the row plan, does not reach the attention: responses see each other."
-    return "Cause: not known; one response alone differs as well."
-
-
-def _first_pair(groups: list[GroupRow]) -> list[Pair]:
-    pair = expand(groups[0])[0]
-    return [Pair(pair["input_ids"], [label != IGNORE for label in pair["labels"]])]
-
-
-@torch.no_grad()
-def _agrees(model: Any, backend: Backend, groups: list[GroupRow], config: Any, *, without_sinks: bool = False) -> bool:
-    losses = []
-    for shared in (False, True):
-        small = random_model(config, model.device, _small_attention(model))
-        sinks = [parameter for name, parameter in small.named_parameters() if name.endswith("sinks")]
-        if without_sinks and not sinks:
-            return False
-        for sink in sinks if without_sinks else []:
-            sink.fill_(-BEYOND)  # a sink without weight
-        if shared:
-            losses.append(_packed(small, _same_kind(backend, small), groups))
-        else:
-            losses.append(_one_by_one(small, groups))
-    return abs(float(losses[1] / losses[0]) - 1) <= LOSS_TOLERANCE

@@ -1,23 +1,26 @@
 """Attention over a plan of pieces, as a single operator for autograd, checkpointing and torch.compile."""
 
-import torch
+from typing import Any
 
-from mrt_plugin.attention.kernels import CPUFlash, Explicit, Kernel
+import torch
+from torch import Tensor
+
+from mrt_plugin.attention.kernels import CPUFlash, Explicit, Gradients
 from mrt_plugin.attention.plan import BAND, CAUSAL, Piece
 from mrt_plugin.attention.varlen import CUDAFlash, from_tensors, varlen_backward, varlen_forward
 
 
 def shared_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    plan: list[torch.Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: list[Tensor],
     *,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
-    sink: torch.Tensor | None = None,
-) -> torch.Tensor:
+    sink: Tensor | None = None,
+) -> Tensor:
     """Compute attention for R rows of T tokens, where queries see only the keys in the plan's pieces.
 
     Saves the same tensors for the backward pass as FlashAttention: the inputs, the output and one number per query
@@ -45,73 +48,41 @@ def shared_attention(
             f"Query, key and value are {query.dtype}, {key.dtype} and {value.dtype}: train under autocast (bf16=True "
             "or fp16=True), or load the model in one type."
         )
-    out: torch.Tensor
+    out: Tensor
     out, _ = torch.ops.mrt_plugin.shared_attention(query, key, value, plan, scale, window or 0, softcap or 0.0, sink)
     return out
 
 
-def _kernel(query: torch.Tensor, value: torch.Tensor, scale: float, softcap: float) -> Kernel:
+# ---------------------------------------------------------------- pieces, for every device but CUDA's fused kernels
+
+
+def _kernel(query: Tensor, value: Tensor, scale: float, softcap: float) -> CPUFlash | Explicit:
     if query.device.type == "cpu" and not softcap and query.shape[-1] == value.shape[-1]:
         return CPUFlash(scale)
     return Explicit(scale, softcap or None)
 
 
-def _pieces(table: torch.Tensor) -> list[Piece]:
-    return [Piece(*numbers) for numbers in table.tolist()]
-
-
-def _seen(piece: Piece, window: int, device: torch.device) -> torch.Tensor | None:
-    if piece.kind != BAND:
-        return None
-    query = torch.arange(piece.lead, piece.lead + piece.queries, device=device)
-    distance = query[:, None] - torch.arange(piece.keys, device=device)
-    return (distance >= 0) & (distance < window)
-
-
-@torch.library.custom_op("mrt_plugin::shared_attention", mutates_args=())
-def _forward(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    plan: list[torch.Tensor],
-    scale: float,
-    window: int,
-    softcap: float,
-    sink: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if CUDAFlash.takes(query, value, softcap):
-        out, lse = varlen_forward(CUDAFlash(scale), query, key, value, from_tensors(plan[1:]), window or None)
-    else:
-        out, lse = _pieces_forward(query, key, value, plan[0], scale, window, softcap)
-    if sink is not None:
-        weight = torch.sigmoid(lse - sink.float()[:, None])  # share of the real keys; the rest is the sink's
-        out.mul_(weight.transpose(1, 2)[..., None])
-        lse = torch.logaddexp(lse, sink.float()[:, None])
-    return out, lse
+def _cut(piece: Piece, window: int, device: torch.device) -> tuple[slice, slice, slice, dict[str, Any]]:
+    """Return the piece's row, queries and keys, and what its queries see, as a kernel's arguments."""
+    seen = None
+    if piece.kind == BAND:
+        query = torch.arange(piece.lead, piece.lead + piece.queries, device=device)
+        distance = query[:, None] - torch.arange(piece.keys, device=device)
+        seen = (distance >= 0) & (distance < window)
+    queries = slice(piece.query, piece.query + piece.queries)
+    keys = slice(piece.key, piece.key + piece.keys)
+    return slice(piece.row, piece.row + 1), queries, keys, {"causal": piece.kind == CAUSAL, "seen": seen}
 
 
 def _pieces_forward(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    table: torch.Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    kernel: CPUFlash | Explicit, query: Tensor, key: Tensor, value: Tensor, pieces: list[Piece], window: int
+) -> tuple[Tensor, Tensor]:
     rows, heads, length, _ = query.shape
     out = query.new_zeros(rows, length, heads, value.shape[-1])
     lse = torch.full((rows, heads, length), -torch.inf, dtype=torch.float32, device=query.device)
-    kernel = _kernel(query, value, scale, softcap)
-    for piece in _pieces(table):
-        row, q, k = _slices(piece)
-        part, part_lse = kernel.forward(
-            query[row, :, q],
-            key[row, :, k],
-            value[row, :, k],
-            causal=piece.kind == CAUSAL,
-            seen=_seen(piece, window, query.device),
-        )
+    for piece in pieces:
+        row, q, k, seen = _cut(piece, window, query.device)
+        part, part_lse = kernel.forward(query[row, :, q], key[row, :, k], value[row, :, k], **seen)
         if piece.own:
             out[row, q], lse[row, :, q] = part.transpose(1, 2), part_lse
         else:
@@ -119,15 +90,7 @@ def _pieces_forward(
     return out, lse
 
 
-def _slices(piece: Piece) -> tuple[slice, slice, slice]:
-    return (
-        slice(piece.row, piece.row + 1),
-        slice(piece.query, piece.query + piece.queries),
-        slice(piece.key, piece.key + piece.keys),
-    )
-
-
-def _merge(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: torch.Tensor) -> None:
+def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
     """Merge a part of the softmax in place: out and part [1, H, n, E], lse and part_lse [1, H, n]."""
     weight = torch.sigmoid(part_lse - lse)[..., None]
     if out.dtype == torch.float32:
@@ -137,81 +100,28 @@ def _merge(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: t
     torch.logaddexp(lse, part_lse, out=lse)
 
 
-@_forward.register_fake
-def _(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    plan: list[torch.Tensor],
-    scale: float,
-    window: int,
-    softcap: float,
-    sink: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, heads, length, _ = query.shape
-    out = query.new_empty(rows, length, heads, value.shape[-1])
-    return out, query.new_empty(rows, heads, length, dtype=torch.float32)
-
-
-@torch.library.custom_op("mrt_plugin::shared_attention_backward", mutates_args=())
-def _backward(
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    plan: list[torch.Tensor],
-    scale: float,
-    window: int,
-    softcap: float,
-    sink: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    grad = grad.contiguous()
-    if CUDAFlash.takes(query, value, softcap):
-        planned = from_tensors(plan[1:])
-        gradients = varlen_backward(CUDAFlash(scale), grad, query, key, value, out, lse, planned, window or None)
-    else:
-        gradients = _pieces_backward(grad, query, key, value, out, lse, plan[0], scale, window, softcap)
-    if sink is None:
-        dsink = query.new_empty(0)
-    else:
-        share = (grad.float() * out.float()).sum(-1).transpose(1, 2)  # [R, H, T]
-        dsink = -(torch.exp(sink.float()[:, None] - lse) * share).sum((0, 2)).to(sink.dtype)
-    return *gradients, dsink
-
-
 def _pieces_backward(
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    table: torch.Tensor,
-    scale: float,
+    kernel: CPUFlash | Explicit,
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pieces: list[Piece],
     window: int,
-    softcap: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    kernel, pieces = _kernel(query, value, scale, softcap), _pieces(table)
+) -> Gradients:
     # Causal pieces contain every token once and come first. If they contain all tokens, nothing has to be zeroed.
     rows, _, length, _ = query.shape
     complete = sum(piece.queries for piece in pieces if piece.kind == CAUSAL) == rows * length
     new = torch.empty_like if complete else torch.zeros_like
     dquery, dkey, dvalue = new(query), new(key), new(value)
     for piece in pieces:
-        row, q, k = _slices(piece)
-        dq, dk, dv = kernel.backward(
-            grad[row, q].transpose(1, 2),
-            query[row, :, q],
-            key[row, :, k],
-            value[row, :, k],
-            out[row, q].transpose(1, 2),
-            lse[row, :, q],
-            causal=piece.kind == CAUSAL,
-            seen=_seen(piece, window, query.device),
-        )
-        for total, where, part in ((dquery, q, dq), (dkey, k, dk), (dvalue, k, dv)):
+        row, q, k, seen = _cut(piece, window, query.device)
+        inputs = query[row, :, q], key[row, :, k], value[row, :, k]
+        outputs = out[row, q].transpose(1, 2), lse[row, :, q]
+        parts = kernel.backward(grad[row, q].transpose(1, 2), *inputs, *outputs, **seen)
+        for total, where, part in zip((dquery, dkey, dvalue), (q, k, k), parts, strict=True):
             if piece.kind == CAUSAL:
                 total[row, :, where] = part
             else:
@@ -219,20 +129,71 @@ def _pieces_backward(
     return dquery, dkey, dvalue
 
 
-@_backward.register_fake
-def _(
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    plan: list[torch.Tensor],
+# ---------------------------------------------------------------- the operator
+
+
+@torch.library.custom_op("mrt_plugin::shared_attention", mutates_args=())
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: list[Tensor],
     scale: float,
     window: int,
     softcap: float,
-    sink: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    sink: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    if CUDAFlash.takes(query, value, softcap):
+        out, lse = varlen_forward(CUDAFlash(scale), query, key, value, from_tensors(plan[1:]), window or None)
+    else:
+        kernel = _kernel(query, value, scale, softcap)
+        out, lse = _pieces_forward(kernel, query, key, value, _pieces(plan), window)
+    if sink is not None:
+        weight = torch.sigmoid(lse - sink.float()[:, None])  # share of the real keys; the rest is the sink's
+        out.mul_(weight.transpose(1, 2)[..., None])
+        lse = torch.logaddexp(lse, sink.float()[:, None])
+    return out, lse
+
+
+def _pieces(plan: list[Tensor]) -> list[Piece]:
+    return [Piece(*numbers) for numbers in plan[0].tolist()]
+
+
+@_forward.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    rows, heads, length, _size = query.shape
+    out = query.new_empty(rows, length, heads, value.shape[-1])
+    return out, query.new_empty(rows, heads, length, dtype=torch.float32)
+
+
+@torch.library.custom_op("mrt_plugin::shared_attention_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    plan: list[Tensor],
+    scale: float,
+    window: int,
+    softcap: float,
+    sink: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tensors = grad.contiguous(), query, key, value, out, lse
+    if CUDAFlash.takes(query, value, softcap):
+        gradients = varlen_backward(CUDAFlash(scale), *tensors, from_tensors(plan[1:]), window or None)
+    else:
+        gradients = _pieces_backward(_kernel(query, value, scale, softcap), *tensors, _pieces(plan), window)
+    if sink is None:
+        return *gradients, query.new_empty(0)
+    share = (grad.float() * out.float()).sum(-1).transpose(1, 2)  # [R, H, T]
+    return *gradients, -(torch.exp(sink.float()[:, None] - lse) * share).sum((0, 2)).to(sink.dtype)
+
+
+@_backward.register_fake
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sink = rest[-1]
     dsink = query.new_empty(0) if sink is None else torch.empty_like(sink)
     return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), dsink
 

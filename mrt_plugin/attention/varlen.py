@@ -5,55 +5,31 @@ merged by their log-sum-exp. A sliding layer takes one call: each segment's keys
 its window reaches.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from mrt_plugin.attention.kernels import Gradients
 from mrt_plugin.attention.plan import Run, group_runs
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One call of a kernel: S sequences of queries, each with its keys."""
 
-    query_index: torch.Tensor
-    """[n] int64: the queries of all sequences, as indices of the flattened rows. No query is in a call twice."""
-    key_index: torch.Tensor
-    """[m] int64: the keys of all sequences. A key may be in several sequences."""
-    query_ends: torch.Tensor
-    """[S + 1] int32: the cumulative boundaries of the sequences' queries."""
-    key_ends: torch.Tensor
-    """[S + 1] int32: the same for the keys."""
     longest_query: int
     longest_key: int
     causal: bool
     """Whether query i of a sequence of n queries and m keys sees only the keys up to i + m - n. With a window, the
     query sees only the last `window` of these keys."""
-
-
-class VarlenKernel(Protocol):
-    """Computes the attention of one call.
-
-    Shapes: q [n, H, D], k and v [m, G, D], out [n, H, D], lse [H, n] in fp32. As in `mrt_plugin.attention.kernels`,
-    the backward takes the output and the log-sum-exp (lse) of the complete softmax.
-    """
-
-    def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call, window: int | None
-    ) -> tuple[torch.Tensor, torch.Tensor]: ...
-
-    def backward(
-        self,
-        grad: torch.Tensor,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        out: torch.Tensor,
-        lse: torch.Tensor,
-        call: Call,
-        window: int | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...
+    query_index: Tensor
+    """[n] int64: the queries of all sequences, as indices of the flattened rows. No query is in a call twice."""
+    key_index: Tensor
+    """[m] int64: the keys of all sequences. A key may be in several sequences."""
+    query_ends: Tensor
+    """[S + 1] int32: the cumulative boundaries of the sequences' queries."""
+    key_ends: Tensor
+    """[S + 1] int32: the same for the keys."""
 
 
 def calls(runs: list[Run], width: int, device: torch.device, window: int | None = None) -> list[Call]:
@@ -81,48 +57,33 @@ def _call(sequences: list[tuple[range, list[range]]], causal: bool, device: torc
     queries = [len(query) for query, _ in sequences]
     keys = [sum(len(part) for part in parts) for _, parts in sequences]
     return Call(
-        query_index=_index([query for query, _ in sequences], device),
-        key_index=_index([part for _, parts in sequences for part in parts], device),
-        query_ends=torch.tensor([0, *queries]).cumsum(0).to(device, torch.int32),
-        key_ends=torch.tensor([0, *keys]).cumsum(0).to(device, torch.int32),
-        longest_query=max(queries),
-        longest_key=max(keys),
-        causal=causal,
+        max(queries),
+        max(keys),
+        causal,
+        _index([query for query, _ in sequences], device),
+        _index([part for _, parts in sequences for part in parts], device),
+        *(torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32) for lengths in (queries, keys)),
     )
 
 
-def _index(ranges: list[range], device: torch.device) -> torch.Tensor:
+def _index(ranges: list[range], device: torch.device) -> Tensor:
     return torch.cat([torch.arange(part.start, part.stop) for part in ranges]).to(device)
 
 
-def to_tensors(planned: list[Call]) -> list[torch.Tensor]:
+def to_tensors(planned: list[Call]) -> list[Tensor]:
     """Return the calls as tensors, for an operator: per call its numbers (on the CPU), then four index tensors."""
-    tensors = []
-    for call in planned:
-        tensors.append(torch.tensor([call.longest_query, call.longest_key, int(call.causal)]))
-        tensors += [call.query_index, call.key_index, call.query_ends, call.key_ends]
-    return tensors
+    return [tensor for call in planned for tensor in (torch.tensor([int(number) for number in call[:3]]), *call[3:])]
 
 
-def from_tensors(tensors: list[torch.Tensor]) -> list[Call]:
+def from_tensors(tensors: list[Tensor]) -> list[Call]:
     """Rebuild the calls from the result of `to_tensors`."""
-    planned = []
-    for start in range(0, len(tensors), 5):
-        numbers, query_index, key_index, query_ends, key_ends = tensors[start : start + 5]
-        longest_query, longest_key, causal = numbers.tolist()
-        call = Call(query_index, key_index, query_ends, key_ends, longest_query, longest_key, bool(causal))
-        planned.append(call)
-    return planned
+    found = [tensors[start : start + 5] for start in range(0, len(tensors), 5)]
+    return [Call(*numbers.tolist(), *indices) for numbers, *indices in found]
 
 
 def varlen_forward(
-    kernel: VarlenKernel,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    planned: list[Call],
-    window: int | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    kernel: "CUDAFlash", query: Tensor, key: Tensor, value: Tensor, planned: list[Call], window: int | None
+) -> tuple[Tensor, Tensor]:
     """Return the output [R, T, H, D] and the log-sum-exp [R, H, T].
 
     Queries are [R, H, T, D]; keys and values are [R, G, T, D].
@@ -144,16 +105,16 @@ def varlen_forward(
 
 
 def varlen_backward(
-    kernel: VarlenKernel,
-    grad: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
+    kernel: "CUDAFlash",
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
     planned: list[Call],
     window: int | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> Gradients:
     """Return the gradients of query, key and value, each with the shape and strides of its tensor."""
     q, k, v = _flat(query), _flat(key), _flat(value)
     grad, out = grad.flatten(0, 1), out.flatten(0, 1)
@@ -161,40 +122,36 @@ def varlen_backward(
     # A prompt's keys get a gradient from every segment. The sum is taken in fp32.
     dq, dk, dv = (torch.zeros(x.shape, dtype=torch.float32, device=x.device) for x in (q, k, v))
     for call in planned:
-        where = call.query_index
-        parts = kernel.backward(
-            grad[where],
-            q[where],
-            k[call.key_index],
-            v[call.key_index],
-            out[where],
-            lse[:, where].contiguous(),
-            call,
-            window,
-        )
-        for total, index, part in zip((dq, dk, dv), (where, call.key_index, call.key_index), parts, strict=True):
+        where, keys = call.query_index, call.key_index
+        outputs = out[where], lse[:, where].contiguous()
+        parts = kernel.backward(grad[where], q[where], k[keys], v[keys], *outputs, call, window)
+        for total, index, part in zip((dq, dk, dv), (where, keys, keys), parts, strict=True):
             total.index_add_(0, index, part.float())
     return _like(dq, query), _like(dk, key), _like(dv, value)
 
 
-def _flat(x: torch.Tensor) -> torch.Tensor:
+def _flat(x: Tensor) -> Tensor:
     """Reshape [R, H, T, D] to [R·T, H, D]."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
-def _like(flat: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _like(flat: Tensor, x: Tensor) -> Tensor:
     """Convert [R·T, H, D] to the shape, strides and dtype of x [R, H, T, D]."""
     return torch.empty_like(x).copy_(flat.view(x.shape[0], x.shape[2], *flat.shape[1:]).transpose(1, 2))
 
 
 class CUDAFlash:
-    """PyTorch's FlashAttention on CUDA, which `torch.nn.attention.varlen` uses, for bfloat16 and float16."""
+    """PyTorch's FlashAttention on CUDA, which `torch.nn.attention.varlen` uses, for bfloat16 and float16.
+
+    It computes one call. Shapes: q [n, H, D], k and v [m, G, D], out [n, H, D], lse [H, n] in fp32. As in
+    `mrt_plugin.attention.kernels`, the backward takes the output and the log-sum-exp (lse) of the complete softmax.
+    """
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
 
     @staticmethod
-    def takes(query: torch.Tensor, value: torch.Tensor, softcap: float) -> bool:
+    def takes(query: Tensor, value: Tensor, softcap: float) -> bool:
         """Return whether the kernel can compute these tensors."""
         if query.device.type != "cuda" or query.dtype not in (torch.bfloat16, torch.float16) or softcap:
             return False
@@ -208,19 +165,12 @@ class CUDAFlash:
         largest = 192 if capability in ((8, 6), (8, 9), (12, 0)) else 256
         return capability >= (8, 0) and head_size % 8 == 0 and head_size <= largest
 
-    def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call, window: int | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, call: Call, window: int | None) -> tuple[Tensor, Tensor]:
+        """Return the output and its log-sum-exp over this call's keys."""
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            q,
-            k,
-            v,
-            call.query_ends,
-            call.key_ends,
-            call.longest_query,
-            call.longest_key,
+            *(q, k, v, call.query_ends, call.key_ends, call.longest_query, call.longest_key),
             0.0,
-            call.causal and window is None,
+            bool(call.causal and window is None),
             return_debug_mask=False,
             scale=self.scale,
             **_window(window),
@@ -229,28 +179,20 @@ class CUDAFlash:
 
     def backward(
         self,
-        grad: torch.Tensor,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        out: torch.Tensor,
-        lse: torch.Tensor,
+        grad: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
         call: Call,
         window: int | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> Gradients:
+        """Return the gradients, from the output and the log-sum-exp of the complete softmax."""
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            grad,
-            q,
-            k,
-            v,
-            out,
-            lse,
-            call.query_ends,
-            call.key_ends,
-            call.longest_query,
-            call.longest_key,
+            *(grad, q, k, v, out, lse, call.query_ends, call.key_ends, call.longest_query, call.longest_key),
             0.0,
-            call.causal and window is None,
+            bool(call.causal and window is None),
             torch.zeros(2, dtype=torch.uint64, device=q.device),  # the random state of dropout, which is not used
             torch.empty(0, device=q.device),
             scale=self.scale,

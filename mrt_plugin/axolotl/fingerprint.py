@@ -5,10 +5,8 @@ the bytes of the data file, the seed, or the tokenizer's files. So Axolotl would
 """
 
 import hashlib
-import inspect
 import json
 import logging
-import sys
 from collections.abc import Iterable
 from glob import glob
 from pathlib import Path
@@ -19,7 +17,8 @@ from huggingface_hub import HfApi, snapshot_download
 import mrt_plugin
 from mrt_plugin.axolotl.dataset_types import find_strategy
 from mrt_plugin.curation import parse_rules
-from mrt_plugin.extension import load_function
+from mrt_plugin.extension import extension_files
+from mrt_plugin.groups.adapters import source_files
 from mrt_plugin.options import WATCHING
 from mrt_plugin.scoring.embedders import SENTENCE_TRANSFORMERS_DEFAULT
 from mrt_plugin.scoring.scores import scorer_list
@@ -163,11 +162,7 @@ def _function_content(name: str) -> str:
     These are the file or module given in the name, and the module that defines the function. What they import is not
     covered.
     """
-    place = name.rpartition(":")[0]
-    home = inspect.getmodule(inspect.unwrap(load_function(name)))
-    modules = [module for module in (sys.modules.get(place), home) if module is not None]
-    files = {Path(place), *(Path(str(module.__spec__.origin)) for module in modules if module.__spec__ is not None)}
-    return f"{name} {_content(sorted(file for file in files if file.is_file()))}"
+    return f"{name} {_content(extension_files(name))}"
 
 
 def _model_content(name: str) -> str:
@@ -188,10 +183,10 @@ def _model_content(name: str) -> str:
 
 
 def _rules_content(block: dict[str, Any]) -> list[str]:
-    """Return the content of the files that curation rules name: a benchmark's prompts, a user's own check."""
+    """Return the content of the files behind sources and curation rules: a user's code, a benchmark's prompts."""
     holders = [block, *block.get("datasets", [])]
-    rules = [rule for holder in holders for rule in parse_rules(holder.get("curation"))]
-    return [_content(sorted(rule.reads())) for rule in rules]
+    rules = [rule.dependencies() for holder in holders for rule in parse_rules(holder.get("curation"))]
+    return [_content(sorted(files)) for files in (*rules, *(source_files(holder.get("source")) for holder in holders))]
 
 
 def _content(files: Iterable[Path]) -> str:

@@ -8,8 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from mrt_plugin.encoding import prepare_tokenizer
-from mrt_plugin.models.random_llama import random_llama
-from mrt_plugin.models.tiny_model import build_tokenizer
+from mrt_plugin.models.tiny_model import build_tokenizer, random_llama
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -30,34 +29,41 @@ class ModelChoice:
     """Train LoRA adapters of rank 16 on all linear layers instead of all weights."""
 
 
-def resolve_dtype(choice: ModelChoice, device: str) -> str:
-    """Return `float32` or `bfloat16`.
+@dataclass(frozen=True)
+class BenchModel:
+    """The model that every turn trains."""
 
-    Raises:
-        ValueError: if the name is unknown.
-    """
-    if choice.dtype == "auto":
-        return "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported(False) else "float32"
-    if choice.dtype not in DTYPES:
-        raise ValueError(f"dtype={choice.dtype!r} is unknown: choose auto, {' or '.join(DTYPES)}.")
-    return choice.dtype
+    model: Any
+    tokenizer: Any
+    bf16: bool
+    gradient_checkpointing: bool = False
+
+    @property
+    def dtype(self) -> str:
+        """Return the name of the dtype that the model computes in."""
+        return "bfloat16" if self.bf16 else "float32"
 
 
-def load_model(choice: ModelChoice, device: str) -> tuple[Any, Any]:
+def load_model(choice: ModelChoice, device: str, *, gradient_checkpointing: bool = False) -> BenchModel:
     """Return the model on its device, and a tokenizer. Only the tokenizer's special tokens are used.
 
     Raises:
-        ValueError: if the choice contradicts itself.
+        ValueError: if the choice contradicts itself, or the name of the dtype is unknown.
 
     Example:
 
     ```python
-    model, tokenizer = load_model(ModelChoice(lora=True), "cpu")
+    bench_model = load_model(ModelChoice(lora=True), "cpu")
     ```
     """
+    name = choice.dtype
+    if name == "auto":
+        name = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported(False) else "float32"
+    if name not in DTYPES:
+        raise ValueError(f"dtype={name!r} is unknown: choose auto, {' or '.join(DTYPES)}.")
+    dtype = DTYPES[name]
     tokenizer: Any
     model: Any
-    dtype = DTYPES[resolve_dtype(choice, device)]
     if choice.path is None:
         if choice.load_in_4bit:
             raise ValueError("The random Llama is not loaded in 4 bit: give a model, by path or name.")
@@ -66,14 +72,13 @@ def load_model(choice: ModelChoice, device: str) -> tuple[Any, Any]:
         model.to(device, dtype)
     else:
         tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(choice.path))
-        quantization = None
-        if choice.load_in_4bit:
-            quantization = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-            )
+        four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
         model = AutoModelForCausalLM.from_pretrained(
-            choice.path, dtype=dtype, quantization_config=quantization, device_map=device
+            choice.path,
+            dtype=dtype,
+            quantization_config=four_bit if choice.load_in_4bit else None,
+            device_map=device,
         )
     if choice.lora or choice.load_in_4bit:
         model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
-    return model, tokenizer
+    return BenchModel(model, tokenizer, dtype == torch.bfloat16, gradient_checkpointing)

@@ -1,10 +1,11 @@
 """Measure TRL's trainer and ours on the same pairs, in turn."""
 
 import gc
+import math
 import os
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -12,12 +13,10 @@ from typing import Any
 import torch
 
 from mrt_plugin.attention import NotShareable, resolve_backend
-from mrt_plugin.bench.arms import Arm, Data, all_arms, make_data
-from mrt_plugin.bench.breakdown import StepProfile, losses
-from mrt_plugin.bench.memory import MIB, PeakMemory
-from mrt_plugin.bench.model import ModelChoice, load_model, resolve_dtype
+from mrt_plugin.bench.model import BenchModel, ModelChoice, load_model
+from mrt_plugin.bench.probes import MIB, PeakMemory, StepProfile, losses
 from mrt_plugin.bench.shapes import DEFAULT_SHAPES, Shape, draw_groups, token_ratio
-from mrt_plugin.bench.turn import Setting, Turn, take_turn
+from mrt_plugin.bench.turn import Arm, Turn, all_arms, make_data, take_turn
 from mrt_plugin.versions import libraries
 
 Progress = Callable[[str, int, int], None]
@@ -59,7 +58,80 @@ class BenchSettings:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
 
 
-def run_bench(settings: BenchSettings, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ArmResult:
+    """What one arm measured. An arm that could not run has its name and an error only."""
+
+    name: str
+    trl: bool
+    size: int | None = None
+    """The fastest micro-batch size, in the unit of `size_counts`."""
+    size_counts: str | None = None
+    """`pairs` for TRL, `groups` for ours."""
+    step_seconds: list[list[float]] | None = None
+    """Seconds of every step, by round."""
+    pairs_per_second: float = math.nan
+    loss: float | None = None
+    gradient_norm: float | None = None
+    peak_mib: float | None = None
+    """Peak memory of a step."""
+    step_mib: float | None = None
+    """Peak memory of a step, without weights and optimizer state."""
+    error: str | None = None
+    """Why the arm could not run, or what differs in its training."""
+    speedup: float | None = None
+    """Pairs per second over those of TRL's fastest arm; None if no TRL arm ran."""
+    fraction: float | None = None
+    """The speed-up over the token ratio."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields that were measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value == value}
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Seconds of each piece of a step, and the share of the token ratio that each piece loses."""
+
+    theirs: dict[str, float]
+    ours: dict[str, float]
+    lost: dict[str, float]
+
+
+@dataclass(frozen=True)
+class ShapeResult:
+    """What was measured on one shape."""
+
+    shape: Shape
+    token_ratio: float
+    arms: list[ArmResult]
+    breakdown: Breakdown | None
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What was measured, on what and how."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    shapes: list[ShapeResult]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as `mrt bench --json` prints it, without the fields that were not measured."""
+        shapes = [
+            {
+                "shape": str(found.shape),
+                **asdict(found.shape),
+                "token_ratio": found.token_ratio,
+                "arms": [arm.as_json() for arm in found.arms],
+                **({} if found.breakdown is None else {"breakdown": asdict(found.breakdown)}),
+            }
+            for found in self.shapes
+        ]
+        return {"machine": self.machine, "settings": self.settings, "shapes": shapes}
+
+
+def run_bench(settings: BenchSettings, progress: Progress = lambda stage, done, total: None) -> BenchResult:
     """Measure every shape.
 
     The arms are `trl.SFTTrainer` in its modes, and `MultiResponseSFTTrainer` in its layouts, each at its own fastest
@@ -71,12 +143,6 @@ def run_bench(settings: BenchSettings, progress: Progress = lambda stage, done, 
         settings: settings of the benchmark.
         progress: called with a stage, the amount done and the total.
 
-    Returns:
-        `machine`, `settings` and `shapes`. Each shape has its token ratio and its arms. Each arm has its micro-batch
-        `size`, the seconds of every step by round, `pairs_per_second`, its `loss` and `gradient_norm`, and its peak
-        memory. If a TRL arm ran, an arm also has `speedup` over TRL's fastest and `fraction` of the token ratio. An
-        arm that did not train the same thing, or could not run, has an `error` instead of a speed-up.
-
     Raises:
         ValueError: if a setting is invalid.
 
@@ -84,181 +150,163 @@ def run_bench(settings: BenchSettings, progress: Progress = lambda stage, done, 
 
     ```python
     result = run_bench(BenchSettings(shapes=[Shape(64, 16, 4)], rounds=1))
-    for arm in result["shapes"][0]["arms"]:
-        print(arm["name"], arm.get("pairs_per_second"))
+    for arm in result.shapes[0].arms:
+        print(arm.name, arm.pairs_per_second)
     ```
     """
     device = "cuda" if torch.cuda.is_available() and not settings.cpu else "cpu"
-    dtype = resolve_dtype(settings.model, device)
     machine = describe_machine(device)
-    model, tokenizer = load_model(settings.model, device)
-    setting = Setting(model, tokenizer, dtype == "bfloat16", settings.gradient_checkpointing)
+    trained = load_model(settings.model, device, gradient_checkpointing=settings.gradient_checkpointing)
     gc.collect()
     gc.freeze()  # every turn collects garbage: existing objects need not be scanned again
     try:
-        shapes = [_measure(shape, settings, setting, dtype, progress) for shape in settings.shapes]
+        shapes = [_Measurement(shape, settings, trained, progress).run() for shape in settings.shapes]
     finally:
         gc.unfreeze()
-    described = {**asdict(settings), "shapes": [str(shape) for shape in settings.shapes], "dtype": dtype}
-    return {"machine": machine, "settings": described, "shapes": shapes}
+    described = {**asdict(settings), "shapes": [str(shape) for shape in settings.shapes], "dtype": trained.dtype}
+    return BenchResult(machine, described, shapes)
 
 
-def _measure(
-    shape: Shape, settings: BenchSettings, setting: Setting, dtype: str, progress: Progress
-) -> dict[str, Any]:
-    vocabulary = setting.model.config.get_text_config().vocab_size
-    steps = settings.steps + 1
-    groups = draw_groups(shape, settings.groups * steps, vocabulary, mixed=settings.mixed, seed=settings.seed)
-    data = make_data(groups, settings.groups)
-    arms = [arm for arm in all_arms(_backends(settings, setting)) if settings.only in arm.name]
-    if not arms:
-        raise ValueError(f"only={settings.only!r}: no trainer's name contains it.")
-    results = {arm: {"name": arm.name, "trl": arm.trl} for arm in arms}
-    stages = _Stages(
-        progress, str(shape), len(arms) * (settings.rounds + 2) + 2 * settings.rounds * settings.breakdown
-    )
+class _Measurement:
+    """The measurement of one shape."""
 
-    sizes = {}
-    for arm in arms:
-        try:
-            sizes[arm] = _best_size(arm, setting, data)
-        except (NotShareable, torch.OutOfMemoryError) as error:
-            results[arm]["error"] = str(error)
-        stages.advance()
-    turns: dict[Arm, list[Turn]] = {arm: [] for arm in sizes}
-    for _ in range(settings.rounds):
-        for arm, size in sizes.items():
-            turns[arm].append(take_turn(arm, setting, data, size, steps=steps))
-            stages.advance()
-    for arm, size in sizes.items():
-        results[arm] |= _summarise(arm, size, turns[arm], data)
+    def __init__(self, shape: Shape, settings: BenchSettings, trained: BenchModel, progress: Progress) -> None:
+        self.shape, self.settings, self.trained, self.progress = shape, settings, trained, progress
+        self.vocabulary: int = trained.model.config.get_text_config().vocab_size
+        self.steps = settings.steps + 1
+        count = settings.groups * self.steps
+        self.groups = draw_groups(shape, count, self.vocabulary, mixed=settings.mixed, seed=settings.seed)
+        self.data = make_data(self.groups, settings.groups)
+        self.arms = [arm for arm in all_arms(_backends(settings, trained)) if settings.only in arm.name]
+        if not self.arms:
+            raise ValueError(f"only={settings.only!r}: no trainer's name contains it.")
+        self.turns_done = 0
+        self.turns = len(self.arms) * (settings.rounds + 2) + 2 * settings.rounds * settings.breakdown
+
+    def run(self) -> ShapeResult:
+        """Measure every arm, then compare them."""
+        settings = self.settings
+        self.progress(str(self.shape), 0, self.turns)
+        sizes: dict[Arm, int] = {}
+        errors: dict[Arm, str] = {}
+        for arm in self.arms:
+            try:
+                sizes[arm] = self._best_size(arm)
+            except (NotShareable, torch.OutOfMemoryError) as error:
+                errors[arm] = str(error)
+            self._advance()
+        turns: dict[Arm, list[Turn]] = {arm: [] for arm in sizes}
+        for _ in range(settings.rounds):
+            for arm, size in sizes.items():
+                turns[arm].append(take_turn(arm, self.trained, self.data, size, steps=self.steps))
+                self._advance()
+        found = {arm: ArmResult(arm.name, arm.trl, error=error) for arm, error in errors.items()}
+        found |= {arm: self._summarise(arm, size, turns[arm]) for arm, size in sizes.items()}
+        # Only the timed steps, without the warm-up step.
+        ratio = token_ratio(self.groups[settings.groups :])
+        results = _compare([found[arm] for arm in self.arms], ratio, TOLERANCE[self.trained.dtype])
+        breakdown = self._break_down(results, sizes) if settings.breakdown else None
+        self.progress(str(self.shape), self.turns, self.turns)
+        return ShapeResult(self.shape, ratio, results, breakdown)
+
+    def _advance(self) -> None:
+        self.turns_done += 1
+        self.progress(str(self.shape), self.turns_done, self.turns)
+
+    def _best_size(self, arm: Arm) -> int:
+        """Return the fastest micro-batch size. Sizes are tried in ascending order."""
+        best, best_time = 0, float("inf")
+        for size in arm.sizes(self.shape.k, self.settings.groups):
+            try:
+                turn = take_turn(arm, self.trained, self.data, size, steps=min(3, self.steps))
+            except torch.OutOfMemoryError:
+                if not best:
+                    raise
+                break
+            seconds = min(turn.seconds)
+            if seconds < best_time:
+                best, best_time = size, seconds
+            if seconds > SLOWER * best_time:
+                break
+        return best
+
+    def _summarise(self, arm: Arm, size: int, turns: Sequence[Turn]) -> ArmResult:
+        """Return the arm's times over its turns, and the memory of one more turn."""
+        seconds = [turn.seconds for turn in turns]
+        typical = [median(step) for step in zip(*seconds, strict=True)]
         memory = PeakMemory()
-        take_turn(arm, setting, data, size, steps=2, probe=memory)
-        results[arm] |= {"peak_mib": (memory.resting + memory.step) / MIB, "step_mib": memory.step / MIB}
-        stages.advance()
+        take_turn(arm, self.trained, self.data, size, steps=2, probe=memory)
+        self._advance()
+        return ArmResult(
+            arm.name,
+            arm.trl,
+            size,
+            "pairs" if arm.trl else "groups",
+            seconds,
+            pairs_per_second=self.settings.groups * self.shape.k * len(typical) / sum(typical),
+            loss=turns[0].loss,
+            gradient_norm=turns[0].gradient_norm,
+            peak_mib=(memory.resting + memory.step) / MIB,
+            step_mib=memory.step / MIB,
+        )
 
-    found = [results[arm] for arm in arms]
-    # Only the timed steps, without the warm-up step.
-    ratio = token_ratio(groups[settings.groups :])
-    _compare(found, ratio, TOLERANCE[dtype])
-    summary = {"shape": str(shape), **asdict(shape), "token_ratio": ratio, "arms": found}
-    if settings.breakdown:
-        probed = token_ratio(groups[settings.groups : 2 * settings.groups])
-        summary["breakdown"] = _break_down(results, sizes, setting, data, probed, settings.rounds, stages)
-    stages.finish()
-    return summary
+    def _break_down(self, results: list[ArmResult], sizes: dict[Arm, int]) -> Breakdown | None:
+        """Return the pieces of TRL's fastest arm and of our fastest shared one, as medians over turns."""
+        speeds = {result.name: result.pairs_per_second for result in results if result.speedup is not None}
+        good = [arm for arm in sizes if arm.name in speeds]
+        sides = {
+            "theirs": [arm for arm in good if arm.trl],
+            "ours": [arm for arm in good if dict(arm.options).get("layout") == "shared_prefix"],
+        }
+        if not all(sides.values()):
+            return None
+        fastest = {side: max(arms, key=lambda arm: speeds[arm.name]) for side, arms in sides.items()}
+        found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+        for _ in range(self.settings.rounds):
+            for side, arm in fastest.items():
+                probe = StepProfile(self.vocabulary)
+                take_turn(arm, self.trained, self.data, sizes[arm], steps=2, probe=probe)
+                found[side].append(probe.seconds)
+                self._advance()
+        theirs, ours = (
+            {piece: median(turn[piece] for turn in found[side]) for piece in found[side][0]} for side in sides
+        )
+        ratio = token_ratio(self.groups[self.settings.groups : 2 * self.settings.groups])
+        return Breakdown(theirs, ours, losses(ours, theirs, ratio))
 
 
-def _backends(settings: BenchSettings, setting: Setting) -> list[str]:
+def _backends(settings: BenchSettings, trained: BenchModel) -> list[str]:
     """Return the requested backends, with `auto` resolved to a name."""
-    model = setting.model
-    names = [
-        resolve_backend(
-            "auto",
-            model.config,
-            device_type=model.device.type,
-            gradient_checkpointing=settings.gradient_checkpointing,
-        ).name
-        if name == "auto"
-        else name
-        for name in settings.prefix_backends
+    model, checkpointing = trained.model, settings.gradient_checkpointing
+    auto = (
+        resolve_backend("auto", model.config, device_type=model.device.type, gradient_checkpointing=checkpointing).name
+        if "auto" in settings.prefix_backends
+        else ""
+    )
+    return list(dict.fromkeys(auto if name == "auto" else name for name in settings.prefix_backends))
+
+
+def _compare(arms: list[ArmResult], ratio: float, tolerance: float) -> list[ArmResult]:
+    """Set the speed-up, or the error of an arm that did not train the same thing as the first."""
+    ran = [arm for arm in arms if arm.loss is not None]
+    checked = [arm if arm.loss is None else replace(arm, error=_difference(arm, ran[0], tolerance)) for arm in arms]
+    theirs = max((arm.pairs_per_second for arm in checked if arm.trl and arm.error is None), default=None)
+    if theirs is None:
+        return checked
+    return [
+        arm
+        if arm.error is not None
+        else replace(arm, speedup=arm.pairs_per_second / theirs, fraction=arm.pairs_per_second / theirs / ratio)
+        for arm in checked
     ]
-    return list(dict.fromkeys(names))
 
 
-def _best_size(arm: Arm, setting: Setting, data: Data) -> int:
-    """Return the fastest micro-batch size. Sizes are tried in ascending order."""
-    best, best_time = 0, float("inf")
-    for size in arm.sizes(data.k, data.groups_per_step):
-        try:
-            turn = take_turn(arm, setting, data, size, steps=min(3, data.steps))
-        except torch.OutOfMemoryError:
-            if not best:
-                raise
-            break
-        seconds = min(turn.seconds)
-        if seconds < best_time:
-            best, best_time = size, seconds
-        if seconds > SLOWER * best_time:
-            break
-    return best
-
-
-def _summarise(arm: Arm, size: int, turns: Sequence[Turn], data: Data) -> dict[str, Any]:
-    seconds = [turn.seconds for turn in turns]
-    typical = [median(step) for step in zip(*seconds, strict=True)]
-    pairs = data.groups_per_step * data.k * len(typical)
-    return {
-        "size": size,
-        "size_counts": "pairs" if arm.trl else "groups",
-        "step_seconds": seconds,
-        "pairs_per_second": pairs / sum(typical),
-        "loss": turns[0].loss,
-        "gradient_norm": turns[0].gradient_norm,
-    }
-
-
-def _compare(arms: list[dict[str, Any]], ratio: float, tolerance: float) -> None:
-    """Set `speedup` and `fraction`, or `error` if an arm did not train the same thing as the first."""
-    ran = [arm for arm in arms if "loss" in arm]
-    for arm in ran:
-        for name in ("loss", "gradient_norm"):
-            if abs(arm[name] - ran[0][name]) > tolerance * abs(ran[0][name]):
-                arm["error"] = (
-                    f"{name} {arm[name]:.6g}, {ran[0]['name']} has {ran[0][name]:.6g}: not the same training"
-                )
-    theirs = max((arm["pairs_per_second"] for arm in ran if arm["trl"] and "error" not in arm), default=None)
-    for arm in ran:
-        if theirs is not None and "error" not in arm:
-            arm["speedup"] = arm["pairs_per_second"] / theirs
-            arm["fraction"] = arm["speedup"] / ratio
-
-
-def _break_down(
-    results: dict[Arm, dict[str, Any]],
-    sizes: dict[Arm, int],
-    setting: Setting,
-    data: Data,
-    ratio: float,
-    rounds: int,
-    stages: "_Stages",
-) -> dict[str, Any] | None:
-    """Return the pieces of TRL's fastest arm and of our fastest shared one, as medians over turns."""
-    good = [arm for arm in sizes if "speedup" in results[arm]]
-    theirs = [arm for arm in good if arm.trl]
-    shared = [arm for arm in good if dict(arm.options).get("layout") == "shared_prefix"]
-    if not theirs or not shared:
-        return None
-    sides = {
-        side: max(candidates, key=lambda arm: results[arm]["pairs_per_second"])
-        for side, candidates in (("theirs", theirs), ("ours", shared))
-    }
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
-    for _ in range(rounds):
-        for side, arm in sides.items():
-            probe = StepProfile(setting.model.config.get_text_config().vocab_size)
-            take_turn(arm, setting, data, sizes[arm], steps=2, probe=probe)
-            found[side].append(probe.seconds)
-            stages.advance()
-    seconds = {
-        side: {piece: median(turn[piece] for turn in turns) for piece in turns[0]} for side, turns in found.items()
-    }
-    return {**seconds, "lost": losses(seconds["ours"], seconds["theirs"], ratio)}
-
-
-class _Stages:
-    """Counts the turns of a shape and reports them."""
-
-    def __init__(self, progress: Progress, name: str, total: int) -> None:
-        self.progress, self.name, self.total, self.done = progress, name, total, 0
-        progress(name, 0, total)
-
-    def advance(self) -> None:
-        self.done += 1
-        self.progress(self.name, self.done, self.total)
-
-    def finish(self) -> None:
-        self.progress(self.name, self.total, self.total)
+def _difference(arm: ArmResult, first: ArmResult, tolerance: float) -> str | None:
+    for name in ("loss", "gradient_norm"):
+        value, expected = getattr(arm, name), getattr(first, name)
+        if abs(value - expected) > tolerance * abs(expected):
+            return f"{name} {value:.6g}, {first.name} has {expected:.6g}: not the same training"
+    return None
 
 
 def describe_machine(device: str) -> dict[str, Any]:

@@ -1,56 +1,111 @@
-"""Run one turn: build an arm's trainer on the model, train the same steps as every arm, and restore the model."""
+"""The arms of a benchmark, which are trainers as users build them, and one turn of an arm on the same pairs."""
 
 import gc
 import logging
 import tempfile
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
 
-from mrt_plugin.attention.implementation import set_text_attention, text_attention
-from mrt_plugin.bench.arms import Arm, Data, build_trainer
+from mrt_plugin.attention.family import set_text_attention, text_attention
+from mrt_plugin.bench.model import BenchModel
+from mrt_plugin.bench.probes import Probe
+from mrt_plugin.encoding.pair import Pair
+from mrt_plugin.layout.group_row import IGNORE, build_group_row
+from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Settings that all turns of a benchmark share."""
+class Arm:
+    """One way to train."""
 
-    model: Any
-    tokenizer: Any
-    bf16: bool
-    gradient_checkpointing: bool = False
+    name: str
+    trl: bool
+    """Whether this is TRL's own trainer, on rows of one pair each."""
+    options: tuple[tuple[str, Any], ...]
+    """Options in addition to the common ones."""
 
-    @property
-    def cpu(self) -> bool:
-        """Return whether the model is on the CPU."""
-        return bool(self.model.device.type == "cpu")
+    def sizes(self, k: int, groups: int) -> list[int]:
+        """Return the micro-batch sizes that divide a step: in pairs for TRL, in groups for ours."""
+        total = groups * k if self.trl else groups
+        return [size for size in range(1, total + 1) if total % size == 0]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Data:
+    """The same groups, in the form that each trainer takes."""
+
+    pairs: Dataset
+    """`input_ids` and `labels`, one pair per row, group after group."""
+    groups: Dataset
+    """`GroupRow`s."""
+    k: int
+    groups_per_step: int
+    tokens_per_group: int
+    """Tokens of the longest group, with its prompt copied for each response."""
+
+
+def make_data(groups: Sequence[Sequence[Pair]], groups_per_step: int) -> Data:
+    """Build both forms of the groups."""
+    pairs = []
+    for pair in chain.from_iterable(groups):
+        labels = [token if trained else IGNORE for token, trained in zip(pair.input_ids, pair.trained, strict=True)]
+        pairs.append({"input_ids": pair.input_ids, "labels": labels})
+    rows = [dict(build_group_row(group)) for group in groups]
+    longest = max(sum(len(pair.input_ids) for pair in group) for group in groups)
+    return Data(Dataset.from_list(pairs), Dataset.from_list(rows), len(groups[0]), groups_per_step, longest)
+
+
+def all_arms(prefix_backends: Sequence[str]) -> list[Arm]:
+    """Return TRL's modes, then ours.
+
+    If TRL treats `chunked_nll` as another name of `nll`, both are one arm. This is the case in its later releases,
+    which always compute the loss in chunks. The packed arm is TRL's `padding_free` with the last of its losses. It
+    puts the pairs of a micro-batch into one sequence, which is what TRL's packing passes to the model.
+
+    Example:
+
+    >>> [arm.name for arm in all_arms(["sdpa"])][-2:]
+    ['mrt expanded', 'mrt shared sdpa']
+    """
+    losses = list(dict.fromkeys(_loss_type(name) for name in ("nll", "chunked_nll")))
+    return [
+        *(Arm(f"trl {loss}", True, (("loss_type", loss),)) for loss in losses),
+        Arm("trl packed", True, (("loss_type", losses[-1]), ("padding_free", True))),
+        Arm("mrt expanded", False, (("layout", "expanded"),)),
+        *(
+            Arm(f"mrt shared {backend}", False, (("layout", "shared_prefix"), ("prefix_backend", backend)))
+            for backend in prefix_backends
+        ),
+    ]
+
+
+def _loss_type(name: str) -> str:
+    """Return the loss type that the installed TRL uses for a name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return str(SFTConfig(output_dir="unused", loss_type=name, bf16=False, use_cpu=True).loss_type)
+
+
+@dataclass(frozen=True)
 class Turn:
     """Results of one turn."""
 
-    seconds: list[float] = field(default_factory=list)
+    seconds: list[float]
     """Seconds of every optimizer step except the first."""
-    loss: float = 0.0
+    loss: float
     """Mean loss over all steps, including the first, in nats per token."""
-    gradient_norm: float = 0.0
+    gradient_norm: float
     """Gradient norm at the last step."""
-
-
-class Probe(Protocol):
-    """An observer of one optimizer step."""
-
-    def start(self, model: Any, optimizer: Any) -> None:
-        """Called right after the previous step."""
-
-    def stop(self) -> None:
-        """Called right after the step."""
 
 
 class _StepEnds(TrainerCallback):
@@ -73,42 +128,66 @@ class _StepEnds(TrainerCallback):
             self.probe.start(kwargs["model"], kwargs["optimizer"])
 
 
-def take_turn(arm: Arm, setting: Setting, data: Data, size: int, *, steps: int, probe: Probe | None = None) -> Turn:
+def take_turn(arm: Arm, trained: BenchModel, data: Data, size: int, *, steps: int, probe: Probe | None = None) -> Turn:
     """Train `steps` steps from the model's current weights, then restore these weights.
 
     The first step is a warm-up: it allocates the optimizer's state and is not timed.
 
     Args:
+        arm: the way to train. Every arm sees the same pairs in the same optimizer step.
+        trained: the model.
+        data: the pairs, enough for that many steps.
         size: pairs (TRL) or groups (ours) per micro-batch.
-        steps: at least 2; the data must have that many.
+        steps: at least 2.
         probe: observes the second step.
 
     Raises:
         torch.OutOfMemoryError: if the device is too small.
     """
     ends = _StepEnds(probe)
-    with _unchanged(setting.model), _quietly(), tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(
-            arm,
-            setting.model,
-            setting.tokenizer,
-            data,
-            size,
-            steps=steps,
-            bf16=setting.bf16,
-            cpu=setting.cpu,
-            gradient_checkpointing=setting.gradient_checkpointing,
-            output_dir=folder,
-            callbacks=[ends],
-        )
+    with _unchanged(trained.model), _quietly(), tempfile.TemporaryDirectory() as folder:
+        trainer = _build_trainer(arm, trained, data, size, steps, folder)
+        trainer.add_callback(ends)
         trainer.remove_callback(PrinterCallback)
         try:
             trainer.train()
             log = next(entry for entry in trainer.state.log_history if "loss" in entry)
         finally:
             del trainer
-    seconds = [after - before for before, after in zip(ends.ends, ends.ends[1:], strict=False)]
+    seconds = [after - before for before, after in pairwise(ends.ends)]
     return Turn(seconds, float(log["loss"]), float(log["grad_norm"]))
+
+
+def _build_trainer(arm: Arm, trained: BenchModel, data: Data, size: int, steps: int, folder: str) -> SFTTrainer:
+    common: dict[str, Any] = {
+        "output_dir": folder,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": trained.model.device.type == "cpu",
+        "bf16": trained.bf16,
+        "gradient_checkpointing": trained.gradient_checkpointing,
+        "max_steps": steps,
+        "logging_steps": steps,
+        "learning_rate": 1e-4,
+        "lr_scheduler_type": "constant",
+        "train_sampling_strategy": "sequential",
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": data.groups_per_step * (data.k if arm.trl else 1) // size,
+        **dict(arm.options),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if arm.trl:
+            config = SFTConfig(**common, max_length=None)
+            return SFTTrainer(trained.model, config, train_dataset=data.pairs, processing_class=trained.tokenizer)
+        length = size * data.tokens_per_group  # a micro-batch is one row, in either layout
+        ours = MultiResponseSFTConfig(
+            **common, selector="all", prefix_check=False, max_length=length, row_length=length
+        )
+        return MultiResponseSFTTrainer(
+            trained.model, ours, train_dataset=data.groups, processing_class=trained.tokenizer
+        )
 
 
 @contextmanager

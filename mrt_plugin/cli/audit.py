@@ -1,21 +1,17 @@
 """`mrt audit`: what a selection did to the data."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mrt_plugin.cli.option import (
-    existing_adapter,
-    existing_data,
-    existing_embedder,
-    existing_model,
-    existing_tokenizer,
-    report_file,
-    within,
-)
-from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, stages, table
-from mrt_plugin.options import LossAggregation, PromptFormat, Similarity
+from mrt_plugin.cli.model import Adapter, Aggregation, Format, In4Bit, MaxLength, Tokenizer, local_model
+from mrt_plugin.cli.option import existing_data, existing_embedder, existing_model, report_file, within
+from mrt_plugin.cli.show import as_json, json_ready, log_to_stderr, plain_errors, say, stages, table
+from mrt_plugin.options import Similarity
+
+if TYPE_CHECKING:
+    from mrt_plugin.planning.audit import Audit
 
 
 def audit(
@@ -26,21 +22,15 @@ def audit(
     model: Annotated[
         str | None, typer.Option(help="For loss and gradient: folder or name.", callback=existing_model)
     ] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="Folder of an adapter to put on the model.", callback=existing_adapter)
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or name; the model's by default.", callback=existing_tokenizer)
-    ] = None,
+    adapter: Adapter = None,
+    tokenizer: Tokenizer = None,
     selector: Annotated[
         str | None, typer.Option(help="How the selection was made, if no manifest lies beside it.")
     ] = None,
     alpha: Annotated[float, typer.Option(help="With --selector diverse_best_k.", callback=within(ge=0))] = 0.25,
     similarity: Annotated[Similarity, typer.Option(help="With --selector diverse_k, diverse_best_k.")] = "rescaled",
-    loss_aggregation: Annotated[
-        LossAggregation, typer.Option(help="Of your training loss: token, prompt or response.")
-    ] = "token",
-    prompt_format: Annotated[PromptFormat, typer.Option(help="auto, chat or plain.")] = "auto",
+    loss_aggregation: Aggregation = "token",
+    prompt_format: Format = "auto",
     embedder: Annotated[
         str,
         typer.Option(
@@ -48,11 +38,11 @@ def audit(
             callback=existing_embedder,
         ),
     ] = "lexical",
-    max_length: Annotated[int | None, typer.Option(min=2, help="Tokens of a prompt with one response.")] = None,
+    max_length: MaxLength = None,
     max_prompts: Annotated[int, typer.Option(min=2, help="Prompts whose losses are measured.")] = 200,
     gradient_prompts: Annotated[int, typer.Option(min=0, help="Prompts whose gradients are; 0 for none.")] = 50,
     splits: Annotated[int, typer.Option(min=2, help="Halvings of each pool.")] = 20,
-    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="As QLoRA loads it.")] = False,
+    load_in_4bit: In4Bit = False,
     report: Annotated[
         Path | None, typer.Option(help="Write the audit as one HTML file, to open offline.", callback=report_file())
     ] = None,
@@ -70,40 +60,31 @@ def audit(
         log_to_stderr()
         from mrt_plugin.groups import load_groups
         from mrt_plugin.groups.paths import Named, check_paths
-        from mrt_plugin.models.named_model import parse_models
-        from mrt_plugin.pipeline.manifest import manifest_path
-        from mrt_plugin.planning.audit import Rule, make_audit
+        from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
+        from mrt_plugin.planning.audit import SelectorCall, make_audit
         from mrt_plugin.planning.audit_report import audit_report
         from mrt_plugin.selection import get_selector
 
-        opened = [] if model is None else parse_models([model], adapter=adapter)
-        folders = [tokenizer, embedder, *(path for one in opened for path in (one.path, one.adapter))]
-        inputs: list[Named] = [
-            ("the selection", selection),
-            ("its manifest", manifest_path(selection)),
-            ("--pool", pool),
-        ]
-        check_paths([("--report", report)], inputs, folders)
-        parts: dict[str, Any] = {}
+        folders, opened = local_model(
+            model, adapter, tokenizer, prompt_format=prompt_format, load_in_4bit=load_in_4bit
+        )
+        manifest = manifest_path(selection)
+        inputs: list[Named] = [("the selection", selection), ("its manifest", manifest), ("--pool", pool)]
+        check_paths([("--report", report)], inputs, [*folders, embedder])
+        rule = None
         if selector is not None:
             get_selector(selector)
-            parts["rule"] = Rule(selector, {"alpha": alpha, "similarity": similarity})
-        else:
-            parts["rule"] = _rule_of(selection)
+            rule = SelectorCall(selector, {"alpha": alpha, "similarity": similarity})
+        elif manifest.is_file():
+            made = read_manifest(manifest)[0]["selection"]
+            rule = SelectorCall(made["selector"], {name: made[name] for name in ("alpha", "similarity", "embedder")})
         groups, chosen = load_groups(pool), load_groups(selection)
-        if opened:
-            from mrt_plugin.models.load import open_model
-
-            parts["model"], parts["encoder"] = open_model(
-                opened[0],
-                tokenizer=tokenizer,
-                prompt_format=prompt_format,
-                load_in_4bit=load_in_4bit,
-            )
+        parts = opened()
         with stages() as progress:
             found = make_audit(
                 chosen,
                 groups,
+                rule=rule,
                 **parts,
                 loss_aggregation=loss_aggregation,
                 embedder=embedder,
@@ -120,42 +101,41 @@ def audit(
 
             write_text(report, audit_report(found))
     if json:
-        as_json(found)
+        as_json(audit_json(found))
         return
     _show(found)
     if report is not None:
         say(f"\nThe same with pictures: {report}")
 
 
-def _rule_of(selection: str) -> Any:
-    """How `mrt select` made the file, from its manifest; None without one."""
-    from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
-    from mrt_plugin.planning.audit import Rule
+def audit_json(found: "Audit") -> dict[str, Any]:
+    """Return an audit as `mrt audit --json` prints it."""
+    from mrt_plugin.planning.audit_report import notes, warnings
 
-    path = manifest_path(selection)
-    if not path.is_file():
-        return None
-    made = read_manifest(path)[0]["selection"]
-    return Rule(made["selector"], {name: made[name] for name in ("alpha", "similarity", "embedder")})
+    result: dict[str, Any] = json_ready(found)
+    del result["with_model"]
+    if found.splits is not None and found.splits.selection.cosine is None:
+        del result["splits"]["cosine_difference_interval"]
+    return result | {"warnings": warnings(found), "notes": notes(found)}
 
 
-def _show(found: dict[str, Any]) -> None:
-    from mrt_plugin.planning.audit_report import COLUMNS, audit_rows, split_rows
+def _show(found: "Audit") -> None:
+    from mrt_plugin.planning import audit_report as tell
 
-    table(COLUMNS, audit_rows(found))
-    if found["splits"] is not None:
-        columns = ("on halves of the pools", found["splits"]["selector"], "random_k")
-        table(columns, split_rows(found["splits"]))
+    table(tell.COLUMNS, tell.audit_rows(found))
+    if found.splits is not None:
+        table(("on halves of the pools", found.splits.selector, "random_k"), tell.split_rows(found.splits))
     say("")
-    for line in found["warnings"]:
+    warnings = tell.warnings(found)
+    for line in warnings:
         say(f"WARNING: {line}")
-    if not found["warnings"]:
-        say("Nothing here sets this selection apart from random_k for the worse.")
-    for line in found["notes"]:
+    if not warnings:
+        say(tell.CALM)
+    for line in tell.notes(found):
         say(line)
-    if found["loss"] is None:
-        say(f"Next: mrt audit {found['name']} --pool ... --model path/or/name")
-    elif found["warnings"]:
+    if found.loss is None:
+        say(f"Next: mrt audit {found.name} --pool ... --model path/or/name")
+    elif warnings:
         say("Next: select again, with random_k or a lower alpha, and audit that; or train on both and compare them.")
     else:
-        say(f"Next: train on {found['name']}, with type: mrt_plugin.axolotl.all in a recipe.")
+        say(f"Next: train on {found.name}, with type: mrt_plugin.axolotl.all in a recipe.")

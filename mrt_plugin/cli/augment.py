@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from mrt_plugin.cli.model import Power
 from mrt_plugin.cli.option import existing_data, existing_file, existing_tokenizer, within
-from mrt_plugin.cli.show import as_json, plain_errors, say, table
+from mrt_plugin.cli.show import as_json, json_ready, plain_errors, say, table
 
 
 def augment(
@@ -29,7 +30,7 @@ def augment(
         ),
     ] = 0.3,
     ngram: Annotated[int, typer.Option(min=1, help="Tokens of an n-gram.")] = 2,
-    p: Annotated[float, typer.Option(help="Exponent of the prompt diversity.", callback=within(ge=0))] = 0.5,
+    p: Power = 0.5,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or name; words are the tokens without it.", callback=existing_tokenizer)
     ] = None,
@@ -45,31 +46,26 @@ def augment(
         from mrt_plugin.groups import load_groups
         from mrt_plugin.groups.paths import check_paths
         from mrt_plugin.planning.augment import augment_file
+        from mrt_plugin.planning.diversity import Tokenize, token_ids, words
 
         check_paths([("--output", output)], [("the candidates", candidates), ("--data", data)], [tokenizer])
-        tokens = None
+        tokenize: Tokenize = words
         if tokenizer is not None:
             from transformers import AutoTokenizer
 
-            loaded = AutoTokenizer.from_pretrained(tokenizer)
-
-            def tokens(text: str) -> list[int]:
-                ids: list[int] = loaded(text, add_special_tokens=False, verbose=False)["input_ids"]
-                return ids
-
+            tokenize = token_ids(AutoTokenizer.from_pretrained(tokenizer))
         found = augment_file(
-            candidates, load_groups(data), output, threshold=threshold, order=ngram, p=p, tokenize=tokens
+            candidates, load_groups(data), output, threshold=threshold, order=ngram, p=p, tokenize=tokenize
         )
     if json:
-        as_json(found)
+        as_json(json_ready(found))
         return
-    before, after = found["before"], found["after"]
     rows = [
-        (name, f"{row['prompts']:,}", f"{row['r']:.3f}", f"{row['d']:.3f}")
-        for name, row in (("your prompts", before), ("with the kept candidates", after))
+        (name, f"{row.prompts:,}", f"{row.r:.3f}", f"{row.d:.3f}")
+        for name, row in (("your prompts", found.before), ("with the kept candidates", found.after))
     ]
     table(("", "prompts", "r", "d"), rows, title=f"Prompt diversity d = r·n^p ({ngram}-grams, p = {p:g})")
-    say(f"{found['kept']:,} of {found['candidates']:,} candidates kept, in {output}; the others overlap too much:")
-    for row in found["dropped"][:3]:
-        say(f"  {row['overlap']:.2f}  {row['prompt'][:80]!r}  like  {(row['nearest'] or '')[:80]!r}")
+    say(f"{found.kept:,} of {found.candidates:,} candidates kept, in {output}; the others overlap too much:")
+    for item in found.dropped[:3]:
+        say(f"  {item.overlap:.2f}  {item.prompt[:80]!r}  like  {(item.nearest or '')[:80]!r}")
     say(f"Next: mrt sample {output} --help")

@@ -2,13 +2,16 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mrt_plugin.cli.option import existing_base, one_of, report_file
+from mrt_plugin.cli.option import checked, existing_base, report_file
 from mrt_plugin.cli.show import as_json, plain_errors, say, stages, table
-from mrt_plugin.options import PrefixBackend
+from mrt_plugin.options import PREFIX_BACKENDS, check_prefix_backend
+
+if TYPE_CHECKING:
+    from mrt_plugin.bench.run import ArmResult, BenchResult, Breakdown
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -30,7 +33,10 @@ def bench(
     load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="QLoRA: 4-bit weights, LoRA adapters.")] = False,
     prefix_backend: Annotated[
         list[str] | None,
-        typer.Option(help="auto, flex, sdpa, fork or dense. Repeat for several.", callback=one_of(PrefixBackend)),
+        typer.Option(
+            help=f"auto, {', '.join(PREFIX_BACKENDS)}, or your own file.py:class. Repeat for several.",
+            callback=checked(check_prefix_backend),
+        ),
     ] = None,
     only: Annotated[str, typer.Option(help="Only the trainers whose name contains this, such as 'mrt shared'.")] = "",
     groups: Annotated[int, typer.Option(min=1, help="Groups per optimizer step; TRL gets their pairs.")] = 2,
@@ -42,7 +48,7 @@ def bench(
     cpu: Annotated[bool, typer.Option(help="Use the CPU even where there is a GPU.")] = False,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Write a picture: .png, .svg or .pdf.", callback=report_file(".png", ".svg", ".pdf")),
+        typer.Option(help="Write a picture: .png, .svg or .pdf.", callback=report_file(*PICTURES)),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -60,8 +66,6 @@ def bench(
         from mrt_plugin.groups.paths import check_paths
 
         check_paths([("--plot", plot)], models=[model])
-        if plot is not None and plot.suffix not in PICTURES:
-            raise ValueError(f"--plot {plot}: a picture's name ends in one of {', '.join(PICTURES)}.")
         if threads is not None:
             import torch
 
@@ -86,58 +90,49 @@ def bench(
 
             draw(result, plot)
     if json:
-        as_json(result)
+        as_json(result.as_json())
     else:
         show(result)
 
 
-def show(result: dict[str, Any]) -> None:
+def show(result: "BenchResult") -> None:
     """Write the tables."""
-    machine = result["machine"]
+    machine = result.machine
     say(
         f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, load {machine['load']} before; "
         f"torch {machine['torch']}, transformers {machine['transformers']}, trl {machine['trl']}."
     )
     columns = ("", "batch", "pairs/s", "vs TRL", "of ratio", "peak MiB", "step MiB")
-    for shape in result["shapes"]:
-        title = f"P,R,K = {shape['shape']}: token ratio {shape['token_ratio']:.2f}"
-        table(columns, [_row(arm) for arm in shape["arms"]], title)
-        for arm in shape["arms"]:
-            if "error" in arm:
-                say(f"{arm['name']}: {arm['error']}")
-        if shape.get("breakdown"):
-            _show_breakdown(shape["breakdown"])
+    for found in result.shapes:
+        title = f"P,R,K = {found.shape}: token ratio {found.token_ratio:.2f}"
+        table(columns, [_row(arm) for arm in found.arms], title)
+        for arm in found.arms:
+            if arm.error is not None:
+                say(f"{arm.name}: {arm.error}")
+        if found.breakdown is not None:
+            _show_breakdown(found.breakdown)
     say("batch: the micro-batch at which the trainer was fastest, in pairs (TRL) or groups (ours).")
     say("vs TRL: pairs per second over those of TRL's fastest mode; of ratio: that, over the token ratio.")
     say("peak MiB: the peak memory of an optimizer step; step MiB: without weights and optimizer state.")
 
 
-def _row(arm: dict[str, Any]) -> tuple[str, ...]:
-    if "pairs_per_second" not in arm:
-        return (arm["name"], *6 * ("-",))
-    compared = (f"{arm['speedup']:.2f}x", f"{arm['fraction']:.2f}") if "speedup" in arm else ("-", "-")
-    return (
-        arm["name"],
-        str(arm["size"]),
-        f"{arm['pairs_per_second']:.2f}",
-        *compared,
-        f"{arm['peak_mib']:.0f}",
-        f"{arm['step_mib']:.0f}",
-    )
+def _row(arm: "ArmResult") -> tuple[str, ...]:
+    measured = arm.as_json()
+    formats = {
+        "size": "{}",
+        "pairs_per_second": "{:.2f}",
+        "speedup": "{:.2f}x",
+        "fraction": "{:.2f}",
+        "peak_mib": "{:.0f}",
+        "step_mib": "{:.0f}",
+    }
+    return (arm.name, *(text.format(measured[name]) if name in measured else "-" for name, text in formats.items()))
 
 
-def _show_breakdown(found: dict[str, Any]) -> None:
+def _show_breakdown(found: "Breakdown") -> None:
+    steps = [{**column, "step": sum(column.values())} for column in (found.theirs, found.ours, found.lost)]
     rows = [
-        (
-            piece,
-            f"{1000 * found['theirs'][piece]:.1f}",
-            f"{1000 * found['ours'][piece]:.1f}",
-            f"{100 * found['lost'][piece]:+.1f} %",
-        )
-        for piece in found["ours"]
+        (piece, f"{1000 * theirs:.1f}", f"{1000 * ours:.1f}", f"{100 * lost:+.1f} %")
+        for piece, theirs, ours, lost in zip(steps[0], *(column.values() for column in steps), strict=True)
     ]
-    total = {side: 1000 * sum(found[side].values()) for side in ("theirs", "ours")}
-    rows.append(
-        ("step", f"{total['theirs']:.1f}", f"{total['ours']:.1f}", f"{100 * sum(found['lost'].values()):+.1f} %")
-    )
     table(("ms, under the profiler", "TRL", "shared prefix", "of the ratio lost"), rows)

@@ -1,4 +1,4 @@
-"""`mrt evaluate`: several models side by side on held-out prompts."""
+"""`mrt evaluate`: compare several models on held-out prompts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,42 +12,47 @@ from mrt_plugin.cli.option import (
     existing_folder,
     existing_scorer,
     existing_tokenizer,
+    part_of,
     report_file,
-    within,
+    with_options,
 )
 from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, stages, table
-from mrt_plugin.options import Api, PromptFormat
 from mrt_plugin.places import check_file
+from mrt_plugin.sampling.options import EndpointOptions, LocalOptions, SamplingSettings
 
 if TYPE_CHECKING:
     from mrt_plugin.evaluation.result import Evaluation
 
 
+@with_options(SamplingSettings)
+@with_options(EndpointOptions)
+@with_options(LocalOptions)
 def evaluate(
     data: Annotated[
-        str,
-        typer.Option(help="Held-out groups: prompts, with references where there are any.", callback=existing_data),
+        str, typer.Option(help="Held-out groups: prompts, with references if there are any.", callback=existing_data)
     ],
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="PATH, BASE+ADAPTER, or NAME= before either; repeat for several. With --endpoint its names."
+            help="PATH, BASE+ADAPTER, or NAME= before either; may be repeated. With --endpoint, its models' names."
         ),
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option(help="Folder of an adapter to put on the only --model.", callback=existing_adapter)
+        str | None, typer.Option(help="Folder of an adapter for the only --model.", callback=existing_adapter)
     ] = None,
     pool: Annotated[
-        list[str] | None, typer.Option(help="[NAME=]FILE of samples drawn before (mrt sample), instead of drawing.")
+        list[str] | None, typer.Option(help="[NAME=]FILE of existing samples (mrt sample); none are drawn.")
     ] = None,
-    output: Annotated[
-        Path, typer.Option(help="Folder for the samples; a run that was stopped goes on from there.")
-    ] = Path("evaluation"),
+    output: Annotated[Path, typer.Option(help="Folder for the samples. A stopped run resumes from it.")] = Path(
+        "evaluation"
+    ),
     baseline: Annotated[
         str | None, typer.Option(help="Name of the model to compare with; by default the first.")
     ] = None,
-    source: Annotated[str | None, typer.Option(help="The public format the data is in.")] = None,
-    max_prompts: Annotated[int | None, typer.Option(min=1, help="Evaluate on so many, drawn by a hash.")] = None,
+    source: Annotated[str | None, typer.Option(help="The public format of the data.")] = None,
+    max_prompts: Annotated[
+        int | None, typer.Option(min=1, help="The most prompts to evaluate on, drawn by a hash.")
+    ] = None,
     m: Annotated[int, typer.Option(min=0, help="Samples per prompt; 0 for the NLL alone.")] = 16,
     at: Annotated[
         str | None, typer.Option(help="Numbers of samples to report at, with commas; by default 1,2,4,... up to M.")
@@ -65,58 +70,44 @@ def evaluate(
         ),
     ] = None,
     score_cache: Annotated[Path | None, typer.Option(help="Folder of the cache of vectors and scores.")] = None,
-    checker: Annotated[str | None, typer.Option(help="For pass@M: exact, numeric, or module:function.")] = None,
-    probe: Annotated[bool, typer.Option(help="Measure the general probe, before and after.")] = True,
+    checker: Annotated[
+        str | None, typer.Option(help="For pass@M: exact, numeric, module:function or file.py:function.")
+    ] = None,
+    probe: Annotated[bool, typer.Option(help="Measure the general probe before and after fine-tuning.")] = True,
     lm_eval: Annotated[
         str | None, typer.Option("--lm-eval", help="Tasks of the lm-evaluation-harness, with commas.")
     ] = None,
     lm_eval_include: Annotated[
         Path | None,
-        typer.Option("--lm-eval-include", help="A folder with task files of your own.", callback=existing_folder),
+        typer.Option("--lm-eval-include", help="A folder with your own task files.", callback=existing_folder),
     ] = None,
-    lm_eval_limit: Annotated[int | None, typer.Option("--lm-eval-limit", min=1, help="Examples of each task.")] = None,
-    temperature: Annotated[
-        float, typer.Option(help="1 is the model's own distribution.", callback=within(ge=0, le=10))
-    ] = 1.0,
-    top_p: Annotated[
-        float,
-        typer.Option(help="Draw from the likeliest tokens that reach this probability.", callback=within(gt=0, le=1)),
-    ] = 1.0,
+    lm_eval_limit: Annotated[
+        int | None, typer.Option("--lm-eval-limit", min=1, help="The most examples of each task.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=0, help="Of one sample; 0 leaves it to the endpoint.")] = 512,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends a sample; may be repeated.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of samples, bootstrap and the outputs laid out.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the samples, the bootstrap and the outputs to read.")] = 0,
     endpoint: Annotated[
         str | None, typer.Option(help="Draw from an OpenAI-compatible server: http://localhost:8000/v1.")
     ] = None,
-    api: Annotated[Api, typer.Option(help="chat, or completions for text as it is.")] = "chat",
-    api_key_env: Annotated[
-        str | None, typer.Option(help="The environment variable that holds the API key. It is never written down.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 16,
-    per_request: Annotated[int | None, typer.Option(min=1, help="Samples asked for at once.")] = None,
-    retries: Annotated[int, typer.Option(min=0, help="Of a request that failed in passing.")] = 8,
-    timeout: Annotated[float, typer.Option(help="Seconds that one request may take.", callback=within(gt=0))] = 600.0,
-    backoff: Annotated[
-        float, typer.Option(help="Seconds before the first retry; doubled for each further.", callback=within(gt=0))
-    ] = 1.0,
-    partial: Annotated[bool, typer.Option("--partial", help="Go on if some samples could not be had.")] = False,
-    load_in_4bit: Annotated[bool, typer.Option("--load-in-4bit", help="As QLoRA loads it.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples that a model on this machine draws at once.")] = 32,
-    prompt_format: Annotated[PromptFormat, typer.Option(help="auto, chat or plain.")] = "auto",
+    partial: Annotated[bool, typer.Option("--partial", help="Continue if some samples could not be drawn.")] = False,
     tokenizer: Annotated[
         str | None,
         typer.Option(
             help="Folder or name; by default the adapter's own, else the model's.", callback=existing_tokenizer
         ),
     ] = None,
-    max_length: Annotated[int | None, typer.Option(min=2, help="Tokens of a prompt with one reference.")] = None,
-    outputs: Annotated[int, typer.Option(min=0, help="Outputs laid out for reading, of all models together.")] = 30,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="The most tokens of a prompt with one reference.")
+    ] = None,
+    outputs: Annotated[int, typer.Option(min=0, help="Outputs to read in the report, of all models together.")] = 30,
     report: Annotated[
-        Path | None, typer.Option(help="Write all of it as one HTML file, to open offline.", callback=report_file())
+        Path | None, typer.Option(help="Write everything to one offline HTML file.", callback=report_file())
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    **options: Any,
 ) -> None:
-    """Measure what models have learned: held-out NLL, and on samples coverage, diversity, reward, pass@M; and what
+    """Measure what models have learned: held-out NLL; coverage, diversity, reward and pass@M on samples; and what
     they forgot. Several models are compared on the same prompts.
 
     Example: `mrt evaluate --model path/to/base --model path/to/base+outputs/run --data held_out.jsonl --m 8 --report
@@ -132,24 +123,14 @@ def evaluate(
             from mrt_plugin.sampling import Endpoint
 
             def serve(name: str | None) -> Any:
-                return Endpoint(
-                    endpoint,
-                    name,
-                    api=api,
-                    api_key_env=api_key_env,
-                    concurrency=concurrency,
-                    per_request=per_request,
-                    retries=retries,
-                    timeout=timeout,
-                    backoff=backoff,
-                )
+                return Endpoint(endpoint, name, **part_of(EndpointOptions, options))
 
             if not model and not pool:
                 model = [serve(None).identity()["model"]]
         models = parse_models(model, adapter=adapter, local=serve is None) if model else []
         models = add_pools(models, pool or [])
         if not models:
-            raise ValueError("Say what to evaluate: --model PATH, or --pool FILE with its samples.")
+            raise ValueError("Name what to evaluate: --model PATH, or --pool FILE with its samples.")
         if serve is None:
             check_folders(models)
         for one in models:
@@ -169,40 +150,29 @@ def evaluate(
         from mrt_plugin.evaluation.checkers import load_checker
         from mrt_plugin.evaluation.evaluate import evaluate as run
         from mrt_plugin.evaluation.evaluate_report import evaluation_report
+        from mrt_plugin.evaluation.harness import check_tasks
         from mrt_plugin.evaluation.subject import How
-        from mrt_plugin.sampling.options import LocalOptions, SamplingSettings
         from mrt_plugin.scoring import load_embedder
 
         tasks = [name.strip() for name in (lm_eval or "").split(",") if name.strip()]
-        manager = None
-        if tasks:
-            from mrt_plugin.evaluation.harness import check_tasks
-
-            manager = check_tasks(tasks, lm_eval_include)
-
+        drawing = {**part_of(SamplingSettings, options), "seed": seed}
         how = How(
             folder=output,
             m=m,
             at=counts,
-            settings=SamplingSettings(
-                temperature=temperature,
-                top_p=top_p,
-                max_tokens=max_tokens or None,
-                stop=tuple(stop or ()),
-                seed=seed,
-            ),
+            settings=SamplingSettings(max_tokens=max_tokens or None, stop=tuple(stop or ()), **drawing),
             endpoint=serve,
             partial=partial,
             embedder=None if embedder == "none" else load_embedder(embedder, score_cache=score_cache),
             scorer=scorer,
             score_cache=score_cache,
             checker=None if checker is None else load_checker(checker),
-            local=LocalOptions(load_in_4bit=load_in_4bit, batch_size=batch_size, prompt_format=prompt_format),
+            local=LocalOptions(**part_of(LocalOptions, options)),
             tokenizer=tokenizer,
             max_length=max_length,
             probe=probe,
             tasks=tasks,
-            task_manager=manager,
+            task_manager=check_tasks(tasks, lm_eval_include) if tasks else None,
             task_limit=lm_eval_limit,
         )
         cases = read_cases(data, source=source, max_prompts=max_prompts, seed=seed)

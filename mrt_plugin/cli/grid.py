@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from mrt_plugin.cli.fits import show_fits
-from mrt_plugin.cli.option import budget_text, existing_data, existing_file, existing_tokenizer, within
-from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, table
+from mrt_plugin.cli.model import CostPrompt, CostResponse, Layout, given_costs
+from mrt_plugin.cli.option import budget_text, existing_data, existing_file, existing_tokenizer
+from mrt_plugin.cli.show import as_json, json_ready, log_to_stderr, plain_errors, say, table
 from mrt_plugin.options import PaidLayout
 
 
@@ -52,13 +53,9 @@ def grid(
             callback=existing_tokenizer,
         ),
     ] = None,
-    cost_prompt: Annotated[
-        float | None, typer.Option(help="C_p as you measured it, in any unit; with C_r.", callback=within(gt=0))
-    ] = None,
-    cost_response: Annotated[float | None, typer.Option(help="C_r, likewise.", callback=within(gt=0))] = None,
-    layout: Annotated[PaidLayout, typer.Option(help="The layout you will train in: shared_prefix or expanded.")] = (
-        "shared_prefix"
-    ),
+    cost_prompt: CostPrompt = None,
+    cost_response: CostResponse = None,
+    layout: Layout = "shared_prefix",
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each setting, with other responses drawn.")] = 1,
     results: Annotated[
         Path | None,
@@ -84,13 +81,11 @@ def grid(
         from mrt_plugin.groups import load_groups
         from mrt_plugin.groups.paths import Named, check_paths
         from mrt_plugin.planning.budget import parse_budget
-        from mrt_plugin.planning.grid import ARMS, make_grid
-        from mrt_plugin.planning.grid_recipes import read_recipe, runs_file, training_groups, write_grid
+        from mrt_plugin.planning.grid import ARMS, make_grid, read_recipe, runs_file, training_groups, write_grid
 
         if (data is None) == (recipe is None):
             raise ValueError("Give the data, or a --recipe whose dataset is taken, or the --results of runs.")
-        if (cost_prompt is None) != (cost_response is None):
-            raise ValueError("Give --cost-prompt and --cost-response together.")
+        given = given_costs(cost_prompt, cost_response, layout)
         ks, arms = _numbers(k), ARMS if arm is None else _arms(arm)
         inputs: list[Named] = [("the data", data), ("--recipe", recipe), ("--plan", plan)]
         if output is not None:
@@ -101,7 +96,7 @@ def grid(
         else:
             block = base.get("mrt") or {}
             groups = training_groups(load_groups(base["datasets"][0]["path"], source=block.get("source")), base)
-        costs, planned = _costs(groups, base, plan, tokenizer, cost_prompt, cost_response, layout)
+        costs, planned = _costs(groups, base, plan, tokenizer, given, layout)
         found = make_grid(
             [len(responses) for responses in groups["responses"]],
             costs,
@@ -115,9 +110,9 @@ def grid(
     if json:
         as_json(
             {
-                "costs": {"prompt": costs.prompt, "response": costs.response, "layout": costs.layout},
+                "costs": json_ready(costs),
                 "prompts_owned": len(groups),
-                "settings": [vars(setting) for setting in found.settings],
+                "settings": json_ready(found.settings),
                 "left_out": found.left_out,
                 "runs": lines,
             }
@@ -149,7 +144,7 @@ def _say_next(output: Path | None, lines: list[dict[str, Any]], recipes: bool) -
 
 
 def _show_results(path: Path, json: bool) -> None:
-    from mrt_plugin.planning.grid_results import read_results, weigh_results
+    from mrt_plugin.planning.grid import read_results, weigh_results
 
     runs, missing = read_results(path)
     if missing:
@@ -161,24 +156,18 @@ def _show_results(path: Path, json: bool) -> None:
             )
     found = weigh_results(runs)
     if json:
-        as_json({"arms": found, "missing": missing})
+        as_json({"arms": json_ready(found), "missing": missing})
         return
-    rows = [
-        (
-            arm,
-            f"{row['k']:g}",
-            f"{row['runs']}",
-            _with_error(row["loss"], row["error"]),
-            "" if row is result["by_k"][0] else _with_error(row["difference"], row["difference_error"]),
-        )
-        for arm, result in found.items()
-        for row in result["by_k"]
-    ]
+    rows = []
+    for arm, result in found.items():
+        for row in result.by_k:
+            change = "" if row is result.by_k[0] else _with_error(row.difference, row.difference_error)
+            rows.append((arm, f"{row.k:g}", f"{row.runs}", _with_error(row.loss, row.error), change))
     table(("arm", "K", "runs", "held-out loss", "to the smallest K"), rows)
-    show_fits({arm: result["fit"] for arm, result in found.items() if result["fit"] is not None})
+    show_fits({arm: result.fit for arm, result in found.items() if result.fit is not None})
     if missing:
         say(f"Without a result so far: {shown}.")
-    if any(row["runs"] < 3 for result in found.values() for row in result["by_k"]):
+    if any(row.runs < 3 for result in found.values() for row in result.by_k):
         say("Fewer than three runs of a setting: what is beyond the ± may still be chance. Next: more --repeats.")
 
 
@@ -191,11 +180,10 @@ def _costs(
     recipe: dict[str, Any] | None,
     plan: Path | None,
     tokenizer: str | None,
-    cost_prompt: float | None,
-    cost_response: float | None,
+    given: Any,
     layout: PaidLayout,
 ) -> tuple[Any, float | None]:
-    """The costs, and the budget where a plan has one."""
+    """Return the costs, and the budget of a plan."""
     from mrt_plugin.planning.budget import Costs
 
     if plan is not None:
@@ -205,8 +193,8 @@ def _costs(
             return costs, float(model["budget"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{plan} is not what `mrt plan DATA --model MODEL --json` prints.") from error
-    if cost_prompt is not None and cost_response is not None:
-        return Costs(cost_prompt, cost_response, layout), None
+    if given is not None:
+        return given, None
     if tokenizer is None and recipe is not None:
         tokenizer = recipe.get("tokenizer_config") or recipe.get("base_model")
     if tokenizer is None:
@@ -217,8 +205,8 @@ def _costs(
     from transformers import AutoTokenizer
 
     from mrt_plugin.encoding import Encoder, prepare_tokenizer
+    from mrt_plugin.planning.measure import token_costs
     from mrt_plugin.planning.plan import sample_prompts
-    from mrt_plugin.planning.token_costs import token_costs
 
     words = prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer))
     format_ = ((recipe or {}).get("mrt") or {}).get("prompt_format", "auto")

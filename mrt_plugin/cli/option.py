@@ -25,7 +25,7 @@ def of(item: str | Field[Any]) -> Any:
     """Return the `typer.Option` of a training option, or of another field with help and bounds."""
     found = _FIELDS[item] if isinstance(item, str) else item
     callback = _EARLY.get(found.name) or within(**asdict(found.metadata["bounds"]))
-    flags = [f"--{found.name}"] if found.type is bool else []
+    flags = [f"--{found.name.replace('_', '-')}"] if found.type is bool else []
     return typer.Option(*flags, help=found.metadata["help"], callback=callback)
 
 
@@ -37,6 +37,11 @@ def default(name: str) -> Any:
 def with_options(part: type) -> Callable[[Any], Any]:
     """Decorate a command that takes `**options`, so that it has the options of a dataclass."""
     return take_options(part, lambda item, hint: Annotated[hint, of(item)])
+
+
+def part_of(part: type, options: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the options that are fields of a dataclass."""
+    return {item.name: options[item.name] for item in fields(part) if item.name in options}
 
 
 def checked(check: Check) -> Callable[[Any], Any]:

@@ -1,8 +1,10 @@
 """What the subcommands share: results on stdout, progress and errors on stderr."""
 
+import dataclasses
 import errno
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -37,6 +39,17 @@ def quiet_libraries() -> None:
 def as_json(result: Any) -> None:
     """Write a result for machines: one JSON document on stdout, NaN refused."""
     print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def json_ready(value: Any) -> Any:
+    """Return dataclasses as dictionaries and tuples as lists. Infinity and NaN become None."""
+    if dataclasses.is_dataclass(value):
+        return {item.name: json_ready(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {name: json_ready(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from mrt_plugin.cli.fits import show_fits
 from mrt_plugin.cli.option import existing_file
-from mrt_plugin.cli.show import as_json, plain_errors, say, stages, table
+from mrt_plugin.cli.show import as_json, json_ready, plain_errors, say, stages, table
 
 
 def simulate(
@@ -39,11 +39,16 @@ def simulate(
     """
     with plain_errors():
         if fit is not None:
-            _fit(fit, json)
+            from mrt_plugin.planning.fit import fit_runs, read_runs
+
+            fits = fit_runs(read_runs(fit))
+            if json:
+                as_json(json_ready(fits))
+            else:
+                show_fits(fits)
             return
         from mrt_plugin.groups.paths import check_paths
-        from mrt_plugin.simulation.controlled.report import COLUMNS, write_report
-        from mrt_plugin.simulation.controlled.run import EXPERIMENTS, run_experiments
+        from mrt_plugin.simulation.run import COLUMNS, EXPERIMENTS, run_experiments, write_report
 
         check_paths(("--output", output / name) for name in ("results.json", "report.html"))
         names = list(EXPERIMENTS) if only is None else [name.strip() for name in only.split(",")]
@@ -58,13 +63,3 @@ def simulate(
         table(COLUMNS[:4], [[row[name] for name in COLUMNS[:4]] for row in results["published"]])
     seconds = sum(found["seconds"] for found in results["experiments"].values())
     say(f"Why some differ, and the pictures: {output}/report.html ({seconds:.0f} s; numbers in results.json).")
-
-
-def _fit(path: Path, json: bool) -> None:
-    from mrt_plugin.planning.fit import fit_runs, read_runs
-
-    fits = fit_runs(read_runs(path))
-    if json:
-        as_json(fits)
-        return
-    show_fits(fits)

@@ -1,5 +1,5 @@
-"""Prints the reference of all rules: `python -m mrt_plugin.curation`."""
+"""Print the reference of all rules: `python -m mrt_plugin.curation`."""
 
-from mrt_plugin.curation.config import markdown
+from mrt_plugin.curation.config import RULES, markdown
 
-print(markdown(), end="")
+print("\n\n".join(map(markdown, RULES)))

@@ -1,61 +1,64 @@
-"""Rules by name, and from YAML: `[repetition, {refusals: {action: drop}}]`."""
+"""Find curation rules by name, and read their options: `[repetition, {refusals: {action: drop}}]`."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from importlib import import_module
 from typing import Any
 
 from pydantic import ValidationError
 
-from mrt_plugin.curation.rule import Rule
+from mrt_plugin.curation.rule import CurationRule, load_rule
+from mrt_plugin.extension import is_extension, load_extension
 
+_HERE = "mrt_plugin.curation"
 RULES = {
-    "format": "Format",
-    "truncation": "Truncation",
-    "token_length": "TokenLength",
-    "repetition": "Repetition",
-    "refusals": "Refusals",
-    "template": "Template",
-    "check": "Check",
-    "duplicate_responses": "DuplicateResponses",
-    "duplicate_prompts": "DuplicatePrompts",
-    "leakage": "Leakage",
-    "sample": "Sample",
+    "format": f"{_HERE}.format:Format",
+    "truncation": f"{_HERE}.texts:Truncation",
+    "token_length": f"{_HERE}.run_rules:TokenLength",
+    "repetition": f"{_HERE}.texts:Repetition",
+    "refusals": f"{_HERE}.texts:Refusals",
+    "template": f"{_HERE}.run_rules:Template",
+    "check": f"{_HERE}.run_rules:Check",
+    "duplicate_responses": f"{_HERE}.duplicates:DuplicateResponses",
+    "duplicate_prompts": f"{_HERE}.duplicates:DuplicatePrompts",
+    "leakage": f"{_HERE}.leakage:Leakage",
+    "sample": f"{_HERE}.mix:Sample",
 }
-"""The rules in the order that makes sense for most data. To add one, write `mrt_plugin/curation/<name>.py` with a
-`Rule` of that name, and add its line here."""
+"""The rules, in an order that suits most data. To add one, write its class in a file here, and add its line."""
 
 DEFAULT = ("format", "truncation", "token_length", "repetition", "refusals", "duplicate_prompts")
-"""What `default` stands for: the rules that need no knowledge of the task. Cleaning comes first, since the others look
-at what is left; comparing prompts comes last, since it costs most."""
+"""The rules that `default` stands for: those that need no knowledge of the task.
 
-RuleSpec = str | dict[str, Any] | Rule
-"""A rule as people write it: its name, `{name: options}`, or an object."""
+Cleaning comes first, because the other rules look at its result. Comparing prompts comes last: it is the slowest.
+"""
+
+RuleSpec = str | dict[str, Any] | CurationRule
+"""A rule as users write it: its name, `{name: options}`, or an object."""
 
 
-def rule_class(name: str) -> type[Rule]:
-    """The rule of that name.
+def rule_class(name: str) -> type[CurationRule]:
+    """Return the rule of the package with that name.
 
     Raises:
-        ValueError: listing the names there are.
+        ValueError: if there is none. Lists the known names.
     """
     if name not in RULES:
         guess = get_close_matches(name, RULES, n=1)
         hint = f"did you mean {guess[0]}?" if guess else f"the rules are {', '.join(RULES)}."
         raise ValueError(f"there is no curation rule {name!r}: {hint}")
-    found: type[Rule] = getattr(import_module(f"mrt_plugin.curation.{name}"), RULES[name])
+    found: type[CurationRule] = load_extension(RULES[name])
     return found
 
 
-def parse_rules(specs: str | Sequence[RuleSpec] | None) -> list[Rule]:
-    """The rules that a list names, with their options checked.
+def parse_rules(specs: str | Sequence[RuleSpec] | None) -> list[CurationRule]:
+    """Return the rules of a list, with their options checked.
 
     Args:
-        specs: a list as in a recipe's `mrt.curation:`; an item is a rule's name, or `{name: options}`, or a rule.
-            `default`, alone or as an item, stands for the default rules; None for none.
+        specs: a list as in a recipe's `mrt.curation:`. An item is a rule's name, `{name: options}`, or a rule. A name
+            may be `file.py:Class` or `package.module:Class` for a rule of the user's own. `default`, alone or as an
+            item, stands for the default rules. None for no rules.
 
     Raises:
-        ValueError: naming the rule, the option, what was found and what is allowed.
+        ValueError: names the rule and the option, the value, and what is allowed.
 
     Example:
 
@@ -68,17 +71,14 @@ def parse_rules(specs: str | Sequence[RuleSpec] | None) -> list[Rule]:
         specs = [specs]
     if not isinstance(specs, Sequence):
         raise ValueError(f"curation must be a list of rules, not {specs!r}. Write one per line: `- repetition`.")
-    rules: list[Rule] = []
+    rules: list[CurationRule] = []
     for place, spec in enumerate(specs):
-        if spec == "default":
-            rules += [rule_class(name)() for name in DEFAULT]
-        else:
-            rules.append(_parse(spec, place))
+        rules += [rule_class(name)() for name in DEFAULT] if spec == "default" else [_parse(spec, place)]
     return rules
 
 
-def _parse(spec: Any, place: int) -> Rule:
-    if isinstance(spec, Rule):
+def _parse(spec: Any, place: int) -> CurationRule:
+    if isinstance(spec, CurationRule):
         return spec
     if isinstance(spec, str):
         spec = {spec: None}
@@ -88,41 +88,34 @@ def _parse(spec: Any, place: int) -> Rule:
             f"`- refusals: {{action: drop}}`, not {spec!r}."
         )
     name, options = next(iter(spec.items()))
-    kind = rule_class(str(name))
     if options is not None and not isinstance(options, dict):
         raise ValueError(f"curation[{place}] ({name}): the options must be `name: value` pairs, not {options!r}.")
     try:
-        return kind(**(options or {}))
+        if is_extension(str(name)):
+            return load_rule(name, options or {})
+        return rule_class(str(name))(**(options or {}))
     except ValidationError as error:
-        raise ValueError("\n".join(_readable(place, str(name), kind, item) for item in error.errors())) from None
+        kind = load_extension(RULES.get(name, name))
+        where = f"curation[{place}] ({name})"
+        raise ValueError("\n".join(_readable(where, kind, item) for item in error.errors())) from None
 
 
-def _readable(place: int, name: str, kind: type[Rule], error: Any) -> str:
+def _readable(where: str, kind: type[CurationRule], error: Any) -> str:
     option = ".".join(str(part) for part in error["loc"])
-    where = f"curation[{place}] ({name})"
     if error["type"] == "extra_forbidden":
         known = ", ".join(kind.model_fields) or "none"
         return f"{where} has no option {option!r}: its options are {known}."
     if error["type"] == "missing":
-        return f"{where} needs the option {option!r}: {kind.model_fields[option].description}"
+        return f"{where} needs the option {option!r}: {kind.model_fields[option].description or ''}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{where}: {option}={error['input']!r}: {message}"
 
 
-def markdown() -> str:
-    """The reference of all rules, for `docs/curation.md`."""
-    lines = []
-    for name in RULES:
-        kind = rule_class(name)
-        lines += [f"### `{name}`", "", " ".join((kind.__doc__ or "").split()), ""]
-        if kind.model_fields:
-            lines += ["| option | default | what it does |", "| --- | --- | --- |"]
-            for option, field in kind.model_fields.items():
-                default = "needed" if field.is_required() else f"`{_shown(field)}`"
-                lines.append(f"| `{option}` | {default} | {field.description} |")
-            lines.append("")
-    return "\n".join(lines)
-
-
-def _shown(field: Any) -> Any:
-    return field.get_default(call_default_factory=True)
+def markdown(name: str) -> str:
+    """Return the entry of a rule in `docs/curation.md`."""
+    kind = rule_class(name)
+    lines = [f"### `{name}`", "", " ".join((kind.__doc__ or "").split()), ""]
+    for option, item in kind.model_fields.items():
+        default = "needed" if item.is_required() else f"`{item.get_default(call_default_factory=True)}`"
+        lines.append(f"- `{option}` ({default}): {item.description}")
+    return "\n".join(lines).strip()

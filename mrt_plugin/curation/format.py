@@ -1,11 +1,11 @@
-"""`format`: clean what surrounds a response, drop what a chat template or a broken encoding left in it."""
+"""The rule `format`: clean the ends of responses, and drop those with template tokens or broken characters."""
 
 import re
 from collections.abc import Iterable
-from typing import ClassVar
 
-from mrt_plugin.curation.rule import Group, GroupRule, Tools, Verdict
+from mrt_plugin.curation.rule import Decision, GroupRule, GroupView, Tools
 from mrt_plugin.encoding.tokenizer import special_token_texts
+from mrt_plugin.groups.messages import response_text
 from mrt_plugin.groups.text import edit_response, prompt_text
 
 CONTROL_TOKENS = (
@@ -17,7 +17,7 @@ CONTROL_TOKENS = (
 """Control tokens of common chat templates."""
 
 ONLY_AT_THE_ENDS = {"<s>", "</s>", "<eos>", "<bos>"}
-"""Tokens that mean something else inside a text: `<s>` is the HTML tag for struck text."""
+"""Tokens with another meaning inside a text: `<s>` is the HTML tag for struck text."""
 
 _LABEL = re.compile(
     r"<\|im_start\|>assistant\s*\n|<\|assistant\|>\s*|<start_of_turn>model\s*\n|#+ ?(?:[Rr]esponse|[Aa]ssistant):\s*"
@@ -28,18 +28,14 @@ _MOJIBAKE = re.compile("â€|Ã[\x80-\xbf©±¨¡³¶¼]|Â[\x80-\xbf°·«»]"
 
 
 class Format(GroupRule):
-    """Cleans the ends of a response (a role label, template tokens, blank lines, trailing spaces, `\\r\\n`), and drops
-    one that still holds a template's control token or a replacement character. Flags responses that run on into the
-    next turn or look wrongly decoded, prompts that hold control tokens, and groups in which some responses think
-    (`<think>`) and others do not. Indentation at the start stays, since completions of code begin with it.
+    """Cleans the ends of responses: role labels, template tokens, blank lines, trailing spaces and `\\r\\n` (but
+    not indentation at the start, with which completions of code begin). Drops responses that still contain a
+    control token of a chat template or a replacement character. Flags responses that continue with another turn or
+    look wrongly decoded, prompts with control tokens, and groups in which only some responses think (`<think>`).
     """
 
-    # Why: the chat template adds its own tokens. A second `<|im_end|>` inside the text teaches the model to write it.
-
-    name: ClassVar[str] = "format"
-
-    def judge(self, group: Group, tools: Tools) -> Iterable[Verdict]:
-        """Clean, then look at what is left."""
+    def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
+        """Clean each response, then judge the result."""
         tokens = list(CONTROL_TOKENS)
         if tools.tokenizer is not None:
             tokens = list(dict.fromkeys([*tokens, *special_token_texts(tools.tokenizer)]))
@@ -47,28 +43,28 @@ class Format(GroupRule):
         thinks = [text.lstrip().startswith("<think>") for text in group.texts]
         prompt = prompt_text(group.prompt)
         if any(token in prompt for token in inside):
-            yield Verdict("flag", "template token in the prompt")
+            yield Decision("flag", "template token in the prompt")
         elif any(thinks) and not all(thinks):
-            yield Verdict("flag", "thinking in some responses only")
+            yield Decision("flag", "thinking in some responses only")
         for index, (response, text) in enumerate(zip(group.responses, group.texts, strict=True)):
             cleaned = edit_response(response, lambda said: clean(said, tokens))
-            said = text if cleaned is response else Group("", "", [cleaned]).texts[0]
+            said = text if cleaned is response else response_text(cleaned)
             if not said.strip():
-                yield Verdict("drop", "nothing left", index)
+                yield Decision("drop", "nothing left", index)
             elif any(token in said for token in inside):
-                yield Verdict("drop", "template token inside", index)
+                yield Decision("drop", "template token inside", index)
             elif "\ufffd" in said:
-                yield Verdict("drop", "replacement character", index)
+                yield Decision("drop", "replacement character", index)
             elif cleaned != response:
-                yield Verdict("change", _what_changed(text, said), index, cleaned)
+                yield Decision("change", _what_changed(text, said), index, cleaned)
             elif _NEXT_TURN.search(said):
-                yield Verdict("flag", "runs on into another turn", index)
+                yield Decision("flag", "runs on into another turn", index)
             elif _MOJIBAKE.search(said):
-                yield Verdict("flag", "looks wrongly decoded", index)
+                yield Decision("flag", "looks wrongly decoded", index)
 
 
 def clean(text: str, tokens: list[str]) -> str:
-    """The text without role label, template tokens at its ends, blank lines before it and white space after it.
+    """Remove a role label, template tokens at the ends, blank lines at the start and white space at the end.
 
     Example:
 
@@ -84,7 +80,7 @@ def clean(text: str, tokens: list[str]) -> str:
         text = text[label.end() :] if label else text
         for token in tokens:
             text = text.removesuffix(token)
-            if token != "<s>" or "</s>" not in text:  # which together strike a text through in HTML
+            if token != "<s>" or "</s>" not in text:  # together they are HTML for struck text
                 text = text.removeprefix(token)
     return text
 

@@ -1,4 +1,4 @@
-"""The held-out split: made before any curation, and by clusters of near-duplicate prompts."""
+"""Split groups into training and held-out ones, by clusters of near-duplicate prompts."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,10 +14,10 @@ from mrt_plugin.options import Bounds
 
 @dataclass
 class SplitReport:
-    """What a split did."""
+    """The counts of a split."""
 
     share: float
-    """As asked for: the expected share of clusters."""
+    """The requested share: the expected share of clusters."""
     seed: int
     threshold: float
     train_groups: int = 0
@@ -25,49 +25,47 @@ class SplitReport:
     clusters: int = 0
     largest_cluster: int = 0
     moved: int = 0
-    """Groups that are on another side than a split by prompt alone would have put them: it would have parted them from
-    prompts that are near theirs."""
+    """Groups that a split by prompt alone would have put on the other side, away from near prompts."""
     parted_clusters: int = 0
-    """Clusters that a split by prompt alone would have parted. This split parts none."""
+    """Clusters that a split by prompt alone would have divided. This split divides none."""
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields."""
+        """Return all fields, for JSON."""
         return asdict(self)
 
     def summary(self) -> str:
-        """One line."""
+        """Return one line for people."""
         total = self.train_groups + self.held_out_groups
         return (
             f"held out: {self.held_out_groups:,} of {total:,} groups ({self.held_out_groups / max(total, 1):.1%}), by "
             f"{self.clusters:,} clusters of near prompts (the largest has {self.largest_cluster:,}). A split by "
-            f"prompt alone would have parted {self.parted_clusters:,} clusters; this one parts none."
+            f"prompt alone would have divided {self.parted_clusters:,} clusters; this one divides none."
         )
 
 
 SHARE = Bounds(gt=0, lt=1)
-"""Of prompts that are held out: something is left on both sides."""
+"""The bounds of the held-out share: both sides get prompts."""
 
 THRESHOLD = Bounds(gt=0, le=1)
-"""Of the similarity from which prompts are near."""
+"""The bounds of the similarity from which prompts are near."""
 
 
 def split_held_out(
     groups: Dataset, share: float, *, seed: int = 0, threshold: float = 0.8, num_proc: int | None = None
 ) -> tuple[Dataset, Dataset, SplitReport]:
-    """Part the groups into training and held-out ones, whole clusters of near-duplicate prompts at a time.
+    """Split the groups into training and held-out ones. Prompts of one cluster stay together.
 
-    Split before curation, so that the held-out groups are what the data is, not what the rules like. Prompts whose
-    character 5-grams have a Jaccard similarity of at least `threshold`, directly or by a chain, are one cluster. It is
-    held out if the prompt with the smallest key is, by `mrt_plugin.groups.held_out`: so the answer does not depend on
-    the order of the rows, a prompt with no near one is where a split by prompt puts it, and new data moves a prompt
-    only by joining its cluster.
+    Prompts whose character 5-grams have a Jaccard similarity of at least `threshold`, directly or by a chain, are one
+    cluster. A cluster is held out if `mrt_plugin.groups.held_out` holds out its prompt with the smallest key. So the
+    order of the rows does not matter, and new data moves a prompt only by joining its cluster. Split before curation,
+    so that the held-out groups represent the data, not the rules.
 
     Args:
-        groups: as `load_groups` gives them.
-        share: in (0, 1), the expected share of clusters held out.
-        seed: another seed, another split.
-        threshold: in (0, 1].
-        num_proc: processes that hash the prompts.
+        groups: groups as from `load_groups`.
+        share: the expected share of clusters held out, in (0, 1).
+        seed: another seed gives another split.
+        threshold: the similarity from which prompts are near, in (0, 1].
+        num_proc: the number of processes that hash the prompts.
 
     Returns:
         Training groups, held-out groups, and the counts.

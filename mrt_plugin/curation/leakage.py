@@ -1,15 +1,15 @@
-"""`leakage`: prompts that are also in a benchmark, or on the other side of a split."""
+"""Find prompts that are also in a benchmark (the rule `leakage`), or on the other side of a split."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
 from pydantic import Field, field_validator
 
-from mrt_plugin.curation.near import NearIndex, prompt_signatures, signature
-from mrt_plugin.curation.rule import DropOrFlag, PoolRule, PoolVerdict, Tools
+from mrt_plugin.curation.near import near_any, prompt_signatures, signature
+from mrt_plugin.curation.rule import DropOrFlag, PoolDecisions, PoolRule, Tools
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.groups.problems import Problems
@@ -18,15 +18,12 @@ from mrt_plugin.groups.text import normalised, prompt_text
 
 
 class Leakage(PoolRule):
-    """Drops groups whose prompt is nearly the same as one of a benchmark, or of another set that is to be held out. No
-    default: name the files (anything that `load_groups` reads; a prompt column is enough). A score on a benchmark
-    whose questions were trained on says nothing.
+    """Drops groups whose prompt is nearly the same as a prompt of a benchmark or of another held-out set. The
+    files may have any format that `load_groups` reads; a prompt column is enough.
     """
 
-    name: ClassVar[str] = "leakage"
-
-    files: list[str] = Field(min_length=1, description="Files with the prompts that must not be trained on.")
-    column: str = Field("prompt", description="Their column: a string, or a list of messages.")
+    files: list[str] = Field(min_length=1, description="The files with the prompts that must not be trained on.")
+    column: str = Field("prompt", description="The column of the prompts: a string, or a list of messages.")
     threshold: float = Field(0.8, gt=0, le=1, description="The similarity from which two prompts are the same.")
     action: DropOrFlag = Field("drop", description="`drop` or `flag`.")
 
@@ -39,17 +36,15 @@ class Leakage(PoolRule):
         return files
 
     def reads(self) -> list[Path]:
-        """The benchmarks."""
+        """Return the files with the prompts."""
         return [Path(file) for file in self.files if Path(file).is_file()]
 
-    def judge_pool(self, groups: Dataset, tools: Tools) -> PoolVerdict:
-        """Index the held-out prompts, then look up each group's."""
+    def judge_pool(self, groups: Dataset, tools: Tools) -> PoolDecisions:
+        """Compare each prompt with the index of the held-out ones."""
         held_out = np.array([signature(text) for file in self.files for text in _prompts(file, self.column)])
         near = near_any(prompt_signatures(groups, tools.num_proc), held_out, self.threshold)
-        verdict = PoolVerdict()
-        found = verdict.dropped if self.action == "drop" else verdict.flagged
-        found.update((int(position), "near a held-out prompt") for position in np.flatnonzero(near))
-        return verdict
+        found = dict.fromkeys(np.flatnonzero(near).tolist(), "near a held-out prompt")
+        return PoolDecisions(dropped=found) if self.action == "drop" else PoolDecisions(flagged=found)
 
 
 def _prompts(file: str, column: str) -> list[str]:
@@ -65,7 +60,7 @@ def _prompts(file: str, column: str) -> list[str]:
 
 @dataclass
 class LeakageReport:
-    """What a training set and a held-out set have in common."""
+    """The overlap of a training set and a held-out set."""
 
     train_groups: int
     held_out_groups: int
@@ -74,17 +69,17 @@ class LeakageReport:
     near_held_out_groups: int = 0
     """Held-out groups whose prompt is near a training one."""
     shared_responses: int = 0
-    """Held-out responses that are also in the training set, word for word, case and white space aside. Short answers
-    are expected to be."""
+    """Held-out responses that are also in the training set, without regard to case and white space. Short answers
+    often are."""
     examples: list[str] = field(default_factory=list)
-    """Ids of some of the training groups."""
+    """The ids of up to five of the training groups."""
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields."""
+        """Return all fields, for JSON."""
         return asdict(self)
 
     def summary(self) -> str:
-        """One line."""
+        """Return one line for people."""
         return (
             f"leakage: {self.near_train_groups:,} of {self.train_groups:,} training prompts are near a held-out one, "
             f"{self.near_held_out_groups:,} of {self.held_out_groups:,} held-out prompts near a training one; "
@@ -95,13 +90,13 @@ class LeakageReport:
 def measure_leakage(
     train: Dataset, held_out: Dataset, *, threshold: float = 0.8, num_proc: int | None = None
 ) -> LeakageReport:
-    """How much of a held-out set is in the training set.
+    """Measure how much of a held-out set is also in the training set.
 
     Args:
         train: groups.
         held_out: groups.
-        threshold: the Jaccard similarity of character 5-grams from which two prompts are the same.
-        num_proc: processes that hash the prompts.
+        threshold: the Jaccard similarity of character 5-grams from which two prompts are near.
+        num_proc: the number of processes that hash the prompts.
 
     Example:
 
@@ -120,14 +115,6 @@ def measure_leakage(
         sum(_answer_key(response) in answers for batch in held_out["responses"] for response in batch),
         [train[int(position)]["id"] for position in np.flatnonzero(near)[:5]],
     )
-
-
-def near_any(signatures: np.ndarray, others: np.ndarray, threshold: float) -> np.ndarray:
-    """Whether each of some texts is near any of some others, [n] bool, by their signatures, [n, 128] and [m, 128]."""
-    index = NearIndex(threshold)
-    for number, signed in enumerate(np.unique(others, axis=0)):
-        index.insert(number, signed)
-    return np.array([bool(index.near(signed)) for signed in signatures], dtype=bool)
 
 
 def _answer_key(response: Any) -> bytes:

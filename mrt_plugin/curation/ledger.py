@@ -1,24 +1,23 @@
-"""The ledger: what came in, and what became of every single row and response, adding up exactly."""
+"""The ledger of a curation run: counts of every group and response, which must add up."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 EXAMPLES = 3
-"""Places shown for each reason."""
+"""The most places shown for each reason."""
 
 
 @dataclass
 class Entry:
-    """What one rule did. `in - dropped + added = out`, for groups and for responses."""
+    """The counts of one rule. `in - dropped + added = out`, for groups and for responses."""
 
     rule: str
     groups_in: int
     responses_in: int
     groups_dropped: int = 0
-    """Groups dropped as a whole, or left without a response."""
+    """Groups that the rule dropped, or left without a response."""
     groups_added: int = 0
     """Copies of groups."""
     responses_dropped: int = 0
@@ -27,34 +26,39 @@ class Entry:
     responses_added: int = 0
     """Responses of the copies."""
     responses_changed: int = 0
-    """They stay: a response that two rules change is counted by both."""
+    """Changed responses are kept. A response that two rules change is counted by both."""
     flagged: int = 0
-    """Responses and groups that stay, and are worth a look."""
+    """Responses and groups that are kept and should be looked at."""
     reasons: Counter[str] = field(default_factory=Counter)
-    """How often each `action: reason` was given."""
+    """The number of decisions for each `action: reason`."""
     examples: dict[str, list[str]] = field(default_factory=dict)
-    """For each reason, where: `group id` or `group id [response]`."""
+    """The first places of each reason: `group id` or `group id [response]`."""
+
+    @property
+    def responses_gone(self) -> int:
+        """All responses dropped."""
+        return self.responses_dropped + self.responses_dropped_with_group
 
     @property
     def groups_out(self) -> int:
-        """Groups that go on to the next rule."""
+        """Groups passed to the next rule."""
         return self.groups_in - self.groups_dropped + self.groups_added
 
     @property
     def responses_out(self) -> int:
-        """Responses that go on to the next rule."""
-        return self.responses_in - self.responses_dropped - self.responses_dropped_with_group + self.responses_added
+        """Responses passed to the next rule."""
+        return self.responses_in - self.responses_gone + self.responses_added
 
-    def count(self, action: str, reason: str, place: str) -> None:
-        """Note a reason, and where."""
+    def count(self, action: str, reason: str, place: str, times: int = 1) -> None:
+        """Count decisions with one reason, and note the place of the first ones."""
         key = f"{action}: {reason}"
-        self.reasons[key] += 1
+        self.reasons[key] += times
         shown = self.examples.setdefault(key, [])
         if len(shown) < EXAMPLES:
             shown.append(place)
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields, for JSON."""
+        """Return all fields, for JSON."""
         numbers = {name: value for name, value in vars(self).items() if isinstance(value, int)}
         return {
             "rule": self.rule,
@@ -68,14 +72,13 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The entries of one run in their order, and what is there at its end.
+    """The entries of one run in their order, and the counts of its result.
 
     Example:
 
     ```python
     curated = curate(groups, ["repetition", "refusals"])
     print(curated.ledger.lines())
-    curated.ledger.check()  # done already: raises if a row were unaccounted for
     ```
     """
 
@@ -83,66 +86,67 @@ class Ledger:
     groups_out: int = 0
     responses_out: int = 0
     responses_unchanged: int = 0
-    """Of those, the ones that are as they came in. Counted from the result, not from the entries."""
+    """The responses of the result that are as they were read. Counted from the result, not from the entries."""
     responses_changed: int = 0
 
+    @property
+    def first(self) -> Entry:
+        """The first entry. Without entries, one that passes on what the result holds."""
+        return self.entries[0] if self.entries else Entry("", self.groups_out, self.responses_out)
+
     def check(self) -> None:
-        """Check that every row and response is accounted for.
+        """Check that every group and response is accounted for.
 
         Raises:
             RuntimeError: if not, which is an error of this program.
         """
-        problems = []
-        for before, after in pairwise(self.entries):
-            if (before.groups_out, before.responses_out) != (after.groups_in, after.responses_in):
-                problems.append(f"{before.rule} let out what {after.rule} did not take in")
-        if self.entries:
-            last = self.entries[-1]
-            if (last.groups_out, last.responses_out) != (self.groups_out, self.responses_out):
-                problems.append(
-                    f"{last.groups_out} groups and {last.responses_out} responses by the entries, {self.groups_out} "
-                    f"and {self.responses_out} in the result"
-                )
+        problems = [
+            f"{before.rule} let out what {after.rule} did not take in"
+            for before, after in pairwise(self.entries)
+            if (before.groups_out, before.responses_out) != (after.groups_in, after.responses_in)
+        ]
+        last = self.entries[-1] if self.entries else self.first
+        if (last.groups_out, last.responses_out) != (self.groups_out, self.responses_out):
+            problems.append(
+                f"{last.groups_out} groups and {last.responses_out} responses by the entries, {self.groups_out} "
+                f"and {self.responses_out} in the result"
+            )
         if self.responses_unchanged + self.responses_changed != self.responses_out:
             problems.append("unchanged and changed responses are not all")
         if problems:
             raise RuntimeError(f"The ledger does not add up: {'; '.join(problems)}.")
 
     def as_dict(self) -> dict[str, Any]:
-        """The ledger for JSON."""
+        """Return the ledger for JSON."""
         return {
-            "groups_in": self.entries[0].groups_in if self.entries else self.groups_out,
-            "responses_in": self.entries[0].responses_in if self.entries else self.responses_out,
+            "groups_in": self.first.groups_in,
+            "responses_in": self.first.responses_in,
             "groups_out": self.groups_out,
             "responses_out": self.responses_out,
             "responses_unchanged": self.responses_unchanged,
             "responses_changed": self.responses_changed,
             "dropped_by_rule": {
-                f"{number} {entry.rule}": entry.responses_dropped + entry.responses_dropped_with_group
-                for number, entry in enumerate(self.entries)
+                f"{number} {entry.rule}": entry.responses_gone for number, entry in enumerate(self.entries)
             },
             "entries": [entry.as_dict() for entry in self.entries],
         }
 
-    def table(self) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-        """Column names and rows, for people: groups, then responses."""
-        rows: list[tuple[str, ...]] = [
-            (
-                entry.rule,
-                f"{entry.groups_in:,}",
-                f"{entry.responses_in:,}",
-                f"{entry.responses_dropped + entry.responses_dropped_with_group:,}",
-                f"{entry.responses_added:,}",
-                f"{entry.responses_changed:,}",
-                f"{entry.flagged:,}",
-                f"{entry.responses_out:,}",
-            )
-            for entry in self.entries
-        ]
-        return ("rule", "groups", "responses", "dropped", "added", "changed", "flagged", "left"), rows
+    def table(self) -> tuple[list[str], list[tuple[str, ...]]]:
+        """Return column names and rows for display: the groups, then the responses of each rule."""
+        columns = {
+            "groups": "groups_in",
+            "responses": "responses_in",
+            "dropped": "responses_gone",
+            "added": "responses_added",
+            "changed": "responses_changed",
+            "flagged": "flagged",
+            "left": "responses_out",
+        }
+        rows = [(entry.rule, *(f"{getattr(entry, name):,}" for name in columns.values())) for entry in self.entries]
+        return ["rule", *columns], rows
 
     def lines(self) -> list[str]:
-        """One line per rule, and a sum."""
+        """Return one line per rule, and one with the sum."""
         lines = []
         for entry in self.entries:
             reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(entry.reasons.items()))
@@ -150,11 +154,10 @@ class Ledger:
                 f"{entry.rule}: {entry.responses_in:,} responses of {entry.groups_in:,} groups in, "
                 f"{entry.responses_out:,} of {entry.groups_out:,} out" + (f" ({reasons})" if reasons else "")
             )
-        first = self.entries[0] if self.entries else None
-        dropped = sum(entry.responses_dropped + entry.responses_dropped_with_group for entry in self.entries)
+        dropped = sum(entry.responses_gone for entry in self.entries)
         added = sum(entry.responses_added for entry in self.entries)
         lines.append(
-            f"{first.responses_in if first else self.responses_out:,} in"
+            f"{self.first.responses_in:,} in"
             + (f" + {added:,} added" if added else "")
             + f" = {self.responses_unchanged:,} kept + {self.responses_changed:,} changed + {dropped:,} dropped."
         )

@@ -1,17 +1,17 @@
-"""Mixing datasets by proportions, with capped upsampling."""
+"""Mix datasets by proportions, and draw a number of groups; both repeat small datasets a limited number of times."""
 
 import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar
 
 from datasets import Dataset, concatenate_datasets
+from pydantic import Field
 
-from mrt_plugin.curation.rule import PoolRule, PoolVerdict, Tools
-from mrt_plugin.curation.sample import shuffled
+from mrt_plugin.curation.rule import PoolDecisions, PoolRule, Tools
+from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.rows import repeat_groups, with_ids
 
 logger = logging.getLogger(__name__)
@@ -19,26 +19,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MixPart:
-    """What becomes of one dataset in a mix."""
+    """One dataset of a mix."""
 
     name: str
     have: int
-    """Groups it has."""
+    """The groups of the dataset."""
     take: int
-    """Groups it gives, copies included."""
-
-    @property
-    def repeats(self) -> float:
-        """How often a group of it occurs, on average."""
-        return self.take / self.have
-
-    def as_dict(self) -> dict[str, Any]:
-        """All fields."""
-        return asdict(self)
+    """Its groups in the mix, copies included."""
 
 
 def check_proportions(names: Iterable[str], proportions: Mapping[str, float], max_repeats: int) -> None:
-    """Raise ValueError unless each dataset has a proportion, and they can be shares."""
+    """Raise ValueError unless each dataset has a valid proportion."""
     if set(names) != set(proportions):
         raise ValueError(
             f"proportions are given for {', '.join(proportions)}, and the datasets are {', '.join(names)}: give one "
@@ -54,18 +45,18 @@ def check_proportions(names: Iterable[str], proportions: Mapping[str, float], ma
 def plan_mix(
     sizes: Mapping[str, int], proportions: Mapping[str, float], *, total: int | None = None, max_repeats: int = 4
 ) -> list[MixPart]:
-    """How many groups each dataset gives.
+    """Return the number of groups from each dataset.
 
     Args:
-        sizes: the groups that each dataset has.
-        proportions: the share of each in the mix; they need not sum to 1. A dataset that is not named is an error.
-        total: groups of the mix. By default as many as can be had without repeating a group more than `max_repeats`
-            times, but no more than all datasets have together.
-        max_repeats: how often a group may occur. Data repeated up to four times is nearly as good as new data, and
-            beyond that less and less so (Muennighoff et al., arXiv 2305.16264, section 6).
+        sizes: the number of groups of each dataset.
+        proportions: the share of each dataset in the mix. They need not sum to 1. Every dataset needs one.
+        total: the number of groups of the mix. By default as many as possible without repeating a group more than
+            `max_repeats` times, but not more than all datasets have together.
+        max_repeats: how often a group may occur. Data repeated up to four times is nearly as good as new data. More
+            repeats are worth less and less (Muennighoff et al., arXiv 2305.16264, section 6).
 
     Raises:
-        ValueError: naming the dataset and the remedy, if a proportion cannot be met.
+        ValueError: if a proportion cannot be met. Names the dataset and the remedy.
 
     Example:
 
@@ -95,7 +86,7 @@ def plan_mix(
 
 
 def _apportion(shares: Mapping[str, Fraction], total: int) -> dict[str, int]:
-    """Whole numbers that sum to `total`: the largest remainders get one more, and in a tie the first name."""
+    """Round the shares of `total` to integers with that sum, by the largest remainders; in a tie by the first name."""
     takes = {name: int(share * total) for name, share in shares.items()}
     remainders = sorted(shares, key=lambda name: (takes[name] - shares[name] * total, name))
     for name in remainders[: total - sum(takes.values())]:
@@ -104,39 +95,39 @@ def _apportion(shares: Mapping[str, Fraction], total: int) -> dict[str, int]:
 
 
 class Mix(PoolRule):
-    """The rule behind `mrt select --proportion`: a mix of the datasets that the groups came from. It is applied after
-    all other rules, so that the proportions are those of the result.
+    """The rule of `mrt select --proportion`: a mix of the datasets that the groups came from. It is applied last, so
+    that the result has these proportions.
     """
 
-    name: ClassVar[str] = "mix"
-
     owners: dict[str, str]
-    """The dataset that each group came from, by the group's id."""
+    """The dataset of each group, by the group's id."""
     proportions: dict[str, float]
     total: int | None = None
     max_repeats: int = 4
 
-    def judge_pool(self, groups: Dataset, tools: Tools) -> PoolVerdict:
-        """Drop what is not drawn, and repeat what is drawn again."""
+    def judge_pool(self, groups: Dataset, tools: Tools) -> PoolDecisions:
+        """Drop groups that are not drawn, and repeat groups that are drawn again."""
         ids = groups["id"][:]
         owners = [self.owners[name] for name in ids]
         sizes = dict.fromkeys(self.owners.values(), 0) | Counter(owners)
         parts = plan_mix(sizes, self.proportions, total=self.total, max_repeats=self.max_repeats)
         taken = Counter(mix_positions(ids, owners, parts, tools.seed))
-        return PoolVerdict(
+        return PoolDecisions(
             dropped={place: "not drawn" for place in range(len(ids)) if place not in taken},
             repeated={place: times - 1 for place, times in taken.items() if times > 1},
         )
 
 
 def mix_positions(ids: Sequence[str], owners: Sequence[str], parts: Sequence[MixPart], seed: int) -> list[int]:
-    """Which groups a mix takes, by position and rising, copies next to each other.
+    """Return the positions of the groups of a mix, ascending, with copies next to each other.
+
+    The draw depends on the ids and the seed, not on the order of the groups.
 
     Args:
-        ids: of all groups.
-        owners: the dataset of each.
-        parts: how many each dataset gives.
-        seed: draws them. The draw depends on ids alone, not on the order of the groups.
+        ids: the ids of all groups.
+        owners: the dataset of each group.
+        parts: the number of groups from each dataset.
+        seed: the seed of the draw.
     """
     places: dict[str, list[int]] = {part.name: [] for part in parts}
     for place, owner in enumerate(owners):
@@ -151,10 +142,10 @@ def mix_positions(ids: Sequence[str], owners: Sequence[str], parts: Sequence[Mix
 
 
 def combine(datasets: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
-    """Several datasets of groups one after the other, and the name of the one that each group is from.
+    """Concatenate datasets of groups. Return the result, and the dataset's name for each group.
 
-    Columns that not all have are left out, with a warning. If two groups have the same id, all ids get their dataset's
-    name in front.
+    Columns that not all datasets have are left out, with a warning. If two groups have the same id, all ids get their
+    dataset's name as a prefix.
 
     Raises:
         ValueError: if prompts or responses are strings in one and messages in another.
@@ -194,18 +185,18 @@ def mix(
     max_repeats: int = 4,
     seed: int = 0,
 ) -> tuple[Dataset, list[MixPart]]:
-    """Put datasets together by proportions of groups, drawing from large ones and repeating small ones.
+    """Combine datasets by proportions of groups. Groups of large datasets are drawn, those of small ones repeated.
 
-    The copies of a group have ids of their own (`#2`, `#3`, ...), so that a random selector keeps other responses in
-    each. `total`, `max_repeats` and the errors are those of `plan_mix`.
+    The copies of a group have their own ids (`#2`, `#3`, ...), so that a random selector keeps other responses in
+    each. See `plan_mix` for `total`, `max_repeats` and the errors.
 
     Args:
         datasets: groups by name.
         proportions: a share for each name.
-        seed: draws the groups that are taken. The draw depends on ids alone, not on the order of rows.
+        seed: the seed of the draw, which depends on the ids but not on the order of the rows.
 
     Returns:
-        The mix, in the order of the datasets, and what each gave.
+        The mix, in the order of the datasets, and the part of each dataset.
 
     Example:
 
@@ -218,3 +209,33 @@ def mix(
     )
     together, owners = combine(datasets)
     return repeat_groups(together, mix_positions(together["id"][:], owners, parts, seed)), parts
+
+
+class Sample(PoolRule):
+    """Draws `groups` groups at random, or repeats groups if there are fewer. In a recipe it mixes datasets, with a
+    number for each. For copies and `max_repeats` see Mixing.
+    """
+
+    groups: int = Field(ge=1, description="The number of groups of the result.")
+    max_repeats: int = Field(4, ge=1, description="How often a group may occur.")
+
+    def judge_pool(self, groups: Dataset, tools: Tools) -> PoolDecisions:
+        """Take complete rounds of all groups, then the first groups of a shuffled order."""
+        if self.groups > len(groups) * self.max_repeats:
+            raise ValueError(
+                f"curation rule `sample` cannot make {self.groups:,} groups of {len(groups):,}, each at most "
+                f"{self.max_repeats} times: that is at most {len(groups) * self.max_repeats:,}. Lower groups, raise "
+                "max_repeats, or add data."
+            )
+        rounds, rest = divmod(self.groups, len(groups))
+        order = shuffled(groups["id"], tools.seed)
+        more = set(order[:rest])
+        if rounds == 0:
+            return PoolDecisions(dropped=dict.fromkeys(order[rest:], "not drawn"))
+        copies = {position: rounds - 1 + (position in more) for position in order}
+        return PoolDecisions(repeated={position: count for position, count in copies.items() if count})
+
+
+def shuffled(ids: list[str], seed: int) -> list[int]:
+    """Return the positions in an order that depends on the ids and the seed only, not on the given order."""
+    return sorted(range(len(ids)), key=lambda place: digest(b"sample", str(seed).encode(), ids[place].encode()))

@@ -1,8 +1,8 @@
-"""Which texts are nearly the same: Jaccard similarity of their character 5-grams, by MinHash and LSH for many texts.
+"""Find texts that are nearly the same, by the Jaccard similarity of their character 5-grams.
 
-Characters rather than words: they work in every script, and a prompt of twenty words keeps a similarity of about 0.8
-when one word changes, where word 5-grams would fall to 0.5. MinHash and LSH are those of `datasketch`; candidates from
-the index are checked against the threshold by their signatures, so that a pair is near or not whatever else there is.
+Characters work in every script. A prompt of twenty words keeps a similarity of about 0.8 when one word changes, where
+word 5-grams would fall to 0.5. For many texts the similarity is estimated by MinHash, and candidates are found by LSH
+(both from `datasketch`). The candidates are then compared by their signatures, so the other texts make no difference.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,21 +17,20 @@ from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.text import normalised, prompt_text
 
 WIDTH = 5
-"""Characters in a shingle."""
+"""The characters of a shingle (a 5-gram)."""
 
 PERMUTATIONS = 128
-"""Numbers in a signature. The estimate of a similarity J has a standard deviation of sqrt(J (1 - J) / 128), at most
-0.045."""
+"""The numbers of a signature. An estimated similarity J has a standard deviation of sqrt(J (1 - J) / 128) <= 0.045."""
 
 RECALL = 0.95
-"""The share of pairs exactly at the threshold that the index must find; of more similar pairs it finds more."""
+"""The share of pairs exactly at the threshold that the index must find. It finds more of the more similar pairs."""
 
 CHUNK = 20_000
-"""Shingles hashed at a time: 10 MiB."""
+"""The shingles hashed at a time: 10 MiB."""
 
 
 def shingles(text: str) -> np.ndarray:
-    """The distinct hashes of a text's character 5-grams, uint32, rising. A shorter text is one shingle.
+    """Return the distinct hashes of a text's character 5-grams, uint32, ascending. A shorter text is one shingle.
 
     Case, white space and compatibility forms make no difference.
     """
@@ -44,7 +43,7 @@ def shingles(text: str) -> np.ndarray:
 
 
 def jaccard_matrix(texts: Sequence[str]) -> np.ndarray:
-    """The exact Jaccard similarity of every pair of a few texts, [n, n]; texts without any character are alike."""
+    """Return the exact Jaccard similarity of every pair of a few texts, [n, n]. Two empty texts have similarity 1."""
     from scipy.sparse import csr_matrix
 
     sets = [shingles(text) for text in texts]
@@ -60,7 +59,7 @@ def jaccard_matrix(texts: Sequence[str]) -> np.ndarray:
 
 
 def signature(text: str) -> np.ndarray:
-    """The MinHash of a text's shingles, uint32 [128]."""
+    """Return the MinHash of a text's shingles, uint32 [128]."""
     sketch = _empty().copy()
     found = shingles(text)
     for start in range(0, len(found), CHUNK):
@@ -70,7 +69,7 @@ def signature(text: str) -> np.ndarray:
 
 
 def prompt_signatures(groups: Dataset, num_proc: int | None = None) -> np.ndarray:
-    """The signatures of all prompts, uint32 [n, 128]: half a gigabyte for a million."""
+    """Return the signatures of all prompts, uint32 [n, 128]: half a gigabyte for a million."""
     prompts = groups.select_columns(["prompt"])
     signed = prompts.map(
         _sign,
@@ -92,7 +91,7 @@ def _sign(batch: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 class NearIndex:
-    """Finds the texts at or above a Jaccard similarity among those inserted so far.
+    """Find the texts at or above a Jaccard similarity among those inserted so far.
 
     Example:
 
@@ -113,7 +112,7 @@ class NearIndex:
         self.index.insert(key, _sketch(signed), check_duplication=False)
 
     def near(self, signed: np.ndarray) -> list[int]:
-        """The keys of the texts that are near, rising."""
+        """Return the keys of the texts that are near, ascending."""
         candidates = sorted(self.index.query(_sketch(signed)))
         if not candidates:
             return []
@@ -121,11 +120,19 @@ class NearIndex:
         return [key for key, share in zip(candidates, agree, strict=True) if share >= self.threshold]
 
 
-def clusters(signatures: np.ndarray, threshold: float) -> np.ndarray:
-    """The cluster of each text, [n] integers: texts that are near, or linked by a chain of near ones, share it.
+def near_any(signatures: np.ndarray, others: np.ndarray, threshold: float) -> np.ndarray:
+    """Return for each text whether it is near any of the others, [n] bool, from signatures [n, 128] and [m, 128]."""
+    index = NearIndex(threshold)
+    for number, signed in enumerate(np.unique(others, axis=0)):
+        index.insert(number, signed)
+    return np.array([bool(index.near(signed)) for signed in signatures], dtype=bool)
 
-    A chain joins, since a split that cuts it would leave near texts on both sides. The numbers do not depend on the
-    order of the texts except by name.
+
+def clusters(signatures: np.ndarray, threshold: float) -> np.ndarray:
+    """Return the cluster of each text, [n] integers. Texts linked by a chain of near texts are in one cluster.
+
+    A split that cuts a chain would leave near texts on both sides. Another order of the texts gives the same clusters
+    under other numbers.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -147,9 +154,10 @@ def _near_pairs(signatures: np.ndarray, threshold: float) -> Iterator[tuple[int,
 
 @cache
 def bands(threshold: float) -> tuple[int, int]:
-    """Bands and rows of the index: the most rows, so the fewest candidates, that still find `RECALL` of the pairs at
-    the threshold. A pair of similarity J shares a band of r rows with probability J^r, and any of b with
-    1 - (1 - J^r)^b (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4).
+    """Return the bands and rows of the index: the most rows that still find `RECALL` of the pairs at the threshold.
+
+    More rows give fewer candidates. A pair of similarity J shares a band of r rows with probability J^r, and any of b
+    bands with 1 - (1 - J^r)^b (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4).
 
     Example:
 

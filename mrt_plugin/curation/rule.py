@@ -1,14 +1,17 @@
-"""What a rule is: options with a name, that says which responses or groups to drop, change or flag."""
+"""Base classes of curation rules."""
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from datasets import Dataset
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
+from mrt_plugin.extension import extension_files, load_extension
 from mrt_plugin.groups.messages import response_text
 
 Action = Literal["drop", "change", "flag"]
@@ -16,36 +19,33 @@ DropOrFlag = Literal["drop", "flag"]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a rule decides about a response, or about a whole group. What has no verdict is kept as it is."""
+class Decision:
+    """What a rule decides about a response or about a group. Anything without a decision is kept as it is."""
 
     action: Action
     reason: str
     """A few words to count by: the same for every response of its kind."""
     response: int | None = None
-    """Index in the group as the rule saw it; None for the whole group, which can be dropped or flagged."""
+    """Index in the group as the rule sees it. None for the group itself, which can be dropped or flagged."""
     new: Any = None
-    """The response that takes its place, for `change`."""
+    """The response to put in its place, for `change`."""
 
 
 @dataclass
-class Group:
-    """A group as a rule sees it: what earlier rules dropped is gone."""
+class GroupView:
+    """A group as a rule sees it, without what earlier rules dropped."""
 
     id: str
     prompt: Any
     responses: list[Any]
     scores: list[float] | None = None
     finish_reasons: list[str | None] | None = None
-    """Why generation stopped, where that was recorded: `stop`, `length`, ..."""
-    _texts: list[str] | None = field(default=None, repr=False)
+    """Why generation stopped (`stop`, `length`, ...), if it was recorded."""
 
-    @property
+    @cached_property
     def texts(self) -> list[str]:
-        """What each response says, as text."""
-        if self._texts is None:
-            self._texts = [response_text(response) for response in self.responses]
-        return self._texts
+        """The text of each response."""
+        return [response_text(response) for response in self.responses]
 
 
 @dataclass(frozen=True)
@@ -57,43 +57,74 @@ class Tools:
     num_proc: int | None = None
 
 
-class Rule(BaseModel, ABC):
-    """The options of a rule; unknown ones are refused. The subclass's docstring is its entry in `docs/curation.md`."""
+class CurationRule(BaseModel, ABC):
+    """A rule and its options. Unknown options are refused. The docstring of a subclass is its entry in the docs."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    name: ClassVar[str]
+    _extension: str | None = PrivateAttr(None)
+    """The name under which the rule was loaded, for a user's own rule."""
+
+    @property
+    def name(self) -> str:
+        """The class's name in snake case, or the name under which a user's own rule was loaded."""
+        return self._extension or re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
     def reads(self) -> list[Path]:
-        """The files that the rule's decisions depend on, besides the data. By default none."""
+        """Return the files that the decisions depend on, besides the data and the rule's code. By default none."""
         return []
+
+    def dependencies(self) -> list[Path]:
+        """Return the files that the decisions depend on: those it reads, and a user's own code."""
+        return [*(extension_files(self._extension) if self._extension else []), *self.reads()]
 
     def check_tools(self, tools: Tools) -> None:
         """Raise ValueError if the rule cannot work with these tools. By default it can."""
         return
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Other processes load a user's class again: pickle finds no class that came from a file.
+        if self._extension is None:
+            return super().__reduce_ex__(protocol)
+        return load_rule, (self._extension, dict(self))
 
-class GroupRule(Rule):
-    """A rule that looks at one group at a time, and so runs in any number of processes."""
+
+def load_rule(extension: str, options: dict[str, Any]) -> CurationRule:
+    """Make a user's own rule, named `file.py:Class` or `package.module:Class`.
+
+    Raises:
+        ValueError: if there is no such rule. pydantic's `ValidationError` if an option is invalid.
+    """
+    kind: Callable[..., CurationRule] = load_extension(extension)
+    if not (isinstance(kind, type) and issubclass(kind, CurationRule)):
+        raise ValueError(f"{extension!r} is no curation rule: write a subclass of GroupRule or PoolRule.")
+    rule = kind(**options)
+    rule._extension = extension
+    return rule
+
+
+class GroupRule(CurationRule):
+    """A rule that looks at one group at a time. It can run in any number of processes."""
 
     @abstractmethod
-    def judge(self, group: Group, tools: Tools) -> Iterable[Verdict]:
-        """At most one verdict for each response, or one for the group."""
+    def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
+        """Yield at most one decision for each response, or one for the group."""
 
 
 @dataclass
-class PoolVerdict:
+class PoolDecisions:
     """What a rule decides about the groups of a dataset, by their position in it."""
 
     dropped: dict[int, str] = field(default_factory=dict)
+    """The reason for each dropped group."""
     flagged: dict[int, str] = field(default_factory=dict)
     repeated: dict[int, int] = field(default_factory=dict)
-    """How many more times a group is to occur."""
+    """The number of additional copies of a group."""
 
 
-class PoolRule(Rule):
+class PoolRule(CurationRule):
     """A rule that compares groups with each other. Its decisions must not depend on their order."""
 
     @abstractmethod
-    def judge_pool(self, groups: Dataset, tools: Tools) -> PoolVerdict:
-        """The verdict on all groups."""
+    def judge_pool(self, groups: Dataset, tools: Tools) -> PoolDecisions:
+        """Return the decisions on all groups."""

@@ -1,9 +1,9 @@
-"""`curate`: apply rules in order, and account for every response."""
+"""Apply curation rules in order, and account for every response."""
 
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from datasets import Dataset, Features, List, Value
 
 from mrt_plugin.curation.config import RuleSpec, parse_rules
 from mrt_plugin.curation.ledger import Entry, Ledger
-from mrt_plugin.curation.rule import Group, GroupRule, PoolRule, Rule, Tools, Verdict
+from mrt_plugin.curation.rule import CurationRule, Decision, GroupRule, GroupView, PoolRule, Tools
 from mrt_plugin.engine import check_engine, map_batches
 from mrt_plugin.groups.batches import pool_sizes
-from mrt_plugin.groups.report import GroupReport
+from mrt_plugin.groups.problems import GroupReport
 from mrt_plugin.groups.rows import keep_responses, repeat_groups
 from mrt_plugin.groups.write import whole_file
 from mrt_plugin.options import Engine
@@ -23,29 +23,31 @@ from mrt_plugin.options import Engine
 logger = logging.getLogger(__name__)
 
 BATCH = 64
-"""Groups judged at a time."""
+"""The groups judged at a time."""
 
 JUDGED = ("id", "prompt", "responses", "scores", "finish_reasons")
 """The columns that rules see."""
 
+JUDGEMENT = Features({"kept": List(Value("int64")), "changes": Value("string"), "events": Value("string")})
+
 Event = tuple[int, str, str, int | None]
-"""The number of a rule, the action, the reason, and the response's index as it came in; None for the group."""
+"""A rule's number, the action, the reason, and the original index of the response (None for the group)."""
 
 
 @dataclass
 class Curated:
-    """The groups that are left, and where they come from."""
+    """The remaining groups, and their origin."""
 
     groups: Dataset
     ledger: Ledger
     row: list[int]
-    """For each group, its position in the dataset that came in."""
+    """For each group, its position in the original dataset."""
     origin: list[list[int]]
-    """For each group, the index that each of its responses had there."""
+    """For each group, the original index of each of its responses."""
     changed: dict[tuple[int, int], Any]
-    """The changed responses, by (position among the groups left, index among its responses left)."""
-    events: list[tuple[int, Event]] = field(default_factory=list)
-    """All decisions but the keeping, with the group's position in the dataset that came in."""
+    """The changed responses, by (position among the remaining groups, index among the remaining responses)."""
+    events: list[tuple[int, Event]]
+    """All decisions to drop, change or flag, with the group's position in the original dataset."""
 
 
 def curate(
@@ -60,20 +62,22 @@ def curate(
 ) -> Curated:
     """Apply rules in order.
 
-    The result is the same for any number of processes, on Ray, and for any order of the rows, but for that order.
+    The result does not depend on the number of processes or the engine. Another order of the rows gives the same
+    groups in that order.
 
     Args:
-        groups: as `load_groups` gives them; a column `finish_reasons` (a string or None per response) is used.
-        rules: names, `{name: options}`, or rule objects, in the order in which they are applied; or `default`.
-        tokenizer: the run's, for the rules that count tokens or encode.
-        seed: of what is drawn.
-        num_proc: processes.
-        engine: where rules on single groups run: `local`, or on `ray`. Rules that compare groups run here.
-        ledger: one to go on with, for instance `Ledger([reading_entry(report)])` with the report of `read_groups`, so
-            that it starts with the rows of the file. It is not changed.
+        groups: groups as from `load_groups`. A column `finish_reasons` (a string or None per response) is used.
+        rules: names, `{name: options}`, or rule objects, in the order in which they are applied; or `default`. See
+            `parse_rules`.
+        tokenizer: the run's tokenizer, for the rules that count tokens or encode.
+        seed: the seed of random draws.
+        num_proc: the number of processes.
+        engine: `local`, or `ray` for the rules on single groups. Rules that compare groups always run here.
+        ledger: a ledger to continue, for instance `Ledger([reading_entry(report)])` with the report of `read_groups`,
+            so that it starts with the rows of the file. It is not modified.
 
     Raises:
-        ValueError: if a rule or an option is unknown, a rule cannot work as asked, or nothing is left.
+        ValueError: if a rule or an option is unknown, a rule cannot work as asked, or no group remains.
 
     Example:
 
@@ -91,21 +95,22 @@ def curate(
     for rule in parsed:
         rule.check_tools(tools)
     run = _Run(groups, tools, ledger or Ledger())
-    for whole, several in groupby(parsed, key=lambda rule: isinstance(rule, PoolRule)):
-        for part in [[rule] for rule in several] if whole else [list(several)]:
+    for kind, several in groupby(parsed, key=lambda rule: PoolRule if isinstance(rule, PoolRule) else GroupRule):
+        together = list(several)
+        for part in [together] if kind is GroupRule else [[rule] for rule in together]:
             if not len(run.groups):
                 break
-            if whole:
-                run.pool_rule(part[0])  # type: ignore[arg-type]
-            else:
+            if kind is GroupRule:
                 run.group_rules(part, engine)  # type: ignore[arg-type]
+            else:
+                run.pool_rule(part[0])  # type: ignore[arg-type]
     return run.finish()
 
 
 def reading_entry(*reports: GroupReport) -> Entry:
-    """The entry for reading files: what was there, and what was dropped for being empty.
+    """Return the ledger's entry for reading files: what was there, and what was dropped because it was empty.
 
-    What a source leaves out on purpose is not counted as having come in; the entry names it.
+    What a source leaves out on purpose is not counted as read, but named in the entry.
     """
     entry = Entry("reading", 0, 0)
     for report in reports:
@@ -114,16 +119,15 @@ def reading_entry(*reports: GroupReport) -> Entry:
         entry.responses_in += report.responses + empty.count
         entry.groups_dropped += bare.count
         entry.responses_dropped += empty.count
-        found = [("drop: empty", empty), ("drop: no response", bare)]
-        for reason, tally in [*found, *((f"left out: {what}", tally) for what, tally in report.left_out.items())]:
+        left_out = [("left out", what, tally) for what, tally in report.left_out.items()]
+        for action, reason, tally in [("drop", "empty", empty), ("drop", "no response", bare), *left_out]:
             if tally.count:
-                entry.reasons[reason] += tally.count
-                entry.examples.setdefault(reason, []).append(f"{report.source}: {tally.first}")
+                entry.count(action, reason, f"{report.source}: {tally.first}", tally.count)
     return entry
 
 
 class _Run:
-    """The groups that are left so far, with their origin, and the ledger."""
+    """The groups that remain so far, with their origin, and the ledger."""
 
     def __init__(self, groups: Dataset, tools: Tools, ledger: Ledger) -> None:
         self.groups = groups
@@ -136,40 +140,42 @@ class _Run:
         self.events: list[tuple[int, Event]] = []
 
     def group_rules(self, rules: list[GroupRule], engine: Engine) -> None:
-        """Rules that look at single groups: one pass for all of them."""
+        """Apply rules on single groups, in one pass over the data."""
         entries = [self._open(rules[0])] + [Entry(rule.name, 0, 0) for rule in rules[1:]]
         names = [name for name in JUDGED if name in self.groups.features]
-        decided = map_batches(
+        judged = map_batches(
             self.groups.select_columns(names),
             judge_batch,
             {"rules": rules, "tools": self.tools},
-            DECISION,
+            JUDGEMENT,
             batch_size=BATCH,
             description=f"Curating ({', '.join(rule.name for rule in rules)})",
             num_proc=self.tools.num_proc,
             engine=engine,
         )
-        kept: list[list[int]] = decided["kept"][:]
+        kept: list[list[int]] = judged["kept"][:]
         new: dict[tuple[int, int], Any] = {}
-        sizes = [len(origin) for origin in self.origin]
-        for place, (changes, events) in enumerate(zip(decided["changes"][:], decided["events"][:], strict=True)):
+        for place, (changes, events) in enumerate(zip(judged["changes"][:], judged["events"][:], strict=True)):
             if changes:
                 new.update(((place, index), response) for index, response in json.loads(changes))
             if events:
-                self._account(place, sizes, [tuple(event) for event in json.loads(events)], entries)  # type: ignore[misc]
+                self._account(place, json.loads(events), entries)
         for before, entry in pairwise(entries):
             entry.groups_in, entry.responses_in = before.groups_out, before.responses_out
         self.ledger.entries += entries
-        self._keep(kept, new)
+        places = [place for place, stay in enumerate(kept) if stay]
+        if new or any(len(kept[place]) < len(self.origin[place]) for place in places):
+            self.groups = keep_responses(self.groups, kept, new)
+        self.changed.update(new)
+        self._take(places, kept)
 
-    def _account(self, place: int, sizes: list[int], events: list[Event], entries: list[Entry]) -> None:
-        """Enter what happened to one group."""
-        left = sizes[place]
+    def _account(self, place: int, events: list[list[Any]], entries: list[Entry]) -> None:
+        """Count the decisions on one group."""
+        left = len(self.origin[place])
         for number, action, reason, index in events:
-            entry, name = entries[number], self.ids[self.row[place]]
+            entry = entries[number]
             source = None if index is None else self.origin[place][index]
-            entry.count(action, reason, name if source is None else f"{name} [{source}]")
-            self.events.append((self.row[place], (len(self.ledger.entries) + number, action, reason, source)))
+            self._note(entry, len(self.ledger.entries) + number, place, action, reason, source)
             if action == "flag":
                 entry.flagged += 1
             elif action == "change":
@@ -180,16 +186,34 @@ class _Run:
             else:
                 entry.responses_dropped += 1
                 left -= 1
-                if not left:
-                    entry.groups_dropped += 1
+                entry.groups_dropped += not left
 
-    def _keep(self, kept: list[list[int]], new: dict[tuple[int, int], Any]) -> None:
-        """Go on with these responses of each group, and these changes."""
-        places = [place for place, stay in enumerate(kept) if stay]
-        if new or any(len(stay) < len(self.origin[place]) for place, stay in enumerate(kept) if stay):
-            self.groups = keep_responses(self.groups, kept, new)
-        self.changed = {**self.changed, **new}
-        self.changed = {
+    def pool_rule(self, rule: PoolRule) -> None:
+        """Apply a rule that compares groups."""
+        entry = self._open(rule)
+        found = rule.judge_pool(self.groups, self.tools)
+        for action, reasons in (("drop", found.dropped), ("flag", found.flagged)):
+            for place, reason in reasons.items():
+                self._note(entry, len(self.ledger.entries), place, action, reason, None)
+        sizes = list(map(len, self.origin))
+        entry.flagged = len(found.flagged)
+        entry.groups_dropped = len(found.dropped)
+        entry.responses_dropped_with_group = sum(sizes[place] for place in found.dropped)
+        entry.groups_added = sum(found.repeated.values())
+        entry.responses_added = sum(times * sizes[place] for place, times in found.repeated.items())
+        self.ledger.entries.append(entry)
+        stay = (place for place in range(len(self.groups)) if place not in found.dropped)
+        places = [place for place in stay for _ in range(1 + found.repeated.get(place, 0))]
+        self._take(places, [range(size) for size in sizes])
+
+    def _note(self, entry: Entry, number: int, place: int, action: str, reason: str, source: int | None) -> None:
+        row = self.row[place]
+        entry.count(action, reason, self.ids[row] if source is None else f"{self.ids[row]} [{source}]")
+        self.events.append((row, (number, action, reason, source)))
+
+    def _take(self, places: list[int], kept: Sequence[Sequence[int]]) -> None:
+        """Continue with the groups at some places, and of each the responses that are kept."""
+        self.changed = self.changed and {
             (position, index): self.changed[place, old]
             for position, place in enumerate(places)
             for index, old in enumerate(kept[place])
@@ -197,51 +221,14 @@ class _Run:
         }
         self.origin = [[self.origin[place][old] for old in kept[place]] for place in places]
         self.row = [self.row[place] for place in places]
-        if len(places) < len(self.groups):
-            self.groups = self.groups.select(places)
-
-    def pool_rule(self, rule: PoolRule) -> None:
-        """A rule that compares groups."""
-        entry = self._open(rule)
-        verdict = rule.judge_pool(self.groups, self.tools)
-        number = len(self.ledger.entries)
-        for action, found in (("drop", verdict.dropped), ("flag", verdict.flagged)):
-            for place, reason in found.items():
-                entry.count(action, reason, self.ids[self.row[place]])
-                self.events.append((self.row[place], (number, action, reason, None)))
-        entry.flagged = len(verdict.flagged)
-        entry.groups_dropped = len(verdict.dropped)
-        entry.responses_dropped_with_group = sum(len(self.origin[place]) for place in verdict.dropped)
-        entry.groups_added = sum(verdict.repeated.values())
-        entry.responses_added = sum(times * len(self.origin[place]) for place, times in verdict.repeated.items())
-        self.ledger.entries.append(entry)
-        places = [
-            place
-            for place in range(len(self.groups))
-            if place not in verdict.dropped
-            for _ in range(1 + verdict.repeated.get(place, 0))
-        ]
-        if len(places) != len(self.groups) or verdict.repeated:
+        if places != list(range(len(self.groups))):
             self.groups = repeat_groups(self.groups, places)
-            self._move(places)
 
-    def _move(self, places: list[int]) -> None:
-        by_group: dict[int, dict[int, Any]] = {}
-        for (place, index), response in self.changed.items():
-            by_group.setdefault(place, {})[index] = response
-        self.changed = {
-            (position, index): response
-            for position, place in enumerate(places)
-            for index, response in by_group.get(place, {}).items()
-        }
-        self.row = [self.row[place] for place in places]
-        self.origin = [self.origin[place] for place in places]
-
-    def _open(self, rule: Rule) -> Entry:
+    def _open(self, rule: CurationRule) -> Entry:
         return Entry(rule.name, len(self.groups), sum(map(len, self.origin)))
 
     def finish(self) -> Curated:
-        """Count what is there, check the sums, and refuse an empty result."""
+        """Count the result, check the sums, and refuse an empty result."""
         groups, ledger = self.groups, self.ledger
         ledger.groups_out = len(groups)
         ledger.responses_out = sum(pool_sizes(groups))
@@ -255,25 +242,21 @@ class _Run:
         return Curated(groups, ledger, self.row, self.origin, self.changed, self.events)
 
 
-DECISION = Features({"kept": List(Value("int64")), "changes": Value("string"), "events": Value("string")})
-
-
 def judge_batch(batch: dict[str, list[Any]], *, rules: Sequence[GroupRule], tools: Tools) -> dict[str, list[Any]]:
-    """The decisions of some rules about some groups, given and answered by columns: stateless, and each group for
-    itself.
+    """Return the decisions of rules on a batch of groups. Stateless: each group is judged separately.
 
     Args:
-        batch: the columns `id`, `prompt`, `responses` and, where there are any, `scores` and `finish_reasons`.
-        rules: in their order.
+        batch: the columns `id`, `prompt`, `responses` and, if there are any, `scores` and `finish_reasons`.
+        rules: the rules, in their order.
         tools: what they may need.
 
     Returns:
-        The columns of `DECISION`, one row per group: the indices of the responses that stay, and as JSON the changed
+        The columns of `JUDGEMENT`, one row per group: the indices of the kept responses, and as JSON the changed
         responses `[[index, response], ...]` and the events `[[rule, action, reason, index], ...]`, empty for none.
     """
     answer: dict[str, list[Any]] = {"kept": [], "changes": [], "events": []}
     for place in range(len(batch["id"])):
-        group = Group(**{name: column[place] for name, column in batch.items()})
+        group = GroupView(**{name: column[place] for name, column in batch.items()})
         kept, changes, events = _judge(group, rules, tools)
         answer["kept"].append(kept)
         answer["changes"].append(json.dumps(sorted(changes.items()), ensure_ascii=False) if changes else "")
@@ -281,27 +264,30 @@ def judge_batch(batch: dict[str, list[Any]], *, rules: Sequence[GroupRule], tool
     return answer
 
 
-def _judge(group: Group, rules: Sequence[GroupRule], tools: Tools) -> tuple[list[int], dict[int, Any], list[Event]]:
+def _judge(
+    group: GroupView, rules: Sequence[GroupRule], tools: Tools
+) -> tuple[list[int], dict[int, Any], list[Event]]:
+    """Return the indices of the kept responses, the changed responses by index, and all events of one group."""
     kept = list(range(len(group.responses)))
     changes: dict[int, Any] = {}
     events: list[Event] = []
     for number, rule in enumerate(rules):
-        verdicts: dict[int | None, Verdict] = {}
-        for verdict in rule.judge(group, tools):
-            verdicts.setdefault(verdict.response, verdict)
-        whole = verdicts.pop(None, None)
+        decisions: dict[int | None, Decision] = {}
+        for decision in rule.judge(group, tools):
+            decisions.setdefault(decision.response, decision)
+        whole = decisions.pop(None, None)
         if whole is not None:
             events.append((number, whole.action, whole.reason, None))
             if whole.action == "drop":
                 return [], {}, events
-        if not verdicts:
+        if not decisions:
             continue
-        for index, verdict in sorted(verdicts.items()):  # type: ignore[type-var]
-            events.append((number, verdict.action, verdict.reason, kept[index]))  # type: ignore[index]
-            if verdict.action == "change":
-                changes[kept[index]] = verdict.new  # type: ignore[index]
-        stay = [index for index in range(len(kept)) if index not in verdicts or verdicts[index].action != "drop"]
-        group = Group(
+        for index, decision in sorted(decisions.items()):  # type: ignore[type-var]
+            events.append((number, decision.action, decision.reason, kept[index]))  # type: ignore[index]
+            if decision.action == "change":
+                changes[kept[index]] = decision.new  # type: ignore[index]
+        stay = [index for index in range(len(kept)) if index not in decisions or decisions[index].action != "drop"]
+        group = GroupView(
             group.id,
             group.prompt,
             [changes.get(kept[index], group.responses[index]) for index in stay],
@@ -316,13 +302,12 @@ def _judge(group: Group, rules: Sequence[GroupRule], tools: Tools) -> tuple[list
 
 
 def write_events(path: Path | str, groups: Dataset, curated: Curated) -> None:
-    """Write every decision but the keeping as one JSON line each, with the response that it was about, for a person to
-    read.
+    """Write every decision as one JSON line, with the response that it is about.
 
     Args:
-        path: of the JSONL file.
-        groups: the dataset that was curated.
-        curated: what came of it.
+        path: the JSONL file.
+        groups: the dataset before curation.
+        curated: the result of curating it.
     """
     names = [entry.rule for entry in curated.ledger.entries]
     with whole_file(path) as file:

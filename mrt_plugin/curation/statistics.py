@@ -1,15 +1,14 @@
-"""What a dataset is made of: kinds of task, numbers of responses, lengths."""
+"""Statistics of a dataset: kinds of task, numbers of responses, lengths."""
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from mrt_plugin.curation.rule import Tools
-from mrt_plugin.curation.token_length import token_counts
+from mrt_plugin.curation.run_rules import token_counts
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.groups.text import prompt_text
 from mrt_plugin.groups.write import rows_of
@@ -37,13 +36,13 @@ _KINDS = {
     "explanation": r"\b(?:explain|describe|why|what (?:is|are|was|were|does)|who|when|where|difference between"
     r"|tell me about)\b",
 }
-"""Patterns, tried in this order on the prompt in lower case. A rough guide, for English; the rest is `other`."""
+"""Patterns, searched in this order in the prompt in lower case. A rough guide, for English; the rest is `other`."""
 
 _COMPILED = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
 
 
 def task_type(prompt: Any) -> str:
-    """The kind of task that a prompt looks like, by its words.
+    """Guess the kind of task from the words of a prompt.
 
     Example:
 
@@ -55,13 +54,11 @@ def task_type(prompt: Any) -> str:
 
 
 def statistics(groups: Dataset, *, tokenizer: Any = None) -> dict[str, Any]:
-    """Task types, responses per prompt, and lengths.
-
-    Lengths are in tokens of the tokenizer, or without one estimated as UTF-8 bytes / 4.
+    """Measure task types, responses per prompt, and lengths.
 
     Args:
-        groups: as `load_groups` gives them.
-        tokenizer: of the run.
+        groups: groups as from `load_groups`.
+        tokenizer: the tokenizer to count tokens with. Without one they are estimated as UTF-8 bytes / 4.
 
     Returns:
         `groups`, `responses`, `tokens` (counted or estimated), `responses_per_prompt`, `prompt_length` and
@@ -75,17 +72,17 @@ def statistics(groups: Dataset, *, tokenizer: Any = None) -> dict[str, Any]:
     # 29
     ```
     """
-    tools = Tools(tokenizer)
     sizes: list[int] = []
     prompts: list[int] = []
     lengths: list[list[int]] = []
     kinds: list[str] = []
-    for prompt, responses in _rows(groups):
-        counted = token_counts([prompt_text(prompt), *map(response_text, responses)], tools)
+    for group in rows_of(groups.select_columns(["prompt", "responses"])):
+        texts = [prompt_text(group["prompt"]), *map(response_text, group["responses"])]
+        prompt, *responses = token_counts(texts, tokenizer)
         sizes.append(len(responses))
-        prompts.append(counted[0])
-        lengths.append(counted[1:])
-        kinds.append(task_type(prompt))
+        prompts.append(prompt)
+        lengths.append(responses)
+        kinds.append(task_type(group["prompt"]))
     types: dict[str, Any] = {}
     for kind, count in sorted(Counter(kinds).items(), key=lambda item: (-item[1], item[0])):
         own = [length for found, several in zip(kinds, lengths, strict=True) if found == kind for length in several]
@@ -106,15 +103,9 @@ def statistics(groups: Dataset, *, tokenizer: Any = None) -> dict[str, Any]:
     }
 
 
-def _rows(groups: Dataset) -> Iterator[tuple[Any, Sequence[Any]]]:
-    for row in rows_of(groups.select_columns(["prompt", "responses"])):
-        yield row["prompt"], row["responses"]
-
-
 def _spread(values: Sequence[int]) -> dict[str, float]:
     if not values:
         return {}
-    found = {
-        f"p{round(100 * q)}": float(value) for q, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)
-    }
-    return {"mean": float(np.mean(values)), **found}
+    names = [f"p{round(100 * quantile)}" for quantile in QUANTILES]
+    found = np.quantile(values, QUANTILES).tolist()
+    return {"mean": float(np.mean(values)), **dict(zip(names, found, strict=True))}

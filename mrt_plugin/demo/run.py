@@ -9,10 +9,12 @@ and number of optimizer steps. Only K differs. The truth is known, so the distan
 import json
 import math
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,8 @@ import numpy as np
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from mrt_plugin.demo.known_truth import truth_distance
-from mrt_plugin.demo.modes import ModePrompt, draw_groups, mode_prompts, split_prompts
+from mrt_plugin.demo.modes import ModePrompt, draw_groups, mode_prompts, split_prompts, truth_distance
 from mrt_plugin.demo.training import axolotl_train
-from mrt_plugin.demo.whole_folder import whole_folder
 from mrt_plugin.encoding import Encoder, Pair
 from mrt_plugin.evaluation.held_out import held_out_nll
 from mrt_plugin.models.load import load_model
@@ -33,6 +33,13 @@ RESULTS = "results.json"
 TRUTH = "truth.jsonl"
 """Marks a folder as written by the demo, so that the next demo may replace it. `results.json` would not be enough:
 `mrt simulate` writes one too."""
+
+PANELS = (
+    ("held_out_nll", "held-out NLL\n(nats per token, lower is better)"),
+    ("kl", "KL(truth || model)\n(nats, lower is better)"),
+    ("coverage", "mode coverage\n(share of the truth, higher is better)"),
+)
+HATCHES = ("", "//", "xx", "..")
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, its finished steps and its total steps."""
@@ -79,7 +86,7 @@ def run_demo(
     print(results["sentence"])
     ```
     """
-    from mrt_plugin.demo.plot import plot  # fails early if matplotlib is missing
+    import_module("matplotlib")  # fails before the work if it is missing
 
     settings = settings or DemoSettings()
     with whole_folder(folder, marker=TRUTH) as work:
@@ -90,7 +97,11 @@ def run_demo(
         steps = settings.epochs * math.ceil(settings.train_prompts / 8)
         for k in settings.k:
             stage = f"axolotl train k{k}.yaml"
-            took = axolotl_train(work, k, settings.epochs, settings.seed, partial(_forward, progress, stage, steps))
+
+            def forward(done: int, stage: str = stage) -> None:
+                progress(stage, done, steps)
+
+            took = axolotl_train(work, k, settings.epochs, settings.seed, forward)
             progress(stage, steps, steps)
             runs.append({"name": f"K = {k}", "k": k, "adapter": f"k{k}", "seconds": asdict(took)})
         for number, run in enumerate(runs):
@@ -108,10 +119,6 @@ def run_demo(
         shutil.rmtree(work / "prepared", ignore_errors=True)
         (work / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     return results
-
-
-def _forward(progress: Progress, stage: str, total: int, done: int) -> None:
-    progress(stage, done, total)
 
 
 def describe(first: dict[str, Any], last: dict[str, Any]) -> str:
@@ -189,3 +196,52 @@ def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@contextmanager
+def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
+    """Create a working folder. It replaces `folder` if the block succeeds, and is removed otherwise.
+
+    Args:
+        folder: the folder of the result. An earlier result, recognised by its file `marker`, is replaced.
+        marker: a file that every complete result contains.
+
+    Raises:
+        FileExistsError: if `folder` exists and does not contain `marker`, so it is not an earlier result.
+    """
+    folder = folder.resolve()
+    if folder.exists() and not (folder / marker).is_file():
+        raise FileExistsError(f"{folder} exists and was not made by this command: choose another folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = work.with_name(work.name + "-old")
+    try:
+        yield work
+        work.chmod(0o755)  # folders from mkdtemp are private
+        if folder.exists():
+            folder.rename(old)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Write the figure of `results` (the return value of `run_demo`) as PNG. It is readable in black and white."""
+    from matplotlib.figure import Figure
+
+    runs = results["runs"]
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(PANELS))
+    for axis, (key, title) in zip(axes, PANELS, strict=True):
+        for place, run in enumerate(runs):
+            shade = str(0.85 - 0.25 * place)
+            bar = axis.bar(place, run[key], color=shade, edgecolor="black", hatch=HATCHES[place % len(HATCHES)])
+            axis.bar_label(bar, fmt="%.3f", padding=2)
+        axis.set_xticks(range(len(runs)), [run["name"] for run in runs])
+        axis.set_title(title, fontsize=10)
+        axis.margins(y=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    prompts = results["settings"]["train_prompts"]
+    figure.suptitle(f"QLoRA on {prompts} prompts, measured on {results['settings']['held_out_prompts']} others")
+    figure.savefig(path, dpi=120)

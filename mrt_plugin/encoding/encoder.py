@@ -3,7 +3,7 @@
 import json
 import logging
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from mrt_plugin.encoding.messages import EncodingError, Message, prompt_messages, response_messages, roles
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.encoding.spans import Span, find_spans
+from mrt_plugin.encoding.spans import Conversation, Span
 from mrt_plugin.encoding.tokenizer import check_tokenizer, special_token_texts
 from mrt_plugin.options import PromptFormat
 
@@ -65,20 +65,20 @@ class Encoder:
     prompt_format: PromptFormat = "auto"
     chat_template_kwargs: dict[str, Any] | None = None
     _special: list[str] = field(init=False, repr=False)
-    _told: set[str] = field(init=False, repr=False, default_factory=set)
+    _warned: set[str] = field(init=False, repr=False, default_factory=set)
 
     def __post_init__(self) -> None:
         if self.prompt_format not in get_args(PromptFormat):
             known = ", ".join(get_args(PromptFormat))
             raise EncodingError(f"prompt_format={self.prompt_format!r} is unknown: choose one of {known}.")
         check_tokenizer(self.tokenizer)
-        if self.prompt_format == "chat" and not self.tokenizer.chat_template:
-            raise EncodingError(_no_template("prompt_format='chat'"))
+        if self.prompt_format == "chat":
+            self._need_template("prompt_format='chat'")
         self._special = special_token_texts(self.tokenizer)
 
     def __getstate__(self) -> dict[str, Any]:
         # Logged topics are not part of the encoder's identity: datasets computes its fingerprint from the pickle.
-        return {**self.__dict__, "_told": set()}
+        return {**self.__dict__, "_warned": set()}
 
     def encode(
         self, prompt: str | Sequence[Message], response: str | Sequence[Message], *, tools: Tools = None
@@ -87,11 +87,7 @@ class Encoder:
         return self.encode_group(prompt, [response], tools=tools)[0]
 
     def encode_group(
-        self,
-        prompt: str | Sequence[Message],
-        responses: Sequence[str | Sequence[Message]],
-        *,
-        tools: Tools = None,
+        self, prompt: str | Sequence[Message], responses: Sequence[str | Sequence[Message]], *, tools: Tools = None
     ) -> list[Pair]:
         """Encode a prompt with each of its responses.
 
@@ -111,7 +107,7 @@ class Encoder:
             return []
         try:
             if self._is_chat(prompt, responses):
-                return self._encode_chat(prompt, responses, json.loads(tools) if isinstance(tools, str) else tools)
+                return self._encode_chat(prompt, responses, tools)
             return self._encode_plain(str(prompt), [str(response) for response in responses])
         except EncodingError as error:
             text = repr(prompt)
@@ -126,19 +122,11 @@ class Encoder:
             EncodingError: as for `encode_group`.
         """
         if self._is_chat(prompt, []):
-            messages = prompt_messages(prompt)
-            text = self._render(messages, True, tools=json.loads(tools) if isinstance(tools, str) else tools)
+            text = self._render(prompt_messages(prompt), True, tools=tools)
             return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        ids = list(self.tokenizer(str(prompt), verbose=False)["input_ids"])
-        if len(ids) >= 2 and ids[0] == ids[1] == self.tokenizer.bos_token_id:
-            ids = ids[1:]
-        if (
-            len(ids) >= 2
-            and ids[-1] == self.tokenizer.eos_token_id
-            and not str(prompt).endswith(str(self.tokenizer.eos_token))
-        ):
-            ids = ids[:-1]
-        return ids
+        ids = self._without_second_bos(list(self.tokenizer(str(prompt), verbose=False)["input_ids"]))
+        added_eos = len(ids) >= 2 and ids[-1] == self.tokenizer.eos_token_id
+        return ids[:-1] if added_eos and not str(prompt).endswith(str(self.tokenizer.eos_token)) else ids
 
     def _is_chat(self, prompt: Any, responses: Sequence[Any]) -> bool:
         has_messages = not all(isinstance(value, str) for value in (prompt, *responses))
@@ -147,15 +135,20 @@ class Encoder:
                 "prompt_format='plain' takes strings, but this group has messages. Use prompt_format='auto' or "
                 "'chat', or turn the messages into text."
             )
-        if has_messages and not self.tokenizer.chat_template:
-            raise EncodingError(_no_template("The data holds messages"))
+        if has_messages:
+            self._need_template("The data holds messages")
         return self.prompt_format != "plain" and bool(self.tokenizer.chat_template)
 
+    def _need_template(self, what: str) -> None:
+        if not self.tokenizer.chat_template:
+            raise EncodingError(
+                f"{what}, but the tokenizer has no chat template. Use the model's instruction-tuned tokenizer, set "
+                "tokenizer.chat_template (TRL: chat_template_path; Axolotl: chat_template), or give prompts and "
+                "responses as strings with prompt_format='plain'."
+            )
+
     def _encode_chat(
-        self,
-        prompt: str | Sequence[Message],
-        responses: Sequence[str | Sequence[Message]],
-        tools: Sequence[dict[str, Any]] | None,
+        self, prompt: str | Sequence[Message], responses: Sequence[str | Sequence[Message]], tools: Tools
     ) -> list[Pair]:
         render = partial(self._render, tools=tools)
         asked = prompt_messages(prompt)
@@ -163,29 +156,32 @@ class Encoder:
         texts, spans = [], []
         for response in responses:
             messages = [*asked, *response_messages(response)]
-            self._tell_of_repeated_roles(messages)
-            text = render(messages, False)
-            found = find_spans(messages, len(asked), text, prompt_text, render, self._special, self._tell)
-            texts.append(text)
-            spans.append(found)
-        encoded = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        return [
-            self._mark_spans(ids, offsets, found)
-            for ids, offsets, found in zip(encoded["input_ids"], encoded["offset_mapping"], spans, strict=True)
-        ]
+            for before, after in pairwise(messages):
+                if before["role"] == after["role"] != "tool":
+                    self._warn(
+                        "repeated roles",
+                        f"Some conversations have two {after['role']!r} messages in a row; they are kept as they are.",
+                    )
+            conversation = Conversation(messages, render(messages, False), render, self._special, self._warn)
+            texts.append(conversation.text)
+            spans.append(conversation.find_spans(len(asked), prompt_text))
+        encoded = self._tokenize(texts, add_special_tokens=False)
+        return [self._mark_spans(ids, offsets, found) for (ids, offsets), found in zip(encoded, spans, strict=True)]
 
-    def _render(self, messages: Sequence[Message], generation_prompt: bool, *, tools: Any) -> str:
+    def _tokenize(self, texts: list[str], **options: Any) -> Iterable[tuple[list[int], list[tuple[int, int]]]]:
+        """Return the token ids of each text, and the characters of each token."""
+        encoded = self.tokenizer(
+            texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False, **options
+        )
+        return zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+
+    def _render(self, messages: Sequence[Message], generation_prompt: bool, *, tools: Tools) -> str:
+        schemas: Any = json.loads(tools) if isinstance(tools, str) else tools
         try:
             return str(
                 self.tokenizer.apply_chat_template(
                     list(messages),
-                    tools=tools or None,  # some templates write tool text for an empty list
+                    tools=schemas or None,  # some templates write tool text for an empty list
                     add_generation_prompt=generation_prompt,
                     tokenize=False,
                     **(self.chat_template_kwargs or {}),
@@ -202,14 +198,13 @@ class Encoder:
         """Mark the tokens whose characters are in a span, and those that begin before a span and end in it."""
         trained = [False] * len(input_ids)
         for span in spans:
-            begin = bisect_right(offsets, span.start, key=_end)
-            end = bisect_right(offsets, span.stop, key=_end)
+            begin, end = (bisect_right(offsets, place, key=_end) for place in (span.start, span.stop))
             trained[begin:end] = [True] * (end - begin)
         if not spans[-1].closed:
             if self.tokenizer.eos_token_id is None:
-                self._tell("no end", "Neither the chat template nor the tokenizer has a token that ends a response.")
+                self._warn("no end", "Neither the chat template nor the tokenizer has a token that ends a response.")
             else:
-                self._tell(
+                self._warn(
                     "eos added",
                     "The chat template does not end an assistant's turn with a special token: "
                     f"{self.tokenizer.eos_token!r} is added after the last one and trained.",
@@ -219,54 +214,35 @@ class Encoder:
         return Pair(input_ids, trained)
 
     def _encode_plain(self, prompt: str, responses: Sequence[str]) -> list[Pair]:
-        eos, bos = self.tokenizer.eos_token_id, self.tokenizer.bos_token_id
+        eos = self.tokenizer.eos_token_id
         if eos is None:
             raise EncodingError("Plain text needs an EOS token to end a response: set tokenizer.eos_token.")
-        for response in responses:
-            if not response.strip():
-                raise EncodingError("A response is empty: there is nothing to train on. Drop it.")
-        encoded = self.tokenizer(
-            [prompt + response for response in responses],
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            verbose=False,
-        )
+        if not all(response.strip() for response in responses):
+            raise EncodingError("A response is empty: there is nothing to train on. Drop it.")
         pairs = []
-        for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        for ids, offsets in self._tokenize([prompt + response for response in responses]):
             begin = next((index for index, (_, stop) in enumerate(offsets) if stop > len(prompt)), None)
             if begin is None:
                 raise EncodingError("The tokenizer turns a response into no tokens at all. Drop it.")
-            if bos is not None and begin >= 2 and ids[0] == ids[1] == bos:  # one is in the text, one was added
-                ids, begin = ids[1:], begin - 1
-            if len(ids) >= 2 and ids[-1] == ids[-2] == eos:
-                ids = ids[:-1]
-            if ids[-1] != eos:
-                ids = [*ids, eos]
-            pairs.append(Pair(ids, [False] * begin + [True] * (len(ids) - begin)))
+            kept = self._without_second_bos(ids) if begin >= 2 else ids
+            begin -= len(ids) - len(kept)
+            if len(kept) >= 2 and kept[-1] == kept[-2] == eos:
+                kept = kept[:-1]
+            if kept[-1] != eos:
+                kept = [*kept, eos]
+            pairs.append(Pair(kept, [False] * begin + [True] * (len(kept) - begin)))
         return pairs
 
-    def _tell_of_repeated_roles(self, messages: Sequence[Message]) -> None:
-        for before, after in pairwise(messages):
-            if before["role"] == after["role"] != "tool":
-                self._tell(
-                    "repeated roles",
-                    f"Some conversations have two {after['role']!r} messages in a row; they are kept as they are.",
-                )
+    def _without_second_bos(self, ids: list[int]) -> list[int]:
+        """Drop a BOS that the tokenizer added in front of the text's own."""
+        return ids[1:] if len(ids) >= 2 and ids[0] == ids[1] == self.tokenizer.bos_token_id else ids
 
-    def _tell(self, topic: str, message: str) -> None:
+    def _warn(self, topic: str, message: str) -> None:
         """Log once per encoder and topic."""
-        if topic not in self._told:
-            self._told.add(topic)
+        if topic not in self._warned:
+            self._warned.add(topic)
             logger.warning(message)
 
 
 def _end(offset: tuple[int, int]) -> int:
     return offset[1]
-
-
-def _no_template(what: str) -> str:
-    return (
-        f"{what}, but the tokenizer has no chat template. Use the model's instruction-tuned tokenizer, set "
-        "tokenizer.chat_template (TRL: chat_template_path; Axolotl: chat_template), or give prompts and responses "
-        "as strings with prompt_format='plain'."
-    )

@@ -7,6 +7,7 @@ with `<think>`.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -21,12 +22,6 @@ from mrt_plugin.encoding.messages import (
     marked,
 )
 
-Render = Callable[[Sequence[Message], bool], str]
-"""Renders messages as text. The flag adds the generation prompt."""
-
-Tell = Callable[[str, str], None]
-"""Logs a message once per topic."""
-
 
 @dataclass(frozen=True)
 class Span:
@@ -38,56 +33,6 @@ class Span:
     start: int
     stop: int
     closed: bool
-
-
-def find_spans(
-    messages: Sequence[Message],
-    first: int,
-    text: str,
-    prompt_text: str,
-    render: Render,
-    special_tokens: Sequence[str],
-    tell: Tell,
-) -> list[Span]:
-    """Return the spans of the assistant's turns from message `first` on.
-
-    A span begins where the template's generation prompt would end, and it ends with the turn's end token. Whitespace
-    that a template writes after the end token is not included, because generation stops before it.
-
-    Args:
-        messages: the complete conversation.
-        first: the index of the response's first message.
-        text: `messages` rendered.
-        prompt_text: `messages[:first]` rendered with the generation prompt.
-        render: renders other messages the same way.
-        special_tokens: the texts of the tokenizer's special tokens.
-        tell: called with warnings about cases that are unusual but work.
-
-    Raises:
-        EncodingError: if a turn cannot be located, or the template omits some of its text.
-    """
-    spans = []
-    last = len(messages) - 1
-    for index in range(first, len(messages)):
-        if messages[index]["role"] != "assistant":
-            continue
-        before = prompt_text if index == first else render(messages[:index], True)
-        through = text if index == last else render(messages[: index + 1], False)
-        content = None
-        if text.startswith(before):
-            start = len(before)
-        else:
-            _tell_of_context(before, text, tell)
-            content = _locate_content(messages, index, text, render)
-            start = _start_before(content, messages, index, text, render)
-        if text.startswith(through):
-            span = _close_at_end(text, start, len(through), special_tokens)
-        else:
-            content = content or _locate_content(messages, index, text, render)
-            span = _close_after(text, start, content, special_tokens)
-        _check_turn(messages[index], text[span.start : span.stop], index == last, tell)
-        spans.append(span)
-    return spans
 
 
 @dataclass(frozen=True)
@@ -119,115 +64,157 @@ class _Marks:
         return text.partition(self.stem)[0], re.split(f"{self.stem}\\d+e", text)[-1]
 
 
-def _locate_content(messages: Sequence[Message], index: int, text: str, render: Render) -> _Content:
-    """Locate the content of message `index`: render the conversation with marks in its place, and compare."""
-    marks = _Marks(text)
-    turn = marked(messages[index], marks)
-    twin = render([*messages[:index], turn, *messages[index + 1 :]], False)
-    before, after = marks.around(twin)
-    fits = text.startswith(before) and text.endswith(after) and len(before) + len(after) <= len(text)
-    if marks.any_in(twin) and fits:
-        closing = marks.around(render([*messages[:index], turn], False))[1]
-        return _Content(len(before), len(text) - len(after), closing)
-    raise EncodingError(
-        f"The assistant's turn in message {index} cannot be located in the rendered conversation: the chat template "
-        "leaves it out, or renders other parts differently depending on what it says. Use a chat template that "
-        "renders each turn independently of the words in it."
-    )
+@dataclass(frozen=True)
+class Conversation:
+    """A rendered conversation, in which the assistant's turns are located."""
 
+    messages: Sequence[Message]
+    text: str
+    """The messages, rendered."""
+    render: Callable[[Sequence[Message], bool], str]
+    """Renders other messages the same way. The flag adds the generation prompt."""
+    special_tokens: Sequence[str]
+    """The texts of the tokenizer's special tokens."""
+    warn: Callable[[str, str], None]
+    """Logs a message once per topic, about cases that are unusual but work."""
 
-def _start_before(content: _Content, messages: Sequence[Message], index: int, text: str, render: Render) -> int:
-    """Return the span's start, at or before the content.
+    def find_spans(self, first: int, prompt_text: str) -> list[Span]:
+        """Return the spans of the assistant's turns from message `first` on.
 
-    The span starts after the part of the generation prompt that the conversation contains. The two are compared
-    between the end of the previous message and the turn's content. So no text of the previous message can be taken as
-    part of the turn. If this comparison fails, the span starts at the content.
-    """
-    if index == 0:
-        return content.start
-    asked, said = _Marks(text, "asked"), _Marks(text)
-    previous = marked(messages[index - 1], asked)
-    turn = marked(messages[index], said)
-    prompt = render([*messages[: index - 1], previous], True)
-    conversation = render([*messages[: index - 1], previous, turn, *messages[index + 1 :]], False)
-    if not (asked.any_in(prompt) and asked.any_in(conversation) and said.any_in(conversation)):
-        return content.start
-    header = asked.around(prompt)[1]
-    frame = asked.around(said.around(conversation)[0])[1]
-    if not text.endswith(frame, 0, content.start):
-        return content.start
-    return content.start - (len(frame) - _common_length(header, frame))
+        A span begins where the template's generation prompt would end, and it ends with the turn's end token.
+        Whitespace that a template writes after the end token is not included, because generation stops before it.
 
+        Args:
+            first: the index of the response's first message.
+            prompt_text: `messages[:first]` rendered with the generation prompt.
 
-def _tell_of_context(before: str, text: str, tell: Tell) -> None:
-    """Warn that a turn is trained after a context that differs from the model's context at inference."""
-    agree = _common_length(before, text)
-    tell(
-        "context",
-        "The chat template renders what comes before a response differently with the response than alone, as at "
-        f"inference: {_short(before[agree:])} became {_short(text[agree:])}. Only the assistant's own words are "
-        "trained, but after a context that inference does not have. The template's options (`chat_template_kwargs`, "
-        "for example enable_thinking) can often make the two agree.",
-    )
+        Raises:
+            EncodingError: if a turn cannot be located, or the template omits some of its text.
+        """
+        spans = []
+        last = len(self.messages) - 1
+        for index in range(first, len(self.messages)):
+            if self.messages[index]["role"] != "assistant":
+                continue
+            before = prompt_text if index == first else self.render(self.messages[:index], True)
+            through = self.text if index == last else self.render(self.messages[: index + 1], False)
+            content = None
+            if self.text.startswith(before):
+                start = len(before)
+            else:
+                self._warn_of_context(before)
+                content = self._locate(index)
+                start = self._start_before(content, index)
+            if self.text.startswith(through):
+                span = self._close_at_end(start, len(through))
+            else:
+                span = self._close_after(start, content or self._locate(index))
+            self._check_turn(self.messages[index], self.text[span.start : span.stop], index == last)
+            spans.append(span)
+        return spans
 
+    def _locate(self, index: int) -> _Content:
+        """Locate the content of message `index`: render the conversation with marks in its place, and compare."""
+        marks = _Marks(self.text)
+        turn = marked(self.messages[index], marks)
+        twin = self.render([*self.messages[:index], turn, *self.messages[index + 1 :]], False)
+        before, after = marks.around(twin)
+        fits = self.text.startswith(before) and self.text.endswith(after) and len(before + after) <= len(self.text)
+        if marks.any_in(twin) and fits:
+            closing = marks.around(self.render([*self.messages[:index], turn], False))[1]
+            return _Content(len(before), len(self.text) - len(after), closing)
+        raise EncodingError(
+            f"The assistant's turn in message {index} cannot be located in the rendered conversation: the chat "
+            "template leaves it out, or renders other parts differently depending on what it says. Use a chat "
+            "template that renders each turn independently of the words in it."
+        )
 
-def _close_at_end(text: str, start: int, end: int, special_tokens: Sequence[str]) -> Span:
-    """Return the span of a turn that fills `text[start:end]`.
+    def _start_before(self, content: _Content, index: int) -> int:
+        """Return the span's start, at or before the content.
 
-    It ends after its last special token, unless words follow that token.
-    """
-    stop = start + len(text[start:end].rstrip())
-    if text.endswith(tuple(special_tokens), start, stop):
-        return Span(start, stop, True)
-    return Span(start, end, False)
+        The span starts after the part of the generation prompt that the conversation contains. The two are compared
+        between the end of the previous message and the turn's content, so that no text of the previous message counts
+        as part of the turn. If this comparison fails, the span starts at the content.
+        """
+        if index == 0:
+            return content.start
+        asked, said = _Marks(self.text, "asked"), _Marks(self.text)
+        known = [*self.messages[: index - 1], marked(self.messages[index - 1], asked)]
+        prompt = self.render(known, True)
+        turn = marked(self.messages[index], said)
+        conversation = self.render([*known, turn, *self.messages[index + 1 :]], False)
+        if not (asked.any_in(prompt) and asked.any_in(conversation) and said.any_in(conversation)):
+            return content.start
+        header = asked.around(prompt)[1]
+        frame = asked.around(said.around(conversation)[0])[1]
+        if not self.text.endswith(frame, 0, content.start):
+            return content.start
+        return content.start - (len(frame) - _common_length(header, frame))
 
+    def _warn_of_context(self, before: str) -> None:
+        """Warn that a turn is trained after a context that differs from the model's context at inference."""
+        agree = _common_length(before, self.text)
+        self.warn(
+            "context",
+            "The chat template renders what comes before a response differently with the response than alone, as at "
+            f"inference: {_short(before[agree:])} became {_short(self.text[agree:])}. Only the assistant's own words "
+            "are trained, but after a context that inference does not have. The template's options "
+            "(`chat_template_kwargs`, for example enable_thinking) can often make the two agree.",
+        )
 
-def _close_after(text: str, start: int, content: _Content, special_tokens: Sequence[str]) -> Span:
-    """Return the span of a turn whose content is located. It ends after the end token that follows the content.
+    def _close_at_end(self, start: int, end: int) -> Span:
+        """Return the span of a turn that fills `text[start:end]`, up to its special token if that comes last."""
+        stop = start + len(self.text[start:end].rstrip())
+        if self.text.endswith(tuple(self.special_tokens), start, stop):
+            return Span(start, stop, True)
+        return Span(start, end, False)
 
-    `content.closing` is the text that the template writes after this turn if the turn is the last. Where the
-    conversation has the same text, the turn ends there. Where it has another end token instead (GPT-OSS), the turn
-    ends after that token.
-    """
-    special = re.compile("|".join(re.escape(token) for token in special_tokens) or "(?!)")
-    common = content.stop + _common_length(content.closing, text[content.stop :])
-    shared = list(special.finditer(text, content.stop, common))
-    if shared:
-        return Span(start, shared[-1].end(), True)
-    other = special.search(text, content.stop) if special.search(content.closing) else None
-    return Span(start, common, False) if other is None else Span(start, other.end(), True)
+    def _close_after(self, start: int, content: _Content) -> Span:
+        """Return the span of a turn whose content is located. It ends after the end token that follows the content.
 
+        Where the conversation has the text that the template writes after a last turn, the turn ends there. Where it
+        has another end token instead (GPT-OSS), the turn ends after that token.
+        """
+        special = re.compile("|".join(re.escape(token) for token in self.special_tokens) or "(?!)")
+        common = content.stop + _common_length(content.closing, self.text[content.stop :])
+        shared = list(special.finditer(self.text, content.stop, common))
+        if shared:
+            return Span(start, shared[-1].end(), True)
+        other = special.search(self.text, content.stop) if special.search(content.closing) else None
+        return Span(start, common, False) if other is None else Span(start, other.end(), True)
 
-def _check_turn(message: Message, rendered: str, final: bool, tell: Tell) -> None:
-    """Refuse a turn if the template omitted some of its text."""
-    content = content_text(message)
-    if not _occurs(content, rendered):
-        answer = THINK_TAG.split(content)[-1]
-        if not _occurs(answer, rendered):
-            raise EncodingError(
-                f"The chat template does not render what the assistant says: {_short(content)} is not in its turn, "
-                f"{_short(rendered)}. Use a chat template that renders it unchanged."
+    def _check_turn(self, message: Message, rendered: str, final: bool) -> None:
+        """Refuse a turn if the template omitted some of its text."""
+        content = content_text(message)
+        if not _occurs(content, rendered):
+            if not _occurs(THINK_TAG.split(content)[-1], rendered):
+                raise EncodingError(
+                    f"The chat template does not render what the assistant says: {_short(content)} is not in its "
+                    f"turn, {_short(rendered)}. Use a chat template that renders it unchanged."
+                )
+            if final:
+                raise EncodingError(
+                    f"The chat template drops the thinking from the response {_short(content)}, so it would not be "
+                    "trained. Remove <think>...</think> from the responses, move it to `reasoning_content` if the "
+                    "template renders that, or set a chat template that keeps it."
+                )
+            self.warn(
+                "old thinking",
+                "The chat template drops the thinking of a response's earlier turns: it is not trained.",
             )
-        if final:
-            raise EncodingError(
-                f"The chat template drops the thinking from the response {_short(content)}, so it would not be "
-                "trained. Remove <think>...</think> from the responses, move it to `reasoning_content` if the "
-                "template renders that, or set a chat template that keeps it."
-            )
-        tell("old thinking", "The chat template drops the thinking of a response's earlier turns: it is not trained.")
-    for key in REASONING:
-        if isinstance(message.get(key), str) and not _occurs(message[key], rendered):
-            tell(
-                key,
-                f"The chat template does not render the {key!r} of some assistant turns: it is not trained. Set a "
-                "chat template that renders it if it should be.",
-            )
-    for name in called_functions(message):
-        if not _occurs(name, rendered):
-            raise EncodingError(
-                f"The chat template does not render the call of {name!r} in an assistant's turn, so it would not be "
-                "trained. Set a chat template that knows `tool_calls`, or write the call into `content`."
-            )
+        for key in REASONING:
+            if isinstance(message.get(key), str) and not _occurs(message[key], rendered):
+                self.warn(
+                    key,
+                    f"The chat template does not render the {key!r} of some assistant turns: it is not trained. Set a "
+                    "chat template that renders it if it should be.",
+                )
+        for name in called_functions(message):
+            if not _occurs(name, rendered):
+                raise EncodingError(
+                    f"The chat template does not render the call of {name!r} in an assistant's turn, so it would not "
+                    "be trained. Set a chat template that knows `tool_calls`, or write the call into `content`."
+                )
 
 
 def _occurs(words: str, rendered: str) -> bool:
@@ -247,14 +234,8 @@ def _occurs(words: str, rendered: str) -> bool:
 
 def _common_length(first: str, second: str) -> int:
     """Return the length of the longest common prefix. Bisection is fast on long prompts."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    lengths = range(1, min(len(first), len(second)) + 1)
+    return bisect_left(lengths, True, key=lambda length: not first.startswith(second[:length]))
 
 
 def _short(text: str) -> str:

@@ -19,8 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.evaluation.harness import Scores
 from mrt_plugin.evaluation.result import Interval, ProbeChange, TaskChange
-from mrt_plugin.models.log_likelihood import Model, log_likelihoods
-from mrt_plugin.models.tokenizer_match import check_ids
+from mrt_plugin.models.log_likelihood import Model, check_ids, log_likelihoods
 from mrt_plugin.planning.paired import Bootstrap, Measured
 
 FLAGGED = 2.0

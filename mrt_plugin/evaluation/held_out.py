@@ -8,8 +8,7 @@ import numpy as np
 
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.models.log_likelihood import Model, log_likelihoods
-from mrt_plugin.models.tokenizer_match import check_ids
+from mrt_plugin.models.log_likelihood import Model, check_ids, log_likelihoods
 
 
 @dataclass(frozen=True)

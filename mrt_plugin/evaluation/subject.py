@@ -20,9 +20,8 @@ from mrt_plugin.evaluation.held_out import PromptNLL, ResponseNLL, response_nll
 from mrt_plugin.evaluation.result import Key, order
 from mrt_plugin.evaluation.samples import Samples, draw_samples, read_samples, rewards, sample_files
 from mrt_plugin.groups.text import units
-from mrt_plugin.models.log_likelihood import Model
+from mrt_plugin.models.log_likelihood import Model, worse_than_guessing
 from mrt_plugin.models.named_model import NamedModel
-from mrt_plugin.models.tokenizer_match import worse_than_guessing
 from mrt_plugin.planning.paired import Measured
 from mrt_plugin.sampling.local import LocalModel
 from mrt_plugin.sampling.options import LocalOptions, SamplingSettings

@@ -18,11 +18,7 @@ def batch_size(groups: Dataset, most: int) -> int:
     """Return the number of rows per batch for which no batch holds more than about 32 MiB of text.
 
     The limit holds for any consecutive rows, and so for any shard. A row larger than half the limit counts as half,
-    so that a few very large rows do not make all batches small.
-
-    Args:
-        groups: the columns that will be read.
-        most: the largest number of rows per batch.
+    so that a few very large rows do not make all batches small. There are at most `most` rows per batch.
     """
     sizes = sum(_of_rows(groups, name, _bytes) for name in groups.column_names)
     ends = np.concatenate(([0], np.cumsum(np.minimum(sizes, BYTES // 2))))
@@ -34,8 +30,8 @@ def batch_size(groups: Dataset, most: int) -> int:
 
 def pool_sizes(groups: Dataset) -> list[int]:
     """Return the number of responses of each group, without reading the responses."""
-    sizes: list[int] = _of_rows(groups, "responses", _lengths).tolist()
-    return sizes
+    sizes = _of_rows(groups, "responses", lambda array: np.diff(array.offsets.to_numpy()))
+    return [int(size) for size in sizes]
 
 
 def chunked(items: Iterable[Item], most: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:
@@ -72,11 +68,6 @@ def _of_rows(groups: Dataset, column: str, measure: Callable[[pyarrow.Array], np
     parts = [measure(chunk) for chunk in groups.data.column(column).chunks]
     values = np.concatenate([np.zeros(0, np.int64), *parts])
     return values if groups._indices is None else values[groups._indices.column(0).to_numpy()]
-
-
-def _lengths(array: pyarrow.Array) -> np.ndarray:
-    lengths: np.ndarray = np.diff(array.offsets.to_numpy()).astype(np.int64)
-    return lengths
 
 
 def _bytes(array: pyarrow.Array) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Check groups. All requirements on a group are defined here."""
+"""Check groups. All requirements on a group are here."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -16,13 +16,12 @@ from mrt_plugin.groups.messages import (
     kind,
     response_text,
 )
-from mrt_plugin.groups.problems import Problems
-from mrt_plugin.groups.report import GroupReport
-from mrt_plugin.groups.shapes import RawGroup
+from mrt_plugin.groups.problems import GroupReport, Problems
+from mrt_plugin.groups.shapes import PER_RESPONSE, RawGroup
 
 
 @dataclass
-class Group:
+class CheckedGroup:
     """A checked group: N >= 1 non-empty responses, each with one score, weight and finish reason if there are any."""
 
     id: str
@@ -33,7 +32,7 @@ class Group:
     finish_reasons: list[str | None] | None
 
 
-class Checker:
+class GroupChecker:
     """Check groups one by one, and remember what must be consistent between them."""
 
     def __init__(self, problems: Problems, report: GroupReport) -> None:
@@ -43,7 +42,7 @@ class Checker:
         self.prompts: set[str] = set()
         self.ids: dict[str, int] = {}
 
-    def check_all(self, groups: Iterable[RawGroup]) -> Iterator[Group]:
+    def check_all(self, groups: Iterable[RawGroup]) -> Iterator[CheckedGroup]:
         """Yield the groups that can be trained on. Add problems to `problems` and count decisions in `report`."""
         for raw in groups:
             group = self.check(raw)
@@ -51,54 +50,42 @@ class Checker:
                 self.report.count_group(len(group.responses))
                 yield group
 
-    def check(self, raw: RawGroup) -> Group | None:
+    def check(self, raw: RawGroup) -> CheckedGroup | None:
         """Check one group. Return None if it is dropped (counted) or has a problem (recorded)."""
         before = len(self.problems.found)
         prompt = self._text_or_messages(raw.prompt, "prompt", raw.place, raw.columns["prompt"])
         if prompt is not None and not (has_text(prompt) if isinstance(prompt, str) else prompt):
             self.problems.add(raw.place, raw.columns["prompt"], "it is empty: write the prompt, or remove the row.")
         responses = self._responses(raw)
-        scores = self._numbers(raw, "scores", raw.scores)
-        weights = self._numbers(raw, "weights", raw.weights)
-        finish_reasons = self._finish_reasons(raw)
-        if raw.responses:
-            self._agree(raw, "scores", "absent" if raw.scores is None else "given")
-            self._agree(raw, "weights", "absent" if raw.weights is None else "given")
-            self._agree(raw, "finish_reasons", "absent" if raw.finish_reasons is None else "given")
+        columns = [self._per_response(raw, name) for name in PER_RESPONSE]
         if prompt is None or len(self.problems.found) > before:
             return None
-
         kept = [index for index, response in enumerate(responses) if response is not None]
         if not kept:
             self.report.groups_without_responses.add(raw.place)
             return None
         responses = [responses[index] for index in kept]
-        scores = scores and [scores[index] for index in kept]
-        weights = weights and [weights[index] for index in kept]
-        finish_reasons = finish_reasons and [finish_reasons[index] for index in kept]
+        scores, weights, finish_reasons = (column and [column[index] for index in kept] for column in columns)
         if weights is not None and not sum(weights) > 0:
             what = "all weights are 0: give at least one response a positive weight."
             self.problems.add(raw.place, raw.columns["weights"], what)
         self._count_repeats(raw, prompt, responses)
-        return Group(self._id(raw, prompt, responses), prompt, responses, scores, weights, finish_reasons)
+        return CheckedGroup(self._id(raw, prompt, responses), prompt, responses, scores, weights, finish_reasons)
 
     def _responses(self, raw: RawGroup) -> list[Any]:
         """Return the responses, with None for each empty one."""
         column = raw.columns["responses"]
-        if raw.responses is None:
-            return []
-        if not isinstance(raw.responses, list):
+        if not isinstance(raw.responses, list | None):
             what = f"it is {kind(raw.responses)}; it must be a list of responses, each a string or a list of messages."
             self.problems.add(raw.place, column, what)
             return []
         responses = []
-        for index, value in enumerate(raw.responses):
-            response = None
-            if value is not None:
-                found = len(self.problems.found)
-                response = self._text_or_messages(value, "response", raw.place_of(index), column)
-                if len(self.problems.found) > found:
-                    continue
+        for index, response in enumerate(raw.responses or []):
+            found = len(self.problems.found)
+            if response is not None:
+                response = self._text_or_messages(response, "response", raw.place_of(index), column)
+            if len(self.problems.found) > found:
+                continue
             if response is None or not has_text(response_text(response)):
                 self.report.empty_responses.add(raw.place_of(index))
                 response = None
@@ -107,79 +94,53 @@ class Checker:
 
     def _text_or_messages(self, value: Any, part: Part, place: str, column: str) -> Any:
         """Return the string or the cleaned messages, or None after a problem."""
+        complaints = []
+        form = "a string" if isinstance(value, str) else "a list of messages"
         if value is None:
-            self.problems.add(place, column, f"it is missing: write the {part}, or remove the row.")
-            return None
-        if isinstance(value, str):
-            if not is_sound(value):
-                self.problems.add(place, column, SURROGATE)
-                return None
-            form = "a string"
+            complaints.append(f"it is missing: write the {part}, or remove the row.")
         elif isinstance(value, list):
-            found = len(self.problems.found)
-            value = clean_messages(value, part, lambda what: self.problems.add(place, column, what))
-            if len(self.problems.found) > found:
-                return None
-            form = "a list of messages"
-        else:
-            self.problems.add(place, column, f"it is {kind(value)}; it must be a string or a list of messages.")
-            return None
-        first, where = self.forms.setdefault(part, (form, place))
-        if form != first:
-            self.problems.add(place, column, f"it is {form}, but {where} has {first}: use one form for all {part}s.")
-            return None
-        return value
-
-    def _numbers(self, raw: RawGroup, name: str, values: Any) -> list[float] | None:
-        """Return the scores or weights: one finite number per response."""
-        column, one = raw.columns[name], name[:-1]
-        if values is None:
-            return None
-        if not isinstance(values, list):
-            self.problems.add(
-                raw.place, column, f"it is {kind(values)}; it must be a list of numbers, one per response."
-            )
-            return None
-        if isinstance(raw.responses, list) and len(values) != len(raw.responses):
-            what = f"it has {len(values)} for {len(raw.responses)} responses: give one {one} for each response."
-            self.problems.add(raw.place, column, what)
-            return None
-        for index, value in enumerate(values):
-            if value is None:
-                what = f"the {one} is missing: give one for each response, or none at all."
-            elif isinstance(value, bool) or not isinstance(value, int | float):
-                what = f"the {one} is {kind(value)}; it must be a number."
-            elif not _is_finite(value):
-                what = f"the {one} is {str(value)[:24]}; it must be finite. Remove the response or score it again."
-            elif name == "weights" and value < 0:
-                what = f"the weight is {value}; it must be at least 0."
-            else:
-                continue
-            self.problems.add(raw.place_of(index), column, what)
-            return None
-        return [float(value) for value in values]
-
-    def _finish_reasons(self, raw: RawGroup) -> list[str | None] | None:
-        """Return the finish reason of each response as its generator reported it, or None where it is unknown."""
-        values, column = raw.finish_reasons, raw.columns["finish_reasons"]
-        if values is None:
-            return None
-        if not isinstance(values, list) or not all(value is None or isinstance(value, str) for value in values):
-            self.problems.add(raw.place, column, 'it must be a list like ["stop", "length", null], one per response.')
-        elif isinstance(raw.responses, list) and len(values) != len(raw.responses):
-            what = f"it has {len(values)} for {len(raw.responses)} responses: give one for each, null if unknown."
-            self.problems.add(raw.place, column, what)
-        elif not all(value is None or is_sound(value) for value in values):
-            self.problems.add(raw.place, column, SURROGATE)
-        else:
-            return values
+            value = clean_messages(value, part, complaints.append)
+        elif not isinstance(value, str):
+            complaints.append(f"it is {kind(value)}; it must be a string or a list of messages.")
+        elif not is_sound(value):
+            complaints.append(SURROGATE)
+        if not complaints:
+            first, where = self.forms.setdefault(part, (form, place))
+            if form == first:
+                return value
+            complaints.append(f"it is {form}, but {where} has {first}: use one form for all {part}s.")
+        for complaint in complaints:
+            self.problems.add(place, column, complaint)
         return None
 
-    def _agree(self, raw: RawGroup, name: str, state: str) -> None:
-        first, where = self.forms.setdefault(name, (state, raw.place))
-        if state != first:
-            what = f"they are {state} here, but {first} in {where}: give {name} for all groups or for none."
-            self.problems.add(raw.place, raw.columns[name], what)
+    def _per_response(self, raw: RawGroup, name: str) -> list[Any] | None:
+        """Return the scores, weights or finish reasons. None if there are none, or after a problem."""
+        values, column = getattr(raw, name), raw.columns[name]
+        if raw.responses:
+            state = "absent" if values is None else "given"
+            first, where = self.forms.setdefault(name, (state, raw.place))
+            if state != first:
+                what = f"they are {state} here, but {first} in {where}: give {name} for all groups or for none."
+                self.problems.add(raw.place, column, what)
+        if values is None:
+            return None
+        place, what = raw.place, None
+        if not isinstance(values, list):
+            form = "strings" if name == "finish_reasons" else "numbers"
+            what = f"it is {kind(values)}; it must be a list of {form}, one per response."
+        elif isinstance(raw.responses, list) and len(values) != len(raw.responses):
+            one = PER_RESPONSE[name].replace("_", " ")
+            what = f"it has {len(values)} for {len(raw.responses)} responses: give one {one} for each response."
+        else:
+            for index, value in enumerate(values):
+                what = _value_problem(name, value)
+                if what:
+                    place = raw.place_of(index)
+                    break
+        if what is None:
+            return values if name == "finish_reasons" else [float(value) for value in values]
+        self.problems.add(place, column, what)
+        return None
 
     def _count_repeats(self, raw: RawGroup, prompt: Any, responses: list[Any]) -> None:
         seen: set[bytes] = set()
@@ -200,11 +161,12 @@ class Checker:
             self.ids[name] = self.ids.get(name, 0) + 1
             return name if self.ids[name] == 1 else f"{name}-{self.ids[name]}"
         name, problem = str(raw.id), id_problem(raw.id)
+        if not problem and name in self.ids:
+            problem = (
+                f"{name!r} is the id of an earlier row too: ids must differ. Remove the column to have them made."
+            )
         if problem:
             self.problems.add(raw.place, "id", problem)
-        elif name in self.ids:
-            what = f"{name!r} is the id of an earlier row too: ids must differ. Remove the column to have them made."
-            self.problems.add(raw.place, "id", what)
         self.ids[name] = 1
         return name
 
@@ -217,8 +179,21 @@ def id_problem(value: Any) -> str | None:
     return SURROGATE if isinstance(value, str) and not is_sound(value) else None
 
 
-def _is_finite(value: int | float) -> bool:
+def _value_problem(name: str, value: Any) -> str | None:
+    """Return the problem of a finish reason, a score or a weight, or None."""
+    if name == "finish_reasons":
+        if value is not None and not isinstance(value, str):
+            return 'it must be a list like ["stop", "length", null], one per response.'
+        return SURROGATE if value is not None and not is_sound(value) else None
+    one = PER_RESPONSE[name]
+    if value is None:
+        return f"the {one} is missing: give one for each response, or none at all."
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"the {one} is {kind(value)}; it must be a number."
     try:
-        return math.isfinite(value)
+        finite = math.isfinite(value)
     except OverflowError:  # an integer too large for a float
-        return False
+        finite = False
+    if not finite:
+        return f"the {one} is {str(value)[:24]}; it must be finite. Remove the response or score it again."
+    return f"the weight is {value}; it must be at least 0." if name == "weights" and value < 0 else None

@@ -52,8 +52,7 @@ def group_id(prompt: Any, responses: Sequence[Any]) -> str:
 def held_out(prompt: Any, share: float, seed: int = 0) -> bool:
     """Return whether a prompt belongs to the held-out `share` of all prompts.
 
-    The result depends only on the prompt and the seed. Rows that repeat a prompt are on the same side of the split,
-    and adding data moves no prompt to the other side.
+    The result depends only on the prompt and the seed. So equal prompts are on the same side, also in new data.
 
     Args:
         prompt: string or messages.

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ import datasets
 import pyarrow
 from datasets import Dataset, Features, Json, List, Value
 
-from mrt_plugin.groups.adapters import check_source, guess_source, how_to_read, native_source, read_source
+from mrt_plugin.groups.adapters import check_source, native_source
 from mrt_plugin.groups.batches import chunked, text_size
-from mrt_plugin.groups.check import Checker, Group
-from mrt_plugin.groups.problems import Problems
-from mrt_plugin.groups.report import GroupReport
-from mrt_plugin.groups.shapes import read_raw_groups
+from mrt_plugin.groups.check import CheckedGroup, GroupChecker
+from mrt_plugin.groups.problems import GroupReport, Problems
+from mrt_plugin.groups.shapes import read_raw_groups, read_source
 from mrt_plugin.groups.sources import open_source
 from mrt_plugin.groups.write import scratch_file, spelled
 
@@ -35,8 +34,8 @@ def load_groups(data: Any, *, split: str = "train", source: str | None = None) -
             optionally `score`, `weight`, `finish_reason`. Flat rows are regrouped by prompt. In `messages`,
             everything up to the last user message is the prompt.
         split: the split of a hub dataset or a `DatasetDict`. Files have none.
-        source: the public format of the rows, such as `nectar` or `code_contests:language=cpp`. See
-            docs/sources.md. By default one of the formats above.
+        source: the public format of the rows, such as `nectar` or `code_contests:language=cpp`, or a function of
+            yours as `file.py:name` or `package.module:name`. See docs/sources.md. By default one of the formats above.
 
     Returns:
         A dataset stored on disk. Its columns are `id` (string), `prompt` (string or list of messages) and `responses`
@@ -70,11 +69,9 @@ def read_groups(data: Any, *, split: str = "train", source: str | None = None) -
     if source is None:
         first = list(islice(rows, 1))
         rows, source = chain(first, rows), native_source(first[0][1]) if first else None
-    if source is None:
-        raw = read_raw_groups(rows, problems, report, guess_source, how_to_read)
-    else:
-        raw = read_source(rows, source, problems, report)
-    groups = _until_problem(Checker(problems, report).check_all(raw), problems)
+    raw = read_source(rows, source, problems, report) if source else read_raw_groups(rows, problems, report)
+    # After the first problem the later groups are still checked, but not written.
+    groups = (group for group in GroupChecker(problems, report).check_all(raw) if not problems.found)
     path = _store(groups, problems)
     if path is None:
         dropped = report.groups_without_responses.count
@@ -88,20 +85,11 @@ def read_groups(data: Any, *, split: str = "train", source: str | None = None) -
     return Dataset.from_file(str(path)), report
 
 
-def _until_problem(groups: Iterable[Group], problems: Problems) -> Iterator[Group]:
-    """Yield groups up to the first problem. The later groups are still checked, but not written."""
-    for group in groups:
-        if not problems.found:
-            yield group
-
-
-def _store(groups: Iterator[Group], problems: Problems) -> Path | None:
+def _store(groups: Iterator[CheckedGroup], problems: Problems) -> Path | None:
     """Write the groups to a file in the datasets cache, named by its content. Return None if there are no groups.
 
-    If the data has problems, they are raised here and no file is left.
-
-    The file name holds the content's hash. So changed data is never mistaken for the old data, and several processes
-    may write at the same time. Equal data keeps its fingerprint, so later caches of `datasets` stay valid.
+    If the data has problems, they are raised here and no file is left. The file name holds the content's hash: changed
+    data is never mistaken for the old data, and equal data keeps its fingerprint, so caches of `datasets` stay valid.
     """
     first = next(groups, None)
     if first is None:
@@ -126,7 +114,7 @@ def _store(groups: Iterator[Group], problems: Problems) -> Path | None:
     return path
 
 
-def _features(group: Group) -> Features:
+def _features(group: CheckedGroup) -> Features:
     """Return the columns. Messages are stored as JSON: Arrow would give all the same fields and fill in None."""
     messages = List(Json())
     text = Value("string")
@@ -134,11 +122,8 @@ def _features(group: Group) -> Features:
         "id": text,
         "prompt": text if isinstance(group.prompt, str) else messages,
         "responses": List(text if isinstance(group.responses[0], str) else messages),
+        "scores": List(Value("float64")),
+        "weights": List(Value("float64")),
+        "finish_reasons": List(text),
     }
-    if group.scores is not None:
-        features["scores"] = List(Value("float64"))
-    if group.weights is not None:
-        features["weights"] = List(Value("float64"))
-    if group.finish_reasons is not None:
-        features["finish_reasons"] = List(text)
-    return Features(features)
+    return Features({name: kind for name, kind in features.items() if getattr(group, name) is not None})

@@ -1,8 +1,4 @@
-"""Conversations: the rules for a list of messages as a prompt or a response, and the text in it.
-
-Fields other than `role` and `content` (`tool_calls`, `tool_call_id`, `name`, `reasoning_content`, ...) are kept
-unchanged for the chat template.
-"""
+"""Check the messages of a prompt or a response. All fields are kept unchanged for the chat template."""
 
 import json
 import re
@@ -70,12 +66,7 @@ def clean_messages(value: list[Any], part: Part, complain: Callable[[str], None]
 
     A prompt has any number of system messages, then alternating user turns and answers. It ends with a `user` or a
     `tool` message. A response starts and ends with an `assistant` message, with `tool` and `user` messages allowed
-    in between.
-
-    Args:
-        value: the list as it was read.
-        part: whether it is a prompt or a response.
-        complain: called with each problem, which names the message by its index.
+    in between. `complain` is called with each problem.
     """
     messages = without_empty_fields(value)
     for index, message in enumerate(messages):
@@ -173,6 +164,5 @@ def response_text(response: str | list[Message]) -> str:
 def kind(value: Any) -> str:
     """Return the type of a value in words that fit both JSON and Python."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "missing"}
-    if type(value) in names:
-        return names[type(value)]
-    return "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
+    number = "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
+    return names.get(type(value), number)

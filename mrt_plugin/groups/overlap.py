@@ -13,7 +13,6 @@ PROMPT_NAME = "prompt_name"
 """The column of a prepared dataset with each row's `prompt_name`. The prompt cannot be recovered from the tokens."""
 
 _OPENING = 60
-_EXAMPLES = 3
 
 
 def prompt_name(prompt: Any) -> str:
@@ -31,22 +30,20 @@ def prompt_name(prompt: Any) -> str:
 
 @dataclass(frozen=True)
 class PromptOverlap:
-    """The prompts that a training set and a held-out set share."""
+    """The number of distinct held-out prompts, and the beginnings of those that are also in the training data."""
 
     held_out_prompts: int
-    """The number of distinct prompts in the held-out set."""
     shared: tuple[str, ...]
-    """The beginnings of those that are also in the training data, in the order of the held-out set."""
 
     def __bool__(self) -> bool:
         return bool(self.shared)
 
     def message(self, held_out: str = "the held-out data") -> str:
         """Explain the problem and the remedy. `held_out` is the user's name for the held-out set."""
-        examples = ", ".join(repr(opening) for opening in self.shared[:_EXAMPLES])
+        examples = ", ".join(repr(opening) for opening in self.shared[:3])
         return (
             f"{len(self.shared):,} of the {self.held_out_prompts:,} prompts of {held_out} are also in the training "
-            f"data, so its loss would not be held out: {examples}{', ...' * (len(self.shared) > _EXAMPLES)}. Remove "
+            f"data, so its loss would not be held out: {examples}{', ...' * (len(self.shared) > 3)}. Remove "
             "them from one of the two, or split the data by prompt: `mrt select --held-out 0.1`, or in an Axolotl "
             "recipe `val_set_size: 0.1` in place of test_datasets."
         )
@@ -73,15 +70,9 @@ def prompt_overlap(train: Dataset, held_out: Dataset) -> PromptOverlap:
 
 
 def refuse_overlap(train: Dataset, held_out: Dataset | dict[str, Dataset] | None) -> None:
-    """Refuse held-out data that would be trained on. `held_out` has the form that a trainer takes.
-
-    Raises:
-        ValueError: with the count, examples and the remedy.
-    """
-    if held_out is None:
-        return
+    """Raise ValueError if held-out data would be trained on. `held_out` has the form that a trainer takes."""
     for name, dataset in (held_out if isinstance(held_out, dict) else {"": held_out}).items():
-        overlap = prompt_overlap(train, dataset)
+        overlap = dataset is not None and prompt_overlap(train, dataset)
         if overlap:
             raise ValueError(overlap.message(f"the evaluation set {name!r}" if name else "the evaluation data"))
 
@@ -91,8 +82,5 @@ def _names(dataset: Dataset) -> Iterator[str]:
     if column not in dataset.column_names:
         return
     for batch in dataset.select_columns([column]).iter(1024):
-        for value in batch[column]:
-            if column == "prompt":
-                yield prompt_name(value)
-            elif value is not None:
-                yield value
+        values = (value for value in batch[column] if value is not None)
+        yield from map(prompt_name, values) if column == "prompt" else values

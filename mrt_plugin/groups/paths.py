@@ -70,7 +70,7 @@ class _Place:
 
     @cached_property
     def real(self) -> Path:
-        """Return the path in one form: absolute, without links, and in lower case where case is ignored."""
+        """The path in one form: absolute, without links, and in lower case where case is ignored."""
         resolved = self.path.resolve()
         return Path(str(resolved).casefold()) if _folds_case(resolved.parent) else resolved
 

@@ -1,7 +1,7 @@
 """Remove or replace responses of groups directly in Arrow's buffers, without decoding."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,20 +27,26 @@ def keep_responses(
         changed: new responses by (position of the group, index of the response in it).
     """
     changed = changed or {}
-    return (
-        groups.with_format("arrow")
-        .map(
-            _keep,
-            with_indices=True,
-            fn_kwargs={"kept": kept, "changed": changed, "feature": groups.features["responses"].feature},
-            batched=True,
-            batch_size=batch_size(groups, 1000),
-            features=groups.features,
-            new_fingerprint=_fingerprint(groups, kept, sorted(changed.items())),
-            desc="Keeping the chosen",
-        )
-        .with_format(None)
+    arguments = {"kept": kept, "changed": changed, "feature": groups.features["responses"].feature}
+    return _map_tables(groups, _keep, arguments, [kept, sorted(changed.items())], "Keeping responses")
+
+
+def _map_tables(
+    groups: Dataset, function: Callable[..., pyarrow.Table], arguments: dict[str, Any], content: list[Any], text: str
+) -> Dataset:
+    """Apply a function to Arrow tables. `content` is what the result depends on, besides the groups."""
+    fingerprint = digest(groups._fingerprint.encode(), *(json.dumps(part).encode() for part in content)).hex()
+    mapped = groups.with_format("arrow").map(
+        function,
+        with_indices=True,
+        fn_kwargs=arguments,
+        batched=True,
+        batch_size=batch_size(groups, 1000),
+        features=groups.features,
+        new_fingerprint=fingerprint,
+        desc=text,
     )
+    return mapped.with_format(None)
 
 
 def _keep(
@@ -79,20 +85,16 @@ def _encoded(responses: list[Any], feature: Any) -> pyarrow.Array:
     return encoded.data.column("response").combine_chunks()
 
 
-def _fingerprint(groups: Dataset, *rest: Any) -> str:
-    return digest(groups._fingerprint.encode(), *(json.dumps(part).encode() for part in rest)).hex()
-
-
 def repeat_groups(groups: Dataset, positions: Sequence[int]) -> Dataset:
     """Return the groups at `positions`, in that order. The second copy of a group has an id ending in `#2`, etc."""
     repeated = groups.select(positions)
+    if len(set(positions)) == len(positions):
+        return repeated
     seen: dict[int, int] = {}
     ids = []
     for position, name in zip(positions, repeated["id"], strict=True):
         seen[position] = seen.get(position, 0) + 1
         ids.append(name if seen[position] == 1 else f"{name}#{seen[position]}")
-    if max(seen.values(), default=1) == 1:
-        return repeated
     taken = set(groups["id"])
     clash = next((name for name in ids if "#" in name and name in taken), None)
     if clash is not None:
@@ -108,16 +110,4 @@ def with_ids(groups: Dataset, ids: Sequence[str]) -> Dataset:
     def rename(table: pyarrow.Table, indices: list[int]) -> pyarrow.Table:
         return table.set_column(place, "id", column.take(pyarrow.array(indices, pyarrow.int64())))
 
-    return (
-        groups.with_format("arrow")
-        .map(
-            rename,
-            with_indices=True,
-            batched=True,
-            batch_size=batch_size(groups, 1000),
-            features=groups.features,
-            new_fingerprint=_fingerprint(groups, list(ids)),
-            desc="Naming copies",
-        )
-        .with_format(None)
-    )
+    return _map_tables(groups, rename, {}, [list(ids)], "Naming copies")

@@ -1,17 +1,30 @@
 """Convert rows to groups. A row is already a group, or it is flat and regrouped by its prompt."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, get_type_hints
 
+from mrt_plugin.groups.adapters import guess_source, parse_source
+from mrt_plugin.groups.adapters.adapter import Adapter, LeftOut, Mismatch, field_names
 from mrt_plugin.groups.keys import canonical, digest
 from mrt_plugin.groups.messages import clean_messages, kind, without_empty_fields
-from mrt_plugin.groups.problems import Problems
-from mrt_plugin.groups.report import GroupReport
+from mrt_plugin.groups.problems import DataError, GroupReport, Problems, Tally
 from mrt_plugin.groups.sources import Row
-from mrt_plugin.groups.unused import Remedy, Unused
+from mrt_plugin.groups.unused import Unused
 
-GROUPED = ("prompt", "responses", "scores", "weights", "finish_reasons", "id")
+PER_RESPONSE = {"scores": "score", "weights": "weight", "finish_reasons": "finish_reason"}
+"""The columns of a group with one value for each response, and their names in a flat row."""
+
+GROUPED = ("prompt", "responses", *PER_RESPONSE, "id")
+SHAPES = (
+    {name: name for name in GROUPED},
+    {"prompt": "prompt", "responses": "completion", **PER_RESPONSE},
+    {"prompt": "messages", "responses": "messages", **PER_RESPONSE},
+)
+"""The shapes of rows: for each part of a group, the name of its column."""
+
+EXPECTED = "`prompt` and `responses`, or `prompt` and `completion`, or `messages`"
 
 
 @dataclass
@@ -25,7 +38,7 @@ class RawGroup:
     weights: Any = None
     finish_reasons: Any = None
     id: Any = None
-    columns: dict[str, str] = field(default_factory=lambda: {name: name for name in GROUPED})
+    columns: Mapping[str, str] = field(default_factory=lambda: SHAPES[0])
     """The source's names for `prompt`, `responses`, `scores`, `weights`, `finish_reasons` and `id`."""
     places: list[str] | None = None
     """The place of each response, if they are not all in one row."""
@@ -35,93 +48,61 @@ class RawGroup:
         return self.places[response] if self.places else f"{self.place}, response {response}"
 
 
-PER_RESPONSE = {"scores": "score", "weights": "weight", "finish_reasons": "finish_reason"}
-COMPLETIONS = {"prompt": "prompt", "responses": "completion", **PER_RESPONSE}
-CONVERSATIONS = {"prompt": "messages", "responses": "messages", **PER_RESPONSE}
-
-EXPECTED = "`prompt` and `responses`, or `prompt` and `completion`, or `messages`"
-
-
-def read_raw_groups(
-    rows: Iterable[Row],
-    problems: Problems,
-    report: GroupReport,
-    hint: Callable[[dict[str, Any]], str] = lambda row: "",
-    remedy: Remedy | None = None,
-) -> Iterator[RawGroup]:
-    """Yield groups in the order of their first row. The first row's columns decide the format of all rows.
-
-    `hint` may name the format of an unknown row. `remedy` may explain how to read a column that is not read.
-    """
+def read_raw_groups(rows: Iterable[Row], problems: Problems, report: GroupReport) -> Iterator[RawGroup]:
+    """Yield groups in the order of their first row. The first row's columns decide the shape of all rows."""
     rows = iter(rows)
     first = next(rows, None)
     if first is None:
         return
     found = first[1].keys()
-    needed: tuple[str, ...]
-    if {"prompt", "responses"} <= found:
-        needed, known = ("prompt", "responses"), set(GROUPED)
-    elif {"prompt", "completion"} <= found:
-        needed, known = ("prompt", "completion"), set(COMPLETIONS.values())
-    elif "messages" in found:
-        needed, known = ("messages",), set(CONVERSATIONS.values())
-    else:
+    shape = next((shape for shape in SHAPES if {shape["prompt"], shape["responses"]} <= found), None)
+    if shape is None:
         names = ", ".join(f"`{name}`" for name in found) or "none"
-        problems.fail(f"it needs the columns {EXPECTED}; it has {names}. Rename the columns.{hint(first[1])}")
-    counted = _complete(first, rows, needed, problems, report, Unused(known, problems, report, remedy))
-    if "responses" in needed:
-        for place, row in counted:
+        problems.fail(f"it needs the columns {EXPECTED}; it has {names}. Rename the columns.{guess_source(first[1])}")
+    complete = _complete(chain([first], rows), shape, problems, report)
+    if shape is SHAPES[0]:
+        for place, row in complete:
             yield RawGroup(place, **{name: row.get(name) for name in GROUPED})  # type: ignore[arg-type]
     else:
         report.regrouped = True
-        yield from _regroup(counted, problems, "messages" in needed)
+        yield from _regroup(complete, shape, problems)
 
 
-def _complete(
-    first: Row,
-    rest: Iterator[Row],
-    needed: tuple[str, ...],
-    problems: Problems,
-    report: GroupReport,
-    unused: Unused,
-) -> Iterator[Row]:
+def _complete(rows: Iterable[Row], shape: Mapping[str, str], problems: Problems, report: GroupReport) -> Iterator[Row]:
     """Yield the rows that have the required columns."""
-    row: Row | None = first
-    while row is not None:
+    unused = Unused(shape.values(), problems, report)
+    for place, row in rows:
         report.rows += 1
-        unused.look(*row)
-        missing = [name for name in needed if name not in row[1]]
+        unused.look(place, row)
+        missing = [name for name in dict.fromkeys((shape["prompt"], shape["responses"])) if name not in row]
         for name in missing:
-            problems.add(
-                row[0], name, f"it is missing, though the first row has it; this row has {', '.join(row[1])}."
-            )
+            problems.add(place, name, f"it is missing, though the first row has it; this row has {', '.join(row)}.")
         if not missing:
-            yield row
-        row = next(rest, None)
+            yield place, row
 
 
-def _regroup(rows: Iterable[Row], problems: Problems, conversations: bool) -> Iterator[RawGroup]:
+def _regroup(rows: Iterable[Row], shape: Mapping[str, str], problems: Problems) -> Iterator[RawGroup]:
     """Group rows of one response each by prompt. Holds all data in memory, since a prompt may recur at any time."""
-    columns = CONVERSATIONS if conversations else COMPLETIONS
     groups: dict[bytes, RawGroup] = {}
     for place, row in rows:
-        if conversations:
+        if shape["prompt"] == "messages":
             prompt, response = split_conversation(row["messages"], place, problems)
+            if prompt is None:
+                continue
         else:
             prompt, response = row["prompt"], row["completion"]
-        if not isinstance(prompt, str | list):
-            if not conversations:
+            if not isinstance(prompt, str | list):
                 problems.add(place, "prompt", f"it is {kind(prompt)}; it must be a string or a list of messages.")
-            continue
+                continue
         if isinstance(prompt, list):
             prompt = without_empty_fields(prompt)
         try:
             key = digest(canonical(prompt), size=16)
         except (TypeError, ValueError) as problem:
-            problems.add(place, columns["prompt"], f"it cannot be written as JSON ({problem}): use strings.")
+            problems.add(place, shape["prompt"], f"it cannot be written as JSON ({problem}): use strings.")
             continue
         if key not in groups:
-            groups[key] = RawGroup(place, prompt, [], [], [], [], columns=columns, places=[])
+            groups[key] = RawGroup(place, prompt, [], [], [], [], columns=shape, places=[])
         group = groups[key]
         group.responses.append(response)
         for ours, name in PER_RESPONSE.items():
@@ -138,24 +119,75 @@ def split_conversation(messages: Any, place: str, problems: Problems) -> tuple[A
     """Split a conversation into the prompt, up to the last user message, and the response, everything after it.
 
     So earlier answers of the assistant belong to the prompt and are not trained on. Tool calls and results between
-    the last question and its final answer belong to the response.
+    the last question and its final answer belong to the response. Returns (None, None) after a problem.
     """
-    if not isinstance(messages, list):
-        problems.add(place, "messages", f"it is {kind(messages)}; it must be a list of messages.")
-        return None, None
-    last = max(
-        (index for index, item in enumerate(messages) if isinstance(item, dict) and item.get("role") == "user"),
-        default=None,
-    )
-    if last is None:
-        problems.add(place, "messages", "no message from `user`: a conversation needs a question to answer.")
-        return None, None
-    if last == len(messages) - 1:
-        problems.add(place, "messages", "it ends with a user message: the assistant's answer is missing.")
-        return None, None
     complaints: list[str] = []
-    prompt = clean_messages(messages[: last + 1], "prompt", complaints.append)
-    response = clean_messages(messages[last + 1 :], "response", complaints.append)
+    prompt, response = None, None
+    if not isinstance(messages, list):
+        complaints.append(f"it is {kind(messages)}; it must be a list of messages.")
+    else:
+        users = [at for at, item in enumerate(messages) if isinstance(item, dict) and item.get("role") == "user"]
+        if not users:
+            complaints.append("no message from `user`: a conversation needs a question to answer.")
+        elif users[-1] == len(messages) - 1:
+            complaints.append("it ends with a user message: the assistant's answer is missing.")
+        else:
+            prompt = clean_messages(messages[: users[-1] + 1], "prompt", complaints.append)
+            response = clean_messages(messages[users[-1] + 1 :], "response", complaints.append)
     for complaint in complaints:
         problems.add(place, "messages", complaint)
     return (None, None) if complaints else (prompt, response)
+
+
+def read_source(rows: Iterable[Row], source: str, problems: Problems, report: GroupReport) -> Iterator[RawGroup]:
+    """Yield groups from the rows of a named source."""
+    adapter, options = parse_source(source)
+    for group in read_raw_groups(_converted(rows, adapter, options, problems, report), problems, report):
+        group.columns = {**SHAPES[0], **adapter.columns}
+        yield group
+
+
+def _converted(
+    rows: Iterable[Row], adapter: Adapter, options: Mapping[str, Any], problems: Problems, report: GroupReport
+) -> Iterator[Row]:
+    """Convert rows of the adapter's format. If the first row has another format, the error is raised at once."""
+    unused = _unused(adapter, options, problems, report)
+    for number, (place, row) in enumerate(rows):
+        try:
+            checked = adapter.check_row(row)
+            if unused is not None:
+                unused.look(place, row)
+            for item in adapter.convert(checked, **options):
+                if isinstance(item, LeftOut):
+                    report.left_out.setdefault(item.what, Tally()).add(place)
+                elif isinstance(item, dict):
+                    yield place, item
+                else:
+                    problems.fail(
+                        f"source {adapter.name!r} gives {kind(item)} for {place}: it must yield dicts with `prompt` "
+                        "and `responses` (or `completion`)."
+                    )
+        except Mismatch as mismatch:
+            if not number:
+                found = ", ".join(f"`{name}`" for name in row) or "none"
+                expected = f"expects the fields {field_names(adapter.row)}" if adapter.row else "reads other fields"
+                problems.fail(
+                    f"source {adapter.name!r} {expected}; {place} has {found}. "
+                    f"`{mismatch.name}`: {mismatch.what}{guess_source(row)}"
+                )
+            problems.add(place, mismatch.name, mismatch.what)
+        except DataError:
+            raise
+        except Exception as error:
+            error.add_note(f"The source {adapter.name!r} was reading {place}.")
+            raise
+
+
+def _unused(adapter: Adapter, options: Mapping[str, Any], problems: Problems, report: GroupReport) -> Unused | None:
+    """Return what finds the columns that a source skips. None for a user's function that declares no columns."""
+    if adapter.row is not None:
+        return Unused(get_type_hints(adapter.row), problems, report)
+    if adapter.name != "fields":
+        return None
+    names = {part for name in map(str, options.values()) for part in (name, name.split(".")[0])}
+    return Unused(names, problems, report, refuse=False)

@@ -34,12 +34,7 @@ class Source:
 
 
 def open_source(source: Any, split: str) -> Source:
-    """Determine the type of `source` without reading it yet.
-
-    Raises:
-        DataError: if it is of no type that can be read.
-        ValueError: if its name is not UTF-8.
-    """
+    """Determine the type of `source` without reading it yet. Raises DataError if it cannot be read."""
     if isinstance(source, DatasetDict):
         if split not in source:
             Problems("the dataset").fail(f"it has no split {split!r}: choose one of {', '.join(source)}.")
@@ -106,11 +101,7 @@ def _json_rows(path: Path, problems: Problems) -> Iterator[Row]:
 
 
 def _parse(text: str) -> Any:
-    """Parse JSON to a value that every later step can traverse and write again.
-
-    Raises:
-        ValueError: describes the problem in the text.
-    """
+    """Parse JSON to a value that every later step can traverse and write. Raises ValueError with the problem."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as problem:

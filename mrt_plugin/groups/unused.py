@@ -1,11 +1,11 @@
 """Name and count columns that are not read. Refuse data if skipping a column changes what a group means."""
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
+from typing import Any, get_type_hints
 
+from mrt_plugin.groups.adapters import all_sources
 from mrt_plugin.groups.messages import has_text
-from mrt_plugin.groups.problems import Problems
-from mrt_plugin.groups.report import GroupReport, Tally
+from mrt_plugin.groups.problems import GroupReport, Problems, Tally
 
 PROMPT_PARTS = frozenset(
     "input inputs context contexts system system_prompt system_message history chat_history tools functions document "
@@ -20,8 +20,8 @@ POOLS = frozenset(
 
 PAIR = frozenset({"chosen", "rejected"})
 
-Remedy = Callable[[dict[str, Any], str], str]
-"""Takes a row and a column that must not be skipped, and returns a sentence on how to read it."""
+PROMPTS = ("prompt", "instruction", "question", "problem", "query")
+"""Common names of columns that hold a complete prompt."""
 
 
 class Unused:
@@ -31,13 +31,11 @@ class Unused:
         read: the columns that are read.
         problems: gets one problem for each column that must not be skipped.
         report: counts the rows in which each other column is not empty.
-        remedy: returns a sentence on how to read a column. None where the user named the columns to read.
+        refuse: False if the user named the columns to read, so that the others are skipped on purpose.
     """
 
-    def __init__(
-        self, read: Collection[str], problems: Problems, report: GroupReport, remedy: Remedy | None = None
-    ) -> None:
-        self.read, self.problems, self.report, self.remedy = frozenset(read), problems, report, remedy
+    def __init__(self, read: Collection[str], problems: Problems, report: GroupReport, *, refuse: bool = True) -> None:
+        self.read, self.problems, self.report, self.refuse = frozenset(read), problems, report, refuse
         self.refused: set[str] = set()
 
     def look(self, place: str, row: dict[str, Any]) -> None:
@@ -46,18 +44,44 @@ class Unused:
             if name in self.read or not holds_something(value):
                 continue
             self.report.unused.setdefault(name, Tally()).add(place)
-            if self.remedy is None or name in self.refused or not changes_meaning(name, value):
-                continue
-            if value not in self._said(row):
+            if (
+                self.refuse
+                and name not in self.refused
+                and changes_meaning(name, value)
+                and not self._said(row, value)
+            ):
                 self.refused.add(name)
-                what = f"it would be left out, though it changes what is learned. {self.remedy(row, name)}"
+                what = f"it would be left out, though it changes what is learned. {how_to_read(row, name)}"
                 self.problems.add(place, name, what)
 
-    def _said(self, row: dict[str, Any]) -> list[Any]:
-        """Return the values that are read, and the contents of their messages. A skipped copy of one loses nothing."""
+    def _said(self, row: dict[str, Any], value: Any) -> bool:
+        """Return whether a value is a copy of a value that is read, or of the content of one of its messages."""
         values = [row[name] for name in self.read & row.keys()]
         messages = [item for value in values if isinstance(value, list) for item in value if isinstance(item, dict)]
-        return values + [message.get("content") for message in messages]
+        return value in values or value in [message.get("content") for message in messages]
+
+
+def how_to_read(row: dict[str, Any], column: str) -> str:
+    """Return a sentence that names the source, or the `fields:` form, that reads a column of the row.
+
+    Example:
+
+    >>> how_to_read({"problem": "2 + 2?", "generations": ["4", "5"], "messages": []}, "generations")
+    "Read the pool with source='fields:prompt=problem,responses=generations'."
+    """
+    fitting = [source for source in all_sources() if source.fits(row) and column in get_type_hints(source.row)]
+    if fitting:
+        return f"Read it with source={' or '.join(repr(source.name) for source in fitting)}."
+    prompt = next((name for name in PROMPTS if isinstance(row.get(name), str)), None)
+    if column.casefold() in POOLS and prompt is not None:
+        return f"Read the pool with source='fields:prompt={prompt},responses={column}'."
+    advice = "No source reads it: write it into the prompt, or remove the column."
+    if column.casefold() in POOLS | PAIR:
+        advice = "No source reads it: make it the column `responses`, or remove it."
+    for ours in ("responses", "completion"):
+        if prompt is not None and ours in row:
+            advice += f" To leave it out on purpose: source='fields:prompt={prompt},{ours}={ours}'."
+    return advice
 
 
 def changes_meaning(name: str, value: Any) -> bool:

@@ -104,11 +104,7 @@ def partial_path(path: Path) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file that appears complete or not at all.
-
-    Raises:
-        OSError: if it cannot be written. Names the path.
-    """
+    """Write a text file that appears complete or not at all. Raises OSError, naming the path, if that fails."""
     with whole_file(path) as file:
         file.write(text.encode())
 
@@ -141,22 +137,17 @@ def rows_of(groups: Dataset) -> Iterator[dict[str, Any]]:
 def write_rows(
     rows: Iterable[dict[str, Any]], features: Features, path: str | Path, *, sha256: str | None = None
 ) -> Written:
-    """Write groups as `write_groups` does, from rows that are not a dataset yet.
+    """Write groups as `write_groups` does, from rows and their columns in the order of the file.
 
-    Args:
-        rows: groups.
-        features: their columns, in the order of the file.
-        path: the file.
-        sha256: the expected SHA-256 of the file. Nothing is written if the result differs.
+    Raises ValueError, and writes nothing, if the file would not have the expected `sha256`.
     """
     path = Path(path)
     check_ending(path)
-    counts = [0, 0]
+    sizes: list[int] = []
 
     def counted() -> Iterator[dict[str, Any]]:
         for row in rows:
-            counts[0] += 1
-            counts[1] += len(row["responses"])
+            sizes.append(len(row["responses"]))
             yield row
 
     with whole_file(path) as file:
@@ -165,7 +156,7 @@ def write_rows(
         size, found = file.tell(), sha256_of(file.name)
         if sha256 not in (None, found):
             raise ValueError(f"{path} would not be the file that was asked for: its SHA-256 is {found}, not {sha256}.")
-    return Written(path, counts[0], counts[1], size, found)
+    return Written(path, len(sizes), sum(sizes), size, found)
 
 
 def check_name(path: str | Path) -> None:

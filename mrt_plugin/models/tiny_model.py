@@ -1,11 +1,12 @@
-"""A chat model for demos and experiments. It is built and trained in seconds, and saved like any other model."""
+"""Small Llamas: a chat model that is built and trained in seconds, and the model of speed measurements."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from mrt_plugin.encoding.pair import Pair
@@ -46,24 +47,46 @@ def build_tokenizer(texts: Sequence[str], vocabulary: int = 512) -> PreTrainedTo
     )
 
 
-def build_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0, *, hidden: int = 128) -> LlamaForCausalLM:
-    """Build a randomly initialised two-layer Llama with grouped-query attention, in fp32."""
+def build_llama(
+    tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0, *, hidden: int = 128, **config: Any
+) -> LlamaForCausalLM:
+    """Build a randomly initialised Llama in fp32, by default with two layers and grouped-query attention.
+
+    Args:
+        tokenizer: gives the vocabulary size and the ids of special tokens.
+        seed: seed of the weights. torch's random state is not changed.
+        hidden: the hidden size. The feed-forward layers are twice as wide.
+        config: other fields of `LlamaConfig`.
+    """
+    settings: dict[str, Any] = {
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        **{name: tokenizer and getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+    }
+    if tokenizer is not None:
+        settings["vocab_size"] = len(tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=hidden,
-                intermediate_size=2 * hidden,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=512,
-                pad_token_id=tokenizer.pad_token_id,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        )
+        return LlamaForCausalLM(LlamaConfig(**settings | config))
+
+
+def random_llama(vocabulary: int = 1000) -> LlamaForCausalLM:
+    """Build the Llama for speed measurements, in `mrt bench` and for the costs in the claim experiment."""
+    return build_llama(
+        hidden=256,
+        vocab_size=vocabulary,
+        intermediate_size=688,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=1 << 20,
+        pad_token_id=0,
+    )
 
 
 def pretrain(

@@ -13,12 +13,12 @@ from mrt_plugin.curation.held_out import SplitReport, split_held_out
 from mrt_plugin.curation.leakage import measure_leakage
 from mrt_plugin.curation.ledger import Entry, Ledger
 from mrt_plugin.curation.mix import Mix, check_proportions, combine
-from mrt_plugin.curation.rule import Rule
+from mrt_plugin.curation.rule import CurationRule
 from mrt_plugin.curation.run import Curated, curate, reading_entry, write_events
 from mrt_plugin.curation.statistics import statistics
 from mrt_plugin.extension import load_function
 from mrt_plugin.groups import GroupReport, read_groups
-from mrt_plugin.groups.adapters import check_source
+from mrt_plugin.groups.adapters import check_source, source_files
 from mrt_plugin.groups.batches import pool_sizes
 from mrt_plugin.groups.paths import Named, check_paths
 from mrt_plugin.groups.write import Written, check_ending, rows_of, sha256_of, write_groups
@@ -48,9 +48,10 @@ def written_by(job: SelectJob) -> list[Named]:
 def check_job_paths(job: SelectJob) -> None:
     """Raise ValueError if an output would overwrite another output or an input, or leave an old file behind."""
     named = [item for item in [*scorer_list(job.scorer or []), job.embedder] if isinstance(item, str)]
-    rules = [path for rule in parse_rules(job.curation) for path in rule.reads()]
+    rules = [path for rule in parse_rules(job.curation) for path in rule.dependencies()]
     inputs: list[Named] = [("the pool", file.path) for file in job.pools]
-    inputs += [("the input", path) for path in [*job.also_read, job.selector, *named, *rules]]
+    code = [path for file in job.pools for path in source_files(file.source)]
+    inputs += [("the input", path) for path in [*job.also_read, job.selector, *named, *rules, *code]]
     check_paths(written_by(job), inputs, models=named)
     stale = left_over(job.output, written_by(job))
     if stale is not None and not job.overwrite:
@@ -197,7 +198,7 @@ class _Run:
             self.pools.groups, job.held_out, seed=job.seed, threshold=job.held_out_threshold, num_proc=job.num_proc
         )
 
-    def _mixing(self) -> list[Rule]:
+    def _mixing(self) -> list[CurationRule]:
         job, pools = self.job, self.pools
         if job.proportions is None:
             return []

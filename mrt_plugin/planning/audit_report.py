@@ -1,149 +1,180 @@
-"""Show an audit as tables and as an HTML page. Every number shown is read from the audit's JSON."""
+"""Show an audit: as warnings and notes, as tables and as an HTML page."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mrt_plugin.planning.plan_report import number
+from mrt_plugin.planning.audit import Audit, GradientAudit, SplitAudit
+from mrt_plugin.planning.paired import FEWEST
+from mrt_plugin.planning.plan_report import interval_text, number
+from mrt_plugin.planning.variance import Interval
 from mrt_plugin.report import Report, figure, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = ("", "the selection", "random_k", "90% interval of the difference")
+CALM = "Nothing here sets this selection apart from random_k for the worse."
 
 
-def audit_rows(audit: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def warnings(audit: Audit) -> list[str]:
+    """Warn if the selection clearly differs from its pool."""
+    lines = []
+    gradient, splits, loss, length, coverage = audit.gradient, audit.splits, audit.loss, audit.length, audit.coverage
+    if gradient is not None:
+        line = (
+            f"the mean cosine of a prompt's kept gradient with its pool's is {gradient.cosine:.2f}, where random_k "
+            f"has {gradient.random_k_cosine:.2f}"
+        )
+        if _below_zero(gradient.cosine_interval):
+            lines.append(f"The selection points away from its pool: {line}. Training on it unlearns part of the pool.")
+        elif _below_zero(gradient.difference_interval):
+            lines.append(f"The selection points less along its pool's gradient than random_k: {line}.")
+    if splits is not None and _below_zero(splits.selection.cosine_interval):
+        lines.append(
+            f"On halves of the pools, what {splits.selector} keeps points away from the responses it did not see: "
+            f"cosine {splits.selection.cosine:.2f}, random_k {splits.random_k.cosine:.2f}."
+        )
+    if loss is not None and loss.emse_difference_interval is not None and loss.emse_difference_interval.low > 0:
+        lines.append(
+            f"The loss of the kept responses estimates their pool's worse than random_k would: mean squared error "
+            f"{loss.emse:.3g} against {loss.random_k_emse:.3g}."
+        )
+    low, high = length.random_k_interval
+    if not low <= length.kept <= high:
+        side = "longer" if length.ratio > 1 else "shorter"
+        lines.append(
+            f"The kept responses are {abs(length.ratio - 1):.0%} {side} than their pools' ({length.kept:.0f} "
+            f"{length.unit} against {length.pool:.0f}; random_k stays within {low:.0f} to {high:.0f}): the "
+            "model will learn that length."
+        )
+    if _below_zero(coverage.difference_interval):
+        lines.append(
+            f"The kept responses cover {coverage.clusters_covered:.0%} of their pools' clusters, random_k "
+            f"{coverage.random_k:.0%}: kinds of answers are missing."
+        )
+    return lines
+
+
+def _below_zero(interval: Interval | None) -> bool:
+    return interval is not None and interval.high < 0
+
+
+def notes(audit: Audit) -> list[str]:
+    """Return the assumptions and limits of the audit."""
+    groups = audit.groups
+    lines = ["The pool stands for the truth: what it lacks, an audit cannot miss."]
+    if groups.audited < FEWEST:
+        lines.append(f"Fewer than {FEWEST} prompts have no intervals, and warnings that rest on one are not given.")
+    if groups.kept_whole:
+        lines.append(f"{groups.kept_whole:,} pools were kept whole and are left out here.")
+    if not audit.with_model:
+        lines.append("Without --model nothing is said about loss and gradient.")
+    elif audit.splits is None:
+        lines.append(
+            "One selection does not show bias and variance separately: give --selector, or keep the manifest beside "
+            "the selection."
+            if audit.selector is None
+            else "The selector was not run again on halves of the pools: they hold fewer than K + 3 responses, or no "
+            "scores that it needs."
+        )
+    return lines
+
+
+def audit_rows(audit: Audit) -> list[tuple[str, str, str, str]]:
     """Build the table rows that compare the selection with `random_k`."""
-    length, coverage, loss, gradient = audit["length"], audit["coverage"], audit["loss"], audit["gradient"]
-    low, high = length["random_k_interval"]
+    length, coverage, loss, gradient = audit.length, audit.coverage, audit.loss, audit.gradient
+    low, high = length.random_k_interval
+    shares = (f"{coverage.clusters_covered:.1%}", f"{coverage.random_k:.1%}")
     rows = [
         (
-            f"mean length, {length['unit']}",
-            f"{length['kept']:.1f}",
-            f"{length['pool']:.1f}",
+            f"mean length, {length.unit}",
+            f"{length.kept:.1f}",
+            f"{length.pool:.1f}",
             f"random: {low:.1f} to {high:.1f}",
         ),
-        (
-            "clusters covered",
-            f"{coverage['clusters_covered']:.1%}",
-            f"{coverage['random_k']:.1%}",
-            _interval(coverage["difference_interval"]),
-        ),
+        ("clusters covered", *shares, interval_text(coverage.difference_interval)),
     ]
     if loss is not None:
-        rows += [
-            (
-                "loss of the kept minus their pool's",
-                number(loss["kept_minus_pool"]),
-                "0",
-                _interval(loss["kept_minus_pool_interval"]),
-            ),
-            (
-                "EMSE of the prompt's loss",
-                number(loss["emse"]),
-                number(loss["random_k_emse"]),
-                _interval(loss["emse_difference_interval"]),
-            ),
-        ]
+        gap, error = interval_text(loss.kept_minus_pool_interval), interval_text(loss.emse_difference_interval)
+        rows.append(("loss of the kept minus their pool's", number(loss.kept_minus_pool), "0", gap))
+        rows.append(("EMSE of the prompt's loss", number(loss.emse), number(loss.random_k_emse), error))
     if gradient is not None:
-        rows.append(
-            (
-                "gradient cosine with the pool",
-                f"{gradient['cosine']:.3f}",
-                f"{gradient['random_k_cosine']:.3f}",
-                _interval(gradient["difference_interval"]),
-            )
-        )
+        cosines = (f"{gradient.cosine:.3f}", f"{gradient.random_k_cosine:.3f}")
+        rows.append(("gradient cosine with the pool", *cosines, interval_text(gradient.difference_interval)))
     return rows
 
 
-def split_rows(splits: dict[str, Any]) -> list[tuple[str, str, str]]:
+def split_rows(splits: SplitAudit) -> list[tuple[str, str, str]]:
     """Build the table rows that compare the selector with `random_k` on the same halves of the pools."""
-    mine, usual = splits["selection"], splits["random_k"]
+    mine, usual = splits.selection, splits.random_k
     rows = [
-        (label, number(mine[key]), number(usual[key]))
-        for key, label in (("bias_squared", "bias²"), ("variance", "variance"), ("emse", "EMSE"))
+        ("bias²", number(mine.bias_squared), number(usual.bias_squared)),
+        ("variance", number(mine.variance), number(usual.variance)),
+        ("EMSE", number(mine.emse), number(usual.emse)),
     ]
-    if mine["cosine"] is not None:
-        rows.append(("gradient cosine with the rest", f"{mine['cosine']:.3f}", f"{usual['cosine']:.3f}"))
+    if mine.cosine is not None:
+        rows.append(("gradient cosine with the rest", f"{mine.cosine:.3f}", f"{usual.cosine:.3f}"))
     return rows
 
 
-def audit_report(audit: dict[str, Any]) -> str:
+def audit_report(audit: Audit) -> str:
     """Build the HTML page of an audit from `make_audit`."""
-    report = Report(f"Audit of {audit['name']}")
-    calm = "Nothing here sets this selection apart from random_k for the worse."
-    report.text(audit["warnings"][0] if audit["warnings"] else calm, lead=True)
-    if len(audit["warnings"]) > 1:
-        report.list(audit["warnings"][1:])
-    groups = audit["groups"]
-    low, high = groups["k_least"], groups["k_most"]
-    ks = f"{low}" if low == high else f"{low} to {high}"
-    report.text(f"{groups['audited']:,} pools of {groups['pool_median']:g} responses (median), {ks} kept of each.")
+    report = Report(f"Audit of {audit.name}")
+    first, *rest = warnings(audit) or [CALM]
+    report.text(first, lead=True)
+    if rest:
+        report.list(rest)
+    groups, splits = audit.groups, audit.splits
+    ks = f"{groups.k_least}" if groups.k_least == groups.k_most else f"{groups.k_least} to {groups.k_most}"
+    report.text(f"{groups.audited:,} pools of {groups.pool_median:g} responses (median), {ks} kept of each.")
     report.heading("The selection beside random_k")
     report.table(COLUMNS, audit_rows(audit))
-    if audit["splits"] is not None:
-        splits = audit["splits"]
+    if splits is not None:
         report.heading("The selector on halves of the pools")
         report.text(
-            f"{splits['selector']} was run again on a random half of each pool, {splits['splits']} times over "
-            f"{splits['prompts']:,} prompts. bias² is what its loss misses the pool's by on average, variance what it "
+            f"{splits.selector} was run again on a random half of each pool, {splits.splits} times over "
+            f"{splits.prompts:,} prompts. bias² is what its loss misses the pool's by on average, variance what it "
             "scatters by."
         )
-        report.table(("", splits["selector"], "random_k"), split_rows(splits))
+        report.table(("", splits.selector, "random_k"), split_rows(splits))
         report.figure(splits_figure(splits), "Bias² (grey) and variance (hatched) of the prompt's loss.")
-    if audit["gradient"] is not None:
+    if audit.gradient is not None:
         report.heading("Prompt by prompt")
         report.figure(
-            gradient_figure(audit["gradient"]),
+            gradient_figure(audit.gradient),
             "One mark per prompt: below the diagonal random_k points closer to the pool's gradient, below the line at "
             "0 the selection points away from it.",
         )
     report.heading("What this rests on")
-    report.list(audit["notes"])
+    report.list(notes(audit))
     return report.html()
 
 
-def splits_figure(splits: dict[str, Any]) -> "Figure":
+def stacked_error(axis: Any, rows: Sequence[tuple[float, float]]) -> None:
+    """Draw a stacked bar for each pair of bias² and variance."""
+    places, (biases, variances) = range(len(rows)), zip(*rows, strict=True)
+    above = [max(bias, 0) for bias in biases]
+    axis.bar(places, above, 0.7, color="0.6", edgecolor="black", label="bias²")
+    axis.bar(places, variances, 0.7, above, color="white", edgecolor="black", hatch="//", label="variance")
+    axis.legend(frameon=False)
+
+
+def splits_figure(splits: SplitAudit) -> "Figure":
     """Plot stacked bars of bias² and variance."""
     made, (axis,) = figure(4.5, 3.5)
-    for place, key in enumerate(("selection", "random_k")):
-        bias = max(splits[key]["bias_squared"], 0)
-        axis.bar(place, bias, 0.6, color="0.6", edgecolor="black", label="bias²" if place == 0 else None)
-        axis.bar(
-            place,
-            splits[key]["variance"],
-            0.6,
-            bottom=bias,
-            color="white",
-            edgecolor="black",
-            hatch="//",
-            label="variance" if place == 0 else None,
-        )
-    axis.set_xticks((0, 1), (shown(splits["selector"]), "random_k"))
+    stacked_error(axis, [(one.bias_squared, one.variance) for one in (splits.selection, splits.random_k)])
+    axis.set_xticks((0, 1), (shown(splits.selector), "random_k"))
     axis.set_ylabel("error of the prompt's loss")
-    axis.legend(frameon=False)
     return made
 
 
-def gradient_figure(gradient: dict[str, Any]) -> "Figure":
+def gradient_figure(gradient: GradientAudit) -> "Figure":
     """Plot each prompt's gradient cosine for the selection against that for random draws."""
     made, (axis,) = figure(5, 4)
-    rows = gradient["per_prompt"]
-    axis.plot(
-        [row["random_k"] for row in rows],
-        [row["cosine"] for row in rows],
-        "o",
-        color="black",
-        markerfacecolor="none",
-        markersize=4,
-    )
-    low = min(0, *(row["cosine"] for row in rows), *(row["random_k"] for row in rows))
+    mine, usual = [row.cosine for row in gradient.per_prompt], [row.random_k for row in gradient.per_prompt]
+    axis.plot(usual, mine, "o", color="black", markerfacecolor="none", markersize=4)
+    low = min(0, *mine, *usual)
     axis.plot([low, 1], [low, 1], "--", color="0.4", linewidth=1)
     axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xlabel("gradient cosine, random_k")
-    axis.set_ylabel("gradient cosine, the selection")
+    axis.set(xlabel="gradient cosine, random_k", ylabel="gradient cosine, the selection")
     return made
-
-
-def _interval(ends: list[float] | None) -> str:
-    return "" if ends is None else f"{number(ends[0])} to {number(ends[1])}"

@@ -3,18 +3,18 @@
 A generated prompt is kept only if its n-grams overlap little with those of every source prompt and similar prompt.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.text import prompt_text
 from mrt_plugin.groups.write import write_text
-from mrt_plugin.planning.diversity import CUT, Tokenize, ngrams, prompt_diversity, prompt_text, words
+from mrt_plugin.planning.diversity import CUT, PromptDiversity, Tokenize, ngrams, prompt_diversity, words
+from mrt_plugin.planning.fit import read_lines
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Novelty:
     """Decision about a candidate, with the overlap that it is based on."""
 
     kept: bool
@@ -36,6 +36,26 @@ class Verdict:
     """The prompt with the largest overlap."""
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """A candidate that was not kept, and the prompt that it overlaps most."""
+
+    prompt: str
+    overlap: float
+    nearest: str | None
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Numbers of candidates and the prompt diversity before and after."""
+
+    candidates: int
+    kept: int
+    dropped: list[Dropped]
+    before: PromptDiversity
+    after: PromptDiversity
+
+
 def filter_candidates(
     candidates: Sequence[Candidate],
     owned: Sequence[str],
@@ -43,7 +63,7 @@ def filter_candidates(
     threshold: float = 0.3,
     order: int = 2,
     tokenize: Tokenize = words,
-) -> list[Verdict]:
+) -> list[Novelty]:
     """Greedily keep the candidates whose n-grams are new.
 
     The Jaccard overlap of two prompts is the size of the intersection of their n-gram sets divided by that of their
@@ -89,7 +109,7 @@ def filter_candidates(
     for candidate in candidates:
         grams = grams_of(candidate.prompt)
         if not grams:
-            verdicts.append(Verdict(False, 1.0, None))
+            verdicts.append(Novelty(False, 1.0, None))
             continue
         # Only prompts that share an n-gram can overlap. The index finds them without comparing all prompts.
         shared = Counter(place for gram in grams for place in where.get(gram, ()))
@@ -101,7 +121,7 @@ def filter_candidates(
         kept = overlap < threshold
         if kept:
             add(candidate.prompt, grams)
-        verdicts.append(Verdict(kept, overlap, nearest if overlap > 0 else None))
+        verdicts.append(Novelty(kept, overlap, nearest if overlap > 0 else None))
     return verdicts
 
 
@@ -113,46 +133,31 @@ def augment_file(
     threshold: float = 0.3,
     order: int = 2,
     p: float = 0.5,
-    tokenize: Tokenize | None = None,
-) -> dict[str, Any]:
+    tokenize: Tokenize = words,
+) -> Augmented:
     """Filter a JSONL file of candidates against the prompts of `groups`, and write the kept rows unchanged.
 
     A row has `prompt` (string or messages) and optionally `supports` (a list of prompts).
 
-    Returns:
-        JSON-ready: `candidates`, `kept`, `dropped` (with `prompt`, `overlap`, `nearest`), and the prompt diversity
-        `before` and `after`.
-
     Raises:
         DataError: if lines are not valid candidates; lists them.
     """
-    used = words if tokenize is None else tokenize
-    problems, lines, rows = Problems(str(candidates)), [], []
-    for number, line in enumerate(candidates.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            rows.append(
-                Candidate(prompt_text(row["prompt"]), [prompt_text(item) for item in row.get("supports") or []])
-            )
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            problems.add(f"line {number}", None, 'is not a candidate: write {"prompt": "...", "supports": ["..."]}.')
-            continue
-        lines.append(line)
-    problems.raise_any()
+
+    def read(row: Any) -> Candidate:
+        return Candidate(prompt_text(row["prompt"]), [prompt_text(item) for item in row.get("supports") or []])
+
+    expected = 'is not a candidate: write {"prompt": "...", "supports": ["..."]}.'
+    lines = read_lines(candidates, read, expected)
     owned = [prompt_text(prompt) for prompt in groups["prompt"]]
-    verdicts = filter_candidates(rows, owned, threshold=threshold, order=order, tokenize=used)
-    kept = [row.prompt for row, verdict in zip(rows, verdicts, strict=True) if verdict.kept]
-    write_text(output, "".join(f"{line}\n" for line, verdict in zip(lines, verdicts, strict=True) if verdict.kept))
-    return {
-        "candidates": len(rows),
-        "kept": len(kept),
-        "dropped": [
-            {"prompt": row.prompt, "overlap": verdict.overlap, "nearest": verdict.nearest}
-            for row, verdict in zip(rows, verdicts, strict=True)
-            if not verdict.kept
-        ],
-        "before": asdict(prompt_diversity(owned, tokenize=used, order=order, p=p)),
-        "after": asdict(prompt_diversity([*owned, *kept], tokenize=used, order=order, p=p)),
-    }
+    rows = [row for _, _, row in lines]
+    verdicts = filter_candidates(rows, owned, threshold=threshold, order=order, tokenize=tokenize)
+    pairs = list(zip(lines, verdicts, strict=True))
+    write_text(output, "".join(f"{line}\n" for (_, line, _), verdict in pairs if verdict.kept))
+    kept = [row.prompt for (_, _, row), verdict in pairs if verdict.kept]
+    return Augmented(
+        candidates=len(lines),
+        kept=len(kept),
+        dropped=[Dropped(row.prompt, item.overlap, item.nearest) for (_, _, row), item in pairs if not item.kept],
+        before=prompt_diversity(owned, tokenize=tokenize, order=order, p=p),
+        after=prompt_diversity([*owned, *kept], tokenize=tokenize, order=order, p=p),
+    )

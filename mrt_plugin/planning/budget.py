@@ -32,7 +32,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BudgetRow:
     """What a budget buys at one K: n prompts, their pairs and the resulting variance."""
 
     k: int
@@ -64,7 +64,7 @@ def best_k_formula(ratio: float, costs: Costs) -> float:
     return math.sqrt(costs.prompt / costs.response / ratio) if ratio > 0 else math.inf
 
 
-def choices(
+def budget_table(
     v_x: float,
     v_yx: float,
     costs: Costs,
@@ -72,7 +72,7 @@ def choices(
     pool_sizes: Sequence[int],
     budget: float,
     loss_aggregation: LossAggregation = "token",
-) -> list[Choice]:
+) -> list[BudgetRow]:
     """Compute what a budget buys at each K from 1 to the largest pool.
 
     A prompt with N responses in its pool keeps k = min(K, N). `loss_aggregation: prompt` gives each of the n prompts
@@ -93,7 +93,7 @@ def choices(
 
     Example:
 
-    >>> [(row.k, row.prompts) for row in choices(0.2, 1.0, Costs(4, 1), pool_sizes=[3] * 100, budget=400)]
+    >>> [(row.k, row.prompts) for row in budget_table(0.2, 1.0, Costs(4, 1), pool_sizes=[3] * 100, budget=400)]
     [(1, 80), (2, 66), (3, 57)]
     """
     sizes = np.asarray(pool_sizes)
@@ -113,7 +113,7 @@ def choices(
         else:
             noise = max(v_x, 0.0) * (float((kept**2).mean()) / mean**2) + v_yx / mean  # 1 exactly for equal pools
         rows.append(
-            Choice(
+            BudgetRow(
                 k=k,
                 prompts=prompts,
                 pairs=prompts * mean,
@@ -124,8 +124,8 @@ def choices(
     return rows
 
 
-def best_choice(rows: Sequence[Choice]) -> Choice:
-    """Return the choice with the smallest variance; in a tie, the one with fewer responses.
+def best_row(rows: Sequence[BudgetRow]) -> BudgetRow:
+    """Return the row with the smallest variance; in a tie, the one with fewer responses.
 
     As V_x / V_{y|x} falls, the best K can only rise. The reason: the variance at each K is a straight line in that
     ratio, and it is steeper for larger K. So an interval of the ratio gives an interval of the best K.

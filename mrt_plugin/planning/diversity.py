@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from mrt_plugin.groups.messages import message_text, response_text
-from mrt_plugin.scoring.embedders import Embedder, unit_vectors
-from mrt_plugin.selection.prepare import cosine_matrix
+from mrt_plugin.groups.messages import response_text
+from mrt_plugin.scoring.cosine import cosine_matrix, unit_vectors
+from mrt_plugin.scoring.embedders import Embedder
 
 Tokenize = Callable[[str], Sequence[Any]]
 
@@ -35,9 +35,14 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text)
 
 
-def prompt_text(prompt: str | Sequence[dict[str, Any]]) -> str:
-    """Return the text of a prompt; for messages, their texts joined by line breaks."""
-    return prompt if isinstance(prompt, str) else "\n".join(message_text(dict(message)) for message in prompt)
+def token_ids(tokenizer: Any) -> Tokenize:
+    """Return a function from a text to its token ids, without special tokens."""
+
+    def tokenize(text: str) -> Sequence[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    return tokenize
 
 
 def ngrams(tokens: Sequence[Any], order: int) -> list[tuple[Any, ...]]:

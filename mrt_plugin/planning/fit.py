@@ -2,14 +2,16 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mrt_plugin.groups.problems import Problems
+
+Line = TypeVar("Line")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,10 @@ class Run:
     arm: str = "all runs"
     """Name of the runs that are fitted together, which share layout, prompts and selector."""
 
+    def problem(self) -> str | None:
+        """Return a message if the run cannot be fitted."""
+        return None if self.k > 0 and math.isfinite(self.loss) else "needs k above 0 and a finite loss."
+
 
 def read_runs(path: Path) -> list[Run]:
     """Read runs from a JSONL file with `k`, `loss` and optionally `arm`.
@@ -88,37 +94,66 @@ def read_runs(path: Path) -> list[Run]:
     Raises:
         DataError: if lines are not valid runs; lists them.
     """
-    problems, runs = Problems(str(path)), []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            run = Run(float(row["k"]), float(row["loss"]), str(row.get("arm", "all runs")))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            problems.add(f"line {number}", None, 'is not a run: write {"k": 4, "loss": 1.23}.')
-            continue
-        if not (run.k > 0 and math.isfinite(run.loss)):
-            problems.add(f"line {number}", None, "needs k above 0 and a finite loss.")
-        runs.append(run)
-    problems.raise_any()
-    return runs
+
+    def read(row: dict[str, Any]) -> Run:
+        return Run(float(row["k"]), float(row["loss"]), str(row.get("arm", "all runs")))
+
+    lines = read_lines(path, read, 'is not a run: write {"k": 4, "loss": 1.23}.', Run.problem)
+    return [run for _, _, run in lines]
 
 
-def fit_runs(runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
-    """Fit each arm, and return JSON-ready results. A number that needs more runs is None.
+def fit_runs(runs: Iterable[Run]) -> dict[str, InverseFit]:
+    """Fit the runs of each arm.
 
     Raises:
         ValueError: for an arm with fewer than two different K.
     """
+    fits = {}
+    for arm, members in by_arm(runs).items():
+        try:
+            fits[arm] = fit_inverse_k([run.k for run in members], [run.loss for run in members])
+        except ValueError as error:
+            raise ValueError(f"{arm}: {error}") from error
+    return fits
+
+
+def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Return the runs of each arm."""
     arms: dict[str, list[Run]] = {}
     for run in runs:
         arms.setdefault(run.arm, []).append(run)
-    fits = {}
-    for arm, members in arms.items():
+    return arms
+
+
+def read_lines(
+    path: Path,
+    read: Callable[[Any], Line],
+    expected: str,
+    problem: Callable[[Line], str | None] = lambda line: None,
+) -> list[tuple[int, str, Line]]:
+    """Read the lines of a JSONL file that are not empty: their numbers, texts, and what `read` makes of their JSON.
+
+    Args:
+        path: the file.
+        read: builds the result from one JSON value.
+        expected: message for a line from which `read` can build nothing.
+        problem: message for a result that is not allowed; None if it is.
+
+    Raises:
+        DataError: if lines are wrong; lists them.
+    """
+    problems, found = Problems(str(path)), []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
-            fit = fit_inverse_k([run.k for run in members], [run.loss for run in members])
-        except ValueError as error:
-            raise ValueError(f"{arm}: {error}") from error
-        fits[arm] = {name: value if math.isfinite(value) else None for name, value in asdict(fit).items()}
-    return fits
+            made = read(json.loads(line))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            problems.add(f"line {number}", None, expected)
+            continue
+        wrong = problem(made)
+        if wrong is not None:
+            problems.add(f"line {number}", None, wrong)
+        found.append((number, line, made))
+    problems.raise_any()
+    return found

@@ -1,7 +1,7 @@
 """Measure what planning needs from a model: the loss of every response, and token counts of prompts and responses."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,8 +10,14 @@ import numpy as np
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import build_group_row
-from mrt_plugin.models.log_likelihood import Model, equal_pairs, log_likelihoods
-from mrt_plugin.models.tokenizer_match import check_ids, vocabulary, worse_than_guessing
+from mrt_plugin.models.log_likelihood import (
+    Model,
+    check_ids,
+    equal_pairs,
+    log_likelihoods,
+    vocabulary,
+    worse_than_guessing,
+)
 from mrt_plugin.options import LossAggregation, PaidLayout
 from mrt_plugin.planning.budget import Costs
 
@@ -19,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Group:
+class MeasuredGroup:
     """One group as encoded and measured for a model, with N responses."""
 
     id: str
@@ -40,7 +46,7 @@ class Group:
 class Measurement:
     """Measured groups of a model."""
 
-    groups: list[Group]
+    groups: list[MeasuredGroup]
     left_out: int
     """Responses left out because prompt and response exceed `max_length`. A group with none left is not listed."""
     max_length: int | None
@@ -73,9 +79,9 @@ class Measurement:
         """Return the loss of each response, [N] per group, as the training loss with this aggregation counts it.
 
         L is the number of trained tokens of a response. `token` divides the sum of all NLL by the number of all
-        tokens. The variance of such a ratio R is that of the mean of R + (nll - R·L)/(mean L), which is returned
-        (Cochran, "Sampling Techniques", section 6.3). `prompt` returns nll / M, with M the mean length over the
-        prompt's pool. `response` returns nll / L.
+        tokens, a ratio R. Returned is R + (nll - R·L)/(mean L). The mean of these values is R, and their variance is
+        the first-order (large-sample) approximation of the ratio's (Cochran, "Sampling Techniques", section 6.3).
+        `prompt` returns nll / M, with M the mean length over the prompt's pool. `response` returns nll / L.
         """
         if aggregation == "response":
             return [group.nll / group.trained_tokens for group in self.groups]
@@ -86,15 +92,8 @@ class Measurement:
         return [ratio + (group.nll - ratio * group.trained_tokens) / mean_length for group in self.groups]
 
     def costs(self, layout: PaidLayout) -> Costs:
-        """Return the costs C_p of a prompt and C_r of a response, in tokens, as means over prompts.
-
-        The quadratic cost of attention is left out.
-        """
-        return Costs(
-            prompt=float(np.mean([group.prompt_tokens for group in self.groups])),
-            response=float(np.mean([group.segment_tokens.mean() for group in self.groups])),
-            layout=layout,
-        )
+        """Return the costs C_p of a prompt and C_r of a response, in tokens, as in `token_costs`."""
+        return _mean_costs([(group.prompt_tokens, group.segment_tokens) for group in self.groups], layout)
 
 
 def measure(
@@ -143,23 +142,15 @@ def measure(
             if left_out
             else "There are no groups to measure."
         )
-
-    total, done = sum(len(places) for _, places, _ in encoded), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
-
     every = [pair for _, _, pairs in encoded for pair in pairs]
-    nll = -log_likelihoods(model, every, batch_tokens=batch_tokens, progress=advance)
+    nll = -log_likelihoods(model, every, batch_tokens=batch_tokens, progress=counting(progress, len(every)))
     if not np.isfinite(nll).all():
         raise ValueError("The model's loss is not finite on some response: load it in float32.")
     measured, start = [], 0
     for name, places, pairs in encoded:
         row = build_group_row(pairs)
         measured.append(
-            Group(
+            MeasuredGroup(
                 id=name,
                 places=places,
                 pairs=pairs,
@@ -175,3 +166,44 @@ def measure(
     if warning:
         logger.warning(warning)
     return found
+
+
+def counting(progress: Callable[[int, int], None], total: int) -> Callable[[int], None]:
+    """Return a function that adds a number of finished steps, and reports the sum and the total."""
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    return advance
+
+
+def token_costs(groups: Iterable[Mapping[str, Any]], encoder: Encoder, layout: PaidLayout) -> Costs:
+    """Compute the costs C_p of a prompt and C_r of a response in tokens, from a tokenizer alone.
+
+    C_p is the mean length of the shared prefix. C_r is the mean length of a response's segment, averaged over prompts.
+    The quadratic cost of attention is left out.
+
+    Args:
+        groups: rows with `prompt` and `responses`; at least one.
+        encoder: encoder with the tokenizer used in training.
+        layout: the layout that determines the cost of a group.
+
+    Example:
+
+    ```python
+    token_costs(load_groups("pool.jsonl"), Encoder(tokenizer), "shared_prefix")
+    ```
+    """
+    rows = [build_group_row(encoder.encode_group(group["prompt"], group["responses"])) for group in groups]
+    return _mean_costs([(row["prefix_length"], np.array(row["segment_lengths"])) for row in rows], layout)
+
+
+def _mean_costs(lengths: Sequence[tuple[int, np.ndarray]], layout: PaidLayout) -> Costs:
+    return Costs(
+        prompt=float(np.mean([prefix for prefix, _ in lengths])),
+        response=float(np.mean([segments.mean() for _, segments in lengths])),
+        layout=layout,
+    )

@@ -2,32 +2,28 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
 
 from mrt_plugin.groups.keys import canonical, digest
+from mrt_plugin.groups.text import prompt_text
 from mrt_plugin.options import LossAggregation, PaidLayout
-from mrt_plugin.planning.advice import advise, cannot_know, yaml_block
-from mrt_plugin.planning.budget import Choice, Costs, best_choice, best_k_formula, choices, parse_budget
+from mrt_plugin.planning.budget import BudgetRow, Costs, best_k_formula, best_row, budget_table, parse_budget
 from mrt_plugin.planning.diversity import (
+    PromptDiversity,
+    Redundancy,
     Tokenize,
     effective_k,
     prompt_diversity,
     prompt_redundancy,
-    prompt_text,
     response_diversity,
+    token_ids,
     words,
 )
-from mrt_plugin.planning.variance import (
-    Interval,
-    Intervals,
-    VarianceComponents,
-    bootstrap_intervals,
-    estimate_components,
-)
+from mrt_plugin.planning.variance import Interval, VarianceComponents, bootstrap_intervals, estimate_components
 from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.selection.allocation import allocate
 
@@ -43,6 +39,195 @@ LAYOUTS: tuple[PaidLayout, ...] = ("shared_prefix", "expanded")
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the total number of steps."""
+
+
+@dataclass(frozen=True)
+class PoolCounts:
+    """Numbers of prompts and responses."""
+
+    name: str
+    prompts: int
+    responses: int
+    pool_least: int
+    pool_median: float
+    pool_most: int
+    prompts_with_one_response: int
+    repeated_responses: int
+    """Responses that repeat an earlier one of their pool."""
+    prompts_with_repeats: int
+
+
+@dataclass(frozen=True)
+class EffectiveK:
+    """K similar responses count as `k_eff` different ones."""
+
+    k: int
+    k_eff: float
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """Diversity of the prompts and of the responses."""
+
+    embedder: str
+    prompt: PromptDiversity
+    redundancy: Redundancy | None
+    response_diversity: float | None
+    """1 - mean cosine of a prompt's responses, as a mean over prompts; None if no prompt has two."""
+    effective_k: list[EffectiveK]
+    tokens: str
+    """Name of the tokens of the n-grams."""
+
+
+@dataclass(frozen=True)
+class PromptLoss:
+    """Mean and variance of the losses of one prompt's responses. The variance is None for one response."""
+
+    id: str
+    responses: int
+    mean: float
+    variance: float | None
+
+
+@dataclass(frozen=True)
+class LargestK:
+    """Largest K that the budget buys for every prompt owned; 0 if none."""
+
+    k: int
+    extra: float | None
+    """Share by which its variance exceeds the minimum."""
+
+
+@dataclass(frozen=True)
+class BestRow(BudgetRow):
+    """The row of a budget with the smallest variance."""
+
+    k_interval: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class BestK(BestRow):
+    """The best row under the budget of the plan."""
+
+    saves: float
+    """Share by which its variance is below that of K = 1."""
+    one_vote_per_prompt: float
+    """Share by which the variance at this K would be higher with one vote per prompt."""
+
+
+@dataclass(frozen=True)
+class Outlook(BestRow):
+    """The best row under a budget of several ordinary epochs."""
+
+    times: int
+    budget: float
+
+
+@dataclass(frozen=True)
+class WithoutCopies:
+    """The plan with each distinct response of a pool counted once."""
+
+    measured: int
+    """Repeated responses among those measured."""
+    v_x: float | None
+    """None if too few distinct responses are left."""
+    v_yx: float | None
+    k: int
+
+
+@dataclass(frozen=True)
+class SinglePrompts:
+    """The prompts with one response, which the estimates leave out, compared with the others."""
+
+    prompts: int
+    mean: float
+    """Mean loss of these prompts."""
+    others: float
+    """Mean loss of the other prompts."""
+    gap_error: float | None
+    """Standard error of the difference; None for one prompt."""
+    adds_to_v_x: float
+    """Variance that the gap adds to V_x over all prompts: p·(1-p)·gap², with p the share of prompts with one response.
+
+    It is 0 if the gap is within 2 standard errors of 0.
+    """
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """An allocation with more responses for prompts that vary more, at the same total."""
+
+    mean_k: int
+    prompts: int
+    response_variance_ratio: float | None
+    """The responses' part of the variance, divided by that of a fixed K."""
+    allocation: dict[str, int]
+    """K by group id."""
+    at_lower_limit: int
+    at_upper_limit: int
+    total: int
+    wanted: int
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """What was measured on the model, and the K that follows. Intervals are None with too few prompts."""
+
+    prompts_measured: int
+    responses_measured: int
+    responses_too_long: int
+    max_length: int | None
+    nll_per_token: float
+    level: float
+    """Level of the intervals."""
+    prompts_differing: int
+    """Prompts whose responses differ in loss."""
+    v_x: float
+    """Variance between prompts, in squared units of the loss."""
+    v_x_interval: Interval | None
+    v_yx: float
+    """Variance between the responses to a prompt."""
+    v_yx_interval: Interval | None
+    ratio: float
+    """V_x / V_{y|x}"""
+    ratio_interval: Interval | None
+    rho: float
+    """Correlation of two responses to a prompt."""
+    rho_interval: Interval | None
+    per_prompt: list[PromptLoss]
+    prompts_sampled: bool
+    """Whether only some of the prompts were measured."""
+    loss_aggregation: LossAggregation
+    layout: PaidLayout
+    costs: Costs
+    ordinary_epoch: float
+    """Cost of an epoch in which every prompt has one response."""
+    budget: float
+    k_star: float
+    """The formula's best K, over real numbers."""
+    k_star_interval: Interval | None
+    all_prompts: LargestK
+    best: BestK
+    choices: dict[PaidLayout, list[BudgetRow]]
+    """What the budget buys at every K, for both layouts."""
+    outlook: list[Outlook]
+    cost_unit: str
+    copies: WithoutCopies | None
+    """None if no response was measured twice."""
+    single: SinglePrompts | None
+    """None if no prompt has one response."""
+    adaptive: Adaptive | None
+    """None if the pools are too small."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The result of `make_plan`. `mrt_plugin.planning.plan_report` turns it into sentences, tables and a page."""
+
+    data: PoolCounts
+    model: ModelPlan | None
+    """None without a model."""
+    diversity: Diversity
 
 
 def make_plan(
@@ -62,7 +247,7 @@ def make_plan(
     seed: int = 0,
     data: str = "data.jsonl",
     progress: Progress = lambda stage, done, total: None,
-) -> dict[str, Any]:
+) -> Plan:
     """Plan a training run on these groups.
 
     Args:
@@ -84,10 +269,6 @@ def make_plan(
         data: name of the data in the YAML block.
         progress: progress callback.
 
-    Returns:
-        JSON-ready: `data`, `diversity`, `model` (None without a model), `advice` and `cannot_know` (sentences), `yaml`
-        (None without a model).
-
     Raises:
         ValueError: if there are too few responses to measure, all losses are equal, the tokenizer belongs to another
             model, or the budget does not pay for one prompt.
@@ -99,68 +280,96 @@ def make_plan(
     from mrt_plugin.encoding import Encoder
 
     plan = make_plan(load_groups("pool.jsonl"), model=model, encoder=Encoder(tokenizer), budget="4x")
-    plan["model"]["best"]["k"], plan["advice"][0]
+    plan.model.best.k, advise(plan)[0]
     ```
     """
     sizes = [len(responses) for responses in groups["responses"]]
     distinct = [len(set(map(canonical, responses))) for responses in groups["responses"]]
-    plan: dict[str, Any] = {"data": describe_data(data, sizes, distinct), "model": None}
-    tokenize: Tokenize = words
-    if encoder is not None:
-        tokenizer = encoder.tokenizer
-
-        def tokenize(text: str) -> Sequence[int]:
-            ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            return ids
-
     chosen = sample_prompts(groups, max_prompts, seed)
-    plan["diversity"] = describe_diversity(groups, chosen, tokenize, embedder, order, p, progress)
-    plan["diversity"]["tokens"] = "words" if encoder is None else "the model's tokens"
-    if model is not None:
-        from mrt_plugin.planning.measure import measure
+    tokenize = words if encoder is None else token_ids(encoder.tokenizer)
+    diversity = _diversity(groups, chosen, tokenize, embedder, order, p, progress)
+    if model is None:
+        return Plan(_counts(data, sizes, distinct), None, diversity)
 
-        assert encoder is not None, "a model needs its encoder"
-        found = measure(
-            model,
-            encoder,
-            chosen,
-            max_length=max_length,
-            progress=lambda done, total: progress("losses of responses", done, total),
-        )
-        losses = found.losses(loss_aggregation)
-        estimate, intervals = estimate_components(losses), bootstrap_intervals(losses, level=LEVEL, seed=seed)
-        ratio = None if intervals is None else intervals.ratio
-        used = costs or found.costs(layout)
-        paid = Costs(used.prompt, used.response, layout)
-        amount = parse_budget(budget, len(sizes) * paid.of_prompt(1))
-        plan["model"] = describe_model(found, losses, estimate, intervals) | {
-            "prompts_sampled": len(chosen) < len(groups),
-            "loss_aggregation": loss_aggregation,
-            **weigh_budgets(estimate, ratio, sizes, paid, amount, loss_aggregation),
-            "cost_unit": "tokens" if costs is None else "the unit of the costs given",
-            "copies": describe_copies(found, distinct, paid, amount, loss_aggregation),
-            "single": describe_single(losses),
-        }
-        plan["model"]["adaptive"] = describe_adaptive(found, loss_aggregation, plan["model"]["best"]["k"], seed)
-    plan["advice"] = advise(plan)
-    plan["cannot_know"] = cannot_know(plan)
-    plan["yaml"] = yaml_block(plan)
-    return plan
+    from mrt_plugin.planning.measure import measure
+
+    assert encoder is not None, "a model needs its encoder"
+    found = measure(
+        model,
+        encoder,
+        chosen,
+        max_length=max_length,
+        progress=lambda done, total: progress("losses of responses", done, total),
+    )
+    losses = found.losses(loss_aggregation)
+    estimate, intervals = estimate_components(losses), bootstrap_intervals(losses, level=LEVEL, seed=seed)
+    ratio = None if intervals is None else intervals.ratio
+    used = costs or found.costs(layout)
+    paid = Costs(used.prompt, used.response, layout)
+    ordinary = len(sizes) * paid.of_prompt(1)
+    amount = parse_budget(budget, ordinary)
+    budgets = _Budgets(estimate, ratio, sizes, paid, loss_aggregation)
+    rows, best = budgets.rows(amount), budgets.best(amount)
+    one_vote = budgets.rows(amount, votes="prompt")[best.k - 1]
+    made = ModelPlan(
+        prompts_measured=len(losses),
+        responses_measured=sum(map(len, losses)),
+        responses_too_long=found.left_out,
+        max_length=found.max_length,
+        nll_per_token=found.nll_per_token,
+        level=LEVEL,
+        prompts_differing=estimate.differing,
+        v_x=estimate.v_x,
+        v_x_interval=None if intervals is None else intervals.v_x,
+        v_yx=estimate.v_yx,
+        v_yx_interval=None if intervals is None else intervals.v_yx,
+        ratio=estimate.ratio,
+        ratio_interval=ratio,
+        rho=estimate.rho,
+        rho_interval=None if intervals is None else intervals.rho,
+        per_prompt=[
+            PromptLoss(group.id, len(row), float(row.mean()), float(row.var(ddof=1)) if len(row) > 1 else None)
+            for group, row in zip(found.groups, losses, strict=True)
+        ],
+        prompts_sampled=len(chosen) < len(groups),
+        loss_aggregation=loss_aggregation,
+        layout=layout,
+        costs=paid,
+        ordinary_epoch=ordinary,
+        budget=amount,
+        k_star=best_k_formula(estimate.ratio, paid),
+        k_star_interval=None if ratio is None else Interval(*(best_k_formula(end, paid) for end in ratio[::-1])),
+        all_prompts=_largest_k(rows, best, len(sizes)),
+        best=BestK(
+            **asdict(best),
+            saves=-_more(best.variance, rows[0].variance),
+            one_vote_per_prompt=_more(one_vote.variance, best.variance),
+        ),
+        choices={layout: budgets.rows(amount, layout) for layout in LAYOUTS},
+        outlook=[
+            Outlook(**asdict(budgets.best(times * ordinary)), times=times, budget=times * ordinary) for times in TIMES
+        ],
+        cost_unit="tokens" if costs is None else "the unit of the costs given",
+        copies=_without_copies(found, distinct, paid, amount, loss_aggregation),
+        single=compare_single(losses),
+        adaptive=estimate_adaptive(found, loss_aggregation, best.k, seed),
+    )
+    return Plan(_counts(data, sizes, distinct), made, diversity)
 
 
-def describe_data(name: str, sizes: Sequence[int], distinct: Sequence[int]) -> dict[str, Any]:
+def _counts(name: str, sizes: Sequence[int], distinct: Sequence[int]) -> PoolCounts:
     """Count prompts and responses. `distinct` gives the number of distinct responses of each prompt."""
-    return {
-        "name": name,
-        "prompts": len(sizes),
-        "responses": sum(sizes),
-        "pool_least": min(sizes),
-        "pool_median": float(np.median(sizes)),
-        "pool_most": max(sizes),
-        "prompts_with_one_response": sum(size == 1 for size in sizes),
-        "repeated_responses": sum(sizes) - sum(distinct),
-        "prompts_with_repeats": sum(kinds < size for kinds, size in zip(distinct, sizes, strict=True)),
-    }
+    return PoolCounts(
+        name=name,
+        prompts=len(sizes),
+        responses=sum(sizes),
+        pool_least=min(sizes),
+        pool_median=float(np.median(sizes)),
+        pool_most=max(sizes),
+        prompts_with_one_response=sum(size == 1 for size in sizes),
+        repeated_responses=sum(sizes) - sum(distinct),
+        prompts_with_repeats=sum(kinds < size for kinds, size in zip(distinct, sizes, strict=True)),
+    )
 
 
 def sample_prompts(groups: Dataset, count: int | None, seed: int) -> Dataset:
@@ -171,7 +380,7 @@ def sample_prompts(groups: Dataset, count: int | None, seed: int) -> Dataset:
     return groups.select(sorted(sorted(range(len(keys)), key=keys.__getitem__)[:count]))
 
 
-def describe_diversity(
+def _diversity(
     groups: Dataset,
     chosen: Iterable[Mapping[str, Any]],
     tokenize: Tokenize,
@@ -179,63 +388,28 @@ def describe_diversity(
     order: int,
     p: float,
     progress: Progress,
-) -> dict[str, Any]:
+) -> Diversity:
     """Measure the prompt diversity of all groups, and redundancy and response diversity of the `chosen` groups."""
-    used = load_embedder(embedder)
-    prompts = [prompt_text(prompt) for prompt in groups["prompt"]]
-    rows = list(chosen)
-    spread = []
+    used, rows, spread = load_embedder(embedder), list(chosen), []
     for number, row in enumerate(rows):
         spread.append(response_diversity(row["responses"], used))
         progress("response diversity", number + 1, len(rows))
     known = [value for value in spread if not math.isnan(value)]
     mean = float(np.mean(known)) if known else None
     most = max(len(row["responses"]) for row in rows)
-    some = [prompt_text(row["prompt"]) for row in rows]
-    return {
-        "embedder": used.name,
-        "prompt": asdict(prompt_diversity(prompts, tokenize=tokenize, order=order, p=p)),
-        "redundancy": asdict(prompt_redundancy(some, used)) if len(some) > 1 else None,
-        "response_diversity": mean,
-        "effective_k": [{"k": k, "k_eff": effective_k(k, 1 - mean)} for k in range(1, most + 1) if mean is not None],
-    }
+    return Diversity(
+        embedder=used.name,
+        prompt=prompt_diversity(map(prompt_text, groups["prompt"]), tokenize=tokenize, order=order, p=p),
+        redundancy=prompt_redundancy([prompt_text(row["prompt"]) for row in rows], used) if len(rows) > 1 else None,
+        response_diversity=mean,
+        effective_k=[] if mean is None else [EffectiveK(k, effective_k(k, 1 - mean)) for k in range(1, most + 1)],
+        tokens="words" if tokenize is words else "the model's tokens",
+    )
 
 
-def describe_model(
-    found: "Measurement", losses: Sequence[np.ndarray], estimate: VarianceComponents, intervals: Intervals | None
-) -> dict[str, Any]:
-    """Report the variance components for this model, with their intervals (None with too few prompts)."""
-    return {
-        "prompts_measured": len(losses),
-        "responses_measured": sum(map(len, losses)),
-        "responses_too_long": found.left_out,
-        "max_length": found.max_length,
-        "nll_per_token": found.nll_per_token,
-        "level": LEVEL,
-        "prompts_differing": estimate.differing,
-        "v_x": estimate.v_x,
-        "v_x_interval": intervals and _pair(intervals.v_x),
-        "v_yx": estimate.v_yx,
-        "v_yx_interval": intervals and _pair(intervals.v_yx),
-        "ratio": _finite(estimate.ratio),
-        "ratio_interval": intervals and _pair(intervals.ratio),
-        "rho": estimate.rho,
-        "rho_interval": intervals and _pair(intervals.rho),
-        "per_prompt": [
-            {
-                "id": group.id,
-                "responses": len(values),
-                "mean": float(values.mean()),
-                "variance": float(values.var(ddof=1)) if len(values) > 1 else None,
-            }
-            for group, values in zip(found.groups, losses, strict=True)
-        ],
-    }
-
-
-def describe_copies(
+def _without_copies(
     found: "Measurement", distinct: Sequence[int], costs: Costs, amount: float, aggregation: LossAggregation
-) -> dict[str, Any] | None:
+) -> WithoutCopies | None:
     """Compute the plan with each distinct response of a pool counted once; None if no response was measured twice.
 
     The text does not show whether a repeated response was drawn twice or copied. So the plan reports both cases.
@@ -246,97 +420,62 @@ def describe_copies(
     if not repeated:
         return None
     if sum(len(row) > 1 for row in losses) < 2:
-        return {"measured": repeated, "v_x": None, "v_yx": None, "k": 1}
+        return WithoutCopies(repeated, None, None, 1)
     estimate = estimate_components(losses)
-    rows = choices(
-        estimate.v_x, estimate.v_yx, costs, pool_sizes=distinct, budget=amount, loss_aggregation=aggregation
-    )
-    return {"measured": repeated, "v_x": estimate.v_x, "v_yx": estimate.v_yx, "k": best_choice(rows).k}
+    best = _Budgets(estimate, None, distinct, costs, aggregation).best(amount)
+    return WithoutCopies(repeated, estimate.v_x, estimate.v_yx, best.k)
 
 
-def describe_single(losses: Sequence[np.ndarray]) -> dict[str, Any] | None:
-    """Compare the prompts with one response, which the estimates leave out, with the others; None without them.
-
-    `adds_to_v_x` is the variance that the gap between the mean losses of the two kinds adds to V_x over all prompts:
-    p·(1-p)·gap², with p the share of prompts with one response. It is 0 if the gap is within 2 standard errors of 0.
-    """
+def compare_single(losses: Sequence[np.ndarray]) -> SinglePrompts | None:
+    """Compare the prompts with one response with the others; None if there are none."""
     single = np.array([row[0] for row in losses if len(row) == 1])
     others = np.array([row.mean() for row in losses if len(row) > 1])
     if not len(single):
         return None
     gap, share = float(single.mean() - others.mean()), len(single) / len(losses)
-    known = len(single) > 1
-    error = math.sqrt(single.var(ddof=1) / len(single) + others.var(ddof=1) / len(others)) if known else None
+    error = None
+    if len(single) > 1:
+        error = math.sqrt(single.var(ddof=1) / len(single) + others.var(ddof=1) / len(others))
     clear = error is not None and abs(gap) > 2 * error
-    return {
-        "prompts": len(single),
-        "mean": float(single.mean()),
-        "others": float(others.mean()),
-        "gap_error": error,
-        "adds_to_v_x": share * (1 - share) * gap**2 if clear else 0.0,
-    }
+    adds = share * (1 - share) * gap**2 if clear else 0.0
+    return SinglePrompts(len(single), float(single.mean()), float(others.mean()), error, adds)
 
 
-def weigh_budgets(
-    estimate: VarianceComponents,
-    ratio: Interval | None,
-    sizes: Sequence[int],
-    costs: Costs,
-    amount: float,
-    aggregation: LossAggregation,
-) -> dict[str, Any]:
-    """Compute k* (the optimum over real numbers) and the best integer K, under the budget and under other budgets.
+@dataclass(frozen=True)
+class _Budgets:
+    """What a budget buys, for the estimated variances, the pools and the costs."""
 
-    `choices` lists every K for both layouts.
-    """
-    ordinary = len(sizes) * costs.of_prompt(1)
+    estimate: VarianceComponents
+    ratio: Interval | None
+    sizes: Sequence[int]
+    costs: Costs
+    aggregation: LossAggregation
 
-    def weigh(
-        v_x: float,
-        v_yx: float,
-        amount: float = amount,
-        layout: PaidLayout = costs.layout,
-        votes: LossAggregation = aggregation,
-    ) -> list[Choice]:
-        paid = Costs(costs.prompt, costs.response, layout)
-        return choices(v_x, v_yx, paid, pool_sizes=sizes, budget=amount, loss_aggregation=votes)
+    def rows(
+        self,
+        amount: float,
+        layout: PaidLayout | None = None,
+        votes: LossAggregation | None = None,
+        components: tuple[float, float] | None = None,
+    ) -> list[BudgetRow]:
+        """Return what an amount buys at every K. The layout, aggregation and variances are the plan's by default."""
+        return budget_table(
+            *(components or (self.estimate.v_x, self.estimate.v_yx)),
+            Costs(self.costs.prompt, self.costs.response, layout or self.costs.layout),
+            pool_sizes=self.sizes,
+            budget=amount,
+            loss_aggregation=votes or self.aggregation,
+        )
 
-    def best(amount: float) -> tuple[list[Choice], Choice, list[int] | None]:
-        rows = weigh(estimate.v_x, estimate.v_yx, amount)
-        if ratio is None:
-            return rows, best_choice(rows), None
-        ends = [best_choice(weigh(*_components(end), amount)).k for end in (ratio.high, ratio.low)]
-        return rows, best_choice(rows), ends
-
-    rows, chosen, interval = best(amount)
-    outlook = []
-    for times in TIMES:
-        _, at, ends = best(times * ordinary)
-        outlook.append({"times": times, "budget": times * ordinary, **asdict(at), "k_interval": ends})
-    one_vote = weigh(estimate.v_x, estimate.v_yx, votes="prompt")[chosen.k - 1]
-    return {
-        "layout": costs.layout,
-        "costs": {"prompt": costs.prompt, "response": costs.response},
-        "ordinary_epoch": ordinary,
-        "budget": amount,
-        "k_star": _finite(best_k_formula(estimate.ratio, costs)),
-        "k_star_interval": ratio and [_finite(best_k_formula(end, costs)) for end in (ratio.high, ratio.low)],
-        "all_prompts": _all_prompts(rows, chosen, len(sizes)),
-        "best": {
-            **asdict(chosen),
-            "k_interval": interval,
-            "saves": -_more(chosen.variance, rows[0].variance),
-            "one_vote_per_prompt": _more(one_vote.variance, chosen.variance),
-        },
-        "choices": {
-            layout: [
-                {**asdict(row), "variance": _finite(row.variance)}
-                for row in weigh(estimate.v_x, estimate.v_yx, layout=layout)
-            ]
-            for layout in LAYOUTS
-        },
-        "outlook": outlook,
-    }
+    def best(self, amount: float) -> BestRow:
+        """Return the best row, and the interval of K that follows from the interval of V_x / V_{y|x}."""
+        ends = None
+        if self.ratio is not None:
+            # V_x and V_{y|x} matter only up to a common factor.
+            parts = [(1.0, 0.0) if end == math.inf else (end, 1.0) for end in (self.ratio.high, self.ratio.low)]
+            low, high = (best_row(self.rows(amount, components=part)).k for part in parts)
+            ends = (low, high)
+        return BestRow(**asdict(best_row(self.rows(amount))), k_interval=ends)
 
 
 def _more(variance: float, than: float) -> float:
@@ -344,70 +483,48 @@ def _more(variance: float, than: float) -> float:
     return variance / than - 1 if than else 0.0
 
 
-def _all_prompts(rows: Sequence[Choice], best: Choice, owned: int) -> dict[str, Any]:
-    """Return the largest K that the budget buys for every prompt owned (0 if none).
-
-    `extra` is the share by which its variance exceeds the minimum.
-    """
-    whole = [row for row in rows if row.prompts == owned]
-    if not whole:
-        return {"k": 0, "extra": None}
-    return {"k": whole[-1].k, "extra": _more(whole[-1].variance, best.variance)}
+def _largest_k(rows: Sequence[BudgetRow], best: BudgetRow, owned: int) -> LargestK:
+    for row in reversed(rows):
+        if row.prompts == owned:
+            return LargestK(row.k, _more(row.variance, best.variance))
+    return LargestK(0, None)
 
 
-def describe_adaptive(
-    found: "Measurement", aggregation: LossAggregation, best_k: int, seed: int
-) -> dict[str, Any] | None:
+def estimate_adaptive(found: "Measurement", aggregation: LossAggregation, best_k: int, seed: int) -> Adaptive | None:
     """Estimate the gain from giving more responses to prompts that vary more, at the same total.
 
     Returns None if the pools are too small. The estimate is cross-fitted: one half of each pool measures how much a
     prompt varies, the other half evaluates the allocation. If the same responses did both, noise alone would look
     like a gain.
     """
-    halves: list[list[np.ndarray]] = [[], []]
-    names, sizes = [], []
+    names, rows, halves = [], [], []
     for group, losses in zip(found.groups, found.losses(aggregation), strict=True):
         if len(losses) < 4:
             continue
         state = int.from_bytes(digest(b"halves", str(seed).encode(), group.id.encode()), "little")
         order = np.random.default_rng(state).permutation(len(losses))
-        halves[0].append(losses[order[::2]])
-        halves[1].append(losses[order[1::2]])
+        parts = [losses[order[start::2]] for start in (0, 1)]
         names.append(group.id)
-        sizes.append(len(losses))
+        rows.append(np.concatenate(parts))
+        halves.append([float(part.var(ddof=1)) for part in parts])
     if len(names) < 10:
         return None
-    mean_k = max(best_k, 2)
+    sizes, mean_k = [len(row) for row in rows], max(best_k, 2)
     fixed = spread = 0.0
-    for guide, judge in (halves, halves[::-1]):
-        scores = [float(half.var(ddof=1)) for half in guide]
-        truth = [float(half.var(ddof=1)) for half in judge]
+    for guide, judge in ((0, 1), (1, 0)):
+        scores = [half[guide] for half in halves]
         same = allocate(scores, sizes, names, mean_k=mean_k, power=0)
         given = allocate(scores, sizes, names, mean_k=mean_k)
-        fixed += sum(value / k for value, k in zip(truth, same.k, strict=True))
-        spread += sum(value / k for value, k in zip(truth, given.k, strict=True))
-    whole = [np.concatenate(pair) for pair in zip(*halves, strict=True)]
-    final = allocate([float(values.var(ddof=1)) for values in whole], sizes, names, mean_k=mean_k)
-    return {
-        "mean_k": mean_k,
-        "prompts": len(names),
-        "response_variance_ratio": spread / fixed if fixed else None,
-        "allocation": dict(zip(names, final.k, strict=True)),
-        "at_lower_limit": final.at_least,
-        "at_upper_limit": final.at_most,
-        "total": final.total,
-        "wanted": final.wanted,
-    }
-
-
-def _components(ratio: float) -> tuple[float, float]:
-    """Return V_x and V_{y|x}, up to a common factor, for a ratio V_x / V_{y|x} that may be infinite."""
-    return (1.0, 0.0) if ratio == math.inf else (ratio, 1.0)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _pair(interval: Interval) -> list[float | None]:
-    return [_finite(interval.low), _finite(interval.high)]
+        fixed += sum(half[judge] / k for half, k in zip(halves, same.k, strict=True))
+        spread += sum(half[judge] / k for half, k in zip(halves, given.k, strict=True))
+    final = allocate([float(row.var(ddof=1)) for row in rows], sizes, names, mean_k=mean_k)
+    return Adaptive(
+        mean_k=mean_k,
+        prompts=len(names),
+        response_variance_ratio=spread / fixed if fixed else None,
+        allocation=dict(zip(names, final.k, strict=True)),
+        at_lower_limit=final.at_least,
+        at_upper_limit=final.at_most,
+        total=final.total,
+        wanted=final.wanted,
+    )

@@ -1,216 +1,375 @@
-"""Show a plan as an HTML page. Every number on a plot is read from the plan's JSON."""
+"""Show a plan: as sentences, as tables and as an HTML page."""
 
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mrt_plugin.planning.paired import FEWEST
+from mrt_plugin.planning.plan import BestRow, ModelPlan, Plan
 from mrt_plugin.report import Report, figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LINES = {"shared_prefix": ("o", "-", "black"), "expanded": ("s", "--", "0.45")}
-"""Marker, line style and shade of each layout, so that plots are readable without colour."""
-
-
-def plan_report(plan: dict[str, Any]) -> str:
-    """Build the HTML page of a plan from `make_plan`."""
-    report = Report(f"How many responses to keep: {plan['data']['name']}")
-    report.text(plan["advice"][0], lead=True)
-    if len(plan["advice"]) > 1:
-        report.list(plan["advice"][1:])
-    if plan["model"] is not None:
-        _model(report, plan)
-    report.heading("The data")
-    report.table(("", ""), data_rows(plan))
-    report.heading("What this cannot know")
-    report.list(plan["cannot_know"])
-    return report.html()
-
-
-def _model(report: Report, plan: dict[str, Any]) -> None:
-    found = plan["model"]
-    report.heading("For the recipe")
-    report.code(plan["yaml"])
-    report.heading("Where the variance comes from")
-    report.table(("", "estimate", f"{found['level']:.0%} interval"), variance_rows(found))
-    report.figure(spread_figure(plan), "One mark per prompt: its mean loss, and the variance between its responses.")
-    report.heading("What each K buys for the same cost")
-    report.figure(
-        choices_figure(plan),
-        "Predicted variance of the loss estimate. Where a line rises, the prompts given up cost more than the "
-        "responses bring.",
-    )
-    best = found["best"]["k"]
-    shared, expanded = found["choices"]["shared_prefix"], found["choices"]["expanded"]
-    report.table(
-        ("K", "prompts, prompt shared", "variance", "prompts, prompt copied", "variance"),
-        [
-            (
-                str(one["k"]),
-                f"{one['prompts']:,}",
-                number(one["variance"]),
-                f"{two['prompts']:,}",
-                number(two["variance"]),
-            )
-            for one, two in zip(shared, expanded, strict=True)
-        ],
-        marked=[best - 1],
-    )
-    report.heading("With more to spend")
-    report.figure(outlook_figure(plan), "The best K by budget, with its interval.")
-    report.table(OUTLOOK_COLUMNS, outlook_rows(found))
-    adaptive = found["adaptive"]
-    if adaptive is not None:
-        counts = np.bincount(list(adaptive["allocation"].values()))
-        report.heading("Adaptive allocation")
-        report.text(
-            f"The same {adaptive['total']:,} responses (mean K = {adaptive['mean_k']}), more of them where losses "
-            "vary more. Responses' part of the variance, cross-fitted: "
-            f"{number(adaptive['response_variance_ratio'])} of that of a fixed K. "
-            f"{adaptive['at_lower_limit']:,} prompts are at the lower limit of 1, "
-            f"{adaptive['at_upper_limit']:,} at the size of their pool."
-        )
-        report.table(("K", "prompts"), [(str(k), f"{count:,}") for k, count in enumerate(counts) if count])
-
-
-def data_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
-    """Build the table rows that describe the data without a model."""
-    data, found = plan["data"], plan["diversity"]
-    prompt, near = found["prompt"], found["redundancy"]
-    rows = [
-        ("prompts", f"{data['prompts']:,}"),
-        ("responses", f"{data['responses']:,}"),
-        ("of them repeated within their pool", f"{data['repeated_responses']:,}"),
-        ("pool: least, median, most", f"{data['pool_least']}, {data['pool_median']:g}, {data['pool_most']}"),
-        (
-            f"prompt diversity d = r·n^p ({prompt['order']}-grams of {found['tokens']}, p = {prompt['p']:g})",
-            f"{prompt['d']:.3f}  (r = {prompt['r']:.3f})",
-        ),
-    ]
-    if near is not None:
-        rows.append(("prompt redundancy: mean cosine to the nearest other prompt", f"{near['nearest']:.3f}"))
-        rows.append((f"prompts with another at {near['near']:g} or nearer", f"{near['share']:.1%}"))
-    if found["response_diversity"] is not None:
-        rows.append(("response diversity: 1 - mean cosine in a pool", f"{found['response_diversity']:.3f}"))
-        last = found["effective_k"][-1]
-        rows.append((f"k_eff of K = {last['k']} (a heuristic)", f"{last['k_eff']:.1f}"))
-    rows.append(("embedder", found["embedder"]))
-    return rows
-
-
-def variance_rows(found: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Build the table rows of the variance components."""
-    rows = [
-        ("V_x, between prompts", found["v_x"], found["v_x_interval"]),
-        ("V_{y|x}, between responses to a prompt", found["v_yx"], found["v_yx_interval"]),
-        ("rho, correlation of two responses to a prompt", found["rho"], found["rho_interval"]),
-        ("k*, the formula's best K", found["k_star"], found["k_star_interval"]),
-    ]
-    table = [
-        (name, number(value), "" if ends is None else f"{number(ends[0])} to {number(ends[1])}")
-        for name, value, ends in rows
-    ]
-    costs = found["costs"]
-    table.append(("C_p, tokens of a prompt" if found["cost_unit"] == "tokens" else "C_p", number(costs["prompt"]), ""))
-    table.append(
-        ("C_r, tokens of a response" if found["cost_unit"] == "tokens" else "C_r", number(costs["response"]), "")
-    )
-    return table
-
+LINES = {
+    "shared_prefix": ("o", "-", "black", "prompt computed once (shared_prefix)"),
+    "expanded": ("s", "--", "0.45", "prompt copied (expanded)"),
+}
+"""Marker, line style, shade and label of each layout, so that plots are readable without colour."""
 
 OUTLOOK_COLUMNS = ("budget, in ordinary epochs", "K", "interval", "prompts", "variance")
 
 
-def outlook_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+def advise(plan: Plan) -> list[str]:
+    """Return the advice, followed by its qualifications, with one or two sentences per line."""
+    found = plan.model
+    if found is None:
+        return [
+            "Without a model, the number of responses to keep is unknown: add --model. What is above describes the "
+            "data, and topic spread is not loss variance."
+        ]
+    best, prompts = found.best, plan.data.prompts
+    lines = [f"{_cost(found)}, {_keep(best, prompts)} ({_interval_of_k(found)})."]
+    if found.v_yx == 0:
+        lines.append(_why_one(found))
+    elif best.k == 1:
+        later = next((row for row in found.outlook if row.k > 1), None)
+        if later is not None:
+            lines.append(f"At {later.times} times the cost of an ordinary epoch, {_keep(later, prompts)}.")
+    else:
+        one = found.choices[found.layout][0]
+        rest = " at the same cost" if one.cost > 0.99 * found.budget else ", which cannot use up the budget"
+        lines.append(
+            f"The variance of the loss estimate is then predicted to be {best.saves:.0%} below that of K = 1{rest}."
+        )
+    if found.all_prompts.extra is not None and best.prompts < prompts:
+        lines.append(
+            f"If you would rather keep all {prompts:,} prompts, the same cost buys K = {found.all_prompts.k}, and the "
+            f"variance is {found.all_prompts.extra:.1%} higher."
+        )
+    if found.v_x <= 0 < found.v_yx:
+        lines.append(
+            "V_x came out at or below zero: the prompts' mean losses differ no more than chance differences between "
+            "responses make them. Prompts are not the bottleneck here, responses are, so k* has no upper end and more "
+            "responses win wherever they can be had."
+        )
+    else:
+        if found.v_x_interval is not None and found.v_x_interval.low <= 0:
+            lines.append("The interval of V_x reaches zero: these prompts may not differ in their mean loss at all.")
+        if found.k_star_interval is not None and found.k_star_interval.high == math.inf:
+            lines.append("The interval of V_x / V_{y|x} reaches zero, so k* has no upper end.")
+    low, high = best.k_interval or (1, 1)
+    if high - low > max(2, best.k):
+        lines.append(
+            f"The data does not pin K down: everything from {low} to {high} is within the interval. Measure more "
+            "prompts to narrow it."
+        )
+    if plan.data.pool_least < best.k and found.loss_aggregation != "prompt":
+        more = best.one_vote_per_prompt
+        lines.append(
+            f"Pools are unequal: prompts would keep {plan.data.pool_least} to {best.k} responses, and with "
+            f"loss_aggregation: {found.loss_aggregation} a prompt with more of them counts for more. This is in the "
+            "figures above. With one vote per prompt (loss_aggregation: prompt) the variance at this K would be "
+            f"{abs(more):.1%} {'higher' if more > 0 else 'lower'}."
+        )
+    if plan.data.repeated_responses:
+        lines.append(_copies(plan, found))
+    if found.layout == "expanded":
+        lines.append(
+            "In the expanded layout every response pays for its own copy of the prompt: K = 1 is the best until every "
+            "prompt is used, and only then does K rise."
+        )
+    adaptive = found.adaptive
+    if adaptive is not None and adaptive.response_variance_ratio is not None:
+        gain = 1 - adaptive.response_variance_ratio
+        lines.append(
+            f"Giving more responses to prompts that vary more would lower the responses' part of the variance by "
+            f"{gain:.0%} against {adaptive.mean_k} for each. Train with loss_aggregation: prompt then."
+            if gain > 0.02
+            else "An adaptive allocation gains nothing here: the responses' part of the variance would change by "
+            f"{-gain:+.0%} against {adaptive.mean_k} responses for each prompt."
+        )
+    return lines
+
+
+def _cost(found: ModelPlan) -> str:
+    times = found.budget / found.ordinary_epoch
+    amount = f"{found.budget:,.0f} {'tokens' if found.cost_unit == 'tokens' else 'units of cost'}"
+    if abs(times - 1) < 1e-9:
+        return f"For the cost of an ordinary epoch, every prompt with one response ({amount})"
+    return f"For {times:.3g} times the cost of an ordinary epoch ({amount})"
+
+
+def _keep(best: BestRow, prompts: int) -> str:
+    responses = "1 response" if best.k == 1 else f"{best.k} responses"
+    if best.prompts >= prompts:
+        return f"keep {responses} for each of your {prompts:,} prompts"
+    return f"keep {responses} for each of {best.prompts:,} of your {prompts:,} prompts, drawn at random"
+
+
+def _interval_of_k(found: ModelPlan) -> str:
+    if found.best.k_interval is not None:
+        low, high = found.best.k_interval
+        return f"{found.level:.0%} interval of K: {low}" + (f" to {high}" if high > low else "")
+    count = found.prompts_differing
+    what = "no prompt has" if count == 0 else "1 prompt has" if count == 1 else f"only {count} prompts have"
+    return f"no interval: {what} responses that differ in loss, and an interval takes {FEWEST}"
+
+
+def _why_one(found: ModelPlan) -> str:
+    if found.prompts_differing:
+        return (
+            "The responses of one prompt alone differ in loss. One prompt is no estimate of V_{y|x}, so it is taken "
+            "as 0. Sample other responses for more prompts (mrt sample), and plan again."
+        )
+    return (
+        "V_{y|x} is 0: the responses to a prompt do not differ in loss, so a second one adds nothing. Check that they "
+        "are not copies; if they are draws, raise the temperature (mrt sample) before you pay for more."
+    )
+
+
+def _copies(plan: Plan, found: ModelPlan) -> str:
+    """Explain how many responses are repeated, the effect on the plan, and what to do in either case."""
+    data, copies = plan.data, found.copies
+    line = (
+        f"{data.repeated_responses:,} of {data.responses:,} responses repeat another of their pool, in "
+        f"{data.prompts_with_repeats:,} of {data.prompts:,} prompts. Each is taken for a draw of its own, which "
+        "is right where one model drew them: keep them then, since a likely answer comes back."
+    )
+    remedy = "remove them (curation rule duplicate_responses with threshold 1) and plan again"
+    if copies is None:
+        return f"{line} If they are copies, {remedy}."
+    if copies.v_x is None:
+        return f"{line} If they are copies, there is nothing to estimate V_{{y|x}} from without them: {remedy}."
+    return (
+        f"{line} If they are copies, V_x and V_{{y|x}} are {copies.v_x:.3g} and {copies.v_yx:.3g} rather than "
+        f"{found.v_x:.3g} and {found.v_yx:.3g}, and the same cost buys K = {copies.k}: {remedy}."
+    )
+
+
+def cannot_know(plan: Plan) -> list[str]:
+    """Return the plan's assumptions and open questions."""
+    found = plan.model
+    if found is None:
+        return [
+            "Diversity of embeddings and n-grams says nothing about how much the loss varies, and so nothing about K.",
+            "k_eff is a heuristic: similar embeddings are not equal losses.",
+        ]
+    lines = [
+        "This is the variance of an estimate of the training loss, at the model as it is now. It is not the test "
+        "loss: train with two values of K and compare them on held-out prompts (mrt evaluate).",
+        f"Costs are {found.cost_unit} of one epoch. What attention adds with the square of a length, and what "
+        "generating and scoring responses cost, is not in them.",
+        "The pool is taken for independent draws from the distribution you want to learn. Answers that were filtered, "
+        "deduplicated or written by several models are not quite that.",
+    ]
+    if found.prompts_sampled:
+        lines.append(
+            f"The model was measured on {found.prompts_measured:,} of {plan.data.prompts:,} prompts, drawn at random."
+        )
+    single = found.single
+    if single is not None:
+        line = (
+            f"{single.prompts:,} of {found.prompts_measured:,} prompts measured have one response. They count as "
+            "owned prompts, and V_x and V_{y|x} are estimated without them. "
+            f"Their mean loss is {single.mean:.3g} and that of the others {single.others:.3g}"
+        )
+        if single.adds_to_v_x:
+            line += (
+                f": over all prompts V_x is about {single.adds_to_v_x:.3g} larger than {found.v_x:.3g}, and the best "
+                "K no larger than the one advised."
+            )
+        elif single.gap_error is None:
+            line += "; one prompt does not show whether they differ."
+        else:
+            line += f", a difference within chance (standard error {single.gap_error:.2g})."
+        lines.append(line)
+    if found.responses_too_long:
+        lines.append(
+            f"{found.responses_too_long:,} responses exceed {found.max_length:,} tokens with their prompt and were "
+            "not measured: training leaves them out too."
+        )
+    return lines
+
+
+def yaml_block(plan: Plan) -> str | None:
+    """Return the YAML for an Axolotl recipe; None without a model."""
+    found, data = plan.model, plan.data
+    if found is None:
+        return None
+    kept, ending = found.best.prompts, data.name.rsplit(".", 1)[-1]
+    lines = [
+        "plugins:",
+        "  - mrt_plugin.axolotl.MultiResponsePlugin",
+        "datasets:",
+        f"  - path: {data.name}"
+        + ("" if kept >= data.prompts else f"   # a random {kept:,} of its {data.prompts:,} prompts"),
+        *([f"    ds_type: {ending.replace('jsonl', 'json')}"] if ending in ("json", "jsonl", "parquet") else []),
+        "    type: mrt_plugin.axolotl.random_k",
+        "mrt:",
+        f"  k: {found.best.k}",
+        f"  layout: {'auto' if found.layout == 'shared_prefix' else 'expanded'}",
+        f"  loss_aggregation: {found.loss_aggregation}",
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def plan_report(plan: Plan) -> str:
+    """Build the HTML page of a plan from `make_plan`."""
+    report = Report(f"How many responses to keep: {plan.data.name}")
+    first, *rest = advise(plan)
+    report.text(first, lead=True)
+    if rest:
+        report.list(rest)
+    if plan.model is not None:
+        _model(report, plan.model, yaml_block(plan) or "")
+    report.heading("The data")
+    report.table(("", ""), data_rows(plan))
+    report.heading("What this cannot know")
+    report.list(cannot_know(plan))
+    return report.html()
+
+
+def _model(report: Report, found: ModelPlan, recipe: str) -> None:
+    report.heading("For the recipe")
+    report.code(recipe)
+    report.heading("Where the variance comes from")
+    report.table(("", "estimate", f"{found.level:.0%} interval"), variance_rows(found))
+    report.figure(spread_figure(found), "One mark per prompt: its mean loss, and the variance between its responses.")
+    report.heading("What each K buys for the same cost")
+    report.figure(
+        choices_figure(found),
+        "Predicted variance of the loss estimate. Where a line rises, the prompts given up cost more than the "
+        "responses bring.",
+    )
+    columns = ("K", "prompts, prompt shared", "variance", "prompts, prompt copied", "variance")
+    report.table(columns, choice_rows(found), marked=[found.best.k - 1])
+    report.heading("With more to spend")
+    report.figure(outlook_figure(found), "The best K by budget, with its interval.")
+    report.table(OUTLOOK_COLUMNS, outlook_rows(found))
+    adaptive = found.adaptive
+    if adaptive is not None:
+        counts = np.bincount(list(adaptive.allocation.values()))
+        report.heading("Adaptive allocation")
+        report.text(
+            f"The same {adaptive.total:,} responses (mean K = {adaptive.mean_k}), more of them where losses "
+            "vary more. Responses' part of the variance, cross-fitted: "
+            f"{number(adaptive.response_variance_ratio)} of that of a fixed K. "
+            f"{adaptive.at_lower_limit:,} prompts are at the lower limit of 1, "
+            f"{adaptive.at_upper_limit:,} at the size of their pool."
+        )
+        report.table(("K", "prompts"), [(str(k), f"{count:,}") for k, count in enumerate(counts) if count])
+
+
+def data_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Build the table rows that describe the data without a model."""
+    data, found = plan.data, plan.diversity
+    prompt, near = found.prompt, found.redundancy
+    rows = [
+        ("prompts", f"{data.prompts:,}"),
+        ("responses", f"{data.responses:,}"),
+        ("of them repeated within their pool", f"{data.repeated_responses:,}"),
+        ("pool: least, median, most", f"{data.pool_least}, {data.pool_median:g}, {data.pool_most}"),
+        (
+            f"prompt diversity d = r·n^p ({prompt.order}-grams of {found.tokens}, p = {prompt.p:g})",
+            f"{prompt.d:.3f}  (r = {prompt.r:.3f})",
+        ),
+    ]
+    if near is not None:
+        rows.append(("prompt redundancy: mean cosine to the nearest other prompt", f"{near.nearest:.3f}"))
+        rows.append((f"prompts with another at {near.near:g} or nearer", f"{near.share:.1%}"))
+    if found.response_diversity is not None:
+        last = found.effective_k[-1]
+        rows.append(("response diversity: 1 - mean cosine in a pool", f"{found.response_diversity:.3f}"))
+        rows.append((f"k_eff of K = {last.k} (a heuristic)", f"{last.k_eff:.1f}"))
+    return [*rows, ("embedder", found.embedder)]
+
+
+def variance_rows(found: ModelPlan) -> list[tuple[str, str, str]]:
+    """Build the table rows of the variance components."""
+    unit = ", tokens of a" if found.cost_unit == "tokens" else ""
+    rows = (
+        ("V_x, between prompts", found.v_x, found.v_x_interval),
+        ("V_{y|x}, between responses to a prompt", found.v_yx, found.v_yx_interval),
+        ("rho, correlation of two responses to a prompt", found.rho, found.rho_interval),
+        ("k*, the formula's best K", found.k_star, found.k_star_interval),
+        (f"C_p{unit and f'{unit} prompt'}", found.costs.prompt, None),
+        (f"C_r{unit and f'{unit} response'}", found.costs.response, None),
+    )
+    return [(name, number(value), interval_text(ends)) for name, value, ends in rows]
+
+
+def choice_rows(found: ModelPlan) -> list[tuple[str, ...]]:
+    """Build the table rows of what the budget buys at each K, with the prompt shared and copied."""
+    return [
+        (str(one.k), f"{one.prompts:,}", number(one.variance), f"{two.prompts:,}", number(two.variance))
+        for one, two in zip(found.choices["shared_prefix"], found.choices["expanded"], strict=True)
+    ]
+
+
+def outlook_rows(found: ModelPlan) -> list[tuple[str, ...]]:
     """Build the table rows of the best K by budget."""
     return [
-        (
-            f"{row['times']}x",
-            str(row["k"]),
-            "" if row["k_interval"] is None else f"{row['k_interval'][0]} to {row['k_interval'][1]}",
-            f"{row['prompts']:,}",
-            number(row["variance"]),
-        )
-        for row in found["outlook"]
+        (f"{row.times}x", str(row.k), interval_text(row.k_interval), f"{row.prompts:,}", number(row.variance))
+        for row in found.outlook
     ]
 
 
 def number(value: float | None) -> str:
-    """Format a number with three digits; None means infinity."""
-    return "∞" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    """Format a number with three digits; "?" for None, which is unknown."""
+    if value is None:
+        return "?"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def choices_figure(plan: dict[str, Any]) -> "Figure":
+def interval_text(ends: tuple[float, float] | None) -> str:
+    """Format an interval; nothing for None."""
+    return "" if ends is None else f"{number(ends[0])} to {number(ends[1])}"
+
+
+def choices_figure(found: ModelPlan) -> "Figure":
     """Plot the predicted variance against K at equal cost, in both layouts."""
-    found = plan["model"]
     made, (axis,) = figure()
-    names = {"shared_prefix": "prompt computed once (shared_prefix)", "expanded": "prompt copied (expanded)"}
-    for name, rows in found["choices"].items():
-        known = [row for row in rows if row["variance"] is not None]
-        marker, line, shade = LINES[name]
-        axis.plot(
-            [row["k"] for row in known],
-            [row["variance"] for row in known],
-            marker=marker,
-            linestyle=line,
-            color=shade,
-            label=names[name],
-        )
-    best = found["best"]
-    axis.plot(
-        best["k"],
-        best["variance"],
-        "*",
-        markersize=18,
-        markerfacecolor="white",
-        markeredgecolor="black",
-        label=f"best: K = {best['k']}",
-        zorder=3,
-    )
-    axis.set_xlabel("K, responses per prompt")
-    axis.set_ylabel("predicted variance")
+    for name, rows in found.choices.items():
+        known = [(row.k, row.variance) for row in rows if math.isfinite(row.variance)]
+        marker, line, shade, label = LINES[name]
+        axis.plot(*np.reshape(known, (-1, 2)).T, marker=marker, linestyle=line, color=shade, label=label)
+    best = found.best
+    star = {"markersize": 18, "markerfacecolor": "white", "markeredgecolor": "black", "zorder": 3}
+    axis.plot(best.k, best.variance, "*", label=f"best: K = {best.k}", **star)
+    axis.set(xlabel="K, responses per prompt", ylabel="predicted variance")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False)
     return made
 
 
-def outlook_figure(plan: dict[str, Any]) -> "Figure":
+def outlook_figure(found: ModelPlan) -> "Figure":
     """Plot the best K against the budget."""
-    rows = plan["model"]["outlook"]
+    rows = found.outlook
     made, (axis,) = figure(height=3)
-    ks = [row["k"] for row in rows]
-    ends = [row["k_interval"] or (row["k"], row["k"]) for row in rows]
-    low = [max(0, k - end) for k, (end, _) in zip(ks, ends, strict=True)]
-    high = [max(0, end - k) for k, (_, end) in zip(ks, ends, strict=True)]
-    places = range(len(rows))
-    axis.errorbar(places, ks, yerr=[low, high], marker="o", linestyle="none", color="black", capsize=5)
-    axis.set_xticks(places, [f"{row['times']}x" for row in rows])
-    axis.set_xlabel("budget, in ordinary epochs (every prompt with one response)")
-    axis.set_ylabel("best K")
+    ks = np.array([row.k for row in rows])
+    ends = np.array([row.k_interval or (row.k, row.k) for row in rows]).T
+    errors = np.maximum([ks - ends[0], ends[1] - ks], 0)
+    axis.errorbar(range(len(rows)), ks, errors, marker="o", linestyle="none", color="black", capsize=5)
+    axis.set_xticks(range(len(rows)), [f"{row.times}x" for row in rows])
+    axis.set(xlabel="budget, in ordinary epochs (every prompt with one response)", ylabel="best K")
     axis.yaxis.get_major_locator().set_params(integer=True)
     axis.set_ylim(bottom=0)
     axis.margins(x=0.15)
     return made
 
 
-def spread_figure(plan: dict[str, Any]) -> "Figure":
+def spread_figure(found: ModelPlan) -> "Figure":
     """Plot the variance of each prompt's losses against their mean."""
-    found = plan["model"]
     made, (axis,) = figure(height=3.5)
-    rows = [row for row in found["per_prompt"] if row["variance"] is not None]
-    axis.plot(
-        [row["mean"] for row in rows],
-        [row["variance"] for row in rows],
-        "o",
-        markersize=4,
-        color="black",
-        markerfacecolor="none",
-        alpha=0.7,
-    )
-    axis.axhline(found["v_yx"], linestyle="--", color="black", linewidth=1)
-    axis.annotate("V_{y|x}", (1, found["v_yx"]), xycoords=("axes fraction", "data"), ha="right", va="bottom")
-    axis.set_xlabel(f"mean loss of a prompt's responses ({found['loss_aggregation']} aggregation)")
-    axis.set_ylabel("variance between them")
+    rows = [(row.mean, row.variance) for row in found.per_prompt if row.variance is not None]
+    axis.plot(*np.transpose(rows), "o", markersize=4, color="black", markerfacecolor="none", alpha=0.7)
+    axis.axhline(found.v_yx, linestyle="--", color="black", linewidth=1)
+    axis.annotate("V_{y|x}", (1, found.v_yx), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    label = f"mean loss of a prompt's responses ({found.loss_aggregation} aggregation)"
+    axis.set(xlabel=label, ylabel="variance between them")
     return made

@@ -12,6 +12,7 @@ This is the variance of an estimate of the loss. It is not the test loss.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,8 +61,7 @@ class VarianceComponents:
         return 1 + (k - 1) * self.rho
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A confidence interval."""
 
     low: float
@@ -72,7 +72,6 @@ class Interval:
 class Intervals:
     """Confidence intervals for `VarianceComponents`, from a bootstrap over prompts."""
 
-    level: float
     v_x: Interval
     v_yx: Interval
     ratio: Interval
@@ -145,9 +144,7 @@ def bootstrap_intervals(
         half = float(np.quantile(distances, level, method="higher") * error[0])
         intervals.append(Interval(float(value[0]) - half, float(value[0]) + half))
     v_x, v_yx, ratio = intervals
-    return Intervals(
-        level, v_x, Interval(max(v_yx.low, 0.0), v_yx.high), ratio, Interval(rho(ratio.low), rho(ratio.high))
-    )
+    return Intervals(v_x, Interval(max(v_yx.low, 0.0), v_yx.high), ratio, Interval(rho(ratio.low), rho(ratio.high)))
 
 
 def _table(losses: Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:

@@ -36,7 +36,7 @@ class SamplingSettings(_Checked):
     top_p: float = option(1.0, "Draw from the likeliest tokens that together reach this probability.", gt=0, le=1)
     max_tokens: int | None = 1024
     stop: tuple[str, ...] = ()
-    seed: int = option(0, "Another seed gives other draws. The prompt and the draw's number are added to it.", ge=0)
+    seed: int = option(0, "Another seed gives other draws.", ge=0)
     logprobs: bool = False
 
     def __post_init__(self) -> None:

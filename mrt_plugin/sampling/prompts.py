@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mrt_plugin.groups import GroupReport, load_groups, prompt_key
-from mrt_plugin.groups.adapters import how_to_read
 from mrt_plugin.groups.check import id_problem
 from mrt_plugin.groups.messages import SURROGATE, clean_messages, has_text, is_sound, kind
 from mrt_plugin.groups.problems import Problems
@@ -41,7 +40,7 @@ def read_prompts(data: Any, *, split: str = "train", source: str | None = None) 
     forms: dict[str, tuple[str, str]] = {}
     problems = Problems(str(data) if isinstance(data, str | Path) else "the dataset")
     report = GroupReport(problems.source)
-    unused = Unused({*GROUPED, "messages", *POOLS, *PAIR}, problems, report, how_to_read)
+    unused = Unused({*GROUPED, "messages", *POOLS, *PAIR}, problems, report)
     for place, row in _rows(data, split, problems):
         unused.look(place, row)
         column, prompt = _prompt(place, row, problems)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from mrt_plugin.extension import is_extension, load_function
 from mrt_plugin.scoring.cache import ScoreCache
 
 SENTENCE_TRANSFORMERS_DEFAULT = "sentence-transformers/all-MiniLM-L6-v2"
@@ -45,18 +46,28 @@ class Embedder:
         Raises:
             ValueError: if the embedder returns another shape, or numbers that are not finite.
         """
+        vectors = self.shaped(texts)
+        self.check_finite(vectors, texts)
+        return vectors.astype(np.float64, copy=False)
+
+    def shaped(self, texts: list[str]) -> np.ndarray:
+        """Return the vectors [n, dim] without a look at their numbers."""
         vectors = np.asarray(self.embed(texts))
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise ValueError(
                 f"The embedder {self.name} gave an array of shape {vectors.shape} for {len(texts)} texts: it must "
                 f"give [{len(texts)}, dim]."
             )
-        if not np.isfinite(vectors).all():
-            worst = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+        return vectors
+
+    def check_finite(self, vectors: np.ndarray, texts: list[str]) -> None:
+        """Raise ValueError that names the first text whose vector is not finite."""
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
             raise ValueError(
-                f"The embedder {self.name} gave a vector that is not finite, for the text {texts[worst][:80]!r}."
+                f"The embedder {self.name} gave a vector that is not finite, for the text "
+                f"{texts[int(np.argmin(finite))][:80]!r}."
             )
-        return vectors.astype(np.float64, copy=False)
 
 
 def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: str | Path | None = None) -> Embedder:
@@ -64,7 +75,8 @@ def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: st
 
     Args:
         embedder: `lexical`; `sentence-transformers` for all-MiniLM-L6-v2; the name or path of any
-            sentence-transformers model; or a function from a list of n strings to an array [n, dim].
+            sentence-transformers model; or a function from a list of n strings to an array [n, dim], or its name as
+            `package.module:function` or `file.py:function`.
         score_cache: the directory of the cache of a model's vectors; by default $MRT_CACHE or ~/.cache/mrt-plugin.
             `lexical` and functions have no cache: `lexical` is faster than a disk, and a change in a function cannot
             be detected.
@@ -81,6 +93,8 @@ def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: st
     """
     if callable(embedder):
         return Embedder(getattr(embedder, "__name__", type(embedder).__name__), embedder, forks=True)
+    if is_extension(embedder):
+        return Embedder(embedder, load_function(embedder), forks=True)
     if embedder == "lexical":
         return Embedder("lexical", lexical, forks=True)
     if importlib.util.find_spec("sentence_transformers") is None:
@@ -94,19 +108,6 @@ def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: st
     vectors = SentenceVectors(name, ScoreCache(score_cache))
     # `prepare` puts all vectors into the cache, so the processes read them there and do not run the model.
     return Embedder(name, vectors, forks=True, prepare=vectors.prepare)
-
-
-def unit_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Scale the rows to length 1 and return them as float64 [n, dim]. A row of zeros stays 0.
-
-    Each row is first divided by its largest absolute value, because the square of 1e200 is infinite and that of
-    1e-200 is 0.
-    """
-    vectors = np.asarray(vectors, dtype=np.float64)
-    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
-    vectors = vectors / np.where(largest > 0, largest, 1)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(lengths > 0, lengths, 1))
 
 
 def lexical(texts: list[str]) -> np.ndarray:

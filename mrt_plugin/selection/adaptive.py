@@ -9,10 +9,10 @@ from datasets import Dataset, Features, Value
 from mrt_plugin.engine import map_batches
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.options import Engine
+from mrt_plugin.scoring.cosine import cosine_matrix
 from mrt_plugin.scoring.embedders import Embedder
 from mrt_plugin.selection.allocation import Allocation, allocate
-from mrt_plugin.selection.candidates import candidate_texts, candidates_of
-from mrt_plugin.selection.prepare import cosine_matrix
+from mrt_plugin.selection.pool import candidate_texts, candidates_of
 
 SPREAD = Features({"spread": Value("float64"), "size": Value("int64")})
 

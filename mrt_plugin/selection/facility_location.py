@@ -1,4 +1,4 @@
-"""Greedy maximisation of a weighted facility location, many pools at a time.
+"""`diverse_k` (DKoN) and `diverse_best_k` (DBKoN): greedy facility location, many pools at a time.
 
 The objective F of a set S of candidates is (arXiv 2606.00544, section on selection, and the authors' code)
 
@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mrt_plugin.options import Similarity
-from mrt_plugin.selection.pool import Choice, Pool, Settings
+from mrt_plugin.options import SelectionOptions, Similarity
+from mrt_plugin.selection.pool import Picks, Pool, Selector
 
 FLOOR = 1e-4
 """The minimum weight of a candidate, before and after the exponent."""
@@ -29,32 +29,85 @@ BATCH_CELLS = 2**17
 """Number of similarities processed at once: 1 MiB of float64, which stays in the processor's cache."""
 
 
-def maximise(pools: Sequence[Pool], weights: Sequence[np.ndarray], settings: Settings) -> list[Choice]:
+def _diverse_k(pools: Sequence[Pool], options: SelectionOptions) -> list[Picks]:
+    """Choose by greedy facility location with all weights 1. Scores only decide ties."""
+    return maximise(pools, [np.ones(pool.size) for pool in pools], options)
+
+
+def _diverse_best_k(pools: Sequence[Pool], options: SelectionOptions) -> list[Picks]:
+    """Choose by greedy facility location, weighted by score."""
+    scores = np.zeros((len(pools), max(pool.size for pool in pools)))
+    for row, pool in zip(scores, pools, strict=True):
+        row[: pool.size] = pool.scores
+        row[pool.size :] = pool.scores[0]
+    weights = quality(scores, options.alpha)
+    return maximise(pools, [row[: pool.size] for row, pool in zip(weights, pools, strict=True)], options)
+
+
+def quality(scores: np.ndarray, alpha: float) -> np.ndarray:
+    """Return the weights w = clip(score, 1e-4, 1)^alpha, with each pool's scores first rescaled to [0, 1].
+
+    Equal scores become 1. As in the authors' code, scores within 1e-8 count as equal.
+
+    Args:
+        scores: [..., N], finite.
+        alpha: at least 0; 0 makes all weights 1.
+
+    Returns:
+        [..., N] float64.
+    """
+    half = scores / 2  # the range of the halved scores cannot overflow
+    least = half.min(axis=-1, keepdims=True)
+    span = half.max(axis=-1, keepdims=True) - least
+    equal = span < 0.5e-8
+    stretched = np.where(equal, 1.0, (half - least) / np.where(equal, 1.0, span))
+    weights: np.ndarray = np.clip(stretched, FLOOR, 1.0) ** alpha
+    return weights
+
+
+def maximise(pools: Sequence[Pool], weights: Sequence[np.ndarray], options: SelectionOptions) -> list[Picks]:
     """Return K greedy picks for each pool. Among candidates of equal gain, the first in tie order is picked.
 
     Args:
-        pools: pools, each with N > K candidates and their cosines.
+        pools: pools, each with N > K candidates.
         weights: the weights w, [N], of each pool.
+        options: `k` and `similarity`.
 
     Returns:
         For each pool, K positions in the order of picking, with their gains in F. A gain of exactly 0 means that the
         earlier picks already cover everything that this response covers.
     """
-    choices: list[Choice | None] = [None] * len(pools)
+    found: list[Picks] = [Picks([])] * len(pools)
     for batch in _batches([pool.size for pool in pools]):
-        width = max(pools[index].size for index in batch)
-        terms = np.zeros((len(batch), width, width))
-        barred = np.ones((len(batch), width), dtype=bool)
-        for place, index in enumerate(batch):
-            count = pools[index].size
-            cosines = pools[index].cosines
-            assert cosines is not None
-            _terms(cosines, weights[index], settings.similarity, out=terms[place, :count, :count])
-            barred[place, :count] = False
-        picks, gains = _greedy(terms, barred, settings.k)
-        for place, index in enumerate(batch):
-            choices[index] = Choice(picks[place].tolist(), gains[place].tolist())
-    return choices  # type: ignore[return-value]
+        sizes = np.array([pools[index].size for index in batch])
+        width = sizes.max()
+        padding = np.arange(width) >= sizes[:, None]
+        if padding.any():
+            terms = np.ones((len(batch), width, width))
+            factors = np.zeros((len(batch), width))
+            for place, index in enumerate(batch):
+                terms[place, : sizes[place], : sizes[place]] = pools[index].cosines
+                factors[place, : sizes[place]] = weights[index]
+        else:
+            terms = np.array([pools[index].cosines for index in batch])
+            factors = np.array([weights[index] for index in batch])
+        _weigh(terms, factors, padding, options.similarity)
+        picks, gains = _greedy(terms, padding, options.k)
+        for index, positions, values in zip(batch, picks.tolist(), gains.tolist(), strict=True):
+            found[index] = Picks(positions, values)
+    return found
+
+
+def _weigh(cosines: np.ndarray, weights: np.ndarray, padding: np.ndarray, similarity: Similarity) -> None:
+    """Make cosines [G, N, N] the gains b_i · w_j · s_ij of row i from candidate j alone, in multiples of `UNIT`.
+
+    Cosines are 1 and weights [G, N] are 0 where a smaller pool is padded.
+    """
+    similarities(cosines, similarity, cosines)
+    rows = np.maximum(weights, FLOOR)
+    rows[padding] = 0
+    cosines *= rows[:, :, None] * (weights / UNIT)[:, None, :]
+    np.rint(cosines, out=cosines)
 
 
 def similarities(cosines: np.ndarray, similarity: Similarity, out: np.ndarray | None = None) -> np.ndarray:
@@ -64,26 +117,22 @@ def similarities(cosines: np.ndarray, similarity: Similarity, out: np.ndarray | 
     stays 1.
 
     Args:
-        cosines: [N, N] with 1 on the diagonal.
+        cosines: [..., N, N] with 1 on the diagonal.
         similarity: `paper` or `rescaled`.
-        out: [N, N], the array to write to instead of a new one.
+        out: [..., N, N], the array to write to instead of a new one.
 
     Returns:
-        [N, N] float64 in [0, 1]. A pool of identical responses has s = 1 everywhere.
+        [..., N, N] float64 in [0, 1]. A pool of identical responses has s = 1 everywhere.
     """
-    least = -1.0 if similarity == "paper" else cosines.min()
-    if least == 1.0:
-        least = 0.0
-    shifted: np.ndarray = np.subtract(cosines, least, out=out)
+    if similarity == "paper":
+        shifted = np.add(cosines, 1.0, out=out)
+        shifted *= 0.5
+        return shifted
+    least = cosines.min(axis=(-2, -1), keepdims=True)
+    least[least == 1.0] = 0.0
+    shifted = np.subtract(cosines, least, out=out)
     shifted /= 1.0 - least
     return shifted
-
-
-def _terms(cosines: np.ndarray, weights: np.ndarray, similarity: Similarity, out: np.ndarray) -> None:
-    """Write b_i · w_j · s_ij [N, N], in multiples of `UNIT`, to `out`: the gain of row i from candidate j alone."""
-    similarities(cosines, similarity, out)
-    out *= np.maximum(weights, FLOOR)[:, None] * (weights / UNIT)
-    np.rint(out, out=out)
 
 
 def _greedy(terms: np.ndarray, barred: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,3 +171,7 @@ def _batches(sizes: Sequence[int]) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
+
+
+diverse_k = Selector(_diverse_k, needs_embeddings=True)
+diverse_best_k = Selector(_diverse_best_k, needs_scores=True, needs_embeddings=True)

@@ -9,30 +9,29 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mrt_plugin.selection.pool import Choice, Pool, Selector, Settings
+from mrt_plugin.options import SelectionOptions
+from mrt_plugin.selection.pool import Picks, Pool, Selector
 
 QUANTILE = 0.5
 """Responses with a score below this quantile of their pool are dropped, as in the authors' simulator."""
 
 
-def choose(pools: Sequence[Pool], settings: Settings) -> list[Choice]:
+def _choose(pools: Sequence[Pool], options: SelectionOptions) -> list[Picks]:
     """Choose the best response, then repeatedly the one whose nearest pick is farthest (distance 1 - cosine)."""
-    return [_spread(pool.cosines[:kept, :kept], settings.k) for pool in pools for kept in [_good(pool, settings.k)]]  # type: ignore[index]
+    return [_spread(pool, options.k) for pool in pools]
 
 
-def _good(pool: Pool, k: int) -> int:
-    """Return the number of responses to keep, at least K. They come first, because tie order sorts by score."""
-    return max(k, int(np.sum(pool.scores >= np.quantile(pool.scores, QUANTILE))))  # type: ignore[arg-type, operator]
-
-
-def _spread(cosines: np.ndarray, k: int) -> Choice:
+def _spread(pool: Pool, k: int) -> Picks:
+    # The responses that are kept come first, because tie order sorts by score. There are at least K.
+    good = max(k, int(np.sum(pool.scores >= np.quantile(pool.scores, QUANTILE))))
+    cosines = pool.cosines[:good, :good]
     picked = [0]
     nearest = cosines[0].copy()
     while len(picked) < k:
         nearest[picked[-1]] = np.inf
         picked.append(int(np.argmin(nearest)))
         nearest = np.maximum(nearest, cosines[picked[-1]])
-    return Choice(picked)
+    return Picks(picked)
 
 
-SELECTOR = Selector(choose, needs_scores=True, needs_embeddings=True)
+filter_then_spread = Selector(_choose, needs_scores=True, needs_embeddings=True)

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass, field
 
-from mrt_plugin.groups.report import plural
+from mrt_plugin.groups.problems import plural
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,8 @@ from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.scoring.scores import score_columns, with_scores
 from mrt_plugin.scoring.weights import weigh_groups
 from mrt_plugin.selection.adaptive import AdaptiveK, adaptive_k
-from mrt_plugin.selection.candidates import candidate_texts
 from mrt_plugin.selection.decide import DECISION, choose_batch, embed_and_choose
-from mrt_plugin.selection.pool import Selector, Settings
+from mrt_plugin.selection.pool import Selector, candidate_texts
 from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.report import SelectionReport
 
@@ -44,14 +43,15 @@ def select(
 
     Args:
         groups: groups as `load_groups` returns them.
-        selector: `random_k`, `best_k`, `diverse_k`, `diverse_best_k`, `filter_then_spread` or `all`.
+        selector: `random_k`, `best_k`, `diverse_k`, `diverse_best_k`, `filter_then_spread` or `all`, or your own as
+            `package.module:name` or `file.py:name` (see CONTRIBUTING.md).
         k: responses to keep per group. Required, except for `all`, or where `mean_k` or `target_total` is given.
         seed: the seed of random choices and of ties.
         num_proc: number of processes. A model runs in one process, which uses all cores.
         engine: `local`, or `ray` to score, embed and choose on its workers. The picks are the same.
         options: the other fields of `mrt_plugin.options.SelectionOptions`, by name; docs/options.md explains each.
             `embedder` may also be a function from n strings to an array [n, dim]. It is called once per group, on the
-            group's distinct texts in sorted order, so a vector never depends on other groups. `scorer` may also be a
+            group's distinct texts, so a vector never depends on other groups. `scorer` may also be a
             function `scorer(prompt, responses)` that returns N scores, or a list of scorers; see
             `mrt_plugin.scoring.score_groups`.
 
@@ -239,6 +239,8 @@ class _Run:
     def _decide(self, groups: Dataset, k: list[int] | None) -> Dataset:
         """Return the columns of `DECISION`. `k` holds one K per group, unless all have the same."""
         wanted = _read(groups)
+        if self.strategy.reads_all:
+            wanted = groups.select_columns([name for name in groups.column_names if name != "k"])
         if k is not None:
             each = Dataset.from_dict({"k": k}, features=Features({"k": Value("int64")}))
             wanted = concatenate_datasets([wanted, each], axis=1)
@@ -248,11 +250,15 @@ class _Run:
             wanted,
             embed_and_choose if embeds else choose_batch,
             {
-                "strategy": self.strategy,
-                "settings": Settings(self.options.k, float(self.options.alpha), self.options.similarity),
+                "selector": self.strategy,
+                "options": SelectionOptions(
+                    k=self.options.k,
+                    n=self.options.n,
+                    alpha=float(self.options.alpha),
+                    similarity=self.options.similarity,
+                ),
                 "seed": self.seed,
                 "embedder": embedder,
-                "n": self.options.n,
             },
             DECISION,
             batch_size=BATCH,

@@ -21,7 +21,7 @@ from mrt_plugin.attention import (
     resolve_backend,
     settle_plain,
 )
-from mrt_plugin.attention.adapters import refuse_row_adapters
+from mrt_plugin.attention.family import refuse_row_adapters
 from mrt_plugin.layout.group_row import GroupRow, as_group_row, split_group
 from mrt_plugin.options import LayoutOptions
 

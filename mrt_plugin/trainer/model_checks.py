@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from mrt_plugin.attention.adapters import refuse_prompt_learning
+from mrt_plugin.attention.family import refuse_prompt_learning
 
 
 def check_model(model: Any, args: Any) -> None:

@@ -14,7 +14,7 @@ from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
 from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, split_group, unshare
 from mrt_plugin.options import LayoutOptions, LossOptions, MultiResponseOptions, check_options, names_of
 from mrt_plugin.scoring import softmax_weights
-from mrt_plugin.selection.candidates import candidates_of
+from mrt_plugin.selection.pool import candidates_of
 from mrt_plugin.selection.run import run_selection
 from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE, ROW_FEATURE, RowDraw, rows_to_draw
 
@@ -175,7 +175,7 @@ def _pools(groups: Dataset, n: int | None, seed: int) -> list[list[int]]:
     names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
     wanted = groups.select_columns(names)
     return [
-        candidates_of(batch, place, n=n, seed=seed).tolist()
+        candidates_of(batch, place, n=n, seed=seed)
         for batch in wanted.iter(batch_size(wanted, 256))
         for place in range(len(batch["id"]))
     ]

@@ -10,7 +10,6 @@ import shutil
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ import datasets
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
+from mrt_plugin.options import SelectionOptions
 from mrt_plugin.scoring.cache import ScoreCache, entry_key
 from mrt_plugin.scoring.embedders import Embedder
 from mrt_plugin.selection.decide import DECISION, choose_batch
-from mrt_plugin.selection.diverse_best_k import SELECTOR, quality
-from mrt_plugin.selection.facility_location import FLOOR, maximise
-from mrt_plugin.selection.pool import Pool, Settings
-from mrt_plugin.selection.prepare import _cosines
+from mrt_plugin.selection.facility_location import FLOOR, diverse_best_k, quality
+from mrt_plugin.selection.run import select_indices
 
 
 def main() -> None:
@@ -51,40 +49,56 @@ def main() -> None:
 
 
 def compare(pools: int, candidates: int, dimension: int, k: int, rounds: int = 5) -> dict[str, Any]:
-    """Measure prompts per second (medians) of the definition in a NumPy loop and of the batched greedy selection.
+    """Measure prompts per second (medians) of the definition in a NumPy loop, the batched selector and `select`.
 
-    Both start from embeddings [N, dim] and end with the picks, which are compared. Times are processor time (set
+    The loop starts from embeddings [N, dim]. The selector starts from the columns of a batch, and `select` from a
+    dataset; an embedder returns the vectors at hand. The picks are compared. Times are processor time (set
     OMP_NUM_THREADS=1), so other work on the machine has little effect.
     """
     draw = np.random.default_rng(0)
     vectors = [draw.normal(size=(candidates, dimension)) for _ in range(pools)]
     scores = [-np.sort(-draw.random(candidates)) for _ in range(pools)]  # falling, which is also the order for ties
-    settings = Settings(k, 0.75, "paper")
+    names = [str(prompt) for prompt in range(pools)]
+    texts = [[_text(prompt, response) for response in range(candidates)] for prompt in range(pools)]
+    groups = Dataset.from_dict({"id": names, "prompt": names, "responses": texts, "scores": scores})
+    columns = groups[:]
+
+    def at_hand(some: list[str]) -> np.ndarray:
+        return vectors[int(some[0].rsplit(" ", 1)[1])]
+
+    def batched() -> list[list[int]]:
+        picks = []
+        for first in range(0, pools, 256):
+            picks += choose_batch(
+                {name: column[first : first + 256] for name, column in columns.items()},
+                selector=diverse_best_k,
+                options=SelectionOptions(k=k, alpha=0.75, similarity="paper"),
+                seed=0,
+                embedder=Embedder("at hand", at_hand, forks=True),
+            )["picked"]
+        return picks
+
+    def selected() -> list[list[int]]:
+        return select_indices(groups, "diverse_best_k", k=k, alpha=0.75, similarity="paper", embedder=at_hand)
+
     few = max(pools // 8, 1)
-    loop_times, batched_times = [], []
+    times: dict[str, list[float]] = {"definition": [], "batched": [], "select": []}
     for _ in range(rounds):
         began = time.process_time()
-        expected = [definition(some, given, k) for some, given in zip(vectors[:few], scores[:few], strict=True)]
-        loop_times.append((time.process_time() - began) / few)
-        began = time.process_time()
-        choices = []
-        for first in range(0, pools, 256):
-            batch = [
-                Pool(candidates, given, _cosines(some), partial(np.arange, candidates, dtype=np.uint64))
-                for some, given in zip(vectors[first : first + 256], scores[first : first + 256], strict=True)
-            ]
-            weights = [quality(given, settings.alpha) for given in scores[first : first + 256]]
-            choices += maximise(batch, weights, settings)
-        batched_times.append((time.process_time() - began) / pools)
-        assert [choice.picked for choice in choices[:few]] == expected
-    loop, batched = float(np.median(loop_times)), float(np.median(batched_times))
+        expected = [sorted(definition(*some, k)) for some in zip(vectors[:few], scores[:few], strict=True)]
+        times["definition"].append((time.process_time() - began) / few)
+        for name, run in (("batched", batched), ("select", selected)):
+            began = time.process_time()
+            picks = run()
+            times[name].append((time.process_time() - began) / pools)
+            assert picks[:few] == expected
+    median = {name: float(np.median(some)) for name, some in times.items()}
     return {
         "candidates": candidates,
         "dimension": dimension,
         "k": k,
-        "definition, prompts/s": 1 / loop,
-        "batched, prompts/s": 1 / batched,
-        "times as fast": loop / batched,
+        **{f"{name}, prompts/s": 1 / seconds for name, seconds in median.items()},
+        "times as fast": median["definition"] / median["batched"],
         "same picks": few,
     }
 
@@ -142,8 +156,8 @@ def stream(
         decided = groups.map(
             choose_batch,
             fn_kwargs={
-                "strategy": SELECTOR,
-                "settings": Settings(k, 0.75, "paper"),
+                "selector": diverse_best_k,
+                "options": SelectionOptions(k=k, alpha=0.75, similarity="paper"),
                 "seed": 0,
                 "embedder": Embedder("cached", CachedVectors(store), forks=True),
             },

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.models.tiny_model import pretrain
+from mrt_plugin.models.tiny_model import build_llama, pretrain
 from recipes.claim.world import MODES, WORDS, World
 
 LENGTHS = (16, 32, 64)
@@ -36,23 +36,15 @@ def build_encoder() -> Encoder:
 
 def random_model(seed: int, *, layers: int = 1, hidden: int = 32) -> LlamaForCausalLM:
     """Build a randomly initialised Llama, small enough to be trained hundreds of times."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(WORDS),
-                hidden_size=hidden,
-                intermediate_size=2 * hidden,
-                num_hidden_layers=layers,
-                num_attention_heads=1,
-                num_key_value_heads=1,
-                max_position_embeddings=LONGEST,
-                tie_word_embeddings=False,
-                bos_token_id=None,
-                eos_token_id=WORDS.index("<eos>"),
-                pad_token_id=WORDS.index("<pad>"),
-            )
-        )
+    return build_llama(
+        build_tokenizer(),
+        seed,
+        hidden=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        max_position_embeddings=LONGEST,
+    )
 
 
 def base_model(seed: int, folder: Path, *, steps: int = 400, pairs: int = 32) -> LlamaForCausalLM:

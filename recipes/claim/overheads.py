@@ -12,7 +12,7 @@ from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.groups import load_groups
 from mrt_plugin.layout.group_row import build_group_row
 from mrt_plugin.loss.token_nll import TokenNLL
-from mrt_plugin.models.random_llama import random_llama
+from mrt_plugin.models.tiny_model import random_llama
 from mrt_plugin.selection.run import select_indices
 from recipes.claim.world import POOL, RESPONSE, World, draw_pool
 

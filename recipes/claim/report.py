@@ -46,7 +46,7 @@ def results_text(found: Mapping[str, Any]) -> str:
     """Return the complete results text."""
     parts = [
         _answer(found),
-        "### What was bought\n",
+        "### Prices and tuned settings\n",
         _prices(found),
         _settings(found),
         "### Equal prompts, equal pairs\n",
@@ -55,22 +55,14 @@ def results_text(found: Mapping[str, Any]) -> str:
         _costs(found),
         "![KL against cost, shared](claim/cost-shared_prefix.png)\n",
         "![KL against cost, expanded](claim/cost-expanded.png)\n",
-        "### Where the gain is, and where it vanishes\n",
         "![KL saved at equal cost](claim/gain.png)\n",
         "### What the seeds can show\n",
         _power(found),
-        "### The responses sampled too\n",
-        "A third of C_p for each prompt once and of C_r for each response that had to exist, on top.\n",
-        _short(found["lengths"], "sampled"),
-        "### The proof charged whole\n",
-        f"To a run of {found['n']} prompts. Lines are missing where it pays for more pairs than K = 1 saw.\n",
-        _short(found["lengths"], "proof_whole"),
-        "### Priced in tokens\n",
-        "Tokens of a forward instead of measured seconds, and nothing else charged.\n",
-        _short(found["lengths"], "tokens"),
+        "### Other prices and settings\n",
+        _variants(found),
         "### Grouping correlates a step\n",
         _grouping(found),
-        "### Checks made afterwards\n" if found.get("checks") else "",
+        "### Tuning checked afterwards\n" if found.get("checks") else "",
         _checks(found),
     ]
     return "\n".join(part for part in parts if part)
@@ -82,21 +74,36 @@ def table(columns: Row, rows: Sequence[Row]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
+def grouped(rows: Sequence[Row], count: int) -> list[list[str]]:
+    """Leave out what the first `count` cells of a row repeat from the row above.
+
+    Example:
+
+    >>> grouped([["a", "b", "1"], ["a", "c", "2"], ["b", "c", "3"]], 2)
+    [['a', 'b', '1'], ['', 'c', '2'], ['b', 'c', '3']]
+    """
+    kept = [list(row) for row in rows]
+    for above, row, blank in zip(rows, rows[1:], kept[1:], strict=False):
+        same = next((place for place in range(count) if above[place] != row[place]), count)
+        blank[:same] = [""] * same
+    return kept
+
+
 def percent(estimate: Mapping[str, float], digits: int = 0) -> str:
-    """Format a share with its interval.
+    """Format a share with its interval, both in percent; the sign stands in the column's head.
 
     Example:
 
     >>> percent({"value": 0.123, "low": -0.02, "high": 0.2})
-    '12 % (-2 to 20)'
+    '12 [-2,20]'
     """
     value, low, high = (f"{100 * estimate[name]:.{digits}f}" for name in ("value", "low", "high"))
-    return f"{value} % ({low} to {high})"
+    return f"{value} [{low},{high}]"
 
 
 def nats(estimate: Mapping[str, float]) -> str:
     """Format a KL with its interval."""
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f},{estimate['high']:.3f}]"
 
 
 def _pick(rows: Sequence[Mapping[str, Any]], layout: str, k: int, rival: str = "k1") -> Mapping[str, Any] | None:
@@ -104,35 +111,20 @@ def _pick(rows: Sequence[Mapping[str, Any]], layout: str, k: int, rival: str = "
 
 
 def _answer(found: Mapping[str, Any]) -> str:
-    parts = []
-    for length, values in found["lengths"].items():
-        shared = _pick(values["comparisons"], "shared_prefix", PRIMARY_K)
-        copied = _pick(values["comparisons"], "expanded", PRIMARY_K)
-        if shared is not None and copied is not None:
-            parts.append(
-                f"at P = {length}, {percent(shared['share'])} with the prompt shared and {percent(copied['share'])} "
-                f"with it copied ({shared['seeds']} seeds)"
-            )
-    sentence = (
-        f"Of the KL that K = {PRIMARY_K} saves at equal prompts, this much is left when K = 1 may spend the same on "
-        f"more prompts: {'; '.join(parts)}."
-    )
-    verdict = ""
     primary = found["lengths"].get(PRIMARY_LENGTH)
-    if primary is not None:
-        rows = {layout: _pick(primary["comparisons"], layout, PRIMARY_K) for layout in LAYOUTS}
-        told = [
-            f"{LAYOUTS[layout]}: K = {PRIMARY_K} {row['kl']:.3f} nats, K = 1 at the same cost {row['rival_kl']:.3f}, "
-            f"gain {percent(row['gain'], 1)}, closer in {row['wins']} of {row['seeds']} seeds: **{row['verdict']}**"
-            for layout, row in rows.items()
-            if row is not None
-        ]
-        holds = [row is not None and row["verdict"] == "supported" for row in rows.values()]
-        verdict = (
-            f"Primary endpoint (P = {PRIMARY_LENGTH}), by the rule: {'. '.join(told)}. The hypothesis "
-            f"{'holds' if holds == [True, False] else 'does not hold'}.\n"
-        )
-    return f"{sentence}\n\n{verdict}"
+    if primary is None:
+        return ""
+    rows = {layout: _pick(primary["comparisons"], layout, PRIMARY_K) for layout in LAYOUTS}
+    verdicts = [
+        f"{LAYOUTS[layout]} {percent(row['gain'], 1)}: **{row['verdict']}**"
+        for layout, row in rows.items()
+        if row is not None
+    ]
+    holds = [row is not None and row["verdict"] == "supported" for row in rows.values()]
+    return (
+        f"Primary endpoint (P = {PRIMARY_LENGTH}, K = {PRIMARY_K}), gain in %: {'; '.join(verdicts)}. The hypothesis "
+        f"{'holds' if holds == [True, False] else 'does not hold'}.\n"
+    )
 
 
 def _prices(found: Mapping[str, Any]) -> str:
@@ -150,43 +142,39 @@ def _prices(found: Mapping[str, Any]) -> str:
                 f"{price['proof']:.1f}",
             ]
         )
-    columns = ("P", "C_p, ms", "C_r, ms", "C_p/C_r", "in tokens", "selection, ms a prompt", "proof, s")
+    columns = ("P", "C_p, ms", "C_r, ms", "C_p/C_r", "in tokens", "selection, ms per prompt", "proof, s")
     machine, fit = found["machine"], found["fit"]
     return (
-        f"`mrt bench` on {machine['device']}, {machine['threads']} threads, load {machine['load']:g} when it began, "
-        f"torch {machine['torch']}: {len(fit['measured'])} measurements of both layouts, fitted by so much per token "
-        f"({1e6 * fit['token']:.0f} µs) and so much per query and key that meet ({1e9 * fit['meeting']:.0f} ns), to "
-        f"within {100 * fit['worst']:.0f} %.\n\n" + table(columns, rows)
+        f"`mrt bench` on {machine['device']}, {machine['threads']} threads, load {machine['load']:g} at the start, "
+        f"torch {machine['torch']}. {len(fit['measured'])} measurements of both layouts fit "
+        f"{1e6 * fit['token']:.0f} µs per token and {1e9 * fit['meeting']:.0f} ns per query-key pair, within "
+        f"{100 * fit['worst']:.0f}%.\n\n" + table(columns, rows)
     )
 
 
 def _settings(found: Mapping[str, Any]) -> str:
-    rows = [
-        [f"`{arm}`", ", ".join(_setting(item) for item in settings)] for arm, settings in found["settings"].items()
+    tuned = [
+        f"`{arm}` {' and '.join(_setting(item) for item in settings)}" for arm, settings in found["settings"].items()
     ]
-    return "Tuned (learning rate, pairs per step):\n\n" + table(("arm", "run at"), rows)
+    return f"Tuned learning rate/pairs per step: {', '.join(tuned)}.\n"
 
 
 def _equal(found: Mapping[str, Any]) -> str:
-    rows = []
-    for length, values in found["lengths"].items():
-        for kind, name in (("equal_prompts", "n prompts each"), ("equal_pairs", "8n pairs each")):
+    """Compare the arms at equal prompts and at equal pairs, with the prompt lengths side by side."""
+    lengths = found["lengths"]
+    base = ", ".join(f"{values['base']:.3f} (P = {length})" for length, values in lengths.items())
+    text = f"KL in nats, mean over seeds, and the share saved against K = 1. Base models: {base}.\n"
+    heads = [head for length in lengths for head in (f"KL, P = {length}", "saved, %")]
+    for kind, name in (("equal_prompts", "n prompts each"), ("equal_pairs", "8n pairs each")):
+        rows: dict[str, list[str]] = {}
+        for values in lengths.values():
+            gains = values[f"gain_{kind}"]
             for point in values[kind]:
                 arm = point["arm"]
-                gains = values[f"gain_{kind}"]
-                rows.append(
-                    [
-                        length,
-                        name,
-                        LABELS[arm] if kind == "equal_pairs" else f"K = {ARMS[arm].k}",
-                        nats(point),
-                        percent(gains[arm]) if arm in gains else "",
-                    ]
-                )
-    base = ", ".join(f"{values['base']:.3f} at P = {length}" for length, values in found["lengths"].items())
-    return f"The base models are at {base}. Means over seeds.\n\n" + table(
-        ("P", "what is equal", "arm", "KL, nats", "saved against K = 1"), rows
-    )
+                label = LABELS[arm] if kind == "equal_pairs" else f"K = {ARMS[arm].k}"
+                rows.setdefault(label, [label]).extend((nats(point), percent(gains[arm]) if arm in gains else ""))
+        text += "\n" + table((name, *heads), list(rows.values()))
+    return text
 
 
 def _costs(found: Mapping[str, Any]) -> str:
@@ -200,10 +188,7 @@ def _costs(found: Mapping[str, Any]) -> str:
                 others = [_pick(values["comparisons"], layout, k, rival) for rival in ("k1_epochs", "k1_redraw")]
                 rows.append(
                     [
-                        length,
-                        LAYOUTS[layout],
-                        f"{k}",
-                        f"{row['kl']:.3f}",
+                        *_place(length, layout, k),
                         f"{row['rival_kl']:.3f} ({row['rival_pairs']:.2f}n)",
                         percent(row["gain"]),
                         _share(values, row),
@@ -213,10 +198,14 @@ def _costs(found: Mapping[str, Any]) -> str:
                     ]
                 )
     columns = (
-        *("P", "layout", "K", "KL, K on n prompts", "KL, K = 1 (prompts)", "saved", "affordable share", "seeds won"),
-        *("by the rule", "saved against more epochs", "saved against redrawing"),
+        *("P", "layout", "K", "KL, K = 1 (prompts)", "saved, %", "affordable share, %", "seeds won", "by the rule"),
+        *("saved against more epochs, %", "against redrawing, %"),
     )
-    return table(columns, rows)
+    return "K responses for n prompts, against K = 1 at the same cost.\n\n" + table(columns, grouped(rows, 2))
+
+
+def _place(length: str, layout: str, k: int) -> tuple[str, str, str]:
+    return length, layout.removesuffix("_prefix"), f"{k}"
 
 
 def _power(found: Mapping[str, Any]) -> str:
@@ -225,14 +214,13 @@ def _power(found: Mapping[str, Any]) -> str:
     for length, values in found["lengths"].items():
         pooled = [values["pooled"][f"k{k}"] for k in KS]
         power = values["power"]
-        shares = ["", ""] if power is None else [f"{100 * power[name]:.0f} %" for name in ("supported", "coverage")]
+        shares = ["", ""] if power is None else [f"{100 * power[name]:.0f}%" for name in ("supported", "coverage")]
         rows.append([length, *("" if gain is None else percent(gain) for gain in pooled), *shares])
-    columns = ("P", *(f"K = {k}, pooled" for k in KS), "a gain of 5 % is supported", "the interval holds it")
+    columns = ("P", *(f"K = {k}, %" for k in KS), "a gain of 5% is supported", "the interval covers it")
     return (
-        "What a prompt says is the same at every P, so that only its price should differ. Pooled: each seed's KL "
-        "averaged over all P, at equal cost in the shared layout at the price of this P. The last two columns: "
-        "experiments drawn with the measured covariance of the two KL and a true gain of 5 % for K = 4.\n\n"
-        + table(columns, rows)
+        "Prompts say the same at every P; only their price differs. Pooled gain: each seed's KL averaged over all P, "
+        "at equal cost in the shared layout, at the price of this P. Last two columns: simulated experiments with the "
+        "measured covariance and a true gain of 5% for K = 4.\n\n" + table(columns, rows)
     )
 
 
@@ -241,67 +229,61 @@ def _share(values: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return percent(row["share"]) if values["gain_equal_prompts"][f"k{row['k']}"]["low"] > 0 else "-"
 
 
-def _short(lengths: Mapping[str, Any], kind: str) -> str:
-    """Compare both layouts with K = 1 on more prompts, side by side."""
+def _variants(found: Mapping[str, Any]) -> str:
+    """Compare both layouts with K = 1 on more prompts, at other prices and with other settings."""
+    priced = {"sampling": "sampled", "complete proof": "proof_whole", "tokens": "tokens"}
+    checks = found.get("checks") or {}
+    trained = {"one rate": checks["one_rate"], "single pairs": checks["single_pairs"]} if checks else {}
     rows = []
-    for length, values in lengths.items():
-        for k in KS:
-            cells = []
-            for layout in LAYOUTS:
-                row = _pick(values[kind], layout, k)
-                cells += ["", ""] if row is None else [f"{row['rival_pairs']:.2f}n", percent(row["gain"])]
-            rows.append([length, f"{k}", *cells])
-    columns = ("P", "K", "shared: K = 1 on", "saved", "expanded: K = 1 on", "saved")
-    return table(columns, rows)
+    for length, values in found["lengths"].items():
+        for layout in LAYOUTS:
+            for k in KS:
+                cells = []
+                for kind in priced.values():
+                    row = _pick(values[kind], layout, k)
+                    cells.append("" if row is None else f"{row['rival_pairs']:.2f}n: {percent(row['gain'])}")
+                for other in trained.values():
+                    row = _pick(other[length]["comparisons"], layout, k)
+                    cells.append("" if row is None else percent(row["gain"]))
+                rows.append([*_place(length, layout, k), *cells])
+    text = (
+        "KL saved at equal cost, %. Before the colon: prompts of K = 1.\n\n"
+        "- *Sampling*: a third of C_p per prompt and of C_r per sampled response is charged too.\n"
+        f"- *Complete proof*: charged to {found['n']} prompts. Empty: it pays for more pairs than K = 1 saw.\n"
+        "- *Tokens*: tokens of a forward pass instead of seconds; nothing else is charged.\n"
+    )
+    if checks:
+        text += (
+            "- *One rate* (not fixed before): 0.001 in all arms, 4 pairs per step, 8 with K = 8.\n"
+            "- *Single pairs* (not fixed before): K = 1 with one pair per step and 0.001; the others as tuned.\n\n"
+            "The last two have the prices of [equal cost](#equal-cost).\n"
+        )
+    return text + "\n" + table(("P", "layout", "K", *priced, *trained), grouped(rows, 2))
 
 
 def _checks(found: Mapping[str, Any]) -> str:
     if not found.get("checks"):
         return ""
-    checks, parts = found["checks"], []
-    parts.append(
-        "Not fixed before the runs. The first two on the tuning worlds, mean KL of two seeds. Fewer pairs per step "
-        "for K = 1, at P = 64:\n\n"
+    checks = found["checks"]
+    text = (
+        "Not fixed before; tuning worlds, mean KL of two seeds. Fewer pairs per step for K = 1, at P = 64:\n\n"
         + table(
-            ("learning rate", "pairs per step", "KL at n pairs", "2n", "4n", "8n"),
-            [
-                [f"{row['learning_rate']:g}", f"{row['pairs_per_step']}", *(f"{kl:.3f}" for kl in row["kl"])]
-                for row in checks["small_steps"]
-            ],
+            ("rate/pairs per step", "KL at n pairs", "2n", "4n", "8n"),
+            [[_setting(row), *(f"{kl:.3f}" for kl in row["kl"])] for row in checks["small_steps"]],
         )
     )
     if checks["long_prompts"]:
-        parts.append(
-            "Tuning again at P = 1,024: the best setting there, and what the one chosen at P = 64 loses to it:\n\n"
-            + table(
-                ("arm", "pairs", "best at P = 64", "best at P = 1,024", "KL of the first", "KL of the second"),
-                [
-                    [
-                        f"`{row['arm']}`",
-                        f"{row['place']:g}n",
-                        _setting(row["here"]),
-                        _setting(row["there"]),
-                        f"{row['kl_here']:.3f}",
-                        f"{row['kl_there']:.3f}",
-                    ]
-                    for row in checks["long_prompts"]
-                ],
-            )
-        )
-    parts.append(
-        "The main comparison with one learning rate, 0.001, in all arms (4 pairs per step; 8 with K = 8), on the main "
-        "worlds:\n\n" + _short(checks["one_rate"], "comparisons")
-    )
-    parts.append(
-        "The main comparison with single pairs per step and a learning rate of 0.001 for K = 1, which the first of "
-        "these checks found better on few prompts than what was tuned; the others as they were:\n\n"
-        + _short(checks["single_pairs"], "comparisons")
-    )
-    return "\n".join(parts)
+        best = [
+            f"- `{row['arm']}` after {row['place']:g}n pairs: {_setting(row['here'])} ({row['kl_here']:.3f}), "
+            f"{_setting(row['there'])} ({row['kl_there']:.3f})\n"
+            for row in checks["long_prompts"]
+        ]
+        text += "\nThe best setting at P = 64, then at P = 1,024, with their KL at P = 1,024:\n\n" + "".join(best)
+    return text
 
 
 def _setting(setting: Mapping[str, Any]) -> str:
-    return f"{setting['learning_rate']:g} with {setting['pairs_per_step']} pairs"
+    return f"{setting['learning_rate']:g}/{setting['pairs_per_step']}"
 
 
 def _grouping(found: Mapping[str, Any]) -> str:
@@ -313,15 +295,12 @@ def _grouping(found: Mapping[str, Any]) -> str:
         loss = row["loss"]
         rows.append([f"{row['seed']}", row["stage"], f"{row['rho']:.2f}", *ratios, f"{loss['rho']:.2f}"])
     ks = [f"K = {ratio['k']}" for ratio in found["grouping"][0]["ratios"]]
-    text = (
-        "The variance of a step's gradient (16 pairs), K responses of a prompt together, over that of 16 pairs of "
-        "different prompts: measured, and in brackets 1 + (K-1)·rho with rho from other prompts.\n\n"
+    effects = [f"{percent(values['grouping'])} at P = {length}" for length, values in found["lengths"].items()]
+    return (
+        "Variance of a step's gradient (16 pairs) with K responses per prompt, relative to 16 different prompts. In "
+        "brackets: 1 + (K-1)·rho, with rho from other prompts.\n\n"
         + table(("seed", "model", "rho of gradients", *ks, "rho of losses"), rows)
         + "\n![Variance of a step](claim/grouping.png)\n\n"
-    )
-    told = [f"P = {length}: {percent(values['grouping'])}" for length, values in found["lengths"].items()]
-    return text + (
-        "What it costs in the end, with all 8n pairs seen: the KL that shuffling the pairs across steps saves against "
-        f"K = 8 in groups, each at its own tuned setting: {'; '.join(told)}. Shuffled pairs share no prompt in a "
-        "step, so they pay the expanded price in both layouts.\n"
+        "After all 8n pairs, shuffling the pairs over the steps saves this share of KL (%) against groups of K = 8, "
+        f"both as tuned: {'; '.join(effects)}. Shuffled pairs pay the expanded price in both layouts.\n"
     )

@@ -10,10 +10,10 @@ from typing import Any
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PrinterCallback, TrainerCallback
 
-from mrt_plugin.demo.known_truth import TruthDistance
+from mrt_plugin.demo.modes import TruthDistance
 from mrt_plugin.groups import load_groups
 from mrt_plugin.options import Layout
-from mrt_plugin.simulation.controlled.tokens import quiet
+from mrt_plugin.planning.quiet import quiet
 from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
 from recipes.claim.arms import ARMS, Arm, arm_groups
 from recipes.claim.exact import ExactDistance

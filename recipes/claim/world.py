@@ -48,7 +48,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with its right answers. It is a `mrt_plugin.demo.known_truth.KnownTruth`."""
+    """A prompt with its right answers. It is a `mrt_plugin.demo.modes.KnownTruth`."""
 
     id: str
     prompt: str

@@ -1,51 +1,74 @@
-"""Adapters that read public formats with several responses per prompt."""
+"""Sources: public formats with several responses per prompt, and formats of the user's own."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any, get_type_hints
+import re
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
 
-from mrt_plugin.groups.adapters.adapter import Adapter, Mismatch, check_row, read_adapted
-from mrt_plugin.groups.adapters.alpaca import ALPACA, ALPACA_EVAL
-from mrt_plugin.groups.adapters.code_contests import CODE_CONTESTS
-from mrt_plugin.groups.adapters.fields import FIELDS
-from mrt_plugin.groups.adapters.gold_labelled import GOLD_LABELLED
-from mrt_plugin.groups.adapters.gsm8k_solutions import GSM8K_SOLUTIONS
-from mrt_plugin.groups.adapters.helpsteer2 import HELPSTEER2
-from mrt_plugin.groups.adapters.hh_rlhf import HH_RLHF
-from mrt_plugin.groups.adapters.mosaic import MOSAIC_1K
-from mrt_plugin.groups.adapters.nectar import NECTAR
-from mrt_plugin.groups.adapters.spec import parse_source
-from mrt_plugin.groups.adapters.trl import TRL_COMPLETION, TRL_PREFERENCE
-from mrt_plugin.groups.adapters.ultrafeedback import ULTRAFEEDBACK
-from mrt_plugin.groups.problems import Problems
-from mrt_plugin.groups.report import GroupReport
-from mrt_plugin.groups.shapes import RawGroup
-from mrt_plugin.groups.sources import Row
-from mrt_plugin.groups.unused import PAIR, POOLS
+from mrt_plugin.extension import extension_files, load_extension
+from mrt_plugin.groups.adapters.adapter import Adapter
 
-ADAPTERS: dict[str, Adapter] = {
-    adapter.name: adapter
-    for adapter in (
-        ULTRAFEEDBACK,
-        NECTAR,
-        HELPSTEER2,
-        HH_RLHF,
-        GOLD_LABELLED,
-        CODE_CONTESTS,
-        MOSAIC_1K,
-        TRL_PREFERENCE,
-        TRL_COMPLETION,
-        ALPACA,
-        ALPACA_EVAL,
-        GSM8K_SOLUTIONS,
-        FIELDS,
-    )
+_HERE = "mrt_plugin.groups.adapters"
+SOURCES = {
+    "ultrafeedback": f"{_HERE}.pools:ultrafeedback",
+    "nectar": f"{_HERE}.transcripts:nectar",
+    "helpsteer2": f"{_HERE}.transcripts:helpsteer2",
+    "hh_rlhf": f"{_HERE}.transcripts:hh_rlhf",
+    "gold_labelled": f"{_HERE}.alpaca:gold_labelled",
+    "code_contests": f"{_HERE}.pools:code_contests",
+    "mosaic_1k": f"{_HERE}.pools:mosaic_1k",
+    "trl_preference": f"{_HERE}.trl:trl_preference",
+    "trl_completion": f"{_HERE}.trl:trl_completion",
+    "alpaca": f"{_HERE}.alpaca:alpaca",
+    "alpaca_eval": f"{_HERE}.alpaca:alpaca_eval",
+    "gsm8k_solutions": f"{_HERE}.pools:gsm8k_solutions",
+    "fields": f"{_HERE}.fields:fields",
 }
-"""All sources by name. To add one, write its file and add a line here."""
+"""All sources by name. To add one, write a function in a file here, and add its line."""
 
-PROMPTS = ("prompt", "instruction", "question", "problem", "query")
-"""Common names of columns that hold a complete prompt."""
+_OUTSIDE = re.compile(r"(.+?:[^\W\d]\w*)(?::(.*=.*))?")
+"""A user's own source: `file.py:name` or `package.module:name`, then maybe `:option=value,option=value`."""
 
-__all__ = ["ADAPTERS", "check_source", "guess_source", "how_to_read", "native_source", "read_source"]
+
+@cache
+def all_sources() -> tuple[Adapter, ...]:
+    """Return the sources of the package."""
+    return tuple(map(load_extension, SOURCES.values()))
+
+
+def parse_source(source: str) -> tuple[Adapter, dict[str, Any]]:
+    """Return the adapter that a source names, and its checked options.
+
+    Args:
+        source: `NAME`, `NAME:option=value,option=value`, or the same with `file.py:name` or `package.module:name`
+            for `NAME`.
+
+    Raises:
+        ValueError: for an unknown source (lists the known ones), an unknown option or an invalid value.
+    """
+    if not isinstance(source, str):
+        raise ValueError(f"source={source!r} must be a string, for instance 'nectar' or 'code_contests:language=cpp'.")
+    name, _, options = source.partition(":")
+    name = name.strip()
+    if name in SOURCES:
+        adapter = load_extension(SOURCES[name])
+    elif outside := _OUTSIDE.fullmatch(source):
+        name, options = outside.groups("")
+        try:
+            found = load_extension(name)
+        except ValueError as problem:
+            raise ValueError(f"source {problem} The sources of the package are {', '.join(SOURCES)}.") from None
+        if not isinstance(found, Adapter) and not callable(found):
+            raise ValueError(f"source {name!r} is no function. Write one that takes a row and yields groups.")
+        adapter = found if isinstance(found, Adapter) else Adapter(name, found)
+    else:
+        close = get_close_matches(name, SOURCES, n=1)
+        meant = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"source={name!r} is unknown.{meant} Known: {', '.join(SOURCES)}, or your own as file.py:name."
+        )
+    return adapter, adapter.parse_options(options)
 
 
 def check_source(source: str) -> None:
@@ -58,19 +81,20 @@ def check_source(source: str) -> None:
 
     >>> check_source("code_contests:language=cpp")
     """
-    parse_source(source, ADAPTERS)
+    parse_source(source)
 
 
-def read_source(rows: Iterable[Row], source: str, problems: Problems, report: GroupReport) -> Iterator[RawGroup]:
-    """Yield groups from the rows of a named source."""
-    adapter, options = parse_source(source, ADAPTERS)
-    return read_adapted(rows, adapter, options, problems, report, guess_source, how_to_read)
+def source_files(source: str | None) -> list[Path]:
+    """Return the files that a user's own source is written in. None for a source of the package."""
+    outside = None if source is None or source.partition(":")[0] in SOURCES else _OUTSIDE.fullmatch(source)
+    return extension_files(outside[1]) if outside else []
 
 
 def native_source(row: dict[str, Any]) -> str | None:
     """Return the source that needs no name, if the row has its fields and those of no other source."""
-    alpaca = {"instruction", "output"} <= row.keys() and not {"prompt", "messages"} & row.keys()
-    return ALPACA.name if alpaca and _fits(row, ALPACA) else None
+    if not {"instruction", "output"} <= row.keys() or {"prompt", "messages"} & row.keys():
+        return None
+    return "alpaca" if parse_source("alpaca")[0].fits(row) else None
 
 
 def guess_source(row: dict[str, Any]) -> str:
@@ -81,43 +105,8 @@ def guess_source(row: dict[str, Any]) -> str:
     >>> guess_source({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"})
     " It has the fields of source 'hh_rlhf' or 'trl_preference'."
     """
-    fitting = [adapter for adapter in ADAPTERS.values() if adapter.row is not None and _fits(row, adapter)]
+    fitting = [adapter for adapter in all_sources() if adapter.fits(row)]
     most = max((len(adapter.row.__required_keys__) for adapter in fitting), default=0)
     # An HH-RLHF row is also a TRL preference row. If several sources match equally well, name all of them.
     names = [repr(adapter.name) for adapter in fitting if len(adapter.row.__required_keys__) == most]
     return f" It has the fields of source {' or '.join(names)}." if names else ""
-
-
-def how_to_read(row: dict[str, Any], column: str) -> str:
-    """Return a sentence that names the source, or the `fields:` form, that reads a column of the row.
-
-    Example:
-
-    >>> how_to_read({"problem": "2 + 2?", "generations": ["4", "5"], "messages": []}, "generations")
-    "Read the pool with source='fields:prompt=problem,responses=generations'."
-    """
-    fitting = [
-        adapter.name
-        for adapter in ADAPTERS.values()
-        if adapter.row is not None and column in get_type_hints(adapter.row) and _fits(row, adapter)
-    ]
-    if fitting:
-        return f"Read it with source={' or '.join(map(repr, fitting))}."
-    prompt = next((name for name in PROMPTS if isinstance(row.get(name), str)), None)
-    if column.casefold() in POOLS and prompt is not None:
-        return f"Read the pool with source='fields:prompt={prompt},responses={column}'."
-    advice = "No source reads it: write it into the prompt, or remove the column."
-    if column.casefold() in POOLS | PAIR:
-        advice = "No source reads it: make it the column `responses`, or remove it."
-    for ours in ("responses", "completion"):
-        if prompt is not None and ours in row:
-            advice += f" To leave it out on purpose: source='fields:prompt={prompt},{ours}={ours}'."
-    return advice
-
-
-def _fits(row: dict[str, Any], adapter: Adapter) -> bool:
-    try:
-        check_row(row, adapter.row)
-    except Mismatch:
-        return False
-    return True

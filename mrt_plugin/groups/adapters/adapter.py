@@ -1,19 +1,15 @@
-"""The adapter class, and reading rows of another format through an adapter."""
+"""The class of a source: a function from a row of a public format to rows that `load_groups` reads."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints
+from functools import cache, cached_property
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
 from mrt_plugin.groups.messages import kind
-from mrt_plugin.groups.problems import Problems
-from mrt_plugin.groups.report import GroupReport, Tally
-from mrt_plugin.groups.shapes import GROUPED, RawGroup, read_raw_groups
-from mrt_plugin.groups.sources import Row
-from mrt_plugin.groups.unused import Remedy, Unused
 
 
 @dataclass(frozen=True)
@@ -37,100 +33,95 @@ Converted = Iterator[dict[str, Any] | LeftOut]
 
 @dataclass(frozen=True)
 class Adapter:
-    """One public format.
-
-    To add one, write a file with a `TypedDict` of the fields it reads and a function. Then add a line to the registry.
-    """
+    """One format. Made by the decorator `adapter`, or from a user's own function."""
 
     name: str
-    about: str
-    """One line that describes the data and its scores."""
-    row: Any
-    """A `TypedDict` of the fields that are read. For other fields see `mrt_plugin.groups.unused`."""
     convert: Callable[..., Converted]
-    """Converts one checked row to rows in our format. Its keyword arguments are the options of the source."""
+    """Converts one checked row. Its keyword-only arguments are the options of the source."""
+    about: str = ""
+    """One line that describes the data and its scores."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """The format's own names for `prompt`, `responses`, `scores` and `weights`, for error messages."""
 
+    @cached_property
+    def row(self) -> Any:
+        """The `TypedDict` of the fields that are read: the type of the function's first argument. None for others."""
+        hint = get_type_hints(self.convert).get(next(iter(inspect.signature(self.convert).parameters)))
+        return hint if is_typeddict(hint) else None
 
-def read_adapted(
-    rows: Iterable[Row],
-    adapter: Adapter,
-    options: Mapping[str, Any],
-    problems: Problems,
-    report: GroupReport,
-    guess: Callable[[dict[str, Any]], str],
-    remedy: Remedy,
-) -> Iterator[RawGroup]:
-    """Yield groups from rows in the adapter's format. Record problems with their place, and count what is skipped.
+    @cached_property
+    def options(self) -> dict[str, tuple[Any, Any]]:
+        """The type and default of each option."""
+        hints = get_type_hints(self.convert, include_extras=True)
+        return {
+            name: (hints.get(name, str), parameter.default)
+            for name, parameter in inspect.signature(self.convert).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
 
-    Args:
-        rows: rows of the source, with their places.
-        adapter: reads the rows.
-        options: keyword arguments of `adapter.convert`.
-        problems: collects the problems. If the first row has another format, the error is raised at once.
-        report: counts what is skipped.
-        guess: returns a sentence that names other sources that match a row, or an empty string.
-        remedy: returns a sentence that explains how to read a column that the adapter skips.
-    """
-    if adapter.row is None:  # the user named the fields to read, so the others are skipped on purpose
-        names = {part for name in map(str, options.values()) for part in (name, name.split(".")[0])}
-        unused = Unused(names, problems, report)
-    else:
-        unused = Unused(get_type_hints(adapter.row), problems, report, remedy)
-    converted = _convert_all(rows, adapter, options, problems, report, guess, unused)
-    for group in read_raw_groups(converted, problems, report):
-        group.columns = {**{name: name for name in GROUPED}, **adapter.columns}
-        yield group
+    def parse_options(self, text: str) -> dict[str, Any]:
+        """Return the options written as `option=value,option=value`.
 
-
-def _convert_all(
-    rows: Iterable[Row],
-    adapter: Adapter,
-    options: Mapping[str, Any],
-    problems: Problems,
-    report: GroupReport,
-    guess: Callable[[dict[str, Any]], str],
-    unused: Unused,
-) -> Iterator[Row]:
-    first = True
-    for place, row in rows:
-        try:
-            checked = check_row(row, adapter.row)
-            unused.look(place, row)
-            for item in adapter.convert(checked, **options):
-                if isinstance(item, LeftOut):
-                    report.left_out.setdefault(item.what, Tally()).add(place)
-                else:
-                    yield place, item
-        except Mismatch as mismatch:
-            if first:
-                found = ", ".join(f"`{name}`" for name in row) or "none"
-                expected = f"source {adapter.name!r} expects {describe(adapter.row)}" if adapter.row else ""
-                problems.fail(
-                    f"{expected or f'source {adapter.name!r} was told other fields'}; {place} has {found}. "
-                    f"`{mismatch.name}`: {mismatch.what}{guess(row)}"
+        Raises:
+            ValueError: for an unknown or missing option, or an invalid value.
+        """
+        checked = {}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            option, equals, value = (word.strip() for word in part.partition("="))
+            if not equals:
+                raise ValueError(
+                    f"source={f'{self.name}:{text}'!r}: {part!r} is no option: write option=value. {self._described()}"
                 )
-            problems.add(place, mismatch.name, mismatch.what)
-        first = False
+            if option not in self.options:
+                raise ValueError(f"source {self.name!r} has no option {option!r}. {self._described()}")
+            try:
+                checked[option] = TypeAdapter(self.options[option][0]).validate_strings(value)
+            except ValidationError as error:
+                raise ValueError(
+                    f"source {self.name!r}: {option}={value!r} is invalid: {error.errors()[0]['msg']}."
+                ) from None
+        needed = [name for name, (_, default) in self.options.items() if default is inspect.Parameter.empty]
+        if missing := [name for name in needed if name not in checked]:
+            raise ValueError(f"source {self.name!r} needs {', '.join(missing)}. {self._described()}")
+        return checked
+
+    def _described(self) -> str:
+        described = []
+        for name, (hint, default) in self.options.items():
+            values = "|".join(get_args(hint)) if get_origin(hint) is Literal else "..."
+            shown = "" if default in (inspect.Parameter.empty, "") else f" (default {default})"
+            described.append(f"{name}={values}{shown}")
+        return f"Its options: {', '.join(described)}." if described else "It has none."
+
+    def check_row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Check a row, and return the fields that are read.
+
+        Raises:
+            Mismatch: for the first field that is missing or has another type.
+        """
+        if self.row is None:
+            return row
+        try:
+            return dict(_validator(self.row).validate_python(row))
+        except ValidationError as error:
+            raise _mismatch(error, row) from None
+
+    def fits(self, row: dict[str, Any]) -> bool:
+        """Return whether a row has the fields of this format."""
+        try:
+            self.check_row(row)
+        except Mismatch:
+            return False
+        return self.row is not None
 
 
-def check_row(row: dict[str, Any], shape: Any) -> dict[str, Any]:
-    """Check and return the fields of a row that `shape` (a `TypedDict`) defines.
-
-    Raises:
-        Mismatch: for the first field that is missing or has another type.
-    """
-    if shape is None:
-        return row
-    try:
-        return dict(_checker(shape).validate_python(row))
-    except ValidationError as error:
-        raise _mismatch(error, row) from None
+def adapter(about: str, **columns: str) -> Callable[[Callable[..., Converted]], Adapter]:
+    """Make a source of the decorated function. The function's name is the source's name."""
+    return lambda convert: Adapter(convert.__name__, convert, about, columns)
 
 
 @cache
-def _checker(shape: Any) -> TypeAdapter[Any]:
+def _validator(shape: Any) -> TypeAdapter[Any]:
     return TypeAdapter(shape)
 
 
@@ -147,7 +138,7 @@ def _mismatch(error: ValidationError, row: dict[str, Any]) -> Mismatch:
         found = ", ".join(f"`{key}`" for key in holder) if isinstance(holder, dict) else kind(holder)
         return Mismatch(name, f"`{_path(steps[:-1])}` has no `{steps[-1]}`; it has {found or 'no fields'}.")
     allowed = [other["msg"].removeprefix("Input should be ") for other in errors if _steps(other["loc"], row) == steps]
-    return Mismatch(name, f"`{_path(steps)}` is {kind(first['input'])}, where {' or '.join(allowed)} belongs.")
+    return Mismatch(name, f"`{_path(steps)}` is {kind(first['input'])}, but it must be {' or '.join(allowed)}.")
 
 
 def _steps(location: tuple[int | str, ...], row: dict[str, Any]) -> list[int | str]:
@@ -170,28 +161,21 @@ def _path(steps: list[int | str]) -> str:
     return text
 
 
-def describe(shape: Any) -> str:
-    """Describe in words the fields of a `TypedDict` that a row must have.
+def field_names(shape: Any) -> str:
+    """Name the fields of a `TypedDict` that a row must have.
 
     Example:
 
     >>> from typing_extensions import TypedDict
     >>> Answer = TypedDict("Answer", {"answer": str, "rank": float})
-    >>> describe(TypedDict("Row", {"prompt": str, "answers": list[Answer]}))
-    'the fields `prompt`, `answers` (each with `answer`, `rank`)'
+    >>> field_names(TypedDict("Row", {"prompt": str, "answers": list[Answer]}))
+    '`prompt`, `answers` (each with `answer`, `rank`)'
     """
-    return f"the fields {_fields(shape)}"
-
-
-def _fields(shape: Any) -> str:
     hints = get_type_hints(shape)
-    names = [name for name in hints if name in shape.__required_keys__]
-    return ", ".join(f"`{name}`{_inside(hints[name])}" for name in names)
+    return ", ".join(f"`{name}`{_inside(hints[name])}" for name in hints if name in shape.__required_keys__)
 
 
 def _inside(hint: Any) -> str:
-    if is_typeddict(hint):
-        return f" (with {_fields(hint)})" if hint.__required_keys__ else ""
     if get_origin(hint) is list and is_typeddict(get_args(hint)[0]):
-        return f" (each with {_fields(get_args(hint)[0])})"
-    return ""
+        return f" (each with {field_names(get_args(hint)[0])})"
+    return f" (with {field_names(hint)})" if is_typeddict(hint) and hint.__required_keys__ else ""

@@ -2,11 +2,14 @@
 
 from typing import Any
 
-from mrt_plugin.groups.adapters.adapter import Adapter, Converted, Mismatch
+from mrt_plugin.groups.adapters.adapter import Converted, Mismatch, adapter
 from mrt_plugin.groups.messages import kind
 
 
-def convert(
+@adapter(
+    "Any other shape: name its fields, `fields:prompt=question,responses=candidates.text,scores=candidates.reward`"
+)
+def fields(
     row: dict[str, Any],
     *,
     prompt: str,
@@ -58,11 +61,3 @@ def _step(value: Any, key: str, name: str, walked: str) -> Any:
         where = f"`{walked}` has no `{key}`; it has" if walked else "the field is missing; the row has"
         raise Mismatch(first, f"{where} {', '.join(f'`{other}`' for other in value) or 'no fields'}.")
     return value[key]
-
-
-FIELDS = Adapter(
-    "fields",
-    "Any other shape: name its fields, `fields:prompt=question,responses=candidates.text,scores=candidates.reward`",
-    None,
-    convert,
-)

@@ -7,7 +7,7 @@ from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
-from mrt_plugin.groups.adapters.adapter import Adapter, Converted, Mismatch
+from mrt_plugin.groups.adapters.adapter import Converted, Mismatch, adapter
 
 Said = str | list[dict[str, Any]]
 
@@ -28,7 +28,12 @@ class CompletionRow(TypedDict):
     weight: NotRequired[float | None]
 
 
-def convert_preference(row: PreferenceRow) -> Converted:
+@adapter(
+    "TRL preference sets (`chosen`, `rejected`, mostly with `prompt`): a group of two with the scores 1 and 0",
+    responses="chosen",
+    scores="score_chosen",
+)
+def trl_preference(row: PreferenceRow) -> Converted:
     """Yield one group of two. The scores are `score_chosen` and `score_rejected` if given, else 1 and 0."""
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, str) != isinstance(rejected, str):
@@ -45,8 +50,14 @@ def convert_preference(row: PreferenceRow) -> Converted:
     yield {"prompt": prompt, "responses": [chosen, rejected], "scores": [1.0, 0.0] if None in scores else scores}
 
 
-def convert_completion(row: CompletionRow) -> Converted:
-    """Yield one response. Responses are regrouped later by prompt. A `label` becomes the score 1 or 0."""
+@adapter(
+    "TRL prompt-completion sets, regrouped by prompt; a `label` (unpaired preference) becomes the score 1 or 0",
+    responses="completion",
+    scores="score",
+    weights="weight",
+)
+def trl_completion(row: CompletionRow) -> Converted:
+    """Yield one response. A `label` becomes the score 1 or 0."""
     score, label = row.get("score"), row.get("label")
     if score is None and label is not None:
         score = float(label)
@@ -76,19 +87,3 @@ def _split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
         if one.isspace():
             length = index + 1
     return chosen[:length], chosen[length:], rejected[length:]
-
-
-TRL_PREFERENCE = Adapter(
-    "trl_preference",
-    "TRL preference sets (`chosen`, `rejected`, mostly with `prompt`): a group of two with the scores 1 and 0",
-    PreferenceRow,
-    convert_preference,
-    {"responses": "chosen", "scores": "score_chosen"},
-)
-TRL_COMPLETION = Adapter(
-    "trl_completion",
-    "TRL prompt-completion sets, regrouped by prompt; a `label` (unpaired preference) becomes the score 1 or 0",
-    CompletionRow,
-    convert_completion,
-    {"responses": "completion", "scores": "score", "weights": "weight"},
-)

@@ -12,7 +12,7 @@ from scipy.stats import kendalltau, theilslopes
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from mrt_plugin.curation.repetition import repeated_share
+from mrt_plugin.curation.texts import repeated_share
 from mrt_plugin.groups.text import units
 from mrt_plugin.sampling.settings import Draw
 from mrt_plugin.trainer.callbacks.samples import PromptTokens, answer
@@ -31,7 +31,7 @@ WELL_FORMED = 0.5
 hundred steps not every answer ends. If most do not end, something is wrong with the template or the labels."""
 
 LOOP = 0.6
-"""An answer is a loop if at least this share of it repeats runs of fifteen words, as in `curation.repetition`."""
+"""A looping answer repeats runs of fifteen words in at least this share, as in the curation rule `repetition`."""
 
 
 SIGNIFICANT = 0.05

@@ -1,0 +1,140 @@
+"""The backends that pass a mask: `dense` (one 4-D mask per kind of layer) and `flex` (FlexAttention's block mask)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from mrt_plugin.attention.backend import Compute, OneForward
+from mrt_plugin.attention.family import NotShareable, exact_attention, refuse_dropout, text_attention
+from mrt_plugin.layout.group_row import IGNORE
+from mrt_plugin.layout.rows import PADDING, Rows
+
+BLOCK = 128
+"""FlexAttention's block size. Rows are padded to a multiple of it, so that fewer shapes are compiled."""
+
+
+def visibility(rows: Rows, *, window: int | None = None, chunk: int | None = None) -> Callable[..., Tensor]:
+    """Return the rule that every shared-prefix backend implements: which token may attend to which.
+
+    A query sees the keys of its own group that belong to the prompt (segment 0) or to its own segment. A key's
+    position must not be after the query's. Windows of sliding layers and chunks of chunked layers are measured on
+    positions, as if each pair were alone, never on row indices. Padding sees padding, so that no softmax is empty.
+
+    Args:
+        rows: R rows of T tokens.
+        window: number of positions that a sliding layer sees, including the query's own.
+        chunk: positions per chunk of a chunked layer.
+
+    Returns:
+        FlexAttention's `mask_mod`: from indices of row, head, query and key, True where the query sees the key.
+    """
+    group, segment, position = rows.group_ids, rows.segment_ids, rows.position_ids
+
+    def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        here, there = position[batch, query], position[batch, key]
+        mask = group[batch, query] == group[batch, key]
+        mask = mask & ((segment[batch, key] == 0) | (segment[batch, query] == segment[batch, key]))
+        mask = mask & (there <= here)
+        if window is not None:
+            mask = mask & (here - there < window)
+        if chunk is not None:
+            mask = mask & (here // chunk == there // chunk)
+        return mask
+
+    return seen
+
+
+def visible(rows: Rows, **limits: int | None) -> Tensor:
+    """Return the rule as a dense mask, [R, 1, T, T] bool, queries before keys."""
+    batch, index = (torch.arange(size, device=rows.group_ids.device) for size in rows.group_ids.shape)
+    return visibility(rows, **limits)(batch[:, None, None, None], None, index[:, None], index)
+
+
+def block_mask(rows: Rows, **limits: int | None) -> BlockMask:
+    """Return the rule as a block mask of the rows."""
+    (count, width), device = rows.group_ids.shape, rows.group_ids.device
+    # Compiled code never holds the full mask. On CPU the mask only serves comparisons, so compiling is not worth it.
+    compiled = device.type != "cpu"
+    return create_block_mask(visibility(rows, **limits), count, None, width, width, device=device, _compile=compiled)
+
+
+class DenseBackend(OneForward):
+    """Run shared-prefix rows through transformers' `sdpa` or `eager` attention with a T x T mask per row.
+
+    Exact for every family whose layers are all attention, including attention dropout. Time and memory grow with the
+    square of the row length T. Use it as a reference, or for short rows.
+
+    Example:
+
+    ```python
+    backend = DenseBackend(model.config)
+    backend.prepare_model(model)
+    nll = backend.token_nll(model, rows, compute)  # [R, T]
+    ```
+    """
+
+    name = "dense"
+
+    def prepare_model(self, model: Any) -> None:
+        """Keep the model's attention if it is `eager`, or `sdpa` where that is exact; otherwise set one of them."""
+        self.attention = "eager" if text_attention(model) == "eager" else exact_attention(model)
+        super().prepare_model(model)
+
+    def arguments(self, model: Any, rows: Rows) -> dict[str, Any]:
+        """Return the masks."""
+        dtype = model.dtype if text_attention(model) == "eager" else None
+        return _by_kind({kind: self._mask(kind, rows, dtype) for kind in self.family.kinds})
+
+    def _mask(self, kind: str, rows: Rows, dtype: torch.dtype | None) -> Tensor:
+        """Return a bool mask for sdpa. For eager, which adds the mask to the scores: 0 or the minimum of `dtype`."""
+        seen = visible(rows, **self.family.limits(kind))
+        if dtype is None:
+            return seen
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+class FlexBackend(OneForward):
+    """Run shared-prefix rows through FlexAttention, for GPUs. Its kernels have no backward pass on CPU.
+
+    Exact for every family whose layers are all attention and that transformers runs with `flex_attention`. This
+    includes windows and chunks on positions, sinks and soft-capping.
+    """
+
+    name = "flex"
+    attention = "flex_attention"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        refuse_dropout(self.family, self.name)
+
+    def prepare_model(self, model: Any) -> None:
+        """Set the text model to `flex_attention`."""
+        if not model._supports_flex_attn and not model._is_stateful:
+            raise NotShareable(
+                f"prefix_backend=flex: transformers has no flex_attention for {self.family.model_type}. Use "
+                "prefix_backend=sdpa."
+            )
+        super().prepare_model(model)
+
+    def arguments(self, model: Any, rows: Rows) -> dict[str, Any]:
+        """Return the block masks."""
+        return _by_kind({kind: block_mask(rows, **self.family.limits(kind)) for kind in self.family.kinds})
+
+    def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
+        """Compute the NLL of all rows, padded to full blocks, in one forward."""
+        width = rows.input_ids.shape[1]
+        fill = {"group_ids": PADDING, "segment_ids": PADDING, "labels": IGNORE}
+        padded = {
+            name: torch.nn.functional.pad(value, (0, -width % BLOCK), value=fill.get(name, 0))
+            for name, value in rows.to_batch().items()
+            if value.dim() == 2
+        }
+        return super().token_nll(model, Rows(**padded, units=rows.units), compute)[:, :width]
+
+
+def _by_kind(masks: dict[str, Any]) -> dict[str, Any]:
+    """Return the mask itself for a family with one kind of layer. The others expect a dict with one per kind."""
+    return {"attention_mask": masks if len(masks) > 1 else next(iter(masks.values()))}

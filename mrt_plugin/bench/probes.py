@@ -1,0 +1,171 @@
+"""Observers of one optimizer step: its peak memory, and where its time goes."""
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+class Probe(Protocol):
+    """An observer of one optimizer step."""
+
+    def start(self, model: Any, optimizer: Any) -> None:
+        """Start recording. Called right after the previous step."""
+
+    def stop(self) -> None:
+        """Stop recording. Called right after the step."""
+
+
+MIB = 2**20
+
+
+class PeakMemory:
+    """Measures the peak memory of one optimizer step.
+
+    On CUDA this is `torch.cuda.max_memory_allocated` over the step. On a CPU, PyTorch's profiler records every
+    allocation and release of the CPU allocator. The peak of their running sum is what the step needs in addition to
+    the weights and the optimizer's state, which are counted separately. Both methods count requested bytes. Unlike the
+    resident set size, they do not depend on other programs, or on what an earlier arm touched. Neither sees memory
+    that a kernel takes outside the allocator.
+    """
+
+    def __init__(self) -> None:
+        self.resting = 0
+        """Bytes of weights and optimizer state, in use before and after the step."""
+        self.step = 0
+        """Additional bytes at the peak: activations, gradients, logits, the batch."""
+        self._profile: profile | None = None
+
+    def start(self, model: Any, optimizer: Any) -> None:
+        """Measure the memory in use, and start recording."""
+        if model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.resting = torch.cuda.memory_allocated()
+            return
+        kept = [*model.parameters(), *model.buffers()]
+        for state in optimizer.state.values():
+            kept += [value for value in state.values() if isinstance(value, torch.Tensor)]
+        self.resting = sum({tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}.values())
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._profile.__enter__()
+
+    def stop(self) -> None:
+        """Stop recording and find the peak."""
+        if self._profile is None:
+            self.step = torch.cuda.max_memory_allocated() - self.resting
+            return
+        self._profile.__exit__(None, None, None)
+        recorded: Any = self._profile.profiler
+        events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+        held = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            self.step = max(self.step, held)
+        self._profile = None
+
+
+LINEAR, ATTENTION, HEAD, OPTIMIZER, OTHER, TRAINER = PIECES = (
+    "linear layers",
+    "attention",
+    "output head and loss",
+    "optimizer and clipping",
+    "other operations",
+    "Python and the trainer",
+)
+"""`other operations` are norms, rotary embeddings, activations and copies. `Python and the trainer` is the time
+outside of operations: data loading, collating, the model's Python code, autograd, logging."""
+
+_NAMES = (
+    (OPTIMIZER, re.compile(r"Optimizer\.|aten::(_foreach_|linalg_vector_norm|_fused_adam)")),
+    (
+        ATTENTION,
+        re.compile(r"aten::_?(scaled_dot_product|flash|efficient|cudnn)_?\w*attention|mrt_plugin::|flash_attn"),
+    ),
+    (ATTENTION, re.compile(r"aten::(bmm|baddbmm|_softmax|_softmax_backward_data)$")),  # without a fused kernel (eager)
+    (LINEAR, re.compile(r"bitsandbytes::")),
+)
+
+
+class StepProfile:
+    """Observes one optimizer step and sorts its operations into `PIECES`.
+
+    On CUDA the time of an operation is that of its kernels.
+    """
+
+    def __init__(self, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+        """Number of rows of the output head. It identifies the head's operations."""
+        self.seconds: dict[str, float] = {}
+        """Seconds by piece. They add up to the step's time under the profiler, which slows small operations down."""
+
+    def start(self, model: Any, optimizer: Any) -> None:
+        """Start recording."""
+        self._on_gpu = model.device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])]
+        self._profile = profile(activities=activities, record_shapes=True)
+        self._profile.__enter__()
+        self._began = time.perf_counter()
+
+    def stop(self) -> None:
+        """Stop recording and sort the operations."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - self._began
+        self._profile.__exit__(None, None, None)
+        found: dict[str, float] = defaultdict(float)
+        for event in self._profile.events() or []:
+            if event.cpu_parent is None and event.device_type == torch.autograd.DeviceType.CPU:
+                self._sort(event, found)
+        found[TRAINER] += wall - sum(found.values())
+        self.seconds = {piece: found[piece] for piece in PIECES}
+        del self._profile
+
+    def _sort(self, event: Any, found: dict[str, float]) -> None:
+        piece = self._piece(event)
+        if piece is not None:
+            found[piece] += (event.device_time_total if self._on_gpu else event.cpu_time_total) / 1e6
+            return
+        own = (event.self_device_time_total if self._on_gpu else event.self_cpu_time_total) / 1e6
+        found[OTHER if event.name.startswith("aten::") else TRAINER] += own
+        for child in event.cpu_children:
+            self._sort(child, found)
+
+    def _piece(self, event: Any) -> str | None:
+        """Return the piece of the event and of everything inside it, or None if it has no single piece."""
+        if event.name.startswith("enumerate(DataLoader)"):
+            return TRAINER
+        for piece, names in _NAMES:
+            if names.match(event.name):
+                return piece
+        if event.name.startswith("aten::"):
+            if any(self.vocabulary in shape for shape in event.input_shapes if isinstance(shape, list)):
+                return HEAD
+            if event.name in ("aten::linear", "aten::mm", "aten::addmm"):
+                return LINEAR
+        return None
+
+
+def losses(ours: Mapping[str, float], theirs: Mapping[str, float], token_ratio: float) -> dict[str, float]:
+    """Return the share of the token ratio that each piece loses. It is negative if a piece gains more than the ratio.
+
+    Let q be the token ratio. In a step that lost nothing, every piece would take 1/q of its time in a step on expanded
+    rows. A piece's time beyond that is lost. The losses of all pieces add up to the missing part of the speed-up:
+
+        1 - fraction reached = sum over pieces of (ours - theirs / q) / our step
+
+    Args:
+        ours: seconds of each piece in our step.
+        theirs: seconds of each piece in the step on expanded rows.
+        token_ratio: q.
+
+    Example:
+
+    >>> losses({"attention": 0.5, "linear": 0.5}, {"attention": 0.8, "linear": 1.0}, token_ratio=2.0)
+    {'attention': 0.1, 'linear': 0.0}
+    """
+    step = sum(ours.values())
+    return {piece: round((ours[piece] - theirs[piece] / token_ratio) / step, 12) for piece in ours}

@@ -1,0 +1,221 @@
+"""Rules that read the text of a response: `truncation`, `repetition` and `refusals`."""
+
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from mrt_plugin.curation.rule import Decision, DropOrFlag, GroupRule, GroupView, Tools
+from mrt_plugin.groups.text import last_text, units
+
+CUT = {"length", "max_tokens", "max_length", "model_length"}
+"""The `finish_reason` of an answer that ran out of tokens: OpenAI and vLLM, Anthropic and Gemini, Mistral."""
+
+WHOLE = set("stop end_turn stop_sequence eos eos_token tool_calls function_call tool_use complete".split())
+"""Those of a finished answer."""
+
+FILTERED = {"content_filter", "safety", "recitation", "refusal"}
+
+_FENCE = re.compile(r"^(?:\s|>|[-*•]\s|\d+[.)]\s)*(`{3,}|~{3,})([^\n`]*)$")
+_SENTENCE_END = re.compile(
+    r"""(?<![.\s])[.!…]+["'”’)\]*_]*\s+(?=["'“‘(*_]*[^\W\d_])|[。！？]+["'”’」』）)]*|[।؟]\s*"""
+)
+_ABBREVIATION = re.compile(
+    r"\b(?:mrs?|ms|dr|prof|st|jr|sr|vs|etc|no|nos|fig|eq|sec|ch|vol|pp?|ed|al|approx|inc|ltd|co|corp|dept|est|[a-z])\.\s*$",
+    re.IGNORECASE,
+)
+_ITEM = re.compile(r"^\s*(?:\d+[.)]|[-*•+>|]|\[\d+\])\s+")
+_NOT_PROSE = re.compile(r"[{}<>=;|\\$^#@]|://|^(?:\t| {4})|\w\(\w*\)|__|::")
+_QUOTED_END = re.compile(r"""[.!?]["'”’]""")
+_FINISHED = re.compile(r"""[.!?。！？।؟]["'”’」』）)*_]*\Z""")
+
+
+class Truncation(GroupRule):
+    """Drops responses that were cut off. A recorded `finish_reason` decides. Without one, only strong evidence
+    counts: a code block or a `<think>` block that was never closed, or a last line of prose with an unfinished
+    sentence after a finished one. A missing full stop alone is no evidence: code, lists, tables, verse and
+    one-word answers have none.
+    """
+
+    unknown: Literal["drop", "flag", "keep"] = Field(
+        "drop", description="What to do with a response that looks cut off and has no `finish_reason`."
+    )
+
+    def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
+        """Use the recorded reason, or the text if there is none."""
+        for index, response in enumerate(group.responses):
+            recorded = (group.finish_reasons[index] if group.finish_reasons else None) or ""
+            reason = recorded.lower()
+            if reason in CUT:
+                yield Decision("drop", f"finish_reason {reason}", index)
+            elif reason in FILTERED:
+                yield Decision("drop", "stopped by a content filter", index)
+            elif reason not in WHOLE and self.unknown != "keep":
+                evidence = looks_cut(last_text(response))
+                if evidence:
+                    yield Decision(self.unknown, evidence, index)
+
+
+def looks_cut(text: str) -> str | None:
+    """Return the evidence that a text was cut off, or None.
+
+    Example:
+
+    >>> looks_cut("They were happy. They were safe. And they lived ever aft")
+    'ends inside a sentence'
+    >>> looks_cut("def double(x):\\n    return 2 * x") is None
+    True
+    """
+    text = text.rstrip()
+    line = _ITEM.sub("", text.rsplit("\n", 1)[-1])
+    if text.count("<think>") > text.count("</think>"):
+        return "thinking not closed"
+    if _FINISHED.search(line):
+        return None
+    if _open_fence(text):
+        return "code block not closed"
+    if _NOT_PROSE.search(line) or not (line[-1:].isalpha() or line[-1:] in {",", "-", "–", "—"}):
+        return None
+    ends = [match.end() for match in _SENTENCE_END.finditer(line) if not _ABBREVIATION.search(line[: match.end()])]
+    last = line[ends[-1] :].lstrip("\"'“‘(*_") if ends else ""
+    begun = last[:1].isalpha() and not last[0].islower()
+    return "ends inside a sentence" if begun and not _QUOTED_END.search(last) else None
+
+
+def _open_fence(text: str) -> bool:
+    """Return whether a text ends inside a fenced code block that is not empty (CommonMark 0.31, section 4.5)."""
+    fence, has_content = "", False
+    for line in text.split("\n"):
+        match = _FENCE.match(line)
+        if not fence and match:
+            fence, has_content = match[1], False
+        elif fence and match and match[1].startswith(fence) and not match[2].strip():
+            fence = ""
+        elif fence and line.strip():
+            has_content = True
+    return bool(fence) and has_content
+
+
+SPAN = 15
+"""The words of a repeated run."""
+
+
+class Repetition(GroupRule):
+    """Drops responses that repeat too much of their own text: the share of words in a run of fifteen that occurred
+    earlier in the response (characters, in scripts without spaces). Songs and worked sums repeat themselves too,
+    so the limit is high: on real pools, 0.6 finds loops and little else.
+    """
+
+    share: float = Field(0.6, gt=0, le=1, description="The share from which a response is dropped.")
+    min_words: int = Field(50, ge=SPAN, description="Shorter responses are not judged.")
+    action: DropOrFlag = Field("drop", description="`drop` or `flag`.")
+
+    def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
+        """Measure each response."""
+        for index, text in enumerate(group.texts):
+            words = units(text)
+            if len(words) >= self.min_words and repeated_share(words) >= self.share:
+                yield Decision(self.action, "repeats itself", index)
+
+
+def repeated_share(words: list[str]) -> float:
+    """Return the share of words that lie in a run of fifteen words that occurred before.
+
+    Example:
+
+    >>> repeated_share("round and round the garden went the bear as happy as a bear can be".split() * 4)
+    0.75
+    """
+    if len(words) <= SPAN:
+        return 0.0
+    seen: set[tuple[str, ...]] = set()
+    repeated = np.zeros(len(words), dtype=bool)
+    for start in range(len(words) - SPAN + 1):
+        run = tuple(words[start : start + SPAN])
+        if run in seen:
+            repeated[start : start + SPAN] = True
+        seen.add(run)
+    return float(repeated.mean())
+
+
+HEAD = 240
+"""The characters at the start in which a refusal is searched. Later ones mostly come with an answer."""
+
+SPELLINGS = (("’", "'"), ("I'm ", "I am "), ("can't", "cannot"), ("can not", "cannot"), ("won't", "will not"))
+"""Replacements made before the patterns are searched."""
+
+_DO = (
+    "assist|help(?! but)|provide|fulfill?|comply|answer|create|generate|write|engage|support|offer|give|share|produce|"
+    "complete|discuss|participate|access|perform|continue|do (?:that|this|so)"
+)
+PATTERNS = (
+    rf"\bI (?:cannot|will not|am (?:unable|not able) to) (?:\w+ ){{0,2}}?(?:{_DO})\b",
+    r"\bas an? (?:AI|artificial intelligence|language model)\b[^.!?]{0,60}?\b"
+    r"I (?:do not|don't|cannot|am (?:not|unable))",
+    r"\bI am (?:just |only )?an? (?:AI|artificial intelligence|large language model|language model)\b[^.!?]{0,80}?"
+    r"(?:cannot|don't|do not|unable|not able)",
+    r"\A\W*(?:I am )?(?:really |very |so )?(?:sorry|afraid)\b[^.!?]{0,30}?\b"
+    r"I (?:cannot|do not|don't|am (?:unable|not))",
+    r"\bI must (?:respectfully |politely )?(?:decline|refuse)\b",
+    r"\bI am not comfortable\b",
+    # The same opening in other languages: an apology, then that it cannot be done.
+    r"\A\W*我?很?(?:抱歉|对不起|不好意思)[^。！？]{0,40}?(?:不能|无法)",
+    r"\A\W*申し訳(?:ございません|ありません)[^。！？]{0,80}?(?:できません|できかねます)",
+    r"\A\W*(?:lo siento|lamento)[^.!?]{0,60}?no (?:puedo|podemos)",
+    r"\A\W*(?:je suis )?désolée?[^.!?]{0,60}?ne p(?:eux|ouvons|uis) pas",
+    r"\A\W*(?:es )?tut mir leid[^.!?]{0,60}?kann (?:ich )?",
+    r"\A\W*(?:mi dispiace)[^.!?]{0,60}?non (?:posso|sono in grado)",
+    r"\A\W*(?:desculpe|sinto muito)[^.!?]{0,60}?não posso",
+    r"\A\W*(?:извините|простите|к сожалению)[^.!?]{0,60}?не мо(?:гу|жем)",
+)
+_REFUSAL = re.compile("|".join(PATTERNS), re.IGNORECASE)
+
+
+class Refusals(GroupRule):
+    """Flags responses that start with a refusal ("I'm sorry, but I can't help with that"), which may be the right
+    answer. With `action: drop`, a group keeps its refusals if at least `unless_share` of its responses refuse.
+    """
+
+    action: DropOrFlag = Field("flag", description="`flag` or `drop`.")
+    unless_share: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="With `drop`, only flag if at least this share of the group refuses.",
+    )
+    patterns: list[str] = Field(
+        default_factory=list, description="More regular expressions, searched in the first 240 characters."
+    )
+
+    @field_validator("patterns")
+    @classmethod
+    def _compile(cls, patterns: list[str]) -> list[str]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as problem:
+                raise ValueError(f"{pattern!r} is not a regular expression: {problem}") from None
+        return patterns
+
+    def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
+        """Search the start of each response. The action depends on the share of the group that refuses."""
+        found = [index for index, text in enumerate(group.texts) if refuses(text, self.patterns)]
+        called_for = len(found) >= self.unless_share * len(group.responses)
+        for index in found:
+            yield Decision("flag" if self.action == "flag" or called_for else "drop", "refusal", index)
+
+
+def refuses(text: str, more: Iterable[str] = ()) -> bool:
+    """Return whether a text starts with a refusal.
+
+    Example:
+
+    >>> refuses("I’m sorry, but I can’t assist with that."), refuses("I'm sorry for your loss. Try to write to him.")
+    (True, False)
+    """
+    head = text[:HEAD]
+    for spelling, common in SPELLINGS:
+        head = head.replace(spelling, common)
+    return bool(_REFUSAL.search(head)) or any(re.search(pattern, head, re.IGNORECASE) for pattern in more)

@@ -1,0 +1,183 @@
+"""Formats with all responses to a prompt in one row: UltraFeedback, GSM8K solutions, CodeContests and MOSAIC-1K."""
+
+import math
+from collections.abc import Generator
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from mrt_plugin.groups.adapters.adapter import Converted, LeftOut, Mismatch, adapter
+
+Completion = TypedDict(
+    "Completion",
+    {
+        "response": str,
+        "overall_score": NotRequired[float | None],
+        "fine-grained_score": NotRequired[float | None],
+        "annotations": NotRequired[dict[str, Any] | None],
+    },
+)
+
+
+class UltraFeedbackRow(TypedDict):
+    instruction: str
+    completions: list[Completion]
+
+
+@adapter(
+    "UltraFeedback: completions with their overall score (1 to 10), or the fine-grained one (1 to 5)",
+    prompt="instruction",
+    responses="completions",
+    scores="completions",
+)
+def ultrafeedback(
+    row: UltraFeedbackRow,
+    *,
+    score: Literal[
+        "overall", "fine_grained", "helpfulness", "honesty", "instruction_following", "truthfulness"
+    ] = "overall",
+) -> Converted:
+    """Yield one group. Skip completions that GPT-4 did not give the requested score."""
+    responses, scores = [], []
+    for completion in row["completions"]:
+        value = _rating(completion, score)
+        if value is None:
+            yield LeftOut(f"completions without the score `{score}`")
+        else:
+            responses.append(completion["response"])
+            scores.append(value)
+    yield {"prompt": row["instruction"], "responses": responses, "scores": scores}
+
+
+def _rating(completion: Any, which: str) -> float | None:
+    field = {"overall": "overall_score", "fine_grained": "fine-grained_score"}.get(which)
+    if field:
+        value = completion.get(field)
+    else:
+        rating = str(((completion.get("annotations") or {}).get(which) or {}).get("Rating"))
+        value = float(rating) if rating.replace(".", "", 1).isdecimal() else None  # GPT-4 also wrote `N/A`
+    return None if value is None or math.isnan(value) else value
+
+
+class Solution(TypedDict):
+    solution: str
+    is_correct: bool
+
+
+MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
+SolutionsRow = TypedDict(  # type: ignore[misc]
+    "SolutionsRow", {"question": str, "ground_truth": str, **dict.fromkeys(MODELS, Solution)}
+)
+
+
+@adapter(
+    "GSM8K test problems with a human's and four models' solutions; the score is 1 if the answer is right",
+    prompt="question",
+    responses="175b_verification",
+    scores="175b_verification",
+)
+def gsm8k_solutions(row: SolutionsRow) -> Converted:
+    """Yield one group of five, the human's solution first. The score is 1 if the final answer is right, else 0."""
+    solutions = [row[model] for model in MODELS]  # type: ignore[literal-required]
+    yield {
+        "prompt": row["question"],
+        "responses": [row["ground_truth"], *(solution["solution"] for solution in solutions)],
+        "scores": [1.0, *(float(solution["is_correct"]) for solution in solutions)],
+    }
+
+
+class Solutions(TypedDict):
+    language: list[int]
+    solution: list[str]
+
+
+class ContestRow(TypedDict):
+    description: str
+    solutions: Solutions
+    incorrect_solutions: NotRequired[Solutions | None]
+
+
+LANGUAGES = {"python2": 1, "cpp": 2, "python3": 3, "java": 4}
+"""The dataset's own language numbers. 0 is an unknown language."""
+
+
+@adapter(
+    "CodeContests: problems with their correct solutions in one language; on request incorrect ones, scored 0",
+    prompt="description",
+    responses="solutions",
+)
+def code_contests(
+    row: ContestRow,
+    *,
+    language: Literal["python3", "python2", "cpp", "java", "any"] = "python3",
+    incorrect: bool = False,
+) -> Converted:
+    """Yield one group: the problem and its solutions in one language.
+
+    With `incorrect`, incorrect solutions are included. A correct solution then has score 1 and an incorrect one 0.
+    """
+    correct = yield from _in_language(row["solutions"], "solutions", language)
+    group: dict[str, Any] = {"prompt": row["description"], "responses": correct}
+    if incorrect:
+        none: Solutions = {"language": [], "solution": []}
+        wrong = yield from _in_language(row.get("incorrect_solutions") or none, "incorrect_solutions", language)
+        group |= {"responses": correct + wrong, "scores": [1.0] * len(correct) + [0.0] * len(wrong)}
+    yield group
+
+
+def _in_language(solutions: Solutions, name: str, language: str) -> Generator[LeftOut, None, list[str]]:
+    if len(solutions["language"]) != len(solutions["solution"]):
+        raise Mismatch(name, f"{len(solutions['language'])} languages for {len(solutions['solution'])} solutions.")
+    chosen = []
+    for number, text in zip(solutions["language"], solutions["solution"], strict=True):
+        if language == "any" or number == LANGUAGES[language]:
+            chosen.append(text)
+        else:
+            yield LeftOut(f"solutions in another language than {language}")
+    return chosen
+
+
+class MosaicText(TypedDict):
+    text: str
+
+
+class MosaicRow(TypedDict):
+    id: str | int
+    prompt_variants: list[str]
+    responses: list[list[str | MosaicText]]
+
+
+@adapter(
+    "MOSAIC-1K: prompt variants x responses, without scores; how many variants and which responses can be chosen",
+    prompt="prompt_variants",
+)
+def mosaic_1k(
+    row: MosaicRow,
+    *,
+    variants: Annotated[int, Field(ge=1, le=4)] = 1,
+    responses: Literal["all", "cyclic_one", "same_one"] = "all",
+    index: Annotated[int, Field(ge=0)] = 0,
+) -> Converted:
+    """Yield a group for each of the first `variants` prompts of a cluster (arXiv 2606.00544).
+
+    The values of `responses`:
+
+    - `all` keeps every response of a variant.
+    - `cyclic_one` keeps one: the v-th of variant v (paraphrases with different answers).
+    - `same_one` keeps one: the response at `index` (paraphrases with corresponding answers).
+    """
+    pools, prompts = row["responses"], row["prompt_variants"]
+    if len(prompts) != len(pools):
+        raise Mismatch("responses", f"{len(pools)} lists for {len(prompts)} prompt variants.")
+    for number, (prompt, pool) in enumerate(zip(prompts, pools, strict=True)):
+        if number >= variants:
+            yield LeftOut(f"prompt variants beyond variants={variants}")
+            continue
+        texts = [response if isinstance(response, str) else response["text"] for response in pool]
+        if responses != "all" and texts:
+            chosen = (number if responses == "cyclic_one" else index) % len(texts)
+            for _ in range(len(texts) - 1):
+                yield LeftOut(f"responses beyond responses={responses}")
+            texts = [texts[chosen]]
+        yield {"id": f"{row['id']}_v{number}", "prompt": prompt, "responses": texts}

@@ -1,0 +1,182 @@
+"""Mixture density networks: small models of p(y|x), with many trained at once.
+
+A network has two hidden ReLU layers of width 64. Its head gives the weights, means and log standard deviations
+(clamped to [-3, 3]) of five normal distributions, as in the controlled experiments of arXiv 2606.00544. The parameters
+of M networks are stacked, so that one matrix product trains all of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from mrt_plugin.simulation.world import DIMENSION, OFFSETS, centre, quadrature
+
+HIDDEN = 64
+COMPONENTS = 5
+
+
+@dataclass
+class Densities:
+    """M stacked networks.
+
+    `layers` holds (weight [M, in, out], bias [M, 1, out]) of the two hidden layers and of the head. The head's outputs
+    are the logits, the means and the log standard deviations of the components, in this order.
+    """
+
+    layers: list[tuple[torch.Tensor, torch.Tensor]]
+
+    @classmethod
+    def initialised(cls, seeds: Sequence[int]) -> "Densities":
+        """Build one network per seed, initialised like PyTorch's linear layers after `torch.manual_seed(seed)`."""
+        sizes = ((DIMENSION, HIDDEN), (HIDDEN, HIDDEN), *[(HIDDEN, COMPONENTS)] * 3)
+        drawn = []
+        with torch.random.fork_rng(devices=[]):
+            for seed in seeds:
+                torch.manual_seed(seed)
+                drawn.append([nn.Linear(*size) for size in sizes])
+        stacked = []
+        for number in range(len(sizes)):
+            weights = torch.stack([layers[number].weight.detach().T for layers in drawn])
+            biases = torch.stack([layers[number].bias.detach()[None] for layers in drawn])
+            stacked.append((weights, biases))
+        head = tuple(torch.cat(parts, dim=2) for parts in zip(*stacked[2:], strict=True))
+        return cls([stacked[0], stacked[1], head])  # type: ignore[list-item]
+
+    @property
+    def parameters(self) -> list[torch.Tensor]:
+        """Return all tensors, in a fixed order."""
+        return [tensor for layer in self.layers for tensor in layer]
+
+    def part(self, number: int) -> "Densities":
+        """Return one of the networks."""
+        return Densities([(weight[number, None], bias[number, None]) for weight, bias in self.layers])
+
+    def outputs(self, prompts: torch.Tensor) -> torch.Tensor:
+        """Compute the head's outputs, [M, S, 15], for prompts [M or 1, S, 5]."""
+        value = prompts.expand(len(self.layers[0][0]), -1, -1)
+        for number, (weight, bias) in enumerate(self.layers):
+            value = torch.baddbmm(bias, value, weight)
+            if number < 2:
+                value = torch.relu(value)
+        return value
+
+    def nll(self, prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
+        """Compute -log p(y|x) in nats, [M, S, J], for prompts [M or 1, S, 5] and responses [M or 1, S, J]."""
+        return output_nll(self.outputs(prompts), responses)
+
+
+def output_nll(outputs: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
+    """Compute -log p(y), [..., J], from the head's outputs [..., 15], for responses [..., J]."""
+    logits, means, log_sigmas = outputs[..., None, :].chunk(3, dim=-1)
+    log_sigmas = log_sigmas.clamp(-3, 3)
+    scaled = (responses[..., None] - means) * torch.exp(-log_sigmas)
+    inside = torch.log_softmax(logits, dim=-1) - 0.5 * scaled**2 - log_sigmas
+    return 0.5 * float(np.log(2 * np.pi)) - torch.logsumexp(inside, dim=-1)
+
+
+def train(
+    prompts: np.ndarray,
+    responses: np.ndarray,
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    watch: Callable[[int, Densities], None] = lambda step, model: None,
+) -> Densities:
+    """Train one network per seed on its own data, with full-batch Adam and gradients clipped at norm 5 per network.
+
+    Args:
+        prompts: [M, n, 5].
+        responses: [M, n, K].
+        seeds: M seeds for the initial weights.
+        steps: optimizer steps.
+        watch: called before each step, and after the last, with the steps taken and the networks.
+    """
+    model = Densities.initialised(seeds)
+    x, y = (torch.tensor(part, dtype=torch.float32) for part in (prompts, responses))
+    parameters = model.parameters
+    for tensor in parameters:
+        tensor.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters, lr=0.005)
+    for step in range(steps):
+        watch(step, model)
+        optimizer.zero_grad()
+        # The networks are independent, so the sum of their losses gives each network its own gradients.
+        model.nll(x, y).mean(dim=(1, 2)).sum().backward()
+        gradients = [tensor.grad for tensor in parameters if tensor.grad is not None]
+        squares = torch.stack([gradient.pow(2).sum(dim=(1, 2)) for gradient in gradients]).sum(dim=0)
+        scale = (5 / (torch.sqrt(squares) + 1e-6)).clamp(max=1)[:, None, None]
+        for gradient in gradients:
+            gradient *= scale
+        optimizer.step()
+    watch(steps, model)
+    for tensor in parameters:
+        tensor.requires_grad_(False)
+    return model
+
+
+@torch.no_grad()
+def true_nll(model: Densities, prompts: np.ndarray) -> np.ndarray:
+    """Compute the expected -log p(y|x) over all answers, averaged over prompts [n, 5]: [M].
+
+    The expectation is integrated, not sampled.
+    """
+    nodes, weights = quadrature(8)
+    answers = torch.tensor(centre(prompts)[:, None] + nodes, dtype=torch.float32)
+    losses = [output_nll(one, answers) for one in model.outputs(torch.tensor(prompts, dtype=torch.float32)[None])]
+    return np.array([float((loss.double().numpy() @ weights).mean()) for loss in losses])
+
+
+@torch.no_grad()
+def mode_masses(model: Densities, prompts: np.ndarray) -> np.ndarray:
+    """Compute the probability that each network gives each mode, [M, n, 3].
+
+    An answer belongs to the nearest mode.
+    """
+    logits, means, log_sigmas = model.outputs(torch.tensor(prompts, dtype=torch.float32)[None]).double().chunk(3, -1)
+    borders = torch.tensor(centre(prompts)[:, None] + (OFFSETS[1:] + OFFSETS[:-1]) / 2)
+    scaled = (borders[:, :, None] - means[:, :, None]) * torch.exp(-log_sigmas.clamp(-3, 3))[:, :, None]
+    below = (torch.special.ndtr(scaled) * torch.softmax(logits, -1)[:, :, None]).sum(dim=-1)
+    edges = torch.cat([torch.zeros_like(below[..., :1]), below, torch.ones_like(below[..., :1])], dim=-1)
+    value: np.ndarray = edges.diff(dim=-1).numpy()
+    return value
+
+
+def gradient_products(model: Densities, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the head's outputs for each prompt, and the inner products of the outputs' gradients.
+
+    The gradient of a loss at prompt x with respect to all parameters is J(x)^T·delta. J is the Jacobian of the 15
+    outputs, and delta is the gradient with respect to them. So the inner product of two gradients is
+    <g, g'> = delta^T·(J·J^T)·delta', and full gradients need not be stored.
+
+    Returns:
+        outputs [n, 15] and J·J^T [n, 15, 15], float64, of one network (M = 1) for prompts [n, 5].
+    """
+    parameters = [tensor[0].double() for tensor in model.parameters]
+    count = len(model.layers[-1][1][0, 0])
+
+    def outputs(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        layers = [(values[i][None], values[i + 1][None]) for i in range(0, len(values), 2)]
+        return Densities(layers).outputs(x[None, None])[0, 0]
+
+    x = torch.tensor(prompts, dtype=torch.float64)
+    at = [outputs(row, *parameters) for row in x]
+    products = []
+    for row in x:
+        jacobians = torch.autograd.functional.jacobian(lambda *v, row=row: outputs(row, *v), tuple(parameters))
+        flat = torch.cat([part.reshape(count, -1) for part in jacobians], dim=1)
+        products.append((flat @ flat.T).numpy())
+    return torch.stack(at).numpy(), np.stack(products)
+
+
+def output_gradients(outputs: np.ndarray, responses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute -log p(y), [n, J], and its gradient with respect to the head's outputs, [n, J, 15].
+
+    `outputs` is [n, 15] and `responses` [n, J].
+    """
+    repeated = torch.tensor(outputs)[:, None].expand(-1, responses.shape[1], -1).clone().requires_grad_(True)
+    losses = output_nll(repeated, torch.tensor(responses)[..., None])[..., 0]
+    (deltas,) = torch.autograd.grad(losses.sum(), repeated)
+    return losses.detach().numpy(), deltas.numpy()

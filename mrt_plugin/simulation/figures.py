@@ -1,0 +1,162 @@
+"""Draw one figure per experiment from its numbers. Series differ by marker, line and hatch, not by colour."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mrt_plugin.planning.audit_report import stacked_error
+from mrt_plugin.report import figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLE: dict[str, dict[str, Any]] = {
+    "random_k": {"marker": "o", "linestyle": "-", "color": "black"},
+    "best_k": {"marker": "s", "linestyle": "--", "color": "0.4"},
+    "diverse_k": {"marker": "D", "linestyle": "-", "color": "0.4", "markerfacecolor": "white"},
+    "diverse_best_k": {"marker": "^", "linestyle": "-.", "color": "black", "markerfacecolor": "white"},
+    "filter_then_spread": {"marker": "v", "linestyle": ":", "color": "black"},
+}
+HATCHES = {"random_k": "", "best_k": "xx", "diverse_best_k": "//", "filter_then_spread": ".."}
+
+
+def _k_axis(axis: Any, k: Sequence[int], places: Sequence[int] | None = None, *, logarithmic: bool = False) -> None:
+    """Label the horizontal axis with the values of K, at `places` if these are given."""
+    if logarithmic:
+        axis.set_xscale("log", base=2)
+    axis.set_xticks(k if places is None else places, [str(value) for value in k])
+    axis.set_xlabel("K, responses per prompt")
+
+
+def _by_selector(axis: Any, k: Sequence[int], series: Mapping[str, Sequence[float]]) -> None:
+    for name, values in series.items():
+        axis.plot(k, values, label=name, **STYLE[name])
+
+
+def variance(found: Mapping[str, Any]) -> "Figure":
+    """Plot the measured and the predicted variance against K."""
+    made, (axis,) = figure()
+    error = found["variance_error"]
+    axis.errorbar(found["k"], found["variance"], yerr=error, fmt="o", color="black", capsize=4, label="measured")
+    axis.plot(found["k"], found["predicted"], "-", color="black", label="predicted")
+    axis.axhline(found["v_x"] / found["prompts"], linestyle="--", color="0.4", label="V_x/n")
+    _k_axis(axis, found["k"], logarithmic=True)
+    axis.set(yscale="log", ylabel="variance of the loss estimate")
+    axis.legend(frameon=False)
+    return made
+
+
+def budget(found: Mapping[str, Any]) -> "Figure":
+    """Plot the NLL at each K, which K is best, and the predicted variance."""
+    made, (nll, shares, variance) = figure(12, 4, columns=3)
+    places = np.arange(len(found["k"]))
+    for shift, key, label, marker, bar in (
+        (-0.2, "last", "after all steps", "o", {"color": "0.6"}),
+        (0.2, "best", "at the best step", "s", {"color": "white", "hatch": "//"}),
+    ):
+        values = np.array(found[f"nll_{key}_step"]["random_k"])
+        error = values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
+        nll.errorbar(found["k"], values.mean(axis=1), error, marker=marker, color="black", capsize=3, label=label)
+        share = found[f"best_k_{key}_step"]["random_k"]
+        shares.bar(places + shift, share, 0.4, edgecolor="black", label=label, **bar)
+    _k_axis(nll, found["k"])
+    nll.set(yscale="log", ylabel="NLL (random_k)")
+    _k_axis(shares, found["k"], places.tolist())
+    shares.set_ylabel("share of resamples in which K is best")
+    for axis in (nll, shares):
+        axis.legend(frameon=False)
+    curve, star = found["variance_curve"], found["k_star"]
+    variance.plot([row["k"] for row in curve], [row["variance"] for row in curve], "-", color="black")
+    variance.axvline(star, linestyle="--", color="0.4")
+    at = {"xycoords": ("data", "axes fraction"), "rotation": 90, "ha": "right", "va": "top"}
+    variance.annotate(f"k* = {star:.2f}", (star, 0.95), **at)
+    variance.set(xlabel="K", ylabel="predicted variance of the loss estimate")
+    variance.set_ylim(bottom=0)
+    return made
+
+
+def lottery(found: Mapping[str, Any]) -> "Figure":
+    """Plot the NLL and the mode error of every run by K."""
+    made, axes = figure(10, 4, columns=2)
+    for axis, key, label in zip(axes, ("nll", "mode_error"), ("NLL", "mode error"), strict=True):
+        for place, values in enumerate(found[key]):
+            shift = np.linspace(-0.2, 0.2, len(values))
+            axis.plot(place + shift, sorted(values), "o", color="black", markerfacecolor="none", markersize=4)
+            axis.plot([place - 0.3, place + 0.3], [np.mean(values)] * 2, "-", color="black", linewidth=2)
+        _k_axis(axis, found["k"], range(len(found["k"])))
+        axis.set_ylabel(label)
+    axes[0].set_yscale("log")
+    axes[1].set_ylim(bottom=0)
+    return made
+
+
+def by_selector(found: Mapping[str, Any]) -> "Figure":
+    """Plot the NLL and the mode error against K, by selector."""
+    made, axes = figure(10, 4, columns=2)
+    for axis, key, label in zip(axes, ("nll_mean", "mode_error_mean"), ("NLL", "mode error"), strict=True):
+        _by_selector(axis, found["k"], found[key])
+        _k_axis(axis, found["k"], logarithmic=True)
+        axis.set_ylabel(label)
+    axes[0].set_yscale("log")
+    axes[1].set_ylim(bottom=0)
+    axes[1].legend(frameon=False)
+    return made
+
+
+def gradients(found: Mapping[str, Any]) -> "Figure":
+    """Plot bias², variance and gradient cosine of each selector, with the published figures."""
+    made, (left, right) = figure(10, 4, columns=2)
+    rows = found["selectors"]
+    stacked_error(left, [(row["bias_squared"], row["variance"]) for row in rows.values()])
+    for place, (name, row) in enumerate(rows.items()):
+        right.bar(place, row["cosine"], color="0.8", edgecolor="black", hatch=HATCHES[name])
+        if row["published"] is not None:
+            for axis, key in ((left, "emse"), (right, "cosine")):
+                axis.plot(place, row["published"][key], "x", color="black", markersize=10, markeredgewidth=2)
+    for axis in (left, right):
+        axis.set_xticks(range(len(rows)), list(rows), fontsize=8)
+    left.set_ylabel("EMSE")
+    right.axhline(0, color="black", linewidth=0.8)
+    right.set_ylabel("cosine with the true gradient")
+    return made
+
+
+def bridge(found: Mapping[str, Any]) -> "Figure":
+    """Plot gradient cosine against similarity, and k_eff by selector."""
+    made, (left, right) = figure(10, 4, columns=2)
+    points = np.array(found["points"])
+    left.plot(points[:, 0], points[:, 1], ".", color="0.6", markersize=4)
+    x, y, error = ([row[key] for row in found["bins"]] for key in ("similarity", "cosine", "error"))
+    left.errorbar(x, y, error, marker="o", color="black", capsize=3)
+    left.set(xlabel="similarity of two answers", ylabel="cosine of their gradients")
+    left.set_title(f"r = {found['correlation']:.2f}", fontsize=10)
+    _by_selector(right, found["k"], found["k_eff"])
+    _k_axis(right, found["k"])
+    right.set_ylabel("k_eff")
+    right.set_ylim(bottom=0)
+    right.legend(frameon=False)
+    return made
+
+
+def tokens(found: Mapping[str, Any]) -> "Figure":
+    """Plot the KL from the truth by selector, and the modes that each selector kept."""
+    made, (left, right) = figure(11, 4, columns=2)
+    _by_selector(left, found["k"], found["mode_kl_mean"])
+    _k_axis(left, found["k"], logarithmic=True)
+    left.set_ylabel("KL(truth || model) over modes, nats")
+    left.set_ylim(0, 1.5 * max(max(values) for values in found["mode_kl_mean"].values()))
+    left.legend(frameon=False, loc="upper right", ncols=2)
+    below = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top", "annotation_clip": False}
+    ticks = []
+    for place, (name, kept) in enumerate(found["kept_modes"].items()):
+        right.annotate(name.replace("_", "\n", 1), (place, -0.1), fontsize=8, **below)
+        for offset, number in ((-0.2, 1), (0.2, -1)):
+            bottom = 0.0
+            for share, shade, hatch in zip(kept[number], ("white", "0.7", "0.3"), ("", "//", ""), strict=True):
+                right.bar(place + offset, share, 0.36, bottom=bottom, color=shade, edgecolor="black", hatch=hatch)
+                bottom += share
+            ticks.append((place + offset, f"{found['k'][number]}"))
+    right.set_xticks([place for place, _ in ticks], [label for _, label in ticks], fontsize=8)
+    right.set_ylabel("modes kept: A white, B hatched, C dark")
+    return made

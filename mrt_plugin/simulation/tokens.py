@@ -1,0 +1,211 @@
+"""Experiment 7: train a small transformer on discrete tokens, with this package's selections and trainer.
+
+A prompt is four tokens. It has three right answers (modes A, B and C), which are equally likely in truth. The other
+tokens of an answer follow from prompt and mode. But the pool of 32 comes from a generator that writes mode A 95 % of
+the time, B 4 % and C 1 %. The reward is slightly higher for A. Which selector brings the model closest to the truth?
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
+
+from mrt_plugin.encoding import Encoder
+from mrt_plugin.encoding.pair import Pair
+from mrt_plugin.groups import load_groups
+from mrt_plugin.models.log_likelihood import log_likelihoods
+from mrt_plugin.planning.quiet import quiet
+from mrt_plugin.selection import select
+from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
+
+KS = (1, 2, 4, 8)
+PROMPTS, TEST_PROMPTS, POOL = 200, 200, 32
+PROMPT_TOKENS, CONTENT_TOKENS = 4, 4
+MODES = ("A", "B", "C")
+GENERATED = (0.95, 0.04, 0.01)
+REWARD = (1.00, 0.97, 0.96)
+REWARD_NOISE = 0.02
+PAIRS_PER_STEP = 64
+SELECTORS = ("random_k", "best_k", "diverse_k", "diverse_best_k", "filter_then_spread")
+
+WORDS = [
+    *("<pad>", "<eos>", ":"),
+    *(f"x{number}" for number in range(64)),
+    *(f"m{mode}" for mode in MODES),
+    *(f"c{number}" for number in range(128)),
+]
+
+
+def tokens(
+    seed: int = 0,
+    *,
+    repeats: int = 2,
+    steps: int = 100,
+    ks: Sequence[int] = KS,
+    selectors: Sequence[str] = SELECTORS,
+    progress: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
+    """Train one transformer per selector, K and repeat, and compare each with the truth on new prompts.
+
+    Returns:
+        `mode_kl`: exact KL(truth || model) over the three modes in nats, averaged over new prompts.
+        `nll`: negative log-likelihood (NLL) per response token on new prompts, with the three right answers weighted
+        equally.
+    """
+    mode_kl: dict[str, list[list[float]]] = {name: [[] for _ in ks] for name in selectors}
+    nll: dict[str, list[list[float]]] = {name: [[] for _ in ks] for name in selectors}
+    kept_modes: dict[str, list[list[float]]] = {name: [] for name in selectors}
+    tokenizer = build_tokenizer()
+    with quiet():
+        for repeat in range(repeats):
+            random = np.random.default_rng([seed, 7, repeat])
+            groups = load_groups(Dataset.from_list(draw_pools(random)))
+            test = [draw_numbers(random) for _ in range(TEST_PROMPTS)]
+            for name in selectors:
+                for place, k in enumerate(ks):
+                    chosen = select(groups, name, k=k, seed=seed + repeat, embedder=bag_of_words)
+                    if repeat == 0:
+                        kept_modes[name].append(mode_shares(chosen))
+                    model = train(chosen, tokenizer, k, steps, seed=int(random.integers(2**31)))
+                    kl, loss = distance(model, tokenizer, test)
+                    mode_kl[name][place].append(kl)
+                    nll[name][place].append(loss)
+                    progress()
+    return {
+        "k": list(ks),
+        "prompts": PROMPTS,
+        "pool": POOL,
+        "repeats": repeats,
+        "steps": steps,
+        "pairs_per_step": PAIRS_PER_STEP,
+        "generated": list(GENERATED),
+        "mode_kl": mode_kl,
+        "mode_kl_mean": {name: np.mean(rows, axis=1).tolist() for name, rows in mode_kl.items()},
+        "nll_mean": {name: np.mean(rows, axis=1).tolist() for name, rows in nll.items()},
+        "kept_modes": kept_modes,
+    }
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Build a tokenizer with one token per word."""
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+
+
+def draw_numbers(random: np.random.Generator) -> list[int]:
+    """Draw four different numbers from 64."""
+    return random.choice(64, size=PROMPT_TOKENS, replace=False).tolist()
+
+
+def text_of_prompt(prompt: Sequence[int]) -> str:
+    """Return the prompt as words, followed by a colon."""
+    return " ".join(f"x{number}" for number in prompt) + " :"
+
+
+def text_of_answer(prompt: Sequence[int], mode: int) -> str:
+    """Return the answer of a mode: its name, and content determined by prompt and mode."""
+    start = sum(prompt) + 13 * mode
+    return f" m{MODES[mode]} " + " ".join(f"c{(start + 17 * step) % 128}" for step in range(CONTENT_TOKENS))
+
+
+def draw_pools(random: np.random.Generator) -> list[dict[str, Any]]:
+    """Build groups with the biased generator and the reward."""
+    rows = []
+    for number in range(PROMPTS):
+        prompt = draw_numbers(random)
+        modes = random.choice(len(MODES), size=POOL, p=GENERATED)
+        rewards = np.array(REWARD)[modes] + REWARD_NOISE * random.standard_normal(POOL)
+        rows.append(
+            {
+                "id": f"{number}",
+                "prompt": text_of_prompt(prompt),
+                "responses": [text_of_answer(prompt, int(mode)) for mode in modes],
+                "scores": rewards.tolist(),
+            }
+        )
+    return rows
+
+
+def bag_of_words(texts: list[str]) -> np.ndarray:
+    """Return which words each text contains, [n, words]. This is the embedder of the experiment."""
+    place = {word: number for number, word in enumerate(WORDS)}
+    vectors = np.zeros((len(texts), len(WORDS)))
+    for row, text in enumerate(texts):
+        vectors[row, [place[word] for word in text.split()]] = 1
+    return vectors
+
+
+def mode_shares(groups: Dataset) -> list[float]:
+    """Compute the share of each mode in the responses of a selection."""
+    modes = [response.split()[0] for responses in groups["responses"] for response in responses]
+    return [modes.count(f"m{mode}") / len(modes) for mode in MODES]
+
+
+def train(groups: Dataset, tokenizer: PreTrainedTokenizerFast, k: int, steps: int, seed: int) -> LlamaForCausalLM:
+    """Train a two-layer transformer of width 64 on selected groups, with 64 pairs per step for every K."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(WORDS),
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=32,
+                tie_word_embeddings=False,
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            args = MultiResponseSFTConfig(
+                output_dir=folder,
+                selector="all",
+                prompt_format="plain",
+                per_device_train_batch_size=PAIRS_PER_STEP // k,
+                max_steps=steps,
+                learning_rate=2e-3,
+                lr_scheduler_type="constant",
+                weight_decay=0.01,
+                max_length=32,
+                row_length=512,
+                gradient_checkpointing=False,
+                bf16=False,
+                use_cpu=True,
+                seed=seed,
+                report_to="none",
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+            )
+            trainer = MultiResponseSFTTrainer(model=model, args=args, train_dataset=groups, processing_class=tokenizer)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+    return model.eval()
+
+
+def distance(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Sequence[int]]
+) -> tuple[float, float]:
+    """Measure KL(truth || model) over the modes, and the NLL per response token under the truth, on new prompts."""
+    encoder = Encoder(tokenizer, prompt_format="plain")
+    pairs = [
+        pair
+        for prompt in prompts
+        for pair in encoder.encode_group(text_of_prompt(prompt), [text_of_answer(prompt, mode) for mode in range(3)])
+    ]
+    firsts = []
+    for pair in pairs:
+        first = list(pair.trained).index(True)
+        firsts.append(Pair(pair.input_ids[: first + 1], [False] * first + [True]))
+    mode_log_probability = log_likelihoods(model, firsts).reshape(-1, len(MODES))
+    nll = -log_likelihoods(model, pairs).sum() / sum(pair.trained_length for pair in pairs)
+    return float((np.log(1 / len(MODES)) - mode_log_probability).mean()), float(nll)

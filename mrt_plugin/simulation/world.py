@@ -1,0 +1,108 @@
+"""The data of the controlled experiments (arXiv 2606.00544, section 5), and this package's selectors on it.
+
+A prompt is x in R^5, standard normal. An answer is y = f(x) plus one of three offsets plus noise, with
+f(x) = sin(2·x_1) + x_2/2. The reward -(y - f(x))² is highest for the middle mode, although all three modes are equally
+right.
+"""
+
+import numpy as np
+
+from mrt_plugin.options import SelectionOptions
+from mrt_plugin.selection.pool import Pool
+from mrt_plugin.selection.registry import get_selector
+
+DIMENSION = 5
+OFFSETS = np.array([-1.5, 0.0, 1.5])
+NOISE = 0.1
+
+SELECTORS = ("random_k", "best_k", "diverse_best_k", "filter_then_spread")
+"""The paper uses the name GRADES for two selectors.
+
+`diverse_best_k` is the facility location that it runs on language-model data. `filter_then_spread` is what its
+simulator runs and publishes.
+"""
+
+
+def draw_prompts(count: int, random: np.random.Generator) -> np.ndarray:
+    """Draw prompts, [count, 5] float64."""
+    return random.standard_normal((count, DIMENSION))
+
+
+def centre(prompts: np.ndarray) -> np.ndarray:
+    """Compute f(x), [n], for prompts [n, 5]."""
+    value: np.ndarray = np.sin(2 * prompts[..., 0]) + 0.5 * prompts[..., 1]
+    return value
+
+
+def draw_responses(prompts: np.ndarray, count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw `count` independent answers per prompt, and the mode of each: [n, count] float64 and int64."""
+    modes = random.integers(len(OFFSETS), size=(len(prompts), count))
+    noise = NOISE * random.standard_normal(modes.shape)
+    return centre(prompts)[:, None] + OFFSETS[modes] + noise, modes
+
+
+def draw_sets(sets: int, prompts: int, pool: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw several training sets: prompts [sets, n, 5] and their pools [sets, n, N]."""
+    drawn = np.stack([draw_prompts(prompts, random) for _ in range(sets)])
+    return drawn, np.stack([draw_responses(x, pool, random)[0] for x in drawn])
+
+
+def rewards(prompts: np.ndarray, responses: np.ndarray) -> np.ndarray:
+    """Compute the rewards -(y - f(x))², [n, count]."""
+    value: np.ndarray = -((responses - centre(prompts)[:, None]) ** 2)
+    return value
+
+
+def quadrature(points: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """Return nodes [3·points] and weights (sum 1) that average a smooth function of y - f(x) over the answers.
+
+    This is Gauss-Hermite quadrature around each mode, exact up to round-off.
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(points)
+    all_nodes = (OFFSETS[:, None] + NOISE * nodes).ravel()
+    return all_nodes, np.tile(weights / weights.sum() / len(OFFSETS), len(OFFSETS))
+
+
+def closeness(responses: np.ndarray) -> np.ndarray:
+    """Compute the similarity 1 - distance / largest distance of the pool, [n, N, N], for responses [n, N]."""
+    distances = np.abs(responses[:, :, None] - responses[:, None, :])
+    value: np.ndarray = 1 - distances / np.maximum(distances.max(axis=(1, 2), keepdims=True), 1e-12)
+    return value
+
+
+def choose(
+    selector: str, responses: np.ndarray, rewards: np.ndarray, k: int, random: np.random.Generator
+) -> np.ndarray:
+    """Choose K responses of each pool with a selector of this package, and return their indices, [n, K].
+
+    The selector gets the similarity s as a cosine of 2·s - 1, which `similarity: paper` converts back.
+
+    Args:
+        selector: name of the selector.
+        responses: [n, N] with N > K.
+        rewards: [n, N].
+        k: K, the number of responses to keep.
+        random: generator for the draws of `random_k` and for breaking ties.
+    """
+    strategy = get_selector(selector)
+    keys = random.integers(2**63, size=responses.shape, dtype=np.uint64)
+    order = np.lexsort((keys, -rewards), axis=1)
+    cosines = 2 * closeness(np.take_along_axis(responses, order, 1)) - 1 if strategy.needs_embeddings else None
+    pools = []
+    for row in range(len(responses)):
+        pool = Pool({}, order[row].tolist(), scores=rewards[row, order[row]])
+        pool.keys = keys[row, order[row]]
+        if cosines is not None:
+            pool.cosines = np.round(cosines[row], 6)
+        pools.append(pool)
+    chosen = strategy.choose(pools, SelectionOptions(k=k, alpha=1.0, similarity="paper"))
+    return np.array([order[row, picks.positions] for row, picks in enumerate(chosen)])
+
+
+def keep(selector: str, prompts: np.ndarray, pools: np.ndarray, k: int, random: np.random.Generator) -> np.ndarray:
+    """Return the K responses that a selector keeps, [sets, n, K], for prompts [sets, n, 5] and pools [sets, n, N]."""
+    kept = [
+        np.take_along_axis(y, choose(selector, y, rewards(x, y), k, random), 1)
+        for x, y in zip(prompts, pools, strict=True)
+    ]
+    return np.stack(kept)
