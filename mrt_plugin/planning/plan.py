@@ -278,6 +278,7 @@ def make_plan(
     ```python
     from mrt_plugin import load_groups, make_plan
     from mrt_plugin.encoding import Encoder
+    from mrt_plugin.planning import advise
 
     plan = make_plan(load_groups("pool.jsonl"), model=model, encoder=Encoder(tokenizer), budget="4x")
     plan.model.best.k, advise(plan)[0]

@@ -22,7 +22,19 @@ OUTLOOK_COLUMNS = ("budget, in ordinary epochs", "K", "interval", "prompts", "va
 
 
 def advise(plan: Plan) -> list[str]:
-    """Return the advice, followed by its qualifications, with one or two sentences per line."""
+    """Return the advice, followed by its qualifications, with one or two sentences per line.
+
+    Example:
+
+    ```python
+    from mrt_plugin import load_groups, make_plan
+    from mrt_plugin.encoding import Encoder
+    from mrt_plugin.planning import advise
+
+    plan = make_plan(load_groups("pool.jsonl"), model=model, encoder=Encoder(tokenizer), budget="2x")
+    advise(plan)[0]
+    ```
+    """
     found = plan.model
     if found is None:
         return [
