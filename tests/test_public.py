@@ -23,6 +23,7 @@ NAMES = {
     "mrt_plugin.encoding": ["Encoder"],
     "mrt_plugin.evaluation": ["How", "evaluation_report", "load_checker", "read_cases"],
     "mrt_plugin.models": ["parse_models"],
+    "mrt_plugin.planning": ["advise"],
     "mrt_plugin.pipeline": ["PoolFile", "SelectJob", "select_file"],
     "mrt_plugin.planning": ["advise"],
     "mrt_plugin.sampling": ["Endpoint", "LocalModel", "SamplingSettings", "sample_pool"],
@@ -88,3 +89,15 @@ def test_the_example_runs(
             server.models = ["tiny"]
             code = code.replace("localhost:8000", f"127.0.0.1:{server.server_address[1]}")
             exec(code, {"model": tiny.llama(), "tokenizer": tiny.tokenizer()})
+
+
+def test_the_pages_import_public_names_alone() -> None:
+    root = Path(__file__).parents[1]
+    pages = [root / "README.md", *(root / "docs").glob("*.md")]
+    found = [
+        pair for page in pages for pair in re.findall(r"^from (mrt_plugin\S*) import (.+)$", page.read_text(), re.M)
+    ]
+    assert len(found) > 10
+    for package, names in found:
+        assert package.count(".") <= 1, package
+        assert set(names.split(", ")) <= set(NAMES[package]), (package, names)

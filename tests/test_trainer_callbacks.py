@@ -283,7 +283,7 @@ def test_a_smoke_test_of_a_run_that_redraws(tmp_path, caplog):
 
 
 def test_a_run_that_learns_nothing_fails(tmp_path):
-    with pytest.raises(SmokeTestFailed, match="FAILED: no falling loss can be told from the noise"):
+    with pytest.raises(SmokeTestFailed, match="FAILED: the loss does not fall by more than its noise"):
         smoke(tmp_path, steps=20, learning_rate=1e-12).train()
 
 

@@ -108,7 +108,7 @@ def parse_block(block: Any) -> dict[str, Any]:
 
 
 def redraws(block: dict[str, Any]) -> bool:
-    """Return whether any dataset of the run draws its responses anew every epoch."""
+    """Return whether any dataset of the run draws its responses again in every epoch."""
     return any(holder.get("redraw") == "epoch" for holder in (block, *(block.get("datasets") or [])))
 
 

@@ -20,13 +20,13 @@ _OWN_LOSS = (
 _OWN_TRAINER = "It brings its own trainer. Remove it, or this plugin."
 _DISTILLS = "Distillation brings its own trainer. Remove it, or this plugin."
 _ONE_PER_ROW = "It reads one example per row. Use `axolotl inference` after training."
-_WHOLE_GROUPS = "It would split a row, and a group must stay whole. Use DDP, FSDP or DeepSpeed ZeRO."
+_WHOLE_GROUPS = "It would split a row, and a group must stay complete. Use DDP, FSDP or DeepSpeed ZeRO."
 
 _IF_SET = {
     "rl": "This plugin is for supervised fine-tuning. Remove `rl:`, or this plugin.",
     **dict.fromkeys(("reward_model", "process_reward_model"), "This plugin trains language models."),
-    "pretraining_dataset": "Groups are chosen from whole pools; use `datasets:`.",
-    "streaming": "Groups are chosen from whole pools; use `datasets:` without streaming.",
+    "pretraining_dataset": "Groups are chosen from complete pools; use `datasets:`.",
+    "streaming": "Groups are chosen from complete pools; use `datasets:` without streaming.",
     "skip_prepare_dataset": "Groups have to be prepared. Remove it.",
     "train_on_inputs": "Only responses are trained on: a prompt shared by K responses would count K times. Remove it.",
     "eval_sequence_len": "Held-out groups obey sequence_len and mrt.max_length. Remove it.",
@@ -48,11 +48,11 @@ _IF_SET = {
     "liger_fused_linear_cross_entropy": _OWN_LOSS + " liger_rms_norm, liger_glu_activation and liger_rope stay.",
     "scaling_softmax": "It changes the attention scores of transformers' flex_attention, which shared rows do not go "
     "through. Remove it.",
-    "min_sample_len": "It would count the tokens of a whole group. Remove it; mrt.curation filters responses.",
+    "min_sample_len": "It would count the tokens of a complete group. Remove it; mrt.curation filters responses.",
     "kd_trainer": _DISTILLS,
     "trainer_cls": "This plugin brings its own trainer. Remove it.",
     "processor_type": "Groups are text. Remove it.",
-    "do_bench_eval": "It needs the logits of whole rows, which never exist. Evaluate after training.",
+    "do_bench_eval": "It needs the logits of complete rows, which never exist. Evaluate after training.",
     "do_causal_lm_eval": "It reads one example per row. Evaluate after training.",
     **dict.fromkeys(("eval_table_size", "generate_samples"), _ONE_PER_ROW),
 }

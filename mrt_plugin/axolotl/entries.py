@@ -231,5 +231,5 @@ def _match_overrides(overrides: list[dict[str, Any]], entries: list[_Entry]) -> 
 
 def _is_json_file(entry: dict[str, Any]) -> bool:
     path = Path(str(entry.get("path")))
-    whole = entry.get("split") in (None, "train") and not entry.get("shards") and not entry.get("data_files")
-    return whole and path.suffix.lower() in (".json", ".jsonl", ".ndjson") and path.is_file()
+    complete = entry.get("split") in (None, "train") and not entry.get("shards") and not entry.get("data_files")
+    return complete and path.suffix.lower() in (".json", ".jsonl", ".ndjson") and path.is_file()

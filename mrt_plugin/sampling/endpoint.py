@@ -287,7 +287,7 @@ def backoff(attempt: int, first: float) -> float:
     The longest wait starts at `first`, doubles with each attempt and stops growing at 60 s. The wait is drawn between
     half of it and all of it, so that requests that failed together are not retried together.
     """
-    return min(first * 2**attempt, 60.0) * random.uniform(0.5, 1.0)
+    return min(first * 2.0**attempt, 60.0) * random.uniform(0.5, 1.0)
 
 
 def asked_wait(retry_after: str | None) -> float | None:

@@ -216,7 +216,7 @@ class MultiResponseTrainerMixin(Trainer):
     # ------------------------------------------------------------------ loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
-        """Return the units of the whole optimizer step, over its micro-batches and all processes."""
+        """Return the units of the complete optimizer step, over its micro-batches and all processes."""
         sums = torch.zeros(1 + len(_COUNTED), dtype=torch.float64)
         for batch in batch_samples:
             counts = [batch["stats"][name] for name in _COUNTED]

@@ -86,7 +86,7 @@ def prepare_groups(
         options: selector, k and the rest; `row_length` is used if `split_rows` is set.
         max_length: limit in tokens of one prompt with one response; longer pairs are dropped and counted.
         seed: of the selection, unless `options.selection_seed` is set.
-        expanded_form: build rows of whole pairs, without a shared prefix.
+        expanded_form: build rows of complete pairs, without a shared prefix.
         split_rows: split groups longer than `options.row_length` into several rows of the dataset, for callers whose
             rows must not be longer. Otherwise the collator splits them.
         num_proc: number of processes; the result does not depend on it.
@@ -171,7 +171,7 @@ def row_tokens(rows: Dataset, layout: str) -> np.ndarray:
 
 
 def _pools(groups: Dataset, n: int | None, seed: int) -> list[list[int]]:
-    """Return the candidates of each group, for a trainer that draws from them anew each epoch."""
+    """Return the candidates of each group, for a trainer that draws from them again in each epoch."""
     names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
     wanted = groups.select_columns(names)
     return [
@@ -210,12 +210,12 @@ class _Builder:
             raise EncodingError(f"Group {group['id']!r} (row {index}): {error}") from error
         if sum(weights) <= 0:
             return []
-        whole = build_group_row(pairs, self.options.loss_aggregation, weights, **pool)
+        group_row = build_group_row(pairs, self.options.loss_aggregation, weights, **pool)
         shared = {"group": index, PROMPT_NAME: prompt_name(group["prompt"])}
         rows = []
-        for part, draw in self._arrange(whole):
+        for part, draw in self._arrange(group_row):
             # The rows of one draw share a pool, which is counted once.
-            counts = _count(part if draw is None else whole)
+            counts = _count(part if draw is None else group_row)
             if draw is not None and draw["first"] > 0:
                 counts = dict.fromkeys(counts, 0)
             rows.append({**part, **counts, **shared, DRAW: draw})
@@ -289,7 +289,7 @@ def _announce(
     )
     if options.redraw == "epoch":
         logger.info(
-            "%s: redraw='epoch': these are whole pools, of which each epoch trains a random %d per prompt.",
+            "%s: redraw='epoch': these are complete pools; each epoch trains a random %d responses per prompt.",
             description,
             options.k,
         )

@@ -69,7 +69,7 @@ def refuse_parallelism(trainer: Trainer) -> None:
         )
     if parallelism is not None and parallelism.non_data_parallel_size > 1:
         raise ValueError(
-            "Context, sequence and tensor parallelism split a row, and a group must stay whole: use DDP, FSDP or "
+            "Context, sequence and tensor parallelism split a row, and a group must stay complete: use DDP, FSDP or "
             "DeepSpeed ZeRO."
         )
     if trainer.is_fsdp_enabled and accelerator.state.fsdp_plugin.fsdp_version == 1:

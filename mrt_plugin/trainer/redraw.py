@@ -1,4 +1,4 @@
-"""`redraw: epoch`: draw K random responses of each pool anew for every epoch."""
+"""`redraw: epoch`: draw K random responses of each pool again in every epoch."""
 
 from itertools import accumulate
 from typing import Any, TypedDict
@@ -37,7 +37,7 @@ def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: Los
     """Return the row with K of its segments, and with the loss coefficients of a group of these K.
 
     Under `prompt` the coefficients and units of N responses are multiplied by N/K, so that the group keeps one vote.
-    Their divisors M (mean trained length) and W (mean weight) are means over the whole pool. Under `token` and
+    Their divisors M (mean trained length) and W (mean weight) are means over the complete pool. Under `token` and
     `response` each response keeps its own coefficients.
     """
     count = len(row["segment_lengths"])
@@ -61,7 +61,7 @@ class RowDraw(TypedDict):
     """The row trains the responses first..last-1 of the K drawn. These are all K, unless K responses may be too long
     for a row."""
     expanded: bool
-    """Whether the row has no shared prefix. Its segments are then whole pairs."""
+    """Whether the row has no shared prefix. Its segments are then complete pairs."""
     pool: GroupRow
     """All responses of the group."""
 
@@ -87,7 +87,7 @@ DRAW_FEATURE = {
 def rows_to_draw(
     pool: GroupRow, k: int, *, seed: int, row_length: int | None = None, expanded: bool = False
 ) -> list[tuple[GroupRow, RowDraw]]:
-    """Return the rows of a group whose K responses are drawn anew each epoch.
+    """Return the rows of a group whose K responses are drawn again in each epoch.
 
     A row holds the longest responses that any draw can give it. So packing, length limits and step counts, which are
     computed before training, plan for the longest possible draw. If the K longest responses do not fit `row_length`,

@@ -138,7 +138,7 @@ def _refuse_arguments(kwargs: dict[str, Any]) -> None:
         "formatting_func": "groups are formatted by the tokenizer's chat template; format the data before.",
         "compute_loss_func": "choose loss_aggregation instead.",
         "compute_metrics": "the logits that metrics would need never exist; eval_loss and token accuracy are logged.",
-        "preprocess_logits_for_metrics": "the logits of a whole row never exist.",
+        "preprocess_logits_for_metrics": "the logits of a complete row never exist.",
     }
     for name, reason in reasons.items():
         if kwargs.get(name) is not None:

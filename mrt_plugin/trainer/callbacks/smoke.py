@@ -157,7 +157,7 @@ class SmokeTest(TrainerCallback):
             return Finding(False, f"the loss rises, {line}: lower the learning rate, or look at the data.")
         return Finding(
             False,
-            f"no falling loss can be told from the noise, {line}, Mann-Kendall p = {found.p_falls:.2f}: raise "
+            f"the loss does not fall by more than its noise, {line}, Mann-Kendall p = {found.p_falls:.2f}: raise "
             "smoke_steps or the batch, shorten the warm-up, or raise the learning rate.",
         )
 
@@ -171,7 +171,7 @@ class SmokeTest(TrainerCallback):
 
     def _answers_finding(self) -> Finding:
         if not self._prompts:
-            return Finding(True, "no answers were sampled: no process holds the whole weights.")
+            return Finding(True, "no answers were sampled: no process holds all weights.")
         return from_main_process(self._trainer.accelerator, self._judge)
 
     def _judge(self) -> Finding:

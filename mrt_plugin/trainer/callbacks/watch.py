@@ -31,7 +31,7 @@ def watch(trainer: Any, options: MultiResponseOptions, tokenizer: PreTrainedToke
         ImportError: if the embedder is not installed.
     """
     args, held_out = trainer.args, trainer.eval_dataset
-    whole_weights = not (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled())  # type: ignore[no-untyped-call]
+    all_weights = not (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled())  # type: ignore[no-untyped-call]
     if options.early_stopping is not None:
         if any(isinstance(callback, EarlyStoppingCallback) for callback in trainer.callback_handler.callbacks):
             raise ValueError(
@@ -48,9 +48,9 @@ def watch(trainer: Any, options: MultiResponseOptions, tokenizer: PreTrainedToke
                 "sample_prompts answers held-out prompts, and there are none: give an eval_dataset (in Axolotl "
                 "val_set_size), or remove it."
             )
-        if not whole_weights:
+        if not all_weights:
             raise ValueError(
-                "sample_prompts needs the whole weights in one process, which FSDP and ZeRO-3 do not give: remove it, "
+                "sample_prompts needs all weights in one process, which FSDP and ZeRO-3 do not give: remove it, "
                 "and evaluate the checkpoints afterwards (mrt evaluate)."
             )
         samples = HeldOutSamples(
@@ -68,7 +68,7 @@ def watch(trainer: Any, options: MultiResponseOptions, tokenizer: PreTrainedToke
         smoke = SmokeTest(
             trainer,
             options.smoke_steps,
-            pick_prompts(trainer.train_dataset if rows is None else rows, PROMPTS) if whole_weights else [],
+            pick_prompts(trainer.train_dataset if rows is None else rows, PROMPTS) if all_weights else [],
             max_tokens=options.sample_tokens,
             seed=args.seed,
         )
