@@ -25,7 +25,6 @@ NAMES = {
     "mrt_plugin.models": ["parse_models"],
     "mrt_plugin.planning": ["advise"],
     "mrt_plugin.pipeline": ["PoolFile", "SelectJob", "select_file"],
-    "mrt_plugin.planning": ["advise"],
     "mrt_plugin.sampling": ["Endpoint", "LocalModel", "SamplingSettings", "sample_pool"],
     "mrt_plugin.scoring": ["load_embedder"],
 }

@@ -22,7 +22,6 @@ OUTLOOK_COLUMNS = ("budget, in ordinary epochs", "K", "interval", "prompts", "va
 
 
 def advise(plan: Plan) -> list[str]:
-<<<<<<< HEAD
     """Return the advice of a plan, followed by its qualifications, with one or two sentences per line.
 
     The first line names the K to keep, its interval and the cost. Without a model there is one line, and no K.
@@ -37,23 +36,6 @@ def advise(plan: Plan) -> list[str]:
         print(line)
     ```
     """
-||||||| 8396021
-    """Return the advice, followed by its qualifications, with one or two sentences per line."""
-=======
-    """Return the advice, followed by its qualifications, with one or two sentences per line.
-
-    Example:
-
-    ```python
-    from mrt_plugin import load_groups, make_plan
-    from mrt_plugin.encoding import Encoder
-    from mrt_plugin.planning import advise
-
-    plan = make_plan(load_groups("pool.jsonl"), model=model, encoder=Encoder(tokenizer), budget="2x")
-    advise(plan)[0]
-    ```
-    """
->>>>>>> w/trainer
     found = plan.model
     if found is None:
         return [
