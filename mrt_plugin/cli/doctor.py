@@ -96,8 +96,8 @@ def _show_memory(report: "RecipeReport") -> None:
     rows = []
     for layout, estimate in report.memory.items():
         batch, length = report.batch[layout]
-        parts = (estimate.weights, estimate.training_state, estimate.activations, estimate.logits)
-        parts = (*parts, estimate.dequantised, estimate.total)
+        parts = [estimate.weights, estimate.training_state, estimate.activations, estimate.logits]
+        parts += [estimate.dequantised, estimate.total]
         rows.append((layout, f"{batch} x {length:,}", *(f"{part:.2f}" for part in parts)))
     columns = ("layout", "rows x tokens", "weights", "state", "activations", "logits", "dequant", "total GiB")
     table(columns, rows, title="Peak memory of the largest step: an estimate from shapes, not measured")

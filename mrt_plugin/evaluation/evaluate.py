@@ -137,8 +137,9 @@ def _model(subject: Subject, boot: Bootstrap) -> ModelResult:
         path=model.path,
         adapter=model.adapter,
         pool=model.pool,
-        samples=samples
-        and SampleCounts(
+        samples=None
+        if not samples
+        else SampleCounts(
             draws=sum(counts),
             least=min(counts),
             most=max(counts),

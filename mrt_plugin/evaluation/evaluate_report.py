@@ -239,7 +239,8 @@ def difference_figure(result: Evaluation) -> "Figure":
     for row in rows:
         turn = others.index(row.model)
         place = keys.index((row.measure, row.m)) + (turn - (len(others) - 1) / 2) * 0.8 / len(others)
-        low, middle, high = row.scaled or ()
+        assert row.scaled is not None
+        low, middle, high = row.scaled
         bars = _bars([(middle, [low, high])])
         axis.errorbar(bars[0], place, xerr=bars[1], **_style(turn + 1, row.model, hollow=row.outcome == "unclear"))
     axis.axvline(0, color="black", linewidth=0.8)

@@ -123,7 +123,7 @@ def compare_tasks(before: Scores, after: Scores, *, seed: int = 0) -> list[TaskC
     rows = []
     for task, metric in ((task, metric) for task, metrics in after.items() for metric in metrics):
         new, old = after[task][metric], before.get(task, {}).get(metric)
-        row = TaskChange(task, metric, old and old.value, new.value)
+        row = TaskChange(task, metric, old.value if old else None, new.value)
         if old is not None and new.higher_is_better and 0 <= old.value <= 1 and 0 <= new.value <= 1:
             points = 100 * (old.value - new.value)
             interval = _paired(old.documents or {}, new.documents or {}, seed)

@@ -187,7 +187,9 @@ def draw_after(
             if place >= 0:
                 text, whole = text[:place], True
         count = len(said) + (length is not None)  # the end is also a token
-        logprobs = [float(step[row]) for step in picker.logprobs[:count]] if settings.logprobs else None
+        logprobs: list[float | None] | None = None
+        if settings.logprobs:
+            logprobs = [float(step[row]) for step in picker.logprobs[:count]]
         draws.append(Draw(text, "stop" if whole else "length", len(said), logprobs))
     return draws
 

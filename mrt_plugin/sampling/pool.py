@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset
 
@@ -97,6 +97,6 @@ def _is_written_by_us(row: dict[str, Any]) -> bool:
     lists = [row.get(name) for name in ("responses", "samples", "truncated")]
     if not {"id", "prompt"} <= row.keys() or not all(isinstance(column, list) for column in lists):
         return False
-    responses, samples, truncated = map(list, lists)  # type: ignore[arg-type]
+    responses, samples, truncated = cast("list[list[Any]]", lists)
     known = [how for how in [*samples, *truncated] if how is not None]
     return len(samples) == len(responses) and all(isinstance(how, dict) and "draw" in how for how in known)

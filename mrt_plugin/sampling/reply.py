@@ -39,8 +39,8 @@ class _ChatChoice(BaseModel):
     def draw(self) -> Draw:
         if self.message.content is None and self.message.tool_calls:
             raise Garbage("a choice is a tool call, though no tools were offered")
-        tokens = self.logprobs and self.logprobs.content
-        logprobs = tokens and [token.logprob for token in tokens]
+        tokens = self.logprobs.content if self.logprobs else None
+        logprobs: list[float | None] | None = None if tokens is None else [token.logprob for token in tokens]
         thought = self.message.reasoning_content or self.message.reasoning or ""
         return _draw(self.message.content or "", self.finish_reason, logprobs, thought)
 
@@ -55,7 +55,7 @@ class _TextChoice(BaseModel):
     logprobs: _TextLogprobs | None = None
 
     def draw(self) -> Draw:
-        return _draw(self.text, self.finish_reason, self.logprobs and self.logprobs.token_logprobs)
+        return _draw(self.text, self.finish_reason, self.logprobs.token_logprobs if self.logprobs else None)
 
 
 class _Usage(BaseModel):
