@@ -191,6 +191,7 @@ def _supervise(connection: socket.socket) -> None:
 
 def _run(request: dict[str, Any]) -> None:
     status = 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the children of a background job ignore it
     try:
         for number, name in enumerate(("stdin", "stdout", "stderr")):
             mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_APPEND
