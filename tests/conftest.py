@@ -13,10 +13,9 @@ os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import axolotl_recipe
 import pytest
-import tiny
 import torch
+from helpers import axolotl_recipe, tiny
 from transformers import PreTrainedTokenizerFast
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import PAD, WINDOW, assert_equivalent, build, plain_compute, random_group
+from helpers.families import PAD, WINDOW, assert_equivalent, build, plain_compute, random_group
 from transformers import AutoConfig
 
 from mrt_plugin.attention.backend import ExpandedBackend

@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-import tiny
-from families import (
+from helpers import tiny
+from helpers.families import (
     ATTENTION_ONLY,
     CHUNKED,
     FAMILIES,

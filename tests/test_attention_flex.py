@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import ATTENTION_ONLY, PAD, WINDOW, build, one_by_one, plain_compute, random_group, rows_loss
+from helpers.families import ATTENTION_ONLY, PAD, WINDOW, build, one_by_one, plain_compute, random_group, rows_loss
 
 from mrt_plugin.attention import NotShareable
 from mrt_plugin.attention.masks import FlexBackend, block_mask, visible

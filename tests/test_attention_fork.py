@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-from families import (
+from helpers.families import (
     FAMILIES,
     PAD,
     STATEFUL,

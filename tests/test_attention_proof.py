@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import (
+from helpers.families import (
     ATTENTION_ONLY,
     CHUNKED,
     DSA,

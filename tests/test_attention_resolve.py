@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-import tiny
 from datasets import Dataset
-from families import ATTENTION_ONLY, CHUNKED, FAMILIES, STATEFUL, assert_equivalent, build, random_group
+from helpers import tiny
+from helpers.families import ATTENTION_ONLY, CHUNKED, FAMILIES, STATEFUL, assert_equivalent, build, random_group
 from typer.testing import CliRunner
 
 from mrt_plugin import MultiResponseSFTConfig, MultiResponseSFTTrainer

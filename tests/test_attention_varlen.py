@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import PAD, random_group
+from helpers.families import PAD, random_group
 
 from mrt_plugin.attention.kernels import Explicit
 from mrt_plugin.attention.masks import visible

@@ -1,32 +1,14 @@
 """Axolotl's own commands on a real QLoRA recipe with the plugin, as a user types them."""
 
 import csv
-import os
-import re
-import sys
-from pathlib import Path
 
-import axolotl_recipe
 import pytest
-from helpers.processes import AXOLOTL, run_python
+from helpers import axolotl_recipe
+from helpers.axolotl_runs import axolotl, logged
 
 pytest.importorskip("axolotl")
 pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.axolotl
-
-
-def axolotl(*arguments, folder, text="", status=0, **environment):
-    """Run a command to its end, check its exit status and return what it printed."""
-    scripts = str(Path(sys.executable).parent)
-    env = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}", "COLUMNS": "200", **environment}
-    done = run_python([f"{scripts}/axolotl", *arguments], cwd=folder, input=text, env=env, libraries=AXOLOTL)
-    assert done.returncode == status, done.stderr[-4000:]
-    return done.stdout + done.stderr
-
-
-def logged(printed, name):
-    """The values of a metric in the logs, in order."""
-    return [float(value) for value in re.findall(rf"'{name}': '?([-+.\de]+)", printed)]
 
 
 def summary(folder):

@@ -2,8 +2,8 @@
 
 import json
 
-import axolotl_recipe
 import pytest
+from helpers import axolotl_recipe
 
 pytest.importorskip("axolotl")
 pytestmark = pytest.mark.axolotl

@@ -2,9 +2,9 @@
 
 import json
 
-import messy
 import pytest
-from axolotl_recipe import write_rows
+from helpers import messy
+from helpers.axolotl_recipe import write_rows
 
 pytest.importorskip("axolotl")
 pytestmark = pytest.mark.axolotl

@@ -1,7 +1,7 @@
 """The datasets that Axolotl prepares with the plugin: which rows there are, and which tokens are trained."""
 
 import pytest
-from axolotl_recipe import PLUGIN, groups, write_rows
+from helpers.axolotl_recipe import PLUGIN, groups, write_rows
 
 from mrt_plugin.groups.overlap import prompt_overlap
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.axolotl
 
 
 def test_kernels_of_the_projections_compute_the_same(tmp_path):
-    script = Path(__file__).parent / "lora_kernels_step.py"
+    script = Path(__file__).parent / "helpers" / "lora_kernels_step.py"
     done = run_python([script, tmp_path], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, libraries=AXOLOTL)
     assert done.returncode == 0, done.stderr[-4000:]
     assert "equal" in done.stdout

@@ -3,7 +3,8 @@
 from collections import Counter
 
 import pytest
-from axolotl_recipe import groups, write_rows
+from helpers.axolotl_recipe import groups, write_rows
+from helpers.axolotl_runs import pieces
 
 from mrt_plugin.trainer.redraw import DRAW, EpochDraws
 
@@ -114,15 +115,3 @@ def test_what_each_epoch_trains(load, tmp_path, packed):
     assert sorted(later) == [1, 2], "the second epoch"
     assert later[1] < drawn[1], "what the first part of the epoch left"
     assert later[2] == drawn[2] == expected[2]
-
-
-def pieces(batch):
-    """The trained tokens of each response in a batch."""
-    found = {}
-    for row, (labels, segments, places) in enumerate(
-        zip(*(batch[name].tolist() for name in ("labels", "segment_ids", "group_ids")), strict=True)
-    ):
-        for label, segment, place in zip(labels, segments, places, strict=True):
-            if label != -100:
-                found.setdefault((row, place, segment), []).append(label)
-    return map(tuple, found.values())

@@ -6,8 +6,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from axolotl_recipe import groups, write_rows
-from test_axolotl_redraw import pieces
+from helpers.axolotl_recipe import groups, write_rows
+from helpers.axolotl_runs import pieces
 
 pytest.importorskip("axolotl")
 pytestmark = pytest.mark.axolotl

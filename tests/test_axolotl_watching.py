@@ -1,8 +1,8 @@
 """A real Axolotl run whose recipe asks for everything that looks at it."""
 
-import axolotl_recipe
 import pytest
-from test_axolotl_commands import axolotl, logged
+from helpers import axolotl_recipe
+from helpers.axolotl_runs import axolotl, logged
 
 pytestmark = pytest.mark.axolotl
 

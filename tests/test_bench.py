@@ -8,8 +8,8 @@ import json
 from dataclasses import replace
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 from typer.testing import CliRunner
 
 from mrt_plugin.bench.model import BenchModel, ModelChoice, load_model

@@ -5,10 +5,10 @@ import logging
 from collections import Counter
 from pathlib import Path
 
-import messy
 import numpy as np
 import pytest
 from datasets import Dataset
+from helpers import messy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

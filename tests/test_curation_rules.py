@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
-import messy
 import numpy as np
 import pytest
-import tiny
 from datasets import Dataset
+from helpers import messy, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-import tiny
 import torch
+from helpers import tiny
 from helpers.processes import run_python
 from peft import LoraConfig, get_peft_model
 

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from fsdp_step import gradient, make_rows
+from helpers import tiny
+from helpers.fsdp_step import gradient, make_rows
 from helpers.processes import gloo
-from test_trainer import make_groups, one_step, relative
+from helpers.training import make_groups, one_step, relative
 
 
 def run_steps(folder: Path, processes: int, runs: dict[str, dict]) -> dict[str, dict]:

@@ -5,10 +5,10 @@ import pickle
 from typing import Any
 
 import pytest
-import tiny
 from datasets import Dataset
 from datasets.fingerprint import Hasher
-from templates import NO_END, QWEN3
+from helpers import tiny
+from helpers.templates import NO_END, QWEN3
 from transformers import ByT5Tokenizer
 
 from mrt_plugin.encoding import Encoder, EncodingError, prepare_tokenizer

@@ -2,10 +2,10 @@
 
 import re
 
-import tiny
+from helpers import tiny
+from helpers.templates import FAMILIES, SPECIAL_TOKENS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from templates import FAMILIES, SPECIAL_TOKENS
 
 from mrt_plugin.encoding import Encoder
 

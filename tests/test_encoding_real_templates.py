@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-import tiny
 import trl
+from helpers import tiny
 
 from mrt_plugin.encoding import Encoder
 

@@ -8,9 +8,9 @@ because generation has stopped before it. Where a template is not prefix-preserv
 from typing import Any
 
 import pytest
-import tiny
 import trl
 from datasets import Dataset
+from helpers import tiny
 from packaging.version import Version
 from trl import SFTConfig, SFTTrainer
 

@@ -3,9 +3,9 @@
 import random
 
 import pytest
-import tiny
 import torch
-from families import CHUNKED, FAMILIES, STATEFUL, VOCABULARY, build, gradient, plain_compute
+from helpers import tiny
+from helpers.families import CHUNKED, FAMILIES, STATEFUL, VOCABULARY, build, gradient, plain_compute
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoint_server import Server, serve
+from helpers.endpoint_server import Server, serve
 from helpers.processes import start_python
 from typer.testing import CliRunner
 

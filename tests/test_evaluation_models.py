@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from helpers import tiny
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForSequenceClassification
 from typer.testing import CliRunner

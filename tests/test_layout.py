@@ -1,8 +1,8 @@
 """Group rows and the collator: the same pairs in both layouts, and units that survive splitting and packing."""
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -4,11 +4,11 @@ import logging
 import os
 
 import pytest
-import tiny
 import torch
 from accelerate.utils import DeepSpeedPlugin, DistributedType
 from datasets import Dataset
-from test_trainer import IgnoresTheMask, make_groups
+from helpers import tiny
+from helpers.training import Fails, IgnoresTheMask, ReadsPadding, make_groups
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -88,27 +88,6 @@ def test_one_process_that_cannot_share_decides_for_all(rows):
     with pytest.raises(NotShareable, match="gradient_checkpointing=False"):
         choose(rows, agree=agree, layout="shared_prefix", prefix_backend="fork", checkpointing=True)
     assert "gradient_checkpointing=False" in told[-1], "the others are told why"
-
-
-class Fails(LlamaForCausalLM):
-    """Takes the plain forward only."""
-
-    def forward(self, *args, row_plan=None, **kwargs):
-        if row_plan is not None:
-            raise RuntimeError("no kernel for this shape")
-        return super().forward(*args, **kwargs)
-
-
-class ReadsPadding(LlamaForCausalLM):
-    """Computes something else where its batch is padded."""
-
-    inexact = ("sdpa", "eager")
-
-    def forward(self, input_ids, attention_mask=None, **kwargs):
-        padded = attention_mask is not None and attention_mask.ndim == 2 and not attention_mask.all()
-        if padded and self.config._attn_implementation in self.inexact:
-            input_ids = input_ids.roll(1, 1)
-        return super().forward(input_ids, attention_mask=attention_mask, **kwargs)
 
 
 def test_any_error_of_the_proof_is_a_refusal_with_its_cause(rows):

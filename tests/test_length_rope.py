@@ -1,10 +1,10 @@
 """Rotary angles that depend on the longest pair of a forward pass: allowed where no step can tell, else refused."""
 
 import pytest
-import tiny
 import torch
-from families import PAD, build, random_group
-from test_trainer import config, make_groups, relative
+from helpers import tiny
+from helpers.families import PAD, build, random_group
+from helpers.training import config, make_groups, relative
 from transformers import TrainerCallback
 
 from mrt_plugin import MultiResponseSFTTrainer

@@ -3,8 +3,8 @@
 import math
 
 import pytest
-import tiny
 import torch
+from helpers import tiny
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tiny
+from helpers import tiny
 from typer.testing import CliRunner
 
 from mrt_plugin.cli import app

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from datasets import Dataset
+from helpers import tiny
 from interval_coverage import audit_coverage
 from peft import LoraConfig, get_peft_model
 from typer.testing import CliRunner

@@ -5,12 +5,11 @@ import json
 import logging
 from pathlib import Path
 
-import axolotl_recipe
 import numpy as np
 import pytest
-import tiny
 import yaml
-from test_trainer import config, make_groups
+from helpers import axolotl_recipe, tiny
+from helpers.training import config, make_groups
 from typer.testing import CliRunner
 
 from mrt_plugin import MultiResponseSFTTrainer, load_groups

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from datasets import Dataset
+from helpers import tiny
 from typer.testing import CliRunner
 
 from mrt_plugin import load_groups

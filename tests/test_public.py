@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
-from endpoint_server import serve
+from helpers import tiny
+from helpers.endpoint_server import serve
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 

@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import messy
 import pytest
 from datasets import Dataset, Features, Value
-from test_scoring import reward_dir
-from test_select_cli import job, write_lines
+from helpers import messy
+from helpers.selecting import job, reward_dir, write_lines
 
 from mrt_plugin import load_groups, select
 from mrt_plugin.engine import map_batches

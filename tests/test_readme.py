@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-import tiny
+from helpers import tiny
 from helpers.processes import run_python
 
 from mrt_plugin import load_groups

@@ -7,12 +7,11 @@ import re
 from pathlib import Path
 from unittest import mock
 
-import axolotl_recipe
 import pytest
-import tiny
 import yaml
 from accelerate.utils import DeepSpeedPlugin, DistributedType
-from axolotl_recipe import groups, write_rows
+from helpers import axolotl_recipe, tiny
+from helpers.axolotl_recipe import groups, write_rows
 from helpers.processes import run_python
 from transformers import AutoConfig
 

@@ -4,8 +4,8 @@ import logging
 from collections import Counter
 
 import pytest
-import tiny
 from datasets import Dataset
+from helpers import tiny
 
 from mrt_plugin import MultiResponseSFTConfig, MultiResponseSFTTrainer, load_groups, select
 from mrt_plugin.encoding.pair import Pair

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoint_server import Server, serve
+from helpers.endpoint_server import Server, serve
 from helpers.processes import run_python, start_python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -14,16 +14,15 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-import tiny
 import torch
 from datasets import Dataset
+from helpers import tiny
 from helpers.processes import run_python, start_python
+from helpers.selecting import reward_dir
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
-    BertForSequenceClassification,
     BertModel,
-    LlamaForSequenceClassification,
 )
 
 from mrt_plugin import load_groups, select
@@ -38,30 +37,6 @@ from mrt_plugin.scoring.reward_model import RewardModel
 def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("MRT_CACHE", str(tmp_path / "scores"))
-
-
-def reward_dir(directory: Path, *, chat: bool = True, labels: int = 1, seed: int = 0) -> str:
-    """A tiny seeded reward model: a Llama that reads a chat, or a BERT that reads a pair of texts."""
-    tokenizer = tiny.tokenizer(directory, chat_template=tiny.CHATML if chat else None)
-    torch.manual_seed(seed)
-    if chat:
-        config = tiny.llama(tokenizer, hidden=32).config
-        config.num_labels = labels
-        model: Any = LlamaForSequenceClassification(config)
-    else:
-        model = BertForSequenceClassification(
-            BertConfig(
-                vocab_size=1024,
-                hidden_size=32,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                intermediate_size=64,
-                num_labels=labels,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-    model.save_pretrained(directory)
-    return str(directory)
 
 
 def pool(count: int = 6) -> Dataset:
@@ -132,6 +107,23 @@ class TestCache:
         assert (cache.get([b"b 199"])[b"b 199"] == 199).all()
 
     @pytest.mark.processes
+    @pytest.mark.processes
+    def test_many_processes_make_it_at_once(self, tmp_path: Path) -> None:
+        """Six open a new cache at the same moment, fifteen times."""
+        for number in range(15):
+            begin, children = time.time() + 0.03, []
+            for _ in range(6):
+                child = os.fork()
+                if child == 0:
+                    while time.time() < begin:
+                        pass
+                    try:
+                        os._exit(len(ScoreCache(tmp_path / str(number))))
+                    finally:
+                        os._exit(1)
+                children.append(child)
+            assert [os.waitpid(child, 0)[1] for child in children] == [0] * 6
+
     def test_it_works_in_a_forked_process(self, tmp_path: Path) -> None:
         cache = ScoreCache(tmp_path)
         cache.put({b"a": np.ones(1)})

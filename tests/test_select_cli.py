@@ -12,10 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import messy
 import pytest
 from datasets import Dataset
+from helpers import messy
 from helpers.processes import Started, run_python, start_python
+from helpers.selecting import job, write_lines
 from typer.testing import CliRunner
 
 from mrt_plugin import load_groups
@@ -25,26 +26,13 @@ from mrt_plugin.groups.write import sha256_of, whole_file, write_groups
 from mrt_plugin.options import SelectionOptions
 from mrt_plugin.pipeline.exports import export
 from mrt_plugin.pipeline.files import select_file
-from mrt_plugin.pipeline.job import PoolFile, SelectJob
 from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
 from mrt_plugin.pipeline.remake import remake
-
-BEST = {"selector": "diverse_best_k", "k": 3, "alpha": 0.75, "seed": 7}
-
-
-def write_lines(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
     return write_lines(tmp_path / "pool.jsonl", messy.pool(40))
-
-
-def job(pools: Path | list[Path], output: Path, selection: dict | None = None, **more: Any) -> SelectJob:
-    files = [PoolFile(str(path)) for path in (pools if isinstance(pools, list) else [pools])]
-    return SelectJob(pools=files, output=output, **{**(selection or BEST), **more})
 
 
 def run(*arguments: Any, status: int = 0) -> Any:

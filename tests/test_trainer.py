@@ -1,102 +1,25 @@
 """The TRL trainer: its loss is what the formulas say, however a step is cut, and everything around it works."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
-import tiny
 import torch
 from datasets import Dataset
+from helpers import tiny
+from helpers.training import IgnoresTheMask, config, losses, make_groups, one_step, relative, trl_settings
 from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     EarlyStoppingCallback,
-    LlamaForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
     TrainerCallback,
 )
 from trl import SFTConfig, SFTTrainer
 
-from mrt_plugin import MultiResponseSFTConfig, MultiResponseSFTTrainer
+from mrt_plugin import MultiResponseSFTTrainer
 from mrt_plugin.options import PREFIX_BACKENDS
-
-FRUITS = ["apple", "pear", "plum", "cherry", "small brown dog", "calm sea tonight", "bright moon over the water"]
-
-
-def make_groups(count: int = 8, responses: int = 3, weights: bool = False, first: int = 0) -> Dataset:
-    """Groups whose prompts and responses have mixed lengths; another `first` gives other prompts."""
-    rows = []
-    for index in range(first, first + count):
-        prompt = "Name a fruit that grows on trees. " * (1 + index % 3) + f"Number {index}:"
-        pool = [
-            f" {FRUITS[(index + j) % 7]} and {' and '.join(FRUITS[: j + 1 + index % 2])}" for j in range(responses)
-        ]
-        row = {"id": str(index), "prompt": prompt, "responses": pool}
-        if weights:
-            row["weights"] = [0.5 + j for j in range(responses)]
-        rows.append(row)
-    return Dataset.from_list(rows)
-
-
-class GradientTap(TrainerCallback):
-    """Keeps the gradient of every optimizer step."""
-
-    def __init__(self):
-        self.gradients = []
-
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.gradients.append(
-            torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]).double()
-        )
-
-
-def trl_settings(tmp_path) -> dict:
-    """What `SFTConfig` and ours share."""
-    return {
-        "output_dir": str(tmp_path / "out"),
-        "report_to": "none",
-        "use_cpu": True,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "max_grad_norm": 0.0,
-        "learning_rate": 1e-3,
-        "lr_scheduler_type": "constant",
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 1,
-        "gradient_checkpointing": False,
-        "bf16": False,
-        "max_length": 512,
-        "disable_tqdm": True,
-    }
-
-
-def config(tmp_path, **overrides) -> MultiResponseSFTConfig:
-    ours = {"selector": "all", "train_sampling_strategy": "sequential", "prefix_check": False}
-    return MultiResponseSFTConfig(**trl_settings(tmp_path) | ours | overrides)
-
-
-def losses(trainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def one_step(tmp_path, groups, **overrides):
-    """Loss and gradient of one optimizer step over all groups."""
-    tap = GradientTap()
-    trainer = MultiResponseSFTTrainer(
-        model=tiny.llama(),
-        args=config(tmp_path, max_steps=1, **overrides),
-        train_dataset=groups,
-        processing_class=tiny.tokenizer(),
-        callbacks=[tap],
-    )
-    trainer.train()
-    return SimpleNamespace(loss=losses(trainer)[0], gradient=tap.gradients[0], trainer=trainer)
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).norm() / b.norm()).item()
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -449,13 +372,6 @@ def test_the_load_balancing_loss_is_refused_by_name_and_an_moe_trains_without_it
     trainer.train()
     assert trainer.layout == "shared_prefix"
     assert losses(trainer)[0] > 0
-
-
-class IgnoresTheMask(LlamaForCausalLM):
-    """Its attention sees the whole row, whatever it is told."""
-
-    def forward(self, *args, row_plan=None, **kwargs):
-        return super().forward(*args, **kwargs)
 
 
 def test_the_proof_refuses_a_model_that_ignores_the_layout_and_auto_expands(tmp_path, caplog):

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from datasets import Dataset
+from helpers import tiny
+from helpers.training import SHORT, config, losses, make_groups
 from peft import LoraConfig
-from test_trainer import config, losses, make_groups
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
 from mrt_plugin import MultiResponseSFTTrainer
@@ -21,14 +21,6 @@ from mrt_plugin.trainer.callbacks.samples import pick_prompts
 from mrt_plugin.trainer.callbacks.smoke import SmokeTestFailed, fault_of, trend
 from mrt_plugin.trainer.mixin import out_of_memory_advice
 from mrt_plugin.trainer.prepare import prepare_groups
-
-SHORT = Dataset.from_list(
-    [
-        {"id": str(index), "prompt": f"Number {index}:", "responses": [f" {index} apple", f" {index} pear"]}
-        for index in range(8)
-    ]
-)
-"""Groups that a tiny model learns in some dozen steps, ends included."""
 
 
 def build(tmp_path, groups=None, held_out=None, model=None, **settings) -> MultiResponseSFTTrainer:

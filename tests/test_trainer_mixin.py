@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from test_trainer import make_groups
+from helpers import tiny
+from helpers.training import make_groups
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mrt_plugin import GroupedResponseCollator, MultiResponseOptions, MultiResponseTrainerMixin, prepare_groups

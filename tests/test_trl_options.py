@@ -6,10 +6,10 @@ A new release's new option is on none of the lists and fails here, until someone
 from dataclasses import fields
 
 import pytest
-import tiny
 import torch
-from families import build
-from test_trainer import config, losses, make_groups, one_step, relative
+from helpers import tiny
+from helpers.families import build
+from helpers.training import config, losses, make_groups, one_step, relative
 from transformers import TrainingArguments
 from trl import SFTConfig
 

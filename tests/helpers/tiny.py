@@ -2,7 +2,7 @@
 
 ```python
 tok = tiny.tokenizer()                                    # ChatML, with pad token
-tok = tiny.tokenizer(family="gemma")                      # a template of tests/templates.py with its tokens
+tok = tiny.tokenizer(family="gemma")                      # a template of tests/helpers/templates.py with its tokens
 tok = tiny.tokenizer(chat_template=None, pad_token=None)  # a base model's
 path = tiny.model_dir(tmp_path, tok)                      # a seeded Llama saved with its tokenizer, to load by path
 ```
@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from templates import CHATML, FAMILIES, SPECIAL_TOKENS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from helpers.templates import CHATML, FAMILIES, SPECIAL_TOKENS
 from mrt_plugin.models.tiny_model import build_llama
 
 TEXT = """

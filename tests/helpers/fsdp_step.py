@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-import tiny
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
+from helpers import tiny
 from mrt_plugin import GroupedResponseCollator
 from mrt_plugin.attention import resolve_backend
 from mrt_plugin.encoding.pair import Pair

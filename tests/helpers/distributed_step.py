@@ -4,13 +4,12 @@ import json
 import sys
 from pathlib import Path
 
-import tiny
 import torch
 from accelerate.utils import gather_object
-from test_layout_choice import Fails, ReadsPadding
-from test_trainer import GradientTap, IgnoresTheMask, config, losses, make_groups
 from transformers import set_seed
 
+from helpers import tiny
+from helpers.training import Fails, GradientTap, IgnoresTheMask, ReadsPadding, config, losses, make_groups
 from mrt_plugin import MultiResponseSFTTrainer
 
 BROKEN = {"ignores": (IgnoresTheMask, [1]), "fails": (Fails, [1]), "padding": (ReadsPadding, [0, 1])}

@@ -4,12 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-import tiny
 import torch
-from test_trainer import config, make_groups
-from test_trainer_callbacks import SHORT
 from transformers import set_seed
 
+from helpers import tiny
+from helpers.training import SHORT, config, make_groups
 from mrt_plugin import MultiResponseSFTTrainer
 from mrt_plugin.trainer.callbacks.smoke import SmokeTestFailed
 

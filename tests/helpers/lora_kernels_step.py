@@ -9,9 +9,9 @@ import sys
 import torch
 from axolotl.monkeypatch.lora_kernels import apply_lora_kernel_patches, patch_self_attn_lora
 from axolotl.utils.dict import DictDefault
-from families import PAD, build, gradient, one_by_one, random_group, rows_loss
 from peft import LoraConfig, get_peft_model
 
+from helpers.families import PAD, build, gradient, one_by_one, random_group, rows_loss
 from mrt_plugin.attention import prove
 from mrt_plugin.attention.two_part import TwoPartBackend
 from mrt_plugin.axolotl.plugin import give_kernels_to_new_models
