@@ -125,7 +125,7 @@ def gloo(processes: int, script: str, *arguments: str) -> None:
     for rank in range(processes):
         env = {name: str(value) for name, value in {**group, "RANK": rank, "LOCAL_RANK": rank}.items()}
         ranks.append(
-            start_python([str(TESTS / script), *arguments], env={**os.environ, **env, "OMP_NUM_THREADS": "1"})
+            start_python([str(TESTS / "helpers" / script), *arguments], env={**os.environ, **env, "OMP_NUM_THREADS": "1"})
         )
     try:
         for place in ranks:
