@@ -124,9 +124,7 @@ def gloo(processes: int, script: str, *arguments: str) -> None:
     ranks = []
     for rank in range(processes):
         env = {name: str(value) for name, value in {**group, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        ranks.append(
-            start_python([str(TESTS / "helpers" / script), *arguments], env={**os.environ, **env, "OMP_NUM_THREADS": "1"})
-        )
+        ranks.append(start_python([str(TESTS / "helpers" / script), *arguments], env={**os.environ, **env}))
     try:
         for place in ranks:
             assert place.wait() == 0, place.text("stderr")[-5000:]
