@@ -308,9 +308,9 @@ def test_equal_cost_by_hand(tmp_path):
     text = results_text(found)
     assert values["pooled"]["k4"] == pytest.approx(shared["gain"])  # one length alone
     assert "20 [20,20]" in text.split("### What the seeds can show")[1].split("###")[0]
-    row = "|  |  | 4 | 0.550 (2.00n) | 20 [20,20] | 17 [17,17] | 3/3 | supported |"
-    assert "| K = 4 | 0.440 [0.400,0.480] | 60 [60,60] |" in text
-    assert row in text.split("| 64 | shared | 2 |")[1].split("| expanded | 2 |")[0]
+    row = "|  | 4 | 0.550 (2.00n) | 20 [20,20] | 17 [17,17] | 3/3 | supported |"
+    assert "| K = 4 | 0.440 [0.400,0.480]; 60 [60,60] |" in text
+    assert row in text.split("| 64, shared | 2 |")[1].split("| 64, expanded | 2 |")[0]
     assert {path.stem for path in tmp_path.glob("*.png")} == {"cost-shared_prefix", "cost-expanded", "gain"}
 
     page = tmp_path / "page.md"

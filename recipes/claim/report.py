@@ -163,8 +163,8 @@ def _equal(found: Mapping[str, Any]) -> str:
     """Compare the arms at equal prompts and at equal pairs, with the prompt lengths side by side."""
     lengths = found["lengths"]
     base = ", ".join(f"{values['base']:.3f} (P = {length})" for length, values in lengths.items())
-    text = f"KL in nats, mean over seeds, and the share saved against K = 1. Base models: {base}.\n"
-    heads = [head for length in lengths for head in (f"KL, P = {length}", "saved, %")]
+    text = f"KL in nats, mean over seeds; after it the share saved against K = 1, %. Base models: {base}.\n"
+    heads = [f"P = {length}" for length in lengths]
     for kind, name in (("equal_prompts", "n prompts each"), ("equal_pairs", "8n pairs each")):
         rows: dict[str, list[str]] = {}
         for values in lengths.values():
@@ -172,7 +172,8 @@ def _equal(found: Mapping[str, Any]) -> str:
             for point in values[kind]:
                 arm = point["arm"]
                 label = LABELS[arm] if kind == "equal_pairs" else f"K = {ARMS[arm].k}"
-                rows.setdefault(label, [label]).extend((nats(point), percent(gains[arm]) if arm in gains else ""))
+                saved = f"; {percent(gains[arm])}" if arm in gains else ""
+                rows.setdefault(label, [label]).append(nats(point) + saved)
         text += "\n" + table((name, *heads), list(rows.values()))
     return text
 
@@ -198,14 +199,14 @@ def _costs(found: Mapping[str, Any]) -> str:
                     ]
                 )
     columns = (
-        *("P", "layout", "K", "KL, K = 1 (prompts)", "saved, %", "affordable share, %", "seeds won", "by the rule"),
+        *("P, layout", "K", "KL, K = 1 (prompts)", "saved, %", "affordable share, %", "seeds won", "by the rule"),
         *("saved against more epochs, %", "against redrawing, %"),
     )
-    return "K responses for n prompts, against K = 1 at the same cost.\n\n" + table(columns, grouped(rows, 2))
+    return "K responses for n prompts, against K = 1 at the same cost.\n\n" + table(columns, grouped(rows, 1))
 
 
-def _place(length: str, layout: str, k: int) -> tuple[str, str, str]:
-    return length, layout.removesuffix("_prefix"), f"{k}"
+def _place(length: str, layout: str, k: int) -> tuple[str, str]:
+    return f"{length}, {layout.removesuffix('_prefix')}", f"{k}"
 
 
 def _power(found: Mapping[str, Any]) -> str:
@@ -235,6 +236,7 @@ def _variants(found: Mapping[str, Any]) -> str:
     checks = found.get("checks") or {}
     trained = {"one rate": checks["one_rate"], "single pairs": checks["single_pairs"]} if checks else {}
     rows = []
+    unpriced = False
     for length, values in found["lengths"].items():
         for layout in LAYOUTS:
             for k in KS:
@@ -243,23 +245,25 @@ def _variants(found: Mapping[str, Any]) -> str:
                 for kind in priced.values():
                     cell = _gain(_pick(values[kind], layout, k))
                     cells.append("same" if cell and cell == main else cell)
+                unpriced |= "" in cells
                 for other in trained.values():
                     row = _pick(other[length]["comparisons"], layout, k)
                     cells.append("" if row is None else percent(row["gain"]))
                 rows.append([*_place(length, layout, k), *cells])
+    empty = " Empty: it pays for more pairs than K = 1 saw." if unpriced else ""
     text = (
         "KL saved at equal cost, %. Before the colon: prompts of K = 1. *Same*: as under equal cost.\n\n"
         "- *Sampling*: a third of C_p per prompt and of C_r per sampled response is charged too.\n"
-        f"- *Complete proof*: charged to {found['n']} prompts. Empty: it pays for more pairs than K = 1 saw.\n"
+        f"- *Complete proof*: charged to {found['n']} prompts.{empty}\n"
         "- *Tokens*: tokens of a forward pass instead of seconds; nothing else is charged.\n"
     )
     if checks:
         text += (
-            "- *One rate* (not fixed before): 0.001 in all arms, 4 pairs per step, 8 with K = 8.\n"
-            "- *Single pairs* (not fixed before): K = 1 with one pair per step and 0.001; the others as tuned.\n\n"
-            "The last two have the prices of equal cost.\n"
+            "- *One rate*: 0.001 in all arms, 4 pairs per step, 8 with K = 8.\n"
+            "- *Single pairs*: K = 1 with one pair per step and 0.001; the others as tuned.\n\n"
+            "The last two, not fixed before, have the prices of equal cost.\n"
         )
-    return text + "\n" + table(("P", "layout", "K", *priced, *trained), grouped(rows, 2))
+    return text + "\n" + table(("P, layout", "K", *priced, *trained), grouped(rows, 1))
 
 
 def _gain(row: Mapping[str, Any] | None) -> str:
@@ -298,13 +302,14 @@ def _grouping(found: Mapping[str, Any]) -> str:
     for row in found["grouping"]:
         ratios = [f"{ratio['measured']:.2f} ({ratio['predicted']:.2f})" for ratio in row["ratios"]]
         loss = row["loss"]
-        rows.append([f"{row['seed']}", row["stage"], f"{row['rho']:.2f}", *ratios, f"{loss['rho']:.2f}"])
+        model = f"{row['seed']}, {row['stage'].removesuffix(' model')}"
+        rows.append([model, f"{row['rho']:.2f}", *ratios, f"{loss['rho']:.2f}"])
     ks = [f"K = {ratio['k']}" for ratio in found["grouping"][0]["ratios"]]
     effects = [f"{percent(values['grouping'])} at P = {length}" for length, values in found["lengths"].items()]
     return (
         "Variance of a step's gradient (16 pairs) with K responses per prompt, relative to 16 different prompts. In "
         "brackets: 1 + (K-1)·rho, with rho from other prompts.\n\n"
-        + table(("seed", "model", "rho of gradients", *ks, "rho of losses"), rows)
+        + table(("seed, model", "rho of gradients", *ks, "rho of losses"), rows)
         + "\n![Variance of a step](claim/grouping.png)\n\n"
         "After all 8n pairs, shuffling the pairs over the steps saves this share of KL (%) against groups of K = 8, "
         f"both as tuned: {'; '.join(effects)}. Shuffled pairs pay the expanded price in both layouts.\n"
