@@ -21,8 +21,10 @@ from transformers import PreTrainedTokenizerFast
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
-def pytest_collection_finish() -> None:
-    """Keep what the imports made out of every later garbage collection: trainers ask for many."""
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_no_garbage() -> None:
+    """Keep what earlier modules imported out of every garbage collection: trainers ask for many."""
+    gc.collect()
     gc.freeze()
 
 

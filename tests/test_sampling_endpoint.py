@@ -140,12 +140,12 @@ class TestPool:
     ) -> None:
         choice = {"message": {"content": "half \ud83d"}, "finish_reason": None}
         ended = {"message": {"content": "whole"}, "finish_reason": "\ud83d"}
-        monkeypatch.setattr("endpoint_server.answer", lambda body: {"model": "m\ud83d", "choices": [choice]})
+        monkeypatch.setattr("helpers.endpoint_server.answer", lambda body: {"model": "m\ud83d", "choices": [choice]})
         report = sample_pool(prompts(tmp_path, many(1)), endpoint(server), tmp_path / "pool.jsonl", n=1)
         assert report.unknown == 1
         assert rows_of(tmp_path / "pool.jsonl")[0]["responses"] == ["half \ufffd"]
         assert rows_of(tmp_path / "pool.jsonl")[0]["finish_reasons"] == [None]
-        monkeypatch.setattr("endpoint_server.answer", lambda body: {"model": 7, "choices": [ended]})
+        monkeypatch.setattr("helpers.endpoint_server.answer", lambda body: {"model": 7, "choices": [ended]})
         sample_pool(prompts(tmp_path, many(1)), endpoint(server), tmp_path / "ended.jsonl", n=1, keep_cut_off=True)
         row = rows_of(tmp_path / "ended.jsonl")[0]
         assert (row["finish_reasons"], row["samples"][0]["model"]) == (["\ufffd"], "7")
@@ -462,7 +462,7 @@ class TestFailures:
         for key, kept in (("sk-very-secret-0123456789", False), ("EMPTY", True)):
             monkeypatch.setenv("SOME_KEY", key)
             choice = {"message": {"content": f"It is {key}."}, "finish_reason": "stop"}
-            monkeypatch.setattr("endpoint_server.answer", lambda body, choice=choice: {"choices": [choice]})
+            monkeypatch.setattr("helpers.endpoint_server.answer", lambda body, choice=choice: {"choices": [choice]})
             output = tmp_path / f"{kept}.jsonl"
             sample_pool(prompts(tmp_path, many(1)), endpoint(server, api_key_env="SOME_KEY"), output, n=1)
             assert (key in rows_of(output)[0]["responses"][0]) == kept
