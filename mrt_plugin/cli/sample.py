@@ -23,7 +23,7 @@ def sample(
             help="Prompts: JSONL, JSON, Parquet, a hub id, or .txt with one per line.", callback=existing_data
         ),
     ] = None,
-    output: Annotated[Path, typer.Option(help="The pool to write, .jsonl. OUTPUT.journal is kept beside it.")] = Path(
+    output: Annotated[Path, typer.Option(help="The pool to write, .jsonl. Also writes OUTPUT.journal.")] = Path(
         "pool.jsonl"
     ),
     endpoint: Annotated[

@@ -46,7 +46,7 @@ class SelectorCall:
 
 @dataclass(frozen=True)
 class AuditCounts:
-    """Numbers of pools. `audited` are those of which the selection kept some responses, but not all."""
+    """Numbers of pools. `audited` counts the pools with some responses kept, but not all."""
 
     selected: int
     kept_whole: int

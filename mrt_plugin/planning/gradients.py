@@ -28,9 +28,9 @@ def gradient_products(
 ) -> list[np.ndarray]:
     """Compute the inner products of the gradients of the responses' summed negative log-likelihood (NLL).
 
-    Each response takes one forward and one backward pass. The model is unchanged afterwards. If it has an adapter, its
-    LoRA parameters are used; `seed` is that of the random LoRA matrix A otherwise. `progress` is called after each
-    group with its number of responses.
+    Each response takes one forward and one backward pass. The model is unchanged afterwards. The gradients
+    are those of the adapter's LoRA parameters. A model without an adapter gets a random LoRA matrix A from `seed`.
+    `progress` is called after each group with its number of responses.
 
     Returns:
         One matrix per group, [N, N] float64 for N responses.

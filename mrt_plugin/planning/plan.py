@@ -131,7 +131,7 @@ class SinglePrompts:
 
     prompts: int
     mean: float
-    """Mean loss of these prompts; `others` is that of the other prompts."""
+    """Mean loss of these prompts. `others` is the mean loss of the other prompts."""
     others: float
     gap_error: float | None
     """Standard error of the difference; None for one prompt."""

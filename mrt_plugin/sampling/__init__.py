@@ -25,5 +25,17 @@ __all__ = [
     "read_prompts",
     "sample_pool",
 ]
-_FILES = ("endpoint", "endpoint", "local", "settings", "options", "run", "prompts", "run")
-__getattr__ = lazy_names(__name__, {name: f".{file}" for name, file in zip(__all__, _FILES, strict=True)})
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Endpoint": ".endpoint",
+        "EndpointError": ".endpoint",
+        "LocalModel": ".local",
+        "SampleReport": ".settings",
+        "SamplingSettings": ".options",
+        "Unfinished": ".run",
+        "read_prompts": ".prompts",
+        "sample_pool": ".run",
+    },
+)

@@ -12,7 +12,7 @@ import numpy as np
 from mrt_plugin.groups.keys import canonical, digests
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.options import SelectionOptions
-from mrt_plugin.scoring.cosine import cosine_matrices, unit_vectors
+from mrt_plugin.scoring.cosine import cosine_matrix, unit_vectors
 from mrt_plugin.scoring.embedders import Embedder
 
 
@@ -112,7 +112,7 @@ class Pool:
     @cached_property
     def cosines(self) -> np.ndarray:
         """The cosines of the embeddings, [N, N] float64, rounded to 6 digits, with 1 on the diagonal."""
-        return cosine_matrices([self.texts], self._given_embedder())[0]
+        return cosine_matrix(self.texts, self._given_embedder())
 
     @cached_property
     def keys(self) -> np.ndarray:

@@ -96,7 +96,7 @@ SHORT = Dataset.from_list(
 
 
 class IgnoresTheMask(LlamaForCausalLM):
-    """Its attention sees the whole row, whatever it is told."""
+    """A model that ignores the row plan: its attention sees the complete row."""
 
     def forward(self, *args, row_plan=None, **kwargs):
         return super().forward(*args, **kwargs)
