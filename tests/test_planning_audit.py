@@ -24,11 +24,11 @@ from mrt_plugin.planning.audit import (
     audit_loss,
     audit_splits,
     make_audit,
+    match,
     mean_interval,
 )
 from mrt_plugin.planning.audit_report import audit_report, notes, warnings
 from mrt_plugin.planning.gradients import cosine, gradient_products
-from mrt_plugin.planning.subset import match
 from mrt_plugin.planning.variance import Interval
 
 FRUIT = "apple pear plum cherry dog river moon water red green blue story sea sky".split()

@@ -21,8 +21,7 @@ from mrt_plugin.planning.diversity import (
     response_diversity,
     words,
 )
-from mrt_plugin.planning.fit import read_runs
-from mrt_plugin.planning.grid import read_results
+from mrt_plugin.planning.fit import read_results, read_runs
 from mrt_plugin.scoring.cosine import mean_distance
 from mrt_plugin.scoring.embedders import lexical, load_embedder
 from mrt_plugin.selection.allocation import AdaptiveK, allocate, spread_batch
@@ -62,7 +61,7 @@ def test_fit_finds_the_power_that_made_the_scores():
     assert fit.p == pytest.approx(0.6)
     assert fit.slope == pytest.approx(0.02, rel=0.01)
     assert fit.mse < 1e-5
-    assert fit.predict(0.5, 1000) == pytest.approx(3 + 0.02 * 0.5 * 1000**0.6, abs=0.01)
+    assert fit.slope * 0.5 * 1000**fit.p + fit.intercept == pytest.approx(3 + 0.02 * 0.5 * 1000**0.6, abs=0.01)
     assert fit_diversity(sets, scores, powers=[0.5]).p == 0.5
     assert fit_diversity(sets, scores, powers=[0.5]).mse > fit.mse
     with pytest.raises(ValueError, match="at least 3"):

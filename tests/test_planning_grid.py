@@ -17,8 +17,8 @@ from mrt_plugin.cli import app
 from mrt_plugin.curation import curate, parse_rules
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.planning.budget import Costs
-from mrt_plugin.planning.fit import Run
-from mrt_plugin.planning.grid import last_held_out_loss, make_grid, weigh_results
+from mrt_plugin.planning.fit import Run, last_held_out_loss, weigh_results
+from mrt_plugin.planning.grid import make_grid
 from mrt_plugin.planning.measure import token_costs
 
 

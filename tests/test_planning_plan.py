@@ -262,7 +262,7 @@ def test_adaptive_allocation_pays_where_prompts_differ_in_spread():
             nll = 20 + spread * random.standard_normal(16)
             tokens = np.full(16, 10)
             groups.append(MeasuredGroup(str(index), list(range(16)), [], 5, tokens, tokens, nll))
-        return Measurement(groups, 0, None, 100)
+        return Measurement(groups, 0, None)
 
     unequal = estimate_adaptive(measured([0.1] * 40 + [3.0] * 10), "response", 4, 0)
     equal = estimate_adaptive(measured([1.0] * 50), "response", 4, 0)

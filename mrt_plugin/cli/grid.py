@@ -120,7 +120,7 @@ def _say_next(output: Path | None, lines: list[dict[str, Any]], recipes: bool) -
 
 
 def _show_results(path: Path, json: bool) -> None:
-    from mrt_plugin.planning.grid import read_results, weigh_results
+    from mrt_plugin.planning.fit import read_results, weigh_results
 
     runs, missing = read_results(path)
     if missing:

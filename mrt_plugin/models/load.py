@@ -1,6 +1,7 @@
 """Open a model for measuring or sampling, with its tokenizer, optionally with an adapter or in 4 bit."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -18,36 +19,13 @@ def open_model(
     *,
     tokenizer: str | Path | None = None,
     prompt_format: PromptFormat = "auto",
-    load_in_4bit: bool = False,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device | None = None,
+    **how: Any,
 ) -> tuple[Model, Encoder]:
-    """Open a model and the encoder of its tokenizer. All commands use this function.
-
-    Args:
-        named: the model and its adapter, as returned by `parse_models`.
-        tokenizer: folder or name. By default the adapter's own if it has one, else the model's.
-        prompt_format: as in training.
-        load_in_4bit: load the model as QLoRA trains it.
-        dtype: dtype of the computation.
-        device: target device. By default the first GPU, else the CPU.
-
-    Raises:
-        ValueError: if the adapter was trained on a model with other weight shapes, or `named` has only samples.
-        EncodingError: for a tokenizer that cannot be used.
-
-    Example:
-
-    ```python
-    (named,) = parse_models(["path/to/base+outputs/run"])
-    model, encoder = open_model(named)
-    ```
-    """
+    """Open a model and the encoder of its tokenizer. `how` are the options of `load_model`."""
     if named.path is None:
         raise ValueError(f"{named.name} is known by its samples alone: give its folder or name.")
     encoder = Encoder(load_tokenizer(named.path, named.adapter, tokenizer), prompt_format=prompt_format)
-    model = load_model(named.path, named.adapter, load_in_4bit=load_in_4bit, dtype=dtype, device=device)
-    return model, encoder
+    return load_model(named.path, named.adapter, **how), encoder
 
 
 def load_model(
@@ -58,15 +36,10 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
 ) -> Model:
-    """Load a causal language model in evaluation mode. The arguments are those of `open_model`.
+    """Load a causal language model in evaluation mode, by default on the first GPU, else on the CPU.
 
-    In 4 bit it is NF4 with double quantisation, as in QLoRA training, so that an adapter is measured on the same base
-    weights.
-
-    Raises:
-        ValueError: if the adapter was trained on a model with other weight shapes.
+    In 4 bit it is NF4 with double quantisation, as in QLoRA training, so an adapter has the same base weights.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -76,35 +49,36 @@ def load_model(
     base = AutoModelForCausalLM.from_pretrained(
         model,
         dtype=dtype,
-        device_map={"": place},
+        device_map={"": torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))},
         quantization_config=four_bit if load_in_4bit else None,
     )
-    loaded = base if adapter is None else _with_adapter(base, adapter, str(model))
+    loaded = base if adapter is None else _with_adapter(base, adapter, model)
     return loaded.eval()
 
 
 def load_tokenizer(
     model: str | Path, adapter: str | Path | None = None, tokenizer: str | Path | None = None
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer a model was trained with: `tokenizer` if given, else the adapter's own, else the model's.
-
-    Trainers save the tokenizer in the adapter's folder, with the chat template and the tokens added in training.
-
-    Raises:
-        EncodingError: for a tokenizer that cannot be used.
-    """
+    """Load `tokenizer` if given, else the one that training saved beside the adapter, else the model's."""
     beside = adapter is not None and (Path(adapter) / "tokenizer_config.json").is_file()
     return prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer or (adapter if beside else model)))
 
 
-def _with_adapter(base: Model, adapter: str | Path, name: str) -> PeftModel:
+def _with_adapter(base: Model, adapter: str | Path, model: str | Path) -> PeftModel:
     """Apply the adapter, and check that every weight fits. PEFT ignores misplaced weights, and so a wrong base."""
+
+    def misfit(why: str) -> ValueError:
+        return ValueError(
+            f"The adapter {adapter} does not fit {model}: {why}. Give the base it was trained on "
+            "(base_model_name_or_path in its adapter_config.json)."
+        )
+
     try:
         loaded = PeftModel.from_pretrained(base, str(adapter))  # type: ignore[arg-type]
     except (RuntimeError, ValueError) as error:
         if "size mismatch" not in str(error) and "Target modules" not in str(error):
             raise
-        raise ValueError(_misfit(adapter, name, str(error).strip().splitlines()[-1].strip())) from error
+        raise misfit(str(error).strip().splitlines()[-1].strip()) from error
     path = Path(adapter) / "adapter_model.safetensors"
     if path.is_file():
         with safe_open(path, framework="pt") as file:
@@ -112,12 +86,5 @@ def _with_adapter(base: Model, adapter: str | Path, name: str) -> PeftModel:
         placed = {key for key in get_peft_model_state_dict(loaded) if "lora_" in key}
         if saved != placed:
             what = f"{len(saved - placed)} of its weights find no place there, {len(placed - saved)} are missing"
-            raise ValueError(_misfit(adapter, name, f"{what}, {min(saved ^ placed)} for example"))
+            raise misfit(f"{what}, {min(saved ^ placed)} for example")
     return loaded
-
-
-def _misfit(adapter: str | Path, model: str, why: str) -> str:
-    return (
-        f"The adapter {adapter} does not fit {model}: {why}. Give the base it was trained on "
-        "(base_model_name_or_path in its adapter_config.json)."
-    )

@@ -14,7 +14,9 @@ from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import IGNORE
 
 Model = PreTrainedModel | PeftModel
-"""A causal language model, with or without an adapter."""
+
+GUESSING = 1.2
+"""A mean NLL per token above this factor times ln(vocabulary), the NLL of uniform guessing, suggests a mismatch."""
 
 
 def pad_pairs(pairs: Sequence[Pair], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -37,25 +39,7 @@ def log_likelihoods(
 ) -> np.ndarray:
     """Return the summed log-probability of each pair's trained tokens, [n] float64, in nats.
 
-    The result does not depend on the order of the pairs, nor (up to rounding) on the batch size. Equal pairs are
-    computed once, so their results are identical. The model is in evaluation mode during the measurement, and its
-    mode is then restored.
-
-    Args:
-        model: a causal language model, with or without an adapter. It stays on its device.
-        pairs: encoded pairs, each with at least one trained token.
-        batch_tokens: tokens per forward pass, including padding.
-        progress: called after each forward pass with its number of pairs.
-
-    Raises:
-        ValueError: if the model's rotary angles would depend on the batch. Names the remedy.
-
-    Example:
-
-    ```python
-    pairs = [encoder.encode(group["prompt"], response) for response in group["responses"]]
-    probability = np.exp(log_likelihoods(model, pairs))
-    ```
+    Equal pairs are computed once, so their results are identical. `progress` gets the pairs of each forward pass.
     """
     copies = equal_pairs(pairs)
     result = np.zeros(len(pairs))
@@ -94,10 +78,7 @@ def equal_pairs(pairs: Sequence[Pair]) -> list[list[int]]:
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int, thresholds: Sequence[int]) -> Iterator[list[int]]:
-    """Yield batches of indices with similar lengths, each of at most `batch_tokens` with padding (or one pair).
-
-    The lengths of a batch are all on the same side of every threshold.
-    """
+    """Yield indices of similar lengths: at most `batch_tokens` with padding, on the same side of every threshold."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         apart = batch and any(lengths[index] <= threshold < lengths[batch[0]] for threshold in thresholds)
@@ -107,12 +88,6 @@ def _batches(lengths: Sequence[int], batch_tokens: int, thresholds: Sequence[int
         batch.append(index)
     if batch:
         yield batch
-
-
-# ---------------------------------------------------------------- does a tokenizer belong to a model?
-
-GUESSING = 1.2
-"""A mean NLL per token above this factor times ln(vocabulary), the NLL of uniform guessing, suggests a mismatch."""
 
 
 def vocabulary(model: Model) -> int:

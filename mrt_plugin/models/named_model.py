@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mrt_plugin.places import check_model
@@ -46,18 +46,20 @@ def parse_models(texts: Sequence[str], *, adapter: str | None = None, local: boo
     """
     if adapter is not None and len(texts) != 1:
         raise ValueError(f"--adapter goes with one --model, and there are {len(texts)}: write --model BASE+ADAPTER.")
+    given = [_split_name(text)[0] for text in texts]
     models = [_parse(text, local) for text in texts]
     if adapter is not None:
         (only,) = models
         if only.adapter is not None:
             raise ValueError(f"{texts[0]} has an adapter already: leave out --adapter {adapter}.")
-        models = [NamedModel(only.name if _named(texts[0]) else _short(only.path, adapter), only.path, adapter)]
-    counts = [sum(model.name == other.name for other in models) for model in models]
-    models = [
-        model if count == 1 or _named(text) else NamedModel(text, model.path, model.adapter)
-        for model, count, text in zip(models, counts, texts, strict=True)
-    ]
-    return check_names(models)
+        models = [NamedModel(given[0] or _short(only.path, adapter), only.path, adapter)]
+    names = [model.name for model in models]
+    return check_names(
+        [
+            model if name or names.count(model.name) == 1 else replace(model, name=text)
+            for model, name, text in zip(models, given, texts, strict=True)
+        ]
+    )
 
 
 def check_folders(models: Sequence[NamedModel]) -> None:
@@ -70,37 +72,27 @@ def check_folders(models: Sequence[NamedModel]) -> None:
 
 
 def add_pools(models: Sequence[NamedModel], pools: Sequence[str]) -> list[NamedModel]:
-    """Add files of samples to the models.
-
-    `NAME=FILE` adds the file to the model of that name, or adds a model that has only samples. A `FILE` without a
-    name adds a model named after the file.
-
-    Raises:
-        ValueError: if two models have the same name.
-    """
-    found = list(models)
+    """Add files of samples, each `NAME=FILE` or `FILE`, to the models of these names or as models of their own."""
+    found = {model.name: model for model in models}
     for text in pools:
         name, path = _split_name(text)
         name = name or Path(path).name.removesuffix(".jsonl").removesuffix(".samples")
-        place = next((index for index, model in enumerate(found) if model.name == name), None)
-        if place is None:
-            found.append(NamedModel(name, None, None, path))
-        elif found[place].pool is None:
-            found[place] = NamedModel(name, found[place].path, found[place].adapter, path)
-        else:
+        model = found.get(name, NamedModel(name, None))
+        if model.pool is not None:
             raise ValueError(f"{name!r} has two files of samples: give one of them another name with NAME=FILE.")
-    return check_names(found)
+        found[name] = replace(model, pool=path)
+    return check_names(list(found.values()))
 
 
 def check_names(models: Sequence[NamedModel]) -> list[NamedModel]:
     """Raise ValueError unless all names differ, also as file names."""
-    seen: dict[str, NamedModel] = {}
+    seen = set()
     for model in models:
         if model.file_name in seen:
             raise ValueError(
                 f"Two models are called {model.name!r}: tell them apart with NAME=, as in --model tuned={model.path}."
             )
-        seen[model.file_name] = model
+        seen.add(model.file_name)
     return list(models)
 
 
@@ -108,33 +100,19 @@ def _parse(text: str, local: bool) -> NamedModel:
     name, rest = _split_name(text)
     if not local:
         return NamedModel(name or rest, rest)
-    path, adapter, short = rest, None, ""
-    if not Path(rest).exists() and "+" in rest:
+    path, adapter, short, folder = rest, None, "", Path(rest)
+    weights = [file for pattern in ("model*.safetensors", "pytorch_model*.bin") for file in folder.glob(pattern)]
+    if not folder.exists() and "+" in rest:
         path, _, adapter = rest.rpartition("+")
-    elif _is_adapter(Path(rest)):
-        path, adapter, short = _base_of(rest), rest, Path(rest).name
+    elif (folder / "adapter_config.json").is_file() and not weights:
+        # Axolotl adds the base's config.json to an adapter's folder, so weights alone tell it from a model's.
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if not base:
+            raise ValueError(f"{rest} is an adapter that does not say what it was trained on: write BASE+{rest}.")
+        path, adapter, short = str(base), rest, folder.name
     if not path or adapter == "":
         raise ValueError(f"--model {text}: write PATH, BASE+ADAPTER, or NAME=PATH.")
     return NamedModel(name or short or _short(path, adapter), path, adapter)
-
-
-def _is_adapter(folder: Path) -> bool:
-    """Return whether a folder holds an adapter and no model. Axolotl adds the base's config.json to that folder."""
-    weights = [path for pattern in ("model*.safetensors", "pytorch_model*.bin") for path in folder.glob(pattern)]
-    return (folder / "adapter_config.json").is_file() and not weights
-
-
-def _base_of(adapter: str) -> str:
-    base = json.loads((Path(adapter) / "adapter_config.json").read_text(encoding="utf-8")).get(
-        "base_model_name_or_path"
-    )
-    if not base:
-        raise ValueError(f"{adapter} is an adapter that does not say what it was trained on: write BASE+{adapter}.")
-    return str(base)
-
-
-def _named(text: str) -> bool:
-    return bool(_split_name(text)[0])
 
 
 def _split_name(text: str) -> tuple[str, str]:
@@ -144,5 +122,4 @@ def _split_name(text: str) -> tuple[str, str]:
 
 
 def _short(path: str | None, adapter: str | None) -> str:
-    parts = [Path(part).name or part for part in (path, adapter) if part]
-    return "+".join(parts)
+    return "+".join(Path(part).name or part for part in (path, adapter) if part)

@@ -19,21 +19,13 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(texts: Sequence[str], vocabulary: int = 512) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with a ChatML template on `texts`. It can encode any text.
-
-    Example:
-
-    >>> tokenizer = build_tokenizer(["Suggest a drink.", "Try black tea."])
-    >>> tokenizer.decode(tokenizer("Try black tea.")["input_ids"])
-    'Try black tea.'
-    """
-    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    """Train a byte-level BPE tokenizer with a ChatML template on `texts`. It can encode any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=special,
+        special_tokens=["<|pad|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -52,11 +44,7 @@ def build_llama(
 ) -> LlamaForCausalLM:
     """Build a randomly initialised Llama in fp32, by default with two layers and grouped-query attention.
 
-    Args:
-        tokenizer: gives the vocabulary size and the ids of special tokens.
-        seed: seed of the weights. torch's random state is not changed.
-        hidden: the hidden size. The feed-forward layers are twice as wide.
-        config: other fields of `LlamaConfig`.
+    The tokenizer gives the vocabulary size and the special tokens, `config` are other fields of `LlamaConfig`.
     """
     settings: dict[str, Any] = {
         "hidden_size": hidden,
@@ -96,34 +84,20 @@ def pretrain(
     steps: int,
     learning_rate: float = 3e-3,
     progress: Callable[[int], None] = lambda step: None,
-) -> float:
-    """Train all weights on fresh pairs, so that the model knows the format and vocabulary before fine-tuning.
-
-    Args:
-        draw: returns the pairs of a step.
-        steps: optimizer steps of AdamW, with a linear decay to zero.
-        progress: called after each step.
-
-    Returns:
-        The mean negative log-likelihood per trained token, in nats, over the last tenth of the steps.
-    """
+) -> None:
+    """Train all weights on the pairs that `draw` returns for each step, with AdamW and a linear decay to zero."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 20, 1) * (1 - step / steps))
     model.train()
-    losses = []
     for step in range(steps):
         input_ids, labels, mask = pad_pairs(draw(step), 0)  # padding is masked, so any token will do
-        loss = model(input_ids=input_ids, attention_mask=mask, labels=labels).loss
-        loss.backward()
+        model(input_ids=input_ids, attention_mask=mask, labels=labels).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
         progress(step + 1)
     model.eval()
-    tail = losses[-max(1, steps // 10) :]
-    return sum(tail) / len(tail)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

@@ -5,6 +5,7 @@ the selection is biased if a response is more or less likely among the kept ones
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset
 
-from mrt_plugin.groups.keys import digest
+from mrt_plugin.groups.keys import canonical, prompt_key
 from mrt_plugin.groups.messages import response_text
+from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.text import NO_SPACES
 from mrt_plugin.options import LossAggregation
 from mrt_plugin.planning.diversity import words
 from mrt_plugin.planning.paired import Bootstrap, Measured
-from mrt_plugin.planning.plan import random_of
+from mrt_plugin.planning.plan import random_of, sample_rows
 from mrt_plugin.planning.progress import Progress, counting, quiet
-from mrt_plugin.planning.subset import Kept, match
 from mrt_plugin.planning.variance import Interval
 from mrt_plugin.scoring.cosine import cosine_matrix
 from mrt_plugin.scoring.embedders import load_embedder
@@ -30,7 +31,6 @@ from mrt_plugin.selection.run import select_indices
 if TYPE_CHECKING:
     from mrt_plugin.encoding import Encoder
     from mrt_plugin.models.log_likelihood import Model
-    from mrt_plugin.planning.measure import Measurement
 
 LEVEL = 0.9
 
@@ -41,7 +41,7 @@ class SelectorCall:
 
     selector: str
     options: dict[str, Any]
-    """`alpha`, `similarity`, `seed` and `embedder`, as for `mrt_plugin.select`."""
+    """`alpha`, `similarity` and `embedder`, as for `mrt_plugin.select`."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,14 @@ class CoverageAudit:
 
 @dataclass(frozen=True)
 class LossAudit:
-    """Mean loss of the kept responses compared with their pool's.
-
-    `emse` is the mean squared difference. For `random_k` its expectation is s²/K·(1 - K/N), with s² the variance in
-    the pool of N. A larger value means that the selection adds bias.
-    """
+    """Mean loss of the kept responses compared with their pool's. `emse` is the mean squared difference."""
 
     prompts: int
     kept_minus_pool: float
     kept_minus_pool_interval: Interval | None
     emse: float
     random_k_emse: float
+    """Expectation of `random_k`, s²/K·(1 - K/N), with s² the variance in the pool of N."""
     emse_difference_interval: Interval | None
 
 
@@ -146,7 +143,7 @@ class SplitAudit:
 
 @dataclass(frozen=True)
 class Audit:
-    """The result of `make_audit`. `mrt_plugin.planning.audit_report` turns it into sentences, tables and a page."""
+    """The result of `make_audit`. The last three are None if not measured."""
 
     name: str
     selector: str | None
@@ -155,9 +152,34 @@ class Audit:
     coverage: CoverageAudit
     with_model: bool
     loss: LossAudit | None = None
-    """None if not measured, like the next two."""
     gradient: GradientAudit | None = None
     splits: SplitAudit | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One selected group: its row in the pool, and the indices of the kept responses there, in rising order."""
+
+    row: int
+    places: list[int]
+
+
+@dataclass(frozen=True)
+class AuditedGroup:
+    """One audited group, restricted to the N responses that were measured."""
+
+    row: int
+    """Row of the group among the measured pools."""
+    id: str
+    places: list[int]
+    """Indices of the measured responses in the pool's group."""
+    kept: list[int]
+    """Indices of the kept responses among the measured ones."""
+    losses: np.ndarray
+    pairs: list[Any]
+    lengths: np.ndarray
+    products: np.ndarray | None = None
+    """Inner products of the gradients, [N, N]."""
 
 
 def make_audit(
@@ -182,11 +204,6 @@ def make_audit(
     With a model and its encoder, the loss is audited on `max_prompts` prompts, drawn by a hash of (seed, id), and the
     gradient on `gradient_prompts` of these. With the call that made the selection (`mrt select` writes it to the
     manifest), the selector is run again on `splits` random halves of each pool. This separates bias from variance.
-
-    Raises:
-        DataError: if the selection is not a subset of the pool.
-        ValueError: if the selection keeps every response, so that there is nothing to audit, or if the selector is
-            unknown.
     """
     strategy = None if rule is None else get_selector(rule.selector)
     matched = match(selection, pool, name)
@@ -214,19 +231,33 @@ def make_audit(
     if model is None:
         return audit
 
+    from mrt_plugin.planning.gradients import gradient_products
     from mrt_plugin.planning.measure import measure
 
     assert encoder is not None, "a model needs its encoder"
-    some = _sample(chosen, pool, max_prompts, seed)
-    rows = pool.select([kept.row for kept in some])
+    if max_prompts is not None and max_prompts < len(chosen):
+        names = pool["id"][:]
+        drawn = sample_rows([names[kept.row] for kept in chosen], max_prompts, seed, b"audit")
+        chosen = sorted((chosen[at] for at in drawn), key=lambda kept: kept.row)
+    rows = pool.select([kept.row for kept in chosen])
     found = measure(model, encoder, rows, max_length=max_length, progress=progress)
-    groups = _audited(some, rows, found, loss_aggregation)
+    number_of, groups = {name: number for number, name in enumerate(rows["id"])}, []
+    for one, losses in zip(found.groups, found.losses(loss_aggregation), strict=True):
+        row = number_of[one.id]
+        kept = [one.places.index(place) for place in chosen[row].places if place in one.places]
+        if 0 < len(kept) < len(losses):
+            groups.append(AuditedGroup(row, one.id, one.places, kept, losses, one.pairs, one.trained_tokens))
     if not groups:
         return audit
     gradient = None
     if gradient_prompts:
-        few = _with_gradients(groups[:gradient_prompts], model, loss_aggregation, seed, progress)
-        groups, gradient = [*few, *groups[gradient_prompts:]], audit_gradient(few, seed)
+        pairs = [group.pairs for group in groups[:gradient_prompts]]
+        advance = counting(progress, "gradients", sum(map(len, pairs)))
+        for number, products in enumerate(gradient_products(model, pairs, seed=seed, progress=advance)):
+            lengths = groups[number].lengths
+            scale = 1 / lengths if loss_aggregation == "response" else np.ones(len(lengths))
+            groups[number] = replace(groups[number], products=products * scale[:, None] * scale)
+        gradient = audit_gradient(groups[:gradient_prompts], seed)
     again = None
     # A selector that needs scores cannot run again if the pool has none.
     if rule and strategy and not strategy.keeps_all and (not strategy.needs_scores or "scores" in pool.column_names):
@@ -234,22 +265,41 @@ def make_audit(
     return replace(audit, loss=audit_loss(groups), gradient=gradient, splits=again)
 
 
-@dataclass(frozen=True)
-class AuditedGroup:
-    """One audited group, restricted to the N responses that were measured."""
+def match(selection: Dataset, pool: Dataset, name: str = "the selection") -> list[Kept]:
+    """Find every selected response in the pool: groups by id, or by prompt if no id matches, responses by text.
 
-    row: int
-    """Row of the group among the measured pools."""
-    id: str
-    places: list[int]
-    """Indices of the measured responses in the pool's group."""
-    kept: list[int]
-    """Indices of the kept responses among the measured ones."""
-    losses: np.ndarray
-    pairs: list[Any]
-    lengths: np.ndarray
-    products: np.ndarray | None = None
-    """Inner products of the gradients, [N, N]."""
+    Scores tell equal responses apart. `name` names the selection in messages.
+    """
+    by_id = {group_id: row for row, group_id in enumerate(pool["id"])}
+    by_prompt = {prompt_key(prompt): row for row, prompt in enumerate(pool["prompt"])}
+    problems, found = Problems(name), []
+    for number, group in enumerate(selection):
+        row = by_id.get(group["id"], by_prompt.get(prompt_key(group["prompt"])))
+        if row is None:
+            problems.add(f"row {number}", "prompt", f"no group of the pool has the id {group['id']!r} or this prompt.")
+            continue
+        whole, places = pool[row], []
+        free: dict[bytes, list[int]] = defaultdict(list)
+        for place, response in enumerate(whole["responses"]):
+            free[canonical(response)].append(place)
+        for index, response in enumerate(group["responses"]):
+            copies = free[canonical(response)]
+            if not copies:
+                problems.add(
+                    f"row {number}",
+                    "responses",
+                    f"response {index} is not in the pool's group {whole['id']!r}: a selection must be a subset. If "
+                    "curation changed it, audit against the curated pool.",
+                )
+                continue
+            best = copies[0]
+            if group.get("scores") and whole.get("scores"):
+                best = min(copies, key=lambda place: abs(whole["scores"][place] - group["scores"][index]))
+            copies.remove(best)
+            places.append(best)
+        found.append(Kept(row, sorted(places)))
+    problems.raise_any()
+    return found
 
 
 def audit_length(chosen: Sequence[Kept], pool: Dataset) -> LengthAudit:
@@ -257,17 +307,16 @@ def audit_length(chosen: Sequence[Kept], pool: Dataset) -> LengthAudit:
 
     Punctuation signs count as words. In scripts without spaces, characters count.
     """
-    kept_means, pool_means, errors = [], [], []
+    means, errors = [], []
     unit = "words"
     for kept in chosen:
         texts = [response_text(response) for response in pool[kept.row]["responses"]]
         if any(map(NO_SPACES.search, texts)):
             unit = "words or characters"
         lengths = np.array([sum(len(word) if NO_SPACES.search(word) else 1 for word in words(text)) for text in texts])
-        kept_means.append(lengths[kept.places].mean())
-        pool_means.append(lengths.mean())
+        means.append((lengths[kept.places].mean(), lengths.mean()))
         errors.append(_random_k_error(lengths, len(kept.places)))
-    mine, mean = float(np.mean(kept_means)), float(np.mean(pool_means))
+    mine, mean = (float(np.mean(values)) for values in zip(*means, strict=True))
     half = 1.645 * float(np.sqrt(np.sum(errors)) / len(chosen))
     return LengthAudit(unit, mine, mean, mine / mean if mean else 1.0, Interval(mean - half, mean + half))
 
@@ -278,10 +327,7 @@ def _random_k_error(values: np.ndarray, k: int) -> float:
 
 
 def audit_coverage(chosen: Sequence[Kept], pool: Dataset, embedder: str, progress: Progress) -> CoverageAudit:
-    """Compute how many clusters of each pool contain a kept response.
-
-    The N responses of a pool are clustered by average cosine into sqrt(N) clusters, at least 2.
-    """
+    """Compute how many of sqrt(N) clusters of each pool, by average cosine and at least 2, contain a kept response."""
     from sklearn.cluster import AgglomerativeClustering
 
     used = load_embedder(embedder)
@@ -321,26 +367,26 @@ def audit_loss(groups: Sequence[AuditedGroup]) -> LossAudit:
     )
 
 
-def audit_gradient(groups: Sequence[AuditedGroup], seed: int, draws: int = 20) -> GradientAudit:
-    """Compute the gradient cosine of each prompt, for the kept responses and for random draws of the same size."""
+def audit_gradient(groups: Sequence[AuditedGroup], seed: int) -> GradientAudit:
+    """Compute the gradient cosine of each prompt, for the kept responses and for 20 random draws of the same size."""
     from mrt_plugin.planning.gradients import cosine
 
-    mine, usual = [], []
-    for group in groups:
+    cosines = np.empty((2, len(groups)))
+    for number, group in enumerate(groups):
         assert group.products is not None
-        random = random_of(group.id, seed, b"gradient")
-        everything = list(range(len(group.losses)))
-        mine.append(cosine(group.products, group.kept, everything))
-        drawn = [random.choice(len(everything), len(group.kept), replace=False).tolist() for _ in range(draws)]
-        usual.append(float(np.mean([cosine(group.products, places, everything) for places in drawn])))
+        random, everything = random_of(group.id, seed, b"gradient"), range(len(group.losses))
+        drawn = [random.choice(len(everything), len(group.kept), replace=False).tolist() for _ in range(20)]
+        usual = np.mean([cosine(group.products, places, everything) for places in drawn])
+        cosines[:, number] = cosine(group.products, group.kept, everything), usual
+    mine, random_k = cosines
     return GradientAudit(
         prompts=len(groups),
-        cosine=float(np.mean(mine)),
-        cosine_interval=mean_interval(np.array(mine)),
-        random_k_cosine=float(np.mean(usual)),
-        difference_interval=mean_interval(np.array(mine) - np.array(usual)),
-        prompts_below_zero=float(np.mean(np.array(mine) < 0)),
-        per_prompt=[PromptCosine(group.id, *pair) for group, *pair in zip(groups, mine, usual, strict=True)],
+        cosine=float(mine.mean()),
+        cosine_interval=mean_interval(mine),
+        random_k_cosine=float(random_k.mean()),
+        difference_interval=mean_interval(mine - random_k),
+        prompts_below_zero=float((mine < 0).mean()),
+        per_prompt=[PromptCosine(group.id, *pair) for group, pair in zip(groups, cosines.T.tolist(), strict=True)],
     )
 
 
@@ -349,7 +395,7 @@ def audit_splits(
 ) -> SplitAudit | None:
     """Run the selector again on a random part of each pool, and compare with the rest.
 
-    In each split the candidates are half of the pool, or more if K requires it. The bias is the mean over splits of
+    In each split the candidates are half of the pool, or K + 1 if that is more. The bias is the mean over splits of
     the loss of the K kept, minus the pool's mean loss; the variance is taken over splits. bias² is corrected for the
     noise of a finite number of splits. Gradients are compared with those of the rest, which shares no response with
     the candidates. Returns None if every pool has fewer than K + 3 measured responses.
@@ -359,8 +405,16 @@ def audit_splits(
     able = [group for group in groups if len(group.losses) >= len(group.kept) + 3]
     if not able:
         return None
-    embed = _Remember(rule.options.get("embedder", "lexical"))
-    estimates: dict[str, list[list[float]]] = {"selection": [], "random_k": []}
+    embedder = load_embedder(rule.options.get("embedder", "lexical"))
+    known: dict[str, np.ndarray] = {}
+
+    def embed(texts: list[str]) -> np.ndarray:
+        """Embed each text once: the same responses occur in every split."""
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        known.update(zip(new, embedder(new) if new else [], strict=True))
+        return np.stack([known[text] for text in texts])
+
+    losses: dict[str, list[list[float]]] = {"selection": [], "random_k": []}
     cosines: dict[str, list[list[float]]] = {"selection": [], "random_k": []}
     for split in range(splits):
         parts = [_candidates(group, seed, split) for group in able]
@@ -369,32 +423,31 @@ def audit_splits(
             "random_k": _run(able, parts, rows, "random_k", {"seed": seed * splits + split}),
         }
         for who, chosen in picks.items():
-            estimates[who].append([float(group.losses[c].mean()) for group, c in zip(able, chosen, strict=True)])
+            losses[who].append([float(group.losses[kept].mean()) for group, kept in zip(able, chosen, strict=True)])
             cosines[who].append(
                 [
-                    cosine(group.products, c, [place for place in range(len(group.losses)) if place not in part])
-                    for group, part, c in zip(able, parts, chosen, strict=True)
+                    cosine(group.products, kept, [place for place in range(len(group.losses)) if place not in part])
+                    for group, part, kept in zip(able, parts, chosen, strict=True)
                     if group.products is not None
                 ]
             )
         progress("splits", split + 1, splits)
     truth = np.array([group.losses.mean() for group in able])
     directions = {who: np.array(rows).mean(axis=0) for who, rows in cosines.items()}
-    known = directions["selection"].size > 0
+    traced = directions["selection"].size > 0
     found = {}
-    for who in estimates:
-        table = np.array(estimates[who])
-        variance = table.var(axis=0, ddof=1)
-        bias = (table.mean(axis=0) - truth) ** 2 - variance / splits
+    for who, table in losses.items():
+        variance = np.var(table, axis=0, ddof=1)
+        bias = (np.mean(table, axis=0) - truth) ** 2 - variance / splits
         found[who] = SplitErrors(
             bias_squared=float(bias.mean()),
             bias_squared_interval=mean_interval(bias),
             variance=float(variance.mean()),
             emse=float((bias + variance).mean()),
-            cosine=float(np.array(cosines[who]).mean()) if known else None,
-            cosine_interval=mean_interval(directions[who]) if known else None,
+            cosine=float(np.mean(cosines[who])) if traced else None,
+            cosine_interval=mean_interval(directions[who]) if traced else None,
         )
-    gap = mean_interval(directions["selection"] - directions["random_k"]) if known else None
+    gap = mean_interval(directions["selection"] - directions["random_k"]) if traced else None
     return SplitAudit(len(able), splits, rule.selector, **found, cosine_difference_interval=gap)
 
 
@@ -404,26 +457,8 @@ def mean_interval(values: np.ndarray) -> Interval | None:
     return None if ends is None else Interval(*ends)
 
 
-class _Remember:
-    """Embedder with a cache: the same responses occur in every split, and each text is embedded once."""
-
-    def __init__(self, embedder: str) -> None:
-        self.embedder = load_embedder(embedder)
-        self.known: dict[str, np.ndarray] = {}
-
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        new = [text for text in dict.fromkeys(texts) if text not in self.known]
-        if new:
-            self.known.update(zip(new, self.embedder(new), strict=True))
-        return np.stack([self.known[text] for text in texts])
-
-
 def _run(
-    groups: Sequence[AuditedGroup],
-    parts: Sequence[list[int]],
-    rows: Dataset,
-    selector: str,
-    options: dict[str, Any],
+    groups: Sequence[AuditedGroup], parts: Sequence[list[int]], rows: Dataset, selector: str, options: dict[str, Any]
 ) -> list[list[int]]:
     """Run a selector on the candidates of each group, and return the kept indices among the measured responses."""
     chosen: list[list[int]] = [[] for _ in groups]
@@ -444,46 +479,6 @@ def _run(
 
 
 def _candidates(group: AuditedGroup, seed: int, split: int) -> list[int]:
-    """Draw half of the measured responses, or K + 1 if that is more, by a hash of (seed, split, id)."""
     count = len(group.losses)
     random = random_of(group.id, seed, b"split %d" % split)
     return sorted(random.permutation(count)[: max((count + 1) // 2, len(group.kept) + 1)].tolist())
-
-
-def _sample(chosen: Sequence[Kept], pool: Dataset, count: int | None, seed: int) -> list[Kept]:
-    if count is None or count >= len(chosen):
-        return list(chosen)
-    names = pool["id"]
-    order = sorted(chosen, key=lambda kept: digest(b"audit", str(seed).encode(), names[kept.row].encode()))
-    return sorted(order[:count], key=lambda kept: kept.row)
-
-
-def _audited(
-    some: Sequence[Kept], rows: Dataset, found: "Measurement", aggregation: LossAggregation
-) -> list[AuditedGroup]:
-    """Return the groups that have both kept and left-out responses among the measured ones."""
-    kept_of = {rows[number]["id"]: (number, kept) for number, kept in enumerate(some)}
-    made = []
-    for group, losses in zip(found.groups, found.losses(aggregation), strict=True):
-        number, kept = kept_of[group.id]
-        places = [group.places.index(place) for place in kept.places if place in group.places]
-        if 0 < len(places) < len(losses):
-            made.append(
-                AuditedGroup(number, group.id, group.places, places, losses, group.pairs, group.trained_tokens)
-            )
-    return made
-
-
-def _with_gradients(
-    groups: Sequence[AuditedGroup], model: "Model", aggregation: LossAggregation, seed: int, progress: Progress
-) -> list[AuditedGroup]:
-    from mrt_plugin.planning.gradients import gradient_products
-
-    pairs = [group.pairs for group in groups]
-    advance = counting(progress, "gradients", sum(map(len, pairs)))
-    products = gradient_products(model, pairs, seed=seed, progress=advance)
-    made = []
-    for group, table in zip(groups, products, strict=True):
-        scale = 1 / group.lengths if aggregation == "response" else np.ones(len(group.lengths))
-        made.append(replace(group, products=table * scale[:, None] * scale))
-    return made

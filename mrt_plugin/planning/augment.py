@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from mrt_plugin.groups.text import prompt_text
 from mrt_plugin.groups.write import write_text
-from mrt_plugin.planning.diversity import CUT, PromptDiversity, Tokenize, ngrams, prompt_diversity, words
+from mrt_plugin.planning.diversity import PromptDiversity, Tokenize, ngrams, prompt_diversity, words
 from mrt_plugin.planning.fit import read_lines
 
 
@@ -34,7 +34,6 @@ class Novelty:
     overlap: float
     """Largest Jaccard overlap with a support, an owned prompt or a candidate kept earlier."""
     nearest: str | None
-    """The prompt with the largest overlap."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +55,10 @@ def filter_candidates(
     order: int = 2,
     tokenize: Tokenize = words,
 ) -> list[Novelty]:
-    """Greedily keep the candidates whose n-grams are new.
+    """Greedily keep the candidates whose n-grams overlap by less than `threshold` with each prompt they may repeat.
 
-    The Jaccard overlap of two prompts is the size of the intersection of their n-gram sets divided by that of their
-    union. A candidate is compared with its supports, with all owned prompts, and with every candidate kept before it.
-    It is dropped if an overlap is at or above `threshold`. A candidate shorter than an n-gram is dropped with an
-    overlap of 1.
-
-    Raises:
-        ValueError: for a threshold outside (0, 1].
-
-    Example:
-
-    >>> found = filter_candidates([Candidate("Name a big fruit."), Candidate("Who was Ada?")], ["Name a fruit."])
-    >>> [(item.kept, round(item.overlap, 2)) for item in found]
-    [(False, 0.4), (True, 0.0)]
+    These are its supports, all owned prompts, and every candidate kept before it. A candidate shorter than an n-gram
+    is dropped with an overlap of 1.
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold={threshold!r} must be above 0 and at most 1.")
@@ -79,7 +67,7 @@ def filter_candidates(
     where: dict[tuple[Any, ...], list[int]] = defaultdict(list)
 
     def grams_of(text: str) -> set[tuple[Any, ...]]:
-        return set(ngrams(tokenize(text)[:CUT], order))
+        return set(ngrams(tokenize(text), order))
 
     def add(text: str, grams: set[tuple[Any, ...]]) -> None:
         for gram in grams:
@@ -115,24 +103,20 @@ def augment_file(
     output: Path,
     *,
     threshold: float = 0.3,
-    order: int = 2,
     p: float = 0.5,
-    tokenize: Tokenize = words,
+    **how: Any,
 ) -> Augmented:
     """Filter a JSONL file of candidates against the prompts of `groups`, and write the kept rows unchanged.
 
-    A row has `prompt` (string or messages) and optionally `supports` (a list of prompts).
-
-    Raises:
-        DataError: if lines are not valid candidates; lists them.
+    A row has `prompt` and optionally `supports`, a list of prompts. `how` are the `order` and `tokenize` of n-grams.
     """
 
     def read(row: Any) -> Candidate:
         return Candidate(prompt_text(row["prompt"]), [prompt_text(item) for item in row.get("supports") or []])
 
     lines = read_lines(candidates, read, 'is not a candidate: write {"prompt": "...", "supports": ["..."]}.')
-    rows, owned = [row for _, _, row in lines], [prompt_text(prompt) for prompt in groups["prompt"]]
-    verdicts = filter_candidates(rows, owned, threshold=threshold, order=order, tokenize=tokenize)
+    owned = [prompt_text(prompt) for prompt in groups["prompt"]]
+    verdicts = filter_candidates([row for _, _, row in lines], owned, threshold=threshold, **how)
     written = (f"{line}\n" for (_, line, _), item in zip(lines, verdicts, strict=True) if item.kept)
     write_text(output, "".join(written))
     kept = [item.prompt for item in verdicts if item.kept]
@@ -140,6 +124,6 @@ def augment_file(
         candidates=len(lines),
         kept=len(kept),
         dropped=[item for item in verdicts if not item.kept],
-        before=prompt_diversity(owned, tokenize=tokenize, order=order, p=p),
-        after=prompt_diversity([*owned, *kept], tokenize=tokenize, order=order, p=p),
+        before=prompt_diversity(owned, p=p, **how),
+        after=prompt_diversity([*owned, *kept], p=p, **how),
     )

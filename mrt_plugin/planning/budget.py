@@ -16,12 +16,10 @@ from mrt_plugin.options import LossAggregation, PaidLayout
 
 @dataclass(frozen=True)
 class Costs:
-    """Cost of a prompt and of a response, in any unit: tokens, seconds or money."""
+    """Cost C_p of a prompt and C_r of a response, in any unit: tokens, seconds or money."""
 
     prompt: float
-    """C_p"""
     response: float
-    """C_r"""
     layout: PaidLayout = "shared_prefix"
 
     def of_prompt(self, k: float) -> float:
@@ -48,13 +46,7 @@ class BudgetRow:
 def best_k_formula(ratio: float, costs: Costs) -> float:
     """Return k* = sqrt((V_{y|x}/V_x)·(C_p/C_r)) for `shared_prefix` (arXiv 2606.00544), and 1 for `expanded`.
 
-    k* is the optimum over real numbers with as many prompts as the budget buys. The ratio is V_x / V_{y|x}. k* is
-    infinite for a ratio at or below 0.
-
-    Example:
-
-    >>> round(best_k_formula(0.187 / 1.33, Costs(prompt=4, response=1)), 2)
-    5.33
+    The ratio is V_x / V_{y|x}. k* is the optimum over real numbers if prompts never run out, ∞ for a ratio <= 0.
     """
     if costs.layout == "expanded":
         return 1.0
@@ -74,18 +66,7 @@ def budget_table(
 
     A prompt with N responses in its pool keeps k = min(K, N). `loss_aggregation: prompt` gives each of the n prompts
     one vote, and the variance is (V_x + V_{y|x}·mean(1/k)) / n. `token` and `response` give a prompt k votes, and the
-    variance is (V_x·mean(k²)/mean(k)² + V_{y|x}/mean(k)) / n.
-    With equal pools both are V_x/n + V_{y|x}/(n·K). Pool sizes are assumed to be unrelated to the losses. A negative
-    V_x counts as 0. If the budget, in the unit of the costs, pays for fewer prompts than owned, they are drawn at
-    random.
-
-    Raises:
-        ValueError: if the budget does not pay for one prompt with one response.
-
-    Example:
-
-    >>> [(row.k, row.prompts) for row in budget_table(0.2, 1.0, Costs(4, 1), pool_sizes=[3] * 100, budget=400)]
-    [(1, 80), (2, 66), (3, 57)]
+    variance is (V_x·mean(k²)/mean(k)² + V_{y|x}/mean(k)) / n. A negative V_x counts as 0.
     """
     sizes = np.asarray(pool_sizes)
     if budget < costs.of_prompt(1):
@@ -103,33 +84,17 @@ def budget_table(
             noise = max(v_x, 0.0) + v_yx * float((1 / kept).mean())
         else:
             noise = max(v_x, 0.0) * (float((kept**2).mean()) / mean**2) + v_yx / mean  # 1 exactly for equal pools
-        rows.append(
-            BudgetRow(
-                k=k,
-                prompts=prompts,
-                pairs=prompts * mean,
-                cost=prompts * cost,
-                variance=noise / prompts if prompts else math.inf,
-            )
-        )
+        rows.append(BudgetRow(k, prompts, prompts * mean, prompts * cost, noise / prompts if prompts else math.inf))
     return rows
 
 
 def best_row(rows: Sequence[BudgetRow]) -> BudgetRow:
-    """Return the row with the smallest variance; in a tie, the one with fewer responses.
-
-    As V_x / V_{y|x} falls, the best K can only rise. The reason: the variance at each K is a straight line in that
-    ratio, and it is steeper for larger K. So an interval of the ratio gives an interval of the best K.
-    """
+    """Return the row with the smallest variance; in a tie, the one with fewer responses."""
     return min(rows, key=lambda row: (row.variance, row.k))
 
 
 def parse_budget(budget: str | float, ordinary: float) -> float:
-    """Read a budget given as a number, or as a multiple of the cost of an ordinary epoch ("2x").
-
-    Raises:
-        ValueError: for any other input, or a budget that is not above 0.
-    """
+    """Read a budget given as a number, or as a multiple of the cost of an ordinary epoch ("2x")."""
     text = str(budget).strip().replace(",", "").replace("_", "")
     try:
         amount = float(text[:-1]) * ordinary if text.endswith("x") else float(text)

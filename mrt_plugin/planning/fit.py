@@ -1,13 +1,15 @@
-"""Fit held-out loss against K, the responses kept per prompt, over a set of runs: loss = a + b/K, by least squares."""
+"""Results of training runs: held-out loss by K (responses kept per prompt), and the fit loss = a + b/K."""
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from scipy.stats import sem
 
 from mrt_plugin.groups.problems import Problems
 
@@ -16,41 +18,22 @@ Line = TypeVar("Line")
 
 @dataclass(frozen=True)
 class InverseFit:
-    """Fitted curve loss = a + b/K."""
+    """Curve loss = a + b/K by least squares, with a the loss in the limit of infinitely many responses."""
 
     a: float
-    """Loss in the limit of infinitely many responses."""
     b: float
-    """Extra loss at K = 1 compared with that limit."""
     a_error: float
     """Standard error of a; NaN with only two runs."""
     b_error: float
     mse: float
-    """Mean squared residual."""
     r_squared: float
     """Share of the variance over runs that the fit explains; NaN if all losses are equal."""
     runs: int
 
 
 def fit_inverse_k(k: Sequence[float], loss: Sequence[float]) -> InverseFit:
-    """Fit loss = a + b/K to a set of runs, one entry per run.
-
-    The variance of a loss estimate has this form (`mrt_plugin.planning.variance`). That held-out loss has it too is an
-    assumption: check `r_squared` and the residuals.
-
-    Raises:
-        ValueError: with fewer than two different K, a K that is not above 0, a loss that is not finite, or unequal
-            numbers of K and losses.
-
-    Example:
-
-    >>> fit = fit_inverse_k([1, 2, 4], [2.0, 1.5, 1.25])
-    >>> round(fit.a, 6), round(fit.b, 6)
-    (1.0, 1.0)
-    """
+    """Fit loss = a + b/K, one entry per run. That held-out loss has this form is an assumption: check `r_squared`."""
     ks, losses = np.asarray(k, dtype=np.float64), np.asarray(loss, dtype=np.float64)
-    if ks.shape != losses.shape or ks.ndim != 1:
-        raise ValueError(f"Give one loss per K: {ks.size} values of K and {losses.size} losses.")
     if len(np.unique(ks)) < 2 or not (ks > 0).all() or not np.isfinite(losses).all():
         raise ValueError("A fit over K needs runs with at least two different K above 0, and finite losses.")
     design = np.stack([np.ones_like(ks), 1 / ks], axis=1)
@@ -79,31 +62,88 @@ class Run:
     arm: str = "all runs"
     """Name of the runs that are fitted together, which share layout, prompts and selector."""
 
-    def problem(self) -> str | None:
-        """Return a message if the run cannot be fitted."""
-        return None if self.k > 0 and math.isfinite(self.loss) else "needs k above 0 and a finite loss."
+
+@dataclass(frozen=True)
+class KResult:
+    """Mean held-out loss of the runs at one K, its standard error, and the difference to the smallest K.
+
+    An error that needs more runs is None.
+    """
+
+    k: float
+    runs: int
+    loss: float
+    error: float | None
+    difference: float
+    difference_error: float | None
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """Results of one arm. The fit of loss = a + b/K is None with only one K so far."""
+
+    by_k: list[KResult]
+    best_k: float
+    fit: InverseFit | None
 
 
 def read_runs(path: Path) -> list[Run]:
-    """Read runs from a JSONL file with `k`, `loss` and optionally `arm`.
+    """Read runs from a JSONL file with `k`, `loss` and optionally `arm`."""
+    runs = read_lines(path, _run, 'is not a run: write {"k": 4, "loss": 1.23}.', _problem)
+    return [run for _, _, run in runs]
 
-    Raises:
-        DataError: if lines are not valid runs; lists them.
+
+def read_results(path: Path) -> tuple[list[Run], list[str]]:
+    """Read the finished runs of a grid's `runs.jsonl`, and the names of the unfinished ones.
+
+    If a line has no loss, it is the last one that the trainer saved with a checkpoint in `output_dir`.
     """
 
-    def read(row: dict[str, Any]) -> Run:
-        return Run(float(row["k"]), float(row["loss"]), str(row.get("arm", "all runs")))
+    def read(row: dict[str, Any]) -> Run | str | None:
+        loss = row.get("loss")
+        if loss is None and row.get("output_dir") is not None:
+            loss = last_held_out_loss(Path(row["output_dir"]))
+        run = _run(row | {"loss": math.nan if loss is None else loss})
+        return row.get("recipe") if loss is None else run
 
-    lines = read_lines(path, read, 'is not a run: write {"k": 4, "loss": 1.23}.', Run.problem)
-    return [run for _, _, run in lines]
+    expected = 'is not a run: write {"k": 4, "loss": 1.23, "arm": "equal cost"}.'
+    found = read_lines(path, read, expected, _problem)
+    runs = [run for _, _, run in found if isinstance(run, Run)]
+    missing = [str(run or f"line {number}") for number, _, run in found if not isinstance(run, Run)]
+    return runs, list(dict.fromkeys(missing))
+
+
+def _run(row: dict[str, Any]) -> Run:
+    return Run(float(row["k"]), float(row["loss"]), str(row.get("arm", "all runs")))
+
+
+def _problem(run: Run | str | None) -> str | None:
+    fits = not isinstance(run, Run) or (run.k > 0 and math.isfinite(run.loss))
+    return None if fits else "needs k above 0 and a finite loss."
+
+
+def last_held_out_loss(folder: Path) -> float | None:
+    """Return the last `eval_loss` that the transformers trainer logged in a run's folder; None if there is none."""
+    states = {
+        int(re.sub(r"\D", "", path.parent.name)): path for path in folder.glob("checkpoint-*/trainer_state.json")
+    }
+    if not states:
+        return None
+    history = json.loads(states[max(states)].read_text(encoding="utf-8"))["log_history"]
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    return float(losses[-1]) if losses else None
+
+
+def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Return the runs of each arm."""
+    arms: dict[str, list[Run]] = {}
+    for run in runs:
+        arms.setdefault(run.arm, []).append(run)
+    return arms
 
 
 def fit_runs(runs: Iterable[Run]) -> dict[str, InverseFit]:
-    """Fit the runs of each arm.
-
-    Raises:
-        ValueError: for an arm with fewer than two different K.
-    """
+    """Fit the runs of each arm."""
     fits = {}
     for arm, members in by_arm(runs).items():
         try:
@@ -113,12 +153,22 @@ def fit_runs(runs: Iterable[Run]) -> dict[str, InverseFit]:
     return fits
 
 
-def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Return the runs of each arm."""
-    arms: dict[str, list[Run]] = {}
-    for run in runs:
-        arms.setdefault(run.arm, []).append(run)
-    return arms
+def weigh_results(runs: Iterable[Run]) -> dict[str, ArmResult]:
+    """Compute for each arm the losses and errors by K, the difference to the smallest K, and the fit."""
+    found = {}
+    for arm, members in by_arm(runs).items():
+        rows: list[KResult] = []
+        for k in sorted({run.k for run in members}):
+            losses = np.array([run.loss for run in members if run.k == k])
+            loss, error = float(losses.mean()), float(sem(losses)) if len(losses) > 1 else None
+            first = rows[0] if rows else None
+            both = None
+            if first is not None and first.error is not None and error is not None:
+                both = float(np.hypot(error, first.error))
+            rows.append(KResult(k, len(losses), loss, error, loss - first.loss if first else 0.0, both))
+        fit = fit_runs(members)[arm] if len(rows) > 1 else None
+        found[arm] = ArmResult(rows, min(rows, key=lambda row: row.loss).k, fit)
+    return found
 
 
 def read_lines(
@@ -130,10 +180,7 @@ def read_lines(
     """Read the lines of a JSONL file that are not empty: their numbers, texts, and what `read` makes of their JSON.
 
     `expected` is the message for a line from which `read` can build nothing. `problem` returns the message for a
-    result that is not allowed.
-
-    Raises:
-        DataError: if lines are wrong; lists them.
+    result that is not allowed. All problems are raised together.
     """
     problems, found = Problems(str(path)), []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
@@ -141,12 +188,12 @@ def read_lines(
             continue
         try:
             made = read(json.loads(line))
+            wrong = problem(made)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            problems.add(f"line {number}", None, expected)
-            continue
-        wrong = problem(made)
-        if wrong is not None:
+            wrong = expected
+        if wrong is None:
+            found.append((number, line, made))
+        else:
             problems.add(f"line {number}", None, wrong)
-        found.append((number, line, made))
     problems.raise_any()
     return found

@@ -26,14 +26,9 @@ def gradient_products(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[np.ndarray]:
-    """Compute the inner products of the gradients of the responses' summed negative log-likelihood (NLL).
+    """Return the inner products of the gradients of each group's N responses (summed NLL), [N, N] float64.
 
-    Each response takes one forward and one backward pass. The model is unchanged afterwards. The gradients
-    are those of the adapter's LoRA parameters. A model without an adapter gets a random LoRA matrix A from `seed`.
-    `progress` is called after each group with its number of responses.
-
-    Returns:
-        One matrix per group, [N, N] float64 for N responses.
+    `seed` draws the matrix A of a model without an adapter. The model is unchanged afterwards.
     """
     products = []
     with _lora(model, seed) as (adapted, parameters):
@@ -45,13 +40,10 @@ def gradient_products(
 
 
 def cosine(products: np.ndarray, one: Sequence[int], other: Sequence[int]) -> float:
-    """Return the cosine between the mean gradients of two sets of responses; NaN if either mean gradient is zero.
-
-    `products` are the inner products, [N, N]. `one` and `other` are indices of responses.
-    """
-    inner = float(products[np.ix_(one, other)].mean())
-    lengths = float(products[np.ix_(one, one)].mean()) * float(products[np.ix_(other, other)].mean())
-    return inner / np.sqrt(lengths) if lengths > 0 else float("nan")
+    """Return the cosine between the mean gradients of two sets of responses; NaN if a mean gradient is zero."""
+    inner, *lengths = (float(products[np.ix_(a, b)].mean()) for a, b in ((one, other), (one, one), (other, other)))
+    scale = lengths[0] * lengths[1]
+    return inner / np.sqrt(scale) if scale > 0 else float("nan")
 
 
 @contextmanager
@@ -66,12 +58,9 @@ def _lora(model: Model, seed: int) -> Iterator[tuple[torch.nn.Module, list[torch
             adapted = get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))  # type: ignore[arg-type]
     try:
         adapted.eval()
-        parameters = []
         for name, value in adapted.named_parameters():
-            chosen = "lora_B" in name if own else "lora_" in name
-            value.requires_grad_(chosen)
-            if chosen:
-                parameters.append(value)
+            value.requires_grad_("lora_B" in name if own else "lora_" in name)
+        parameters = [value for value in adapted.parameters() if value.requires_grad]
         if not parameters:
             raise ValueError(
                 "The model's adapter has no LoRA parameters: audit the base model, or leave gradients out."
@@ -92,10 +81,5 @@ def _gradient(model: torch.nn.Module, pair: Pair, parameters: list[torch.nn.Para
     columns = (labels[0, 1:] != IGNORE).nonzero().squeeze(1)
     logits = model(input_ids=input_ids, attention_mask=mask, logits_to_keep=columns, use_cache=False).logits[0].float()
     loss = torch.nn.functional.cross_entropy(logits, labels[0, 1:][columns], reduction="sum")
-    parts = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return torch.cat(
-        [
-            (torch.zeros_like(value) if part is None else part).detach().flatten().float()
-            for part, value in zip(parts, parameters, strict=True)
-        ]
-    )
+    parts = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    return torch.cat([part.flatten().float() for part in parts])

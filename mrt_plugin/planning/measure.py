@@ -10,14 +10,7 @@ import numpy as np
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import build_group_row
-from mrt_plugin.models.log_likelihood import (
-    Model,
-    check_ids,
-    equal_pairs,
-    log_likelihoods,
-    vocabulary,
-    worse_than_guessing,
-)
+from mrt_plugin.models.log_likelihood import Model, check_ids, equal_pairs, log_likelihoods, worse_than_guessing
 from mrt_plugin.options import LossAggregation, PaidLayout
 from mrt_plugin.planning.budget import Costs
 from mrt_plugin.planning.progress import Progress, counting
@@ -38,7 +31,6 @@ class MeasuredGroup:
     segment_tokens: np.ndarray
     """[N] tokens of each response's segment, including the repeated last prompt token."""
     trained_tokens: np.ndarray
-    """[N] trained tokens of each response."""
     nll: np.ndarray
     """[N] summed negative log-likelihood (NLL) of each response, in nats."""
 
@@ -51,7 +43,6 @@ class Measurement:
     left_out: int
     """Responses left out because prompt and response exceed `max_length`. A group with none left is not listed."""
     max_length: int | None
-    vocabulary: int
 
     def distinct(self) -> "Measurement":
         """Return the measurement with each distinct response of a pool only once."""
@@ -103,25 +94,9 @@ def measure(
     groups: Iterable[Mapping[str, Any]],
     *,
     max_length: int | None = None,
-    batch_tokens: int = 8192,
     progress: Progress = lambda stage, done, total: None,
 ) -> Measurement:
-    """Measure a model on groups: rows with `id`, `prompt` and `responses`.
-
-    `max_length` limits the tokens of prompt and response together; by default it is the model's number of positions.
-    `batch_tokens` counts the tokens of a forward pass, including padding.
-
-    Raises:
-        ValueError: if the tokenizer does not belong to the model, if no response fits `max_length`, or if a loss is
-            not finite.
-
-    Example:
-
-    ```python
-    found = measure(model, Encoder(tokenizer), load_groups("pool.jsonl"))
-    estimate_components(found.losses("token"))
-    ```
-    """
+    """Measure a model on groups. `max_length` limits prompt and response together, by default to the model's limit."""
     limit = max_length or model.config.to_dict().get("max_position_embeddings")
     encoded: list[tuple[str, list[int], list[Pair]]] = []
     left_out = 0
@@ -139,26 +114,17 @@ def measure(
             else "There are no groups to measure."
         )
     every = [pair for _, _, pairs in encoded for pair in pairs]
-    advance = counting(progress, "losses of responses", len(every))
-    nll = -log_likelihoods(model, every, batch_tokens=batch_tokens, progress=advance)
+    nll = -log_likelihoods(model, every, progress=counting(progress, "losses of responses", len(every)))
     if not np.isfinite(nll).all():
         raise ValueError("The model's loss is not finite on some response: load it in float32.")
     measured, start = [], 0
     for name, places, pairs in encoded:
         row = build_group_row(pairs)
-        measured.append(
-            MeasuredGroup(
-                id=name,
-                places=places,
-                pairs=pairs,
-                prompt_tokens=row["prefix_length"],
-                segment_tokens=np.array(row["segment_lengths"]),
-                trained_tokens=np.array([pair.trained_length for pair in pairs]),
-                nll=nll[start : start + len(pairs)],
-            )
-        )
+        segments, trained = np.array(row["segment_lengths"]), np.array([pair.trained_length for pair in pairs])
+        own = nll[start : start + len(pairs)]
+        measured.append(MeasuredGroup(name, places, pairs, row["prefix_length"], segments, trained, own))
         start += len(pairs)
-    found = Measurement(measured, left_out, limit, vocabulary(model))
+    found = Measurement(measured, left_out, limit)
     warning = worse_than_guessing(found.nll_per_token, model)
     if warning:
         logger.warning(warning)
@@ -169,15 +135,12 @@ def token_costs(groups: Iterable[Mapping[str, Any]], encoder: Encoder, layout: P
     """Compute the costs C_p of a prompt and C_r of a response in tokens, from a tokenizer alone.
 
     C_p is the mean length of the shared prefix. C_r is the mean length of a response's segment, averaged over prompts.
-    The quadratic cost of attention is left out. `groups` are rows with `prompt` and `responses`; at least one.
+    The quadratic cost of attention is left out.
     """
     rows = [build_group_row(encoder.encode_group(group["prompt"], group["responses"])) for group in groups]
     return _mean_costs([(row["prefix_length"], np.array(row["segment_lengths"])) for row in rows], layout)
 
 
 def _mean_costs(lengths: Sequence[tuple[int, np.ndarray]], layout: PaidLayout) -> Costs:
-    return Costs(
-        prompt=float(np.mean([prefix for prefix, _ in lengths])),
-        response=float(np.mean([segments.mean() for _, segments in lengths])),
-        layout=layout,
-    )
+    prefixes, segments = zip(*lengths, strict=True)
+    return Costs(float(np.mean(prefixes)), float(np.mean([row.mean() for row in segments])), layout)

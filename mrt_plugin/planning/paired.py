@@ -10,10 +10,7 @@ LEVEL = 0.95
 FEWEST = 5
 """Smallest number of prompts with an interval. With fewer, the bootstrap draws are mostly the same few samples."""
 ROUNDING = 1e-6
-"""Values with a smaller relative difference count as equal.
-
-A model computes them in single precision, and their last digits depend on the other rows of the batch.
-"""
+"""Values with a smaller relative difference count as equal: a batch's other rows change the last digits of each."""
 DRAWS = 2000
 """Number of bootstrap draws: enough to estimate the 2.5 % point of a distribution."""
 
@@ -40,8 +37,11 @@ class Measured:
     @property
     def value(self) -> float | None:
         """Return the model's value; None if no prompt was measured."""
-        known = self.known
-        return float(self.values[known].sum() / self.weights[known].sum()) if known.any() else None
+        return self.over(self.known) if self.known.any() else None
+
+    def over(self, known: np.ndarray) -> float:
+        """Return the value over some of the prompts."""
+        return float(self.values[known].sum() / self.weights[known].sum())
 
 
 class Bootstrap:
@@ -52,8 +52,6 @@ class Bootstrap:
     (1 + level)/2 with n-1 degrees of freedom. This widens the interval for few prompts, as a t interval is wider than
     a normal one. Source: Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69,
     2015.
-
-    Example:
 
     >>> boot = Bootstrap(5)
     >>> one, other = (Measured.mean(np.array(row)) for row in ([1.0, 2.0, 3.0, 9.0, 4.0], [0.5, 1.5, 2.5, 8.5, 3.5]))
@@ -75,12 +73,8 @@ class Bootstrap:
 
     def difference(self, one: Measured, other: Measured) -> tuple[float | None, list[float] | None, int]:
         """Return one - other, its interval and the number of prompts, over the prompts on which both were measured."""
-        other = _rounded_off(one, other)
-        both = one.known & other.known
-        count = int(both.sum())
-        if not count:
-            return None, None, 0
-        return self._gap(one, other), self._interval(self._spread(one, other), count), count
+        gap, spread, count = self._gap(one, other)
+        return (gap, self._interval(spread, count), count) if count else (None, None, 0)
 
     def chance(self, one: Measured, other: Measured) -> float | None:
         """Return the two-sided p-value of one - other against 0; None with fewer than 5 prompts.
@@ -88,24 +82,23 @@ class Bootstrap:
         This is a t test with the bootstrap's standard error, with the same correction for few prompts as the interval.
         A p-value counted from 2,000 draws would be too coarse to correct for many comparisons.
         """
-        other = _rounded_off(one, other)
-        count = int((one.known & other.known).sum())
+        gap, spread, count = self._gap(one, other)
         if count < FEWEST:
             return None
-        value, error = self._gap(one, other), np.nanstd(self._spread(one, other))
+        error = np.nanstd(spread)
         if not error:
-            return 0.0 if value else 1.0
-        return float(2 * t.sf(abs(value) / error * np.sqrt((count - 1) / count), count - 1))
+            return 0.0 if gap else 1.0
+        return float(2 * t.sf(abs(gap) / error * np.sqrt((count - 1) / count), count - 1))
 
-    def _gap(self, one: Measured, other: Measured) -> float:
+    def _gap(self, one: Measured, other: Measured) -> tuple[float, np.ndarray, int]:
+        """Return one - other, the same in each draw [draws], and the number of prompts with both."""
+        equal = np.isclose(one.values, other.values, rtol=ROUNDING, atol=0) & (one.weights == other.weights)
+        other = Measured(np.where(equal, one.values, other.values), other.weights)
         both = one.known & other.known
-        means = [float(part.values[both].sum() / part.weights[both].sum()) for part in (one, other)]
-        return round(means[0] - means[1], 12)
-
-    def _spread(self, one: Measured, other: Measured) -> np.ndarray:
-        """Return one - other in each draw, [draws]."""
-        both = one.known & other.known
-        return np.round(self._means(one, both) - self._means(other, both), 12)
+        if not both.any():
+            return 0.0, np.zeros(0), 0
+        spread = np.round(self._means(one, both) - self._means(other, both), 12)
+        return round(one.over(both) - other.over(both), 12), spread, int(both.sum())
 
     def _means(self, measured: Measured, known: np.ndarray) -> np.ndarray:
         """Return the mean in each draw, [draws]; NaN for a draw without any of the known prompts."""
@@ -121,19 +114,11 @@ class Bootstrap:
         return [float(end) for end in np.nanquantile(means, [tail, 1 - tail])]
 
 
-def _rounded_off(one: Measured, other: Measured) -> Measured:
-    """Return `other` with the values of `one` wherever the two differ only by rounding."""
-    equal = np.isclose(one.values, other.values, rtol=ROUNDING, atol=0) & (one.weights == other.weights)
-    return Measured(np.where(equal, one.values, other.values), other.weights)
-
-
 def holm(chances: Sequence[float]) -> list[float]:
-    """Correct p-values for the number of comparisons, and return them in the given order.
+    """Correct p-values for the number of comparisons, by Holm's method, and return them in the given order.
 
-    Holm's method ("A Simple Sequentially Rejective Multiple Test Procedure", 1979). The probability that any true
-    null hypothesis falls below a level is at most that level, for any dependence between the tests.
-
-    Example:
+    For any dependence between the tests, a true null hypothesis falls below a level with at most that probability
+    ("A Simple Sequentially Rejective Multiple Test Procedure", 1979).
 
     >>> holm([0.04, 0.01, 0.5])
     [0.08, 0.03, 0.5]

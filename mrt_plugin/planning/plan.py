@@ -1,8 +1,8 @@
 """Plan how many responses to keep, from a pool and a model. Without a model, only describe the data."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from mrt_plugin.planning.budget import BudgetRow, Costs, best_k_formula, best_ro
 from mrt_plugin.planning.diversity import (
     PromptDiversity,
     Redundancy,
-    Tokenize,
     effective_k,
     prompt_diversity,
     prompt_redundancy,
@@ -24,7 +23,7 @@ from mrt_plugin.planning.diversity import (
     words,
 )
 from mrt_plugin.planning.progress import Progress
-from mrt_plugin.planning.variance import Interval, VarianceComponents, bootstrap_intervals, estimate_components
+from mrt_plugin.planning.variance import Interval, bootstrap_intervals, estimate_components
 from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.selection.allocation import allocate
 
@@ -64,7 +63,6 @@ class Diversity:
     response_diversity: float | None
     """1 - mean cosine of a prompt's responses, as a mean over prompts; None if no prompt has two."""
     effective_k: dict[int, float]
-    """`k_eff` of each K."""
     tokens: str
     """Name of the tokens of the n-grams."""
 
@@ -81,11 +79,10 @@ class PromptLoss:
 
 @dataclass(frozen=True)
 class LargestK:
-    """Largest K that the budget buys for every prompt owned; 0 if none."""
+    """Largest K that the budget buys for every prompt owned, or 0, and the share by which its variance is larger."""
 
     k: int
     extra: float | None
-    """Share by which its variance exceeds the minimum."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +112,11 @@ class Outlook(BestRow):
 
 @dataclass(frozen=True)
 class WithoutCopies:
-    """The plan with each distinct response of a pool counted once."""
+    """The plan with each distinct response counted once. The variances are None if too few responses are left."""
 
     measured: int
     """Repeated responses among those measured."""
     v_x: float | None
-    """None if too few distinct responses are left."""
     v_yx: float | None
     k: int
 
@@ -155,7 +151,7 @@ class Adaptive:
     wanted: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelPlan:
     """What was measured on the model, and the K that follows. Intervals are None with too few prompts."""
 
@@ -169,13 +165,13 @@ class ModelPlan:
     prompts_differing: int
     v_x: float
     """The components are those of `VarianceComponents`."""
-    v_x_interval: Interval | None
+    v_x_interval: Interval | None = None
     v_yx: float
-    v_yx_interval: Interval | None
+    v_yx_interval: Interval | None = None
     ratio: float
-    ratio_interval: Interval | None
+    ratio_interval: Interval | None = None
     rho: float
-    rho_interval: Interval | None
+    rho_interval: Interval | None = None
     per_prompt: list[PromptLoss]
     prompts_sampled: bool
     """Whether only some of the prompts were measured."""
@@ -276,7 +272,7 @@ def make_plan(
     )
     chosen = sample_prompts(groups, max_prompts, seed)
     tokenize = words if encoder is None else token_ids(encoder.tokenizer)
-    diversity = _diversity(groups, chosen, tokenize, embedder, order, p, progress)
+    diversity = _diversity(groups, chosen, embedder, progress, tokenize=tokenize, order=order, p=p)
     if model is None:
         return Plan(counts, None, diversity)
 
@@ -287,14 +283,25 @@ def make_plan(
     losses = found.losses(loss_aggregation)
     estimate, intervals = estimate_components(losses), bootstrap_intervals(losses, level=LEVEL, seed=seed)
     ratio = None if intervals is None else intervals.ratio
-    used = costs or found.costs(layout)
-    paid = Costs(used.prompt, used.response, layout)
+    paid = replace(costs or found.costs(layout), layout=layout)
     ordinary = len(sizes) * paid.of_prompt(1)
     amount = parse_budget(budget, ordinary)
-    budgets = _Budgets(estimate, ratio, sizes, paid, loss_aggregation)
-    rows, best = budgets.rows(amount), budgets.best(amount)
+
+    def table(amount: float, v_x: float = estimate.v_x, v_yx: float = estimate.v_yx, **other: Any) -> list[BudgetRow]:
+        own: dict[str, Any] = {"costs": paid, "pool_sizes": sizes, "loss_aggregation": loss_aggregation}
+        return budget_table(v_x, v_yx, budget=amount, **own | other)
+
+    def best_of(amount: float) -> dict[str, Any]:
+        ends = None
+        if ratio is not None:
+            # V_x and V_{y|x} matter only up to a common factor. The best K can only rise as their ratio falls.
+            parts = ((1.0, 0.0) if end == math.inf else (end, 1.0) for end in (ratio.high, ratio.low))
+            ends = tuple(best_row(table(amount, *part)).k for part in parts)
+        return asdict(best_row(table(amount))) | {"k_interval": ends}
+
+    rows, best = table(amount), BestRow(**best_of(amount))
     every = [row for row in rows if row.prompts == len(sizes)]
-    one_vote = budgets.rows(amount, votes="prompt")[best.k - 1]
+    one_vote = table(amount, loss_aggregation="prompt")[best.k - 1]
     made = ModelPlan(
         prompts_measured=len(losses),
         responses_measured=sum(map(len, losses)),
@@ -304,13 +311,9 @@ def make_plan(
         level=LEVEL,
         prompts_differing=estimate.differing,
         v_x=estimate.v_x,
-        v_x_interval=None if intervals is None else intervals.v_x,
         v_yx=estimate.v_yx,
-        v_yx_interval=None if intervals is None else intervals.v_yx,
         ratio=estimate.ratio,
-        ratio_interval=ratio,
         rho=estimate.rho,
-        rho_interval=None if intervals is None else intervals.rho,
         per_prompt=[
             PromptLoss(group.id, len(row), float(row.mean()), float(row.var(ddof=1)) if len(row) > 1 else None)
             for group, row in zip(found.groups, losses, strict=True)
@@ -325,18 +328,17 @@ def make_plan(
         k_star_interval=None if ratio is None else Interval(*(best_k_formula(end, paid) for end in ratio[::-1])),
         all_prompts=LargestK(every[-1].k, _more(every[-1].variance, best.variance)) if every else LargestK(0, None),
         best=BestK(
-            **asdict(best),
+            **vars(best),
             saves=-_more(best.variance, rows[0].variance),
             one_vote_per_prompt=_more(one_vote.variance, best.variance),
         ),
-        choices={layout: budgets.rows(amount, layout) for layout in LAYOUTS},
-        outlook=[
-            Outlook(**asdict(budgets.best(times * ordinary)), times=times, budget=times * ordinary) for times in TIMES
-        ],
+        choices={layout: table(amount, costs=replace(paid, layout=layout)) for layout in LAYOUTS},
+        outlook=[Outlook(**best_of(times * ordinary), times=times, budget=times * ordinary) for times in TIMES],
         cost_unit="tokens" if costs is None else "the unit of the costs given",
         copies=_without_copies(found, distinct, paid, amount, loss_aggregation),
         single=compare_single(losses),
         adaptive=estimate_adaptive(found, loss_aggregation, best.k, seed),
+        **({} if intervals is None else {f"{name}_interval": ends for name, ends in vars(intervals).items()}),
     )
     return Plan(counts, made, diversity)
 
@@ -346,38 +348,34 @@ def random_of(name: str, seed: int, what: bytes) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest(what, str(seed).encode(), name.encode()), "little"))
 
 
+def sample_rows(names: Sequence[str], count: int | None, seed: int, what: bytes) -> list[int]:
+    """Draw `count` rows by a hash of (purpose, seed, id), and return them in rising order; all if there are fewer."""
+    keys = [digest(what, str(seed).encode(), name.encode()) for name in names]
+    return sorted(sorted(range(len(keys)), key=keys.__getitem__)[:count])
+
+
 def sample_prompts(groups: Dataset, count: int | None, seed: int) -> Dataset:
     """Draw `count` groups by a hash of (seed, id) and keep the data's order. Return all groups if there are fewer."""
-    if count is None or count >= len(groups):
-        return groups
-    keys = [digest(b"plan", str(seed).encode(), name.encode()) for name in groups["id"]]
-    return groups.select(sorted(sorted(range(len(keys)), key=keys.__getitem__)[:count]))
+    return groups.select(sample_rows(groups["id"], count, seed, b"plan"))
 
 
-def _diversity(
-    groups: Dataset,
-    chosen: Iterable[Mapping[str, Any]],
-    tokenize: Tokenize,
-    embedder: str,
-    order: int,
-    p: float,
-    progress: Progress,
-) -> Diversity:
+def _diversity(groups: Dataset, chosen: Dataset, embedder: str, progress: Progress, **how: Any) -> Diversity:
     """Measure the prompt diversity of all groups, and redundancy and response diversity of the `chosen` groups."""
-    used, rows, spread = load_embedder(embedder), list(chosen), []
-    for number, row in enumerate(rows):
-        spread.append(response_diversity(row["responses"], used))
-        progress("response diversity", number + 1, len(rows))
+    used, spread = load_embedder(embedder), []
+    for number, responses in enumerate(chosen["responses"]):
+        spread.append(response_diversity(responses, used))
+        progress("response diversity", number + 1, len(chosen))
     known = [value for value in spread if not math.isnan(value)]
     mean = float(np.mean(known)) if known else None
-    most = max(len(row["responses"]) for row in rows)
+    most = max(map(len, chosen["responses"]))
+    prompts = [prompt_text(prompt) for prompt in chosen["prompt"]]
     return Diversity(
         embedder=used.name,
-        prompt=prompt_diversity(map(prompt_text, groups["prompt"]), tokenize=tokenize, order=order, p=p),
-        redundancy=prompt_redundancy([prompt_text(row["prompt"]) for row in rows], used) if len(rows) > 1 else None,
+        prompt=prompt_diversity(map(prompt_text, groups["prompt"]), **how),
+        redundancy=prompt_redundancy(prompts, used) if len(prompts) > 1 else None,
         response_diversity=mean,
         effective_k={} if mean is None else {k: effective_k(k, 1 - mean) for k in range(1, most + 1)},
-        tokens="words" if tokenize is words else "the model's tokens",
+        tokens="words" if how["tokenize"] is words else "the model's tokens",
     )
 
 
@@ -388,16 +386,15 @@ def _without_copies(
 
     The text does not show whether a repeated response was drawn twice or copied. So the plan reports both cases.
     """
-    once = found.distinct()
-    losses = once.losses(aggregation)
+    losses = found.distinct().losses(aggregation)
     repeated = sum(len(group.nll) for group in found.groups) - sum(map(len, losses))
     if not repeated:
         return None
     if sum(len(row) > 1 for row in losses) < 2:
         return WithoutCopies(repeated, None, None, 1)
-    estimate = estimate_components(losses)
-    best = _Budgets(estimate, None, distinct, costs, aggregation).best(amount)
-    return WithoutCopies(repeated, estimate.v_x, estimate.v_yx, best.k)
+    one = estimate_components(losses)
+    rows = budget_table(one.v_x, one.v_yx, costs, pool_sizes=distinct, budget=amount, loss_aggregation=aggregation)
+    return WithoutCopies(repeated, one.v_x, one.v_yx, best_row(rows).k)
 
 
 def compare_single(losses: Sequence[np.ndarray]) -> SinglePrompts | None:
@@ -413,43 +410,6 @@ def compare_single(losses: Sequence[np.ndarray]) -> SinglePrompts | None:
     clear = error is not None and abs(gap) > 2 * error
     adds = share * (1 - share) * gap**2 if clear else 0.0
     return SinglePrompts(len(single), float(single.mean()), float(others.mean()), error, adds)
-
-
-@dataclass(frozen=True)
-class _Budgets:
-    """What a budget buys, for the estimated variances, the pools and the costs."""
-
-    estimate: VarianceComponents
-    ratio: Interval | None
-    sizes: Sequence[int]
-    costs: Costs
-    aggregation: LossAggregation
-
-    def rows(
-        self,
-        amount: float,
-        layout: PaidLayout | None = None,
-        votes: LossAggregation | None = None,
-        components: tuple[float, float] | None = None,
-    ) -> list[BudgetRow]:
-        """Return what an amount buys at every K. The layout, aggregation and variances are the plan's by default."""
-        return budget_table(
-            *(components or (self.estimate.v_x, self.estimate.v_yx)),
-            Costs(self.costs.prompt, self.costs.response, layout or self.costs.layout),
-            pool_sizes=self.sizes,
-            budget=amount,
-            loss_aggregation=votes or self.aggregation,
-        )
-
-    def best(self, amount: float) -> BestRow:
-        """Return the best row, and the interval of K that follows from the interval of V_x / V_{y|x}."""
-        ends = None
-        if self.ratio is not None:
-            # V_x and V_{y|x} matter only up to a common factor.
-            parts = [(1.0, 0.0) if end == math.inf else (end, 1.0) for end in (self.ratio.high, self.ratio.low)]
-            low, high = (best_row(self.rows(amount, components=part)).k for part in parts)
-            ends = (low, high)
-        return BestRow(**asdict(best_row(self.rows(amount))), k_interval=ends)
 
 
 def _more(variance: float, than: float) -> float:

@@ -44,8 +44,16 @@ def advise(plan: Plan) -> list[str]:
         ]
     best, prompts = found.best, plan.data.prompts
     lines = [f"{_cost(found)}, {_keep(best, prompts)} ({_interval_of_k(found)})."]
-    if found.v_yx == 0:
-        lines.append(_why_one(found))
+    if found.v_yx == 0 and found.prompts_differing:
+        lines.append(
+            "The responses of one prompt alone differ in loss. One prompt is no estimate of V_{y|x}, so it is taken "
+            "as 0. Sample other responses for more prompts (mrt sample), and plan again."
+        )
+    elif found.v_yx == 0:
+        lines.append(
+            "V_{y|x} is 0: the responses to a prompt do not differ in loss, so a second one adds nothing. Check that "
+            "they are not copies; if they are draws, raise the temperature (mrt sample) before you pay for more."
+        )
     elif best.k == 1:
         later = next((row for row in found.outlook if row.k > 1), None)
         if later is not None:
@@ -130,20 +138,7 @@ def _interval_of_k(found: ModelPlan) -> str:
     return f"no interval: {what} responses that differ in loss, and an interval takes {FEWEST}"
 
 
-def _why_one(found: ModelPlan) -> str:
-    if found.prompts_differing:
-        return (
-            "The responses of one prompt alone differ in loss. One prompt is no estimate of V_{y|x}, so it is taken "
-            "as 0. Sample other responses for more prompts (mrt sample), and plan again."
-        )
-    return (
-        "V_{y|x} is 0: the responses to a prompt do not differ in loss, so a second one adds nothing. Check that they "
-        "are not copies; if they are draws, raise the temperature (mrt sample) before you pay for more."
-    )
-
-
 def _copies(plan: Plan, found: ModelPlan) -> str:
-    """Explain how many responses are repeated, the effect on the plan, and what to do in either case."""
     data, copies = plan.data, found.copies
     line = (
         f"{data.repeated_responses:,} of {data.responses:,} responses repeat another of their pool, in "
@@ -151,18 +146,18 @@ def _copies(plan: Plan, found: ModelPlan) -> str:
         "is right where one model drew them: keep them then, since a likely answer comes back."
     )
     remedy = "remove them (curation rule duplicate_responses with threshold 1) and plan again"
-    if copies is None:
-        return f"{line} If they are copies, {remedy}."
-    if copies.v_x is None:
-        return f"{line} If they are copies, there is nothing to estimate V_{{y|x}} from without them: {remedy}."
-    return (
-        f"{line} If they are copies, V_x and V_{{y|x}} are {copies.v_x:.3g} and {copies.v_yx:.3g} rather than "
-        f"{found.v_x:.3g} and {found.v_yx:.3g}, and the same cost buys K = {copies.k}: {remedy}."
-    )
+    if copies is not None:
+        without = "there is nothing to estimate V_{y|x} from without them"
+        if copies.v_x is not None:
+            without = (
+                f"V_x and V_{{y|x}} are {copies.v_x:.3g} and {copies.v_yx:.3g} rather than {found.v_x:.3g} and "
+                f"{found.v_yx:.3g}, and the same cost buys K = {copies.k}"
+            )
+        remedy = f"{without}: {remedy}"
+    return f"{line} If they are copies, {remedy}."
 
 
 def cannot_know(plan: Plan) -> list[str]:
-    """Return the plan's assumptions and open questions."""
     found = plan.model
     if found is None:
         return [
@@ -183,21 +178,20 @@ def cannot_know(plan: Plan) -> list[str]:
         )
     single = found.single
     if single is not None:
-        line = (
-            f"{single.prompts:,} of {found.prompts_measured:,} prompts measured have one response. They count as "
-            "owned prompts, and V_x and V_{y|x} are estimated without them. "
-            f"Their mean loss is {single.mean:.3g} and that of the others {single.others:.3g}"
-        )
         if single.adds_to_v_x:
-            line += (
+            so = (
                 f": over all prompts V_x is about {single.adds_to_v_x:.3g} larger than {found.v_x:.3g}, and the best "
                 "K no larger than the one advised."
             )
         elif single.gap_error is None:
-            line += "; one prompt does not show whether they differ."
+            so = "; one prompt does not show whether they differ."
         else:
-            line += f", a difference within chance (standard error {single.gap_error:.2g})."
-        lines.append(line)
+            so = f", a difference within chance (standard error {single.gap_error:.2g})."
+        lines.append(
+            f"{single.prompts:,} of {found.prompts_measured:,} prompts measured have one response. They count as "
+            "owned prompts, and V_x and V_{y|x} are estimated without them. "
+            f"Their mean loss is {single.mean:.3g} and that of the others {single.others:.3g}{so}"
+        )
     if found.responses_too_long:
         lines.append(
             f"{found.responses_too_long:,} responses exceed {found.max_length:,} tokens with their prompt and were "
@@ -276,7 +270,6 @@ def _model(report: Report, found: ModelPlan, recipe: str) -> None:
 
 
 def data_rows(plan: Plan) -> list[tuple[str, str]]:
-    """Build the table rows that describe the data without a model."""
     data, found = plan.data, plan.diversity
     prompt, near = found.prompt, found.redundancy
     rows = [
@@ -300,7 +293,6 @@ def data_rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def variance_rows(found: ModelPlan) -> list[tuple[str, str, str]]:
-    """Build the table rows of the variance components."""
     unit = ", tokens of a" if found.cost_unit == "tokens" else ""
     rows = (
         ("V_x, between prompts", found.v_x, found.v_x_interval),
@@ -314,7 +306,6 @@ def variance_rows(found: ModelPlan) -> list[tuple[str, str, str]]:
 
 
 def choice_rows(found: ModelPlan) -> list[tuple[str, ...]]:
-    """Build the table rows of what the budget buys at each K, with the prompt shared and copied."""
     return [
         (str(one.k), f"{one.prompts:,}", number(one.variance), f"{two.prompts:,}", number(two.variance))
         for one, two in zip(found.choices["shared_prefix"], found.choices["expanded"], strict=True)
@@ -322,7 +313,6 @@ def choice_rows(found: ModelPlan) -> list[tuple[str, ...]]:
 
 
 def outlook_rows(found: ModelPlan) -> list[tuple[str, ...]]:
-    """Build the table rows of the best K by budget."""
     return [
         (f"{row.times}x", str(row.k), interval_text(row.k_interval), f"{row.prompts:,}", number(row.variance))
         for row in found.outlook
@@ -339,12 +329,10 @@ def number(value: float | None) -> str:
 
 
 def interval_text(ends: tuple[float, float] | None) -> str:
-    """Format an interval; nothing for None."""
     return "" if ends is None else f"{number(ends[0])} to {number(ends[1])}"
 
 
 def choices_figure(found: ModelPlan) -> "Figure":
-    """Plot the predicted variance against K at equal cost, in both layouts."""
     made, (axis,) = figure()
     for name, rows in found.choices.items():
         known = [(row.k, row.variance) for row in rows if math.isfinite(row.variance)]
@@ -361,7 +349,6 @@ def choices_figure(found: ModelPlan) -> "Figure":
 
 
 def outlook_figure(found: ModelPlan) -> "Figure":
-    """Plot the best K against the budget."""
     rows = found.outlook
     made, (axis,) = figure(height=3)
     ks = np.array([row.k for row in rows])
@@ -377,7 +364,6 @@ def outlook_figure(found: ModelPlan) -> "Figure":
 
 
 def spread_figure(found: ModelPlan) -> "Figure":
-    """Plot the variance of each prompt's losses against their mean."""
     made, (axis,) = figure(height=3.5)
     rows = [(row.mean, row.variance) for row in found.per_prompt if row.variance is not None]
     axis.plot(*np.transpose(rows), "o", markersize=4, color="black", markerfacecolor="none", alpha=0.7)

@@ -27,14 +27,13 @@ def quiet() -> Iterator[None]:
     """Show only errors: no progress bars of datasets, and no other messages of this package, transformers and TRL."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
-    loggers = [logging.getLogger(name) for name in ("mrt_plugin", "transformers", "trl")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
+    levels = {logger: logger.level for logger in map(logging.getLogger, ("mrt_plugin", "transformers", "trl"))}
+    for logger in levels:
         logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
         if shown:
             datasets.enable_progress_bars()

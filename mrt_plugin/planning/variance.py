@@ -18,8 +18,8 @@ import numpy as np
 
 from mrt_plugin.planning.paired import FEWEST
 
-DRAWS = 1000
-"""Number of bootstrap draws: enough to estimate the 90 % point of a distribution."""
+Losses = Sequence[Sequence[float] | np.ndarray]
+"""The losses of each prompt's responses. Prompts may have different numbers of them."""
 
 ROUNDING = float(np.finfo(np.float32).eps)
 """Losses with a smaller relative difference count as equal, because a model computes them in single precision."""
@@ -36,16 +36,12 @@ class VarianceComponents:
     prompts: int
     """Number of prompts with at least 2 responses. The estimates use only these."""
     left_out: int
-    """Number of prompts with one response, which carry no information about V_{y|x}."""
     differing: int
     """Number of prompts whose responses differ in loss by more than rounding. With fewer than 2, V_{y|x} is 0."""
 
     @property
     def ratio(self) -> float:
-        """Return V_x / V_{y|x}; infinite if responses do not differ.
-
-        The best K depends only on this ratio and on the costs.
-        """
+        """Return V_x / V_{y|x}; infinite if responses do not differ. Only this and the costs determine the best K."""
         return self.v_x / self.v_yx if self.v_yx else math.inf
 
     @property
@@ -76,22 +72,13 @@ def rho(ratio: float) -> float:
     return 1.0 if ratio == math.inf else max(ratio, 0.0) / (1 + max(ratio, 0.0))
 
 
-def estimate_components(losses: Sequence[Sequence[float] | np.ndarray]) -> VarianceComponents:
-    """Estimate V_x and V_{y|x} from the losses of each prompt's responses. Prompts may have different numbers of them.
+def estimate_components(losses: Losses) -> VarianceComponents:
+    """Estimate V_x and V_{y|x} from the losses of each prompt's responses.
 
     With K_i responses and sample variance s_i² for prompt i, V_{y|x} = mean s_i², and
     V_x = S²(prompt means) - mean(s_i²/K_i), where S² is the sample variance. The second term removes the response
     noise, V_{y|x}/K, that the prompt means contain. Differences below rounding count as zero. V_{y|x} is also 0 if
     the responses of only one prompt differ, because one prompt is not enough for a mean over prompts.
-
-    Raises:
-        ValueError: if fewer than 2 prompts have at least 2 responses, if a loss is not finite, or if all losses are
-            equal.
-
-    Example:
-
-    >>> estimate_components([[1.0, 3.0], [2.0, 6.0], [9.0, 5.0]])
-    VarianceComponents(v_x=3.3333333333333335, v_yx=6.0, prompts=3, left_out=0, differing=3)
     """
     table = _table(losses)
     v_x, v_yx, _ = (float(value[0]) for value, _ in _estimate(table[None]))
@@ -99,18 +86,12 @@ def estimate_components(losses: Sequence[Sequence[float] | np.ndarray]) -> Varia
     return VarianceComponents(v_x, v_yx if differing > 1 else 0.0, len(table), len(losses) - len(table), differing)
 
 
-def bootstrap_intervals(
-    losses: Sequence[Sequence[float] | np.ndarray], *, level: float = 0.9, draws: int = DRAWS, seed: int = 0
-) -> Intervals | None:
+def bootstrap_intervals(losses: Losses, *, level: float = 0.9, draws: int = 1000, seed: int = 0) -> Intervals | None:
     """Compute confidence intervals by a studentised bootstrap over prompts, symmetric about the estimate.
 
     Prompts are drawn with replacement, each with all its responses. |estimate* - estimate| / standard error*, with *
     for a bootstrap draw, gives the half-width in standard errors (Hall, "The Bootstrap and Edgeworth Expansion", 1992,
-    section 3.6). Coverage was tested with 30 to 200 prompts and 2 to 14 responses. On normal, skewed and
-    unequal-variance data, nominal 90 % intervals covered the truth in 86 to 93 % of repetitions. With very heavy tails
-    (lognormal prompt means) they covered it in only 75 to 80 %.
-
-    Returns None if fewer than 5 prompts have responses that differ in loss. Errors are those of `estimate_components`.
+    section 3.6). Returns None if fewer than 5 prompts have responses that differ in loss.
     """
     table = _table(losses)
     if (table[:, 1] > 0).sum() < FEWEST:
@@ -127,7 +108,7 @@ def bootstrap_intervals(
     return Intervals(v_x, Interval(max(v_yx.low, 0.0), v_yx.high), ratio, Interval(rho(ratio.low), rho(ratio.high)))
 
 
-def _table(losses: Sequence[Sequence[float] | np.ndarray]) -> np.ndarray:
+def _table(losses: Losses) -> np.ndarray:
     """Return [n, 3]: mean loss, sample variance and variance/K of each prompt with at least 2 responses."""
     rows = [np.asarray(row, dtype=np.float64) for row in losses if len(row) >= 2]
     if len(rows) < 2:
