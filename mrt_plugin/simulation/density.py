@@ -36,13 +36,15 @@ class Densities:
             for seed in seeds:
                 torch.manual_seed(seed)
                 drawn.append([nn.Linear(*size) for size in sizes])
-        stacked = []
-        for number in range(len(sizes)):
-            weights = torch.stack([layers[number].weight.detach().T for layers in drawn])
-            biases = torch.stack([layers[number].bias.detach()[None] for layers in drawn])
-            stacked.append((weights, biases))
-        head = tuple(torch.cat(parts, dim=2) for parts in zip(*stacked[2:], strict=True))
-        return cls([stacked[0], stacked[1], head])  # type: ignore[list-item]
+        first, second, *heads = (
+            (
+                torch.stack([layer.weight.detach().T for layer in layers]),
+                torch.stack([layer.bias.detach()[None] for layer in layers]),
+            )
+            for layers in zip(*drawn, strict=True)
+        )
+        weights, biases = zip(*heads, strict=True)
+        return cls([first, second, (torch.cat(weights, dim=2), torch.cat(biases, dim=2))])
 
     @property
     def parameters(self) -> list[torch.Tensor]:
@@ -57,9 +59,7 @@ class Densities:
         """Compute the head's outputs, [M, S, 15], for prompts [M or 1, S, 5]."""
         value = prompts.expand(len(self.layers[0][0]), -1, -1)
         for number, (weight, bias) in enumerate(self.layers):
-            value = torch.baddbmm(bias, value, weight)
-            if number < 2:
-                value = torch.relu(value)
+            value = torch.baddbmm(bias, torch.relu(value) if number else value, weight)
         return value
 
     def nll(self, prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
@@ -86,14 +86,11 @@ def train(
 ) -> Densities:
     """Train one network per seed on its own data, with full-batch Adam and gradients clipped at norm 5 per network.
 
-    Prompts are [M, n, 5] and responses [M, n, K]. The M seeds give the initial weights. `watch` is called before each
-    step, and after the last, with the steps taken and the networks.
+    Prompts are [M, n, 5] and responses [M, n, K]. `watch` is called before each step and after the last.
     """
     model = Densities.initialised(seeds)
     x, y = (torch.tensor(part, dtype=torch.float32) for part in (prompts, responses))
-    parameters = model.parameters
-    for tensor in parameters:
-        tensor.requires_grad_(True)
+    parameters = [tensor.requires_grad_(True) for tensor in model.parameters]
     optimizer = torch.optim.Adam(parameters, lr=0.005)
     for step in range(steps):
         watch(step, model)
@@ -128,43 +125,33 @@ def mode_masses(model: Densities, prompts: np.ndarray) -> np.ndarray:
     borders = torch.tensor(centre(prompts)[:, None] + (OFFSETS[1:] + OFFSETS[:-1]) / 2)
     scaled = (borders[:, :, None] - means[:, :, None]) * torch.exp(-log_sigmas.clamp(-3, 3))[:, :, None]
     below = (torch.special.ndtr(scaled) * torch.softmax(logits, -1)[:, :, None]).sum(dim=-1)
-    edges = torch.cat([torch.zeros_like(below[..., :1]), below, torch.ones_like(below[..., :1])], dim=-1)
-    value: np.ndarray = edges.diff(dim=-1).numpy()
-    return value
+    return np.diff(below.numpy(), prepend=0, append=1)
 
 
 def gradient_products(model: Densities, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the head's outputs for each prompt, and the inner products of the outputs' gradients.
+    """Return the head's outputs, [n, 15], and the inner products J·J^T of their gradients, [n, 15, 15], in float64.
 
     The gradient of a loss at prompt x with respect to all parameters is J(x)^T·delta. J is the Jacobian of the 15
     outputs, and delta is the gradient with respect to them. So the inner product of two gradients is
-    <g, g'> = delta^T·(J·J^T)·delta', and full gradients need not be stored.
-
-    Returns:
-        outputs [n, 15] and J·J^T [n, 15, 15], float64, of one network (M = 1) for prompts [n, 5].
+    <g, g'> = delta^T·(J·J^T)·delta', and full gradients need not be stored. The model has one network (M = 1).
     """
-    parameters = [tensor[0].double() for tensor in model.parameters]
-    count = len(model.layers[-1][1][0, 0])
+    parameters = tuple(tensor[0].double() for tensor in model.parameters)
 
     def outputs(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
         layers = [(values[i][None], values[i + 1][None]) for i in range(0, len(values), 2)]
         return Densities(layers).outputs(x[None, None])[0, 0]
 
-    x = torch.tensor(prompts, dtype=torch.float64)
-    at = [outputs(row, *parameters) for row in x]
-    products = []
-    for row in x:
-        jacobians = torch.autograd.functional.jacobian(lambda *v, row=row: outputs(row, *v), tuple(parameters))
-        flat = torch.cat([part.reshape(count, -1) for part in jacobians], dim=1)
+    at, products = [], []
+    for row in torch.tensor(prompts, dtype=torch.float64):
+        at.append(outputs(row, *parameters))
+        jacobians = torch.autograd.functional.jacobian(lambda *v, row=row: outputs(row, *v), parameters)
+        flat = torch.cat([part.flatten(1) for part in jacobians], dim=1)
         products.append((flat @ flat.T).numpy())
     return torch.stack(at).numpy(), np.stack(products)
 
 
 def output_gradients(outputs: np.ndarray, responses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute -log p(y), [n, J], and its gradient with respect to the head's outputs, [n, J, 15].
-
-    `outputs` is [n, 15] and `responses` [n, J].
-    """
+    """Compute -log p(y), [n, J], and its gradients [n, J, 15], from outputs [n, 15] for responses [n, J]."""
     repeated = torch.tensor(outputs)[:, None].expand(-1, responses.shape[1], -1).clone().requires_grad_(True)
     losses = output_nll(repeated, torch.tensor(responses)[..., None])[..., 0]
     (deltas,) = torch.autograd.grad(losses.sum(), repeated)

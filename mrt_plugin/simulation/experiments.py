@@ -4,7 +4,7 @@ Each function runs one experiment, and returns its numbers as JSON-ready diction
 prompts and V_{y|x} the variance between answers to one prompt. NLL is the negative log-likelihood.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,9 @@ from mrt_plugin.simulation.density import (
 )
 from mrt_plugin.simulation.world import SELECTORS
 
-Step = Callable[[], object]
-"""Called after each step of an experiment."""
+Found = dict[str, Any]
+Step = Callable[[int], object]
+"""Called with the steps of an experiment that just ended."""
 
 POOL = 32
 PAPER_SEED = 42
@@ -53,7 +54,7 @@ PUBLISHED_GRADIENTS = {
 BINS = 15
 
 
-def variance(seed: int = 0, *, repeats: int = 2000) -> dict[str, Any]:
+def variance(seed: int = 0, *, repeats: int = 2000) -> Found:
     """Measure the variance of a loss estimate at each K, and compute V_x/n + V_{y|x}/(n·K) with the true components.
 
     The loss is the squared error of an untrained two-layer network on n = 100 prompts. The true components are
@@ -61,14 +62,20 @@ def variance(seed: int = 0, *, repeats: int = 2000) -> dict[str, Any]:
     """
     prompts, ks = 100, (1, 2, 4, 8, 16, 32)
     random = np.random.default_rng([seed, 1])
-    predict = _squared_error_network()
-    v_x, v_yx = _squared_error_components(predict, random)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(PAPER_SEED)
+        layers = [nn.Linear(world.DIMENSION, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1)]
+    network = nn.Sequential(*layers).double().requires_grad_(False)
+    x = world.draw_prompts(200_000, random)
+    nodes, weights = world.quadrature(8)  # exact up to degree 15; the square of a loss is a polynomial of degree 4
+    losses = (network(torch.tensor(x)).numpy() - world.centre(x)[:, None] - nodes) ** 2
+    means = losses @ weights
+    v_x, v_yx = float(means.var(ddof=1)), float((losses**2 @ weights - means**2).mean())
 
     def draw_losses(count: int) -> np.ndarray:
         x = world.draw_prompts(prompts, random)
         responses, _ = world.draw_responses(x, count, random)
-        value: np.ndarray = (predict(x)[:, None] - responses) ** 2
-        return value
+        return (network(torch.tensor(x)).numpy() - responses) ** 2
 
     estimates = np.empty((repeats, len(ks)))
     for row in estimates:
@@ -98,34 +105,7 @@ def variance(seed: int = 0, *, repeats: int = 2000) -> dict[str, Any]:
     }
 
 
-def _squared_error_network() -> Callable[[np.ndarray], np.ndarray]:
-    """Build the paper's untrained network: two hidden ReLU layers of 32, from prompts [n, 5] to numbers [n]."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(PAPER_SEED)
-        layers = nn.Sequential(
-            nn.Linear(world.DIMENSION, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1)
-        ).double()
-
-    @torch.no_grad()
-    def predict(prompts: np.ndarray) -> np.ndarray:
-        value: np.ndarray = layers(torch.tensor(prompts))[:, 0].numpy()
-        return value
-
-    return predict
-
-
-def _squared_error_components(
-    predict: Callable[[np.ndarray], np.ndarray], random: np.random.Generator, prompts: int = 200_000
-) -> tuple[float, float]:
-    """Compute V_x and V_{y|x} of the squared error, exactly over answers and from a large sample of prompts."""
-    x = world.draw_prompts(prompts, random)
-    nodes, weights = world.quadrature(8)  # exact up to degree 15; the square of a loss is a polynomial of degree 4
-    losses = (predict(x)[:, None] - world.centre(x)[:, None] - nodes) ** 2
-    means = losses @ weights
-    return float(means.var(ddof=1)), float((losses**2 @ weights - means**2).mean())
-
-
-def budget(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Step = lambda: None) -> dict[str, Any]:
+def budget(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Step = lambda done: None) -> Found:
     """Spend one budget (400) on more prompts (4 each) or more responses (1 each), and measure the result at each K.
 
     k* responses per prompt minimise the variance of the loss estimate at one fixed network. The goal is a low NLL of a
@@ -140,18 +120,17 @@ def budget(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Step
     prompts, pools = world.draw_sets(repeats, max(prompts_at.values()), POOL, random)
     test = world.draw_prompts(200, random)
     nll = np.empty((2, len(BUDGET_SELECTORS), len(ks), repeats))
+    curve: list[np.ndarray] = []
+
+    def watch(step: int, model: Densities) -> None:
+        if step == steps or (step % LOOK[0] == 0 and step <= LOOK[1]):
+            curve.append(true_nll(model, test))
+
     for place, k in enumerate(ks):
-        x, y = prompts[:, : prompts_at[k]], pools[:, : prompts_at[k]]
-        kept = np.concatenate([world.keep(name, x, y, k, random) for name in BUDGET_SELECTORS])
-        data = np.tile(x, (len(BUDGET_SELECTORS), 1, 1))
-        curve: list[np.ndarray] = []
-
-        def watch(step: int, model: Densities, curve: list[np.ndarray] = curve) -> None:
-            if step == steps or (step % LOOK[0] == 0 and step <= LOOK[1]):
-                curve.append(true_nll(model, test))
-
-        train(data, kept, random.integers(2**31, size=len(data)).tolist(), steps=steps, watch=watch)
-        progress()
+        n = prompts_at[k]
+        curve.clear()
+        _train(BUDGET_SELECTORS, prompts[:, :n], pools[:, :n], k, random, steps=steps, watch=watch)
+        progress(1)
         nll[:, :, place] = np.reshape([curve[-1], np.min(curve, axis=0)], (2, -1, repeats))
     last, best = (dict(zip(BUDGET_SELECTORS, table.tolist(), strict=True)) for table in nll)
     return {
@@ -173,13 +152,21 @@ def budget(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Step
     }
 
 
-def _density_components(random: np.random.Generator, prompts: int = 20_000) -> dict[str, float]:
+def _train(
+    selectors: Sequence[str], prompts: np.ndarray, pools: np.ndarray, k: int, random: np.random.Generator, **how: Any
+) -> tuple[np.ndarray, Densities]:
+    """Train a network per selector and set on the answers kept, and return the prompts [networks, n, 5] of each."""
+    kept = np.concatenate([world.keep(name, prompts, pools, k, random) for name in selectors])
+    data = np.tile(prompts, (len(selectors), 1, 1))
+    return data, train(data, kept, random.integers(2**31, size=len(data)).tolist(), **how)
+
+
+def _density_components(random: np.random.Generator) -> dict[str, float]:
     """Measure V_x and V_{y|x} at the paper's untrained network, and their standard errors with 300 prompts."""
-    x = world.draw_prompts(prompts, random)
+    x = world.draw_prompts(20_000, random)
     nodes, weights = world.quadrature(8)
-    with torch.no_grad():
-        outputs = Densities.initialised([BUDGET_SEED]).outputs(torch.tensor(x, dtype=torch.float32)[None])[0].double()
-        losses = output_nll(outputs, torch.tensor(world.centre(x)[:, None] + nodes)).numpy()
+    outputs = Densities.initialised([BUDGET_SEED]).outputs(torch.tensor(x, dtype=torch.float32)[None])[0].double()
+    losses = output_nll(outputs, torch.tensor(world.centre(x)[:, None] + nodes)).numpy()
     means = losses @ weights
     within = (losses - means[:, None]) ** 2 @ weights
     squared = (means - means.mean()) ** 2
@@ -191,11 +178,11 @@ def _density_components(random: np.random.Generator, prompts: int = 20_000) -> d
     }
 
 
-def _best_shares(table: np.ndarray, random: np.random.Generator, draws: int = 1000) -> list[float]:
+def _best_shares(table: np.ndarray, random: np.random.Generator) -> list[float]:
     """Return for each K how often it has the lowest mean NLL in bootstrap draws of the repeats, from [K, repeats]."""
-    chosen = random.integers(table.shape[1], size=(draws, table.shape[1]))
+    chosen = random.integers(table.shape[1], size=(1000, table.shape[1]))
     winners = table[:, chosen].mean(axis=2).argmin(axis=0)
-    return (np.bincount(winners, minlength=len(table)) / draws).tolist()
+    return (np.bincount(winners, minlength=len(table)) / len(chosen)).tolist()
 
 
 def _mode_errors(model: Densities, prompts: np.ndarray) -> np.ndarray:
@@ -203,14 +190,13 @@ def _mode_errors(model: Densities, prompts: np.ndarray) -> np.ndarray:
 
     It is the total variation distance between the network's probabilities of the modes and the truth, 1/3 each.
     """
-    value: np.ndarray = np.abs(mode_masses(model, prompts) - 1 / 3).sum(axis=-1).mean(axis=1) / 2
-    return value
+    return np.abs(mode_masses(model, prompts) - 1 / 3).sum(axis=-1).mean(axis=1) / 2
 
 
-def lottery(seed: int = 0, *, runs: int = 20, steps: int = 400, progress: Step = lambda: None) -> dict[str, Any]:
+def lottery(seed: int = 0, *, runs: int = 20, steps: int = 400, progress: Step = lambda done: None) -> Found:
     """Measure how much the result of training varies with K random answers per prompt: the mode lottery.
 
-    The runs differ in data and initial weights. Each has 120 prompts. Measured are the true NLL and the mode error.
+    The runs differ in data and initial weights. Measured are the true NLL and the mode error.
     """
     prompts, ks = 120, (1, 2, 4, 8)
     random = np.random.default_rng([seed, 3])
@@ -218,12 +204,11 @@ def lottery(seed: int = 0, *, runs: int = 20, steps: int = 400, progress: Step =
     x, pools = world.draw_sets(runs, prompts, POOL, random)
     nll, error = [], []
     for k in ks:
-        kept = world.keep("random_k", x, pools, k, random)
-        model = train(x, kept, random.integers(2**31, size=runs).tolist(), steps=steps)
-        progress()
+        _, model = _train(["random_k"], x, pools, k, random, steps=steps)
+        progress(1)
         nll.append(true_nll(model, test).tolist())
         error.append(_mode_errors(model, test).tolist())
-    found: dict[str, Any] = {"k": list(ks), "prompts": prompts, "pool": POOL, "runs": runs, "steps": steps}
+    found: Found = {"k": list(ks), "prompts": prompts, "pool": POOL, "runs": runs, "steps": steps}
     for name, values in (("nll", nll), ("mode_error", error)):
         found[name] = values
         found[f"{name}_mean"] = np.mean(values, axis=1).tolist()
@@ -231,7 +216,7 @@ def lottery(seed: int = 0, *, runs: int = 20, steps: int = 400, progress: Step =
     return found
 
 
-def by_selector(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: Step = lambda: None) -> dict[str, Any]:
+def by_selector(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: Step = lambda done: None) -> Found:
     """Learn a distribution from the answers that each selector keeps, for 150 prompts.
 
     Measured are the NLL of new answers to the training prompts, and the mode error as in `lottery`.
@@ -241,21 +226,27 @@ def by_selector(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: 
     x, pools = world.draw_sets(repeats, prompts, POOL, random)
     tables = np.empty((2, len(SELECTORS), len(ks), repeats))
     for place, k in enumerate(ks):
-        kept = np.concatenate([world.keep(name, x, pools, k, random) for name in SELECTORS])
-        data = np.tile(x, (len(SELECTORS), 1, 1))
-        model = train(data, kept, random.integers(2**31, size=len(data)).tolist(), steps=steps)
-        progress()
+        data, model = _train(SELECTORS, x, pools, k, random, steps=steps)
+        progress(1)
         for number, own in enumerate(data):
             one = model.part(number)
             found = true_nll(one, own)[0], _mode_errors(one, own)[0]
             tables[:, number // repeats, place, number % repeats] = found
-    settings = {"k": list(ks), "prompts": prompts, "pool": POOL, "repeats": repeats, "steps": steps}
     rows = [tables[0], *tables.mean(axis=-1)]
     nll, nll_mean, error_mean = (dict(zip(SELECTORS, table.tolist(), strict=True)) for table in rows)
-    return {**settings, "nll": nll, "nll_mean": nll_mean, "mode_error_mean": error_mean}
+    return {
+        "k": list(ks),
+        "prompts": prompts,
+        "pool": POOL,
+        "repeats": repeats,
+        "steps": steps,
+        "nll": nll,
+        "nll_mean": nll_mean,
+        "mode_error_mean": error_mean,
+    }
 
 
-def gradients(seed: int = 0, *, trials: int = 400, networks: int = 8) -> dict[str, Any]:
+def gradients(seed: int = 0, *, trials: int = 400, networks: int = 8) -> Found:
     """Measure bias, variance and gradient direction of the K = 4 responses that each selector keeps of 32.
 
     It runs on the paper's untrained network and 30 prompts, and on other networks and prompts for comparison.
@@ -295,32 +286,29 @@ def measure_gradients(
         inner, *squares = (np.einsum("nd,nde,ne->n", a, products, b) for a, b in pairs)
         return float((inner / np.sqrt(squares[0] * squares[1])).mean())
 
-    estimates: dict[str, list[np.ndarray]] = {name: [] for name in SELECTORS}
-    cosines: dict[str, list[float]] = {name: [] for name in SELECTORS}
-    for _ in range(trials):
-        responses, _modes = world.draw_responses(prompts, POOL, random)
+    losses_of = np.empty((len(SELECTORS), trials, len(prompts)))
+    cosines = np.empty((len(SELECTORS), trials))
+    for trial in range(trials):
+        responses, _ = world.draw_responses(prompts, POOL, random)
         rewards = world.rewards(prompts, responses)
         losses, deltas = output_gradients(outputs, responses)
-        for name in SELECTORS:
+        for row, name in enumerate(SELECTORS):
             kept = world.choose(name, responses, rewards, k, random)
-            estimates[name].append(np.take_along_axis(losses, kept, 1).mean(axis=1))
-            cosines[name].append(cosine(np.take_along_axis(deltas, kept[..., None], 1).mean(axis=1), true_delta))
-    found = {}
-    for name in SELECTORS:
-        table = np.array(estimates[name])
-        spread = float(table.var(axis=0, ddof=1).mean())
-        bias = float(((table.mean(axis=0) - true_loss) ** 2).mean()) - spread / trials
-        found[name] = {
-            "bias_squared": bias,
-            "variance": spread,
-            "emse": bias + spread,
-            "cosine": float(np.mean(cosines[name])),
-            "cosine_error": float(np.std(cosines[name]) / np.sqrt(trials)),
-        }
-    return found
+            losses_of[row, trial] = np.take_along_axis(losses, kept, 1).mean(axis=1)
+            cosines[row, trial] = cosine(np.take_along_axis(deltas, kept[..., None], 1).mean(axis=1), true_delta)
+    spread = losses_of.var(axis=1, ddof=1).mean(axis=1)
+    bias = ((losses_of.mean(axis=1) - true_loss) ** 2).mean(axis=1) - spread / trials
+    found = {
+        "bias_squared": bias,
+        "variance": spread,
+        "emse": bias + spread,
+        "cosine": cosines.mean(axis=1),
+        "cosine_error": cosines.std(axis=1) / np.sqrt(trials),
+    }
+    return {name: {key: float(found[key][row]) for key in found} for row, name in enumerate(SELECTORS)}
 
 
-def bridge(seed: int = 0) -> dict[str, Any]:
+def bridge(seed: int = 0) -> Found:
     """Compare similarity of answers with similarity of gradients, at 50 prompts with 16 answers each.
 
     Also compute k_eff by selector: how many different answers the K kept are worth.
@@ -342,11 +330,11 @@ def bridge(seed: int = 0) -> dict[str, Any]:
     edges = np.linspace(0, 1, BINS + 1)
     place = np.clip(np.digitize(similarity, edges) - 1, 0, BINS - 1)
     bins = []
-    for number in range(BINS):
+    for number, middle in enumerate((edges[1:] + edges[:-1]) / 2):
         inside = cosine[place == number]
         if len(inside) > 5:
-            middle, error = float((edges[number] + edges[number + 1]) / 2), float(inside.std() / np.sqrt(len(inside)))
-            bins.append({"similarity": middle, "cosine": float(inside.mean()), "error": error, "pairs": len(inside)})
+            mean, error = float(inside.mean()), float(inside.std() / np.sqrt(len(inside)))
+            bins.append({"similarity": float(middle), "cosine": mean, "error": error, "pairs": len(inside)})
     rewards = world.rewards(x, responses)
     effective: dict[str, list[float]] = {name: [] for name in SELECTORS}
     for name in SELECTORS:
@@ -363,7 +351,7 @@ def bridge(seed: int = 0) -> dict[str, Any]:
         "cosine_same_mode": float(cosine[same].mean()),
         "cosine_other_mode": float(cosine[~same].mean()),
         "bins": bins,
-        "points": [[round(float(similarity[i]), 4), round(float(cosine[i]), 4)] for i in shown],
+        "points": np.round(np.stack([similarity, cosine], axis=1)[shown], 4).tolist(),
         "k": list(ks),
         "k_eff": effective,
     }

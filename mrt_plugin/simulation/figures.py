@@ -21,12 +21,18 @@ STYLE: dict[str, dict[str, Any]] = {
 HATCHES = {"random_k": "", "best_k": "xx", "diverse_best_k": "//", "filter_then_spread": ".."}
 
 
-def _k_axis(axis: Any, k: Sequence[int], places: Sequence[int] | None = None, *, logarithmic: bool = False) -> None:
-    """Label the horizontal axis with the values of K, at `places` if these are given."""
+NLL = {"ylabel": "NLL", "yscale": "log"}
+MODE_ERROR = {"ylabel": "mode error", "ylim": (0, None)}
+
+
+def _k_axis(
+    axis: Any, k: Sequence[int], places: Sequence[int] | None = None, *, logarithmic: bool = False, **labels: Any
+) -> None:
+    """Label the horizontal axis with the values of K, at `places` if these are given. `labels` go to `axis.set`."""
     if logarithmic:
         axis.set_xscale("log", base=2)
     axis.set_xticks(k if places is None else places, [str(value) for value in k])
-    axis.set_xlabel("K, responses per prompt")
+    axis.set(xlabel="K, responses per prompt", **labels)
 
 
 def _by_selector(axis: Any, k: Sequence[int], series: Mapping[str, Sequence[float]]) -> None:
@@ -41,8 +47,7 @@ def variance(found: Mapping[str, Any]) -> "Figure":
     axis.errorbar(found["k"], found["variance"], yerr=error, fmt="o", color="black", capsize=4, label="measured")
     axis.plot(found["k"], found["predicted"], "-", color="black", label="predicted")
     axis.axhline(found["v_x"] / found["prompts"], linestyle="--", color="0.4", label="V_x/n")
-    _k_axis(axis, found["k"], logarithmic=True)
-    axis.set(yscale="log", ylabel="variance of the loss estimate")
+    _k_axis(axis, found["k"], logarithmic=True, yscale="log", ylabel="variance of the loss estimate")
     axis.legend(frameon=False)
     return made
 
@@ -60,10 +65,8 @@ def budget(found: Mapping[str, Any]) -> "Figure":
         nll.errorbar(found["k"], values.mean(axis=1), error, marker=marker, color="black", capsize=3, label=label)
         share = found[f"best_k_{key}_step"]["random_k"]
         shares.bar(places + shift, share, 0.4, edgecolor="black", label=label, **bar)
-    _k_axis(nll, found["k"])
-    nll.set(yscale="log", ylabel="NLL (random_k)")
-    _k_axis(shares, found["k"], places.tolist())
-    shares.set_ylabel("share of resamples in which K is best")
+    _k_axis(nll, found["k"], yscale="log", ylabel="NLL (random_k)")
+    _k_axis(shares, found["k"], places.tolist(), ylabel="share of resamples in which K is best")
     for axis in (nll, shares):
         axis.legend(frameon=False)
     curve, star = found["variance_curve"], found["k_star"]
@@ -71,35 +74,28 @@ def budget(found: Mapping[str, Any]) -> "Figure":
     variance.axvline(star, linestyle="--", color="0.4")
     at = {"xycoords": ("data", "axes fraction"), "rotation": 90, "ha": "right", "va": "top"}
     variance.annotate(f"k* = {star:.2f}", (star, 0.95), **at)
-    variance.set(xlabel="K", ylabel="predicted variance of the loss estimate")
-    variance.set_ylim(bottom=0)
+    variance.set(xlabel="K", ylabel="predicted variance of the loss estimate", ylim=(0, None))
     return made
 
 
 def lottery(found: Mapping[str, Any]) -> "Figure":
     """Plot the NLL and the mode error of every run by K."""
     made, axes = figure(10, 4, columns=2)
-    for axis, key, label in zip(axes, ("nll", "mode_error"), ("NLL", "mode error"), strict=True):
+    for axis, key, labels in zip(axes, ("nll", "mode_error"), (NLL, MODE_ERROR), strict=True):
         for place, values in enumerate(found[key]):
             shift = np.linspace(-0.2, 0.2, len(values))
             axis.plot(place + shift, sorted(values), "o", color="black", markerfacecolor="none", markersize=4)
             axis.plot([place - 0.3, place + 0.3], [np.mean(values)] * 2, "-", color="black", linewidth=2)
-        _k_axis(axis, found["k"], range(len(found["k"])))
-        axis.set_ylabel(label)
-    axes[0].set_yscale("log")
-    axes[1].set_ylim(bottom=0)
+        _k_axis(axis, found["k"], range(len(found["k"])), **labels)
     return made
 
 
 def by_selector(found: Mapping[str, Any]) -> "Figure":
     """Plot the NLL and the mode error against K, by selector."""
     made, axes = figure(10, 4, columns=2)
-    for axis, key, label in zip(axes, ("nll_mean", "mode_error_mean"), ("NLL", "mode error"), strict=True):
+    for axis, key, labels in zip(axes, ("nll_mean", "mode_error_mean"), (NLL, MODE_ERROR), strict=True):
         _by_selector(axis, found["k"], found[key])
-        _k_axis(axis, found["k"], logarithmic=True)
-        axis.set_ylabel(label)
-    axes[0].set_yscale("log")
-    axes[1].set_ylim(bottom=0)
+        _k_axis(axis, found["k"], logarithmic=True, **labels)
     axes[1].legend(frameon=False)
     return made
 
@@ -132,9 +128,7 @@ def bridge(found: Mapping[str, Any]) -> "Figure":
     left.set(xlabel="similarity of two answers", ylabel="cosine of their gradients")
     left.set_title(f"r = {found['correlation']:.2f}", fontsize=10)
     _by_selector(right, found["k"], found["k_eff"])
-    _k_axis(right, found["k"])
-    right.set_ylabel("k_eff")
-    right.set_ylim(bottom=0)
+    _k_axis(right, found["k"], ylabel="k_eff", ylim=(0, None))
     right.legend(frameon=False)
     return made
 
@@ -143,9 +137,8 @@ def tokens(found: Mapping[str, Any]) -> "Figure":
     """Plot the KL from the truth by selector, and the modes that each selector kept."""
     made, (left, right) = figure(11, 4, columns=2)
     _by_selector(left, found["k"], found["mode_kl_mean"])
-    _k_axis(left, found["k"], logarithmic=True)
-    left.set_ylabel("KL(truth || model) over modes, nats")
-    left.set_ylim(0, 1.5 * max(max(values) for values in found["mode_kl_mean"].values()))
+    top = 1.5 * max(max(values) for values in found["mode_kl_mean"].values())
+    _k_axis(left, found["k"], logarithmic=True, ylabel="KL(truth || model) over modes, nats", ylim=(0, top))
     left.legend(frameon=False, loc="upper right", ncols=2)
     below = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top", "annotation_clip": False}
     ticks = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrt_plugin.groups.write import whole_file, write_text
-from mrt_plugin.planning.progress import Progress
+from mrt_plugin.planning.progress import Progress, counting
 from mrt_plugin.report import Report
 from mrt_plugin.simulation import experiments, figures
 from mrt_plugin.simulation.published import COLUMNS, compare
@@ -90,22 +90,15 @@ EXPERIMENTS = {
 
 
 def run_experiments(
-    names: Sequence[str] = tuple(EXPERIMENTS),
+    names: Sequence[str],
     *,
     seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
     publish: Callable[[dict[str, Any]], object] = lambda results: None,
 ) -> dict[str, Any]:
-    """Run experiments by name and compare their results with the published figures.
+    """Run experiments by name, and return their numbers and the comparison with the published figures.
 
-    `publish` is called after each experiment with the results so far, so that a stopped run keeps them. The paper's
-    networks keep their own seeds.
-
-    Returns:
-        `seed`, `experiments` (each with its numbers and `seconds`), and `published`, the rows of the comparison.
-
-    Raises:
-        ValueError: for an unknown name.
+    `publish` is called after each experiment with the results so far, so that a stopped run keeps them.
     """
     for name in names:
         if name not in EXPERIMENTS:
@@ -113,28 +106,22 @@ def run_experiments(
     found: dict[str, Any] = {}
     results: dict[str, Any] = {"seed": seed, "experiments": found, "published": []}
     for name in names:
-        one, started, done = EXPERIMENTS[name], time.perf_counter(), 0
-        progress(one.title, 0, one.steps)
-
-        def step(one: Experiment = one) -> None:
-            nonlocal done
-            done += 1
-            progress(one.title, min(done, one.steps), one.steps)
-
-        found[name] = one.run(seed, progress=step) if one.steps > 1 else one.run(seed)
+        one, started = EXPERIMENTS[name], time.perf_counter()
+        advance = counting(progress, one.title, one.steps)
+        advance(0)
+        if one.steps > 1:
+            found[name] = one.run(seed, progress=advance)
+        else:
+            found[name] = one.run(seed)
+            advance(1)
         found[name]["seconds"] = time.perf_counter() - started
         results["published"] = compare(found)
         publish(results)
-        progress(one.title, one.steps, one.steps)
     return results
 
 
-def write_report(results: dict[str, Any], folder: Path) -> list[Path]:
-    """Write `results.json`, `report.html` and `<experiment>.png` into `folder`, and return their paths.
-
-    Each file is written atomically and replaces an earlier one.
-    """
-    written = [folder / "results.json", folder / "report.html"]
+def write_report(results: dict[str, Any], folder: Path) -> None:
+    """Write `results.json`, `report.html` and `<experiment>.png` into `folder`, each atomically."""
     page = Report("Controlled experiments of arXiv 2606.00544")
     page.text(
         "Small worlds in which the truth is known: every figure here was computed anew, by this package's selectors "
@@ -147,10 +134,8 @@ def write_report(results: dict[str, Any], folder: Path) -> list[Path]:
         picture = EXPERIMENTS[name].draw(found)
         with whole_file(folder / f"{name}.png") as file:
             picture.savefig(file, dpi=110, format="png")
-        written.append(folder / f"{name}.png")
         page.heading(EXPERIMENTS[name].title)
         page.figure(picture, EXPERIMENTS[name].caption)
     page.text(f"Seed {results['seed']}. All numbers of the pictures are in results.json.")
-    write_text(written[0], json.dumps(results, indent=1, allow_nan=False))
-    write_text(written[1], page.html())
-    return written
+    write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
+    write_text(folder / "report.html", page.html())

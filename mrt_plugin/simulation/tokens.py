@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, PrinterCallback
 
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.groups import load_groups
 from mrt_plugin.models.log_likelihood import log_likelihoods
+from mrt_plugin.models.tiny_model import build_llama
 from mrt_plugin.planning.progress import quiet
 from mrt_plugin.selection import select
 from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
@@ -39,6 +40,7 @@ WORDS = [
     *(f"m{mode}" for mode in MODES),
     *(f"c{number}" for number in range(128)),
 ]
+PLACE = {word: number for number, word in enumerate(WORDS)}
 
 
 def tokens(
@@ -48,14 +50,11 @@ def tokens(
     steps: int = 100,
     ks: Sequence[int] = KS,
     selectors: Sequence[str] = SELECTORS,
-    progress: Callable[[], object] = lambda: None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> dict[str, Any]:
     """Train one transformer per selector, K and repeat, and compare each with the truth on new prompts.
 
-    Returns:
-        `mode_kl`: exact KL(truth || model) over the three modes in nats, averaged over new prompts.
-        `nll`: negative log-likelihood (NLL) per response token on new prompts, with the three right answers weighted
-        equally.
+    `mode_kl` and `nll` of the result are those of `distance`.
     """
     tables = np.empty((2, len(selectors), len(ks), repeats))
     kept_modes: dict[str, list[list[float]]] = {name: [] for name in selectors}
@@ -63,21 +62,25 @@ def tokens(
     with quiet():
         for repeat in range(repeats):
             random = np.random.default_rng([seed, 7, repeat])
-            groups = load_groups(Dataset.from_list(draw_pools(random)))
+            groups = load_groups(Dataset.from_list([draw_pool(str(number), random) for number in range(PROMPTS)]))
             test = [draw_numbers(random) for _ in range(TEST_PROMPTS)]
             for row, name in enumerate(selectors):
                 for place, k in enumerate(ks):
                     chosen = select(groups, name, k=k, seed=seed + repeat, embedder=bag_of_words)
                     if repeat == 0:
-                        kept_modes[name].append(mode_shares(chosen))
+                        modes = [response.split()[0] for responses in chosen["responses"] for response in responses]
+                        kept_modes[name].append([modes.count(f"m{mode}") / len(modes) for mode in MODES])
                     model = train(chosen, tokenizer, k, steps, seed=int(random.integers(2**31)))
                     tables[:, row, place, repeat] = distance(model, tokenizer, test)
-                    progress()
+                    progress(1)
     rows = [tables[0], *tables.mean(axis=-1)]
     mode_kl, kl_mean, nll_mean = (dict(zip(selectors, table.tolist(), strict=True)) for table in rows)
-    settings = {"k": list(ks), "prompts": PROMPTS, "pool": POOL, "repeats": repeats, "steps": steps}
     return {
-        **settings,
+        "k": list(ks),
+        "prompts": PROMPTS,
+        "pool": POOL,
+        "repeats": repeats,
+        "steps": steps,
         "pairs_per_step": PAIRS_PER_STEP,
         "generated": list(GENERATED),
         "mode_kl": mode_kl,
@@ -89,13 +92,13 @@ def tokens(
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Build a tokenizer with one token per word."""
-    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}))
+    backend = Tokenizer(models.WordLevel(PLACE))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
 
 
 def draw_numbers(random: np.random.Generator) -> list[int]:
-    """Draw four different numbers from 64."""
+    """Draw the four different numbers of a prompt."""
     return random.choice(64, size=PROMPT_TOKENS, replace=False).tolist()
 
 
@@ -110,88 +113,60 @@ def text_of_answer(prompt: Sequence[int], mode: int) -> str:
     return f" m{MODES[mode]} " + " ".join(f"c{(start + 17 * step) % 128}" for step in range(CONTENT_TOKENS))
 
 
-def draw_pools(random: np.random.Generator) -> list[dict[str, Any]]:
-    """Build groups with the biased generator and the reward."""
-    rows = []
-    for number in range(PROMPTS):
-        prompt = draw_numbers(random)
-        modes = random.choice(len(MODES), size=POOL, p=GENERATED)
-        rewards = np.array(REWARD)[modes] + REWARD_NOISE * random.standard_normal(POOL)
-        rows.append(
-            {
-                "id": f"{number}",
-                "prompt": text_of_prompt(prompt),
-                "responses": [text_of_answer(prompt, int(mode)) for mode in modes],
-                "scores": rewards.tolist(),
-            }
-        )
-    return rows
+def draw_pool(name: str, random: np.random.Generator) -> dict[str, Any]:
+    """Build a group with the biased generator and the reward."""
+    prompt = draw_numbers(random)
+    modes = random.choice(len(MODES), size=POOL, p=GENERATED)
+    rewards = np.array(REWARD)[modes] + REWARD_NOISE * random.standard_normal(POOL)
+    responses = [text_of_answer(prompt, int(mode)) for mode in modes]
+    return {"id": name, "prompt": text_of_prompt(prompt), "responses": responses, "scores": rewards.tolist()}
 
 
 def bag_of_words(texts: list[str]) -> np.ndarray:
     """Return which words each text contains, [n, words]. This is the embedder of the experiment."""
-    place = {word: number for number, word in enumerate(WORDS)}
     vectors = np.zeros((len(texts), len(WORDS)))
     for row, text in enumerate(texts):
-        vectors[row, [place[word] for word in text.split()]] = 1
+        vectors[row, [PLACE[word] for word in text.split()]] = 1
     return vectors
-
-
-def mode_shares(groups: Dataset) -> list[float]:
-    """Compute the share of each mode in the responses of a selection."""
-    modes = [response.split()[0] for responses in groups["responses"] for response in responses]
-    return [modes.count(f"m{mode}") / len(modes) for mode in MODES]
 
 
 def train(groups: Dataset, tokenizer: PreTrainedTokenizerFast, k: int, steps: int, seed: int) -> LlamaForCausalLM:
     """Train a two-layer transformer of width 64 on selected groups, with 64 pairs per step for every K."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(WORDS),
-                hidden_size=64,
-                intermediate_size=128,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                max_position_embeddings=32,
-                tie_word_embeddings=False,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+    model = build_llama(tokenizer, seed, hidden=64, num_key_value_heads=4, max_position_embeddings=32)
+    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
+        args = MultiResponseSFTConfig(
+            output_dir=folder,
+            selector="all",
+            prompt_format="plain",
+            per_device_train_batch_size=PAIRS_PER_STEP // k,
+            max_steps=steps,
+            learning_rate=2e-3,
+            lr_scheduler_type="constant",
+            weight_decay=0.01,
+            max_length=32,
+            row_length=512,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            seed=seed,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
         )
-        with tempfile.TemporaryDirectory() as folder:
-            args = MultiResponseSFTConfig(
-                output_dir=folder,
-                selector="all",
-                prompt_format="plain",
-                per_device_train_batch_size=PAIRS_PER_STEP // k,
-                max_steps=steps,
-                learning_rate=2e-3,
-                lr_scheduler_type="constant",
-                weight_decay=0.01,
-                max_length=32,
-                row_length=512,
-                gradient_checkpointing=False,
-                bf16=False,
-                use_cpu=True,
-                seed=seed,
-                report_to="none",
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-            )
-            trainer = MultiResponseSFTTrainer(model=model, args=args, train_dataset=groups, processing_class=tokenizer)
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
+        trainer = MultiResponseSFTTrainer(model=model, args=args, train_dataset=groups, processing_class=tokenizer)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     return model.eval()
 
 
 def distance(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Sequence[int]]
 ) -> tuple[float, float]:
-    """Measure KL(truth || model) over the modes, and the NLL per response token under the truth, on new prompts."""
+    """Measure KL(truth || model) over the modes, in nats, and the NLL per response token, averaged over new prompts.
+
+    The NLL (negative log-likelihood) weights the three right answers equally.
+    """
     encoder = Encoder(tokenizer, prompt_format="plain")
     pairs = [
         pair

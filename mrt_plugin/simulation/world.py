@@ -30,8 +30,7 @@ def draw_prompts(count: int, random: np.random.Generator) -> np.ndarray:
 
 def centre(prompts: np.ndarray) -> np.ndarray:
     """Compute f(x), [n], for prompts [n, 5]."""
-    value: np.ndarray = np.sin(2 * prompts[..., 0]) + 0.5 * prompts[..., 1]
-    return value
+    return np.sin(2 * prompts[..., 0]) + 0.5 * prompts[..., 1]
 
 
 def draw_responses(prompts: np.ndarray, count: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -49,8 +48,7 @@ def draw_sets(sets: int, prompts: int, pool: int, random: np.random.Generator) -
 
 def rewards(prompts: np.ndarray, responses: np.ndarray) -> np.ndarray:
     """Compute the rewards -(y - f(x))², [n, count]."""
-    value: np.ndarray = -((responses - centre(prompts)[:, None]) ** 2)
-    return value
+    return -((responses - centre(prompts)[:, None]) ** 2)
 
 
 def quadrature(points: int = 24) -> tuple[np.ndarray, np.ndarray]:
@@ -66,37 +64,33 @@ def quadrature(points: int = 24) -> tuple[np.ndarray, np.ndarray]:
 def closeness(responses: np.ndarray) -> np.ndarray:
     """Compute the similarity 1 - distance / largest distance of the pool, [n, N, N], for responses [n, N]."""
     distances = np.abs(responses[:, :, None] - responses[:, None, :])
-    value: np.ndarray = 1 - distances / np.maximum(distances.max(axis=(1, 2), keepdims=True), 1e-12)
-    return value
+    return 1 - distances / np.maximum(distances.max(axis=(1, 2), keepdims=True), 1e-12)
 
 
 def choose(
     selector: str, responses: np.ndarray, rewards: np.ndarray, k: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Choose K responses of each pool with a selector of this package, and return their indices, [n, K].
+    """Choose K of the N > K responses of each pool with a selector of this package, and return their indices, [n, K].
 
-    Responses and rewards are [n, N] with N > K. The selector gets the similarity s as a cosine of 2·s - 1, which
-    `similarity: paper` converts back. `random` draws for `random_k` and breaks ties.
+    The selector gets the similarity s as a cosine of 2·s - 1, which `similarity: paper` converts back. `random` draws
+    for `random_k` and breaks ties.
     """
     strategy = get_selector(selector)
     keys = random.integers(2**63, size=responses.shape, dtype=np.uint64)
     order = np.lexsort((keys, -rewards), axis=1)
     cosines = 2 * closeness(np.take_along_axis(responses, order, 1)) - 1 if strategy.needs_embeddings else None
     pools = []
-    for row in range(len(responses)):
-        pool = Pool({}, order[row].tolist(), scores=rewards[row, order[row]])
-        pool.keys = keys[row, order[row]]
+    for row, places in enumerate(order):
+        pool = Pool({}, places.tolist(), scores=rewards[row, places])
+        pool.keys = keys[row, places]
         if cosines is not None:
             pool.cosines = np.round(cosines[row], 6)
         pools.append(pool)
     chosen = strategy.choose(pools, SelectionOptions(k=k, alpha=1.0, similarity="paper"))
-    return np.array([order[row, picks.positions] for row, picks in enumerate(chosen)])
+    return np.array([places[picks.positions] for places, picks in zip(order, chosen, strict=True)])
 
 
 def keep(selector: str, prompts: np.ndarray, pools: np.ndarray, k: int, random: np.random.Generator) -> np.ndarray:
     """Return the K responses that a selector keeps, [sets, n, K], for prompts [sets, n, 5] and pools [sets, n, N]."""
-    kept = [
-        np.take_along_axis(y, choose(selector, y, rewards(x, y), k, random), 1)
-        for x, y in zip(prompts, pools, strict=True)
-    ]
-    return np.stack(kept)
+    sets = zip(prompts, pools, strict=True)
+    return np.stack([np.take_along_axis(y, choose(selector, y, rewards(x, y), k, random), 1) for x, y in sets])
