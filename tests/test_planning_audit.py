@@ -28,7 +28,7 @@ from mrt_plugin.planning.audit import (
     mean_interval,
 )
 from mrt_plugin.planning.audit_report import audit_report, notes, warnings
-from mrt_plugin.planning.gradients import cosine, gradient_products
+from mrt_plugin.planning.measure import cosine, gradient_products
 from mrt_plugin.planning.variance import Interval
 
 FRUIT = "apple pear plum cherry dog river moon water red green blue story sea sky".split()
@@ -169,8 +169,8 @@ def cases(prompts, size, k, random, choose):
     made = []
     for index in range(prompts):
         losses = random.normal(random.normal(0, 3), 1, size)
-        places = list(range(size))
-        made.append(AuditedGroup(index, f"g{index}", places, choose(losses), losses, [], np.ones(size)))
+        columns = {"responses": [f"response {place}" for place in range(size)], "scores": (-losses).tolist()}
+        made.append(AuditedGroup(f"g{index}", choose(losses), losses, columns))
     return made
 
 
@@ -222,17 +222,7 @@ def test_length_of_text_without_spaces_counts_characters_and_says_so():
 def test_splits_tell_bias_from_variance():
     random = np.random.default_rng(1)
     made = cases(60, 16, 4, random, lambda losses: [0, 1, 2, 3])
-    rows = Dataset.from_list(
-        [
-            {
-                "id": case.id,
-                "responses": [f"response {place}" for place in range(16)],
-                "scores": (-case.losses).tolist(),
-            }
-            for case in made
-        ]
-    )
-    found = audit_splits(made, rows, SelectorCall("best_k", {}), 30, 0, lambda *_: None)
+    found = audit_splits(made, SelectorCall("best_k", {}), 30, 0, lambda *_: None)
     # The four lowest of eight normal losses lie 0.76 below the mean of all.
     normal = np.sort(random.standard_normal((20000, 8)), axis=1)[:, :4].mean(axis=1)
     assert found.selection.bias_squared == pytest.approx(normal.mean() ** 2, rel=0.25)
@@ -241,7 +231,7 @@ def test_splits_tell_bias_from_variance():
     assert found.random_k.variance == pytest.approx(1 / 4 * (1 - 4 / 16), rel=0.15)
     assert found.selection.cosine is None
     tiny_pools = cases(5, 4, 2, random, lambda losses: [0, 1])
-    assert audit_splits(tiny_pools, rows, SelectorCall("best_k", {}), 3, 0, lambda *_: None) is None
+    assert audit_splits(tiny_pools, SelectorCall("best_k", {}), 3, 0, lambda *_: None) is None
 
 
 def test_gradient_products_are_those_of_the_lora_parameters_and_follow_the_full_gradient(model, tokenizer):

@@ -10,10 +10,12 @@ from datasets import Dataset
 
 from mrt_plugin.groups import DataError
 from mrt_plugin.groups.text import prompt_text
-from mrt_plugin.planning.augment import Candidate, augment_file, filter_candidates
 from mrt_plugin.planning.diversity import (
+    Candidate,
     PromptDiversity,
+    augment_file,
     effective_k,
+    filter_candidates,
     fit_diversity,
     ngrams,
     prompt_diversity,

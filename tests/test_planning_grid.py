@@ -74,12 +74,9 @@ def test_token_costs_are_those_of_the_layout():
     tokenizer = tiny.tokenizer()
     groups = load_groups(make_groups(6, 3))
     encoder = Encoder(tokenizer)
-    costs = token_costs(groups, encoder, "shared_prefix")
-    whole = sum(
-        len(pair.input_ids)
-        for group in groups
-        for pair in encoder.encode_group(group["prompt"], group["responses"])  # type: ignore[index]
-    )
+    encoded = [encoder.encode_group(group["prompt"], group["responses"]) for group in groups]  # type: ignore[index]
+    costs = token_costs(encoded, "shared_prefix")
+    whole = sum(len(pair.input_ids) for pairs in encoded for pair in pairs)
     # Copied for each response, a pair is the shared prefix and its segment.
     assert 18 * (costs.prompt + costs.response) == pytest.approx(whole)
 

@@ -17,7 +17,7 @@ from mrt_plugin.cli import app
 from mrt_plugin.cli.plan import plan_json
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.planning.budget import parse_budget
-from mrt_plugin.planning.measure import MeasuredGroup, Measurement, measure
+from mrt_plugin.planning.measure import MeasuredGroup, Measurement, measure, token_costs
 from mrt_plugin.planning.plan import compare_single, estimate_adaptive, make_plan
 from mrt_plugin.planning.plan_report import advise, cannot_know, plan_report
 from mrt_plugin.planning.variance import Interval, estimate_components
@@ -86,13 +86,16 @@ def test_losses_and_costs_are_those_of_the_pairs(groups, model, tokenizer):
             loss = model(input_ids=ids, labels=labels).loss.item()
         assert group.nll[place] / pair.trained_length == pytest.approx(loss, rel=1e-4)
     # One copy of the prompt and all responses: the tokens of the shared layout, and of the expanded one.
-    costs = found.costs("shared_prefix")
+    prompts, responses = [], []
     for item, data in zip(found.groups, groups, strict=True):
         encoded = encoder.encode_group(data["prompt"], data["responses"])
-        copied = sum(len(pair.input_ids) for pair in encoded)
-        assert item.prompt_tokens * len(encoded) + item.segment_tokens.sum() == copied
-    assert costs.prompt == pytest.approx(np.mean([item.prompt_tokens for item in found.groups]))
-    assert costs.response == pytest.approx(np.mean([item.segment_tokens.mean() for item in found.groups]))
+        costs = token_costs([item.pairs], "shared_prefix")
+        assert len(encoded) * costs.of_prompt(1) == pytest.approx(sum(len(pair.input_ids) for pair in encoded))
+        prompts.append(costs.prompt)
+        responses.append(costs.response)
+    costs = token_costs([item.pairs for item in found.groups], "shared_prefix")
+    assert costs.prompt == pytest.approx(np.mean(prompts))
+    assert costs.response == pytest.approx(np.mean(responses))
 
 
 def test_token_losses_have_the_variance_of_the_ratio_that_training_minimises(groups, model, tokenizer):
@@ -261,7 +264,7 @@ def test_adaptive_allocation_pays_where_prompts_differ_in_spread():
         for index, spread in enumerate(spreads):
             nll = 20 + spread * random.standard_normal(16)
             tokens = np.full(16, 10)
-            groups.append(MeasuredGroup(str(index), list(range(16)), [], 5, tokens, tokens, nll))
+            groups.append(MeasuredGroup(str(index), list(range(16)), [], tokens, nll))
         return Measurement(groups, 0, None)
 
     unequal = estimate_adaptive(measured([0.1] * 40 + [3.0] * 10), "response", 4, 0)

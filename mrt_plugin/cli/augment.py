@@ -39,8 +39,7 @@ def augment(
     with plain_errors():
         from mrt_plugin.groups import load_groups
         from mrt_plugin.groups.paths import check_paths
-        from mrt_plugin.planning.augment import augment_file
-        from mrt_plugin.planning.diversity import Tokenize, token_ids, words
+        from mrt_plugin.planning.diversity import Tokenize, augment_file, token_ids, words
 
         check_paths([("--output", output)], [("the candidates", candidates), ("--data", data)], [tokenizer])
         tokenize: Tokenize = words

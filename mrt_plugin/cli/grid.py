@@ -65,7 +65,7 @@ def grid(
         from mrt_plugin.groups import load_groups
         from mrt_plugin.groups.paths import Named, check_paths
         from mrt_plugin.planning.budget import parse_budget
-        from mrt_plugin.planning.grid import ARMS, make_grid, read_recipe, runs_file, training_groups, write_grid
+        from mrt_plugin.planning.grid import ARMS, RUNS, make_grid, read_recipe, training_groups, write_grid
 
         if (data is None) == (recipe is None):
             raise ValueError("Give the data, or a --recipe whose dataset is taken, or the --results of runs.")
@@ -73,7 +73,7 @@ def grid(
         ks, arms = _numbers(k), ARMS if arm is None else _arms(arm)
         inputs: list[Named] = [("the data", data), ("--recipe", recipe), ("--plan", plan)]
         if output is not None:
-            check_paths([("the list of runs", runs_file(output))], inputs, [tokenizer])
+            check_paths([("the list of runs", output / RUNS)], inputs, [tokenizer])
         base = None if recipe is None else read_recipe(recipe)
         if base is None:
             groups = load_groups(data)
@@ -182,11 +182,12 @@ def _costs(
 
     from mrt_plugin.encoding import Encoder, prepare_tokenizer
     from mrt_plugin.planning.measure import token_costs
-    from mrt_plugin.planning.plan import sample_prompts
+    from mrt_plugin.planning.plan import sample_rows
 
     words = prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer))
     format_ = ((recipe or {}).get("mrt") or {}).get("prompt_format", "auto")
-    return token_costs(sample_prompts(groups, 500, 0), Encoder(words, prompt_format=format_), layout), None
+    some, encoder = groups.select(sample_rows(groups["id"], 500, 0)), Encoder(words, prompt_format=format_)
+    return token_costs((encoder.encode_group(one["prompt"], one["responses"]) for one in some), layout), None
 
 
 def _numbers(text: str) -> list[int]:

@@ -1,14 +1,12 @@
 """Audit how a selection changed the data: lengths, coverage and, with a model, loss and gradient.
 
-Every measure is compared with `random_k` at the same K (responses kept per prompt). The pool is taken as the truth:
-the selection is biased if a response is more or less likely among the kept ones than in the pool.
+Every measure is compared with `random_k` at the same K (responses kept per prompt). The pool is taken as the truth.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -35,13 +33,11 @@ if TYPE_CHECKING:
 LEVEL = 0.9
 
 
-@dataclass(frozen=True)
-class SelectorCall:
-    """Selector and options of a selection, so that it can be repeated on a part of each pool."""
+class SelectorCall(NamedTuple):
+    """Selector and options of a selection: `alpha`, `similarity` and `embedder`, as for `mrt_plugin.select`."""
 
     selector: str
     options: dict[str, Any]
-    """`alpha`, `similarity` and `embedder`, as for `mrt_plugin.select`."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,6 @@ class AuditCounts:
 
 @dataclass(frozen=True)
 class LengthAudit:
-    """Mean length of the kept responses and of their pools."""
-
     unit: str
     kept: float
     pool: float
@@ -94,8 +88,6 @@ class LossAudit:
 
 @dataclass(frozen=True)
 class PromptCosine:
-    """Gradient cosine of one prompt."""
-
     id: str
     cosine: float
     random_k: float
@@ -109,30 +101,25 @@ class GradientAudit:
     cosine: float
     cosine_interval: Interval | None
     random_k_cosine: float
-    """The same for random draws of the same size."""
     difference_interval: Interval | None
     prompts_below_zero: float
-    """Share of the prompts with a negative cosine."""
     per_prompt: list[PromptCosine]
 
 
 @dataclass(frozen=True)
 class SplitErrors:
-    """Errors of one selector over random halves of the pools."""
+    """Errors of one selector over random halves of the pools, and its gradient cosine with the rest of each pool."""
 
     bias_squared: float
     bias_squared_interval: Interval | None
     variance: float
     emse: float
     cosine: float | None
-    """Gradient cosine with the rest of the pool; None without gradients."""
     cosine_interval: Interval | None
 
 
 @dataclass(frozen=True)
 class SplitAudit:
-    """The selector and `random_k` on the same halves of the pools."""
-
     prompts: int
     splits: int
     selector: str
@@ -166,20 +153,16 @@ class Kept:
 
 @dataclass(frozen=True)
 class AuditedGroup:
-    """One audited group, restricted to the N responses that were measured."""
+    """One audited group, restricted to the N responses that were measured.
 
-    row: int
-    """Row of the group among the measured pools."""
+    `columns` are the `responses` and maybe the `scores`, `products` those of the gradients, [N, N].
+    """
+
     id: str
-    places: list[int]
-    """Indices of the measured responses in the pool's group."""
     kept: list[int]
-    """Indices of the kept responses among the measured ones."""
     losses: np.ndarray
-    pairs: list[Any]
-    lengths: np.ndarray
+    columns: dict[str, list[Any]]
     products: np.ndarray | None = None
-    """Inner products of the gradients, [N, N]."""
 
 
 def make_audit(
@@ -201,9 +184,8 @@ def make_audit(
 ) -> Audit:
     """Audit a selection against the pool it was made from.
 
-    With a model and its encoder, the loss is audited on `max_prompts` prompts, drawn by a hash of (seed, id), and the
-    gradient on `gradient_prompts` of these. With the call that made the selection (`mrt select` writes it to the
-    manifest), the selector is run again on `splits` random halves of each pool. This separates bias from variance.
+    With a model, the loss is audited on `max_prompts` prompts and the gradient on `gradient_prompts` of these. With
+    the call that made the selection, the selector is run again on `splits` random halves of each pool.
     """
     strategy = None if rule is None else get_selector(rule.selector)
     matched = match(selection, pool, name)
@@ -212,6 +194,7 @@ def make_audit(
     if not chosen:
         raise ValueError(f"{name} keeps every response of its {len(matched)} pools: there is nothing to audit.")
     counts = [len(kept.places) for kept in chosen]
+    length, coverage = audit_texts(chosen, pool, embedder, progress)
     audit = Audit(
         name=name,
         selector=None if rule is None else rule.selector,
@@ -224,15 +207,14 @@ def make_audit(
             k_most=max(counts),
             pool_median=float(np.median([sizes[kept.row] for kept in chosen])),
         ),
-        length=audit_length(chosen, pool),
-        coverage=audit_coverage(chosen, pool, embedder, progress),
+        length=length,
+        coverage=coverage,
         with_model=model is not None,
     )
     if model is None:
         return audit
 
-    from mrt_plugin.planning.gradients import gradient_products
-    from mrt_plugin.planning.measure import measure
+    from mrt_plugin.planning.measure import gradient_products, measure
 
     assert encoder is not None, "a model needs its encoder"
     if max_prompts is not None and max_prompts < len(chosen):
@@ -241,27 +223,32 @@ def make_audit(
         chosen = sorted((chosen[at] for at in drawn), key=lambda kept: kept.row)
     rows = pool.select([kept.row for kept in chosen])
     found = measure(model, encoder, rows, max_length=max_length, progress=progress)
-    number_of, groups = {name: number for number, name in enumerate(rows["id"])}, []
+    row_of, groups, measured = {name: number for number, name in enumerate(rows["id"])}, [], []
     for one, losses in zip(found.groups, found.losses(loss_aggregation), strict=True):
-        row = number_of[one.id]
+        row = row_of[one.id]
         kept = [one.places.index(place) for place in chosen[row].places if place in one.places]
         if 0 < len(kept) < len(losses):
-            groups.append(AuditedGroup(row, one.id, one.places, kept, losses, one.pairs, one.trained_tokens))
+            whole = rows[row]
+            columns = {"responses": [response_text(whole["responses"][place]) for place in one.places]}
+            if "scores" in whole:
+                columns["scores"] = [whole["scores"][place] for place in one.places]
+            groups.append(AuditedGroup(one.id, kept, losses, columns))
+            measured.append(one)
     if not groups:
         return audit
     gradient = None
     if gradient_prompts:
-        pairs = [group.pairs for group in groups[:gradient_prompts]]
+        pairs = [one.pairs for one in measured[:gradient_prompts]]
         advance = counting(progress, "gradients", sum(map(len, pairs)))
         for number, products in enumerate(gradient_products(model, pairs, seed=seed, progress=advance)):
-            lengths = groups[number].lengths
+            lengths = measured[number].trained_tokens
             scale = 1 / lengths if loss_aggregation == "response" else np.ones(len(lengths))
             groups[number] = replace(groups[number], products=products * scale[:, None] * scale)
         gradient = audit_gradient(groups[:gradient_prompts], seed)
     again = None
     # A selector that needs scores cannot run again if the pool has none.
     if rule and strategy and not strategy.keeps_all and (not strategy.needs_scores or "scores" in pool.column_names):
-        again = audit_splits(groups, rows, rule, splits, seed, progress)
+        again = audit_splits(groups, rule, splits, seed, progress)
     return replace(audit, loss=audit_loss(groups), gradient=gradient, splits=again)
 
 
@@ -279,11 +266,9 @@ def match(selection: Dataset, pool: Dataset, name: str = "the selection") -> lis
             problems.add(f"row {number}", "prompt", f"no group of the pool has the id {group['id']!r} or this prompt.")
             continue
         whole, places = pool[row], []
-        free: dict[bytes, list[int]] = defaultdict(list)
-        for place, response in enumerate(whole["responses"]):
-            free[canonical(response)].append(place)
-        for index, response in enumerate(group["responses"]):
-            copies = free[canonical(response)]
+        texts = list(map(canonical, whole["responses"]))
+        for index, text in enumerate(map(canonical, group["responses"])):
+            copies = [place for place, other in enumerate(texts) if other == text and place not in places]
             if not copies:
                 problems.add(
                     f"row {number}",
@@ -292,33 +277,54 @@ def match(selection: Dataset, pool: Dataset, name: str = "the selection") -> lis
                     "curation changed it, audit against the curated pool.",
                 )
                 continue
-            best = copies[0]
             if group.get("scores") and whole.get("scores"):
-                best = min(copies, key=lambda place: abs(whole["scores"][place] - group["scores"][index]))
-            copies.remove(best)
-            places.append(best)
+                copies.sort(key=lambda place: abs(whole["scores"][place] - group["scores"][index]))
+            places.append(copies[0])
         found.append(Kept(row, sorted(places)))
     problems.raise_any()
     return found
 
 
-def audit_length(chosen: Sequence[Kept], pool: Dataset) -> LengthAudit:
-    """Compare the mean length in words of the kept responses with the pool's, and with the 90% range of `random_k`.
+def audit_texts(
+    chosen: Sequence[Kept], pool: Dataset, embedder: str, progress: Progress
+) -> tuple[LengthAudit, CoverageAudit]:
+    """Compare the kept responses with their pools: mean lengths, and how many of a pool's clusters they cover.
 
-    Punctuation signs count as words. In scripts without spaces, characters count.
+    Lengths count words and punctuation signs, or characters in scripts without spaces. N responses are clustered by
+    average cosine into sqrt(N) clusters, at least 2.
     """
-    means, errors = [], []
-    unit = "words"
-    for kept in chosen:
+    from sklearn.cluster import AgglomerativeClustering
+
+    used = load_embedder(embedder)
+    unit, means, errors, shares = "words", [], [], []
+    for number, kept in enumerate(chosen):
         texts = [response_text(response) for response in pool[kept.row]["responses"]]
         if any(map(NO_SPACES.search, texts)):
             unit = "words or characters"
         lengths = np.array([sum(len(word) if NO_SPACES.search(word) else 1 for word in words(text)) for text in texts])
+        size, count = len(texts), len(kept.places)
         means.append((lengths[kept.places].mean(), lengths.mean()))
-        errors.append(_random_k_error(lengths, len(kept.places)))
-    mine, mean = (float(np.mean(values)) for values in zip(*means, strict=True))
+        errors.append(_random_k_error(lengths, count))
+        clusters = max(2, round(math.sqrt(size)))
+        clustering = AgglomerativeClustering(clusters, metric="precomputed", linkage="average")
+        labels = clustering.fit_predict(1 - cosine_matrix(texts, used))
+        sizes, hit = np.bincount(labels), np.unique(labels[kept.places])
+        expected = np.mean([1 - math.comb(size - int(m), count) / math.comb(size, count) for m in sizes])
+        shares.append((len(hit) / clusters, expected, sizes[hit].sum() / size))
+        progress("clusters", number + 1, len(chosen))
+    mine, mean = np.mean(means, axis=0).tolist()
     half = 1.645 * float(np.sqrt(np.sum(errors)) / len(chosen))
-    return LengthAudit(unit, mine, mean, mine / mean if mean else 1.0, Interval(mean - half, mean + half))
+    covered, usual, weight = np.array(shares).T
+    return (
+        LengthAudit(unit, mine, mean, mine / mean if mean else 1.0, Interval(mean - half, mean + half)),
+        CoverageAudit(
+            embedder=used.name,
+            clusters_covered=float(covered.mean()),
+            random_k=float(usual.mean()),
+            difference_interval=mean_interval(covered - usual),
+            responses_in_covered_clusters=float(weight.mean()),
+        ),
+    )
 
 
 def _random_k_error(values: np.ndarray, k: int) -> float:
@@ -326,35 +332,7 @@ def _random_k_error(values: np.ndarray, k: int) -> float:
     return float(values.var(ddof=1) / k * (1 - k / len(values)))
 
 
-def audit_coverage(chosen: Sequence[Kept], pool: Dataset, embedder: str, progress: Progress) -> CoverageAudit:
-    """Compute how many of sqrt(N) clusters of each pool, by average cosine and at least 2, contain a kept response."""
-    from sklearn.cluster import AgglomerativeClustering
-
-    used = load_embedder(embedder)
-    covered, expected, weight = [], [], []
-    for number, kept in enumerate(chosen):
-        texts = [response_text(response) for response in pool[kept.row]["responses"]]
-        size, count = len(texts), len(kept.places)
-        clusters = max(2, round(math.sqrt(size)))
-        clustering = AgglomerativeClustering(clusters, metric="precomputed", linkage="average")
-        labels = clustering.fit_predict(1 - cosine_matrix(texts, used))
-        sizes = np.bincount(labels)
-        hit = np.unique(labels[kept.places])
-        covered.append(len(hit) / clusters)
-        weight.append(sizes[hit].sum() / size)
-        expected.append(np.mean([1 - math.comb(size - int(m), count) / math.comb(size, count) for m in sizes]))
-        progress("clusters", number + 1, len(chosen))
-    return CoverageAudit(
-        embedder=used.name,
-        clusters_covered=float(np.mean(covered)),
-        random_k=float(np.mean(expected)),
-        difference_interval=mean_interval(np.array(covered) - np.array(expected)),
-        responses_in_covered_clusters=float(np.mean(weight)),
-    )
-
-
 def audit_loss(groups: Sequence[AuditedGroup]) -> LossAudit:
-    """Compare the mean loss of the kept responses with their pool's, for each prompt."""
     gaps = np.array([group.losses[group.kept].mean() - group.losses.mean() for group in groups])
     usual = np.array([_random_k_error(group.losses, len(group.kept)) for group in groups])
     return LossAudit(
@@ -369,7 +347,7 @@ def audit_loss(groups: Sequence[AuditedGroup]) -> LossAudit:
 
 def audit_gradient(groups: Sequence[AuditedGroup], seed: int) -> GradientAudit:
     """Compute the gradient cosine of each prompt, for the kept responses and for 20 random draws of the same size."""
-    from mrt_plugin.planning.gradients import cosine
+    from mrt_plugin.planning.measure import cosine
 
     cosines = np.empty((2, len(groups)))
     for number, group in enumerate(groups):
@@ -391,94 +369,79 @@ def audit_gradient(groups: Sequence[AuditedGroup], seed: int) -> GradientAudit:
 
 
 def audit_splits(
-    groups: Sequence[AuditedGroup], rows: Dataset, rule: SelectorCall, splits: int, seed: int, progress: Progress
+    groups: Sequence[AuditedGroup], rule: SelectorCall, splits: int, seed: int, progress: Progress
 ) -> SplitAudit | None:
-    """Run the selector again on a random part of each pool, and compare with the rest.
+    """Run the selector again on random halves of the pools; None if every pool has fewer than K + 3 responses.
 
-    In each split the candidates are half of the pool, or K + 1 if that is more. The bias is the mean over splits of
-    the loss of the K kept, minus the pool's mean loss; the variance is taken over splits. bias² is corrected for the
-    noise of a finite number of splits. Gradients are compared with those of the rest, which shares no response with
-    the candidates. Returns None if every pool has fewer than K + 3 measured responses.
+    The bias is the mean over splits of the loss of the K kept, minus the pool's mean loss; the variance is taken over
+    splits. bias² is corrected for the noise of a finite number of splits. Gradients are compared with the rest's.
     """
-    from mrt_plugin.planning.gradients import cosine
-
     able = [group for group in groups if len(group.losses) >= len(group.kept) + 3]
     if not able:
         return None
     embedder = load_embedder(rule.options.get("embedder", "lexical"))
-    known: dict[str, np.ndarray] = {}
+    known: dict[str, np.ndarray] = {}  # the same responses occur in every split
 
     def embed(texts: list[str]) -> np.ndarray:
-        """Embed each text once: the same responses occur in every split."""
         new = [text for text in dict.fromkeys(texts) if text not in known]
         known.update(zip(new, embedder(new) if new else [], strict=True))
         return np.stack([known[text] for text in texts])
 
-    losses: dict[str, list[list[float]]] = {"selection": [], "random_k": []}
-    cosines: dict[str, list[list[float]]] = {"selection": [], "random_k": []}
+    runs: dict[str, list[np.ndarray]] = {"selection": [], "random_k": []}
     for split in range(splits):
-        parts = [_candidates(group, seed, split) for group in able]
-        picks = {
-            "selection": _run(able, parts, rows, rule.selector, {**rule.options, "embedder": embed, "seed": split}),
-            "random_k": _run(able, parts, rows, "random_k", {"seed": seed * splits + split}),
-        }
-        for who, chosen in picks.items():
-            losses[who].append([float(group.losses[kept].mean()) for group, kept in zip(able, chosen, strict=True)])
-            cosines[who].append(
-                [
-                    cosine(group.products, kept, [place for place in range(len(group.losses)) if place not in part])
-                    for group, part, kept in zip(able, parts, chosen, strict=True)
-                    if group.products is not None
-                ]
-            )
+        parts = []
+        for group in able:
+            count, random = len(group.losses), random_of(group.id, seed, b"split %d" % split)
+            half = max((count + 1) // 2, len(group.kept) + 1)
+            parts.append(sorted(random.permutation(count)[:half].tolist()))
+        own = {**rule.options, "embedder": embed, "seed": split}
+        runs["selection"].append(_run(able, parts, rule.selector, own))
+        runs["random_k"].append(_run(able, parts, "random_k", {"seed": seed * splits + split}))
         progress("splits", split + 1, splits)
     truth = np.array([group.losses.mean() for group in able])
-    directions = {who: np.array(rows).mean(axis=0) for who, rows in cosines.items()}
-    traced = directions["selection"].size > 0
-    found = {}
-    for who, table in losses.items():
-        variance = np.var(table, axis=0, ddof=1)
-        bias = (np.mean(table, axis=0) - truth) ** 2 - variance / splits
+    traced = np.array([group.products is not None for group in able])
+    found, directions = {}, []
+    for who, drawn in runs.items():
+        losses, cosines = np.stack(drawn, axis=1)
+        variance = losses.var(axis=0, ddof=1)
+        bias = (losses.mean(axis=0) - truth) ** 2 - variance / splits
+        directions.append(cosines.mean(axis=0)[traced])
         found[who] = SplitErrors(
             bias_squared=float(bias.mean()),
             bias_squared_interval=mean_interval(bias),
             variance=float(variance.mean()),
             emse=float((bias + variance).mean()),
-            cosine=float(np.mean(cosines[who])) if traced else None,
-            cosine_interval=mean_interval(directions[who]) if traced else None,
+            cosine=float(directions[-1].mean()) if traced.any() else None,
+            cosine_interval=mean_interval(directions[-1]) if traced.any() else None,
         )
-    gap = mean_interval(directions["selection"] - directions["random_k"]) if traced else None
+    gap = mean_interval(directions[0] - directions[1]) if traced.any() else None
     return SplitAudit(len(able), splits, rule.selector, **found, cosine_difference_interval=gap)
+
+
+def _run(
+    groups: Sequence[AuditedGroup], parts: Sequence[list[int]], selector: str, options: dict[str, Any]
+) -> np.ndarray:
+    """Run a selector on a part of each group, and return the mean loss and the gradient cosine of the kept, [2, n]."""
+    from mrt_plugin.planning.measure import cosine
+
+    found = np.full((2, len(groups)), np.nan)
+    for k in sorted({len(group.kept) for group in groups}):
+        pools, which = [], [number for number, group in enumerate(groups) if len(group.kept) == k]
+        for number in which:
+            columns = {name: [row[at] for at in parts[number]] for name, row in groups[number].columns.items()}
+            pools.append({"id": groups[number].id, "prompt": "", **columns})
+        with quiet():
+            picks = select_indices(Dataset.from_list(pools), selector, k=k, **options)
+        for number, pick in zip(which, picks, strict=True):
+            group, kept = groups[number], [parts[number][place] for place in pick]
+            found[0, number] = group.losses[kept].mean()
+            if group.products is not None:
+                rest = [place for place in range(len(group.losses)) if place not in parts[number]]
+                found[1, number] = cosine(group.products, kept, rest)
+    return found
 
 
 def mean_interval(values: np.ndarray) -> Interval | None:
     """Return a confidence interval of a mean over prompts; None with fewer than 5 prompts."""
     ends = Bootstrap(len(values), level=LEVEL).interval(Measured.mean(values))
     return None if ends is None else Interval(*ends)
-
-
-def _run(
-    groups: Sequence[AuditedGroup], parts: Sequence[list[int]], rows: Dataset, selector: str, options: dict[str, Any]
-) -> list[list[int]]:
-    """Run a selector on the candidates of each group, and return the kept indices among the measured responses."""
-    chosen: list[list[int]] = [[] for _ in groups]
-    for k in sorted({len(group.kept) for group in groups}):
-        which = [number for number, group in enumerate(groups) if len(group.kept) == k]
-        pools = []
-        for number in which:
-            pool = rows[groups[number].row]
-            places = [groups[number].places[place] for place in parts[number]]
-            texts = [response_text(pool["responses"][place]) for place in places]
-            scores = {"scores": [pool["scores"][place] for place in places]} if "scores" in pool else {}
-            pools.append({"id": pool["id"], "prompt": "", "responses": texts, **scores})
-        with quiet():
-            picks = select_indices(Dataset.from_list(pools), selector, k=k, **options)
-        for number, pick in zip(which, picks, strict=True):
-            chosen[number] = [parts[number][place] for place in pick]
-    return chosen
-
-
-def _candidates(group: AuditedGroup, seed: int, split: int) -> list[int]:
-    count = len(group.losses)
-    random = random_of(group.id, seed, b"split %d" % split)
-    return sorted(random.permutation(count)[: max((count + 1) // 2, len(group.kept) + 1)].tolist())

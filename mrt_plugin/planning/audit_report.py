@@ -1,16 +1,13 @@
 """Show an audit: as warnings and notes, as tables and as an HTML page."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mrt_plugin.planning.audit import Audit, GradientAudit, SplitAudit
 from mrt_plugin.planning.paired import FEWEST
 from mrt_plugin.planning.plan_report import interval_text, number
 from mrt_plugin.planning.variance import Interval
 from mrt_plugin.report import Report, figure, shown
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COLUMNS = ("", "the selection", "random_k", "90% interval of the difference")
 CALM = "Nothing here sets this selection apart from random_k for the worse."
@@ -60,7 +57,6 @@ def _below_zero(interval: Interval | None) -> bool:
 
 
 def notes(audit: Audit) -> list[str]:
-    """Return the assumptions and limits of the audit."""
     groups = audit.groups
     lines = ["The pool stands for the truth: what it lacks, an audit cannot miss."]
     if groups.audited < FEWEST:
@@ -80,18 +76,13 @@ def notes(audit: Audit) -> list[str]:
     return lines
 
 
-def audit_rows(audit: Audit) -> list[tuple[str, str, str, str]]:
-    """Build the table rows that compare the selection with `random_k`."""
+def audit_rows(audit: Audit) -> list[tuple[str, ...]]:
     length, coverage, loss, gradient = audit.length, audit.coverage, audit.loss, audit.gradient
     low, high = length.random_k_interval
-    shares = (f"{coverage.clusters_covered:.1%}", f"{coverage.random_k:.1%}")
-    rows = [
-        (
-            f"mean length, {length.unit}",
-            f"{length.kept:.1f}",
-            f"{length.pool:.1f}",
-            f"random: {low:.1f} to {high:.1f}",
-        ),
+    shares = f"{coverage.clusters_covered:.1%}", f"{coverage.random_k:.1%}"
+    means = f"{length.kept:.1f}", f"{length.pool:.1f}"
+    rows: list[tuple[str, ...]] = [
+        (f"mean length, {length.unit}", *means, f"random: {low:.1f} to {high:.1f}"),
         ("clusters covered", *shares, interval_text(coverage.difference_interval)),
     ]
     if loss is not None:
@@ -99,21 +90,20 @@ def audit_rows(audit: Audit) -> list[tuple[str, str, str, str]]:
         rows.append(("loss of the kept minus their pool's", number(loss.kept_minus_pool), "0", gap))
         rows.append(("EMSE of the prompt's loss", number(loss.emse), number(loss.random_k_emse), error))
     if gradient is not None:
-        cosines = (f"{gradient.cosine:.3f}", f"{gradient.random_k_cosine:.3f}")
+        cosines = f"{gradient.cosine:.3f}", f"{gradient.random_k_cosine:.3f}"
         rows.append(("gradient cosine with the pool", *cosines, interval_text(gradient.difference_interval)))
     return rows
 
 
-def split_rows(splits: SplitAudit) -> list[tuple[str, str, str]]:
-    """Build the table rows that compare the selector with `random_k` on the same halves of the pools."""
-    mine, usual = splits.selection, splits.random_k
+def split_rows(splits: SplitAudit) -> list[tuple[str, ...]]:
+    both = (splits.selection, splits.random_k)
     rows = [
-        ("bias²", number(mine.bias_squared), number(usual.bias_squared)),
-        ("variance", number(mine.variance), number(usual.variance)),
-        ("EMSE", number(mine.emse), number(usual.emse)),
+        ("bias²", *(number(one.bias_squared) for one in both)),
+        ("variance", *(number(one.variance) for one in both)),
+        ("EMSE", *(number(one.emse) for one in both)),
     ]
-    if mine.cosine is not None:
-        rows.append(("gradient cosine with the rest", f"{mine.cosine:.3f}", f"{usual.cosine:.3f}"))
+    if splits.selection.cosine is not None:
+        rows.append(("gradient cosine with the rest", *(f"{one.cosine:.3f}" for one in both)))
     return rows
 
 
@@ -137,14 +127,10 @@ def audit_report(audit: Audit) -> str:
             "scatters by."
         )
         report.table(("", splits.selector, "random_k"), split_rows(splits))
-        report.figure(splits_figure(splits), "Bias² (grey) and variance (hatched) of the prompt's loss.")
+        _splits_figure(report, splits)
     if audit.gradient is not None:
         report.heading("Prompt by prompt")
-        report.figure(
-            gradient_figure(audit.gradient),
-            "One mark per prompt: below the diagonal random_k points closer to the pool's gradient, below the line at "
-            "0 the selection points away from it.",
-        )
+        _gradient_figure(report, audit.gradient)
     report.heading("What this rests on")
     report.list(notes(audit))
     return report.html()
@@ -159,17 +145,15 @@ def stacked_error(axis: Any, rows: Sequence[tuple[float, float]]) -> None:
     axis.legend(frameon=False)
 
 
-def splits_figure(splits: SplitAudit) -> "Figure":
-    """Plot stacked bars of bias² and variance."""
+def _splits_figure(report: Report, splits: SplitAudit) -> None:
     made, (axis,) = figure(4.5, 3.5)
     stacked_error(axis, [(one.bias_squared, one.variance) for one in (splits.selection, splits.random_k)])
     axis.set_xticks((0, 1), (shown(splits.selector), "random_k"))
     axis.set_ylabel("error of the prompt's loss")
-    return made
+    report.figure(made, "Bias² (grey) and variance (hatched) of the prompt's loss.")
 
 
-def gradient_figure(gradient: GradientAudit) -> "Figure":
-    """Plot each prompt's gradient cosine for the selection against that for random draws."""
+def _gradient_figure(report: Report, gradient: GradientAudit) -> None:
     made, (axis,) = figure(5, 4)
     mine, usual = [row.cosine for row in gradient.per_prompt], [row.random_k for row in gradient.per_prompt]
     axis.plot(usual, mine, "o", color="black", markerfacecolor="none", markersize=4)
@@ -177,4 +161,8 @@ def gradient_figure(gradient: GradientAudit) -> "Figure":
     axis.plot([low, 1], [low, 1], "--", color="0.4", linewidth=1)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set(xlabel="gradient cosine, random_k", ylabel="gradient cosine, the selection")
-    return made
+    caption = (
+        "One mark per prompt: below the diagonal random_k points closer to the pool's gradient, below the line at 0 "
+        "the selection points away from it."
+    )
+    report.figure(made, caption)

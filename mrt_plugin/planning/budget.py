@@ -23,7 +23,6 @@ class Costs:
     layout: PaidLayout = "shared_prefix"
 
     def of_prompt(self, k: float) -> float:
-        """Return the cost of one prompt with K responses."""
         if self.layout == "shared_prefix":
             return self.prompt + k * self.response
         return k * (self.prompt + self.response)
@@ -62,11 +61,11 @@ def budget_table(
     budget: float,
     loss_aggregation: LossAggregation = "token",
 ) -> list[BudgetRow]:
-    """Compute what a budget buys at each K from 1 to the largest pool.
+    """Compute what a budget buys at each K from 1 to the largest pool. A negative V_x counts as 0.
 
     A prompt with N responses in its pool keeps k = min(K, N). `loss_aggregation: prompt` gives each of the n prompts
     one vote, and the variance is (V_x + V_{y|x}·mean(1/k)) / n. `token` and `response` give a prompt k votes, and the
-    variance is (V_x·mean(k²)/mean(k)² + V_{y|x}/mean(k)) / n. A negative V_x counts as 0.
+    variance is (V_x·mean(k²)/mean(k)² + V_{y|x}/mean(k)) / n.
     """
     sizes = np.asarray(pool_sizes)
     if budget < costs.of_prompt(1):

@@ -1,18 +1,26 @@
-"""Measure the diversity of prompts and responses without a model.
+"""Measure the diversity of prompts and responses without a model, and keep the generated prompts that are new.
 
 These measures do not say how many responses to keep. Topic spread is not loss variance.
 """
 
+import math
 import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from mrt_plugin.groups.messages import response_text
+from mrt_plugin.groups.text import prompt_text
+from mrt_plugin.groups.write import write_text
+from mrt_plugin.planning.fit import read_lines
+from mrt_plugin.planning.progress import Progress
 from mrt_plugin.scoring.cosine import cosine_matrix, mean_distance, nearest_cosines
-from mrt_plugin.scoring.embedders import Embedder
+from mrt_plugin.scoring.embedders import Embedder, load_embedder
 
 Tokenize = Callable[[str], Sequence[Any]]
 
@@ -59,12 +67,17 @@ def prompt_diversity(
     prompts: Iterable[str], *, tokenize: Tokenize = words, order: int = 2, p: float = 0.5
 ) -> PromptDiversity:
     """Measure d = r · n^p of n prompts. Compare d only between sets with the same tokenizer, order and p."""
-    found = [ngrams(tokenize(prompt), order) for prompt in prompts]
-    distinct, total = len({gram for grams in found for gram in grams}), sum(map(len, found))
+    distinct: set[tuple[Any, ...]] = set()
+    count = total = 0
+    for prompt in prompts:
+        found = ngrams(tokenize(prompt), order)
+        distinct.update(found)
+        total += len(found)
+        count += 1
     if not total:
-        raise ValueError(f"None of {len(found)} prompts has {order} tokens: there are no {order}-grams to count.")
-    r = distinct / total
-    return PromptDiversity(r * len(found) ** p, r, len(found), order, p, distinct, total)
+        raise ValueError(f"None of {count} prompts has {order} tokens: there are no {order}-grams to count.")
+    r = len(distinct) / total
+    return PromptDiversity(r * count**p, r, count, order, p, len(distinct), total)
 
 
 @dataclass(frozen=True)
@@ -121,3 +134,142 @@ def response_diversity(responses: Sequence[Any], embedder: Embedder) -> float:
 def effective_k(k: float, similarity: float) -> float:
     """Return k_eff = K/(1 + (K-1)·mean similarity), a heuristic: similar embeddings do not imply equal losses."""
     return k / (1 + (k - 1) * max(similarity, 0.0))
+
+
+@dataclass(frozen=True)
+class Diversity:
+    embedder: str
+    prompt: PromptDiversity
+    redundancy: Redundancy | None
+    response_diversity: float | None
+    """1 - mean cosine of a prompt's responses, as a mean over prompts; None if no prompt has two."""
+    effective_k: dict[int, float]
+    tokens: str
+
+
+def measure_diversity(groups: Dataset, chosen: Dataset, embedder: str, progress: Progress, **how: Any) -> Diversity:
+    """Measure the prompt diversity of all groups, and redundancy and response diversity of the `chosen` groups."""
+    used, spread = load_embedder(embedder), []
+    for number, responses in enumerate(chosen["responses"]):
+        spread.append(response_diversity(responses, used))
+        progress("response diversity", number + 1, len(chosen))
+    known = [value for value in spread if not math.isnan(value)]
+    mean = float(np.mean(known)) if known else None
+    most = max(map(len, chosen["responses"]))
+    prompts = [prompt_text(prompt) for prompt in chosen["prompt"]]
+    return Diversity(
+        embedder=used.name,
+        prompt=prompt_diversity(map(prompt_text, groups["prompt"]), **how),
+        redundancy=prompt_redundancy(prompts, used) if len(prompts) > 1 else None,
+        response_diversity=mean,
+        effective_k={} if mean is None else {k: effective_k(k, 1 - mean) for k in range(1, most + 1)},
+        tokens="words" if how["tokenize"] is words else "the model's tokens",
+    )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A generated prompt and the prompts it was generated from, if known."""
+
+    prompt: str
+    supports: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Novelty:
+    prompt: str
+    kept: bool
+    overlap: float
+    """Largest Jaccard overlap with a support, an owned prompt or a candidate kept earlier."""
+    nearest: str | None
+
+
+@dataclass(frozen=True)
+class Augmented:
+    candidates: int
+    kept: int
+    dropped: list[Novelty]
+    before: PromptDiversity
+    after: PromptDiversity
+
+
+def filter_candidates(
+    candidates: Sequence[Candidate],
+    owned: Sequence[str],
+    *,
+    threshold: float = 0.3,
+    order: int = 2,
+    tokenize: Tokenize = words,
+) -> list[Novelty]:
+    """Keep each candidate whose n-grams overlap little with its supports, all owned prompts and those kept before it.
+
+    A candidate shorter than an n-gram is dropped with an overlap of 1.
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold={threshold!r} must be above 0 and at most 1.")
+    known: list[tuple[str, int]] = []
+    where: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+
+    def grams_of(text: str) -> set[tuple[Any, ...]]:
+        return set(ngrams(tokenize(text), order))
+
+    def add(text: str, grams: set[tuple[Any, ...]]) -> None:
+        for gram in grams:
+            where[gram].append(len(known))
+        known.append((text, len(grams)))
+
+    for text in owned:
+        add(text, grams_of(text))
+    verdicts = []
+    for candidate in candidates:
+        grams = grams_of(candidate.prompt)
+        if not grams:
+            verdicts.append(Novelty(candidate.prompt, False, 1.0, None))
+            continue
+        # Only prompts that share an n-gram can overlap. The index finds them without comparing all prompts.
+        shared = Counter(place for gram in grams for place in where.get(gram, ()))
+        found = []
+        for place, common in shared.items():
+            text, size = known[place]
+            found.append((common / (len(grams) + size - common), text))
+        for support in candidate.supports:
+            theirs = grams_of(support)
+            found.append((len(grams & theirs) / len(grams | theirs), support))
+        overlap, nearest = max(found, key=lambda item: item[0], default=(0.0, None))
+        kept = overlap < threshold
+        if kept:
+            add(candidate.prompt, grams)
+        verdicts.append(Novelty(candidate.prompt, kept, overlap, nearest if overlap > 0 else None))
+    return verdicts
+
+
+def augment_file(
+    candidates: Path,
+    groups: Dataset,
+    output: Path,
+    *,
+    threshold: float = 0.3,
+    p: float = 0.5,
+    **how: Any,
+) -> Augmented:
+    """Filter a JSONL file of candidates against the prompts of `groups`, and write the kept rows unchanged.
+
+    A row has `prompt` and optionally `supports`, a list of prompts. `how` are the `order` and `tokenize` of n-grams.
+    """
+
+    def read(row: Any) -> Candidate:
+        return Candidate(prompt_text(row["prompt"]), [prompt_text(item) for item in row.get("supports") or []])
+
+    lines = read_lines(candidates, read, 'is not a candidate: write {"prompt": "...", "supports": ["..."]}.')
+    owned = [prompt_text(prompt) for prompt in groups["prompt"]]
+    verdicts = filter_candidates([row for _, _, row in lines], owned, threshold=threshold, **how)
+    written = (f"{line}\n" for (_, line, _), item in zip(lines, verdicts, strict=True) if item.kept)
+    write_text(output, "".join(written))
+    kept = [item.prompt for item in verdicts if item.kept]
+    return Augmented(
+        candidates=len(lines),
+        kept=len(kept),
+        dropped=[item for item in verdicts if not item.kept],
+        before=prompt_diversity(owned, p=p, **how),
+        after=prompt_diversity([*owned, *kept], p=p, **how),
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from scipy.stats import sem
+from scipy.stats import linregress, sem
 
 from mrt_plugin.groups.problems import Problems
 
@@ -18,16 +18,14 @@ Line = TypeVar("Line")
 
 @dataclass(frozen=True)
 class InverseFit:
-    """Curve loss = a + b/K by least squares, with a the loss in the limit of infinitely many responses."""
+    """Curve loss = a + b/K by least squares. Two runs give no errors, equal losses no `r_squared`: these are NaN."""
 
     a: float
     b: float
     a_error: float
-    """Standard error of a; NaN with only two runs."""
     b_error: float
     mse: float
     r_squared: float
-    """Share of the variance over runs that the fit explains; NaN if all losses are equal."""
     runs: int
 
 
@@ -36,19 +34,15 @@ def fit_inverse_k(k: Sequence[float], loss: Sequence[float]) -> InverseFit:
     ks, losses = np.asarray(k, dtype=np.float64), np.asarray(loss, dtype=np.float64)
     if len(np.unique(ks)) < 2 or not (ks > 0).all() or not np.isfinite(losses).all():
         raise ValueError("A fit over K needs runs with at least two different K above 0, and finite losses.")
-    design = np.stack([np.ones_like(ks), 1 / ks], axis=1)
-    (a, b), *_ = np.linalg.lstsq(design, losses, rcond=None)
-    residuals = losses - design @ [a, b]
-    free, spread = len(ks) - 2, float(((losses - losses.mean()) ** 2).sum())
-    noise = float(residuals @ residuals) / free if free else np.nan
-    a_error, b_error = np.sqrt(noise * np.diag(np.linalg.inv(design.T @ design)))
+    line, known = linregress(1 / ks, losses), len(ks) > 2
+    mse = float(np.mean((losses - line.intercept - line.slope / ks) ** 2))
     return InverseFit(
-        a=float(a),
-        b=float(b),
-        a_error=float(a_error),
-        b_error=float(b_error),
-        mse=float((residuals**2).mean()),
-        r_squared=1 - float(residuals @ residuals) / spread if spread > 0 else np.nan,
+        a=float(line.intercept),
+        b=float(line.slope),
+        a_error=float(line.intercept_stderr) if known else math.nan,
+        b_error=float(line.stderr) if known else math.nan,
+        mse=mse,
+        r_squared=1 - mse / float(losses.var()) if losses.var() > 0 else math.nan,
         runs=len(ks),
     )
 
@@ -65,10 +59,7 @@ class Run:
 
 @dataclass(frozen=True)
 class KResult:
-    """Mean held-out loss of the runs at one K, its standard error, and the difference to the smallest K.
-
-    An error that needs more runs is None.
-    """
+    """Mean held-out loss of the runs at one K, and the difference to the smallest K. Unknown errors are None."""
 
     k: float
     runs: int
@@ -80,7 +71,7 @@ class KResult:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """Results of one arm. The fit of loss = a + b/K is None with only one K so far."""
+    """Results of one arm. The fit is None with only one K so far."""
 
     by_k: list[KResult]
     best_k: float
@@ -127,15 +118,12 @@ def last_held_out_loss(folder: Path) -> float | None:
     states = {
         int(re.sub(r"\D", "", path.parent.name)): path for path in folder.glob("checkpoint-*/trainer_state.json")
     }
-    if not states:
-        return None
-    history = json.loads(states[max(states)].read_text(encoding="utf-8"))["log_history"]
-    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    state = json.loads(states[max(states)].read_text(encoding="utf-8")) if states else {"log_history": []}
+    losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
     return float(losses[-1]) if losses else None
 
 
 def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Return the runs of each arm."""
     arms: dict[str, list[Run]] = {}
     for run in runs:
         arms.setdefault(run.arm, []).append(run)
@@ -143,7 +131,6 @@ def by_arm(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def fit_runs(runs: Iterable[Run]) -> dict[str, InverseFit]:
-    """Fit the runs of each arm."""
     fits = {}
     for arm, members in by_arm(runs).items():
         try:
@@ -161,11 +148,9 @@ def weigh_results(runs: Iterable[Run]) -> dict[str, ArmResult]:
         for k in sorted({run.k for run in members}):
             losses = np.array([run.loss for run in members if run.k == k])
             loss, error = float(losses.mean()), float(sem(losses)) if len(losses) > 1 else None
-            first = rows[0] if rows else None
-            both = None
-            if first is not None and first.error is not None and error is not None:
-                both = float(np.hypot(error, first.error))
-            rows.append(KResult(k, len(losses), loss, error, loss - first.loss if first else 0.0, both))
+            first = rows[0] if rows else KResult(k, 0, loss, None, 0.0, None)
+            both = None if error is None or first.error is None else float(np.hypot(error, first.error))
+            rows.append(KResult(k, len(losses), loss, error, loss - first.loss, both))
         fit = fit_runs(members)[arm] if len(rows) > 1 else None
         found[arm] = ArmResult(rows, min(rows, key=lambda row: row.loss).k, fit)
     return found
@@ -177,10 +162,9 @@ def read_lines(
     expected: str,
     problem: Callable[[Line], str | None] = lambda line: None,
 ) -> list[tuple[int, str, Line]]:
-    """Read the lines of a JSONL file that are not empty: their numbers, texts, and what `read` makes of their JSON.
+    """Read a JSONL file: the numbers and texts of its lines that are not empty, and what `read` makes of their JSON.
 
-    `expected` is the message for a line from which `read` can build nothing. `problem` returns the message for a
-    result that is not allowed. All problems are raised together.
+    `expected` is the message where `read` can build nothing, `problem` returns one for a result that is not allowed.
     """
     problems, found = Problems(str(path)), []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):

@@ -18,6 +18,7 @@ from mrt_plugin.planning.budget import Costs, budget_table
 Arm = Literal["equal prompts", "equal pairs", "equal cost"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 TYPE = "mrt_plugin.axolotl."
+RUNS = "runs.jsonl"
 SEED = 42
 """Axolotl's default seed."""
 
@@ -89,7 +90,6 @@ def make_grid(
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a recipe and check that a grid can be made from it."""
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -115,20 +115,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def training_groups(groups: Dataset, recipe: dict[str, Any]) -> Dataset:
-    """Return the groups that the grid's recipes train on, without those held out by `val_set_size`.
-
-    The recipes draw their prompts with a curation rule, and with curation the split keeps similar prompts together.
-    """
+    """Return the groups that the grid's recipes train on. With curation, the split keeps similar prompts together."""
     share, block = recipe.get("val_set_size") or 0, recipe.get("mrt") or {}
     if not share:
         return groups
     seed, threshold = recipe.get("seed") or SEED, block.get("held_out_threshold") or 0.8
     return split_held_out(groups, share, seed=seed, threshold=threshold)[0]
-
-
-def runs_file(output: Path) -> Path:
-    """Return the path of a grid's list of runs."""
-    return output / "runs.jsonl"
 
 
 def write_grid(
@@ -141,11 +133,10 @@ def write_grid(
 ) -> list[dict[str, Any]]:
     """Write `runs.jsonl` and return its lines, and with a recipe write `n<prompts>-k<K>-r<repeat>.yaml` for each run.
 
-    The curation rule `sample` draws a run's prompts from the recipe's seed, so a larger n includes the prompts of a
-    smaller n. Each repeat draws other responses (`selection_seed`). If two arms need the same run, they share one
-    recipe, which is trained once. No recipe overwrites a file in `read`.
+    The curation rule `sample` draws a run's prompts from the recipe's seed, so a larger n includes those of a smaller
+    n. Each repeat draws other responses. Arms that need the same run share its recipe. No file in `read` is replaced.
     """
-    listing = runs_file(output)
+    listing = output / RUNS
     if listing.exists():
         raise FileExistsError(f"{listing} is there already, and may hold results: choose another --output.")
     lines = []

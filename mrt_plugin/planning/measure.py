@@ -1,16 +1,26 @@
-"""Measure what planning needs from a model: the loss of every response, and token counts of prompts and responses."""
+"""Measure what planning needs from a model: token counts, and the losses and gradients of responses."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.layout.group_row import build_group_row
-from mrt_plugin.models.log_likelihood import Model, check_ids, equal_pairs, log_likelihoods, worse_than_guessing
+from mrt_plugin.layout.group_row import IGNORE, build_group_row
+from mrt_plugin.models.log_likelihood import (
+    Model,
+    check_ids,
+    equal_pairs,
+    log_likelihoods,
+    pad_pairs,
+    worse_than_guessing,
+)
 from mrt_plugin.options import LossAggregation, PaidLayout
 from mrt_plugin.planning.budget import Costs
 from mrt_plugin.planning.progress import Progress, counting
@@ -24,12 +34,8 @@ class MeasuredGroup:
 
     id: str
     places: list[int]
-    """Indices of the measured responses in the pool: those that fit `max_length`."""
+    """Indices of the measured responses in the pool."""
     pairs: list[Pair]
-    prompt_tokens: int
-    """Tokens of the shared prefix."""
-    segment_tokens: np.ndarray
-    """[N] tokens of each response's segment, including the repeated last prompt token."""
     trained_tokens: np.ndarray
     nll: np.ndarray
     """[N] summed negative log-likelihood (NLL) of each response, in nats."""
@@ -37,29 +43,10 @@ class MeasuredGroup:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Measured groups of a model."""
-
     groups: list[MeasuredGroup]
     left_out: int
     """Responses left out because prompt and response exceed `max_length`. A group with none left is not listed."""
     max_length: int | None
-
-    def distinct(self) -> "Measurement":
-        """Return the measurement with each distinct response of a pool only once."""
-        groups = []
-        for group in self.groups:
-            kept = [same[0] for same in equal_pairs(group.pairs)]
-            groups.append(
-                replace(
-                    group,
-                    places=[group.places[at] for at in kept],
-                    pairs=[group.pairs[at] for at in kept],
-                    segment_tokens=group.segment_tokens[kept],
-                    trained_tokens=group.trained_tokens[kept],
-                    nll=group.nll[kept],
-                )
-            )
-        return replace(self, groups=groups)
 
     @property
     def nll_per_token(self) -> float:
@@ -67,25 +54,25 @@ class Measurement:
         nll = np.mean([group.nll.mean() for group in self.groups])
         return float(nll / np.mean([group.trained_tokens.mean() for group in self.groups]))
 
-    def losses(self, aggregation: LossAggregation) -> list[np.ndarray]:
+    def losses(self, aggregation: LossAggregation, *, distinct: bool = False) -> list[np.ndarray]:
         """Return the loss of each response, [N] per group, as the training loss with this aggregation counts it.
 
-        L is the number of trained tokens of a response. `token` divides the sum of all NLL by the number of all
-        tokens, a ratio R. Returned is R + (nll - R·L)/(mean L). The mean of these values is R, and their variance is
-        the first-order (large-sample) approximation of the ratio's (Cochran, "Sampling Techniques", section 6.3).
-        `prompt` returns nll / M, with M the mean length over the prompt's pool. `response` returns nll / L.
+        `token` divides the sum of all NLL by the number of all trained tokens, a ratio R. A response with L of them
+        has R + (nll - R·L)/(mean L). The mean of these values is R, and their variance is the large-sample
+        approximation of the ratio's (Cochran, "Sampling Techniques", section 6.3).
+        With `distinct`, each distinct response of a pool counts once.
         """
+        rows = [(group.nll, group.trained_tokens) for group in self.groups]
+        if distinct:
+            kept = [[same[0] for same in equal_pairs(group.pairs)] for group in self.groups]
+            rows = [(nll[places], tokens[places]) for (nll, tokens), places in zip(rows, kept, strict=True)]
         if aggregation == "response":
-            return [group.nll / group.trained_tokens for group in self.groups]
+            return [nll / tokens for nll, tokens in rows]
         if aggregation == "prompt":
-            return [group.nll / group.trained_tokens.mean() for group in self.groups]
-        ratio = self.nll_per_token
-        mean_length = np.mean([group.trained_tokens.mean() for group in self.groups])
-        return [ratio + (group.nll - ratio * group.trained_tokens) / mean_length for group in self.groups]
-
-    def costs(self, layout: PaidLayout) -> Costs:
-        """Return the costs C_p of a prompt and C_r of a response, in tokens, as in `token_costs`."""
-        return _mean_costs([(group.prompt_tokens, group.segment_tokens) for group in self.groups], layout)
+            return [nll / tokens.mean() for nll, tokens in rows]
+        mean_length = np.mean([tokens.mean() for _, tokens in rows])
+        ratio = np.mean([nll.mean() for nll, _ in rows]) / mean_length
+        return [ratio + (nll - ratio * tokens) / mean_length for nll, tokens in rows]
 
 
 def measure(
@@ -119,11 +106,8 @@ def measure(
         raise ValueError("The model's loss is not finite on some response: load it in float32.")
     measured, start = [], 0
     for name, places, pairs in encoded:
-        row = build_group_row(pairs)
-        segments, trained = np.array(row["segment_lengths"]), np.array([pair.trained_length for pair in pairs])
-        own = nll[start : start + len(pairs)]
-        measured.append(MeasuredGroup(name, places, pairs, row["prefix_length"], segments, trained, own))
-        start += len(pairs)
+        own, start = nll[start : start + len(pairs)], start + len(pairs)
+        measured.append(MeasuredGroup(name, places, pairs, np.array([pair.trained_length for pair in pairs]), own))
     found = Measurement(measured, left_out, limit)
     warning = worse_than_guessing(found.nll_per_token, model)
     if warning:
@@ -131,16 +115,76 @@ def measure(
     return found
 
 
-def token_costs(groups: Iterable[Mapping[str, Any]], encoder: Encoder, layout: PaidLayout) -> Costs:
-    """Compute the costs C_p of a prompt and C_r of a response in tokens, from a tokenizer alone.
+def token_costs(groups: Iterable[Sequence[Pair]], layout: PaidLayout) -> Costs:
+    """Compute the costs in tokens: the mean length of a shared prefix, and of a response's segment over prompts."""
+    rows = [build_group_row(pairs) for pairs in groups]
+    response = np.mean([np.mean(row["segment_lengths"]) for row in rows])
+    return Costs(float(np.mean([row["prefix_length"] for row in rows])), float(response), layout)
 
-    C_p is the mean length of the shared prefix. C_r is the mean length of a response's segment, averaged over prompts.
-    The quadratic cost of attention is left out.
+
+def gradient_products(
+    model: Model,
+    groups: Sequence[Sequence[Pair]],
+    *,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[np.ndarray]:
+    """Return the inner products of the gradients of each group's N responses (summed NLL), [N, N] float64.
+
+    The gradients are those of LoRA parameters. A model without an adapter temporarily gets an untrained one of rank 8.
+    Its matrix B is zero, so the gradient of B is the full gradient of each linear layer times the random matrix A,
+    drawn by `seed`. On average this preserves angles. The model is unchanged afterwards.
     """
-    rows = [build_group_row(encoder.encode_group(group["prompt"], group["responses"])) for group in groups]
-    return _mean_costs([(row["prefix_length"], np.array(row["segment_lengths"])) for row in rows], layout)
+    products = []
+    with _lora(model, seed) as (adapted, parameters):
+        for pairs in groups:
+            rows = torch.stack([_gradient(adapted, pair, parameters) for pair in pairs])
+            products.append((rows @ rows.T).double().cpu().numpy())
+            progress(len(pairs))
+    return products
 
 
-def _mean_costs(lengths: Sequence[tuple[int, np.ndarray]], layout: PaidLayout) -> Costs:
-    prefixes, segments = zip(*lengths, strict=True)
-    return Costs(float(np.mean(prefixes)), float(np.mean([row.mean() for row in segments])), layout)
+def cosine(products: np.ndarray, one: Sequence[int], other: Sequence[int]) -> float:
+    """Return the cosine between the mean gradients of two sets of responses; NaN if a mean gradient is zero."""
+    inner, *lengths = (float(products[np.ix_(a, b)].mean()) for a, b in ((one, other), (one, one), (other, other)))
+    scale = lengths[0] * lengths[1]
+    return inner / np.sqrt(scale) if scale > 0 else float("nan")
+
+
+@contextmanager
+def _lora(model: Model, seed: int) -> Iterator[tuple[torch.nn.Module, list[torch.nn.Parameter]]]:
+    """Yield the model with only its LoRA parameters requiring gradients, and restore it at the end."""
+    training, wanted = model.training, {name: value.requires_grad for name, value in model.named_parameters()}
+    own = not isinstance(model, PeftModel)
+    adapted: torch.nn.Module = model
+    if own:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            adapted = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))  # type: ignore[arg-type]
+    try:
+        adapted.eval()
+        for name, value in adapted.named_parameters():
+            value.requires_grad_("lora_B" in name if own else "lora_" in name)
+        parameters = [value for value in adapted.parameters() if value.requires_grad]
+        if not parameters:
+            raise ValueError(
+                "The model's adapter has no LoRA parameters: audit the base model, or leave gradients out."
+            )
+        yield adapted, parameters
+    finally:
+        if own:
+            adapted.unload()  # type: ignore[operator]
+        for name, value in model.named_parameters():
+            value.requires_grad_(wanted.get(name, False))
+        model.train(training)
+
+
+def _gradient(model: torch.nn.Module, pair: Pair, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+    """Return the gradient of one response's summed NLL as a flat float32 tensor."""
+    device = parameters[0].device
+    input_ids, labels, mask = (part.to(device) for part in pad_pairs([pair], 0))
+    columns = (labels[0, 1:] != IGNORE).nonzero().squeeze(1)
+    logits = model(input_ids=input_ids, attention_mask=mask, logits_to_keep=columns, use_cache=False).logits[0].float()
+    loss = torch.nn.functional.cross_entropy(logits, labels[0, 1:][columns], reduction="sum")
+    parts = torch.autograd.grad(loss, parameters, materialize_grads=True)
+    return torch.cat([part.flatten().float() for part in parts])

@@ -10,7 +10,7 @@ LEVEL = 0.95
 FEWEST = 5
 """Smallest number of prompts with an interval. With fewer, the bootstrap draws are mostly the same few samples."""
 ROUNDING = 1e-6
-"""Values with a smaller relative difference count as equal: a batch's other rows change the last digits of each."""
+"""Values with a smaller relative difference count as equal, because the rest of a batch changes the last digits."""
 DRAWS = 2000
 """Number of bootstrap draws: enough to estimate the 2.5 % point of a distribution."""
 
@@ -26,12 +26,10 @@ class Measured:
 
     @classmethod
     def mean(cls, values: np.ndarray) -> "Measured":
-        """Build a measure in which every prompt has the same weight."""
         return cls(values, np.ones(len(values)))
 
     @property
     def known(self) -> np.ndarray:
-        """Return which prompts were measured, [P]."""
         return np.isfinite(self.values)
 
     @property
@@ -40,18 +38,15 @@ class Measured:
         return self.over(self.known) if self.known.any() else None
 
     def over(self, known: np.ndarray) -> float:
-        """Return the value over some of the prompts."""
         return float(self.values[known].sum() / self.weights[known].sum())
 
 
 class Bootstrap:
     """Paired bootstrap: prompts are drawn with replacement, with the same draws for all measures and models.
 
-    Intervals are expanded percentile intervals. With n prompts, their tail probability is Phi(-sqrt(n/(n-1)) t)
-    instead of (1 - level)/2. Phi is the standard normal distribution function, and t is the t quantile at
-    (1 + level)/2 with n-1 degrees of freedom. This widens the interval for few prompts, as a t interval is wider than
-    a normal one. Source: Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69,
-    2015.
+    Intervals are expanded percentile intervals, wider for few prompts as a t interval is. With n prompts, their tail
+    probability is Phi(-sqrt(n/(n-1)) t), with t the quantile at (1 + level)/2 for n-1 degrees of freedom (Hesterberg,
+    "What Teachers Should Know About the Bootstrap", The American Statistician 69, 2015).
 
     >>> boot = Bootstrap(5)
     >>> one, other = (Measured.mean(np.array(row)) for row in ([1.0, 2.0, 3.0, 9.0, 4.0], [0.5, 1.5, 2.5, 8.5, 3.5]))
@@ -79,8 +74,7 @@ class Bootstrap:
     def chance(self, one: Measured, other: Measured) -> float | None:
         """Return the two-sided p-value of one - other against 0; None with fewer than 5 prompts.
 
-        This is a t test with the bootstrap's standard error, with the same correction for few prompts as the interval.
-        A p-value counted from 2,000 draws would be too coarse to correct for many comparisons.
+        It is a t test with the bootstrap's error: one counted from 2,000 draws is too coarse for many comparisons.
         """
         gap, spread, count = self._gap(one, other)
         if count < FEWEST:
@@ -115,10 +109,7 @@ class Bootstrap:
 
 
 def holm(chances: Sequence[float]) -> list[float]:
-    """Correct p-values for the number of comparisons, by Holm's method, and return them in the given order.
-
-    For any dependence between the tests, a true null hypothesis falls below a level with at most that probability
-    ("A Simple Sequentially Rejective Multiple Test Procedure", 1979).
+    """Correct p-values for the number of comparisons by Holm's method (1979), and return them in the given order.
 
     >>> holm([0.04, 0.01, 0.5])
     [0.08, 0.03, 0.5]

@@ -9,22 +9,11 @@ import numpy as np
 from datasets import Dataset
 
 from mrt_plugin.groups.keys import canonical, digest
-from mrt_plugin.groups.text import prompt_text
 from mrt_plugin.options import LossAggregation, PaidLayout
 from mrt_plugin.planning.budget import BudgetRow, Costs, best_k_formula, best_row, budget_table, parse_budget
-from mrt_plugin.planning.diversity import (
-    PromptDiversity,
-    Redundancy,
-    effective_k,
-    prompt_diversity,
-    prompt_redundancy,
-    response_diversity,
-    token_ids,
-    words,
-)
+from mrt_plugin.planning.diversity import Diversity, measure_diversity, token_ids, words
 from mrt_plugin.planning.progress import Progress
 from mrt_plugin.planning.variance import Interval, bootstrap_intervals, estimate_components
-from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.selection.allocation import allocate
 
 if TYPE_CHECKING:
@@ -54,20 +43,6 @@ class PoolCounts:
 
 
 @dataclass(frozen=True)
-class Diversity:
-    """Diversity of the prompts and of the responses."""
-
-    embedder: str
-    prompt: PromptDiversity
-    redundancy: Redundancy | None
-    response_diversity: float | None
-    """1 - mean cosine of a prompt's responses, as a mean over prompts; None if no prompt has two."""
-    effective_k: dict[int, float]
-    tokens: str
-    """Name of the tokens of the n-grams."""
-
-
-@dataclass(frozen=True)
 class PromptLoss:
     """Mean and variance of the losses of one prompt's responses. The variance is None for one response."""
 
@@ -87,15 +62,11 @@ class LargestK:
 
 @dataclass(frozen=True)
 class BestRow(BudgetRow):
-    """The row of a budget with the smallest variance."""
-
     k_interval: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
 class BestK(BestRow):
-    """The best row under the budget of the plan."""
-
     saves: float
     """Share by which its variance is below that of K = 1."""
     one_vote_per_prompt: float
@@ -104,8 +75,6 @@ class BestK(BestRow):
 
 @dataclass(frozen=True)
 class Outlook(BestRow):
-    """The best row under a budget of several ordinary epochs."""
-
     times: int
     budget: float
 
@@ -123,11 +92,10 @@ class WithoutCopies:
 
 @dataclass(frozen=True)
 class SinglePrompts:
-    """The prompts with one response, which the estimates leave out, compared with the others."""
+    """Prompts with one response, which the estimates leave out: their mean loss compared with that of the others."""
 
     prompts: int
     mean: float
-    """Mean loss of these prompts. `others` is the mean loss of the other prompts."""
     others: float
     gap_error: float | None
     """Standard error of the difference; None for one prompt."""
@@ -161,7 +129,6 @@ class ModelPlan:
     max_length: int | None
     nll_per_token: float
     level: float
-    """Level of the intervals."""
     prompts_differing: int
     v_x: float
     """The components are those of `VarianceComponents`."""
@@ -174,12 +141,10 @@ class ModelPlan:
     rho_interval: Interval | None = None
     per_prompt: list[PromptLoss]
     prompts_sampled: bool
-    """Whether only some of the prompts were measured."""
     loss_aggregation: LossAggregation
     layout: PaidLayout
     costs: Costs
     ordinary_epoch: float
-    """Cost of an epoch in which every prompt has one response."""
     budget: float
     k_star: float
     k_star_interval: Interval | None
@@ -270,20 +235,20 @@ def make_plan(
         repeated_responses=sum(sizes) - sum(distinct),
         prompts_with_repeats=sum(kinds < size for kinds, size in zip(distinct, sizes, strict=True)),
     )
-    chosen = sample_prompts(groups, max_prompts, seed)
+    chosen = groups.select(sample_rows(groups["id"], max_prompts, seed))
     tokenize = words if encoder is None else token_ids(encoder.tokenizer)
-    diversity = _diversity(groups, chosen, embedder, progress, tokenize=tokenize, order=order, p=p)
+    diversity = measure_diversity(groups, chosen, embedder, progress, tokenize=tokenize, order=order, p=p)
     if model is None:
         return Plan(counts, None, diversity)
 
-    from mrt_plugin.planning.measure import measure
+    from mrt_plugin.planning.measure import measure, token_costs
 
     assert encoder is not None, "a model needs its encoder"
     found = measure(model, encoder, chosen, max_length=max_length, progress=progress)
     losses = found.losses(loss_aggregation)
     estimate, intervals = estimate_components(losses), bootstrap_intervals(losses, level=LEVEL, seed=seed)
     ratio = None if intervals is None else intervals.ratio
-    paid = replace(costs or found.costs(layout), layout=layout)
+    paid = replace(costs or token_costs([group.pairs for group in found.groups], layout), layout=layout)
     ordinary = len(sizes) * paid.of_prompt(1)
     amount = parse_budget(budget, ordinary)
 
@@ -348,45 +313,17 @@ def random_of(name: str, seed: int, what: bytes) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest(what, str(seed).encode(), name.encode()), "little"))
 
 
-def sample_rows(names: Sequence[str], count: int | None, seed: int, what: bytes) -> list[int]:
+def sample_rows(names: Sequence[str], count: int | None, seed: int, what: bytes = b"plan") -> list[int]:
     """Draw `count` rows by a hash of (purpose, seed, id), and return them in rising order; all if there are fewer."""
     keys = [digest(what, str(seed).encode(), name.encode()) for name in names]
     return sorted(sorted(range(len(keys)), key=keys.__getitem__)[:count])
 
 
-def sample_prompts(groups: Dataset, count: int | None, seed: int) -> Dataset:
-    """Draw `count` groups by a hash of (seed, id) and keep the data's order. Return all groups if there are fewer."""
-    return groups.select(sample_rows(groups["id"], count, seed, b"plan"))
-
-
-def _diversity(groups: Dataset, chosen: Dataset, embedder: str, progress: Progress, **how: Any) -> Diversity:
-    """Measure the prompt diversity of all groups, and redundancy and response diversity of the `chosen` groups."""
-    used, spread = load_embedder(embedder), []
-    for number, responses in enumerate(chosen["responses"]):
-        spread.append(response_diversity(responses, used))
-        progress("response diversity", number + 1, len(chosen))
-    known = [value for value in spread if not math.isnan(value)]
-    mean = float(np.mean(known)) if known else None
-    most = max(map(len, chosen["responses"]))
-    prompts = [prompt_text(prompt) for prompt in chosen["prompt"]]
-    return Diversity(
-        embedder=used.name,
-        prompt=prompt_diversity(map(prompt_text, groups["prompt"]), **how),
-        redundancy=prompt_redundancy(prompts, used) if len(prompts) > 1 else None,
-        response_diversity=mean,
-        effective_k={} if mean is None else {k: effective_k(k, 1 - mean) for k in range(1, most + 1)},
-        tokens="words" if how["tokenize"] is words else "the model's tokens",
-    )
-
-
 def _without_copies(
     found: "Measurement", distinct: Sequence[int], costs: Costs, amount: float, aggregation: LossAggregation
 ) -> WithoutCopies | None:
-    """Compute the plan with each distinct response of a pool counted once; None if no response was measured twice.
-
-    The text does not show whether a repeated response was drawn twice or copied. So the plan reports both cases.
-    """
-    losses = found.distinct().losses(aggregation)
+    """Compute the plan with each distinct response of a pool counted once; None if no response was measured twice."""
+    losses = found.losses(aggregation, distinct=True)
     repeated = sum(len(group.nll) for group in found.groups) - sum(map(len, losses))
     if not repeated:
         return None
@@ -398,7 +335,6 @@ def _without_copies(
 
 
 def compare_single(losses: Sequence[np.ndarray]) -> SinglePrompts | None:
-    """Compare the prompts with one response with the others; None if there are none."""
     single = np.array([row[0] for row in losses if len(row) == 1])
     others = np.array([row.mean() for row in losses if len(row) > 1])
     if not len(single):
@@ -418,32 +354,28 @@ def _more(variance: float, than: float) -> float:
 
 
 def estimate_adaptive(found: "Measurement", aggregation: LossAggregation, best_k: int, seed: int) -> Adaptive | None:
-    """Estimate the gain from giving more responses to prompts that vary more, at the same total.
+    """Estimate the gain from giving more responses to prompts that vary more; None if the pools are too small.
 
-    Returns None if the pools are too small. The estimate is cross-fitted: one half of each pool measures how much a
-    prompt varies, the other half evaluates the allocation. If the same responses did both, noise alone would look
-    like a gain.
+    One half of each pool measures how much a prompt varies, the other half evaluates the allocation. If the same
+    responses did both, noise alone would look like a gain.
     """
-    names, rows, halves = [], [], []
+    rows = []
     for group, losses in zip(found.groups, found.losses(aggregation), strict=True):
-        if len(losses) < 4:
-            continue
-        order = random_of(group.id, seed, b"halves").permutation(len(losses))
-        parts = [losses[order[start::2]] for start in (0, 1)]
-        names.append(group.id)
-        rows.append(np.concatenate(parts))
-        halves.append([float(part.var(ddof=1)) for part in parts])
-    if len(names) < 10:
+        if len(losses) >= 4:
+            order = random_of(group.id, seed, b"halves").permutation(len(losses))
+            halves = [float(losses[order[start::2]].var(ddof=1)) for start in (0, 1)]
+            rows.append((group.id, len(losses), float(losses.var(ddof=1)), *halves))
+    if len(rows) < 10:
         return None
-    sizes, mean_k = [len(row) for row in rows], max(best_k, 2)
+    names, sizes, variances, one, other = zip(*rows, strict=True)
+    mean_k = max(best_k, 2)
     fixed = spread = 0.0
-    for guide, judge in ((0, 1), (1, 0)):
-        scores = [half[guide] for half in halves]
-        same = allocate(scores, sizes, names, mean_k=mean_k, power=0)
-        given = allocate(scores, sizes, names, mean_k=mean_k)
-        fixed += sum(half[judge] / k for half, k in zip(halves, same.k, strict=True))
-        spread += sum(half[judge] / k for half, k in zip(halves, given.k, strict=True))
-    final = allocate([float(row.var(ddof=1)) for row in rows], sizes, names, mean_k=mean_k)
+    for guide, judge in ((one, other), (other, one)):
+        same = allocate(guide, sizes, names, mean_k=mean_k, power=0)
+        given = allocate(guide, sizes, names, mean_k=mean_k)
+        fixed += sum(variance / k for variance, k in zip(judge, same.k, strict=True))
+        spread += sum(variance / k for variance, k in zip(judge, given.k, strict=True))
+    final = allocate(variances, sizes, names, mean_k=mean_k)
     return Adaptive(
         mean_k=mean_k,
         prompts=len(names),

@@ -1,16 +1,13 @@
 """Show a plan: as sentences, as tables and as an HTML page."""
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mrt_plugin.groups.problems import plural
 from mrt_plugin.planning.paired import FEWEST
 from mrt_plugin.planning.plan import BestRow, ModelPlan, Plan
 from mrt_plugin.report import Report, figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 LINES = {
     "shared_prefix": ("o", "-", "black", "prompt computed once (shared_prefix)"),
@@ -43,7 +40,7 @@ def advise(plan: Plan) -> list[str]:
             "data, and topic spread is not loss variance."
         ]
     best, prompts = found.best, plan.data.prompts
-    lines = [f"{_cost(found)}, {_keep(best, prompts)} ({_interval_of_k(found)})."]
+    lines = [_headline(found, prompts)]
     if found.v_yx == 0 and found.prompts_differing:
         lines.append(
             "The responses of one prompt alone differ in loss. One prompt is no estimate of V_{y|x}, so it is taken "
@@ -114,28 +111,26 @@ def advise(plan: Plan) -> list[str]:
     return lines
 
 
-def _cost(found: ModelPlan) -> str:
-    times = found.budget / found.ordinary_epoch
-    amount = f"{found.budget:,.0f} {'tokens' if found.cost_unit == 'tokens' else 'units of cost'}"
+def _headline(found: ModelPlan, prompts: int) -> str:
+    times, best, count = found.budget / found.ordinary_epoch, found.best, found.prompts_differing
+    cost = f"For {times:.3g} times the cost of an ordinary epoch"
     if abs(times - 1) < 1e-9:
-        return f"For the cost of an ordinary epoch, every prompt with one response ({amount})"
-    return f"For {times:.3g} times the cost of an ordinary epoch ({amount})"
+        cost = "For the cost of an ordinary epoch, every prompt with one response"
+    amount = f"{found.budget:,.0f} {'tokens' if found.cost_unit == 'tokens' else 'units of cost'}"
+    if best.k_interval is not None:
+        low, high = best.k_interval
+        sure = f"{found.level:.0%} interval of K: {low}" + (f" to {high}" if high > low else "")
+    else:
+        what = "no prompt has" if count == 0 else "1 prompt has" if count == 1 else f"only {count} prompts have"
+        sure = f"no interval: {what} responses that differ in loss, and an interval takes {FEWEST}"
+    return f"{cost} ({amount}), {_keep(best, prompts)} ({sure})."
 
 
 def _keep(best: BestRow, prompts: int) -> str:
-    responses = "1 response" if best.k == 1 else f"{best.k} responses"
-    if best.prompts >= prompts:
-        return f"keep {responses} for each of your {prompts:,} prompts"
-    return f"keep {responses} for each of {best.prompts:,} of your {prompts:,} prompts, drawn at random"
-
-
-def _interval_of_k(found: ModelPlan) -> str:
-    if found.best.k_interval is not None:
-        low, high = found.best.k_interval
-        return f"{found.level:.0%} interval of K: {low}" + (f" to {high}" if high > low else "")
-    count = found.prompts_differing
-    what = "no prompt has" if count == 0 else "1 prompt has" if count == 1 else f"only {count} prompts have"
-    return f"no interval: {what} responses that differ in loss, and an interval takes {FEWEST}"
+    which = f"each of your {prompts:,} prompts"
+    if best.prompts < prompts:
+        which = f"each of {best.prompts:,} of your {prompts:,} prompts, drawn at random"
+    return f"keep {plural(best.k, 'response')} for {which}"
 
 
 def _copies(plan: Plan, found: ModelPlan) -> str:
@@ -229,44 +224,37 @@ def plan_report(plan: Plan) -> str:
     report.text(first, lead=True)
     if rest:
         report.list(rest)
-    if plan.model is not None:
-        _model(report, plan.model, yaml_block(plan) or "")
+    found = plan.model
+    if found is not None:
+        report.heading("For the recipe")
+        report.code(yaml_block(plan) or "")
+        report.heading("Where the variance comes from")
+        report.table(("", "estimate", f"{found.level:.0%} interval"), variance_rows(found))
+        _spread_figure(report, found)
+        report.heading("What each K buys for the same cost")
+        _choices_figure(report, found)
+        columns = ("K", "prompts, prompt shared", "variance", "prompts, prompt copied", "variance")
+        report.table(columns, choice_rows(found), marked=[found.best.k - 1])
+        report.heading("With more to spend")
+        _outlook_figure(report, found)
+        report.table(OUTLOOK_COLUMNS, outlook_rows(found))
+        adaptive = found.adaptive
+        if adaptive is not None:
+            counts = np.bincount(list(adaptive.allocation.values()))
+            report.heading("Adaptive allocation")
+            report.text(
+                f"The same {adaptive.total:,} responses (mean K = {adaptive.mean_k}), more of them where losses "
+                "vary more. Responses' part of the variance, cross-fitted: "
+                f"{number(adaptive.response_variance_ratio)} of that of a fixed K. "
+                f"{adaptive.at_lower_limit:,} prompts are at the lower limit of 1, "
+                f"{adaptive.at_upper_limit:,} at the size of their pool."
+            )
+            report.table(("K", "prompts"), [(str(k), f"{count:,}") for k, count in enumerate(counts) if count])
     report.heading("The data")
     report.table(("", ""), data_rows(plan))
     report.heading("What this cannot know")
     report.list(cannot_know(plan))
     return report.html()
-
-
-def _model(report: Report, found: ModelPlan, recipe: str) -> None:
-    report.heading("For the recipe")
-    report.code(recipe)
-    report.heading("Where the variance comes from")
-    report.table(("", "estimate", f"{found.level:.0%} interval"), variance_rows(found))
-    report.figure(spread_figure(found), "One mark per prompt: its mean loss, and the variance between its responses.")
-    report.heading("What each K buys for the same cost")
-    report.figure(
-        choices_figure(found),
-        "Predicted variance of the loss estimate. Where a line rises, the prompts given up cost more than the "
-        "responses bring.",
-    )
-    columns = ("K", "prompts, prompt shared", "variance", "prompts, prompt copied", "variance")
-    report.table(columns, choice_rows(found), marked=[found.best.k - 1])
-    report.heading("With more to spend")
-    report.figure(outlook_figure(found), "The best K by budget, with its interval.")
-    report.table(OUTLOOK_COLUMNS, outlook_rows(found))
-    adaptive = found.adaptive
-    if adaptive is not None:
-        counts = np.bincount(list(adaptive.allocation.values()))
-        report.heading("Adaptive allocation")
-        report.text(
-            f"The same {adaptive.total:,} responses (mean K = {adaptive.mean_k}), more of them where losses "
-            "vary more. Responses' part of the variance, cross-fitted: "
-            f"{number(adaptive.response_variance_ratio)} of that of a fixed K. "
-            f"{adaptive.at_lower_limit:,} prompts are at the lower limit of 1, "
-            f"{adaptive.at_upper_limit:,} at the size of their pool."
-        )
-        report.table(("K", "prompts"), [(str(k), f"{count:,}") for k, count in enumerate(counts) if count])
 
 
 def data_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -323,32 +311,32 @@ def number(value: float | None) -> str:
     """Format a number with three digits; "?" for None, which is unknown."""
     if value is None:
         return "?"
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return (f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}").replace("inf", "∞")
 
 
 def interval_text(ends: tuple[float, float] | None) -> str:
     return "" if ends is None else f"{number(ends[0])} to {number(ends[1])}"
 
 
-def choices_figure(found: ModelPlan) -> "Figure":
+def _choices_figure(report: Report, found: ModelPlan) -> None:
     made, (axis,) = figure()
     for name, rows in found.choices.items():
         known = [(row.k, row.variance) for row in rows if math.isfinite(row.variance)]
         marker, line, shade, label = LINES[name]
         axis.plot(*np.reshape(known, (-1, 2)).T, marker=marker, linestyle=line, color=shade, label=label)
-    best = found.best
     star = {"markersize": 18, "markerfacecolor": "white", "markeredgecolor": "black", "zorder": 3}
-    axis.plot(best.k, best.variance, "*", label=f"best: K = {best.k}", **star)
-    axis.set(xlabel="K, responses per prompt", ylabel="predicted variance")
+    axis.plot(found.best.k, found.best.variance, "*", label=f"best: K = {found.best.k}", **star)
+    axis.set(xlabel="K, responses per prompt", ylabel="predicted variance", ylim=(0, None))
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.set_ylim(bottom=0)
     axis.legend(frameon=False)
-    return made
+    caption = (
+        "Predicted variance of the loss estimate. Where a line rises, the prompts given up cost more than the "
+        "responses bring."
+    )
+    report.figure(made, caption)
 
 
-def outlook_figure(found: ModelPlan) -> "Figure":
+def _outlook_figure(report: Report, found: ModelPlan) -> None:
     rows = found.outlook
     made, (axis,) = figure(height=3)
     ks = np.array([row.k for row in rows])
@@ -356,14 +344,13 @@ def outlook_figure(found: ModelPlan) -> "Figure":
     errors = np.maximum([ks - ends[0], ends[1] - ks], 0)
     axis.errorbar(range(len(rows)), ks, errors, marker="o", linestyle="none", color="black", capsize=5)
     axis.set_xticks(range(len(rows)), [f"{row.times}x" for row in rows])
-    axis.set(xlabel="budget, in ordinary epochs (every prompt with one response)", ylabel="best K")
+    axis.set(xlabel="budget, in ordinary epochs (every prompt with one response)", ylabel="best K", ylim=(0, None))
     axis.yaxis.get_major_locator().set_params(integer=True)
-    axis.set_ylim(bottom=0)
     axis.margins(x=0.15)
-    return made
+    report.figure(made, "The best K by budget, with its interval.")
 
 
-def spread_figure(found: ModelPlan) -> "Figure":
+def _spread_figure(report: Report, found: ModelPlan) -> None:
     made, (axis,) = figure(height=3.5)
     rows = [(row.mean, row.variance) for row in found.per_prompt if row.variance is not None]
     axis.plot(*np.transpose(rows), "o", markersize=4, color="black", markerfacecolor="none", alpha=0.7)
@@ -371,4 +358,4 @@ def spread_figure(found: ModelPlan) -> "Figure":
     axis.annotate("V_{y|x}", (1, found.v_yx), xycoords=("axes fraction", "data"), ha="right", va="bottom")
     label = f"mean loss of a prompt's responses ({found.loss_aggregation} aggregation)"
     axis.set(xlabel=label, ylabel="variance between them")
-    return made
+    report.figure(made, "One mark per prompt: its mean loss, and the variance between its responses.")

@@ -33,15 +33,12 @@ class VarianceComponents:
     """Variance between prompts. It is unbiased, so when small it can be below 0."""
     v_yx: float
     """Variance between responses to the same prompt."""
-    prompts: int
-    """Number of prompts with at least 2 responses. The estimates use only these."""
-    left_out: int
     differing: int
     """Number of prompts whose responses differ in loss by more than rounding. With fewer than 2, V_{y|x} is 0."""
 
     @property
     def ratio(self) -> float:
-        """Return V_x / V_{y|x}; infinite if responses do not differ. Only this and the costs determine the best K."""
+        """Return V_x / V_{y|x}; infinite if responses do not differ."""
         return self.v_x / self.v_yx if self.v_yx else math.inf
 
     @property
@@ -51,16 +48,12 @@ class VarianceComponents:
 
 
 class Interval(NamedTuple):
-    """A confidence interval."""
-
     low: float
     high: float
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """Confidence intervals for `VarianceComponents`, from a bootstrap over prompts."""
-
     v_x: Interval
     v_yx: Interval
     ratio: Interval
@@ -68,30 +61,26 @@ class Intervals:
 
 
 def rho(ratio: float) -> float:
-    """Return the intraclass correlation for a ratio V_x / V_{y|x}; 0 for a ratio below 0."""
     return 1.0 if ratio == math.inf else max(ratio, 0.0) / (1 + max(ratio, 0.0))
 
 
 def estimate_components(losses: Losses) -> VarianceComponents:
-    """Estimate V_x and V_{y|x} from the losses of each prompt's responses.
+    """Estimate V_x and V_{y|x} from the losses of each prompt's responses. Prompts with one response are left out.
 
     With K_i responses and sample variance s_i² for prompt i, V_{y|x} = mean s_i², and
-    V_x = S²(prompt means) - mean(s_i²/K_i), where S² is the sample variance. The second term removes the response
-    noise, V_{y|x}/K, that the prompt means contain. Differences below rounding count as zero. V_{y|x} is also 0 if
-    the responses of only one prompt differ, because one prompt is not enough for a mean over prompts.
+    V_x = S²(prompt means) - mean(s_i²/K_i). The second term removes the response noise that the prompt means contain.
     """
     table = _table(losses)
     v_x, v_yx, _ = (float(value[0]) for value, _ in _estimate(table[None]))
     differing = int((table[:, 1] > 0).sum())
-    return VarianceComponents(v_x, v_yx if differing > 1 else 0.0, len(table), len(losses) - len(table), differing)
+    return VarianceComponents(v_x, v_yx if differing > 1 else 0.0, differing)
 
 
 def bootstrap_intervals(losses: Losses, *, level: float = 0.9, draws: int = 1000, seed: int = 0) -> Intervals | None:
-    """Compute confidence intervals by a studentised bootstrap over prompts, symmetric about the estimate.
+    """Compute intervals by a studentised bootstrap over prompts; None if the responses of fewer than 5 prompts differ.
 
-    Prompts are drawn with replacement, each with all its responses. |estimate* - estimate| / standard error*, with *
-    for a bootstrap draw, gives the half-width in standard errors (Hall, "The Bootstrap and Edgeworth Expansion", 1992,
-    section 3.6). Returns None if fewer than 5 prompts have responses that differ in loss.
+    |estimate* - estimate| / standard error*, with * for a bootstrap draw, gives the half-width in standard errors
+    (Hall, "The Bootstrap and Edgeworth Expansion", 1992, section 3.6).
     """
     table = _table(losses)
     if (table[:, 1] > 0).sum() < FEWEST:

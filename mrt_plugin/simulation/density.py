@@ -20,12 +20,10 @@ COMPONENTS = 5
 
 @dataclass
 class Densities:
-    """M stacked networks: (weight [M, in, out], bias [M, 1, out]) of the two hidden layers and of the head.
-
-    The head's outputs are the logits, the means and the log standard deviations of the components, in this order.
-    """
+    """M stacked networks. The head's 15 outputs are logits, means and log standard deviations of the components."""
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]
+    """Weight [M, in, out] and bias [M, 1, out] of the two hidden layers and of the head."""
 
     @classmethod
     def initialised(cls, seeds: Sequence[int]) -> "Densities":
@@ -35,24 +33,18 @@ class Densities:
         with torch.random.fork_rng(devices=[]):
             for seed in seeds:
                 torch.manual_seed(seed)
-                drawn.append([nn.Linear(*size) for size in sizes])
-        first, second, *heads = (
-            (
-                torch.stack([layer.weight.detach().T for layer in layers]),
-                torch.stack([layer.bias.detach()[None] for layer in layers]),
-            )
-            for layers in zip(*drawn, strict=True)
-        )
-        weights, biases = zip(*heads, strict=True)
-        return cls([first, second, (torch.cat(weights, dim=2), torch.cat(biases, dim=2))])
+                layers = [nn.Linear(*size) for size in sizes]
+                first, second, *heads = ((layer.weight.detach().T, layer.bias.detach()[None]) for layer in layers)
+                head = [torch.cat(parts, dim=1) for parts in zip(*heads, strict=True)]
+                drawn.append([*first, *second, *head])
+        stacked = [torch.stack(tensors) for tensors in zip(*drawn, strict=True)]
+        return cls(list(zip(stacked[::2], stacked[1::2], strict=True)))
 
     @property
     def parameters(self) -> list[torch.Tensor]:
-        """Return all tensors, in a fixed order."""
         return [tensor for layer in self.layers for tensor in layer]
 
     def part(self, number: int) -> "Densities":
-        """Return one of the networks."""
         return Densities([(weight[number, None], bias[number, None]) for weight, bias in self.layers])
 
     def outputs(self, prompts: torch.Tensor) -> torch.Tensor:
@@ -84,10 +76,7 @@ def train(
     steps: int,
     watch: Callable[[int, Densities], None] = lambda step, model: None,
 ) -> Densities:
-    """Train one network per seed on its own data, with full-batch Adam and gradients clipped at norm 5 per network.
-
-    Prompts are [M, n, 5] and responses [M, n, K]. `watch` is called before each step and after the last.
-    """
+    """Train one network per seed on prompts [M, n, 5] and responses [M, n, K]. `watch` sees every step and the end."""
     model = Densities.initialised(seeds)
     x, y = (torch.tensor(part, dtype=torch.float32) for part in (prompts, responses))
     parameters = [tensor.requires_grad_(True) for tensor in model.parameters]
@@ -129,11 +118,10 @@ def mode_masses(model: Densities, prompts: np.ndarray) -> np.ndarray:
 
 
 def gradient_products(model: Densities, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the head's outputs, [n, 15], and the inner products J·J^T of their gradients, [n, 15, 15], in float64.
+    """Return the outputs of one network, [n, 15], and the inner products J·J^T of their gradients, [n, 15, 15].
 
-    The gradient of a loss at prompt x with respect to all parameters is J(x)^T·delta. J is the Jacobian of the 15
-    outputs, and delta is the gradient with respect to them. So the inner product of two gradients is
-    <g, g'> = delta^T·(J·J^T)·delta', and full gradients need not be stored. The model has one network (M = 1).
+    With J the Jacobian of the outputs and delta a loss's gradient with respect to them, the inner product of the full
+    gradients of two losses is delta^T·(J·J^T)·delta'.
     """
     parameters = tuple(tensor[0].double() for tensor in model.parameters)
 

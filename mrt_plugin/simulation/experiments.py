@@ -15,16 +15,8 @@ from mrt_plugin.planning.budget import Costs, best_k_formula, best_row, budget_t
 from mrt_plugin.planning.diversity import effective_k
 from mrt_plugin.planning.fit import fit_inverse_k
 from mrt_plugin.planning.variance import bootstrap_intervals, estimate_components
-from mrt_plugin.simulation import world
-from mrt_plugin.simulation.density import (
-    Densities,
-    gradient_products,
-    mode_masses,
-    output_gradients,
-    output_nll,
-    train,
-    true_nll,
-)
+from mrt_plugin.simulation import density, world
+from mrt_plugin.simulation.density import Densities, output_gradients, true_nll
 from mrt_plugin.simulation.world import SELECTORS
 
 Found = dict[str, Any]
@@ -55,10 +47,9 @@ BINS = 15
 
 
 def variance(seed: int = 0, *, repeats: int = 2000) -> Found:
-    """Measure the variance of a loss estimate at each K, and compute V_x/n + V_{y|x}/(n·K) with the true components.
+    """Compare the variance of a loss estimate at each K, on 100 prompts, with the formula and the true components.
 
-    The loss is the squared error of an untrained two-layer network on n = 100 prompts. The true components are
-    integrated over answers. `one_dataset` is what `mrt plan` would estimate from 8 answers per prompt.
+    The loss is the squared error of an untrained network. `one_dataset` is what `mrt plan` would estimate.
     """
     prompts, ks = 100, (1, 2, 4, 8, 16, 32)
     random = np.random.default_rng([seed, 1])
@@ -106,11 +97,9 @@ def variance(seed: int = 0, *, repeats: int = 2000) -> Found:
 
 
 def budget(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Step = lambda done: None) -> Found:
-    """Spend one budget (400) on more prompts (4 each) or more responses (1 each), and measure the result at each K.
+    """Spend one budget on more prompts or more responses, and measure the variance and the trained NLL at each K.
 
-    k* responses per prompt minimise the variance of the loss estimate at one fixed network. The goal is a low NLL of a
-    trained network, which is a different question. The experiment measures both. The NLL is measured at each network's
-    best step and, as in the paper, after 400 steps, where every network has overfitted.
+    The NLL is measured at each network's best step and, as in the paper, at the last, where all have overfitted.
     """
     ks = (1, 2, 4, 6, 8, 12, 16)
     random = np.random.default_rng([seed, 2])
@@ -156,9 +145,13 @@ def _train(
     selectors: Sequence[str], prompts: np.ndarray, pools: np.ndarray, k: int, random: np.random.Generator, **how: Any
 ) -> tuple[np.ndarray, Densities]:
     """Train a network per selector and set on the answers kept, and return the prompts [networks, n, 5] of each."""
-    kept = np.concatenate([world.keep(name, prompts, pools, k, random) for name in selectors])
+    kept = [
+        np.take_along_axis(y, world.choose(name, y, world.rewards(x, y), k, random), 1)
+        for name in selectors
+        for x, y in zip(prompts, pools, strict=True)
+    ]
     data = np.tile(prompts, (len(selectors), 1, 1))
-    return data, train(data, kept, random.integers(2**31, size=len(data)).tolist(), **how)
+    return data, density.train(data, np.stack(kept), random.integers(2**31, size=len(data)).tolist(), **how)
 
 
 def _density_components(random: np.random.Generator) -> dict[str, float]:
@@ -166,7 +159,7 @@ def _density_components(random: np.random.Generator) -> dict[str, float]:
     x = world.draw_prompts(20_000, random)
     nodes, weights = world.quadrature(8)
     outputs = Densities.initialised([BUDGET_SEED]).outputs(torch.tensor(x, dtype=torch.float32)[None])[0].double()
-    losses = output_nll(outputs, torch.tensor(world.centre(x)[:, None] + nodes)).numpy()
+    losses = density.output_nll(outputs, torch.tensor(world.centre(x)[:, None] + nodes)).numpy()
     means = losses @ weights
     within = (losses - means[:, None]) ** 2 @ weights
     squared = (means - means.mean()) ** 2
@@ -186,18 +179,12 @@ def _best_shares(table: np.ndarray, random: np.random.Generator) -> list[float]:
 
 
 def _mode_errors(model: Densities, prompts: np.ndarray) -> np.ndarray:
-    """Compute the share of probability on the wrong mode, averaged over prompts: [M].
-
-    It is the total variation distance between the network's probabilities of the modes and the truth, 1/3 each.
-    """
-    return np.abs(mode_masses(model, prompts) - 1 / 3).sum(axis=-1).mean(axis=1) / 2
+    """Compute the probability on the wrong mode, [M]: the total variation distance to 1/3 each, over prompts."""
+    return np.abs(density.mode_masses(model, prompts) - 1 / 3).sum(axis=-1).mean(axis=1) / 2
 
 
 def lottery(seed: int = 0, *, runs: int = 20, steps: int = 400, progress: Step = lambda done: None) -> Found:
-    """Measure how much the result of training varies with K random answers per prompt: the mode lottery.
-
-    The runs differ in data and initial weights. Measured are the true NLL and the mode error.
-    """
+    """Measure how much NLL and mode error vary between runs with K random answers per prompt: the mode lottery."""
     prompts, ks = 120, (1, 2, 4, 8)
     random = np.random.default_rng([seed, 3])
     test = world.draw_prompts(200, random)
@@ -217,10 +204,7 @@ def lottery(seed: int = 0, *, runs: int = 20, steps: int = 400, progress: Step =
 
 
 def by_selector(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: Step = lambda done: None) -> Found:
-    """Learn a distribution from the answers that each selector keeps, for 150 prompts.
-
-    Measured are the NLL of new answers to the training prompts, and the mode error as in `lottery`.
-    """
+    """Measure the NLL of new answers and the mode error after training on the answers that each selector keeps."""
     prompts, ks = 150, (1, 2, 4, 8, 16)
     random = np.random.default_rng([seed, 4])
     x, pools = world.draw_sets(repeats, prompts, POOL, random)
@@ -234,23 +218,12 @@ def by_selector(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: 
             tables[:, number // repeats, place, number % repeats] = found
     rows = [tables[0], *tables.mean(axis=-1)]
     nll, nll_mean, error_mean = (dict(zip(SELECTORS, table.tolist(), strict=True)) for table in rows)
-    return {
-        "k": list(ks),
-        "prompts": prompts,
-        "pool": POOL,
-        "repeats": repeats,
-        "steps": steps,
-        "nll": nll,
-        "nll_mean": nll_mean,
-        "mode_error_mean": error_mean,
-    }
+    settings = {"k": list(ks), "prompts": prompts, "pool": POOL, "repeats": repeats, "steps": steps}
+    return settings | {"nll": nll, "nll_mean": nll_mean, "mode_error_mean": error_mean}
 
 
 def gradients(seed: int = 0, *, trials: int = 400, networks: int = 8) -> Found:
-    """Measure bias, variance and gradient direction of the K = 4 responses that each selector keeps of 32.
-
-    It runs on the paper's untrained network and 30 prompts, and on other networks and prompts for comparison.
-    """
+    """Measure bias, variance and gradient direction of each selector, on the paper's untrained network and others."""
     prompts, k = 30, 4
     random = np.random.default_rng([seed, 5])
     papers = np.random.RandomState(PAPER_SEED).randn(prompts, world.DIMENSION)
@@ -271,12 +244,11 @@ def gradients(seed: int = 0, *, trials: int = 400, networks: int = 8) -> Found:
 def measure_gradients(
     network: int, prompts: np.ndarray, k: int, trials: int, random: np.random.Generator
 ) -> dict[str, dict[str, float]]:
-    """Measure bias², variance, EMSE and gradient cosine of each selector at one network. Each trial draws new pools.
+    """Measure bias², variance, EMSE and gradient cosine of each selector at one network, against the integrated truth.
 
-    The truth is integrated, not sampled. The mean of T trials itself has the variance variance/T. This is subtracted
-    from bias², which may therefore be slightly below 0.
+    The mean of T trials has the variance variance/T, which is subtracted from bias². So this may be below 0.
     """
-    outputs, products = gradient_products(Densities.initialised([network]), prompts)
+    outputs, products = density.gradient_products(Densities.initialised([network]), prompts)
     nodes, weights = world.quadrature()
     losses, deltas = output_gradients(outputs, world.centre(prompts)[:, None] + nodes)
     true_loss, true_delta = losses @ weights, np.einsum("njd,j->nd", deltas, weights)
@@ -298,26 +270,18 @@ def measure_gradients(
             cosines[row, trial] = cosine(np.take_along_axis(deltas, kept[..., None], 1).mean(axis=1), true_delta)
     spread = losses_of.var(axis=1, ddof=1).mean(axis=1)
     bias = ((losses_of.mean(axis=1) - true_loss) ** 2).mean(axis=1) - spread / trials
-    found = {
-        "bias_squared": bias,
-        "variance": spread,
-        "emse": bias + spread,
-        "cosine": cosines.mean(axis=1),
-        "cosine_error": cosines.std(axis=1) / np.sqrt(trials),
-    }
+    errors = {"bias_squared": bias, "variance": spread, "emse": bias + spread}
+    found = errors | {"cosine": cosines.mean(axis=1), "cosine_error": cosines.std(axis=1) / np.sqrt(trials)}
     return {name: {key: float(found[key][row]) for key in found} for row, name in enumerate(SELECTORS)}
 
 
 def bridge(seed: int = 0) -> Found:
-    """Compare similarity of answers with similarity of gradients, at 50 prompts with 16 answers each.
-
-    Also compute k_eff by selector: how many different answers the K kept are worth.
-    """
+    """Compare similarity of answers with similarity of gradients, and compute k_eff by selector."""
     prompts, pool, ks = 50, 16, (2, 4, 8)
     random = np.random.default_rng([seed, 6])
     x = world.draw_prompts(prompts, random)
     responses, modes = world.draw_responses(x, pool, random)
-    outputs, products = gradient_products(Densities.initialised([PAPER_SEED]), x)
+    outputs, products = density.gradient_products(Densities.initialised([PAPER_SEED]), x)
     _, deltas = output_gradients(outputs, responses)
     inner = np.einsum("nid,nde,nje->nij", deltas, products, deltas)
     lengths = np.sqrt(np.einsum("nii->ni", inner))

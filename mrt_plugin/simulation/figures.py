@@ -1,4 +1,7 @@
-"""Draw one figure per experiment from its numbers. Series differ by marker, line and hatch, not by colour."""
+"""Draw one figure per experiment from its numbers. Series differ by marker, line and hatch, not by colour.
+
+The captions in `run` say what each shows.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,8 +24,8 @@ STYLE: dict[str, dict[str, Any]] = {
 HATCHES = {"random_k": "", "best_k": "xx", "diverse_best_k": "//", "filter_then_spread": ".."}
 
 
-NLL = {"ylabel": "NLL", "yscale": "log"}
-MODE_ERROR = {"ylabel": "mode error", "ylim": (0, None)}
+NLL: dict[str, Any] = {"ylabel": "NLL", "yscale": "log"}
+MODE_ERROR: dict[str, Any] = {"ylabel": "mode error", "ylim": (0, None)}
 
 
 def _k_axis(
@@ -35,13 +38,13 @@ def _k_axis(
     axis.set(xlabel="K, responses per prompt", **labels)
 
 
-def _by_selector(axis: Any, k: Sequence[int], series: Mapping[str, Sequence[float]]) -> None:
+def _by_selector(axis: Any, k: Sequence[int], series: Mapping[str, Sequence[float]], **labels: Any) -> None:
     for name, values in series.items():
         axis.plot(k, values, label=name, **STYLE[name])
+    _k_axis(axis, k, **labels)
 
 
 def variance(found: Mapping[str, Any]) -> "Figure":
-    """Plot the measured and the predicted variance against K."""
     made, (axis,) = figure()
     error = found["variance_error"]
     axis.errorbar(found["k"], found["variance"], yerr=error, fmt="o", color="black", capsize=4, label="measured")
@@ -53,7 +56,6 @@ def variance(found: Mapping[str, Any]) -> "Figure":
 
 
 def budget(found: Mapping[str, Any]) -> "Figure":
-    """Plot the NLL at each K, which K is best, and the predicted variance."""
     made, (nll, shares, variance) = figure(12, 4, columns=3)
     places = np.arange(len(found["k"]))
     for shift, key, label, marker, bar in (
@@ -79,7 +81,6 @@ def budget(found: Mapping[str, Any]) -> "Figure":
 
 
 def lottery(found: Mapping[str, Any]) -> "Figure":
-    """Plot the NLL and the mode error of every run by K."""
     made, axes = figure(10, 4, columns=2)
     for axis, key, labels in zip(axes, ("nll", "mode_error"), (NLL, MODE_ERROR), strict=True):
         for place, values in enumerate(found[key]):
@@ -91,17 +92,14 @@ def lottery(found: Mapping[str, Any]) -> "Figure":
 
 
 def by_selector(found: Mapping[str, Any]) -> "Figure":
-    """Plot the NLL and the mode error against K, by selector."""
     made, axes = figure(10, 4, columns=2)
     for axis, key, labels in zip(axes, ("nll_mean", "mode_error_mean"), (NLL, MODE_ERROR), strict=True):
-        _by_selector(axis, found["k"], found[key])
-        _k_axis(axis, found["k"], logarithmic=True, **labels)
+        _by_selector(axis, found["k"], found[key], logarithmic=True, **labels)
     axes[1].legend(frameon=False)
     return made
 
 
 def gradients(found: Mapping[str, Any]) -> "Figure":
-    """Plot bias², variance and gradient cosine of each selector, with the published figures."""
     made, (left, right) = figure(10, 4, columns=2)
     rows = found["selectors"]
     stacked_error(left, [(row["bias_squared"], row["variance"]) for row in rows.values()])
@@ -119,7 +117,6 @@ def gradients(found: Mapping[str, Any]) -> "Figure":
 
 
 def bridge(found: Mapping[str, Any]) -> "Figure":
-    """Plot gradient cosine against similarity, and k_eff by selector."""
     made, (left, right) = figure(10, 4, columns=2)
     points = np.array(found["points"])
     left.plot(points[:, 0], points[:, 1], ".", color="0.6", markersize=4)
@@ -127,18 +124,16 @@ def bridge(found: Mapping[str, Any]) -> "Figure":
     left.errorbar(x, y, error, marker="o", color="black", capsize=3)
     left.set(xlabel="similarity of two answers", ylabel="cosine of their gradients")
     left.set_title(f"r = {found['correlation']:.2f}", fontsize=10)
-    _by_selector(right, found["k"], found["k_eff"])
-    _k_axis(right, found["k"], ylabel="k_eff", ylim=(0, None))
+    _by_selector(right, found["k"], found["k_eff"], ylabel="k_eff", ylim=(0, None))
     right.legend(frameon=False)
     return made
 
 
 def tokens(found: Mapping[str, Any]) -> "Figure":
-    """Plot the KL from the truth by selector, and the modes that each selector kept."""
     made, (left, right) = figure(11, 4, columns=2)
-    _by_selector(left, found["k"], found["mode_kl_mean"])
-    top = 1.5 * max(max(values) for values in found["mode_kl_mean"].values())
-    _k_axis(left, found["k"], logarithmic=True, ylabel="KL(truth || model) over modes, nats", ylim=(0, top))
+    series, label = found["mode_kl_mean"], "KL(truth || model) over modes, nats"
+    top = 1.5 * max(map(max, series.values()))
+    _by_selector(left, found["k"], series, logarithmic=True, ylabel=label, ylim=(0, top))
     left.legend(frameon=False, loc="upper right", ncols=2)
     below = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top", "annotation_clip": False}
     ticks = []

@@ -52,10 +52,7 @@ def tokens(
     selectors: Sequence[str] = SELECTORS,
     progress: Callable[[int], object] = lambda done: None,
 ) -> dict[str, Any]:
-    """Train one transformer per selector, K and repeat, and compare each with the truth on new prompts.
-
-    `mode_kl` and `nll` of the result are those of `distance`.
-    """
+    """Train one transformer per selector, K and repeat, and measure the `distance` of each on new prompts."""
     tables = np.empty((2, len(selectors), len(ks), repeats))
     kept_modes: dict[str, list[list[float]]] = {name: [] for name in selectors}
     tokenizer = build_tokenizer()
@@ -75,23 +72,12 @@ def tokens(
                     progress(1)
     rows = [tables[0], *tables.mean(axis=-1)]
     mode_kl, kl_mean, nll_mean = (dict(zip(selectors, table.tolist(), strict=True)) for table in rows)
-    return {
-        "k": list(ks),
-        "prompts": PROMPTS,
-        "pool": POOL,
-        "repeats": repeats,
-        "steps": steps,
-        "pairs_per_step": PAIRS_PER_STEP,
-        "generated": list(GENERATED),
-        "mode_kl": mode_kl,
-        "mode_kl_mean": kl_mean,
-        "nll_mean": nll_mean,
-        "kept_modes": kept_modes,
-    }
+    settings = {"k": list(ks), "prompts": PROMPTS, "pool": POOL, "repeats": repeats, "steps": steps}
+    settings |= {"pairs_per_step": PAIRS_PER_STEP, "generated": list(GENERATED)}
+    return settings | {"mode_kl": mode_kl, "mode_kl_mean": kl_mean, "nll_mean": nll_mean, "kept_modes": kept_modes}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a tokenizer with one token per word."""
     backend = Tokenizer(models.WordLevel(PLACE))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
@@ -103,12 +89,10 @@ def draw_numbers(random: np.random.Generator) -> list[int]:
 
 
 def text_of_prompt(prompt: Sequence[int]) -> str:
-    """Return the prompt as words, followed by a colon."""
     return " ".join(f"x{number}" for number in prompt) + " :"
 
 
 def text_of_answer(prompt: Sequence[int], mode: int) -> str:
-    """Return the answer of a mode: its name, and content determined by prompt and mode."""
     start = sum(prompt) + 13 * mode
     return f" m{MODES[mode]} " + " ".join(f"c{(start + 17 * step) % 128}" for step in range(CONTENT_TOKENS))
 
@@ -163,10 +147,7 @@ def train(groups: Dataset, tokenizer: PreTrainedTokenizerFast, k: int, steps: in
 def distance(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Sequence[int]]
 ) -> tuple[float, float]:
-    """Measure KL(truth || model) over the modes, in nats, and the NLL per response token, averaged over new prompts.
-
-    The NLL (negative log-likelihood) weights the three right answers equally.
-    """
+    """Measure KL(truth || model) over the modes, in nats, and the NLL per token of the three right answers."""
     encoder = Encoder(tokenizer, prompt_format="plain")
     pairs = [
         pair

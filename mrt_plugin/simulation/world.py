@@ -16,15 +16,10 @@ OFFSETS = np.array([-1.5, 0.0, 1.5])
 NOISE = 0.1
 
 SELECTORS = ("random_k", "best_k", "diverse_best_k", "filter_then_spread")
-"""The paper uses the name GRADES for two selectors.
-
-`diverse_best_k` is the facility location that it runs on language-model data. `filter_then_spread` is what its
-simulator runs and publishes.
-"""
+"""The paper's GRADES is `diverse_best_k` on language-model data, and `filter_then_spread` in its simulator."""
 
 
 def draw_prompts(count: int, random: np.random.Generator) -> np.ndarray:
-    """Draw prompts, [count, 5] float64."""
     return random.standard_normal((count, DIMENSION))
 
 
@@ -47,15 +42,11 @@ def draw_sets(sets: int, prompts: int, pool: int, random: np.random.Generator) -
 
 
 def rewards(prompts: np.ndarray, responses: np.ndarray) -> np.ndarray:
-    """Compute the rewards -(y - f(x))², [n, count]."""
     return -((responses - centre(prompts)[:, None]) ** 2)
 
 
 def quadrature(points: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """Return nodes [3·points] and weights (sum 1) that average a smooth function of y - f(x) over the answers.
-
-    This is Gauss-Hermite quadrature around each mode, exact up to round-off.
-    """
+    """Return nodes [3·points] and weights that average a function of y - f(x) over the answers (Gauss-Hermite)."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(points)
     all_nodes = (OFFSETS[:, None] + NOISE * nodes).ravel()
     return all_nodes, np.tile(weights / weights.sum() / len(OFFSETS), len(OFFSETS))
@@ -70,10 +61,9 @@ def closeness(responses: np.ndarray) -> np.ndarray:
 def choose(
     selector: str, responses: np.ndarray, rewards: np.ndarray, k: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Choose K of the N > K responses of each pool with a selector of this package, and return their indices, [n, K].
+    """Choose K responses of each pool with a selector of this package, and return their indices, [n, K].
 
-    The selector gets the similarity s as a cosine of 2·s - 1, which `similarity: paper` converts back. `random` draws
-    for `random_k` and breaks ties.
+    The selector gets the similarity s as a cosine of 2·s - 1, which `similarity: paper` converts back.
     """
     strategy = get_selector(selector)
     keys = random.integers(2**63, size=responses.shape, dtype=np.uint64)
@@ -88,9 +78,3 @@ def choose(
         pools.append(pool)
     chosen = strategy.choose(pools, SelectionOptions(k=k, alpha=1.0, similarity="paper"))
     return np.array([places[picks.positions] for places, picks in zip(order, chosen, strict=True)])
-
-
-def keep(selector: str, prompts: np.ndarray, pools: np.ndarray, k: int, random: np.random.Generator) -> np.ndarray:
-    """Return the K responses that a selector keeps, [sets, n, K], for prompts [sets, n, 5] and pools [sets, n, N]."""
-    sets = zip(prompts, pools, strict=True)
-    return np.stack([np.take_along_axis(y, choose(selector, y, rewards(x, y), k, random), 1) for x, y in sets])
