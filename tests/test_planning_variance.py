@@ -69,6 +69,7 @@ def test_estimates_by_hand():
     means = (2.0, 4.0)
     assert found.v_yx == pytest.approx(np.mean(s))
     assert found.v_x == pytest.approx(np.var(means, ddof=1) - np.mean([s[0] / 2, s[1] / 3]))
+    assert (found.prompts, found.left_out) == (2, 1)
     assert found.rho == pytest.approx(max(found.v_x, 0) / (max(found.v_x, 0) + found.v_yx))
 
 

@@ -33,6 +33,9 @@ class VarianceComponents:
     """Variance between prompts. It is unbiased, so when small it can be below 0."""
     v_yx: float
     """Variance between responses to the same prompt."""
+    prompts: int
+    """Number of prompts with at least 2 responses. The estimates use only these."""
+    left_out: int
     differing: int
     """Number of prompts whose responses differ in loss by more than rounding. With fewer than 2, V_{y|x} is 0."""
 
@@ -73,7 +76,7 @@ def estimate_components(losses: Losses) -> VarianceComponents:
     table = _table(losses)
     v_x, v_yx, _ = (float(value[0]) for value, _ in _estimate(table[None]))
     differing = int((table[:, 1] > 0).sum())
-    return VarianceComponents(v_x, v_yx if differing > 1 else 0.0, differing)
+    return VarianceComponents(v_x, v_yx if differing > 1 else 0.0, len(table), len(losses) - len(table), differing)
 
 
 def bootstrap_intervals(losses: Losses, *, level: float = 0.9, draws: int = 1000, seed: int = 0) -> Intervals | None:
