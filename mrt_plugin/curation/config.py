@@ -36,11 +36,7 @@ RuleSpec = str | dict[str, Any] | CurationRule
 
 
 def rule_class(name: str) -> type[CurationRule]:
-    """Return the rule of the package with that name.
-
-    Raises:
-        ValueError: if there is none. Lists the known names.
-    """
+    """Return the rule of the package with that name, or raise ValueError with the known names."""
     if name not in RULES:
         guess = get_close_matches(name, RULES, n=1)
         hint = f"did you mean {guess[0]}?" if guess else f"the rules are {', '.join(RULES)}."
@@ -50,20 +46,11 @@ def rule_class(name: str) -> type[CurationRule]:
 
 
 def parse_rules(specs: str | Sequence[RuleSpec] | None) -> list[CurationRule]:
-    """Return the rules of a list, with their options checked.
+    """Return the rules of a list as in a recipe's `mrt.curation:`, with their options checked. None for no rules.
 
-    Args:
-        specs: a list as in a recipe's `mrt.curation:`. An item is a rule's name, `{name: options}`, or a rule. A name
-            may be `file.py:Class` or `package.module:Class` for a rule of the user's own. `default`, alone or as an
-            item, stands for the default rules. None for no rules.
-
-    Raises:
-        ValueError: names the rule and the option, the value, and what is allowed.
-
-    Example:
-
-    >>> [rule.name for rule in parse_rules(["format", {"token_length": {"response_max": 512}}])]
-    ['format', 'token_length']
+    An item is a rule's name, `{name: options}`, or a rule. A name may be `file.py:Class` or `package.module:Class` for
+    a rule of the user's own. `default`, alone or as an item, stands for the default rules. Raises ValueError with the
+    rule, the option, the value, and what is allowed.
     """
     if specs is None:
         return []
@@ -88,15 +75,13 @@ def _parse(spec: Any, place: int) -> CurationRule:
             f"`- refusals: {{action: drop}}`, not {spec!r}."
         )
     name, options = next(iter(spec.items()))
+    where = f"curation[{place}] ({name})"
     if options is not None and not isinstance(options, dict):
-        raise ValueError(f"curation[{place}] ({name}): the options must be `name: value` pairs, not {options!r}.")
+        raise ValueError(f"{where}: the options must be `name: value` pairs, not {options!r}.")
     try:
-        if is_extension(str(name)):
-            return load_rule(name, options or {})
-        return rule_class(str(name))(**(options or {}))
+        return load_rule(name, options or {}) if is_extension(str(name)) else rule_class(str(name))(**(options or {}))
     except ValidationError as error:
         kind = load_extension(RULES.get(name, name))
-        where = f"curation[{place}] ({name})"
         raise ValueError("\n".join(_readable(where, kind, item) for item in error.errors())) from None
 
 

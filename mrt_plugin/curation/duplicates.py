@@ -22,7 +22,6 @@ class DuplicateResponses(GroupRule):
     threshold: float = Field(0.9, gt=0, le=1, description="From here two responses are the same; 1: equal texts only.")
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Go from the best response down, and keep each one that is not near one already kept."""
         if len(group.responses) == 1:
             return
         texts = [normalised(text) for text in group.texts]
@@ -52,7 +51,6 @@ class DuplicatePrompts(PoolRule):
     threshold: float = Field(0.8, gt=0, le=1, description="The similarity from which two prompts are the same.")
 
     def judge_pool(self, groups: Dataset, tools: Tools) -> PoolDecisions:
-        """Go from the largest group down, and keep each one whose prompt is not near one already kept."""
         decisions = PoolDecisions()
         exact = [digest(normalised(prompt_text(prompt)).encode(), size=16) for prompt in groups["prompt"]]
         sizes = [len(responses) for responses in groups["responses"]]

@@ -35,7 +35,6 @@ class Format(GroupRule):
     """
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Clean each response, then judge the result."""
         tokens = list(CONTROL_TOKENS)
         if tools.tokenizer is not None:
             tokens = list(dict.fromkeys([*tokens, *special_token_texts(tools.tokenizer)]))
@@ -56,7 +55,9 @@ class Format(GroupRule):
             elif "\ufffd" in said:
                 yield Decision("drop", "replacement character", index)
             elif cleaned != response:
-                yield Decision("change", _what_changed(text, said), index, cleaned)
+                spaces = "".join(text.split()) == "".join(said.split())
+                what = "white space" if spaces else "label or template token at an end"
+                yield Decision("change", what, index, cleaned)
             elif _NEXT_TURN.search(said):
                 yield Decision("flag", "runs on into another turn", index)
             elif _MOJIBAKE.search(said):
@@ -64,13 +65,7 @@ class Format(GroupRule):
 
 
 def clean(text: str, tokens: list[str]) -> str:
-    """Remove a role label, template tokens at the ends, blank lines at the start and white space at the end.
-
-    Example:
-
-    >>> clean("ASSISTANT: It is 4.</s>\\n", CONTROL_TOKENS)
-    'It is 4.'
-    """
+    """Remove a role label, template tokens at the ends, blank lines at the start and white space at the end."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "").removeprefix("\ufeff")
     before = None
     while text != before:
@@ -83,7 +78,3 @@ def clean(text: str, tokens: list[str]) -> str:
             if token != "<s>" or "</s>" not in text:  # together they are HTML for struck text
                 text = text.removeprefix(token)
     return text
-
-
-def _what_changed(old: str, new: str) -> str:
-    return "white space" if "".join(old.split()) == "".join(new.split()) else "label or template token at an end"

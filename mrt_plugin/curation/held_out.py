@@ -12,25 +12,23 @@ from mrt_plugin.groups.keys import prompt_key
 from mrt_plugin.options import Bounds
 
 
-@dataclass
+@dataclass(frozen=True)
 class SplitReport:
-    """The counts of a split."""
+    """The counts of a split with the requested share of clusters."""
 
     share: float
-    """The requested share: the expected share of clusters."""
     seed: int
     threshold: float
-    train_groups: int = 0
-    held_out_groups: int = 0
-    clusters: int = 0
-    largest_cluster: int = 0
-    moved: int = 0
+    train_groups: int
+    held_out_groups: int
+    clusters: int
+    largest_cluster: int
+    moved: int
     """Groups that a split by prompt alone would have put on the other side, away from near prompts."""
-    parted_clusters: int = 0
+    parted_clusters: int
     """Clusters that a split by prompt alone would have divided. This split divides none."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields, for JSON."""
         return asdict(self)
 
     def summary(self) -> str:
@@ -58,29 +56,7 @@ def split_held_out(
     Prompts whose character 5-grams have a Jaccard similarity of at least `threshold`, directly or by a chain, are one
     cluster. A cluster is held out if `mrt_plugin.groups.held_out` holds out its prompt with the smallest key. So the
     order of the rows does not matter, and new data moves a prompt only by joining its cluster. Split before curation,
-    so that the held-out groups represent the data, not the rules.
-
-    Args:
-        groups: groups as from `load_groups`.
-        share: the expected share of clusters held out, in (0, 1).
-        seed: another seed gives another split.
-        threshold: the similarity from which prompts are near, in (0, 1].
-        num_proc: the number of processes that hash the prompts.
-
-    Returns:
-        Training groups, held-out groups, and the counts.
-
-    Raises:
-        ValueError: if the share is out of bounds, or one side would be empty.
-
-    Example:
-
-    ```python
-    from mrt_plugin import load_groups
-    from mrt_plugin.curation import split_held_out
-
-    train, held_out, report = split_held_out(load_groups("pool.jsonl"), 0.1, seed=7)
-    ```
+    so that the held-out groups represent the data, not the rules. Raises ValueError if one side would be empty.
     """
     SHARE.check("held_out", share)
     THRESHOLD.check("held_out_threshold", threshold)
@@ -91,18 +67,17 @@ def split_held_out(
     order = np.lexsort((keys, members))
     first = order[np.unique(members[order], return_index=True)[1]]
     side = alone[first][members]
-    sizes = np.bincount(members)
-    drawn = np.bincount(members, weights=alone)
+    sizes, drawn = np.bincount(members), np.bincount(members, weights=alone)
     report = SplitReport(
         share,
         seed,
         threshold,
-        int((~side).sum()),
-        int(side.sum()),
-        len(sizes),
-        int(sizes.max()),
-        int((side != alone).sum()),
-        int(((drawn > 0) & (drawn < sizes)).sum()),
+        train_groups=int((~side).sum()),
+        held_out_groups=int(side.sum()),
+        clusters=len(sizes),
+        largest_cluster=int(sizes.max()),
+        moved=int((side != alone).sum()),
+        parted_clusters=int(((drawn > 0) & (drawn < sizes)).sum()),
     )
     if side.all() or not side.any():
         raise ValueError(

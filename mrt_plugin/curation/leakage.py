@@ -1,6 +1,6 @@
 """Find prompts that are also in a benchmark (the rule `leakage`), or on the other side of a split."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,9 @@ class Leakage(PoolRule):
         return files
 
     def reads(self) -> list[Path]:
-        """Return the files with the prompts."""
         return [Path(file) for file in self.files if Path(file).is_file()]
 
     def judge_pool(self, groups: Dataset, tools: Tools) -> PoolDecisions:
-        """Compare each prompt with the index of the held-out ones."""
         held_out = np.array([signature(text) for file in self.files for text in _prompts(file, self.column)])
         near = near_any(prompt_signatures(groups, tools.num_proc), held_out, self.threshold)
         found = dict.fromkeys(np.flatnonzero(near).tolist(), "near a held-out prompt")
@@ -58,20 +56,19 @@ def _prompts(file: str, column: str) -> list[str]:
     return texts
 
 
-@dataclass
+@dataclass(frozen=True)
 class LeakageReport:
-    """The overlap of a training set and a held-out set."""
+    """The overlap of a training set and a held-out set: groups with a prompt near one of the other side."""
 
     train_groups: int
     held_out_groups: int
-    near_train_groups: int = 0
-    """Training groups with a prompt near a held-out one."""
-    near_held_out_groups: int = 0
-    shared_responses: int = 0
-    """Held-out responses that are also in the training set, without regard to case and white space. Short answers
-    often are."""
-    examples: list[str] = field(default_factory=list)
-    """The ids of up to five of the training groups."""
+    near_train_groups: int
+    near_held_out_groups: int
+    shared_responses: int
+    """Held-out responses that are also in the training set, apart from case and white space. Short answers often
+    are."""
+    examples: list[str]
+    """The ids of up to five of the near training groups."""
 
     def summary(self) -> str:
         """Return one line for people."""
@@ -87,17 +84,7 @@ def measure_leakage(
 ) -> LeakageReport:
     """Measure how much of a held-out set is also in the training set.
 
-    Args:
-        train: groups.
-        held_out: groups.
-        threshold: the Jaccard similarity of character 5-grams from which two prompts are near.
-        num_proc: the number of processes that hash the prompts.
-
-    Example:
-
-    ```python
-    print(measure_leakage(load_groups("train.jsonl"), load_groups("test.jsonl")).summary())
-    ```
+    `threshold` is the Jaccard similarity of character 5-grams from which two prompts are near.
     """
     signed_train, signed_held_out = (prompt_signatures(side, num_proc) for side in (train, held_out))
     near = near_any(signed_train, signed_held_out, threshold)

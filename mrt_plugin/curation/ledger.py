@@ -36,17 +36,14 @@ class Entry:
 
     @property
     def responses_gone(self) -> int:
-        """All responses dropped."""
         return self.responses_dropped + self.responses_dropped_with_group
 
     @property
     def groups_out(self) -> int:
-        """Groups passed to the next rule."""
         return self.groups_in - self.groups_dropped + self.groups_added
 
     @property
     def responses_out(self) -> int:
-        """Responses passed to the next rule."""
         return self.responses_in - self.responses_gone + self.responses_added
 
     def count(self, action: str, reason: str, place: str, times: int = 1) -> None:
@@ -59,10 +56,9 @@ class Entry:
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields, for JSON."""
-        numbers = {name: value for name, value in vars(self).items() if isinstance(value, int)}
         return {
             "rule": self.rule,
-            **numbers,
+            **{name: value for name, value in vars(self).items() if isinstance(value, int)},
             "groups_out": self.groups_out,
             "responses_out": self.responses_out,
             "reasons": dict(sorted(self.reasons.items())),
@@ -72,15 +68,7 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The entries of one run in their order, and the counts of its result.
-
-    Example:
-
-    ```python
-    curated = curate(groups, ["repetition", "refusals"])
-    print(curated.ledger.lines())
-    ```
-    """
+    """The entries of one run in their order, and the counts of its result."""
 
     entries: list[Entry] = field(default_factory=list)
     groups_out: int = 0
@@ -95,11 +83,7 @@ class Ledger:
         return self.entries[0] if self.entries else Entry("", self.groups_out, self.responses_out)
 
     def check(self) -> None:
-        """Check that every group and response is accounted for.
-
-        Raises:
-            RuntimeError: if not, which is an error of this program.
-        """
+        """Raise RuntimeError, an error of this program, unless every group and response is accounted for."""
         problems = [
             f"{before.rule} let out what {after.rule} did not take in"
             for before, after in pairwise(self.entries)
@@ -118,16 +102,12 @@ class Ledger:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the ledger for JSON."""
+        dropped = {f"{number} {entry.rule}": entry.responses_gone for number, entry in enumerate(self.entries)}
         return {
             "groups_in": self.first.groups_in,
             "responses_in": self.first.responses_in,
-            "groups_out": self.groups_out,
-            "responses_out": self.responses_out,
-            "responses_unchanged": self.responses_unchanged,
-            "responses_changed": self.responses_changed,
-            "dropped_by_rule": {
-                f"{number} {entry.rule}": entry.responses_gone for number, entry in enumerate(self.entries)
-            },
+            **{name: value for name, value in vars(self).items() if name != "entries"},
+            "dropped_by_rule": dropped,
             "entries": [entry.as_dict() for entry in self.entries],
         }
 

@@ -5,7 +5,7 @@ word 5-grams would fall to 0.5. For many texts the similarity is estimated by Mi
 (both from `datasketch`). The candidates are then compared by their signatures, so the other texts make no difference.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -30,10 +30,7 @@ CHUNK = 20_000
 
 
 def shingles(text: str) -> np.ndarray:
-    """Return the distinct hashes of a text's character 5-grams, uint32, ascending. A shorter text is one shingle.
-
-    Case, white space and compatibility forms make no difference.
-    """
+    """Return the distinct hashes of a normalised text's 5-grams, uint32, ascending. A shorter text is one shingle."""
     points = np.frombuffer(normalised(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
     width = min(WIDTH, len(points))
     hashes = np.zeros(len(points) - width + 1 if width else 0, dtype=np.uint64)
@@ -91,15 +88,7 @@ def _sign(batch: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 class NearIndex:
-    """Find the texts at or above a Jaccard similarity among those inserted so far.
-
-    Example:
-
-    >>> index = NearIndex(0.8)
-    >>> index.insert(0, signature("What is the capital of France? Answer in one word."))
-    >>> index.near(signature("what is the capital of France?  Answer in one word"))
-    [0]
-    """
+    """Find the texts at or above a Jaccard similarity among those inserted so far, all given by their signatures."""
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
@@ -107,7 +96,6 @@ class NearIndex:
         self.signatures: dict[int, np.ndarray] = {}
 
     def insert(self, key: int, signed: np.ndarray) -> None:
-        """Add a text by its signature."""
         self.signatures[key] = signed
         self.index.insert(key, _sketch(signed), check_duplication=False)
 
@@ -131,38 +119,29 @@ def near_any(signatures: np.ndarray, others: np.ndarray, threshold: float) -> np
 def clusters(signatures: np.ndarray, threshold: float) -> np.ndarray:
     """Return the cluster of each text, [n] integers. Texts linked by a chain of near texts are in one cluster.
 
-    A split that cuts a chain would leave near texts on both sides. Another order of the texts gives the same clusters
-    under other numbers.
+    Another order of the texts gives the same clusters under other numbers.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     distinct, member_of = np.unique(signatures, axis=0, return_inverse=True)
-    pairs = np.array(list(_near_pairs(distinct, threshold)), dtype=np.int64).reshape(-1, 2)
+    index = NearIndex(threshold)
+    found: list[tuple[int, int]] = []
+    for number, signed in enumerate(distinct):
+        found += [(number, other) for other in index.near(signed)]
+        index.insert(number, signed)
+    pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
     graph = coo_matrix((np.ones(len(pairs), dtype=np.int8), pairs.T), shape=(len(distinct), len(distinct)))
     labels: np.ndarray = connected_components(graph, directed=False)[1]
     return labels[member_of.reshape(-1)]
-
-
-def _near_pairs(signatures: np.ndarray, threshold: float) -> Iterator[tuple[int, int]]:
-    index = NearIndex(threshold)
-    for number, signed in enumerate(signatures):
-        for other in index.near(signed):
-            yield number, other
-        index.insert(number, signed)
 
 
 @cache
 def bands(threshold: float) -> tuple[int, int]:
     """Return the bands and rows of the index: the most rows that still find `RECALL` of the pairs at the threshold.
 
-    More rows give fewer candidates. A pair of similarity J shares a band of r rows with probability J^r, and any of b
-    bands with 1 - (1 - J^r)^b (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4).
-
-    Example:
-
-    >>> bands(0.8)
-    (18, 7)
+    A pair of similarity J shares a band of r rows with probability J^r, and any of b bands with 1 - (1 - J^r)^b
+    (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4).
     """
     for rows in range(PERMUTATIONS // 2, 1, -1):
         count = PERMUTATIONS // rows

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -90,12 +90,8 @@ class CurationRule(BaseModel, ABC):
 
 
 def load_rule(extension: str, options: dict[str, Any]) -> CurationRule:
-    """Make a user's own rule, named `file.py:Class` or `package.module:Class`.
-
-    Raises:
-        ValueError: if there is no such rule. pydantic's `ValidationError` if an option is invalid.
-    """
-    kind: Callable[..., CurationRule] = load_extension(extension)
+    """Make a user's own rule, named `file.py:Class` or `package.module:Class`. Raise ValueError if there is none."""
+    kind = load_extension(extension)
     if not (isinstance(kind, type) and issubclass(kind, CurationRule)):
         raise ValueError(f"{extension!r} is no curation rule: write a subclass of GroupRule or PoolRule.")
     rule = kind(**options)

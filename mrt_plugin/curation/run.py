@@ -34,7 +34,7 @@ Event = tuple[int, str, str, int | None]
 """A rule's number, the action, the reason, and the original index of the response (None for the group)."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Curated:
     """The remaining groups, and their origin."""
 
@@ -94,7 +94,7 @@ def curate(
     tools = Tools(tokenizer, seed, num_proc)
     for rule in parsed:
         rule.check_tools(tools)
-    run = _Run(groups, tools, ledger or Ledger())
+    run = _Run(groups, tools, Ledger(list(ledger.entries)) if ledger else Ledger())
     for _, part in groupby(parsed, key=lambda rule: id(rule) if isinstance(rule, PoolRule) else None):
         together = list(part)
         if not len(run.groups):
@@ -129,9 +129,7 @@ class _Run:
     """The groups that remain so far, with their origin, and the ledger."""
 
     def __init__(self, groups: Dataset, tools: Tools, ledger: Ledger) -> None:
-        self.groups = groups
-        self.tools = tools
-        self.ledger = Ledger(list(ledger.entries))
+        self.groups, self.tools, self.ledger = groups, tools, ledger
         self.ids = groups["id"][:]
         self.row = list(range(len(groups)))
         self.origin = [list(range(size)) for size in pool_sizes(groups)]
@@ -140,10 +138,9 @@ class _Run:
 
     def group_rules(self, rules: list[GroupRule], engine: Engine) -> None:
         """Apply rules on single groups, in one pass over the data."""
-        entries = [self._open(rules[0])] + [Entry(rule.name, 0, 0) for rule in rules[1:]]
-        names = [name for name in JUDGED if name in self.groups.features]
+        entries = [self._open(rules[0]), *(Entry(rule.name, 0, 0) for rule in rules[1:])]
         judged = map_batches(
-            self.groups.select_columns(names),
+            self.groups.select_columns([name for name in JUDGED if name in self.groups.features]),
             judge_batch,
             {"rules": rules, "tools": self.tools},
             JUDGEMENT,
@@ -168,13 +165,14 @@ class _Run:
         self.changed.update(new)
         self._take(places, kept)
 
-    def _account(self, place: int, events: list[list[Any]], entries: list[Entry]) -> None:
-        """Count the decisions on one group."""
-        left = len(self.origin[place])
+    def _account(self, place: int, events: Sequence[Event], entries: list[Entry]) -> None:
+        """Count and record the decisions of one pass on one group."""
+        row, origin = self.row[place], self.origin[place]
+        left = len(origin)
         for number, action, reason, index in events:
-            entry = entries[number]
-            source = None if index is None else self.origin[place][index]
-            self._note(entry, len(self.ledger.entries) + number, place, action, reason, source)
+            entry, source = entries[number], None if index is None else origin[index]
+            entry.count(action, reason, self.ids[row] if source is None else f"{self.ids[row]} [{source}]")
+            self.events.append((row, (len(self.ledger.entries) + number, action, reason, source)))
             if action == "flag":
                 entry.flagged += 1
             elif action == "change":
@@ -193,22 +191,16 @@ class _Run:
         found = rule.judge_pool(self.groups, self.tools)
         for action, reasons in (("drop", found.dropped), ("flag", found.flagged)):
             for place, reason in reasons.items():
-                self._note(entry, len(self.ledger.entries), place, action, reason, None)
-        sizes = list(map(len, self.origin))
-        entry.flagged = len(found.flagged)
-        entry.groups_dropped = len(found.dropped)
-        entry.responses_dropped_with_group = sum(sizes[place] for place in found.dropped)
+                self._account(place, [(0, action, reason, None)], [entry])
         entry.groups_added = sum(found.repeated.values())
-        entry.responses_added = sum(times * sizes[place] for place, times in found.repeated.items())
+        entry.responses_added = sum(times * len(self.origin[place]) for place, times in found.repeated.items())
         self.ledger.entries.append(entry)
         stay = (place for place in range(len(self.groups)) if place not in found.dropped)
         places = [place for place in stay for _ in range(1 + found.repeated.get(place, 0))]
-        self._take(places, [range(size) for size in sizes])
+        self._take(places, [range(len(responses)) for responses in self.origin])
 
-    def _note(self, entry: Entry, number: int, place: int, action: str, reason: str, source: int | None) -> None:
-        row = self.row[place]
-        entry.count(action, reason, self.ids[row] if source is None else f"{self.ids[row]} [{source}]")
-        self.events.append((row, (number, action, reason, source)))
+    def _open(self, rule: CurationRule) -> Entry:
+        return Entry(rule.name, len(self.groups), sum(map(len, self.origin)))
 
     def _take(self, places: list[int], kept: Sequence[Sequence[int]]) -> None:
         """Continue with the groups at some places, and of each the responses that are kept."""
@@ -222,9 +214,6 @@ class _Run:
         self.row = [self.row[place] for place in places]
         if places != list(range(len(self.groups))):
             self.groups = repeat_groups(self.groups, places)
-
-    def _open(self, rule: CurationRule) -> Entry:
-        return Entry(rule.name, len(self.groups), sum(map(len, self.origin)))
 
     def finish(self) -> Curated:
         """Count the result, check the sums, and refuse an empty result."""
@@ -247,13 +236,12 @@ def judge_batch(batch: dict[str, list[Any]], *, rules: Sequence[GroupRule], tool
     The result has the columns of `JUDGEMENT`: the indices of the kept responses, and as JSON the changed responses
     `[[index, response], ...]` and the events `[[rule, action, reason, index], ...]`, empty for none.
     """
-    answer: dict[str, list[Any]] = {"kept": [], "changes": [], "events": []}
-    for place in range(len(batch["id"])):
-        group = GroupView(**{name: column[place] for name, column in batch.items()})
-        kept, changes, events = _judge(group, rules, tools)
+    answer: dict[str, list[Any]] = {name: [] for name in JUDGEMENT}
+    for values in zip(*batch.values(), strict=True):
+        kept, changes, events = _judge(GroupView(**dict(zip(batch, values, strict=True))), rules, tools)
         answer["kept"].append(kept)
-        answer["changes"].append(json.dumps(sorted(changes.items()), ensure_ascii=False) if changes else "")
-        answer["events"].append(json.dumps(events, ensure_ascii=False) if events else "")
+        for name, found in (("changes", sorted(changes.items())), ("events", events)):
+            answer[name].append(json.dumps(found, ensure_ascii=False) if found else "")
     return answer
 
 
@@ -288,10 +276,9 @@ def _judge(
             group.finish_reasons and [group.finish_reasons[index] for index in stay],
         )
         kept = [kept[index] for index in stay]
-        changes = {index: response for index, response in changes.items() if index in kept}
         if not kept:
             break
-    return kept, changes, events
+    return kept, {index: response for index, response in changes.items() if index in kept}, events
 
 
 def write_events(path: Path | str, groups: Dataset, curated: Curated) -> None:

@@ -29,7 +29,6 @@ class TokenLength(GroupRule):
     response_max: int | None = Field(2048, ge=1, description="The most tokens of a response.")
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Count the tokens of the prompt and of all responses in one call."""
         prompt, *lengths = token_counts([prompt_text(group.prompt), *group.texts], tools.tokenizer)
         note = "" if tools.tokenizer is not None else " (estimated)"
         reason = _outside(prompt, self.prompt_min, self.prompt_max)
@@ -64,12 +63,10 @@ class Template(GroupRule):
     prompt_format: PromptFormat = Field("auto", description="The training option of the same name.")
 
     def check_tools(self, tools: Tools) -> None:
-        """Require a tokenizer."""
         if tools.tokenizer is None:
             raise ValueError("curation rule `template` needs the run's tokenizer: give one (`--tokenizer NAME`).")
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Encode each pair."""
         encoder = Encoder(tools.tokenizer, prompt_format=self.prompt_format)
         for index, response in enumerate(group.responses):
             try:
@@ -101,14 +98,12 @@ class Check(GroupRule):
         return function
 
     def reads(self) -> list[Path]:
-        """Return the files that the function is written in."""
         if isinstance(self.function, str):
             return extension_files(self.function)
         file = inspect.getsourcefile(self.function)
         return [Path(file)] if file else []
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Call the function for each response."""
         function = load_function(self.function) if isinstance(self.function, str) else self.function
         failed = {}
         for index, response in enumerate(group.responses):

@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from mrt_plugin.curation.rule import Decision, DropOrFlag, GroupRule, GroupView, Tools
-from mrt_plugin.groups.text import last_text, units
+from mrt_plugin.groups.messages import message_text
+from mrt_plugin.groups.text import units
 
 CUT = {"length", "max_tokens", "max_length", "model_length"}
 """The `finish_reason` of an answer that ran out of tokens: OpenAI and vLLM, Anthropic and Gemini, Mistral."""
@@ -44,7 +45,6 @@ class Truncation(GroupRule):
     )
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Use the recorded reason, or the text if there is none."""
         for index, response in enumerate(group.responses):
             recorded = (group.finish_reasons[index] if group.finish_reasons else None) or ""
             reason = recorded.lower()
@@ -53,21 +53,13 @@ class Truncation(GroupRule):
             elif reason in FILTERED:
                 yield Decision("drop", "stopped by a content filter", index)
             elif reason not in WHOLE and self.unknown != "keep":
-                evidence = looks_cut(last_text(response))
+                evidence = looks_cut(response if isinstance(response, str) else message_text(response[-1]))
                 if evidence:
                     yield Decision(self.unknown, evidence, index)
 
 
 def looks_cut(text: str) -> str | None:
-    """Return the evidence that a text was cut off, or None.
-
-    Example:
-
-    >>> looks_cut("They were happy. They were safe. And they lived ever aft")
-    'ends inside a sentence'
-    >>> looks_cut("def double(x):\\n    return 2 * x") is None
-    True
-    """
+    """Return the evidence that a text was cut off, or None."""
     text = text.rstrip()
     line = _ITEM.sub("", text.rsplit("\n", 1)[-1])
     if text.count("<think>") > text.count("</think>"):
@@ -113,7 +105,6 @@ class Repetition(GroupRule):
     action: DropOrFlag = Field("drop", description="`drop` or `flag`.")
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Measure each response."""
         for index, text in enumerate(group.texts):
             words = units(text)
             if len(words) >= self.min_words and repeated_share(words) >= self.share:
@@ -121,13 +112,7 @@ class Repetition(GroupRule):
 
 
 def repeated_share(words: list[str]) -> float:
-    """Return the share of words that lie in a run of fifteen words that occurred before.
-
-    Example:
-
-    >>> repeated_share("round and round the garden went the bear as happy as a bear can be".split() * 4)
-    0.75
-    """
+    """Return the share of words that lie in a run of fifteen words that occurred before."""
     if len(words) <= SPAN:
         return 0.0
     seen: set[tuple[str, ...]] = set()
@@ -180,10 +165,7 @@ class Refusals(GroupRule):
 
     action: DropOrFlag = Field("flag", description="`flag` or `drop`.")
     unless_share: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="With `drop`, only flag if at least this share of the group refuses.",
+        0.5, ge=0, le=1, description="With `drop`, only flag if at least this share of the group refuses."
     )
     patterns: list[str] = Field(
         default_factory=list, description="More regular expressions, searched in the first 240 characters."
@@ -200,7 +182,6 @@ class Refusals(GroupRule):
         return patterns
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Search the start of each response. The action depends on the share of the group that refuses."""
         found = [index for index, text in enumerate(group.texts) if refuses(text, self.patterns)]
         called_for = len(found) >= self.unless_share * len(group.responses)
         for index in found:
@@ -208,13 +189,7 @@ class Refusals(GroupRule):
 
 
 def refuses(text: str, more: Iterable[str] = ()) -> bool:
-    """Return whether a text starts with a refusal.
-
-    Example:
-
-    >>> refuses("I’m sorry, but I can’t assist with that."), refuses("I'm sorry for your loss. Try to write to him.")
-    (True, False)
-    """
+    """Return whether a text starts with a refusal, by the patterns of the package or `more`."""
     head = text[:HEAD]
     for spelling, common in SPELLINGS:
         head = head.replace(spelling, common)

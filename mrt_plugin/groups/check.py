@@ -1,35 +1,12 @@
 """Check groups. All requirements on a group are here."""
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-from mrt_plugin.groups.keys import canonical, group_id, prompt_key
-from mrt_plugin.groups.messages import (
-    SURROGATE,
-    Message,
-    Part,
-    clean_messages,
-    has_text,
-    is_sound,
-    kind,
-    response_text,
-)
+from mrt_plugin.groups.keys import canonical, digest, prompt_key
+from mrt_plugin.groups.messages import SURROGATE, Part, clean_messages, has_text, is_sound, kind, response_text
 from mrt_plugin.groups.problems import GroupReport, Problems
 from mrt_plugin.groups.shapes import PER_RESPONSE, RawGroup
-
-
-@dataclass
-class CheckedGroup:
-    """A checked group: N >= 1 non-empty responses, each with one score, weight and finish reason if there are any."""
-
-    id: str
-    prompt: str | list[Message]
-    responses: list[Any]
-    scores: list[float] | None
-    weights: list[float] | None
-    finish_reasons: list[str | None] | None
 
 
 class GroupChecker:
@@ -42,33 +19,37 @@ class GroupChecker:
         self.prompts: set[str] = set()
         self.ids: dict[str, int] = {}
 
-    def check_all(self, groups: Iterable[RawGroup]) -> Iterator[CheckedGroup]:
-        """Yield the groups that can be trained on. Add problems to `problems` and count decisions in `report`."""
-        for group in filter(None, map(self.check, groups)):
-            self.report.count_group(len(group.responses))
-            yield group
+    def check(self, raw: RawGroup) -> dict[str, Any] | None:
+        """Return a group's row: N >= 1 responses that are not empty, each with one score, weight and finish reason.
 
-    def check(self, raw: RawGroup) -> CheckedGroup | None:
-        """Check one group. Return None if it is dropped (counted) or has a problem (recorded)."""
+        None if the group is dropped (counted in the report) or has a problem (recorded).
+        """
         before = len(self.problems.found)
         prompt = self._text_or_messages(raw.prompt, "prompt", raw.place, raw.columns["prompt"])
         if prompt is not None and not (has_text(prompt) if isinstance(prompt, str) else prompt):
             self.problems.add(raw.place, raw.columns["prompt"], "it is empty: write the prompt, or remove the row.")
         responses = self._responses(raw)
-        columns = [self._per_response(raw, name) for name in PER_RESPONSE]
+        columns = {name: self._per_response(raw, name) for name in PER_RESPONSE}
         if prompt is None or len(self.problems.found) > before:
             return None
         kept = [index for index, response in enumerate(responses) if response is not None]
         if not kept:
             self.report.groups_without_responses.add(raw.place)
             return None
-        responses = [responses[index] for index in kept]
-        scores, weights, finish_reasons = (column and [column[index] for index in kept] for column in columns)
-        if weights is not None and not sum(weights) > 0:
+        row = {name: [column[index] for index in kept] for name, column in columns.items() if column is not None}
+        if "weights" in row and not sum(row["weights"]) > 0:
             what = "all weights are 0: give at least one response a positive weight."
             self.problems.add(raw.place, raw.columns["weights"], what)
-        self._count_repeats(raw, prompt, responses)
-        return CheckedGroup(self._id(raw, prompt, responses), prompt, responses, scores, weights, finish_reasons)
+        responses = [responses[index] for index in kept]
+        spelled = sorted(map(canonical, responses))
+        for _ in range(len(spelled) - len(set(spelled))):
+            self.report.duplicate_responses.add(raw.place)
+        key = prompt_key(prompt)
+        if key in self.prompts:
+            self.report.duplicate_prompts.add(raw.place)
+        self.prompts.add(key)
+        self.report.count_group(len(responses))
+        return {"id": self._id(raw, prompt, spelled), "prompt": prompt, "responses": responses, **row}
 
     def _responses(self, raw: RawGroup) -> list[Any]:
         """Return the responses, with None for each empty one."""
@@ -107,22 +88,20 @@ class GroupChecker:
             if form == first:
                 return value
             complaints.append(f"it is {form}, but {where} has {first}: use one form for all {part}s.")
-        for complaint in complaints:
-            self.problems.add(place, column, complaint)
+        self.problems.add(place, column, complaints[0])
         return None
 
     def _per_response(self, raw: RawGroup, name: str) -> list[Any] | None:
         """Return the scores, weights or finish reasons. None if there are none, or after a problem."""
-        values, column = getattr(raw, name), raw.columns[name]
+        values, column, place = getattr(raw, name), raw.columns[name], raw.place
         if raw.responses:
             state = "absent" if values is None else "given"
-            first, where = self.forms.setdefault(name, (state, raw.place))
+            first, where = self.forms.setdefault(name, (state, place))
             if state != first:
                 differ = f"they are {state} here, but {first} in {where}: give {name} for all groups or for none."
-                self.problems.add(raw.place, column, differ)
+                self.problems.add(place, column, differ)
         if values is None:
             return None
-        place = raw.place
         what: str | None = None
         if not isinstance(values, list):
             form = "strings" if name == "finish_reasons" else "numbers"
@@ -131,32 +110,18 @@ class GroupChecker:
             one = PER_RESPONSE[name].replace("_", " ")
             what = f"it has {len(values)} for {len(raw.responses)} responses: give one {one} for each response."
         else:
-            for index, value in enumerate(values):
-                what = _value_problem(name, value)
-                if what:
-                    place = raw.place_of(index)
-                    break
-        if what is None:
-            return values if name == "finish_reasons" else [float(value) for value in values]
+            found = ((index, _value_problem(name, value)) for index, value in enumerate(values))
+            index, what = next((item for item in found if item[1]), (0, None))
+            if what is None:
+                return values if name == "finish_reasons" else [float(value) for value in values]
+            place = raw.place_of(index)
         self.problems.add(place, column, what)
         return None
 
-    def _count_repeats(self, raw: RawGroup, prompt: Any, responses: list[Any]) -> None:
-        seen: set[bytes] = set()
-        for response in responses:
-            spelled = canonical(response)
-            if spelled in seen:
-                self.report.duplicate_responses.add(raw.place)
-            seen.add(spelled)
-        key = prompt_key(prompt)
-        if key in self.prompts:
-            self.report.duplicate_prompts.add(raw.place)
-        self.prompts.add(key)
-
-    def _id(self, raw: RawGroup, prompt: Any, responses: list[Any]) -> str:
+    def _id(self, raw: RawGroup, prompt: Any, spelled: list[bytes]) -> str:
         """Return the given id, or one made from the content. The second of identical rows gets `-2`, and so on."""
         if raw.id is None:
-            name = group_id(prompt, responses)
+            name = digest(b"group", canonical(prompt), *spelled).hex()
             self.ids[name] = self.ids.get(name, 0) + 1
             return name if self.ids[name] == 1 else f"{name}-{self.ids[name]}"
         name, problem = str(raw.id), id_problem(raw.id)
@@ -179,9 +144,8 @@ def id_problem(value: Any) -> str | None:
 
 
 def _value_problem(name: str, value: Any) -> str | None:
-    """Return the problem of a finish reason, a score or a weight, or None."""
     if name == "finish_reasons":
-        if value is not None and not isinstance(value, str):
+        if not isinstance(value, str | None):
             return 'it must be a list like ["stop", "length", null], one per response.'
         return SURROGATE if value is not None and not is_sound(value) else None
     one = PER_RESPONSE[name]

@@ -13,15 +13,12 @@ import pyarrow
 from datasets import Dataset, Features, Json, List, Value
 
 from mrt_plugin.groups.adapters import check_source, native_source
-from mrt_plugin.groups.batches import chunked, text_size
-from mrt_plugin.groups.check import CheckedGroup, GroupChecker
+from mrt_plugin.groups.batches import chunked
+from mrt_plugin.groups.check import GroupChecker
 from mrt_plugin.groups.problems import GroupReport, Problems
 from mrt_plugin.groups.shapes import read_raw_groups, read_source
 from mrt_plugin.groups.sources import open_source
-from mrt_plugin.groups.write import scratch_file, spelled
-
-CHUNK = 1000
-"""The most groups held in memory at a time while they are written."""
+from mrt_plugin.groups.write import CHUNK, arrow_table, scratch_file, spelled
 
 
 def load_groups(data: Any, *, split: str = "train", source: str | None = None) -> Dataset:
@@ -71,8 +68,8 @@ def read_groups(data: Any, *, split: str = "train", source: str | None = None) -
         rows, source = chain(first, rows), native_source(first[0][1]) if first else None
     raw = read_source(rows, source, problems, report) if source else read_raw_groups(rows, problems, report)
     # After the first problem the later groups are still checked, but not written.
-    groups = (group for group in GroupChecker(problems, report).check_all(raw) if not problems.found)
-    path = _store(groups, problems)
+    checked = map(GroupChecker(problems, report).check, raw)
+    path = _store((group for group in checked if group is not None and not problems.found), problems)
     if path is None:
         dropped = report.groups_without_responses.count
         if dropped:
@@ -85,11 +82,11 @@ def read_groups(data: Any, *, split: str = "train", source: str | None = None) -
     return Dataset.from_file(str(path)), report
 
 
-def _store(groups: Iterator[CheckedGroup], problems: Problems) -> Path | None:
-    """Write the groups to a file in the datasets cache, named by its content. Return None if there are no groups.
+def _store(groups: Iterator[dict[str, Any]], problems: Problems) -> Path | None:
+    """Write the groups to a file in the datasets cache, or return None if there are none. Raise any problems.
 
-    If the data has problems, they are raised here and no file is left. The file name holds the content's hash: changed
-    data is never mistaken for the old data, and equal data keeps its fingerprint, so caches of `datasets` stay valid.
+    The file name holds the content's hash: changed data is never mistaken for the old data, and equal data keeps its
+    fingerprint, so caches of `datasets` stay valid.
     """
     first = next(groups, None)
     if first is None:
@@ -100,12 +97,11 @@ def _store(groups: Iterator[CheckedGroup], problems: Problems) -> Path | None:
     state = hashlib.blake2b(repr(features).encode(), digest_size=16)
     with scratch_file(folder) as file:
         with pyarrow.ipc.new_stream(file, features.arrow_schema) as writer:
-            rows = ({name: spelled(getattr(group, name)) for name in features} for group in chain([first], groups))
-            for chunk in chunked(rows, CHUNK, text_size):
+            rows = ({name: spelled(value) for name, value in group.items()} for group in chain([first], groups))
+            for chunk in chunked(rows, CHUNK):
                 for row in chunk:
                     state.update(json.dumps(row).encode())
-                columns = {name: [row[name] for row in chunk] for name in features}
-                writer.write_table(Dataset.from_dict(columns, features=features).data.table)
+                writer.write_table(arrow_table(chunk, features))
         problems.raise_any()
         file.flush()
         path = folder / f"{state.hexdigest()}.arrow"
@@ -114,16 +110,16 @@ def _store(groups: Iterator[CheckedGroup], problems: Problems) -> Path | None:
     return path
 
 
-def _features(group: CheckedGroup) -> Features:
+def _features(group: dict[str, Any]) -> Features:
     """Return the columns. Messages are stored as JSON: Arrow would give all the same fields and fill in None."""
-    messages = List(Json())
-    text = Value("string")
+    messages, text = List(Json()), Value("string")
+    numbers = List(Value("float64"))
     features = {
         "id": text,
-        "prompt": text if isinstance(group.prompt, str) else messages,
-        "responses": List(text if isinstance(group.responses[0], str) else messages),
-        "scores": List(Value("float64")),
-        "weights": List(Value("float64")),
+        "prompt": text if isinstance(group["prompt"], str) else messages,
+        "responses": List(text if isinstance(group["responses"][0], str) else messages),
+        "scores": numbers,
+        "weights": numbers,
         "finish_reasons": List(text),
     }
-    return Features({name: kind for name, kind in features.items() if getattr(group, name) is not None})
+    return Features({name: features[name] for name in group})

@@ -18,26 +18,11 @@ Named = tuple[str, str | Path | None]
 def check_paths(
     written: Iterable[Named], read: Iterable[Named] = (), models: Iterable[str | Path | None] = ()
 ) -> None:
-    """Raise unless the files that a command writes differ from each other and from everything that it reads.
+    """Raise ValueError unless the files that a command writes differ from each other and from all that it reads.
 
-    Paths are compared as the file system resolves them: relative or absolute, through symbolic and hard links. Case
-    is ignored where the file system ignores it. A folder that is read includes everything in it.
-
-    Args:
-        written: every file that the command writes, including manifests and journals.
-        read: files and folders of data. A name that is not a path, such as a hub id or a module, is ignored. For
-            `file.py:function` the file is compared.
-        models: folders of models. A report may be written into one, but not over one of the model's own files.
-
-    Raises:
-        ValueError: names both paths.
-
-    Example:
-
-    >>> check_paths([("--output", "pool.jsonl"), ("--report", "pool.jsonl")])
-    Traceback (most recent call last):
-        ...
-    ValueError: --report pool.jsonl is the same file as --output pool.jsonl: write to another place.
+    Paths are compared as the file system resolves them, links and case included. A folder that is read includes
+    everything in it, and a model's folder only the model's own files. A name that is no path, such as a hub id or a
+    module, is ignored. For `file.py:function` the file is compared.
     """
     taken = [_Place(what, path) for what, text in read if text is not None and (path := _existing(text)) is not None]
     folders = [Path(folder).resolve() for folder in models if folder is not None and Path(folder).is_dir()]
@@ -45,7 +30,11 @@ def check_paths(
         if text is None:
             continue
         place = _Place(what, Path(text))
-        place.check_writable()
+        if place.path.exists() and not place.path.is_file():
+            raise ValueError(f"{place} is no ordinary file, and cannot be replaced by one: write to another place.")
+        above = next(folder for folder in place.path.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise ValueError(f"{place}: {above} is a file, not a folder: write to another place.")
         for other in taken:
             place.check_apart(other)
         for folder in folders:
@@ -75,7 +64,6 @@ class _Place:
         return Path(str(resolved).casefold()) if _folds_case(resolved.parent) else resolved
 
     def is_at(self, other: "_Place") -> bool:
-        """Return whether both are the same file."""
         both = self.path.exists() and other.path.exists()
         return (both and self.path.samefile(other.path)) or self.real == other.real
 
@@ -83,17 +71,9 @@ class _Place:
         """Raise ValueError if both are the same file, or one lies inside the other."""
         if self.is_at(other):
             raise ValueError(f"{self} is the same file as {other}: write to another place.")
-        if other.real in self.real.parents or self.real in other.real.parents:
-            inner, outer = (self, other) if other.real in self.real.parents else (other, self)
-            raise ValueError(f"{inner} lies in {outer}: write to another place.")
-
-    def check_writable(self) -> None:
-        """Raise ValueError if no file can be written here."""
-        if self.path.exists() and not self.path.is_file():
-            raise ValueError(f"{self} is no ordinary file, and cannot be replaced by one: write to another place.")
-        above = next(folder for folder in self.path.absolute().parents if folder.exists())
-        if not above.is_dir():
-            raise ValueError(f"{self}: {above} is a file, not a folder: write to another place.")
+        for inner, outer in ((self, other), (other, self)):
+            if outer.real in inner.real.parents:
+                raise ValueError(f"{inner} lies in {outer}: write to another place.")
 
 
 def _existing(text: str | Path) -> Path | None:

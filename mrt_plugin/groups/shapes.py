@@ -6,7 +6,7 @@ from itertools import chain
 from typing import Any, get_type_hints
 
 from mrt_plugin.groups.adapters import guess_source, parse_source
-from mrt_plugin.groups.adapters.adapter import Adapter, LeftOut, Mismatch, field_names
+from mrt_plugin.groups.adapters.adapter import LeftOut, Mismatch, field_names
 from mrt_plugin.groups.keys import canonical, digest
 from mrt_plugin.groups.messages import clean_messages, kind, without_empty_fields
 from mrt_plugin.groups.problems import DataError, GroupReport, Problems, Tally
@@ -24,12 +24,10 @@ SHAPES = (
 )
 """The shapes of rows: for each part of a group, the name of its column."""
 
-EXPECTED = "`prompt` and `responses`, or `prompt` and `completion`, or `messages`"
-
 
 @dataclass
 class RawGroup:
-    """A group as it was read, not yet checked, with the source's names for its columns."""
+    """A group as it was read, not yet checked."""
 
     place: str
     prompt: Any
@@ -44,7 +42,6 @@ class RawGroup:
     """The place of each response, if they are not all in one row."""
 
     def place_of(self, response: int) -> str:
-        """Return the place of one response."""
         return self.places[response] if self.places else f"{self.place}, response {response}"
 
 
@@ -58,7 +55,10 @@ def read_raw_groups(rows: Iterable[Row], problems: Problems, report: GroupReport
     shape = next((shape for shape in SHAPES if {shape["prompt"], shape["responses"]} <= found), None)
     if shape is None:
         names = ", ".join(f"`{name}`" for name in found) or "none"
-        problems.fail(f"it needs the columns {EXPECTED}; it has {names}. Rename the columns.{guess_source(first[1])}")
+        problems.fail(
+            "it needs the columns `prompt` and `responses`, or `prompt` and `completion`, or `messages`; it has "
+            f"{names}. Rename the columns.{guess_source(first[1])}"
+        )
     complete = _complete(chain([first], rows), shape, problems, report)
     if shape is SHAPES[0]:
         for place, row in complete:
@@ -85,25 +85,19 @@ def _regroup(rows: Iterable[Row], shape: Mapping[str, str], problems: Problems) 
     """Group rows of one response each by prompt. Holds all data in memory, since a prompt may recur at any time."""
     groups: dict[bytes, RawGroup] = {}
     for place, row in rows:
-        if shape["prompt"] == "messages":
-            prompt, response = split_conversation(row["messages"], place, problems)
-            if prompt is None:
-                continue
-        else:
-            prompt, response = row["prompt"], row["completion"]
-            if not isinstance(prompt, str | list):
-                problems.add(place, "prompt", f"it is {kind(prompt)}; it must be a string or a list of messages.")
-                continue
-        if isinstance(prompt, list):
-            prompt = without_empty_fields(prompt)
         try:
-            key = digest(canonical(prompt), size=16)
-        except (TypeError, ValueError) as problem:
-            problems.add(place, shape["prompt"], f"it cannot be written as JSON ({problem}): use strings.")
+            if shape["prompt"] == "messages":
+                prompt, response = _split_conversation(row["messages"])
+            else:
+                prompt, response = row["prompt"], row["completion"]
+            if not isinstance(prompt, str | list):
+                raise ValueError(f"it is {kind(prompt)}; it must be a string or a list of messages.")
+            prompt = without_empty_fields(prompt) if isinstance(prompt, list) else prompt
+            key = digest(_canonical(prompt), size=16)
+        except ValueError as problem:
+            problems.add(place, shape["prompt"], str(problem))
             continue
-        if key not in groups:
-            groups[key] = RawGroup(place, prompt, [], [], [], [], columns=shape, places=[])
-        group = groups[key]
+        group = groups.setdefault(key, RawGroup(place, prompt, [], [], [], [], columns=shape, places=[]))
         group.responses.append(response)
         for ours, name in PER_RESPONSE.items():
             getattr(group, ours).append(row.get(name))
@@ -115,43 +109,50 @@ def _regroup(rows: Iterable[Row], shape: Mapping[str, str], problems: Problems) 
         yield group
 
 
-def split_conversation(messages: Any, place: str, problems: Problems) -> tuple[Any, Any]:
+def _canonical(prompt: Any) -> bytes:
+    try:
+        return canonical(prompt)
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"it cannot be written as JSON ({problem}): use strings.") from None
+
+
+def _split_conversation(messages: Any) -> tuple[list[Any], list[Any]]:
     """Split a conversation into the prompt, up to the last user message, and the response, everything after it.
 
-    So earlier answers of the assistant belong to the prompt and are not trained on. Tool calls and results between
-    the last question and its final answer belong to the response. Returns (None, None) after a problem.
+    So earlier answers of the assistant are not trained on. Raises ValueError with the problem.
     """
-    complaints: list[str] = []
-    prompt, response = None, None
     if not isinstance(messages, list):
-        complaints.append(f"it is {kind(messages)}; it must be a list of messages.")
-    else:
-        users = [at for at, item in enumerate(messages) if isinstance(item, dict) and item.get("role") == "user"]
-        if not users:
-            complaints.append("no message from `user`: a conversation needs a question to answer.")
-        elif users[-1] == len(messages) - 1:
-            complaints.append("it ends with a user message: the assistant's answer is missing.")
-        else:
-            prompt = clean_messages(messages[: users[-1] + 1], "prompt", complaints.append)
-            response = clean_messages(messages[users[-1] + 1 :], "response", complaints.append)
-    for complaint in complaints:
-        problems.add(place, "messages", complaint)
-    return (None, None) if complaints else (prompt, response)
+        raise ValueError(f"it is {kind(messages)}; it must be a list of messages.")
+    users = [at for at, item in enumerate(messages) if isinstance(item, dict) and item.get("role") == "user"]
+    if not users:
+        raise ValueError("no message from `user`: a conversation needs a question to answer.")
+    if users[-1] == len(messages) - 1:
+        raise ValueError("it ends with a user message: the assistant's answer is missing.")
+    complaints: list[str] = []
+    prompt = clean_messages(messages[: users[-1] + 1], "prompt", complaints.append)
+    response = clean_messages(messages[users[-1] + 1 :], "response", complaints.append)
+    if complaints:
+        raise ValueError(" ".join(complaints))
+    return prompt, response
 
 
 def read_source(rows: Iterable[Row], source: str, problems: Problems, report: GroupReport) -> Iterator[RawGroup]:
     """Yield groups from the rows of a named source."""
-    adapter, options = parse_source(source)
-    for group in read_raw_groups(_converted(rows, adapter, options, problems, report), problems, report):
-        group.columns = {**SHAPES[0], **adapter.columns}
+    columns = {**SHAPES[0], **parse_source(source)[0].columns}
+    for group in read_raw_groups(_converted(rows, source, problems, report), problems, report):
+        group.columns = columns
         yield group
 
 
-def _converted(
-    rows: Iterable[Row], adapter: Adapter, options: Mapping[str, Any], problems: Problems, report: GroupReport
-) -> Iterator[Row]:
-    """Convert rows of the adapter's format. If the first row has another format, the error is raised at once."""
-    unused = _unused(adapter, options, problems, report)
+def _converted(rows: Iterable[Row], source: str, problems: Problems, report: GroupReport) -> Iterator[Row]:
+    """Convert rows of the source's format. If the first row has another format, the error is raised at once."""
+    adapter, options = parse_source(source)
+    unused = None  # the fields that a user's function reads are unknown, unless it declares them
+    if adapter.row is not None:
+        unused = Unused(get_type_hints(adapter.row), problems, report)
+    elif adapter.name == "fields":
+        names = {part for name in map(str, options.values()) for part in (name, name.split(".")[0])}
+        unused = Unused(names, problems, report, refuse=False)
     for number, (place, row) in enumerate(rows):
         try:
             checked = adapter.check_row(row)
@@ -181,13 +182,3 @@ def _converted(
         except Exception as error:
             error.add_note(f"The source {adapter.name!r} was reading {place}.")
             raise
-
-
-def _unused(adapter: Adapter, options: Mapping[str, Any], problems: Problems, report: GroupReport) -> Unused | None:
-    """Return what finds the columns that a source skips. None for a user's function that declares no columns."""
-    if adapter.row is not None:
-        return Unused(get_type_hints(adapter.row), problems, report)
-    if adapter.name != "fields":
-        return None
-    names = {part for name in map(str, options.values()) for part in (name, name.split(".")[0])}
-    return Unused(names, problems, report, refuse=False)

@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import pyarrow.parquet
 from datasets import Dataset, Features
 
-from mrt_plugin.groups.batches import batch_size, chunked, text_size
+from mrt_plugin.groups.batches import batch_size, chunked
 from mrt_plugin.groups.messages import is_sound
 
 try:
@@ -22,7 +22,7 @@ except ImportError:  # Windows: two processes that write the same file do not no
     fcntl = None  # type: ignore[assignment]
 
 CHUNK = 1000
-"""The most groups in a row group of a Parquet file. Fixed, since it affects the file's bytes."""
+"""The most groups written at a time, and in a row group of Parquet. Fixed, since it affects the file's bytes."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,9 @@ class Written:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file that gets its name only if the block succeeds. It is flushed to disk before that.
+    """Open a file that gets its name only if the block succeeds. Raise OSError, naming the path, if writing fails.
 
     Until then the file is `.NAME.partial` in the same folder. A file left by a killed process is overwritten.
-
-    Raises:
-        OSError: if the file cannot be written or another process is writing it. Names the path.
     """
     path = Path(path)
     partial = partial_path(path)
@@ -104,7 +101,7 @@ def partial_path(path: Path) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file that appears complete or not at all. Raises OSError, naming the path, if that fails."""
+    """Write a text file that appears complete or not at all."""
     with whole_file(path) as file:
         file.write(text.encode())
 
@@ -113,16 +110,6 @@ def write_groups(groups: Dataset, path: str | Path) -> Written:
     """Write groups as JSON lines or Parquet, by the path's ending. The file appears complete or not at all.
 
     The bytes depend only on the groups (and, for Parquet, on the version of pyarrow).
-
-    Raises:
-        ValueError: if the ending is neither `.jsonl` nor `.parquet`.
-        OSError: if the file cannot be written.
-
-    Example:
-
-    ```python
-    write_groups(select(load_groups("pool.jsonl"), "random_k", k=4), "chosen.jsonl")
-    ```
     """
     return write_rows(rows_of(groups), groups.features, path)
 
@@ -143,15 +130,19 @@ def write_rows(
     """
     path = Path(path)
     check_ending(path)
+    schema, table = features.arrow_schema, path.suffix == ".parquet"
     sizes: list[int] = []
-
-    def counted() -> Iterator[dict[str, Any]]:
-        for row in rows:
-            sizes.append(len(row["responses"]))
-            yield row
-
     with whole_file(path) as file:
-        (_write_parquet if path.suffix == ".parquet" else _write_lines)(counted(), features, file)
+        writing: Any = pyarrow.parquet.ParquetWriter(file, schema) if table else nullcontext()
+        with writing as writer:
+            for chunk in chunked(rows, CHUNK):
+                sizes += [len(row["responses"]) for row in chunk]
+                if table:
+                    writer.write_table(arrow_table(chunk, features))
+                    continue
+                for row in chunk:
+                    line = json.dumps({name: row[name] for name in features}, ensure_ascii=False)
+                    file.write(line.encode() + b"\n")
         file.flush()
         size, found = file.tell(), sha256_of(file.name)
         if sha256 not in (None, found):
@@ -172,16 +163,10 @@ def check_ending(path: Path) -> None:
         raise ValueError(f"{path}: write groups to a .jsonl or a .parquet file.")
 
 
-def _write_lines(rows: Iterable[dict[str, Any]], features: Features, file: BinaryIO) -> None:
-    for row in rows:
-        file.write(json.dumps({name: row[name] for name in features}, ensure_ascii=False).encode() + b"\n")
-
-
-def _write_parquet(rows: Iterable[dict[str, Any]], features: Features, file: BinaryIO) -> None:
-    with pyarrow.parquet.ParquetWriter(file, features.arrow_schema) as writer:
-        for chunk in chunked(rows, CHUNK, text_size):
-            columns = {name: [spelled(row[name]) for row in chunk] for name in features}
-            writer.write_table(Dataset.from_dict(columns, features=features).data.table)
+def arrow_table(rows: Sequence[dict[str, Any]], features: Features) -> pyarrow.Table:
+    """Encode rows as an Arrow table with the columns of `features`."""
+    columns = {name: [spelled(row[name]) for row in rows] for name in features}
+    return Dataset.from_dict(columns, features=features).data.table
 
 
 def spelled(value: Any) -> Any:

@@ -19,9 +19,9 @@ def fields(
     weight: str = "",
     id: str = "",
 ) -> Converted:
-    """Yield a group (`responses`) or one response of a group (`completion`) from the fields that the options name.
+    """Yield a group (`responses`) or one response of it (`completion`) from the fields that the options name.
 
-    A name with dots is a path. The path is followed into each item of a list.
+    A name with dots is a path, which is followed into each item of a list: `answers.text`.
     """
     if bool(responses) == bool(completion):
         raise ValueError(
@@ -30,22 +30,16 @@ def fields(
     names = {"prompt": prompt, "responses": responses, "scores": scores, "weights": weights}
     if completion:
         names = {"prompt": prompt, "completion": completion, "score": score, "weight": weight}
-    yield {ours: find(row, name) for ours, name in (names | {"id": id}).items() if name}
+    yield {ours: _find(row, name) for ours, name in (names | {"id": id}).items() if name}
 
 
-def find(row: dict[str, Any], name: str) -> Any:
-    """Return the value at a name or a dotted path.
-
-    Example:
-
-    >>> find({"answers": [{"text": "4"}, {"text": "Four."}]}, "answers.text")
-    ['4', 'Four.']
-    """
+def _find(row: dict[str, Any], name: str) -> Any:
     if name in row:  # a field name may itself contain dots
         return row[name]
     value: Any = row
-    for step, key in enumerate(name.split(".")):
-        value = _step(value, key, name, ".".join(name.split(".")[:step]))
+    keys = name.split(".")
+    for step, key in enumerate(keys):
+        value = _step(value, key, name, ".".join(keys[:step]))
     return value
 
 

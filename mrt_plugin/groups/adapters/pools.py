@@ -1,4 +1,4 @@
-"""Formats with all responses to a prompt in one row: UltraFeedback, GSM8K solutions, CodeContests and MOSAIC-1K."""
+"""Formats with a prompt and its responses in fields of their own, from Alpaca to MOSAIC-1K."""
 
 import math
 from collections.abc import Generator
@@ -8,6 +8,51 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from mrt_plugin.groups.adapters.adapter import Converted, LeftOut, Mismatch, adapter
+
+
+class AlpacaRow(TypedDict):
+    instruction: str
+    input: NotRequired[str | None]
+    output: str
+
+
+class AlpacaEvalRow(TypedDict):
+    instruction: str
+    output: str
+    generator: NotRequired[str | None]
+
+
+class GoldRow(TypedDict):
+    instruction: str
+    input: NotRequired[str | None]
+    answers: list[str]
+    gold_scores: list[float]
+
+
+def _with_input(instruction: str, given: str | None) -> str:
+    """Return the instruction, then any `input` under a heading, as in the code of arXiv 2606.00544."""
+    given = (given or "").strip()
+    return f"{instruction.strip()}\n\nInput:\n{given}" if given else instruction
+
+
+@adapter(prompt="instruction", responses="output")
+def alpaca(row: AlpacaRow) -> Converted:
+    """Yield one response of an Alpaca row (tatsu-lab/stanford_alpaca)."""
+    yield {"prompt": _with_input(row["instruction"], row.get("input")), "completion": row["output"]}
+
+
+@adapter(prompt="instruction", responses="output")
+def alpaca_eval(row: AlpacaEvalRow) -> Converted:
+    """Yield one response of AlpacaEval's outputs."""
+    yield {"prompt": row["instruction"], "completion": row["output"]}
+
+
+@adapter(prompt="instruction", responses="answers", scores="gold_scores")
+def gold_labelled(row: GoldRow) -> Converted:
+    """Yield one group of gold-labelled generations (tlc4418)."""
+    prompt = _with_input(row["instruction"].strip(), row.get("input"))
+    yield {"prompt": prompt, "responses": row["answers"], "scores": row["gold_scores"]}
+
 
 Completion = TypedDict(
     "Completion",
@@ -107,24 +152,21 @@ def code_contests(
     language: Literal["python3", "python2", "cpp", "java", "any"] = "python3",
     incorrect: bool = False,
 ) -> Converted:
-    """Yield one group: the problem and its solutions in one language.
-
-    With `incorrect`, incorrect solutions are included. A correct solution then has score 1 and an incorrect one 0.
-    """
+    """Yield one group: the problem and its solutions in one language. `incorrect` adds those, with score 0, not 1."""
     correct = yield from _in_language(row["solutions"], "solutions", language)
     group: dict[str, Any] = {"prompt": row["description"], "responses": correct}
     if incorrect:
-        none: Solutions = {"language": [], "solution": []}
-        wrong = yield from _in_language(row.get("incorrect_solutions") or none, "incorrect_solutions", language)
+        wrong = yield from _in_language(row.get("incorrect_solutions"), "incorrect_solutions", language)
         group |= {"responses": correct + wrong, "scores": [1.0] * len(correct) + [0.0] * len(wrong)}
     yield group
 
 
-def _in_language(solutions: Solutions, name: str, language: str) -> Generator[LeftOut, None, list[str]]:
-    if len(solutions["language"]) != len(solutions["solution"]):
-        raise Mismatch(name, f"{len(solutions['language'])} languages for {len(solutions['solution'])} solutions.")
+def _in_language(solutions: Solutions | None, name: str, language: str) -> Generator[LeftOut, None, list[str]]:
+    numbers, texts = (solutions["language"], solutions["solution"]) if solutions else ([], [])
+    if len(numbers) != len(texts):
+        raise Mismatch(name, f"{len(numbers)} languages for {len(texts)} solutions.")
     chosen = []
-    for number, text in zip(solutions["language"], solutions["solution"], strict=True):
+    for number, text in zip(numbers, texts, strict=True):
         if language == "any" or number == LANGUAGES[language]:
             chosen.append(text)
         else:
@@ -152,11 +194,7 @@ def mosaic_1k(
 ) -> Converted:
     """Yield a group for each of the first `variants` prompts of a cluster (arXiv 2606.00544).
 
-    The values of `responses`:
-
-    - `all` keeps every response of a variant.
-    - `cyclic_one` keeps one: the v-th of variant v (paraphrases with different answers).
-    - `same_one` keeps one: the response at `index` (paraphrases with corresponding answers).
+    `cyclic_one` keeps the v-th response of variant v, and `same_one` the response at `index` of each.
     """
     pools, prompts = row["responses"], row["prompt_variants"]
     if len(prompts) != len(pools):

@@ -31,19 +31,30 @@ class CompletionRow(TypedDict):
 @adapter(responses="chosen", scores="score_chosen")
 def trl_preference(row: PreferenceRow) -> Converted:
     """Yield one group of two. The scores are `score_chosen` and `score_rejected` if given, else 1 and 0."""
-    chosen, rejected = row["chosen"], row["rejected"]
+    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if isinstance(chosen, str) != isinstance(rejected, str):
         raise Mismatch("rejected", "one of chosen and rejected is a string, the other a list of messages.")
-    prompt = row.get("prompt")
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        if not (_starts_with_answer(chosen) and _starts_with_answer(rejected)):
-            prompt, chosen, rejected = _split_messages(chosen, rejected)
-    elif prompt is None:
-        prompt, chosen, rejected = _split_strings(str(chosen), str(rejected))
+    conversations = [side for side in (chosen, rejected) if isinstance(side, list)]
+    answers = [side for side in conversations if side and side[0].get("role") == "assistant"]
+    if len(answers) < len(conversations) or (not conversations and prompt is None):
+        length = _prompt_length(chosen, rejected)
+        prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
     if not prompt:
         raise Mismatch("prompt", "there is none, and chosen and rejected have no beginning in common.")
     scores = [row.get("score_chosen"), row.get("score_rejected")]
     yield {"prompt": prompt, "responses": [chosen, rejected], "scores": [1.0, 0.0] if None in scores else scores}
+
+
+def _prompt_length(chosen: Any, rejected: Any) -> int:
+    """Return the length of the common beginning, up to a space, or without an answer at the end of its messages."""
+    pairs = zip(chosen, rejected, strict=False)
+    length = next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(chosen), len(rejected)))
+    while length:
+        last = chosen[length - 1]
+        if last.isspace() if isinstance(last, str) else last.get("role") != "assistant":
+            break
+        length -= 1
+    return length
 
 
 @adapter(responses="completion", scores="score", weights="weight")
@@ -53,28 +64,3 @@ def trl_completion(row: CompletionRow) -> Converted:
     if score is None and label is not None:
         score = float(label)
     yield {"prompt": row["prompt"], "completion": row["completion"], "score": score, "weight": row.get("weight")}
-
-
-def _starts_with_answer(messages: list[dict[str, Any]]) -> bool:
-    return bool(messages) and messages[0].get("role") == "assistant"
-
-
-def _split_messages(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """Split off an implicit prompt: the common messages, without an answer at their end."""
-    length = 0
-    while length < min(len(chosen), len(rejected)) and chosen[length] == rejected[length]:
-        length += 1
-    while length and chosen[length - 1].get("role") == "assistant":
-        length -= 1
-    return chosen[:length], chosen[length:], rejected[length:]
-
-
-def _split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
-    """Split off an implicit prompt: the common beginning up to a space, so that no word is cut."""
-    length = 0
-    for index, (one, other) in enumerate(zip(chosen, rejected, strict=False)):
-        if one != other:
-            break
-        if one.isspace():
-            length = index + 1
-    return chosen[:length], chosen[length:], rejected[length:]
