@@ -87,7 +87,8 @@ def _map_on_ray(task: _Task, description: str) -> Dataset:
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
     found = ray.cluster_resources()
-    workers, needs = int(found.get("CPU", 1)), {"num_cpus": 1}
+    workers = int(found.get("CPU", 1))
+    needs: dict[str, Any] = {"num_cpus": 1}
     if task.threads is not None:
         cores = max(1, min(task.threads, *(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())))
         task, workers, needs = replace(task, threads=cores), workers // cores, {"num_cpus": cores}

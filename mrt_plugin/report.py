@@ -30,8 +30,7 @@ section h3 { font: bold 15px/1.4 Helvetica, Arial, sans-serif; white-space: pre-
 .panels p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: 15px; line-height: 1.4 }
 """
 
-SHOWN = 2000
-"""The most characters shown of a text that is printed for reading."""
+SHOWN = 2000  # characters of a text
 
 
 @dataclass

@@ -5,9 +5,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-EXAMPLES = 3
-"""The most places shown for each reason."""
-
 
 @dataclass
 class Entry:
@@ -19,12 +16,10 @@ class Entry:
     groups_dropped: int = 0
     """Groups that the rule dropped, or left without a response."""
     groups_added: int = 0
-    """Copies of groups."""
     responses_dropped: int = 0
     """Responses dropped one at a time."""
     responses_dropped_with_group: int = 0
     responses_added: int = 0
-    """Responses of the copies."""
     responses_changed: int = 0
     """Changed responses are kept. A response that two rules change is counted by both."""
     flagged: int = 0
@@ -50,12 +45,9 @@ class Entry:
         """Count decisions with one reason, and note the place of the first ones."""
         key = f"{action}: {reason}"
         self.reasons[key] += times
-        shown = self.examples.setdefault(key, [])
-        if len(shown) < EXAMPLES:
-            shown.append(place)
+        self.examples[key] = [*self.examples.get(key, []), place][:3]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields, for JSON."""
         return {
             "rule": self.rule,
             **{name: value for name, value in vars(self).items() if isinstance(value, int)},
@@ -101,7 +93,6 @@ class Ledger:
             raise RuntimeError(f"The ledger does not add up: {'; '.join(problems)}.")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the ledger for JSON."""
         dropped = {f"{number} {entry.rule}": entry.responses_gone for number, entry in enumerate(self.entries)}
         return {
             "groups_in": self.first.groups_in,

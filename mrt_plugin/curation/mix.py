@@ -43,11 +43,9 @@ def check_proportions(names: Iterable[str], proportions: Mapping[str, float], ma
 def plan_mix(
     sizes: Mapping[str, int], proportions: Mapping[str, float], *, total: int | None = None, max_repeats: int = 4
 ) -> list[MixPart]:
-    """Return the number of groups from each dataset, given the size and the proportion of each.
+    """Return the number of groups from each dataset. By default the `total` is as large as possible.
 
-    By default the `total` is as large as possible, but not larger than all datasets together. Data repeated up to four
-    times is nearly as good as new data, and more repeats are worth less and less (Muennighoff et al., arXiv
-    2305.16264, section 6). Raises ValueError, with the dataset and the remedy, if a proportion cannot be met.
+    Data repeated up to four times is nearly as good as new data (Muennighoff et al., arXiv 2305.16264, section 6).
     """
     check_proportions(sizes, proportions, max_repeats)
     all_shares = sum(Fraction(value) for value in proportions.values())
@@ -76,12 +74,9 @@ def plan_mix(
 
 
 class Mix(PoolRule):
-    """The rule of `mrt select --proportion`: a mix of the datasets that the groups came from. It is applied last, so
-    that the result has these proportions.
-    """
+    """The rule of `mrt select --proportion`. `owners` has the dataset of each group, by the group's id."""
 
     owners: dict[str, str]
-    """The dataset of each group, by the group's id."""
     proportions: dict[str, float]
     total: int | None = None
     max_repeats: int = 4
@@ -114,11 +109,7 @@ def _shuffled(ids: list[str], seed: int) -> list[int]:
 
 
 def combine(datasets: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
-    """Concatenate datasets of groups. Return the result, and the dataset's name for each group.
-
-    Columns that not all datasets have are left out, with a warning. If two groups have the same id, all ids get their
-    dataset's name as a prefix. Raises ValueError if datasets with strings and with messages are combined.
-    """
+    """Concatenate the columns that all datasets have. Return the result, and the dataset's name for each group."""
     first = next(iter(datasets))
     if len(datasets) == 1:
         return datasets[first], [first] * len(datasets[first])
@@ -154,15 +145,8 @@ def mix(
 ) -> tuple[Dataset, list[MixPart]]:
     """Combine datasets by proportions of groups, as `plan_mix` plans. Return the mix, and the part of each dataset.
 
-    Groups of large datasets are drawn, those of small ones repeated. The copies of a group have their own ids (`#2`,
-    `#3`, ...), so that a random selector keeps other responses in each. The draw depends on the seed and the ids, not
-    on the order of the rows.
-
-    Example:
-
-    ```python
-    mixed, parts = mix({"chat": chat, "code": code}, {"chat": 0.7, "code": 0.3}, seed=7)
-    ```
+    The copies of a group have their own ids (`#2`, `#3`, ...), so that a random selector keeps other responses in
+    each. The draw depends on the seed and the ids, not on the order of the rows.
     """
     sizes = {name: len(one) for name, one in datasets.items()}
     parts = plan_mix(sizes, proportions, total=total, max_repeats=max_repeats)

@@ -16,23 +16,17 @@ from datasketch import MinHash, MinHashLSH
 from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.text import normalised, prompt_text
 
-WIDTH = 5
-"""The characters of a shingle (a 5-gram)."""
-
 PERMUTATIONS = 128
 """The numbers of a signature. An estimated similarity J has a standard deviation of sqrt(J (1 - J) / 128) <= 0.045."""
 
 RECALL = 0.95
 """The share of pairs exactly at the threshold that the index must find. It finds more of the more similar pairs."""
 
-CHUNK = 20_000
-"""The shingles hashed at a time: 10 MiB."""
-
 
 def shingles(text: str) -> np.ndarray:
     """Return the distinct hashes of a normalised text's 5-grams, uint32, ascending. A shorter text is one shingle."""
     points = np.frombuffer(normalised(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
-    width = min(WIDTH, len(points))
+    width = min(5, len(points))
     hashes = np.zeros(len(points) - width + 1 if width else 0, dtype=np.uint64)
     for offset in range(width):  # a polynomial in an odd multiplier, modulo 2^64; the upper half is well mixed
         hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + points[offset : offset + len(hashes)]
@@ -59,8 +53,8 @@ def signature(text: str) -> np.ndarray:
     """Return the MinHash of a text's shingles, uint32 [128]."""
     sketch = _empty().copy()
     found = shingles(text)
-    for start in range(0, len(found), CHUNK):
-        sketch.update_batch(found[start : start + CHUNK].tolist())
+    for start in range(0, len(found), 20_000):  # 10 MiB at a time
+        sketch.update_batch(found[start : start + 20_000].tolist())
     values: np.ndarray = sketch.hashvalues
     return values
 
@@ -117,10 +111,7 @@ def near_any(signatures: np.ndarray, others: np.ndarray, threshold: float) -> np
 
 
 def clusters(signatures: np.ndarray, threshold: float) -> np.ndarray:
-    """Return the cluster of each text, [n] integers. Texts linked by a chain of near texts are in one cluster.
-
-    Another order of the texts gives the same clusters under other numbers.
-    """
+    """Return the cluster of each text, [n] integers. Texts linked by a chain of near texts are in one cluster."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -138,10 +129,10 @@ def clusters(signatures: np.ndarray, threshold: float) -> np.ndarray:
 
 @cache
 def bands(threshold: float) -> tuple[int, int]:
-    """Return the bands and rows of the index: the most rows that still find `RECALL` of the pairs at the threshold.
+    """Return the bands b and rows r of the index: the most rows that still find `RECALL` of the pairs.
 
-    A pair of similarity J shares a band of r rows with probability J^r, and any of b bands with 1 - (1 - J^r)^b
-    (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4).
+    A pair of similarity J shares a band with probability 1 - (1 - J^r)^b (Leskovec, Rajaraman and Ullman, Mining of
+    Massive Datasets, section 3.4).
     """
     for rows in range(PERMUTATIONS // 2, 1, -1):
         count = PERMUTATIONS // rows

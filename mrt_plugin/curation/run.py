@@ -22,9 +22,6 @@ from mrt_plugin.options import Engine
 
 logger = logging.getLogger(__name__)
 
-BATCH = 64
-"""The groups judged at a time."""
-
 JUDGED = ("id", "prompt", "responses", "scores", "finish_reasons")
 """The columns that rules see."""
 
@@ -34,12 +31,14 @@ Event = tuple[int, str, str, int | None]
 """A rule's number, the action, the reason, and the original index of the response (None for the group)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Curated:
-    """The remaining groups, and their origin."""
+    """The remaining groups, and their origin. `curate` applies one rule after the other to it."""
 
     groups: Dataset
     ledger: Ledger
+    ids: list[str]
+    """The ids of the original groups."""
     row: list[int]
     """For each group, its position in the original dataset."""
     origin: list[list[int]]
@@ -49,104 +48,17 @@ class Curated:
     events: list[tuple[int, Event]]
     """All decisions to drop, change or flag, with the group's position in the original dataset."""
 
-
-def curate(
-    groups: Dataset,
-    rules: str | Sequence[RuleSpec],
-    *,
-    tokenizer: Any = None,
-    seed: int = 0,
-    num_proc: int | None = None,
-    engine: Engine = "local",
-    ledger: Ledger | None = None,
-) -> Curated:
-    """Apply rules in order.
-
-    The result does not depend on the number of processes or the engine. Another order of the rows gives the same
-    groups in that order.
-
-    Args:
-        groups: groups as from `load_groups`. A column `finish_reasons` (a string or None per response) is used.
-        rules: names, `{name: options}`, or rule objects, in the order in which they are applied; or `default`. See
-            `parse_rules`.
-        tokenizer: the run's tokenizer, for the rules that count tokens or encode.
-        seed: the seed of random draws.
-        num_proc: the number of processes.
-        engine: `local`, or `ray` for the rules on single groups. Rules that compare groups always run here.
-        ledger: a ledger to continue, for instance `Ledger([reading_entry(report)])` with the report of `read_groups`,
-            so that it starts with the rows of the file. It is not modified.
-
-    Raises:
-        ValueError: if a rule or an option is unknown, a rule cannot work as asked, or no group remains.
-
-    Example:
-
-    ```python
-    from mrt_plugin import load_groups
-    from mrt_plugin.curation import curate
-
-    curated = curate(load_groups("pool.jsonl"), ["format", "truncation", {"refusals": {"action": "drop"}}])
-    curated.groups, curated.ledger.lines()
-    ```
-    """
-    parsed = parse_rules(rules)
-    check_engine(engine)
-    tools = Tools(tokenizer, seed, num_proc)
-    for rule in parsed:
-        rule.check_tools(tools)
-    run = _Run(groups, tools, Ledger(list(ledger.entries)) if ledger else Ledger())
-    for _, part in groupby(parsed, key=lambda rule: id(rule) if isinstance(rule, PoolRule) else None):
-        together = list(part)
-        if not len(run.groups):
-            break
-        if isinstance(together[0], PoolRule):
-            run.pool_rule(together[0])
-        else:
-            run.group_rules(together, engine)  # type: ignore[arg-type]
-    return run.finish()
-
-
-def reading_entry(*reports: GroupReport) -> Entry:
-    """Return the ledger's entry for reading files: what was there, and what was dropped because it was empty.
-
-    What a source leaves out on purpose is not counted as read, but named in the entry.
-    """
-    entry = Entry("reading", 0, 0)
-    for report in reports:
-        empty, bare = report.empty_responses, report.groups_without_responses
-        entry.groups_in += report.groups + bare.count
-        entry.responses_in += report.responses + empty.count
-        entry.groups_dropped += bare.count
-        entry.responses_dropped += empty.count
-        left_out = [("left out", what, tally) for what, tally in report.left_out.items()]
-        for action, reason, tally in [("drop", "empty", empty), ("drop", "no response", bare), *left_out]:
-            if tally.count:
-                entry.count(action, reason, f"{report.source}: {tally.first}", tally.count)
-    return entry
-
-
-class _Run:
-    """The groups that remain so far, with their origin, and the ledger."""
-
-    def __init__(self, groups: Dataset, tools: Tools, ledger: Ledger) -> None:
-        self.groups, self.tools, self.ledger = groups, tools, ledger
-        self.ids = groups["id"][:]
-        self.row = list(range(len(groups)))
-        self.origin = [list(range(size)) for size in pool_sizes(groups)]
-        self.changed: dict[tuple[int, int], Any] = {}
-        self.events: list[tuple[int, Event]] = []
-
-    def group_rules(self, rules: list[GroupRule], engine: Engine) -> None:
+    def _group_rules(self, rules: list[GroupRule], tools: Tools, engine: Engine) -> None:
         """Apply rules on single groups, in one pass over the data."""
         entries = [self._open(rules[0]), *(Entry(rule.name, 0, 0) for rule in rules[1:])]
         judged = map_batches(
             self.groups.select_columns([name for name in JUDGED if name in self.groups.features]),
             judge_batch,
-            {"rules": rules, "tools": self.tools},
+            {"rules": rules, "tools": tools},
             JUDGEMENT,
-            batch_size=BATCH,
+            batch_size=64,
             description=f"Curating ({', '.join(rule.name for rule in rules)})",
-            num_proc=self.tools.num_proc,
+            num_proc=tools.num_proc,
             engine=engine,
         )
         kept: list[list[int]] = judged["kept"][:]
@@ -185,10 +97,9 @@ class _Run:
                 left -= 1
                 entry.groups_dropped += not left
 
-    def pool_rule(self, rule: PoolRule) -> None:
-        """Apply a rule that compares groups."""
+    def _pool_rule(self, rule: PoolRule, tools: Tools) -> None:
         entry = self._open(rule)
-        found = rule.judge_pool(self.groups, self.tools)
+        found = rule.judge_pool(self.groups, tools)
         for action, reasons in (("drop", found.dropped), ("flag", found.flagged)):
             for place, reason in reasons.items():
                 self._account(place, [(0, action, reason, None)], [entry])
@@ -215,19 +126,83 @@ class _Run:
         if places != list(range(len(self.groups))):
             self.groups = repeat_groups(self.groups, places)
 
-    def finish(self) -> Curated:
-        """Count the result, check the sums, and refuse an empty result."""
-        groups, ledger = self.groups, self.ledger
-        ledger.groups_out = len(groups)
-        ledger.responses_out = sum(pool_sizes(groups))
-        ledger.responses_changed = len(self.changed)
-        ledger.responses_unchanged = sum(map(len, self.origin)) - len(self.changed)
-        ledger.check()
-        if not len(groups):
-            raise ValueError("curation leaves no group. " + " ".join(f"{line}." for line in ledger.lines()))
-        for line in ledger.lines():
-            logger.info(line)
-        return Curated(groups, ledger, self.row, self.origin, self.changed, self.events)
+
+def curate(
+    groups: Dataset,
+    rules: str | Sequence[RuleSpec],
+    *,
+    tokenizer: Any = None,
+    seed: int = 0,
+    num_proc: int | None = None,
+    engine: Engine = "local",
+    ledger: Ledger | None = None,
+) -> Curated:
+    """Apply rules in order. The result does not depend on the order of the rows, the processes or the engine.
+
+    Args:
+        groups: groups as from `load_groups`. A column `finish_reasons` (a string or None per response) is used.
+        rules: names, `{name: options}`, or rule objects, in the order in which they are applied; or `default`.
+        tokenizer: the run's tokenizer, for the rules that count tokens or encode.
+        seed: the seed of random draws.
+        num_proc: the number of processes.
+        engine: `local`, or `ray` for the rules on single groups. Rules that compare groups always run here.
+        ledger: a ledger to continue, for instance `Ledger([reading_entry(report)])` with the report of `read_groups`.
+            It is not modified.
+
+    Raises:
+        ValueError: if a rule or an option is unknown, a rule cannot work as asked, or no group remains.
+
+    Example:
+
+    ```python
+    from mrt_plugin import load_groups
+    from mrt_plugin.curation import curate
+
+    curated = curate(load_groups("pool.jsonl"), ["format", "truncation", {"refusals": {"action": "drop"}}])
+    curated.groups, curated.ledger.lines()
+    ```
+    """
+    parsed = parse_rules(rules)
+    check_engine(engine)
+    tools = Tools(tokenizer, seed, num_proc)
+    for rule in parsed:
+        rule.check_tools(tools)
+    origin = [list(range(size)) for size in pool_sizes(groups)]
+    entries = list(ledger.entries) if ledger else []
+    run = Curated(groups, Ledger(entries), groups["id"][:], list(range(len(groups))), origin, {}, [])
+    for _, part in groupby(parsed, key=lambda rule: id(rule) if isinstance(rule, PoolRule) else None):
+        together = list(part)
+        if not len(run.groups):
+            break
+        if isinstance(together[0], PoolRule):
+            run._pool_rule(together[0], tools)
+        else:
+            run._group_rules(together, tools, engine)  # type: ignore[arg-type]
+    left, changed = sum(pool_sizes(run.groups)), len(run.changed)
+    unchanged = sum(map(len, run.origin)) - changed
+    run.ledger = Ledger(entries, len(run.groups), left, unchanged, changed)
+    run.ledger.check()
+    if not len(run.groups):
+        raise ValueError("curation leaves no group. " + " ".join(f"{line}." for line in run.ledger.lines()))
+    for line in run.ledger.lines():
+        logger.info(line)
+    return run
+
+
+def reading_entry(*reports: GroupReport) -> Entry:
+    """Return the ledger's entry for reading files. What a source leaves out on purpose is named, not counted."""
+    entry = Entry("reading", 0, 0)
+    for report in reports:
+        empty, bare = report.empty_responses, report.groups_without_responses
+        entry.groups_in += report.groups + bare.count
+        entry.responses_in += report.responses + empty.count
+        entry.groups_dropped += bare.count
+        entry.responses_dropped += empty.count
+        left_out = [("left out", what, tally) for what, tally in report.left_out.items()]
+        for action, reason, tally in [("drop", "empty", empty), ("drop", "no response", bare), *left_out]:
+            if tally.count:
+                entry.count(action, reason, f"{report.source}: {tally.first}", tally.count)
+    return entry
 
 
 def judge_batch(batch: dict[str, list[Any]], *, rules: Sequence[GroupRule], tools: Tools) -> dict[str, list[Any]]:
@@ -288,7 +263,6 @@ def write_events(path: Path | str, groups: Dataset, curated: Curated) -> None:
         for row, (rule, action, reason, index) in curated.events:
             group = groups[row]
             line = {"id": group["id"], "rule": names[rule], "action": action, "reason": reason, "response": index}
-            line["prompt"] = group["prompt"]
-            if index is not None:
-                line["text"] = group["responses"][index]
+            text = {} if index is None else {"text": group["responses"][index]}
+            line |= {"prompt": group["prompt"], **text}
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

@@ -13,11 +13,9 @@ BYTES = 2**25
 
 
 def batch_size(groups: Dataset, most: int) -> int:
-    """Return the rows per batch, at most `most`, with which no batch of any shard has more than about 32 MiB of text.
-
-    A row larger than half the limit counts as half, so that a few very large rows do not make all batches small.
-    """
+    """Return the rows per batch with which no batch of any shard has more than about 32 MiB of text."""
     sizes = sum(_of_rows(groups, name, _bytes) for name in groups.column_names)
+    # A very large row counts as half the limit, so that a few of them do not make all batches small.
     ends = np.concatenate(([0], np.cumsum(np.minimum(sizes, BYTES // 2))))
     size = max(1, min(most, len(groups)))
     while size > 1 and (ends[size:] - ends[:-size]).max() > BYTES:
@@ -55,7 +53,7 @@ def text_size(value: Any) -> int:
 
 
 def _of_rows(groups: Dataset, column: str, measure: Callable[[pyarrow.Array], np.ndarray]) -> np.ndarray:
-    """Measure the values of a column. Returns int64 [n]."""
+    """Measure the values of a column, int64 [n]."""
     parts = [measure(chunk) for chunk in groups.data.column(column).chunks]
     values = np.concatenate([np.zeros(0, np.int64), *parts])
     return values if groups._indices is None else values[groups._indices.column(0).to_numpy()]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -12,27 +13,27 @@ import datasets
 import pyarrow
 from datasets import Dataset, Features, Json, List, Value
 
-from mrt_plugin.groups.adapters import check_source, native_source
+from mrt_plugin.groups.adapters import check_source, is_alpaca
 from mrt_plugin.groups.batches import chunked
-from mrt_plugin.groups.check import GroupChecker
 from mrt_plugin.groups.problems import GroupReport, Problems
-from mrt_plugin.groups.shapes import read_raw_groups, read_source
+from mrt_plugin.groups.shapes import GroupChecker, read_raw_groups, read_source
 from mrt_plugin.groups.sources import open_source
 from mrt_plugin.groups.write import CHUNK, arrow_table, scratch_file, spelled
+
+logger = logging.getLogger(__name__)
 
 
 def load_groups(data: Any, *, split: str = "train", source: str | None = None) -> Dataset:
     """Read and check prompts with several responses each, and log what was dropped.
 
     Args:
-        data: a JSONL, JSON or Parquet file, a directory written by `save_to_disk`, a hub id, or a
-            `datasets.Dataset`. A row is either a group or flat. A group has `prompt`, `responses`, and optionally
-            `scores`, `weights`, `finish_reasons`, `id`. A flat row has `prompt` and `completion`, or `messages`, and
-            optionally `score`, `weight`, `finish_reason`. Flat rows are regrouped by prompt. In `messages`,
-            everything up to the last user message is the prompt.
+        data: a JSONL, JSON or Parquet file, a directory written by `save_to_disk`, a hub id, or a `datasets.Dataset`.
+            A group has `prompt`, `responses`, and optionally `scores`, `weights`, `finish_reasons`, `id`. A flat row
+            has `prompt` and `completion`, or `messages` (up to the last user message is the prompt), and optionally
+            `score`, `weight`, `finish_reason`. Flat rows are regrouped by prompt.
         split: the split of a hub dataset or a `DatasetDict`. Files have none.
-        source: the public format of the rows, such as `nectar` or `code_contests:language=cpp`, or a function of
-            yours as `file.py:name` or `package.module:name`. See docs/sources.md. By default one of the formats above.
+        source: the public format of the rows (see docs/sources.md), such as `nectar` or `code_contests:language=cpp`,
+            or a function of yours as `file.py:name` or `package.module:name`. By default one of the formats above.
 
     Returns:
         A dataset stored on disk. Its columns are `id` (string), `prompt` (string or list of messages) and `responses`
@@ -65,7 +66,7 @@ def read_groups(data: Any, *, split: str = "train", source: str | None = None) -
     rows = reader.rows(problems)
     if source is None:
         first = list(islice(rows, 1))
-        rows, source = chain(first, rows), native_source(first[0][1]) if first else None
+        rows, source = chain(first, rows), "alpaca" if first and is_alpaca(first[0][1]) else None
     raw = read_source(rows, source, problems, report) if source else read_raw_groups(rows, problems, report)
     # After the first problem the later groups are still checked, but not written.
     checked = map(GroupChecker(problems, report).check, raw)
@@ -78,16 +79,14 @@ def read_groups(data: Any, *, split: str = "train", source: str | None = None) -
             counts = ", ".join(f"{tally.count:,} {what}" for what, tally in report.left_out.items())
             problems.fail(f"nothing is left of it. Left out: {counts}.")
         problems.fail("it is empty: write at least one row.")
-    report.log()
+    logger.info(report.summary())
+    for line in report.notes():
+        logger.warning(line)
     return Dataset.from_file(str(path)), report
 
 
 def _store(groups: Iterator[dict[str, Any]], problems: Problems) -> Path | None:
-    """Write the groups to a file in the datasets cache, or return None if there are none. Raise any problems.
-
-    The file name holds the content's hash: changed data is never mistaken for the old data, and equal data keeps its
-    fingerprint, so caches of `datasets` stay valid.
-    """
+    """Write the groups to a file of the datasets cache, or return None if there are none. Raise any problems."""
     first = next(groups, None)
     if first is None:
         problems.raise_any()
@@ -104,6 +103,7 @@ def _store(groups: Iterator[dict[str, Any]], problems: Problems) -> Path | None:
                 writer.write_table(arrow_table(chunk, features))
         problems.raise_any()
         file.flush()
+        # Named by its content: equal data keeps its fingerprint, and changed data is never mistaken for the old.
         path = folder / f"{state.hexdigest()}.arrow"
         if not path.exists():
             os.replace(file.name, path)
@@ -112,8 +112,7 @@ def _store(groups: Iterator[dict[str, Any]], problems: Problems) -> Path | None:
 
 def _features(group: dict[str, Any]) -> Features:
     """Return the columns. Messages are stored as JSON: Arrow would give all the same fields and fill in None."""
-    messages, text = List(Json()), Value("string")
-    numbers = List(Value("float64"))
+    messages, text, numbers = List(Json()), Value("string"), List(Value("float64"))
     features = {
         "id": text,
         "prompt": text if isinstance(group["prompt"], str) else messages,

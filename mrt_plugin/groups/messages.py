@@ -62,10 +62,7 @@ def without_empty_fields(messages: list[Any]) -> list[Any]:
 
 
 def clean_messages(value: list[Any], part: Part, complain: Callable[[str], None]) -> list[Message]:
-    """Check the order and content of messages, and return them without empty fields. Call `complain` for a problem.
-
-    A prompt ends with a `user` or a `tool` message. A response starts and ends with an `assistant` message.
-    """
+    """Check the content and order of messages, and return them without empty fields. `complain` gets a problem."""
     messages = without_empty_fields(value)
     for index, message in enumerate(messages):
         problem = _message_problem(message)

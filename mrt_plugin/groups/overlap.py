@@ -48,10 +48,7 @@ class PromptOverlap:
 
 
 def prompt_overlap(train: Dataset, held_out: Dataset) -> PromptOverlap:
-    """Find the held-out prompts that are in the training data, by `prompt_key`. Both are groups or prepared rows.
-
-    Prepared rows without names (filler, or not prepared here) cannot be compared.
-    """
+    """Find the held-out prompts that are in the training data. Both are groups, or prepared rows with names."""
     ours = dict.fromkeys(_names(held_out))
     found = {name for name in _names(train) if name in ours}
     return PromptOverlap(len(ours), tuple(name.partition(" ")[2] for name in ours if name in found))

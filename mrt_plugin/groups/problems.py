@@ -1,10 +1,7 @@
 """What reading a dataset finds: problems that stop it, and counts of everything that it drops or changes."""
 
-import logging
 from dataclasses import dataclass, field
 from typing import NoReturn
-
-logger = logging.getLogger(__name__)
 
 LIMIT = 20
 """The most problems shown at once: enough to see a pattern, few enough to read."""
@@ -132,8 +129,3 @@ class GroupReport:
             found = ", ".join(f"{name} ({plural(tally.count, 'row')})" for name, tally in self.unused.items())
             lines.append(f"{self.source}: these columns are not used: {found}.")
         return lines
-
-    def log(self) -> None:
-        logger.info(self.summary())
-        for line in self.notes():
-            logger.warning(line)

@@ -19,10 +19,7 @@ PER_RESPONSE = ("responses", "scores", "weights", "finish_reasons")
 def keep_responses(
     groups: Dataset, kept: Sequence[Sequence[int]], changed: Mapping[tuple[int, int], Any] | None = None
 ) -> Dataset:
-    """Return the groups with only the responses at the ascending indices `kept[group]`.
-
-    `changed` has new responses by (position of the group, index of the response in it).
-    """
+    """Keep the responses `kept[group]`, ascending. `changed` has new ones by (group, index)."""
     changed = changed or {}
     encoding = Features({"response": groups.features["responses"].feature})
 
@@ -83,7 +80,6 @@ def repeat_groups(groups: Dataset, positions: Sequence[int]) -> Dataset:
 
 
 def with_ids(groups: Dataset, ids: Sequence[str]) -> Dataset:
-    """Return the groups with new ids."""
     place = groups.column_names.index("id")
     column = pyarrow.array(list(ids), groups.features["id"].pa_type)
 

@@ -24,14 +24,13 @@ def edit_response(response: Any, edit: Callable[[str], str]) -> Any:
     """Return the response with `edit` applied to the assistant's text, or the same object if nothing changed."""
     if isinstance(response, str):
         return edit(response)
-    messages = []
-    for message in response:
-        content = message.get("content")
-        if message["role"] == "assistant" and isinstance(content, str):
-            edited = edit(content)
-            message = message if edited == content else {**message, "content": edited}
-        messages.append(message)
-    return response if all(new is old for new, old in zip(messages, response, strict=True)) else messages
+    messages = [
+        {**message, "content": edit(message["content"])}
+        if message["role"] == "assistant" and isinstance(message.get("content"), str)
+        else message
+        for message in response
+    ]
+    return response if messages == response else messages
 
 
 def normalised(text: str) -> str:

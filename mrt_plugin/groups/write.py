@@ -38,10 +38,7 @@ class Written:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file that gets its name only if the block succeeds. Raise OSError, naming the path, if writing fails.
-
-    Until then the file is `.NAME.partial` in the same folder. A file left by a killed process is overwritten.
-    """
+    """Open `.NAME.partial`, which gets its name only if the block succeeds. Errors name the path."""
     path = Path(path)
     partial = partial_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,11 +65,9 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def scratch_file(folder: Path) -> Iterator[BinaryIO]:
-    """Open a new file `tmpNAME.partial` in the folder. It is removed at the end of the block unless it was renamed.
-
-    A process locks its file while it writes. A file without a lock was left by a killed process, and is removed.
-    """
+    """Open a new file that is removed after the block unless it was renamed, or by the next call after a kill."""
     folder.mkdir(parents=True, exist_ok=True)
+    # A process locks its file while it writes. A file without a lock was left by a killed process.
     for left in folder.glob("tmp*.partial") if fcntl is not None else ():
         with suppress(OSError), left.open("rb") as file:  # another process is writing it, or has removed it
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,16 +96,12 @@ def partial_path(path: Path) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file that appears complete or not at all."""
     with whole_file(path) as file:
         file.write(text.encode())
 
 
 def write_groups(groups: Dataset, path: str | Path) -> Written:
-    """Write groups as JSON lines or Parquet, by the path's ending. The file appears complete or not at all.
-
-    The bytes depend only on the groups (and, for Parquet, on the version of pyarrow).
-    """
+    """Write groups as JSON lines or Parquet, by the ending. The bytes depend on the groups (and on pyarrow) alone."""
     return write_rows(rows_of(groups), groups.features, path)
 
 
@@ -124,10 +115,7 @@ def rows_of(groups: Dataset) -> Iterator[dict[str, Any]]:
 def write_rows(
     rows: Iterable[dict[str, Any]], features: Features, path: str | Path, *, sha256: str | None = None
 ) -> Written:
-    """Write groups as `write_groups` does, from rows and their columns in the order of the file.
-
-    Raises ValueError, and writes nothing, if the file would not have the expected `sha256`.
-    """
+    """Write rows as `write_groups` does. Without the expected `sha256`, write nothing and raise ValueError."""
     path = Path(path)
     check_ending(path)
     schema, table = features.arrow_schema, path.suffix == ".parquet"
@@ -177,6 +165,5 @@ def spelled(value: Any) -> Any:
 
 
 def sha256_of(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -100,7 +100,6 @@ class Adapter:
             raise _mismatch(error, row) from None
 
     def fits(self, row: dict[str, Any]) -> bool:
-        """Return whether a row has the fields of this format."""
         try:
             self.check_row(row)
         except Mismatch:
