@@ -51,14 +51,10 @@ def _is_path(name: str | Path) -> bool:
     text = os.fspath(name)
     if "://" in text:
         return False
+    if isinstance(name, Path) or text.startswith((".", "~", "/")) or text.endswith("/"):
+        return True
     first, *rest = Path(text).parts
-    return (
-        isinstance(name, Path)
-        or text.startswith((".", "~", "/"))
-        or text.endswith("/")
-        or len(rest) > 1
-        or (len(rest) == 1 and Path(first).is_dir())
-    )
+    return len(rest) > 1 or (len(rest) == 1 and Path(first).is_dir())
 
 
 def meant(path: Path) -> str:

@@ -26,8 +26,7 @@ RULES = {
 """The rules, in an order that suits most data. To add one, write its class in a file here, and add its line."""
 
 DEFAULT = ("format", "truncation", "token_length", "repetition", "refusals", "duplicate_prompts")
-"""The rules of `default`. They need no knowledge of the task: the others read what `format` cleaned, the slowest last.
-"""
+"""The rules of `default`, which need no knowledge of the task: first cleaning, last the slowest."""
 
 RuleSpec = str | dict[str, Any] | CurationRule
 """A rule as users write it: its name, `{name: options}`, or an object."""

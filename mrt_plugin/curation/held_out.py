@@ -14,10 +14,7 @@ from mrt_plugin.groups.text import normalised
 from mrt_plugin.options import Bounds
 
 SHARE = Bounds(gt=0, lt=1)
-"""The bounds of the held-out share: both sides get prompts."""
-
 THRESHOLD = Bounds(gt=0, le=1)
-"""The bounds of the similarity from which prompts are near."""
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,11 @@ class Entry:
     """Groups that the rule dropped, or left without a response."""
     groups_added: int = 0
     responses_dropped: int = 0
-    """Responses dropped one at a time."""
     responses_dropped_with_group: int = 0
     responses_added: int = 0
     responses_changed: int = 0
     """Changed responses are kept. A response that two rules change is counted by both."""
     flagged: int = 0
-    """Responses and groups that are kept and should be looked at."""
     reasons: Counter[str] = field(default_factory=Counter)
     """The number of decisions for each `action: reason`."""
     examples: dict[str, list[str]] = field(default_factory=dict)

@@ -1,8 +1,7 @@
 """Find texts that are nearly the same, by the Jaccard similarity of their character 5-grams.
 
-Characters work in every script. A prompt of twenty words keeps a similarity of about 0.8 when one word changes, where
-word 5-grams would fall to 0.5. For many texts the similarity is estimated by MinHash, and candidates are found by LSH
-(both from `datasketch`). The candidates are then compared by their signatures, so the other texts make no difference.
+Characters work in every script. For many texts the similarity is estimated by MinHash, and candidates are found by
+LSH. They are then compared by their signatures, so the other texts make no difference.
 """
 
 from collections.abc import Sequence

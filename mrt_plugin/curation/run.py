@@ -12,7 +12,7 @@ from datasets import Dataset, Features, List, Value
 
 from mrt_plugin.curation.config import RuleSpec, parse_rules
 from mrt_plugin.curation.ledger import Entry, Ledger
-from mrt_plugin.curation.rule import CurationRule, Decision, GroupRule, GroupView, PoolRule, Tools
+from mrt_plugin.curation.rule import Decision, GroupRule, GroupView, PoolRule, Tools
 from mrt_plugin.engine import check_engine, map_batches
 from mrt_plugin.groups.batches import pool_sizes
 from mrt_plugin.groups.problems import GroupReport
@@ -50,7 +50,7 @@ class Curated:
 
     def _group_rules(self, rules: list[GroupRule], tools: Tools, engine: Engine) -> None:
         """Apply rules on single groups, in one pass over the data."""
-        entries = [self._open(rules[0]), *(Entry(rule.name, 0, 0) for rule in rules[1:])]
+        entries = [Entry(rule.name, len(self.groups), sum(map(len, self.origin))) for rule in rules]
         judged = map_batches(
             self.groups.select_columns([name for name in JUDGED if name in self.groups.features]),
             judge_batch,
@@ -98,7 +98,7 @@ class Curated:
                 entry.groups_dropped += not left
 
     def _pool_rule(self, rule: PoolRule, tools: Tools) -> None:
-        entry = self._open(rule)
+        entry = Entry(rule.name, len(self.groups), sum(map(len, self.origin)))
         found = rule.judge_pool(self.groups, tools)
         for action, reasons in (("drop", found.dropped), ("flag", found.flagged)):
             for place, reason in reasons.items():
@@ -109,9 +109,6 @@ class Curated:
         stay = (place for place in range(len(self.groups)) if place not in found.dropped)
         places = [place for place in stay for _ in range(1 + found.repeated.get(place, 0))]
         self._take(places, [range(len(responses)) for responses in self.origin])
-
-    def _open(self, rule: CurationRule) -> Entry:
-        return Entry(rule.name, len(self.groups), sum(map(len, self.origin)))
 
     def _take(self, places: list[int], kept: Sequence[Sequence[int]]) -> None:
         """Continue with the groups at some places, and of each the responses that are kept."""

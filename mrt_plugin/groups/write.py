@@ -72,22 +72,18 @@ def scratch_file(folder: Path) -> Iterator[BinaryIO]:
         with suppress(OSError), left.open("rb") as file:  # another process is writing it, or has removed it
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
-    with _locked_file(folder) as file:
-        try:
-            yield file
-        finally:
-            Path(file.name).unlink(missing_ok=True)
-
-
-def _locked_file(folder: Path) -> Any:
     while True:
-        file = tempfile.NamedTemporaryFile(dir=folder, prefix="tmp", suffix=".partial", delete=False)  # noqa: SIM115
-        if fcntl is not None:
-            with suppress(OSError):  # without locks on this file system, no process removes the file
-                fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # removed by another process before it was locked
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="tmp", suffix=".partial", delete=False) as file:
+            if fcntl is not None:
+                with suppress(OSError):  # without locks on this file system, no process removes the file
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            if not os.fstat(file.fileno()).st_nlink:
+                continue  # another process removed it before it was locked
+            try:
+                yield file  # type: ignore[misc]
+                return
+            finally:
+                Path(file.name).unlink(missing_ok=True)
 
 
 def partial_path(path: Path) -> Path:
