@@ -5,7 +5,7 @@ import io
 import os
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import pyarrow
@@ -37,25 +37,11 @@ def map_batches(
     engine: Engine = "local",
     threads: int | None = None,
 ) -> Dataset:
-    """Apply a function to all groups, and return its results, n rows in the groups' order.
+    """Apply a function to batches of all groups, at most `batch_size` each. Return its results in the groups' order.
 
     The cache of `datasets` is not used, because it cannot detect changes in a user's function or in a model's file.
-
-    Args:
-        groups: n rows. The function gets every column.
-        function: a stateless function. It handles each group separately, so the result does not depend on batches
-            or workers.
-        kwargs: its other arguments; on Ray they are pickled.
-        features: the features of the result.
-        batch_size: maximum groups per call; large groups come in smaller batches.
-        description: the text of the progress bar.
-        num_proc: number of processes of the local engine.
-        engine: `local` or `ray`.
-        threads: on Ray, for a function that runs a model: the cores of a worker and the threads of its model. At most
-            the cores of the smallest machine are used. The last digits of the results depend on this number.
-
-    Raises:
-        ImportError: if Ray is asked for and not installed.
+    On Ray, a function that runs a model gets workers with that many `threads` and cores, or the cores of the smallest
+    machine. The last digits of the results depend on this number.
     """
     batch_size = bounded_size(groups, batch_size)
     if engine == "ray":
@@ -75,7 +61,7 @@ def map_batches(
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Task:
     groups: Dataset
     function: BatchFunction
@@ -87,13 +73,11 @@ class _Task:
 
 
 def _map_on_ray(task: _Task, description: str) -> Dataset:
-    """Run a task with Ray Data, on one or more machines.
+    """Run a task with Ray Data, on one or more machines: an existing connection (`RAY_ADDRESS`), or this machine.
 
     The driver sends only row numbers. Each worker reads its rows from the datasets cache, which must be on a disk
     that all machines can read (`HF_DATASETS_CACHE`). Workers are actors that receive the task once, so a model is
-    loaded once per worker. Results arrive in any order and are sorted by row, so they do not depend on the number of
-    workers. An existing connection to Ray (`RAY_ADDRESS`) is used; otherwise Ray is started on this machine. On
-    machines with GPUs, a worker that runs a model gets one.
+    loaded once per worker. Results are sorted by row. On machines with GPUs, a worker that runs a model gets one.
     """
     if importlib.util.find_spec("ray") is None:
         raise ImportError("engine='ray' needs Ray: pip install 'mrt-plugin[ray]'.")
@@ -102,12 +86,12 @@ def _map_on_ray(task: _Task, description: str) -> Dataset:
 
     if not ray.is_initialized():
         ray.init(log_to_driver=False)
-    needs: dict[str, Any] = {"num_cpus": 1}
     found = ray.cluster_resources()
     workers = int(found.get("CPU", 1))
+    needs: dict[str, Any] = {"num_cpus": 1}
     if task.threads is not None:
-        task.threads = max(1, min(task.threads, *(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())))
-        needs, workers = {"num_cpus": task.threads}, workers // task.threads
+        cores = max(1, min(task.threads, *(int(node["Resources"].get("CPU", 1)) for node in ray.nodes())))
+        task, workers, needs = replace(task, threads=cores), workers // cores, {"num_cpus": cores}
         if found.get("GPU"):
             needs["num_gpus"], workers = 1, min(workers, int(found["GPU"]))
     total = len(task.groups)

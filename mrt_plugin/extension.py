@@ -12,24 +12,15 @@ from typing import Any
 
 def is_extension(name: str) -> bool:
     """Return whether a name is a user's own (`package.module:name`, `file.py:name`), not one of the package's."""
-    place, colon, attribute = name.rpartition(":")
-    return bool(place and colon) and attribute.isidentifier()
+    place, _, attribute = name.rpartition(":")
+    return bool(place) and attribute.isidentifier()
 
 
 @cache
 def load_extension(name: str) -> Any:
-    """Return the object named by `package.module:name` or `path/to/file.py:name`.
-
-    Raises:
-        ValueError: if there is no such file, module or name.
-
-    Example:
-
-    >>> load_extension("math:pi")
-    3.141592653589793
-    """
-    place, colon, attribute = name.rpartition(":")
-    if not colon or not place:
+    """Return the object named by `package.module:name` or `path/to/file.py:name`, or raise ValueError."""
+    place, _, attribute = name.rpartition(":")
+    if not place:
         raise ValueError(f"{name!r} names no function: write package.module:function or path/to/file.py:function.")
     if place.endswith(".py"):
         path = Path(place)
@@ -49,16 +40,7 @@ def load_extension(name: str) -> Any:
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """Return the function named by `package.module:function` or `path/to/file.py:function`.
-
-    Raises:
-        ValueError: if there is no such function.
-
-    Example:
-
-    >>> load_function("math:sqrt")(9)
-    3.0
-    """
+    """Return the function of that name, or raise ValueError."""
     function = load_extension(name)
     if not callable(function):
         raise ValueError(f"{name!r}: this is no function.")
@@ -66,13 +48,7 @@ def load_function(name: str) -> Callable[..., Any]:
 
 
 def extension_files(name: str) -> list[Path]:
-    """Return the files that a user's object is written in: the file or module of its name, and where it is defined.
-
-    What these files import is not included.
-
-    Raises:
-        ValueError: if there is no such object.
-    """
+    """Return the files of a user's object: the file or module of its name, and where it is defined."""
     place = name.rpartition(":")[0]
     home = inspect.getmodule(inspect.unwrap(load_extension(name)))
     modules = [module for module in (sys.modules.get(place), home) if module is not None]

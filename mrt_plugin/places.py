@@ -30,28 +30,15 @@ def check_folder(name: str | Path) -> None:
 def check_data(name: str | Path) -> None:
     """Raise ValueError if a name is a path, not a hub id, and the path does not exist."""
     path = Path(name).expanduser()
-    if not path.exists() and (path.suffix.lower() in DATA_ENDINGS or is_path(name)):
+    if not path.exists() and (path.suffix.lower() in DATA_ENDINGS or _is_path(name)):
         raise ValueError(f"there is no such file: {name}{meant(path)}")
 
 
 def check_model(name: str | Path, holds: str | None = "config.json") -> None:
-    """Raise ValueError if a name is a path, not a hub id, and there is no model.
-
-    Args:
-        name: a folder, or a hub id such as `org/name`.
-        holds: a file that the folder must contain. None for any folder.
-
-    Example:
-
-    >>> check_model("org/name")
-    >>> check_model("./modles/llama")
-    Traceback (most recent call last):
-        ...
-    ValueError: there is no folder ./modles/llama.
-    """
+    """Raise ValueError if a name is a path, not a hub id, and there is no folder with the file `holds`."""
     path = Path(name).expanduser()
     if not path.exists():
-        if is_path(name):
+        if _is_path(name):
             raise ValueError(f"there is no folder {name}{meant(path)}")
         if meant(path) != ".":
             logger.warning("%s is looked up on the hub, since there is no such folder here%s", name, meant(path))
@@ -59,25 +46,15 @@ def check_model(name: str | Path, holds: str | None = "config.json") -> None:
         raise ValueError(f"the folder {name} has no {holds}: give the folder that the model was saved to.")
 
 
-def is_path(name: str | Path) -> bool:
-    """Return whether a name can only be a path. Hub ids are `name`, or `org/name` where no folder `org` exists.
-
-    Example:
-
-    >>> is_path("org/name"), is_path("./name"), is_path("a/b/c")
-    (False, True, True)
-    """
+def _is_path(name: str | Path) -> bool:
+    """Return whether a name can only be a path. Hub ids are `name`, or `org/name` where no folder `org` exists."""
     text = os.fspath(name)
     if "://" in text:
         return False
+    if isinstance(name, Path) or text.startswith((".", "~", "/")) or text.endswith("/"):
+        return True
     first, *rest = Path(text).parts
-    return (
-        isinstance(name, Path)
-        or text.startswith((".", "~", "/"))
-        or text.endswith("/")
-        or len(rest) > 1
-        or (len(rest) == 1 and Path(first).is_dir())
-    )
+    return len(rest) > 1 or (len(rest) == 1 and Path(first).is_dir())
 
 
 def meant(path: Path) -> str:

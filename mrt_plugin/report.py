@@ -30,28 +30,17 @@ section h3 { font: bold 15px/1.4 Helvetica, Arial, sans-serif; white-space: pre-
 .panels p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font-size: 15px; line-height: 1.4 }
 """
 
-SHOWN = 2000
-"""The most characters shown of a text that is printed for reading."""
+SHOWN = 2000  # characters of a text
 
 
 @dataclass
 class Report:
-    """Build a report: call the methods in the order of the content, then `html()`.
-
-    Example:
-
-    >>> report = Report("A plan")
-    >>> report.heading("Advice")
-    >>> report.text("Keep 4 responses.", lead=True)
-    >>> "Keep 4 responses." in report.html()
-    True
-    """
+    """Build a report: call the methods in the order of the content, then `html()`."""
 
     title: str
     parts: list[str] = field(default_factory=list)
 
     def heading(self, text: str) -> None:
-        """Start a section."""
         self.parts.append(f"<h2>{escape(text)}</h2>")
 
     def text(self, text: str, *, lead: bool = False) -> None:
@@ -59,11 +48,9 @@ class Report:
         self.parts.append(f'<p class="lead">{escape(text)}</p>' if lead else f"<p>{escape(text)}</p>")
 
     def list(self, items: Sequence[str]) -> None:
-        """Add a list of sentences."""
         self.parts.append("<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>")
 
     def code(self, text: str) -> None:
-        """Add text for copying."""
         self.parts.append(f"<pre>{escape(text)}</pre>")
 
     def table(
@@ -88,7 +75,6 @@ class Report:
         self.parts.append(f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>")
 
     def figure(self, figure: "Figure", caption: str) -> None:
-        """Add a matplotlib figure as SVG."""
         self.parts.append(f"<figure>{svg(figure)}<figcaption>{escape(caption)}</figcaption></figure>")
 
     def side_by_side(self, title: str, panels: Sequence[tuple[str, str]]) -> None:
@@ -96,13 +82,12 @@ class Report:
 
         def cut(text: str) -> str:
             more = len(text) - SHOWN
-            return escape(text) if more <= 0 else f"{escape(text[:SHOWN])} [... {more:,} more characters]"
+            return escape(text[:SHOWN]) + (f" [... {more:,} more characters]" if more > 0 else "")
 
         body = "".join(f"<div><h4>{escape(name)}</h4><p>{cut(text)}</p></div>" for name, text in panels)
         self.parts.append(f'<section><h3>{cut(title)}</h3><div class="panels">{body}</div></section>')
 
     def html(self) -> str:
-        """Return the complete file."""
         body = "\n".join(self.parts)
         return (
             f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(self.title)}</title>\n'
@@ -121,23 +106,13 @@ def svg(figure: "Figure") -> str:
 
 
 def shown(name: str) -> str:
-    """Escape a name for legends and ticks: matplotlib reads `$` as a formula and omits names that start with `_`.
-
-    Example:
-
-    >>> shown("_best"), shown("$5")
-    (' _best', '\\\\$5')
-    """
+    """Escape a name for legends and ticks: matplotlib reads `$` as a formula and omits names that start with `_`."""
     name = name.replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name
 
 
 def figure(width: float = 7, height: float = 4, columns: int = 1) -> "tuple[Figure, list]":
-    """Create a figure with its axes in one row, without a display or pyplot's global state.
-
-    Raises:
-        ImportError: if matplotlib is missing.
-    """
+    """Create a figure with its axes in one row, without a display or pyplot's global state."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

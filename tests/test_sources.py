@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from mrt_plugin import select
 from mrt_plugin.groups import DataError, load_groups, read_groups
 from mrt_plugin.groups.adapters import SOURCES, all_sources, guess_source, parse_source, source_files
+from mrt_plugin.groups.adapters.pools import trl_preference
 from mrt_plugin.groups.adapters.transcripts import parse_transcript
-from mrt_plugin.groups.adapters.trl import trl_preference
 
 FOLDER = Path(__file__).parent / "data" / "sources"
 SAMPLES = sorted(path.stem for path in FOLDER.glob("*.jsonl") if path.stem in set(SOURCES) - {"fields"})

@@ -11,7 +11,7 @@ from mrt_plugin.extension import is_extension, load_extension
 
 _HERE = "mrt_plugin.curation"
 RULES = {
-    "format": f"{_HERE}.format:Format",
+    "format": f"{_HERE}.texts:Format",
     "truncation": f"{_HERE}.texts:Truncation",
     "token_length": f"{_HERE}.run_rules:TokenLength",
     "repetition": f"{_HERE}.texts:Repetition",
@@ -20,27 +20,20 @@ RULES = {
     "check": f"{_HERE}.run_rules:Check",
     "duplicate_responses": f"{_HERE}.duplicates:DuplicateResponses",
     "duplicate_prompts": f"{_HERE}.duplicates:DuplicatePrompts",
-    "leakage": f"{_HERE}.leakage:Leakage",
+    "leakage": f"{_HERE}.duplicates:Leakage",
     "sample": f"{_HERE}.mix:Sample",
 }
 """The rules, in an order that suits most data. To add one, write its class in a file here, and add its line."""
 
 DEFAULT = ("format", "truncation", "token_length", "repetition", "refusals", "duplicate_prompts")
-"""The rules that `default` stands for: those that need no knowledge of the task.
-
-Cleaning comes first, because the other rules look at its result. Comparing prompts comes last: it is the slowest.
-"""
+"""The rules of `default`, which need no knowledge of the task: first cleaning, last the slowest."""
 
 RuleSpec = str | dict[str, Any] | CurationRule
 """A rule as users write it: its name, `{name: options}`, or an object."""
 
 
 def rule_class(name: str) -> type[CurationRule]:
-    """Return the rule of the package with that name.
-
-    Raises:
-        ValueError: if there is none. Lists the known names.
-    """
+    """Return the rule of the package with that name, or raise ValueError with the known names."""
     if name not in RULES:
         guess = get_close_matches(name, RULES, n=1)
         hint = f"did you mean {guess[0]}?" if guess else f"the rules are {', '.join(RULES)}."
@@ -50,53 +43,32 @@ def rule_class(name: str) -> type[CurationRule]:
 
 
 def parse_rules(specs: str | Sequence[RuleSpec] | None) -> list[CurationRule]:
-    """Return the rules of a list, with their options checked.
-
-    Args:
-        specs: a list as in a recipe's `mrt.curation:`. An item is a rule's name, `{name: options}`, or a rule. A name
-            may be `file.py:Class` or `package.module:Class` for a rule of the user's own. `default`, alone or as an
-            item, stands for the default rules. None for no rules.
-
-    Raises:
-        ValueError: names the rule and the option, the value, and what is allowed.
-
-    Example:
-
-    >>> [rule.name for rule in parse_rules(["format", {"token_length": {"response_max": 512}}])]
-    ['format', 'token_length']
-    """
+    """Return the checked rules of a list as in `mrt.curation:`. `default` stands for the default rules."""
     if specs is None:
         return []
     if isinstance(specs, str):
         specs = [specs]
     if not isinstance(specs, Sequence):
         raise ValueError(f"curation must be a list of rules, not {specs!r}. Write one per line: `- repetition`.")
-    rules: list[CurationRule] = []
-    for place, spec in enumerate(specs):
-        rules += [rule_class(name)() for name in DEFAULT] if spec == "default" else [_parse(spec, place)]
-    return rules
+    places = [(place, spec) for place, item in enumerate(specs) for spec in (DEFAULT if item == "default" else [item])]
+    return [spec if isinstance(spec, CurationRule) else _parse(spec, place) for place, spec in places]
 
 
 def _parse(spec: Any, place: int) -> CurationRule:
-    if isinstance(spec, CurationRule):
-        return spec
-    if isinstance(spec, str):
-        spec = {spec: None}
+    spec = {spec: None} if isinstance(spec, str) else spec
     if not isinstance(spec, dict) or len(spec) != 1:
         raise ValueError(
             f"curation[{place}] must be the name of a rule, or one name with its options as in "
             f"`- refusals: {{action: drop}}`, not {spec!r}."
         )
     name, options = next(iter(spec.items()))
+    where = f"curation[{place}] ({name})"
     if options is not None and not isinstance(options, dict):
-        raise ValueError(f"curation[{place}] ({name}): the options must be `name: value` pairs, not {options!r}.")
+        raise ValueError(f"{where}: the options must be `name: value` pairs, not {options!r}.")
     try:
-        if is_extension(str(name)):
-            return load_rule(name, options or {})
-        return rule_class(str(name))(**(options or {}))
+        return load_rule(name, options or {}) if is_extension(str(name)) else rule_class(str(name))(**(options or {}))
     except ValidationError as error:
         kind = load_extension(RULES.get(name, name))
-        where = f"curation[{place}] ({name})"
         raise ValueError("\n".join(_readable(where, kind, item) for item in error.errors())) from None
 
 

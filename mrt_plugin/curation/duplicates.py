@@ -1,14 +1,17 @@
-"""The rules `duplicate_responses` and `duplicate_prompts`: keep one of several texts that are nearly the same."""
+"""Rules on texts that are nearly the same: `duplicate_responses`, `duplicate_prompts` and `leakage`."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from mrt_plugin.curation.near import NearIndex, jaccard_matrix, prompt_signatures
-from mrt_plugin.curation.rule import Decision, GroupRule, GroupView, PoolDecisions, PoolRule, Tools
+from mrt_plugin.curation.near import NearIndex, jaccard_matrix, near_any, prompt_signatures, signature
+from mrt_plugin.curation.rule import Decision, DropOrFlag, GroupRule, GroupView, PoolDecisions, PoolRule, Tools
 from mrt_plugin.groups.keys import canonical, digest
+from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.sources import open_source
 from mrt_plugin.groups.text import normalised, prompt_text
 
 
@@ -22,23 +25,19 @@ class DuplicateResponses(GroupRule):
     threshold: float = Field(0.9, gt=0, le=1, description="From here two responses are the same; 1: equal texts only.")
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Go from the best response down, and keep each one that is not near one already kept."""
         if len(group.responses) == 1:
             return
         texts = [normalised(text) for text in group.texts]
-        place_of = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-        place = [place_of[text] for text in texts]
-        near = np.eye(len(place_of), dtype=bool)
-        if self.threshold < 1:
-            near = jaccard_matrix(list(place_of)) >= self.threshold
-        scores = group.scores or [0.0] * len(texts)
+        distinct = list(dict.fromkeys(texts))
+        place = [distinct.index(text) for text in texts]
+        near = jaccard_matrix(distinct) >= self.threshold if self.threshold < 1 else np.eye(len(distinct), dtype=bool)
+        scores = group.scores or [0.0] * len(place)
         hashes = [digest(b"curate", group.id.encode(), canonical(response)) for response in group.responses]
         kept: list[int] = []
-        for index in sorted(range(len(texts)), key=lambda index: (-scores[index], hashes[index])):
+        for index in sorted(range(len(place)), key=lambda index: (-scores[index], hashes[index])):
             found = {place[other] for other in kept if near[place[index], place[other]]}
             if found:
-                same = place[index] in found
-                yield Decision("drop", "repeats another" if same else "near another", index)
+                yield Decision("drop", "repeats another" if place[index] in found else "near another", index)
             else:
                 kept.append(index)
 
@@ -52,7 +51,6 @@ class DuplicatePrompts(PoolRule):
     threshold: float = Field(0.8, gt=0, le=1, description="The similarity from which two prompts are the same.")
 
     def judge_pool(self, groups: Dataset, tools: Tools) -> PoolDecisions:
-        """Go from the largest group down, and keep each one whose prompt is not near one already kept."""
         decisions = PoolDecisions()
         exact = [digest(normalised(prompt_text(prompt)).encode(), size=16) for prompt in groups["prompt"]]
         sizes = [len(responses) for responses in groups["responses"]]
@@ -71,3 +69,42 @@ class DuplicatePrompts(PoolRule):
             else:
                 index.insert(position, signatures[position])
         return decisions
+
+
+class Leakage(PoolRule):
+    """Drops groups whose prompt is nearly the same as a prompt of a benchmark or of another held-out set. The
+    files may have any format that `load_groups` reads; a prompt column is enough.
+    """
+
+    files: list[str] = Field(min_length=1, description="The files with the prompts that must not be trained on.")
+    column: str = Field("prompt", description="The column of the prompts: a string, or a list of messages.")
+    threshold: float = Field(0.8, gt=0, le=1, description="The similarity from which two prompts are the same.")
+    action: DropOrFlag = Field("drop", description="`drop` or `flag`.")
+
+    @field_validator("files")
+    @classmethod
+    def _exist(cls, files: list[str]) -> list[str]:
+        for file in files:
+            if Path(file).suffix and not Path(file).exists():
+                raise ValueError(f"there is no file {file} (looked in {Path(file).absolute().parent}).")
+        return files
+
+    def reads(self) -> list[Path]:
+        return [Path(file) for file in self.files if Path(file).is_file()]
+
+    def judge_pool(self, groups: Dataset, tools: Tools) -> PoolDecisions:
+        held_out = np.array([signature(text) for file in self.files for text in _prompts(file, self.column)])
+        near = near_any(prompt_signatures(groups, tools.num_proc), held_out, self.threshold)
+        found = dict.fromkeys(np.flatnonzero(near).tolist(), "near a held-out prompt")
+        return PoolDecisions(dropped=found) if self.action == "drop" else PoolDecisions(flagged=found)
+
+
+def _prompts(file: str, column: str) -> list[str]:
+    problems, texts = Problems(file), []
+    for place, row in open_source(file, "train").rows(problems):
+        if isinstance(row.get(column), str | list):
+            texts.append(prompt_text(row[column]))
+        else:
+            problems.add(place, column, f"no prompt here; the row has {', '.join(row) or 'nothing'}. Set `column`.")
+    problems.raise_any()
+    return texts

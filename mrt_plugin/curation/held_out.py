@@ -1,4 +1,4 @@
-"""Split groups into training and held-out ones, by clusters of near-duplicate prompts."""
+"""Split groups into training and held-out ones, by clusters of near-duplicate prompts, and measure what leaks."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -6,35 +6,37 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from mrt_plugin.curation.near import clusters, prompt_signatures
+from mrt_plugin.curation.near import clusters, near_any, prompt_signatures
+from mrt_plugin.groups.keys import digest, prompt_key
 from mrt_plugin.groups.keys import held_out as draws_held_out
-from mrt_plugin.groups.keys import prompt_key
+from mrt_plugin.groups.messages import response_text
+from mrt_plugin.groups.text import normalised
 from mrt_plugin.options import Bounds
 
+SHARE = Bounds(gt=0, lt=1)
+THRESHOLD = Bounds(gt=0, le=1)
 
-@dataclass
+
+@dataclass(frozen=True)
 class SplitReport:
-    """The counts of a split."""
+    """The counts of a split with the requested share of clusters."""
 
     share: float
-    """The requested share: the expected share of clusters."""
     seed: int
     threshold: float
-    train_groups: int = 0
-    held_out_groups: int = 0
-    clusters: int = 0
-    largest_cluster: int = 0
-    moved: int = 0
+    train_groups: int
+    held_out_groups: int
+    clusters: int
+    largest_cluster: int
+    moved: int
     """Groups that a split by prompt alone would have put on the other side, away from near prompts."""
-    parted_clusters: int = 0
+    parted_clusters: int
     """Clusters that a split by prompt alone would have divided. This split divides none."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields, for JSON."""
         return asdict(self)
 
     def summary(self) -> str:
-        """Return one line for people."""
         total = self.train_groups + self.held_out_groups
         return (
             f"held out: {self.held_out_groups:,} of {total:,} groups ({self.held_out_groups / max(total, 1):.1%}), by "
@@ -43,44 +45,13 @@ class SplitReport:
         )
 
 
-SHARE = Bounds(gt=0, lt=1)
-"""The bounds of the held-out share: both sides get prompts."""
-
-THRESHOLD = Bounds(gt=0, le=1)
-"""The bounds of the similarity from which prompts are near."""
-
-
 def split_held_out(
     groups: Dataset, share: float, *, seed: int = 0, threshold: float = 0.8, num_proc: int | None = None
 ) -> tuple[Dataset, Dataset, SplitReport]:
-    """Split the groups into training and held-out ones. Prompts of one cluster stay together.
+    """Split the groups into training and held-out ones. A cluster of near prompts stays together.
 
-    Prompts whose character 5-grams have a Jaccard similarity of at least `threshold`, directly or by a chain, are one
-    cluster. A cluster is held out if `mrt_plugin.groups.held_out` holds out its prompt with the smallest key. So the
-    order of the rows does not matter, and new data moves a prompt only by joining its cluster. Split before curation,
-    so that the held-out groups represent the data, not the rules.
-
-    Args:
-        groups: groups as from `load_groups`.
-        share: the expected share of clusters held out, in (0, 1).
-        seed: another seed gives another split.
-        threshold: the similarity from which prompts are near, in (0, 1].
-        num_proc: the number of processes that hash the prompts.
-
-    Returns:
-        Training groups, held-out groups, and the counts.
-
-    Raises:
-        ValueError: if the share is out of bounds, or one side would be empty.
-
-    Example:
-
-    ```python
-    from mrt_plugin import load_groups
-    from mrt_plugin.curation import split_held_out
-
-    train, held_out, report = split_held_out(load_groups("pool.jsonl"), 0.1, seed=7)
-    ```
+    A cluster is held out if `mrt_plugin.groups.held_out` holds out its prompt with the smallest key. So the order of
+    the rows does not matter, and new data moves a prompt only by joining its cluster.
     """
     SHARE.check("held_out", share)
     THRESHOLD.check("held_out_threshold", threshold)
@@ -91,18 +62,17 @@ def split_held_out(
     order = np.lexsort((keys, members))
     first = order[np.unique(members[order], return_index=True)[1]]
     side = alone[first][members]
-    sizes = np.bincount(members)
-    drawn = np.bincount(members, weights=alone)
+    sizes, drawn = np.bincount(members), np.bincount(members, weights=alone)
     report = SplitReport(
         share,
         seed,
         threshold,
-        int((~side).sum()),
-        int(side.sum()),
-        len(sizes),
-        int(sizes.max()),
-        int((side != alone).sum()),
-        int(((drawn > 0) & (drawn < sizes)).sum()),
+        train_groups=int((~side).sum()),
+        held_out_groups=int(side.sum()),
+        clusters=len(sizes),
+        largest_cluster=int(sizes.max()),
+        moved=int((side != alone).sum()),
+        parted_clusters=int(((drawn > 0) & (drawn < sizes)).sum()),
     )
     if side.all() or not side.any():
         raise ValueError(
@@ -112,3 +82,45 @@ def split_held_out(
             f"({threshold})."
         )
     return groups.select(np.flatnonzero(~side)), groups.select(np.flatnonzero(side)), report
+
+
+@dataclass(frozen=True)
+class LeakageReport:
+    """The overlap of a training set and a held-out set: groups with a prompt near one of the other side."""
+
+    train_groups: int
+    held_out_groups: int
+    near_train_groups: int
+    near_held_out_groups: int
+    shared_responses: int
+    """Held-out responses that are also in the training set, apart from case and white space: often short answers."""
+    examples: list[str]
+    """The ids of up to five of the near training groups."""
+
+    def summary(self) -> str:
+        return (
+            f"leakage: {self.near_train_groups:,} of {self.train_groups:,} training prompts are near a held-out one, "
+            f"{self.near_held_out_groups:,} of {self.held_out_groups:,} held-out prompts near a training one; "
+            f"{self.shared_responses:,} held-out responses are also in the training set."
+        )
+
+
+def measure_leakage(
+    train: Dataset, held_out: Dataset, *, threshold: float = 0.8, num_proc: int | None = None
+) -> LeakageReport:
+    """Measure how much of a held-out set is also in the training set. See `split_held_out` for `threshold`."""
+    signed_train, signed_held_out = (prompt_signatures(side, num_proc) for side in (train, held_out))
+    near = near_any(signed_train, signed_held_out, threshold)
+    answers = {name for batch in train["responses"] for name in map(_answer_key, batch)}
+    return LeakageReport(
+        len(train),
+        len(held_out),
+        int(near.sum()),
+        int(near_any(signed_held_out, signed_train, threshold).sum()),
+        sum(_answer_key(response) in answers for batch in held_out["responses"] for response in batch),
+        [train[int(position)]["id"] for position in np.flatnonzero(near)[:5]],
+    )
+
+
+def _answer_key(response: Any) -> bytes:
+    return digest(normalised(response_text(response)).encode())

@@ -5,9 +5,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-EXAMPLES = 3
-"""The most places shown for each reason."""
-
 
 @dataclass
 class Entry:
@@ -19,16 +16,12 @@ class Entry:
     groups_dropped: int = 0
     """Groups that the rule dropped, or left without a response."""
     groups_added: int = 0
-    """Copies of groups."""
     responses_dropped: int = 0
-    """Responses dropped one at a time."""
     responses_dropped_with_group: int = 0
     responses_added: int = 0
-    """Responses of the copies."""
     responses_changed: int = 0
     """Changed responses are kept. A response that two rules change is counted by both."""
     flagged: int = 0
-    """Responses and groups that are kept and should be looked at."""
     reasons: Counter[str] = field(default_factory=Counter)
     """The number of decisions for each `action: reason`."""
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -36,33 +29,26 @@ class Entry:
 
     @property
     def responses_gone(self) -> int:
-        """All responses dropped."""
         return self.responses_dropped + self.responses_dropped_with_group
 
     @property
     def groups_out(self) -> int:
-        """Groups passed to the next rule."""
         return self.groups_in - self.groups_dropped + self.groups_added
 
     @property
     def responses_out(self) -> int:
-        """Responses passed to the next rule."""
         return self.responses_in - self.responses_gone + self.responses_added
 
     def count(self, action: str, reason: str, place: str, times: int = 1) -> None:
         """Count decisions with one reason, and note the place of the first ones."""
         key = f"{action}: {reason}"
         self.reasons[key] += times
-        shown = self.examples.setdefault(key, [])
-        if len(shown) < EXAMPLES:
-            shown.append(place)
+        self.examples[key] = [*self.examples.get(key, []), place][:3]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields, for JSON."""
-        numbers = {name: value for name, value in vars(self).items() if isinstance(value, int)}
         return {
             "rule": self.rule,
-            **numbers,
+            **{name: value for name, value in vars(self).items() if isinstance(value, int)},
             "groups_out": self.groups_out,
             "responses_out": self.responses_out,
             "reasons": dict(sorted(self.reasons.items())),
@@ -72,15 +58,7 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The entries of one run in their order, and the counts of its result.
-
-    Example:
-
-    ```python
-    curated = curate(groups, ["repetition", "refusals"])
-    print(curated.ledger.lines())
-    ```
-    """
+    """The entries of one run in their order, and the counts of its result."""
 
     entries: list[Entry] = field(default_factory=list)
     groups_out: int = 0
@@ -95,11 +73,7 @@ class Ledger:
         return self.entries[0] if self.entries else Entry("", self.groups_out, self.responses_out)
 
     def check(self) -> None:
-        """Check that every group and response is accounted for.
-
-        Raises:
-            RuntimeError: if not, which is an error of this program.
-        """
+        """Raise RuntimeError, an error of this program, unless every group and response is accounted for."""
         problems = [
             f"{before.rule} let out what {after.rule} did not take in"
             for before, after in pairwise(self.entries)
@@ -117,17 +91,12 @@ class Ledger:
             raise RuntimeError(f"The ledger does not add up: {'; '.join(problems)}.")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the ledger for JSON."""
+        dropped = {f"{number} {entry.rule}": entry.responses_gone for number, entry in enumerate(self.entries)}
         return {
             "groups_in": self.first.groups_in,
             "responses_in": self.first.responses_in,
-            "groups_out": self.groups_out,
-            "responses_out": self.responses_out,
-            "responses_unchanged": self.responses_unchanged,
-            "responses_changed": self.responses_changed,
-            "dropped_by_rule": {
-                f"{number} {entry.rule}": entry.responses_gone for number, entry in enumerate(self.entries)
-            },
+            **{name: value for name, value in vars(self).items() if name != "entries"},
+            "dropped_by_rule": dropped,
             "entries": [entry.as_dict() for entry in self.entries],
         }
 

@@ -19,13 +19,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MixPart:
-    """One dataset of a mix."""
+    """One dataset of a mix: the groups that it has, and those in the mix, copies included."""
 
     name: str
     have: int
-    """The groups of the dataset."""
     take: int
-    """Its groups in the mix, copies included."""
 
 
 def check_proportions(names: Iterable[str], proportions: Mapping[str, float], max_repeats: int) -> None:
@@ -45,23 +43,9 @@ def check_proportions(names: Iterable[str], proportions: Mapping[str, float], ma
 def plan_mix(
     sizes: Mapping[str, int], proportions: Mapping[str, float], *, total: int | None = None, max_repeats: int = 4
 ) -> list[MixPart]:
-    """Return the number of groups from each dataset.
+    """Return the number of groups from each dataset. By default the `total` is as large as possible.
 
-    Args:
-        sizes: the number of groups of each dataset.
-        proportions: the share of each dataset in the mix. They need not sum to 1. Every dataset needs one.
-        total: the number of groups of the mix. By default as many as possible without repeating a group more than
-            `max_repeats` times, but not more than all datasets have together.
-        max_repeats: how often a group may occur. Data repeated up to four times is nearly as good as new data. More
-            repeats are worth less and less (Muennighoff et al., arXiv 2305.16264, section 6).
-
-    Raises:
-        ValueError: if a proportion cannot be met. Names the dataset and the remedy.
-
-    Example:
-
-    >>> [(part.name, part.take) for part in plan_mix({"chat": 900, "code": 100}, {"chat": 1, "code": 1})]
-    [('chat', 400), ('code', 400)]
+    Data repeated up to four times is nearly as good as new data (Muennighoff et al., arXiv 2305.16264, section 6).
     """
     check_proportions(sizes, proportions, max_repeats)
     all_shares = sum(Fraction(value) for value in proportions.values())
@@ -69,7 +53,11 @@ def plan_mix(
     most = min(Fraction(sizes[name] * max_repeats) / share for name, share in shares.items())
     if total is None:
         total = min(int(most), sum(sizes[name] for name in shares))
-    takes = _apportion(shares, total)
+    # Round by the largest remainders; in a tie by the first name.
+    takes = {name: int(share * total) for name, share in shares.items()}
+    remainders = sorted(shares, key=lambda name: (takes[name] - shares[name] * total, name))
+    for name in remainders[: total - sum(takes.values())]:
+        takes[name] += 1
     for name, take in takes.items():
         if take > sizes[name] * max_repeats:
             raise ValueError(
@@ -77,68 +65,55 @@ def plan_mix(
                 f"it has {sizes[name]:,}, and each may occur at most {max_repeats} times. Lower the total to "
                 f"{int(most):,}, lower the proportion of {name}, raise max_repeats, or add data."
             )
-    for name, take in takes.items():
-        if not take:
-            raise ValueError(
-                f"a mix of {total:,} groups has room for none from {name}: raise the total, or leave it out."
-            )
+    empty = next((name for name, take in takes.items() if not take), None)
+    if empty is not None:
+        raise ValueError(
+            f"a mix of {total:,} groups has room for none from {empty}: raise the total, or leave it out."
+        )
     return [MixPart(name, sizes[name], takes[name]) for name in sizes if name in takes]
 
 
-def _apportion(shares: Mapping[str, Fraction], total: int) -> dict[str, int]:
-    """Round the shares of `total` to integers with that sum, by the largest remainders; in a tie by the first name."""
-    takes = {name: int(share * total) for name, share in shares.items()}
-    remainders = sorted(shares, key=lambda name: (takes[name] - shares[name] * total, name))
-    for name in remainders[: total - sum(takes.values())]:
-        takes[name] += 1
-    return takes
-
-
 class Mix(PoolRule):
-    """The rule of `mrt select --proportion`: a mix of the datasets that the groups came from. It is applied last, so
-    that the result has these proportions.
-    """
+    """The rule of `mrt select --proportion`. `owners` has the dataset of each group, by the group's id."""
 
     owners: dict[str, str]
-    """The dataset of each group, by the group's id."""
     proportions: dict[str, float]
     total: int | None = None
     max_repeats: int = 4
 
     def judge_pool(self, groups: Dataset, tools: Tools) -> PoolDecisions:
-        """Drop groups that are not drawn, and repeat groups that are drawn again."""
         ids = groups["id"][:]
         owners = [self.owners[name] for name in ids]
         sizes = dict.fromkeys(self.owners.values(), 0) | Counter(owners)
         parts = plan_mix(sizes, self.proportions, total=self.total, max_repeats=self.max_repeats)
-        taken = Counter(mix_positions(ids, owners, parts, tools.seed))
+        taken = Counter(_mix_positions(ids, owners, parts, tools.seed))
         return PoolDecisions(
             dropped={place: "not drawn" for place in range(len(ids)) if place not in taken},
-            repeated={place: times - 1 for place, times in taken.items() if times > 1},
+            repeated={place: times - 1 for place, times in taken.items()},
         )
 
 
-def mix_positions(ids: Sequence[str], owners: Sequence[str], parts: Sequence[MixPart], seed: int) -> list[int]:
+def _mix_positions(ids: Sequence[str], owners: Sequence[str], parts: Sequence[MixPart], seed: int) -> list[int]:
     """Return the positions of the groups of a mix, ascending. The draw does not depend on the order of the groups."""
     taken: list[int] = []
     for part in parts:
         own = [place for place, owner in enumerate(owners) if owner == part.name]
         rounds, rest = divmod(part.take, len(own))
-        taken += own * rounds + [own[index] for index in shuffled([ids[place] for place in own], seed)[:rest]]
+        taken += own * rounds + [own[index] for index in _shuffled([ids[place] for place in own], seed)[:rest]]
     return sorted(taken)
 
 
-def combine(datasets: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
-    """Concatenate datasets of groups. Return the result, and the dataset's name for each group.
+def _shuffled(ids: list[str], seed: int) -> list[int]:
+    """Return the positions in an order that depends on the ids and the seed only, not on the given order."""
+    return sorted(range(len(ids)), key=lambda place: digest(b"sample", str(seed).encode(), ids[place].encode()))
 
-    Columns that not all datasets have are left out, with a warning. If two groups have the same id, all ids get their
-    dataset's name as a prefix. Raises ValueError if datasets with strings and with messages are combined.
-    """
+
+def combine(datasets: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
+    """Concatenate the columns that all datasets have. Return the result, and the dataset's name for each group."""
     first = next(iter(datasets))
     if len(datasets) == 1:
         return datasets[first], [first] * len(datasets[first])
-    columns = [one.column_names for one in datasets.values()]
-    shared = [name for name in columns[0] if all(name in others for others in columns)]
+    shared = [name for name in datasets[first].column_names if all(name in one.features for one in datasets.values())]
     parts = []
     for name, one in datasets.items():
         for column in ("prompt", "responses"):
@@ -168,30 +143,15 @@ def mix(
     max_repeats: int = 4,
     seed: int = 0,
 ) -> tuple[Dataset, list[MixPart]]:
-    """Combine datasets by proportions of groups. Groups of large datasets are drawn, those of small ones repeated.
+    """Combine datasets by proportions of groups, as `plan_mix` plans. Return the mix, and the part of each dataset.
 
     The copies of a group have their own ids (`#2`, `#3`, ...), so that a random selector keeps other responses in
-    each. See `plan_mix` for `total`, `max_repeats` and the errors.
-
-    Args:
-        datasets: groups by name.
-        proportions: a share for each name.
-        seed: the seed of the draw, which depends on the ids but not on the order of the rows.
-
-    Returns:
-        The mix, in the order of the datasets, and the part of each dataset.
-
-    Example:
-
-    ```python
-    mixed, parts = mix({"chat": chat, "code": code}, {"chat": 0.7, "code": 0.3}, seed=7)
-    ```
+    each. The draw depends on the seed and the ids, not on the order of the rows.
     """
-    parts = plan_mix(
-        {name: len(one) for name, one in datasets.items()}, proportions, total=total, max_repeats=max_repeats
-    )
+    sizes = {name: len(one) for name, one in datasets.items()}
+    parts = plan_mix(sizes, proportions, total=total, max_repeats=max_repeats)
     together, owners = combine(datasets)
-    return repeat_groups(together, mix_positions(together["id"][:], owners, parts, seed)), parts
+    return repeat_groups(together, _mix_positions(together["id"][:], owners, parts, seed)), parts
 
 
 class Sample(PoolRule):
@@ -203,22 +163,14 @@ class Sample(PoolRule):
     max_repeats: int = Field(4, ge=1, description="How often a group may occur.")
 
     def judge_pool(self, groups: Dataset, tools: Tools) -> PoolDecisions:
-        """Take complete rounds of all groups, then the first groups of a shuffled order."""
-        if self.groups > len(groups) * self.max_repeats:
+        most = len(groups) * self.max_repeats
+        if self.groups > most:
             raise ValueError(
                 f"curation rule `sample` cannot make {self.groups:,} groups of {len(groups):,}, each at most "
-                f"{self.max_repeats} times: that is at most {len(groups) * self.max_repeats:,}. Lower groups, raise "
-                "max_repeats, or add data."
+                f"{self.max_repeats} times: that is at most {most:,}. Lower groups, raise max_repeats, or add data."
             )
         rounds, rest = divmod(self.groups, len(groups))
-        order = shuffled(groups["id"], tools.seed)
-        more = set(order[:rest])
+        order = _shuffled(groups["id"], tools.seed)
         if rounds == 0:
             return PoolDecisions(dropped=dict.fromkeys(order[rest:], "not drawn"))
-        copies = {position: rounds - 1 + (position in more) for position in order}
-        return PoolDecisions(repeated={position: count for position, count in copies.items() if count})
-
-
-def shuffled(ids: list[str], seed: int) -> list[int]:
-    """Return the positions in an order that depends on the ids and the seed only, not on the given order."""
-    return sorted(range(len(ids)), key=lambda place: digest(b"sample", str(seed).encode(), ids[place].encode()))
+        return PoolDecisions(repeated={place: rounds - (number >= rest) for number, place in enumerate(order)})

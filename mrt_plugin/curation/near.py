@@ -1,11 +1,10 @@
 """Find texts that are nearly the same, by the Jaccard similarity of their character 5-grams.
 
-Characters work in every script. A prompt of twenty words keeps a similarity of about 0.8 when one word changes, where
-word 5-grams would fall to 0.5. For many texts the similarity is estimated by MinHash, and candidates are found by LSH
-(both from `datasketch`). The candidates are then compared by their signatures, so the other texts make no difference.
+Characters work in every script. For many texts the similarity is estimated by MinHash, and candidates are found by
+LSH. They are then compared by their signatures, so the other texts make no difference.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -16,26 +15,17 @@ from datasketch import MinHash, MinHashLSH
 from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.text import normalised, prompt_text
 
-WIDTH = 5
-"""The characters of a shingle (a 5-gram)."""
-
 PERMUTATIONS = 128
 """The numbers of a signature. An estimated similarity J has a standard deviation of sqrt(J (1 - J) / 128) <= 0.045."""
 
 RECALL = 0.95
 """The share of pairs exactly at the threshold that the index must find. It finds more of the more similar pairs."""
 
-CHUNK = 20_000
-"""The shingles hashed at a time: 10 MiB."""
-
 
 def shingles(text: str) -> np.ndarray:
-    """Return the distinct hashes of a text's character 5-grams, uint32, ascending. A shorter text is one shingle.
-
-    Case, white space and compatibility forms make no difference.
-    """
+    """Return the distinct hashes of a normalised text's 5-grams, uint32, ascending. A shorter text is one shingle."""
     points = np.frombuffer(normalised(text).encode("utf-32-le", "surrogatepass"), dtype=np.uint32).astype(np.uint64)
-    width = min(WIDTH, len(points))
+    width = min(5, len(points))
     hashes = np.zeros(len(points) - width + 1 if width else 0, dtype=np.uint64)
     for offset in range(width):  # a polynomial in an odd multiplier, modulo 2^64; the upper half is well mixed
         hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + points[offset : offset + len(hashes)]
@@ -62,8 +52,8 @@ def signature(text: str) -> np.ndarray:
     """Return the MinHash of a text's shingles, uint32 [128]."""
     sketch = _empty().copy()
     found = shingles(text)
-    for start in range(0, len(found), CHUNK):
-        sketch.update_batch(found[start : start + CHUNK].tolist())
+    for start in range(0, len(found), 20_000):  # 10 MiB at a time
+        sketch.update_batch(found[start : start + 20_000].tolist())
     values: np.ndarray = sketch.hashvalues
     return values
 
@@ -91,15 +81,7 @@ def _sign(batch: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 class NearIndex:
-    """Find the texts at or above a Jaccard similarity among those inserted so far.
-
-    Example:
-
-    >>> index = NearIndex(0.8)
-    >>> index.insert(0, signature("What is the capital of France? Answer in one word."))
-    >>> index.near(signature("what is the capital of France?  Answer in one word"))
-    [0]
-    """
+    """Find the texts at or above a Jaccard similarity among those inserted so far, all given by their signatures."""
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
@@ -107,7 +89,6 @@ class NearIndex:
         self.signatures: dict[int, np.ndarray] = {}
 
     def insert(self, key: int, signed: np.ndarray) -> None:
-        """Add a text by its signature."""
         self.signatures[key] = signed
         self.index.insert(key, _sketch(signed), check_duplication=False)
 
@@ -129,40 +110,28 @@ def near_any(signatures: np.ndarray, others: np.ndarray, threshold: float) -> np
 
 
 def clusters(signatures: np.ndarray, threshold: float) -> np.ndarray:
-    """Return the cluster of each text, [n] integers. Texts linked by a chain of near texts are in one cluster.
-
-    A split that cuts a chain would leave near texts on both sides. Another order of the texts gives the same clusters
-    under other numbers.
-    """
+    """Return the cluster of each text, [n] integers. Texts linked by a chain of near texts are in one cluster."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     distinct, member_of = np.unique(signatures, axis=0, return_inverse=True)
-    pairs = np.array(list(_near_pairs(distinct, threshold)), dtype=np.int64).reshape(-1, 2)
+    index = NearIndex(threshold)
+    found: list[tuple[int, int]] = []
+    for number, signed in enumerate(distinct):
+        found += [(number, other) for other in index.near(signed)]
+        index.insert(number, signed)
+    pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
     graph = coo_matrix((np.ones(len(pairs), dtype=np.int8), pairs.T), shape=(len(distinct), len(distinct)))
     labels: np.ndarray = connected_components(graph, directed=False)[1]
     return labels[member_of.reshape(-1)]
 
 
-def _near_pairs(signatures: np.ndarray, threshold: float) -> Iterator[tuple[int, int]]:
-    index = NearIndex(threshold)
-    for number, signed in enumerate(signatures):
-        for other in index.near(signed):
-            yield number, other
-        index.insert(number, signed)
-
-
 @cache
 def bands(threshold: float) -> tuple[int, int]:
-    """Return the bands and rows of the index: the most rows that still find `RECALL` of the pairs at the threshold.
+    """Return the bands b and rows r of the index: the most rows that still find `RECALL` of the pairs.
 
-    More rows give fewer candidates. A pair of similarity J shares a band of r rows with probability J^r, and any of b
-    bands with 1 - (1 - J^r)^b (Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4).
-
-    Example:
-
-    >>> bands(0.8)
-    (18, 7)
+    A pair of similarity J shares a band with probability 1 - (1 - J^r)^b (Leskovec, Rajaraman and Ullman, Mining of
+    Massive Datasets, section 3.4).
     """
     for rows in range(PERMUTATIONS // 2, 1, -1):
         count = PERMUTATIONS // rows

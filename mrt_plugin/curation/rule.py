@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -44,7 +44,6 @@ class GroupView:
 
     @cached_property
     def texts(self) -> list[str]:
-        """The text of each response."""
         return [response_text(response) for response in self.responses]
 
 
@@ -58,12 +57,11 @@ class Tools:
 
 
 class CurationRule(BaseModel, ABC):
-    """A rule and its options. Unknown options are refused. The docstring of a subclass is its entry in the docs."""
+    """A rule and its options. The docstring of a subclass is its entry in the docs."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     _extension: str | None = PrivateAttr(None)
-    """The name under which the rule was loaded, for a user's own rule."""
 
     @property
     def name(self) -> str:
@@ -79,8 +77,7 @@ class CurationRule(BaseModel, ABC):
         return [*(extension_files(self._extension) if self._extension else []), *self.reads()]
 
     def check_tools(self, tools: Tools) -> None:
-        """Raise ValueError if the rule cannot work with these tools. By default it can."""
-        return
+        """Raise ValueError if the rule cannot work with these tools."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Other processes load a user's class again: pickle finds no class that came from a file.
@@ -90,12 +87,8 @@ class CurationRule(BaseModel, ABC):
 
 
 def load_rule(extension: str, options: dict[str, Any]) -> CurationRule:
-    """Make a user's own rule, named `file.py:Class` or `package.module:Class`.
-
-    Raises:
-        ValueError: if there is no such rule. pydantic's `ValidationError` if an option is invalid.
-    """
-    kind: Callable[..., CurationRule] = load_extension(extension)
+    """Make a user's own rule, named `file.py:Class` or `package.module:Class`. Raise ValueError if there is none."""
+    kind = load_extension(extension)
     if not (isinstance(kind, type) and issubclass(kind, CurationRule)):
         raise ValueError(f"{extension!r} is no curation rule: write a subclass of GroupRule or PoolRule.")
     rule = kind(**options)
@@ -113,13 +106,11 @@ class GroupRule(CurationRule):
 
 @dataclass
 class PoolDecisions:
-    """What a rule decides about the groups of a dataset, by their position in it."""
+    """What a rule decides about the groups of a dataset, by position: reasons, and numbers of additional copies."""
 
     dropped: dict[int, str] = field(default_factory=dict)
-    """The reason for each dropped group."""
     flagged: dict[int, str] = field(default_factory=dict)
     repeated: dict[int, int] = field(default_factory=dict)
-    """The number of additional copies of a group."""
 
 
 class PoolRule(CurationRule):

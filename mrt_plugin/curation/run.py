@@ -12,7 +12,7 @@ from datasets import Dataset, Features, List, Value
 
 from mrt_plugin.curation.config import RuleSpec, parse_rules
 from mrt_plugin.curation.ledger import Entry, Ledger
-from mrt_plugin.curation.rule import CurationRule, Decision, GroupRule, GroupView, PoolRule, Tools
+from mrt_plugin.curation.rule import Decision, GroupRule, GroupView, PoolRule, Tools
 from mrt_plugin.engine import check_engine, map_batches
 from mrt_plugin.groups.batches import pool_sizes
 from mrt_plugin.groups.problems import GroupReport
@@ -21,9 +21,6 @@ from mrt_plugin.groups.write import whole_file
 from mrt_plugin.options import Engine
 
 logger = logging.getLogger(__name__)
-
-BATCH = 64
-"""The groups judged at a time."""
 
 JUDGED = ("id", "prompt", "responses", "scores", "finish_reasons")
 """The columns that rules see."""
@@ -36,10 +33,12 @@ Event = tuple[int, str, str, int | None]
 
 @dataclass
 class Curated:
-    """The remaining groups, and their origin."""
+    """The remaining groups, and their origin. `curate` applies one rule after the other to it."""
 
     groups: Dataset
     ledger: Ledger
+    ids: list[str]
+    """The ids of the original groups."""
     row: list[int]
     """For each group, its position in the original dataset."""
     origin: list[list[int]]
@@ -48,6 +47,81 @@ class Curated:
     """The changed responses, by (position among the remaining groups, index among the remaining responses)."""
     events: list[tuple[int, Event]]
     """All decisions to drop, change or flag, with the group's position in the original dataset."""
+
+    def _group_rules(self, rules: list[GroupRule], tools: Tools, engine: Engine) -> None:
+        """Apply rules on single groups, in one pass over the data."""
+        entries = [Entry(rule.name, len(self.groups), sum(map(len, self.origin))) for rule in rules]
+        judged = map_batches(
+            self.groups.select_columns([name for name in JUDGED if name in self.groups.features]),
+            judge_batch,
+            {"rules": rules, "tools": tools},
+            JUDGEMENT,
+            batch_size=64,
+            description=f"Curating ({', '.join(rule.name for rule in rules)})",
+            num_proc=tools.num_proc,
+            engine=engine,
+        )
+        kept: list[list[int]] = judged["kept"][:]
+        new: dict[tuple[int, int], Any] = {}
+        for place, (changes, events) in enumerate(zip(judged["changes"][:], judged["events"][:], strict=True)):
+            if changes:
+                new.update(((place, index), response) for index, response in json.loads(changes))
+            if events:
+                self._account(place, json.loads(events), entries)
+        for before, entry in pairwise(entries):
+            entry.groups_in, entry.responses_in = before.groups_out, before.responses_out
+        self.ledger.entries += entries
+        places = [place for place, stay in enumerate(kept) if stay]
+        if new or any(len(kept[place]) < len(self.origin[place]) for place in places):
+            self.groups = keep_responses(self.groups, kept, new)
+        self.changed.update(new)
+        self._take(places, kept)
+
+    def _account(self, place: int, events: Sequence[Event], entries: list[Entry]) -> None:
+        """Count and record the decisions of one pass on one group."""
+        row, origin = self.row[place], self.origin[place]
+        left = len(origin)
+        for number, action, reason, index in events:
+            entry, source = entries[number], None if index is None else origin[index]
+            entry.count(action, reason, self.ids[row] if source is None else f"{self.ids[row]} [{source}]")
+            self.events.append((row, (len(self.ledger.entries) + number, action, reason, source)))
+            if action == "flag":
+                entry.flagged += 1
+            elif action == "change":
+                entry.responses_changed += 1
+            elif index is None:
+                entry.groups_dropped += 1
+                entry.responses_dropped_with_group += left
+            else:
+                entry.responses_dropped += 1
+                left -= 1
+                entry.groups_dropped += not left
+
+    def _pool_rule(self, rule: PoolRule, tools: Tools) -> None:
+        entry = Entry(rule.name, len(self.groups), sum(map(len, self.origin)))
+        found = rule.judge_pool(self.groups, tools)
+        for action, reasons in (("drop", found.dropped), ("flag", found.flagged)):
+            for place, reason in reasons.items():
+                self._account(place, [(0, action, reason, None)], [entry])
+        entry.groups_added = sum(found.repeated.values())
+        entry.responses_added = sum(times * len(self.origin[place]) for place, times in found.repeated.items())
+        self.ledger.entries.append(entry)
+        stay = (place for place in range(len(self.groups)) if place not in found.dropped)
+        places = [place for place in stay for _ in range(1 + found.repeated.get(place, 0))]
+        self._take(places, [range(len(responses)) for responses in self.origin])
+
+    def _take(self, places: list[int], kept: Sequence[Sequence[int]]) -> None:
+        """Continue with the groups at some places, and of each the responses that are kept."""
+        self.changed = self.changed and {
+            (position, index): self.changed[place, old]
+            for position, place in enumerate(places)
+            for index, old in enumerate(kept[place])
+            if (place, old) in self.changed
+        }
+        self.origin = [[self.origin[place][old] for old in kept[place]] for place in places]
+        self.row = [self.row[place] for place in places]
+        if places != list(range(len(self.groups))):
+            self.groups = repeat_groups(self.groups, places)
 
 
 def curate(
@@ -60,21 +134,17 @@ def curate(
     engine: Engine = "local",
     ledger: Ledger | None = None,
 ) -> Curated:
-    """Apply rules in order.
-
-    The result does not depend on the number of processes or the engine. Another order of the rows gives the same
-    groups in that order.
+    """Apply rules in order. The result does not depend on the order of the rows, the processes or the engine.
 
     Args:
         groups: groups as from `load_groups`. A column `finish_reasons` (a string or None per response) is used.
-        rules: names, `{name: options}`, or rule objects, in the order in which they are applied; or `default`. See
-            `parse_rules`.
+        rules: names, `{name: options}`, or rule objects, in the order in which they are applied; or `default`.
         tokenizer: the run's tokenizer, for the rules that count tokens or encode.
         seed: the seed of random draws.
         num_proc: the number of processes.
         engine: `local`, or `ray` for the rules on single groups. Rules that compare groups always run here.
-        ledger: a ledger to continue, for instance `Ledger([reading_entry(report)])` with the report of `read_groups`,
-            so that it starts with the rows of the file. It is not modified.
+        ledger: a ledger to continue, for instance `Ledger([reading_entry(report)])` with the report of `read_groups`.
+            It is not modified.
 
     Raises:
         ValueError: if a rule or an option is unknown, a rule cannot work as asked, or no group remains.
@@ -94,23 +164,30 @@ def curate(
     tools = Tools(tokenizer, seed, num_proc)
     for rule in parsed:
         rule.check_tools(tools)
-    run = _Run(groups, tools, ledger or Ledger())
+    origin = [list(range(size)) for size in pool_sizes(groups)]
+    entries = list(ledger.entries) if ledger else []
+    run = Curated(groups, Ledger(entries), groups["id"][:], list(range(len(groups))), origin, {}, [])
     for _, part in groupby(parsed, key=lambda rule: id(rule) if isinstance(rule, PoolRule) else None):
         together = list(part)
         if not len(run.groups):
             break
         if isinstance(together[0], PoolRule):
-            run.pool_rule(together[0])
+            run._pool_rule(together[0], tools)
         else:
-            run.group_rules(together, engine)  # type: ignore[arg-type]
-    return run.finish()
+            run._group_rules(together, tools, engine)  # type: ignore[arg-type]
+    left, changed = sum(pool_sizes(run.groups)), len(run.changed)
+    unchanged = sum(map(len, run.origin)) - changed
+    run.ledger = Ledger(entries, len(run.groups), left, unchanged, changed)
+    run.ledger.check()
+    if not len(run.groups):
+        raise ValueError("curation leaves no group. " + " ".join(f"{line}." for line in run.ledger.lines()))
+    for line in run.ledger.lines():
+        logger.info(line)
+    return run
 
 
 def reading_entry(*reports: GroupReport) -> Entry:
-    """Return the ledger's entry for reading files: what was there, and what was dropped because it was empty.
-
-    What a source leaves out on purpose is not counted as read, but named in the entry.
-    """
+    """Return the ledger's entry for reading files. What a source leaves out on purpose is named, not counted."""
     entry = Entry("reading", 0, 0)
     for report in reports:
         empty, bare = report.empty_responses, report.groups_without_responses
@@ -125,135 +202,18 @@ def reading_entry(*reports: GroupReport) -> Entry:
     return entry
 
 
-class _Run:
-    """The groups that remain so far, with their origin, and the ledger."""
-
-    def __init__(self, groups: Dataset, tools: Tools, ledger: Ledger) -> None:
-        self.groups = groups
-        self.tools = tools
-        self.ledger = Ledger(list(ledger.entries))
-        self.ids = groups["id"][:]
-        self.row = list(range(len(groups)))
-        self.origin = [list(range(size)) for size in pool_sizes(groups)]
-        self.changed: dict[tuple[int, int], Any] = {}
-        self.events: list[tuple[int, Event]] = []
-
-    def group_rules(self, rules: list[GroupRule], engine: Engine) -> None:
-        """Apply rules on single groups, in one pass over the data."""
-        entries = [self._open(rules[0])] + [Entry(rule.name, 0, 0) for rule in rules[1:]]
-        names = [name for name in JUDGED if name in self.groups.features]
-        judged = map_batches(
-            self.groups.select_columns(names),
-            judge_batch,
-            {"rules": rules, "tools": self.tools},
-            JUDGEMENT,
-            batch_size=BATCH,
-            description=f"Curating ({', '.join(rule.name for rule in rules)})",
-            num_proc=self.tools.num_proc,
-            engine=engine,
-        )
-        kept: list[list[int]] = judged["kept"][:]
-        new: dict[tuple[int, int], Any] = {}
-        for place, (changes, events) in enumerate(zip(judged["changes"][:], judged["events"][:], strict=True)):
-            if changes:
-                new.update(((place, index), response) for index, response in json.loads(changes))
-            if events:
-                self._account(place, json.loads(events), entries)
-        for before, entry in pairwise(entries):
-            entry.groups_in, entry.responses_in = before.groups_out, before.responses_out
-        self.ledger.entries += entries
-        places = [place for place, stay in enumerate(kept) if stay]
-        if new or any(len(kept[place]) < len(self.origin[place]) for place in places):
-            self.groups = keep_responses(self.groups, kept, new)
-        self.changed.update(new)
-        self._take(places, kept)
-
-    def _account(self, place: int, events: list[list[Any]], entries: list[Entry]) -> None:
-        """Count the decisions on one group."""
-        left = len(self.origin[place])
-        for number, action, reason, index in events:
-            entry = entries[number]
-            source = None if index is None else self.origin[place][index]
-            self._note(entry, len(self.ledger.entries) + number, place, action, reason, source)
-            if action == "flag":
-                entry.flagged += 1
-            elif action == "change":
-                entry.responses_changed += 1
-            elif index is None:
-                entry.groups_dropped += 1
-                entry.responses_dropped_with_group += left
-            else:
-                entry.responses_dropped += 1
-                left -= 1
-                entry.groups_dropped += not left
-
-    def pool_rule(self, rule: PoolRule) -> None:
-        """Apply a rule that compares groups."""
-        entry = self._open(rule)
-        found = rule.judge_pool(self.groups, self.tools)
-        for action, reasons in (("drop", found.dropped), ("flag", found.flagged)):
-            for place, reason in reasons.items():
-                self._note(entry, len(self.ledger.entries), place, action, reason, None)
-        sizes = list(map(len, self.origin))
-        entry.flagged = len(found.flagged)
-        entry.groups_dropped = len(found.dropped)
-        entry.responses_dropped_with_group = sum(sizes[place] for place in found.dropped)
-        entry.groups_added = sum(found.repeated.values())
-        entry.responses_added = sum(times * sizes[place] for place, times in found.repeated.items())
-        self.ledger.entries.append(entry)
-        stay = (place for place in range(len(self.groups)) if place not in found.dropped)
-        places = [place for place in stay for _ in range(1 + found.repeated.get(place, 0))]
-        self._take(places, [range(size) for size in sizes])
-
-    def _note(self, entry: Entry, number: int, place: int, action: str, reason: str, source: int | None) -> None:
-        row = self.row[place]
-        entry.count(action, reason, self.ids[row] if source is None else f"{self.ids[row]} [{source}]")
-        self.events.append((row, (number, action, reason, source)))
-
-    def _take(self, places: list[int], kept: Sequence[Sequence[int]]) -> None:
-        """Continue with the groups at some places, and of each the responses that are kept."""
-        self.changed = self.changed and {
-            (position, index): self.changed[place, old]
-            for position, place in enumerate(places)
-            for index, old in enumerate(kept[place])
-            if (place, old) in self.changed
-        }
-        self.origin = [[self.origin[place][old] for old in kept[place]] for place in places]
-        self.row = [self.row[place] for place in places]
-        if places != list(range(len(self.groups))):
-            self.groups = repeat_groups(self.groups, places)
-
-    def _open(self, rule: CurationRule) -> Entry:
-        return Entry(rule.name, len(self.groups), sum(map(len, self.origin)))
-
-    def finish(self) -> Curated:
-        """Count the result, check the sums, and refuse an empty result."""
-        groups, ledger = self.groups, self.ledger
-        ledger.groups_out = len(groups)
-        ledger.responses_out = sum(pool_sizes(groups))
-        ledger.responses_changed = len(self.changed)
-        ledger.responses_unchanged = sum(map(len, self.origin)) - len(self.changed)
-        ledger.check()
-        if not len(groups):
-            raise ValueError("curation leaves no group. " + " ".join(f"{line}." for line in ledger.lines()))
-        for line in ledger.lines():
-            logger.info(line)
-        return Curated(groups, ledger, self.row, self.origin, self.changed, self.events)
-
-
 def judge_batch(batch: dict[str, list[Any]], *, rules: Sequence[GroupRule], tools: Tools) -> dict[str, list[Any]]:
     """Return the decisions of rules on a batch of groups. Stateless: each group is judged separately.
 
     The result has the columns of `JUDGEMENT`: the indices of the kept responses, and as JSON the changed responses
     `[[index, response], ...]` and the events `[[rule, action, reason, index], ...]`, empty for none.
     """
-    answer: dict[str, list[Any]] = {"kept": [], "changes": [], "events": []}
-    for place in range(len(batch["id"])):
-        group = GroupView(**{name: column[place] for name, column in batch.items()})
-        kept, changes, events = _judge(group, rules, tools)
+    answer: dict[str, list[Any]] = {name: [] for name in JUDGEMENT}
+    for values in zip(*batch.values(), strict=True):
+        kept, changes, events = _judge(GroupView(**dict(zip(batch, values, strict=True))), rules, tools)
         answer["kept"].append(kept)
-        answer["changes"].append(json.dumps(sorted(changes.items()), ensure_ascii=False) if changes else "")
-        answer["events"].append(json.dumps(events, ensure_ascii=False) if events else "")
+        for name, found in (("changes", sorted(changes.items())), ("events", events)):
+            answer[name].append(json.dumps(found, ensure_ascii=False) if found else "")
     return answer
 
 
@@ -288,10 +248,9 @@ def _judge(
             group.finish_reasons and [group.finish_reasons[index] for index in stay],
         )
         kept = [kept[index] for index in stay]
-        changes = {index: response for index, response in changes.items() if index in kept}
         if not kept:
             break
-    return kept, changes, events
+    return kept, {index: response for index, response in changes.items() if index in kept}, events
 
 
 def write_events(path: Path | str, groups: Dataset, curated: Curated) -> None:
@@ -301,7 +260,6 @@ def write_events(path: Path | str, groups: Dataset, curated: Curated) -> None:
         for row, (rule, action, reason, index) in curated.events:
             group = groups[row]
             line = {"id": group["id"], "rule": names[rule], "action": action, "reason": reason, "response": index}
-            line["prompt"] = group["prompt"]
-            if index is not None:
-                line["text"] = group["responses"][index]
+            text = {} if index is None else {"text": group["responses"][index]}
+            line |= {"prompt": group["prompt"], **text}
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

@@ -13,9 +13,6 @@ from mrt_plugin.extension import extension_files, load_function
 from mrt_plugin.groups.text import prompt_text
 from mrt_plugin.options import PromptFormat
 
-BYTES_PER_TOKEN = 4
-"""The usual number of UTF-8 bytes per token of English text, for estimates without a tokenizer."""
-
 
 class TokenLength(GroupRule):
     """Drops groups whose prompt is too short or too long, and responses that are, before selection. Lengths are in
@@ -29,30 +26,23 @@ class TokenLength(GroupRule):
     response_max: int | None = Field(2048, ge=1, description="The most tokens of a response.")
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Count the tokens of the prompt and of all responses in one call."""
-        prompt, *lengths = token_counts([prompt_text(group.prompt), *group.texts], tools.tokenizer)
         note = "" if tools.tokenizer is not None else " (estimated)"
-        reason = _outside(prompt, self.prompt_min, self.prompt_max)
-        if reason:
-            yield Decision("drop", f"prompt {reason}{note}")
-            return
-        for index, length in enumerate(lengths):
-            reason = _outside(length, self.response_min, self.response_max)
-            if reason:
-                yield Decision("drop", f"response {reason}{note}", index)
+        prompt, *lengths = token_counts([prompt_text(group.prompt), *group.texts], tools.tokenizer)
+        measured = [("prompt", prompt, self.prompt_min, self.prompt_max)]
+        measured += [("response", length, self.response_min, self.response_max) for length in lengths]
+        for number, (part, length, low, high) in enumerate(measured):
+            if length < low or (high is not None and length > high):
+                reason = f"{part} too {'short' if length < low else 'long'}{note}"
+                yield Decision("drop", reason, number - 1 if number else None)
+                if not number:
+                    return
 
 
 def token_counts(texts: list[str], tokenizer: Any) -> list[int]:
-    """Return the number of tokens of each text, estimated if `tokenizer` is None."""
+    """Return the number of tokens of each text, estimated as UTF-8 bytes / 4 without a tokenizer."""
     if tokenizer is None:
-        return [-(-len(text.encode()) // BYTES_PER_TOKEN) for text in texts]
+        return [-(-len(text.encode()) // 4) for text in texts]
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-
-
-def _outside(length: int, low: int, high: int | None) -> str | None:
-    if length < low:
-        return "too short"
-    return "too long" if high is not None and length > high else None
 
 
 class Template(GroupRule):
@@ -64,12 +54,10 @@ class Template(GroupRule):
     prompt_format: PromptFormat = Field("auto", description="The training option of the same name.")
 
     def check_tools(self, tools: Tools) -> None:
-        """Require a tokenizer."""
         if tools.tokenizer is None:
             raise ValueError("curation rule `template` needs the run's tokenizer: give one (`--tokenizer NAME`).")
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Encode each pair."""
         encoder = Encoder(tools.tokenizer, prompt_format=self.prompt_format)
         for index, response in enumerate(group.responses):
             try:
@@ -101,14 +89,12 @@ class Check(GroupRule):
         return function
 
     def reads(self) -> list[Path]:
-        """Return the files that the function is written in."""
         if isinstance(self.function, str):
             return extension_files(self.function)
         file = inspect.getsourcefile(self.function)
         return [Path(file)] if file else []
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Call the function for each response."""
         function = load_function(self.function) if isinstance(self.function, str) else self.function
         failed = {}
         for index, response in enumerate(group.responses):

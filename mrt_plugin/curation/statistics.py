@@ -1,7 +1,6 @@
 """Statistics of a dataset: kinds of task, numbers of responses, lengths."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,6 @@ from mrt_plugin.curation.run_rules import token_counts
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.groups.text import prompt_text
 from mrt_plugin.groups.write import rows_of
-
-QUANTILES = (0.05, 0.5, 0.95, 1.0)
 
 _KINDS = {
     "code": r"```|\b(?:python|javascript|typescript|java|c\+\+|c#|rust|golang|sql|html|css|bash|regex|api|latex)\b"
@@ -38,66 +35,42 @@ _KINDS = {
 }
 """Patterns, searched in this order in the prompt in lower case. A rough guide, for English; the rest is `other`."""
 
-_COMPILED = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
-
 
 def task_type(prompt: Any) -> str:
-    """Guess the kind of task from the words of a prompt.
-
-    Example:
-
-    >>> task_type("Write a Python function that adds two numbers."), task_type("Tell me about Rome.")
-    ('code', 'explanation')
-    """
+    """Guess the kind of task from the words of a prompt."""
     text = prompt_text(prompt)[:2000].lower()
-    return next((kind for kind, pattern in _COMPILED.items() if pattern.search(text)), "other")
+    return next((kind for kind, pattern in _KINDS.items() if re.search(pattern, text)), "other")
 
 
 def statistics(groups: Dataset, *, tokenizer: Any = None) -> dict[str, Any]:
-    """Measure task types, responses per prompt, and lengths.
-
-    Args:
-        groups: groups as from `load_groups`.
-        tokenizer: the tokenizer to count tokens with. Without one they are estimated as UTF-8 bytes / 4.
-
-    Returns:
-        Counts (`groups`, `responses`), spreads (`responses_per_prompt`, `prompt_length`, `response_length`), and
-        counts by `task_types`. `tokens` is `counted` or `estimated`.
-
-    Example:
-
-    ```python
-    statistics(load_groups("pool.jsonl"))["task_types"]["code"]["groups"]
-    # 29
-    ```
-    """
-    sizes: list[int] = []
+    """Measure task types, responses per prompt, and lengths in tokens (without a tokenizer, UTF-8 bytes / 4)."""
     prompts: list[int] = []
-    lengths: list[list[int]] = []
-    kinds: list[str] = []
+    sizes: list[int] = []
+    lengths: list[int] = []
+    by_kind: dict[str, list[list[int]]] = {}
     for group in rows_of(groups.select_columns(["prompt", "responses"])):
         texts = [prompt_text(group["prompt"]), *map(response_text, group["responses"])]
         prompt, *responses = token_counts(texts, tokenizer)
-        sizes.append(len(responses))
         prompts.append(prompt)
-        lengths.append(responses)
-        kinds.append(task_type(group["prompt"]))
-    types: dict[str, Any] = {}
-    for kind, count in sorted(Counter(kinds).items(), key=lambda item: (-item[1], item[0])):
-        own = [length for found, several in zip(kinds, lengths, strict=True) if found == kind for length in several]
-        types[kind] = {
-            "groups": count,
-            "share": count / len(kinds),
-            "responses": len(own),
-            "median_response_length": float(np.median(own)),
+        sizes.append(len(responses))
+        lengths += responses
+        by_kind.setdefault(task_type(group["prompt"]), []).append(responses)
+    types = {
+        kind: {
+            "groups": len(own),
+            "share": len(own) / len(sizes),
+            "responses": sum(map(len, own)),
+            "median_response_length": float(np.median(np.concatenate(own))),
         }
+        for kind, own in sorted(by_kind.items(), key=lambda item: (-len(item[1]), item[0]))
+    }
     return {
         "groups": len(sizes),
-        "responses": sum(sizes),
+        "responses": len(lengths),
         "tokens": "counted" if tokenizer is not None else "estimated",
         "responses_per_prompt": _spread(sizes),
         "prompt_length": _spread(prompts),
-        "response_length": _spread([length for several in lengths for length in several]),
+        "response_length": _spread(lengths),
         "task_types": types,
     }
 
@@ -105,6 +78,5 @@ def statistics(groups: Dataset, *, tokenizer: Any = None) -> dict[str, Any]:
 def _spread(values: Sequence[int]) -> dict[str, float]:
     if not values:
         return {}
-    names = [f"p{round(100 * quantile)}" for quantile in QUANTILES]
-    found = np.quantile(values, QUANTILES).tolist()
-    return {"mean": float(np.mean(values)), **dict(zip(names, found, strict=True))}
+    quantiles = {f"p{percent}": float(np.percentile(values, percent)) for percent in (5, 50, 95, 100)}
+    return {"mean": float(np.mean(values)), **quantiles}

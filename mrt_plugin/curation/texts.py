@@ -1,4 +1,4 @@
-"""Rules that read the text of a response: `truncation`, `repetition` and `refusals`."""
+"""Rules that read the text of a response: `format`, `truncation`, `repetition` and `refusals`."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,81 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from mrt_plugin.curation.rule import Decision, DropOrFlag, GroupRule, GroupView, Tools
-from mrt_plugin.groups.text import last_text, units
+from mrt_plugin.encoding.tokenizer import special_token_texts
+from mrt_plugin.groups.messages import message_text, response_text
+from mrt_plugin.groups.text import edit_response, prompt_text, units
+
+CONTROL_TOKENS = (
+    "<|im_start|> <|im_end|> <|endoftext|> <|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> "
+    "<|eot_id|> <|eom_id|> <start_of_turn> <end_of_turn> <bos> <eos> <s> </s> [INST] [/INST] <<SYS>> <</SYS>> "
+    "<|user|> <|assistant|> <|system|> <|end|> <|return|> <|message|> <|channel|> <|start|> <|eot|> <|header_start|> "
+    "<|header_end|> <|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|>"
+).split()
+"""Control tokens of common chat templates."""
+
+ONLY_AT_THE_ENDS = {"<s>", "</s>", "<eos>", "<bos>"}
+"""Tokens with another meaning inside a text: `<s>` is the HTML tag for struck text."""
+
+_LABEL = re.compile(
+    r"<\|im_start\|>assistant\s*\n|<\|assistant\|>\s*|<start_of_turn>model\s*\n|#+ ?(?:[Rr]esponse|[Aa]ssistant):\s*"
+    r"|(?:assistant|ASSISTANT|Assistant):\s+"
+)
+_NEXT_TURN = re.compile(r"\n(?:### ?Instruction:|### ?(?:Human|User):|(?:Human|USER): .*\n+(?:Assistant|ASSISTANT):)")
+_MOJIBAKE = re.compile("â€|Ã[\x80-\xbf©±¨¡³¶¼]|Â[\x80-\xbf°·«»]")
+
+
+class Format(GroupRule):
+    """Cleans the ends of responses: role labels, template tokens, blank lines, trailing spaces and `\\r\\n` (but
+    not indentation at the start, with which completions of code begin). Drops responses that still contain a
+    control token of a chat template or a replacement character. Flags responses that continue with another turn or
+    look wrongly decoded, prompts with control tokens, and groups in which only some responses think (`<think>`).
+    """
+
+    def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
+        tokens = list(CONTROL_TOKENS)
+        if tools.tokenizer is not None:
+            tokens = list(dict.fromkeys([*tokens, *special_token_texts(tools.tokenizer)]))
+        inside = [token for token in tokens if token not in ONLY_AT_THE_ENDS]
+        thinks = [text.lstrip().startswith("<think>") for text in group.texts]
+        prompt = prompt_text(group.prompt)
+        if any(token in prompt for token in inside):
+            yield Decision("flag", "template token in the prompt")
+        elif any(thinks) and not all(thinks):
+            yield Decision("flag", "thinking in some responses only")
+        for index, (response, text) in enumerate(zip(group.responses, group.texts, strict=True)):
+            cleaned = edit_response(response, lambda said: clean(said, tokens))
+            said = text if cleaned is response else response_text(cleaned)
+            if not said.strip():
+                yield Decision("drop", "nothing left", index)
+            elif any(token in said for token in inside):
+                yield Decision("drop", "template token inside", index)
+            elif "\ufffd" in said:
+                yield Decision("drop", "replacement character", index)
+            elif cleaned != response:
+                spaces = "".join(text.split()) == "".join(said.split())
+                what = "white space" if spaces else "label or template token at an end"
+                yield Decision("change", what, index, cleaned)
+            elif _NEXT_TURN.search(said):
+                yield Decision("flag", "runs on into another turn", index)
+            elif _MOJIBAKE.search(said):
+                yield Decision("flag", "looks wrongly decoded", index)
+
+
+def clean(text: str, tokens: list[str]) -> str:
+    """Remove a role label, template tokens at the ends, blank lines at the start and white space at the end."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\x00", "").removeprefix("\ufeff")
+    before = None
+    while text != before:
+        before = text
+        text = re.sub(r"\A(?:[ \t]*\n)+", "", text).rstrip()
+        label = _LABEL.match(text)
+        text = text[label.end() :] if label else text
+        for token in tokens:
+            text = text.removesuffix(token)
+            if token != "<s>" or "</s>" not in text:  # together they are HTML for struck text
+                text = text.removeprefix(token)
+    return text
+
 
 CUT = {"length", "max_tokens", "max_length", "model_length"}
 """The `finish_reason` of an answer that ran out of tokens: OpenAI and vLLM, Anthropic and Gemini, Mistral."""
@@ -44,7 +118,6 @@ class Truncation(GroupRule):
     )
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Use the recorded reason, or the text if there is none."""
         for index, response in enumerate(group.responses):
             recorded = (group.finish_reasons[index] if group.finish_reasons else None) or ""
             reason = recorded.lower()
@@ -53,21 +126,13 @@ class Truncation(GroupRule):
             elif reason in FILTERED:
                 yield Decision("drop", "stopped by a content filter", index)
             elif reason not in WHOLE and self.unknown != "keep":
-                evidence = looks_cut(last_text(response))
+                evidence = looks_cut(response if isinstance(response, str) else message_text(response[-1]))
                 if evidence:
                     yield Decision(self.unknown, evidence, index)
 
 
 def looks_cut(text: str) -> str | None:
-    """Return the evidence that a text was cut off, or None.
-
-    Example:
-
-    >>> looks_cut("They were happy. They were safe. And they lived ever aft")
-    'ends inside a sentence'
-    >>> looks_cut("def double(x):\\n    return 2 * x") is None
-    True
-    """
+    """Return the evidence that a text was cut off, or None."""
     text = text.rstrip()
     line = _ITEM.sub("", text.rsplit("\n", 1)[-1])
     if text.count("<think>") > text.count("</think>"):
@@ -98,8 +163,7 @@ def _open_fence(text: str) -> bool:
     return bool(fence) and has_content
 
 
-SPAN = 15
-"""The words of a repeated run."""
+SPAN = 15  # words of a repeated run
 
 
 class Repetition(GroupRule):
@@ -113,7 +177,6 @@ class Repetition(GroupRule):
     action: DropOrFlag = Field("drop", description="`drop` or `flag`.")
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Measure each response."""
         for index, text in enumerate(group.texts):
             words = units(text)
             if len(words) >= self.min_words and repeated_share(words) >= self.share:
@@ -121,13 +184,7 @@ class Repetition(GroupRule):
 
 
 def repeated_share(words: list[str]) -> float:
-    """Return the share of words that lie in a run of fifteen words that occurred before.
-
-    Example:
-
-    >>> repeated_share("round and round the garden went the bear as happy as a bear can be".split() * 4)
-    0.75
-    """
+    """Return the share of words that lie in a run of fifteen words that occurred before."""
     if len(words) <= SPAN:
         return 0.0
     seen: set[tuple[str, ...]] = set()
@@ -139,9 +196,6 @@ def repeated_share(words: list[str]) -> float:
         seen.add(run)
     return float(repeated.mean())
 
-
-HEAD = 240
-"""The characters at the start in which a refusal is searched. Later ones mostly come with an answer."""
 
 SPELLINGS = (("’", "'"), ("I'm ", "I am "), ("can't", "cannot"), ("can not", "cannot"), ("won't", "will not"))
 """Replacements made before the patterns are searched."""
@@ -180,10 +234,7 @@ class Refusals(GroupRule):
 
     action: DropOrFlag = Field("flag", description="`flag` or `drop`.")
     unless_share: float = Field(
-        0.5,
-        ge=0,
-        le=1,
-        description="With `drop`, only flag if at least this share of the group refuses.",
+        0.5, ge=0, le=1, description="With `drop`, only flag if at least this share of the group refuses."
     )
     patterns: list[str] = Field(
         default_factory=list, description="More regular expressions, searched in the first 240 characters."
@@ -200,7 +251,6 @@ class Refusals(GroupRule):
         return patterns
 
     def judge(self, group: GroupView, tools: Tools) -> Iterable[Decision]:
-        """Search the start of each response. The action depends on the share of the group that refuses."""
         found = [index for index, text in enumerate(group.texts) if refuses(text, self.patterns)]
         called_for = len(found) >= self.unless_share * len(group.responses)
         for index in found:
@@ -208,14 +258,8 @@ class Refusals(GroupRule):
 
 
 def refuses(text: str, more: Iterable[str] = ()) -> bool:
-    """Return whether a text starts with a refusal.
-
-    Example:
-
-    >>> refuses("I’m sorry, but I can’t assist with that."), refuses("I'm sorry for your loss. Try to write to him.")
-    (True, False)
-    """
-    head = text[:HEAD]
+    """Return whether a text starts with a refusal, by the patterns of the package or `more`."""
+    head = text[:240]  # later refusals mostly come with an answer
     for spelling, common in SPELLINGS:
         head = head.replace(spelling, common)
     return bool(_REFUSAL.search(head)) or any(re.search(pattern, head, re.IGNORECASE) for pattern in more)

@@ -1,7 +1,7 @@
 """Batch sizes, limited by the number of groups and by the size of their text."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -11,16 +11,11 @@ from datasets import Dataset
 BYTES = 2**25
 """The most text per batch, in bytes (in characters if the text is not encoded). A single group may be larger."""
 
-Item = TypeVar("Item")
-
 
 def batch_size(groups: Dataset, most: int) -> int:
-    """Return the number of rows per batch for which no batch holds more than about 32 MiB of text.
-
-    The limit holds for any consecutive rows, and so for any shard. A row larger than half the limit counts as half,
-    so that a few very large rows do not make all batches small. There are at most `most` rows per batch.
-    """
+    """Return the rows per batch with which no batch of any shard has more than about 32 MiB of text."""
     sizes = sum(_of_rows(groups, name, _bytes) for name in groups.column_names)
+    # A very large row counts as half the limit, so that a few of them do not make all batches small.
     ends = np.concatenate(([0], np.cumsum(np.minimum(sizes, BYTES // 2))))
     size = max(1, min(most, len(groups)))
     while size > 1 and (ends[size:] - ends[:-size]).max() > BYTES:
@@ -30,17 +25,17 @@ def batch_size(groups: Dataset, most: int) -> int:
 
 def pool_sizes(groups: Dataset) -> list[int]:
     """Return the number of responses of each group, without reading the responses."""
-    sizes = _of_rows(groups, "responses", lambda array: np.diff(array.offsets.to_numpy()))
-    return [int(size) for size in sizes]
+    sizes: list[int] = _of_rows(groups, "responses", lambda array: np.diff(array.offsets.to_numpy())).tolist()
+    return sizes
 
 
-def chunked(items: Iterable[Item], most: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Yield consecutive items in lists of at most `most`. A list also ends once its total size reaches `BYTES`."""
-    held: list[Item] = []
+def chunked(rows: Iterable[dict[str, Any]], most: int) -> Iterator[list[dict[str, Any]]]:
+    """Yield consecutive rows in lists of at most `most`. A list also ends once its text reaches `BYTES`."""
+    held: list[dict[str, Any]] = []
     total = 0
-    for item in items:
-        held.append(item)
-        total += size(item)
+    for row in rows:
+        held.append(row)
+        total += text_size(row)
         if len(held) == most or total >= BYTES:
             yield held
             held, total = [], 0
@@ -49,13 +44,7 @@ def chunked(items: Iterable[Item], most: int, size: Callable[[Item], int]) -> It
 
 
 def text_size(value: Any) -> int:
-    """Return the number of characters in a value's strings, plus 8 for each other value.
-
-    Example:
-
-    >>> text_size({"prompt": "2 + 2?", "responses": ["4", "Four."], "scores": [1.0, 0.5]})
-    28
-    """
+    """Return the number of characters in a value's strings, plus 8 for each other value."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, list | dict):
@@ -64,7 +53,7 @@ def text_size(value: Any) -> int:
 
 
 def _of_rows(groups: Dataset, column: str, measure: Callable[[pyarrow.Array], np.ndarray]) -> np.ndarray:
-    """Measure the values of a column. Returns int64 [n]."""
+    """Measure the values of a column, int64 [n]."""
     parts = [measure(chunk) for chunk in groups.data.column(column).chunks]
     values = np.concatenate([np.zeros(0, np.int64), *parts])
     return values if groups._indices is None else values[groups._indices.column(0).to_numpy()]

@@ -18,9 +18,9 @@ def digest(*parts: bytes, size: int = 8) -> bytes:
     return hashlib.blake2b(_framed(parts), digest_size=size).digest()
 
 
-def digests(prefix: Sequence[bytes], endings: Iterable[Sequence[bytes]], *, size: int = 8) -> list[bytes]:
+def digests(prefix: Sequence[bytes], endings: Iterable[Sequence[bytes]]) -> list[bytes]:
     """Return `digest(*prefix, *ending)` for each ending. The prefix is hashed once."""
-    begun = hashlib.blake2b(_framed(prefix), digest_size=size)
+    begun = hashlib.blake2b(_framed(prefix), digest_size=8)
     found = []
     for ending in endings:
         state = begun.copy()
@@ -34,33 +34,14 @@ def _framed(parts: Sequence[bytes]) -> bytes:
 
 
 def prompt_key(prompt: Any) -> str:
-    """Return a stable key of a prompt (string or messages) that does not depend on its responses.
-
-    Example:
-
-    >>> prompt_key("What is 2 + 2?")
-    'f09fab26c8508154c2d44498da3a2b1e'
-    """
+    """Return a stable key of a prompt (string or messages) that does not depend on its responses."""
     return digest(b"prompt", canonical(prompt), size=16).hex()
 
 
-def group_id(prompt: Any, responses: Sequence[Any]) -> str:
-    """Return a stable id of a group. It depends neither on its place in the data nor on the order of its responses."""
-    return digest(b"group", canonical(prompt), *sorted(map(canonical, responses))).hex()
-
-
 def held_out(prompt: Any, share: float, seed: int = 0) -> bool:
-    """Return whether a prompt belongs to the held-out `share` of all prompts.
+    """Return whether a prompt belongs to the held-out `share`, in [0, 1], of all distinct prompts.
 
     The result depends only on the prompt and the seed. So equal prompts are on the same side, also in new data.
-
-    Args:
-        prompt: string or messages.
-        share: the expected share of distinct prompts held out, in [0, 1].
-        seed: another seed gives another split.
-
-    Raises:
-        ValueError: if `share` is outside [0, 1].
 
     Example:
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from itertools import chain, islice
@@ -12,30 +13,27 @@ import datasets
 import pyarrow
 from datasets import Dataset, Features, Json, List, Value
 
-from mrt_plugin.groups.adapters import check_source, native_source
-from mrt_plugin.groups.batches import chunked, text_size
-from mrt_plugin.groups.check import CheckedGroup, GroupChecker
+from mrt_plugin.groups.adapters import check_source, is_alpaca
+from mrt_plugin.groups.batches import chunked
 from mrt_plugin.groups.problems import GroupReport, Problems
-from mrt_plugin.groups.shapes import read_raw_groups, read_source
+from mrt_plugin.groups.shapes import GroupChecker, read_raw_groups, read_source
 from mrt_plugin.groups.sources import open_source
-from mrt_plugin.groups.write import scratch_file, spelled
+from mrt_plugin.groups.write import CHUNK, arrow_table, scratch_file, spelled
 
-CHUNK = 1000
-"""The most groups held in memory at a time while they are written."""
+logger = logging.getLogger(__name__)
 
 
 def load_groups(data: Any, *, split: str = "train", source: str | None = None) -> Dataset:
     """Read and check prompts with several responses each, and log what was dropped.
 
     Args:
-        data: a JSONL, JSON or Parquet file, a directory written by `save_to_disk`, a hub id, or a
-            `datasets.Dataset`. A row is either a group or flat. A group has `prompt`, `responses`, and optionally
-            `scores`, `weights`, `finish_reasons`, `id`. A flat row has `prompt` and `completion`, or `messages`, and
-            optionally `score`, `weight`, `finish_reason`. Flat rows are regrouped by prompt. In `messages`,
-            everything up to the last user message is the prompt.
+        data: a JSONL, JSON or Parquet file, a directory written by `save_to_disk`, a hub id, or a `datasets.Dataset`.
+            A group has `prompt`, `responses`, and optionally `scores`, `weights`, `finish_reasons`, `id`. A flat row
+            has `prompt` and `completion`, or `messages` (up to the last user message is the prompt), and optionally
+            `score`, `weight`, `finish_reason`. Flat rows are regrouped by prompt.
         split: the split of a hub dataset or a `DatasetDict`. Files have none.
-        source: the public format of the rows, such as `nectar` or `code_contests:language=cpp`, or a function of
-            yours as `file.py:name` or `package.module:name`. See docs/sources.md. By default one of the formats above.
+        source: the public format of the rows (see docs/sources.md), such as `nectar` or `code_contests:language=cpp`,
+            or a function of yours as `file.py:name` or `package.module:name`. By default one of the formats above.
 
     Returns:
         A dataset stored on disk. Its columns are `id` (string), `prompt` (string or list of messages) and `responses`
@@ -68,11 +66,11 @@ def read_groups(data: Any, *, split: str = "train", source: str | None = None) -
     rows = reader.rows(problems)
     if source is None:
         first = list(islice(rows, 1))
-        rows, source = chain(first, rows), native_source(first[0][1]) if first else None
+        rows, source = chain(first, rows), "alpaca" if first and is_alpaca(first[0][1]) else None
     raw = read_source(rows, source, problems, report) if source else read_raw_groups(rows, problems, report)
     # After the first problem the later groups are still checked, but not written.
-    groups = (group for group in GroupChecker(problems, report).check_all(raw) if not problems.found)
-    path = _store(groups, problems)
+    checked = map(GroupChecker(problems, report).check, raw)
+    path = _store((group for group in checked if group is not None and not problems.found), problems)
     if path is None:
         dropped = report.groups_without_responses.count
         if dropped:
@@ -81,16 +79,14 @@ def read_groups(data: Any, *, split: str = "train", source: str | None = None) -
             counts = ", ".join(f"{tally.count:,} {what}" for what, tally in report.left_out.items())
             problems.fail(f"nothing is left of it. Left out: {counts}.")
         problems.fail("it is empty: write at least one row.")
-    report.log()
+    logger.info(report.summary())
+    for line in report.notes():
+        logger.warning(line)
     return Dataset.from_file(str(path)), report
 
 
-def _store(groups: Iterator[CheckedGroup], problems: Problems) -> Path | None:
-    """Write the groups to a file in the datasets cache, named by its content. Return None if there are no groups.
-
-    If the data has problems, they are raised here and no file is left. The file name holds the content's hash: changed
-    data is never mistaken for the old data, and equal data keeps its fingerprint, so caches of `datasets` stay valid.
-    """
+def _store(groups: Iterator[dict[str, Any]], problems: Problems) -> Path | None:
+    """Write the groups to a file of the datasets cache, or return None if there are none. Raise any problems."""
     first = next(groups, None)
     if first is None:
         problems.raise_any()
@@ -100,30 +96,29 @@ def _store(groups: Iterator[CheckedGroup], problems: Problems) -> Path | None:
     state = hashlib.blake2b(repr(features).encode(), digest_size=16)
     with scratch_file(folder) as file:
         with pyarrow.ipc.new_stream(file, features.arrow_schema) as writer:
-            rows = ({name: spelled(getattr(group, name)) for name in features} for group in chain([first], groups))
-            for chunk in chunked(rows, CHUNK, text_size):
+            rows = ({name: spelled(value) for name, value in group.items()} for group in chain([first], groups))
+            for chunk in chunked(rows, CHUNK):
                 for row in chunk:
                     state.update(json.dumps(row).encode())
-                columns = {name: [row[name] for row in chunk] for name in features}
-                writer.write_table(Dataset.from_dict(columns, features=features).data.table)
+                writer.write_table(arrow_table(chunk, features))
         problems.raise_any()
         file.flush()
+        # Named by its content: equal data keeps its fingerprint, and changed data is never mistaken for the old.
         path = folder / f"{state.hexdigest()}.arrow"
         if not path.exists():
             os.replace(file.name, path)
     return path
 
 
-def _features(group: CheckedGroup) -> Features:
+def _features(group: dict[str, Any]) -> Features:
     """Return the columns. Messages are stored as JSON: Arrow would give all the same fields and fill in None."""
-    messages = List(Json())
-    text = Value("string")
+    messages, text, numbers = List(Json()), Value("string"), List(Value("float64"))
     features = {
         "id": text,
-        "prompt": text if isinstance(group.prompt, str) else messages,
-        "responses": List(text if isinstance(group.responses[0], str) else messages),
-        "scores": List(Value("float64")),
-        "weights": List(Value("float64")),
+        "prompt": text if isinstance(group["prompt"], str) else messages,
+        "responses": List(text if isinstance(group["responses"][0], str) else messages),
+        "scores": numbers,
+        "weights": numbers,
         "finish_reasons": List(text),
     }
-    return Features({name: kind for name, kind in features.items() if getattr(group, name) is not None})
+    return Features({name: features[name] for name in group})

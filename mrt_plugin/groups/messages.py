@@ -62,21 +62,13 @@ def without_empty_fields(messages: list[Any]) -> list[Any]:
 
 
 def clean_messages(value: list[Any], part: Part, complain: Callable[[str], None]) -> list[Message]:
-    """Check the messages of a prompt or a response, and return them without their empty fields.
-
-    A prompt has any number of system messages, then alternating user turns and answers. It ends with a `user` or a
-    `tool` message. A response starts and ends with an `assistant` message, with `tool` and `user` messages allowed
-    in between. `complain` is called with each problem.
-    """
+    """Check the content and order of messages, and return them without empty fields. `complain` gets a problem."""
     messages = without_empty_fields(value)
     for index, message in enumerate(messages):
         problem = _message_problem(message)
         if problem:
             complain(f"message {index} {problem}")
             return []
-
-    if not messages:
-        return []
     before = f"start of the {part}"
     for index, message in enumerate(messages):
         if message["role"] not in FOLLOWERS[before]:
@@ -90,6 +82,8 @@ def clean_messages(value: list[Any], part: Part, complain: Callable[[str], None]
             )
             return []
         before = message["role"]
+    if not messages:
+        return []
     if part == "prompt" and before == "assistant":
         complain("the prompt ends with an assistant turn: move that turn into the responses.")
     elif part == "prompt" and before in ("system", "developer"):
@@ -126,26 +120,19 @@ def _message_problem(message: Any) -> str | None:
         text.encode()
         Json().decode_example(text)
     except UnicodeEncodeError:
-        return "holds half of a surrogate pair (a broken emoji, most likely): repair or remove the character."
+        return SURROGATE.removeprefix("it ")
     except (TypeError, ValueError) as problem:
         return f"holds a value that JSON cannot carry ({problem}): write it as a string."
     return None
 
 
 def message_text(message: Message) -> str:
-    """Return the text of one message's content."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 def response_text(response: str | list[Message]) -> str:
-    """Return a response as one text for comparisons: what the assistant says and the calls it makes.
-
-    Example:
-
-    >>> response_text([{"role": "assistant", "content": "4"}])
-    '4'
-    """
+    """Return a response as one text for comparisons: what the assistant says and the calls it makes."""
     if isinstance(response, str):
         return response
     said = []

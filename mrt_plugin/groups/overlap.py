@@ -12,8 +12,6 @@ from mrt_plugin.groups.messages import message_text
 PROMPT_NAME = "prompt_name"
 """The column of a prepared dataset with each row's `prompt_name`. The prompt cannot be recovered from the tokens."""
 
-_OPENING = 60
-
 
 def prompt_name(prompt: Any) -> str:
     """Return the key of a prompt, a space, and its beginning for readers. A string is the same as one user message.
@@ -24,7 +22,7 @@ def prompt_name(prompt: Any) -> str:
     True
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    opening = " ".join(message_text(messages[-1])[: 4 * _OPENING].split())[:_OPENING]
+    opening = " ".join(message_text(messages[-1])[:240].split())[:60]
     return f"{prompt_key(messages)} {opening}"
 
 
@@ -50,20 +48,7 @@ class PromptOverlap:
 
 
 def prompt_overlap(train: Dataset, held_out: Dataset) -> PromptOverlap:
-    """Find the held-out prompts that are in the training data. Compares `prompt_key`, which also makes the split.
-
-    Args:
-        train: groups, or prepared rows.
-        held_out: likewise. Prepared rows without names (filler, or not prepared here) cannot be compared.
-
-    Example:
-
-    ```python
-    overlap = prompt_overlap(load_groups("train.jsonl"), load_groups("test.jsonl"))
-    if overlap:
-        print(overlap.message())
-    ```
-    """
+    """Find the held-out prompts that are in the training data. Both are groups, or prepared rows with names."""
     ours = dict.fromkeys(_names(held_out))
     found = {name for name in _names(train) if name in ours}
     return PromptOverlap(len(ours), tuple(name.partition(" ")[2] for name in ours if name in found))

@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
 
 from mrt_plugin.groups.write import partial_path
@@ -18,82 +17,48 @@ Named = tuple[str, str | Path | None]
 def check_paths(
     written: Iterable[Named], read: Iterable[Named] = (), models: Iterable[str | Path | None] = ()
 ) -> None:
-    """Raise unless the files that a command writes differ from each other and from everything that it reads.
+    """Raise ValueError unless the files that a command writes differ from each other and from all that it reads.
 
-    Paths are compared as the file system resolves them: relative or absolute, through symbolic and hard links. Case
-    is ignored where the file system ignores it. A folder that is read includes everything in it.
-
-    Args:
-        written: every file that the command writes, including manifests and journals.
-        read: files and folders of data. A name that is not a path, such as a hub id or a module, is ignored. For
-            `file.py:function` the file is compared.
-        models: folders of models. A report may be written into one, but not over one of the model's own files.
-
-    Raises:
-        ValueError: names both paths.
-
-    Example:
-
-    >>> check_paths([("--output", "pool.jsonl"), ("--report", "pool.jsonl")])
-    Traceback (most recent call last):
-        ...
-    ValueError: --report pool.jsonl is the same file as --output pool.jsonl: write to another place.
+    A folder that is read includes everything in it, a model's folder only its own files. Hub ids are ignored.
     """
-    taken = [_Place(what, path) for what, text in read if text is not None and (path := _existing(text)) is not None]
+    taken = [
+        (f"{what} {path}", path) for what, text in read if text is not None and (path := _existing(text)) is not None
+    ]
     folders = [Path(folder).resolve() for folder in models if folder is not None and Path(folder).is_dir()]
     for what, text in written:
         if text is None:
             continue
-        place = _Place(what, Path(text))
-        place.check_writable()
-        for other in taken:
-            place.check_apart(other)
+        path = Path(text)
+        place = f"{what} {path}"
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{place} is no ordinary file, and cannot be replaced by one: write to another place.")
+        above = next(folder for folder in path.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise ValueError(f"{place}: {above} is a file, not a folder: write to another place.")
+        for name, other in taken:
+            if same_file(path, other):
+                raise ValueError(f"{place} is the same file as {name}: write to another place.")
+            if _real(other) in _real(path).parents:
+                raise ValueError(f"{place} lies in {name}: write to another place.")
+            if _real(path) in _real(other).parents:
+                raise ValueError(f"{name} lies in {place}: write to another place.")
         for folder in folders:
-            if place.real.suffix in MODEL_FILES and folder in place.real.parents:
+            if _real(path).suffix in MODEL_FILES and folder in _real(path).parents:
                 raise ValueError(f"{place} would be one of the files of the model {folder}: write to another place.")
         # A written file gets its final name only at the end. Its temporary name is reserved too.
-        taken += [place, _Place(what, partial_path(place.path))]
+        taken += [(f"{what} {name}", name) for name in (path, partial_path(path))]
 
 
 def same_file(one: str | Path, other: str | Path) -> bool:
     """Return whether two paths lead to the same file, whether or not it exists."""
-    return _Place("", Path(one)).is_at(_Place("", Path(other)))
+    one, other = Path(one), Path(other)
+    return (one.exists() and other.exists() and one.samefile(other)) or _real(one) == _real(other)
 
 
-@dataclass(frozen=True)
-class _Place:
-    what: str
-    path: Path
-
-    def __str__(self) -> str:
-        return f"{self.what} {self.path}"
-
-    @cached_property
-    def real(self) -> Path:
-        """The path in one form: absolute, without links, and in lower case where case is ignored."""
-        resolved = self.path.resolve()
-        return Path(str(resolved).casefold()) if _folds_case(resolved.parent) else resolved
-
-    def is_at(self, other: "_Place") -> bool:
-        """Return whether both are the same file."""
-        both = self.path.exists() and other.path.exists()
-        return (both and self.path.samefile(other.path)) or self.real == other.real
-
-    def check_apart(self, other: "_Place") -> None:
-        """Raise ValueError if both are the same file, or one lies inside the other."""
-        if self.is_at(other):
-            raise ValueError(f"{self} is the same file as {other}: write to another place.")
-        if other.real in self.real.parents or self.real in other.real.parents:
-            inner, outer = (self, other) if other.real in self.real.parents else (other, self)
-            raise ValueError(f"{inner} lies in {outer}: write to another place.")
-
-    def check_writable(self) -> None:
-        """Raise ValueError if no file can be written here."""
-        if self.path.exists() and not self.path.is_file():
-            raise ValueError(f"{self} is no ordinary file, and cannot be replaced by one: write to another place.")
-        above = next(folder for folder in self.path.absolute().parents if folder.exists())
-        if not above.is_dir():
-            raise ValueError(f"{self}: {above} is a file, not a folder: write to another place.")
+def _real(path: Path) -> Path:
+    """Return a path in one form: absolute, without links, and in lower case where case is ignored."""
+    resolved = path.resolve()
+    return Path(str(resolved).casefold()) if _folds_case(resolved.parent) else resolved
 
 
 def _existing(text: str | Path) -> Path | None:

@@ -1,10 +1,7 @@
 """What reading a dataset finds: problems that stop it, and counts of everything that it drops or changes."""
 
-import logging
 from dataclasses import dataclass, field
 from typing import NoReturn
-
-logger = logging.getLogger(__name__)
 
 LIMIT = 20
 """The most problems shown at once: enough to see a pattern, few enough to read."""
@@ -12,11 +9,7 @@ LIMIT = 20
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem in the data.
-
-    `place` is `line N` in a JSONL file (from 1, as in an editor) or `row N` in anything else (from 0, as in
-    `dataset[N]`). It is empty for a problem of the source as such.
-    """
+    """One problem in the data. `place` is `line N` (from 1), `row N` (from 0), or empty for the source as such."""
 
     place: str
     column: str | None
@@ -28,12 +21,7 @@ class Problem:
 
 
 class DataError(ValueError):
-    """The data cannot be trained on as it is.
-
-    Attributes:
-        source: the file, hub id or dataset that was read.
-        problems: up to 20 problems, in the order found.
-    """
+    """The data cannot be trained on as it is: up to 20 `problems` of the `source`, in the order found."""
 
     def __init__(self, source: str, problems: list[Problem]) -> None:
         self.source = source
@@ -58,17 +46,13 @@ class Problems:
         self.found: list[Problem] = []
 
     def add(self, place: str, column: str | None, what: str) -> None:
-        """Record a problem.
-
-        Raises:
-            DataError: with all problems so far, at the 20th.
-        """
+        """Record a problem. Raise DataError with all problems at the 20th."""
         self.found.append(Problem(place, column, what))
         if len(self.found) >= LIMIT:
             self.raise_any()
 
     def fail(self, what: str, cause: BaseException | None = None) -> NoReturn:
-        """Raise DataError with a problem of the source as such, listed after any earlier problems."""
+        """Raise DataError with any earlier problems and one of the source as such."""
         self.found.append(Problem("", None, what))
         raise DataError(self.source, self.found) from cause
 
@@ -79,7 +63,6 @@ class Problems:
 
 
 def plural(count: int, noun: str) -> str:
-    """Return a count with its noun: `1 group`, `2,000 groups`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
@@ -91,17 +74,13 @@ class Tally:
     first: str = ""
 
     def add(self, place: str) -> None:
-        """Count one occurrence at `place`."""
         self.count += 1
         self.first = self.first or place
 
 
 @dataclass
 class GroupReport:
-    """The counts of one call of `read_groups`.
-
-    `responses` counts the responses kept. `smallest` and `largest` are the extreme pool sizes N (responses per group).
-    """
+    """The counts of one call of `read_groups`. `responses` are those kept, and `smallest` and `largest` pool sizes."""
 
     source: str
     rows: int = 0
@@ -120,14 +99,12 @@ class GroupReport:
     """What a source skipped on purpose, by reason."""
 
     def count_group(self, responses: int) -> None:
-        """Count a group that is kept, with its number of responses."""
         self.groups += 1
         self.responses += responses
         self.smallest = min(self.smallest or responses, responses)
         self.largest = max(self.largest, responses)
 
     def summary(self) -> str:
-        """Return a line with the number of groups and responses."""
         counts = f"{plural(self.groups, 'group')}, {plural(self.responses, 'response')}"
         sizes = str(self.smallest) if self.smallest == self.largest else f"{self.smallest} to {self.largest}"
         regrouped = f", regrouped by prompt from {plural(self.rows, 'row')}" if self.regrouped else ""
@@ -135,24 +112,20 @@ class GroupReport:
 
     def notes(self) -> list[str]:
         """Return one line for each decision that a user should know about."""
-        lines = []
-        for what, tally, why in (
+        counted = (
             ("empty responses dropped", self.empty_responses, ""),
             ("groups dropped for having no response", self.groups_without_responses, ""),
             ("repeated responses kept", self.duplicate_responses, "; a repeated answer counts as a likelier answer"),
             ("repeated prompts kept as groups of their own", self.duplicate_prompts, "; held-out splits go by prompt"),
-        ):
-            if tally.count:
-                lines.append(f"{self.source}: {what}: {tally.count:,} (first: {tally.first}){why}.")
+        )
+        lines = [
+            f"{self.source}: {what}: {tally.count:,} (first: {tally.first}){why}."
+            for what, tally, why in counted
+            if tally.count
+        ]
         for what, tally in self.left_out.items():
             lines.append(f"{self.source}: left out: {tally.count:,} {what} (first: {tally.first}).")
         if self.unused:
             found = ", ".join(f"{name} ({plural(tally.count, 'row')})" for name, tally in self.unused.items())
             lines.append(f"{self.source}: these columns are not used: {found}.")
         return lines
-
-    def log(self) -> None:
-        """Log the summary, and a warning for each decision."""
-        logger.info(self.summary())
-        for line in self.notes():
-            logger.warning(line)

@@ -10,7 +10,7 @@ from datasets import Dataset, Features
 
 from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.keys import digest
-from mrt_plugin.groups.write import spelled
+from mrt_plugin.groups.write import arrow_table
 
 PER_RESPONSE = ("responses", "scores", "weights", "finish_reasons")
 """The columns with one item per response. A dataset may lack some of them."""
@@ -19,70 +19,47 @@ PER_RESPONSE = ("responses", "scores", "weights", "finish_reasons")
 def keep_responses(
     groups: Dataset, kept: Sequence[Sequence[int]], changed: Mapping[tuple[int, int], Any] | None = None
 ) -> Dataset:
-    """Return the groups with only some of their responses.
-
-    Args:
-        groups: n groups.
-        kept: for each group, the indices of the responses to keep, in increasing order.
-        changed: new responses by (position of the group, index of the response in it).
-    """
+    """Keep the responses `kept[group]`, ascending. `changed` has new ones by (group, index)."""
     changed = changed or {}
-    arguments = {"kept": kept, "changed": changed, "feature": groups.features["responses"].feature}
-    return _map_tables(groups, _keep, arguments, [kept, sorted(changed.items())], "Keeping responses")
+    encoding = Features({"response": groups.features["responses"].feature})
 
-
-def _map_tables(
-    groups: Dataset, function: Callable[..., pyarrow.Table], arguments: dict[str, Any], content: list[Any], text: str
-) -> Dataset:
-    """Apply a function to Arrow tables. `content` is what the result depends on, besides the groups."""
-    fingerprint = digest(groups._fingerprint.encode(), *(json.dumps(part).encode() for part in content)).hex()
-    mapped = groups.with_format("arrow").map(
-        function,
-        with_indices=True,
-        fn_kwargs=arguments,
-        batched=True,
-        batch_size=batch_size(groups, 1000),
-        features=groups.features,
-        new_fingerprint=fingerprint,
-        desc=text,
-    )
-    return mapped.with_format(None)
-
-
-def _keep(
-    table: pyarrow.Table,
-    indices: list[int],
-    kept: Sequence[Sequence[int]],
-    changed: Mapping[tuple[int, int], Any],
-    feature: Any,
-) -> pyarrow.Table:
-    chosen = [kept[index] for index in indices]
-    ends = pyarrow.array(np.cumsum([0, *map(len, chosen)]), type=pyarrow.int32())
-    for name in PER_RESPONSE:
-        if name not in table.column_names:
-            continue
-        column = table.column(name).combine_chunks()
-        starts = column.offsets.to_numpy()[:-1]
-        items = [start + item for start, stay in zip(starts, chosen, strict=True) for item in stay]
-        values = column.values
-        if name == "responses":
-            places = [(index, item) for index, stay in zip(indices, chosen, strict=True) for item in stay]
-            new = {place: changed[place] for place in places if place in changed}
+    def keep(table: pyarrow.Table, indices: list[int]) -> pyarrow.Table:
+        places = [(index, item) for index in indices for item in kept[index]]
+        ends = pyarrow.array(np.cumsum([0, *(len(kept[index]) for index in indices)]), type=pyarrow.int32())
+        for name in filter(table.column_names.__contains__, PER_RESPONSE):
+            column = table.column(name).combine_chunks()
+            starts = dict(zip(indices, column.offsets.to_numpy()[:-1], strict=True))
+            items = [starts[index] + item for index, item in places]
+            values = column.values
+            new = {place: changed[place] for place in places if place in changed} if name == "responses" else {}
             if new:
                 # New texts are appended to the old ones, and then picked in the same way.
                 behind = dict(zip(new, range(len(values), len(values) + len(new)), strict=True))
                 items = [behind.get(place, item) for place, item in zip(places, items, strict=True)]
-                values = pyarrow.concat_arrays([values, _encoded(list(new.values()), feature)])
-        taken = values.take(pyarrow.array(items, pyarrow.int64()))
-        lists = pyarrow.ListArray.from_arrays(ends, taken, type=column.type)
-        table = table.set_column(table.column_names.index(name), name, lists)
-    return table
+                encoded = arrow_table([{"response": response} for response in new.values()], encoding)
+                values = pyarrow.concat_arrays([values, encoded.column("response").combine_chunks()])
+            taken = values.take(pyarrow.array(items, pyarrow.int64()))
+            lists = pyarrow.ListArray.from_arrays(ends, taken, type=column.type)
+            table = table.set_column(table.column_names.index(name), name, lists)
+        return table
+
+    return _map_tables(groups, keep, [kept, sorted(changed.items())], "Keeping responses")
 
 
-def _encoded(responses: list[Any], feature: Any) -> pyarrow.Array:
-    column = {"response": [spelled(response) for response in responses]}
-    encoded = Dataset.from_dict(column, features=Features({"response": feature}))
-    return encoded.data.column("response").combine_chunks()
+def _map_tables(
+    groups: Dataset, function: Callable[[pyarrow.Table, list[int]], pyarrow.Table], content: list[Any], text: str
+) -> Dataset:
+    """Apply a function to Arrow tables. `content` is what the result depends on, besides the groups."""
+    mapped = groups.with_format("arrow").map(
+        function,
+        with_indices=True,
+        batched=True,
+        batch_size=batch_size(groups, 1000),
+        features=groups.features,
+        new_fingerprint=digest(groups._fingerprint.encode(), *(json.dumps(part).encode() for part in content)).hex(),
+        desc=text,
+    )
+    return mapped.with_format(None)
 
 
 def repeat_groups(groups: Dataset, positions: Sequence[int]) -> Dataset:
@@ -103,11 +80,10 @@ def repeat_groups(groups: Dataset, positions: Sequence[int]) -> Dataset:
 
 
 def with_ids(groups: Dataset, ids: Sequence[str]) -> Dataset:
-    """Return the groups with new ids."""
     place = groups.column_names.index("id")
     column = pyarrow.array(list(ids), groups.features["id"].pa_type)
 
     def rename(table: pyarrow.Table, indices: list[int]) -> pyarrow.Table:
         return table.set_column(place, "id", column.take(pyarrow.array(indices, pyarrow.int64())))
 
-    return _map_tables(groups, rename, {}, [list(ids)], "Naming copies")
+    return _map_tables(groups, rename, [list(ids)], "Naming copies")

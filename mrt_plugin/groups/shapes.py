@@ -1,14 +1,24 @@
-"""Convert rows to groups. A row is already a group, or it is flat and regrouped by its prompt."""
+"""Convert rows to checked groups. A row is already a group, or it is flat and regrouped by its prompt."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, get_type_hints
 
 from mrt_plugin.groups.adapters import guess_source, parse_source
-from mrt_plugin.groups.adapters.adapter import Adapter, LeftOut, Mismatch, field_names
-from mrt_plugin.groups.keys import canonical, digest
-from mrt_plugin.groups.messages import clean_messages, kind, without_empty_fields
+from mrt_plugin.groups.adapters.adapter import LeftOut, Mismatch, field_names
+from mrt_plugin.groups.keys import canonical, digest, prompt_key
+from mrt_plugin.groups.messages import (
+    SURROGATE,
+    Part,
+    clean_messages,
+    has_text,
+    is_sound,
+    kind,
+    response_text,
+    without_empty_fields,
+)
 from mrt_plugin.groups.problems import DataError, GroupReport, Problems, Tally
 from mrt_plugin.groups.sources import Row
 from mrt_plugin.groups.unused import Unused
@@ -24,27 +34,19 @@ SHAPES = (
 )
 """The shapes of rows: for each part of a group, the name of its column."""
 
-EXPECTED = "`prompt` and `responses`, or `prompt` and `completion`, or `messages`"
-
 
 @dataclass
 class RawGroup:
-    """A group as it was read, not yet checked, with the source's names for its columns."""
+    """A group as it was read, not yet checked."""
 
     place: str
-    prompt: Any
-    responses: Any
-    scores: Any = None
-    weights: Any = None
-    finish_reasons: Any = None
-    id: Any = None
+    row: dict[str, Any]
     columns: Mapping[str, str] = field(default_factory=lambda: SHAPES[0])
     """The source's names for `prompt`, `responses`, `scores`, `weights`, `finish_reasons` and `id`."""
-    places: list[str] | None = None
+    places: list[str] = field(default_factory=list)
     """The place of each response, if they are not all in one row."""
 
     def place_of(self, response: int) -> str:
-        """Return the place of one response."""
         return self.places[response] if self.places else f"{self.place}, response {response}"
 
 
@@ -58,100 +60,87 @@ def read_raw_groups(rows: Iterable[Row], problems: Problems, report: GroupReport
     shape = next((shape for shape in SHAPES if {shape["prompt"], shape["responses"]} <= found), None)
     if shape is None:
         names = ", ".join(f"`{name}`" for name in found) or "none"
-        problems.fail(f"it needs the columns {EXPECTED}; it has {names}. Rename the columns.{guess_source(first[1])}")
-    complete = _complete(chain([first], rows), shape, problems, report)
-    if shape is SHAPES[0]:
-        for place, row in complete:
-            yield RawGroup(place, **{name: row.get(name) for name in GROUPED})  # type: ignore[arg-type]
-    else:
-        report.regrouped = True
-        yield from _regroup(complete, shape, problems)
-
-
-def _complete(rows: Iterable[Row], shape: Mapping[str, str], problems: Problems, report: GroupReport) -> Iterator[Row]:
-    """Yield the rows that have the required columns."""
+        problems.fail(
+            "it needs the columns `prompt` and `responses`, or `prompt` and `completion`, or `messages`; it has "
+            f"{names}. Rename the columns.{guess_source(first[1])}"
+        )
     unused = Unused(shape.values(), problems, report)
-    for place, row in rows:
+    report.regrouped = shape is not SHAPES[0]
+    groups: dict[bytes, RawGroup] = {}  # all data in memory, since the prompt of a flat row may recur at any time
+    for place, row in chain([first], rows):
         report.rows += 1
         unused.look(place, row)
         missing = [name for name in dict.fromkeys((shape["prompt"], shape["responses"])) if name not in row]
         for name in missing:
             problems.add(place, name, f"it is missing, though the first row has it; this row has {', '.join(row)}.")
-        if not missing:
-            yield place, row
-
-
-def _regroup(rows: Iterable[Row], shape: Mapping[str, str], problems: Problems) -> Iterator[RawGroup]:
-    """Group rows of one response each by prompt. Holds all data in memory, since a prompt may recur at any time."""
-    groups: dict[bytes, RawGroup] = {}
-    for place, row in rows:
-        if shape["prompt"] == "messages":
-            prompt, response = split_conversation(row["messages"], place, problems)
-            if prompt is None:
-                continue
-        else:
-            prompt, response = row["prompt"], row["completion"]
-            if not isinstance(prompt, str | list):
-                problems.add(place, "prompt", f"it is {kind(prompt)}; it must be a string or a list of messages.")
-                continue
-        if isinstance(prompt, list):
-            prompt = without_empty_fields(prompt)
-        try:
-            key = digest(canonical(prompt), size=16)
-        except (TypeError, ValueError) as problem:
-            problems.add(place, shape["prompt"], f"it cannot be written as JSON ({problem}): use strings.")
-            continue
-        if key not in groups:
-            groups[key] = RawGroup(place, prompt, [], [], [], [], columns=shape, places=[])
-        group = groups[key]
-        group.responses.append(response)
-        for ours, name in PER_RESPONSE.items():
-            getattr(group, ours).append(row.get(name))
-        group.places.append(place)  # type: ignore[union-attr]
+        if not missing and not report.regrouped:
+            yield RawGroup(place, row)
+        elif not missing:
+            try:
+                _add_flat(groups, place, row, shape)
+            except ValueError as problem:
+                problems.add(place, shape["prompt"], str(problem))
     for group in groups.values():
-        for ours in PER_RESPONSE:
-            if all(value is None for value in getattr(group, ours)):
-                setattr(group, ours, None)
+        empty = {name for name in PER_RESPONSE if all(value is None for value in group.row[name])}
+        group.row = {name: value for name, value in group.row.items() if name not in empty}
         yield group
 
 
-def split_conversation(messages: Any, place: str, problems: Problems) -> tuple[Any, Any]:
-    """Split a conversation into the prompt, up to the last user message, and the response, everything after it.
-
-    So earlier answers of the assistant belong to the prompt and are not trained on. Tool calls and results between
-    the last question and its final answer belong to the response. Returns (None, None) after a problem.
-    """
-    complaints: list[str] = []
-    prompt, response = None, None
-    if not isinstance(messages, list):
-        complaints.append(f"it is {kind(messages)}; it must be a list of messages.")
+def _add_flat(groups: dict[bytes, RawGroup], place: str, row: dict[str, Any], shape: Mapping[str, str]) -> None:
+    """Add a row of one response to the group of its prompt, or raise ValueError with the problem."""
+    if shape["prompt"] == "messages":
+        prompt, response = _split_conversation(row["messages"])
     else:
-        users = [at for at, item in enumerate(messages) if isinstance(item, dict) and item.get("role") == "user"]
-        if not users:
-            complaints.append("no message from `user`: a conversation needs a question to answer.")
-        elif users[-1] == len(messages) - 1:
-            complaints.append("it ends with a user message: the assistant's answer is missing.")
-        else:
-            prompt = clean_messages(messages[: users[-1] + 1], "prompt", complaints.append)
-            response = clean_messages(messages[users[-1] + 1 :], "response", complaints.append)
-    for complaint in complaints:
-        problems.add(place, "messages", complaint)
-    return (None, None) if complaints else (prompt, response)
+        prompt, response = row["prompt"], row["completion"]
+    if not isinstance(prompt, str | list):
+        raise ValueError(f"it is {kind(prompt)}; it must be a string or a list of messages.")
+    prompt = without_empty_fields(prompt) if isinstance(prompt, list) else prompt
+    try:
+        key = digest(canonical(prompt), size=16)
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"it cannot be written as JSON ({problem}): use strings.") from None
+    columns: dict[str, Any] = {name: [] for name in ("responses", *PER_RESPONSE)}
+    group = groups.setdefault(key, RawGroup(place, {"prompt": prompt, **columns}, shape, []))
+    group.row["responses"].append(response)
+    for ours, name in PER_RESPONSE.items():
+        group.row[ours].append(row.get(name))
+    group.places.append(place)
+
+
+def _split_conversation(messages: Any) -> tuple[list[Any], list[Any]]:
+    """Split a conversation after its last user message, so that earlier answers are not trained on."""
+    if not isinstance(messages, list):
+        raise ValueError(f"it is {kind(messages)}; it must be a list of messages.")
+    users = [at for at, item in enumerate(messages) if isinstance(item, dict) and item.get("role") == "user"]
+    if not users:
+        raise ValueError("no message from `user`: a conversation needs a question to answer.")
+    if users[-1] == len(messages) - 1:
+        raise ValueError("it ends with a user message: the assistant's answer is missing.")
+    complaints: list[str] = []
+    prompt = clean_messages(messages[: users[-1] + 1], "prompt", complaints.append)
+    response = clean_messages(messages[users[-1] + 1 :], "response", complaints.append)
+    if complaints:
+        raise ValueError(" ".join(complaints))
+    return prompt, response
 
 
 def read_source(rows: Iterable[Row], source: str, problems: Problems, report: GroupReport) -> Iterator[RawGroup]:
     """Yield groups from the rows of a named source."""
-    adapter, options = parse_source(source)
-    for group in read_raw_groups(_converted(rows, adapter, options, problems, report), problems, report):
-        group.columns = {**SHAPES[0], **adapter.columns}
+    columns = {**SHAPES[0], **parse_source(source)[0].columns}
+    for group in read_raw_groups(_converted(rows, source, problems, report), problems, report):
+        group.columns = columns
         yield group
 
 
-def _converted(
-    rows: Iterable[Row], adapter: Adapter, options: Mapping[str, Any], problems: Problems, report: GroupReport
-) -> Iterator[Row]:
-    """Convert rows of the adapter's format. If the first row has another format, the error is raised at once."""
-    unused = _unused(adapter, options, problems, report)
+def _converted(rows: Iterable[Row], source: str, problems: Problems, report: GroupReport) -> Iterator[Row]:
+    """Convert rows of the source's format. If the first row has another format, the error is raised at once."""
+    adapter, options = parse_source(source)
+    unused = None  # the fields that a user's function reads are unknown, unless it declares them
+    if adapter.row is not None:
+        unused = Unused(get_type_hints(adapter.row), problems, report)
+    elif adapter.name == "fields":
+        names = {part for name in map(str, options.values()) for part in (name, name.split(".")[0])}
+        unused = Unused(names, problems, report, refuse=False)
     for number, (place, row) in enumerate(rows):
         try:
             checked = adapter.check_row(row)
@@ -183,11 +172,153 @@ def _converted(
             raise
 
 
-def _unused(adapter: Adapter, options: Mapping[str, Any], problems: Problems, report: GroupReport) -> Unused | None:
-    """Return what finds the columns that a source skips. None for a user's function that declares no columns."""
-    if adapter.row is not None:
-        return Unused(get_type_hints(adapter.row), problems, report)
-    if adapter.name != "fields":
+class GroupChecker:
+    """Check groups one by one, and remember what must be consistent between them."""
+
+    def __init__(self, problems: Problems, report: GroupReport) -> None:
+        self.problems = problems
+        self.report = report
+        self.forms: dict[str, tuple[str, str]] = {}
+        self.prompts: set[str] = set()
+        self.ids: dict[str, int] = {}
+
+    def check(self, raw: RawGroup) -> dict[str, Any] | None:
+        """Return the row of a group, or None if it is dropped (counted) or has a problem (recorded)."""
+        before = len(self.problems.found)
+        prompt = self._text_or_messages(raw.row.get("prompt"), "prompt", raw.place, raw.columns["prompt"])
+        if prompt is not None and not (has_text(prompt) if isinstance(prompt, str) else prompt):
+            self.problems.add(raw.place, raw.columns["prompt"], "it is empty: write the prompt, or remove the row.")
+        responses = self._responses(raw)
+        columns = {name: self._per_response(raw, name) for name in PER_RESPONSE}
+        if prompt is None or len(self.problems.found) > before:
+            return None
+        kept = [index for index, response in enumerate(responses) if response is not None]
+        if not kept:
+            self.report.groups_without_responses.add(raw.place)
+            return None
+        row = {name: [column[index] for index in kept] for name, column in columns.items() if column is not None}
+        if "weights" in row and not sum(row["weights"]) > 0:
+            what = "all weights are 0: give at least one response a positive weight."
+            self.problems.add(raw.place, raw.columns["weights"], what)
+        responses = [responses[index] for index in kept]
+        spelled = sorted(map(canonical, responses))
+        for _ in range(len(spelled) - len(set(spelled))):
+            self.report.duplicate_responses.add(raw.place)
+        key = prompt_key(prompt)
+        if key in self.prompts:
+            self.report.duplicate_prompts.add(raw.place)
+        self.prompts.add(key)
+        self.report.count_group(len(responses))
+        return {"id": self._id(raw, prompt, spelled), "prompt": prompt, "responses": responses, **row}
+
+    def _responses(self, raw: RawGroup) -> list[Any]:
+        """Return the responses, with None for each empty one."""
+        column, given = raw.columns["responses"], raw.row.get("responses")
+        if not isinstance(given, list | None):
+            what = f"it is {kind(given)}; it must be a list of responses, each a string or a list of messages."
+            self.problems.add(raw.place, column, what)
+            return []
+        responses = []
+        for index, response in enumerate(given or []):
+            found = len(self.problems.found)
+            if response is not None:
+                response = self._text_or_messages(response, "response", raw.place_of(index), column)
+            if len(self.problems.found) > found:
+                continue
+            if response is None or not has_text(response_text(response)):
+                self.report.empty_responses.add(raw.place_of(index))
+                response = None
+            responses.append(response)
+        return responses
+
+    def _text_or_messages(self, value: Any, part: Part, place: str, column: str) -> Any:
+        """Return the string or the cleaned messages, or None after a problem."""
+        complaints = []
+        form = "a string" if isinstance(value, str) else "a list of messages"
+        if value is None:
+            complaints.append(f"it is missing: write the {part}, or remove the row.")
+        elif isinstance(value, list):
+            value = clean_messages(value, part, complaints.append)
+        elif not isinstance(value, str):
+            complaints.append(f"it is {kind(value)}; it must be a string or a list of messages.")
+        elif not is_sound(value):
+            complaints.append(SURROGATE)
+        if not complaints:
+            first, where = self.forms.setdefault(part, (form, place))
+            if form == first:
+                return value
+            complaints.append(f"it is {form}, but {where} has {first}: use one form for all {part}s.")
+        self.problems.add(place, column, complaints[0])
         return None
-    names = {part for name in map(str, options.values()) for part in (name, name.split(".")[0])}
-    return Unused(names, problems, report, refuse=False)
+
+    def _per_response(self, raw: RawGroup, name: str) -> list[Any] | None:
+        """Return the scores, weights or finish reasons. None if there are none, or after a problem."""
+        values, column, place = raw.row.get(name), raw.columns[name], raw.place
+        responses = raw.row.get("responses")
+        if responses:
+            state = "absent" if values is None else "given"
+            first, where = self.forms.setdefault(name, (state, place))
+            if state != first:
+                differ = f"they are {state} here, but {first} in {where}: give {name} for all groups or for none."
+                self.problems.add(place, column, differ)
+        if values is None:
+            return None
+        what: str | None = None
+        if not isinstance(values, list):
+            form = "strings" if name == "finish_reasons" else "numbers"
+            what = f"it is {kind(values)}; it must be a list of {form}, one per response."
+        elif isinstance(responses, list) and len(values) != len(responses):
+            one = PER_RESPONSE[name].replace("_", " ")
+            what = f"it has {len(values)} for {len(responses)} responses: give one {one} for each response."
+        else:
+            found = ((index, _value_problem(name, value)) for index, value in enumerate(values))
+            index, what = next((item for item in found if item[1]), (0, None))
+            if what is None:
+                return values if name == "finish_reasons" else [float(value) for value in values]
+            place = raw.place_of(index)
+        self.problems.add(place, column, what)
+        return None
+
+    def _id(self, raw: RawGroup, prompt: Any, spelled: list[bytes]) -> str:
+        """Return the given id, or one made from the content. The second of identical rows gets `-2`, and so on."""
+        given = raw.row.get("id")
+        if given is None:
+            name = digest(b"group", canonical(prompt), *spelled).hex()
+            self.ids[name] = self.ids.get(name, 0) + 1
+            return name if self.ids[name] == 1 else f"{name}-{self.ids[name]}"
+        name, problem = str(given), id_problem(given)
+        if not problem and name in self.ids:
+            problem = (
+                f"{name!r} is the id of an earlier row too: ids must differ. Remove the column to have them made."
+            )
+        if problem:
+            self.problems.add(raw.place, "id", problem)
+        self.ids[name] = 1
+        return name
+
+
+def id_problem(value: Any) -> str | None:
+    """Return why a value cannot be the id of a group, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+        what = "empty" if value == "" else kind(value)
+        return f"it is {what}; it must be a string or a whole number, not empty."
+    return SURROGATE if isinstance(value, str) and not is_sound(value) else None
+
+
+def _value_problem(name: str, value: Any) -> str | None:
+    if name == "finish_reasons":
+        if not isinstance(value, str | None):
+            return 'it must be a list like ["stop", "length", null], one per response.'
+        return SURROGATE if value is not None and not is_sound(value) else None
+    one = PER_RESPONSE[name]
+    if value is None:
+        return f"the {one} is missing: give one for each response, or none at all."
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"the {one} is {kind(value)}; it must be a number."
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer too large for a float
+        finite = False
+    if not finite:
+        return f"the {one} is {str(value)[:24]}; it must be finite. Remove the response or score it again."
+    return f"the weight is {value}; it must be at least 0." if name == "weights" and value < 0 else None

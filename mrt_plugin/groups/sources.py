@@ -22,12 +22,10 @@ DEEPEST = 100
 
 TOO_DEEP = "JSON nested too deeply to be a group"
 
-FILE_TYPES = (".jsonl", ".ndjson", ".json", ".parquet")
 
-
-@dataclass
+@dataclass(frozen=True)
 class RowReader:
-    """Reads rows from a file, the hub or a dataset. `name` is for messages."""
+    """Rows to read from a file, the hub or a dataset, and its name for messages."""
 
     name: str
     rows: Callable[[Problems], Iterator[Row]]
@@ -46,16 +44,16 @@ def open_source(source: Any, split: str) -> RowReader:
         Problems("load_groups").fail(f"{type(source).__name__} cannot be read: give a path, a hub id or a Dataset.")
 
     check_name(source)
-    path = Path(source).expanduser()
+    name, path = str(source), Path(source).expanduser()
+    readers = {".jsonl": _line_rows, ".ndjson": _line_rows, ".json": _json_rows, ".parquet": _parquet_rows}
+    reader = readers.get(path.suffix.lower())
     if path.is_file():
-        readers = {".parquet": _parquet_rows, ".json": _json_rows, ".jsonl": _line_rows, ".ndjson": _line_rows}
-        if path.suffix.lower() not in readers:
-            Problems(str(source)).fail(f"the file type is unknown: it must end in one of {', '.join(FILE_TYPES)}.")
-        reader = readers[path.suffix.lower()]
-        return RowReader(str(source), lambda problems: reader(path, problems))
-    if path.suffix.lower() in FILE_TYPES:
-        Problems(str(source)).fail(f"there is no such file (looked in {path.absolute().parent}).")
-    return RowReader(str(source), lambda problems: _loaded_rows(str(source), split, problems))
+        if reader is None:
+            Problems(name).fail(f"the file type is unknown: it must end in one of {', '.join(readers)}.")
+        return RowReader(name, lambda problems: reader(path, problems))
+    if reader is not None:
+        Problems(name).fail(f"there is no such file (looked in {path.absolute().parent}).")
+    return RowReader(name, lambda problems: _loaded_rows(name, split, problems))
 
 
 def _line_rows(path: Path, problems: Problems) -> Iterator[Row]:
@@ -70,14 +68,13 @@ def _line_rows(path: Path, problems: Problems) -> Iterator[Row]:
                 row = _parse(text)
             except UnicodeDecodeError as problem:
                 problems.add(place, None, f"not UTF-8 text at byte {problem.start + 1} of the line: convert the file.")
-                continue
             except ValueError as problem:
                 problems.add(place, None, f"{problem}: mend the line.")
-                continue
-            if isinstance(row, dict):
-                yield place, row
             else:
-                problems.add(place, None, "not a JSON object: each line is one object with named columns.")
+                if isinstance(row, dict):
+                    yield place, row
+                else:
+                    problems.add(place, None, "not a JSON object: each line is one object with named columns.")
 
 
 def _json_rows(path: Path, problems: Problems) -> Iterator[Row]:

@@ -17,28 +17,20 @@ NO_SPACES = re.compile(
 
 def prompt_text(prompt: Any) -> str:
     """Return the text of a prompt (string or messages), one message after the other."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(message_text(message) for message in prompt)
-
-
-def last_text(response: Any) -> str:
-    """Return the end of a response: the string, or its last message's content."""
-    return response if isinstance(response, str) else message_text(response[-1])
+    return prompt if isinstance(prompt, str) else "\n".join(map(message_text, prompt))
 
 
 def edit_response(response: Any, edit: Callable[[str], str]) -> Any:
     """Return the response with `edit` applied to the assistant's text, or the same object if nothing changed."""
     if isinstance(response, str):
         return edit(response)
-    messages = []
-    for message in response:
-        content = message.get("content")
-        if message["role"] == "assistant" and isinstance(content, str):
-            edited = edit(content)
-            message = message if edited == content else {**message, "content": edited}
-        messages.append(message)
-    return response if all(new is old for new, old in zip(messages, response, strict=True)) else messages
+    messages = [
+        {**message, "content": edit(message["content"])}
+        if message["role"] == "assistant" and isinstance(message.get("content"), str)
+        else message
+        for message in response
+    ]
+    return response if messages == response else messages
 
 
 def normalised(text: str) -> str:
@@ -47,13 +39,7 @@ def normalised(text: str) -> str:
 
 
 def units(text: str) -> list[str]:
-    """Return the words of a text, or its characters in scripts without spaces.
-
-    Example:
-
-    >>> units("Two words, 東京")
-    ['two', 'words', '東', '京']
-    """
+    """Return the words of a text, or its characters in scripts without spaces."""
     found = _UNIT.findall(text.casefold())
     if not NO_SPACES.search(text):
         return found

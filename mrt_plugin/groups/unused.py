@@ -20,59 +20,40 @@ POOLS = frozenset(
 
 PAIR = frozenset({"chosen", "rejected"})
 
-PROMPTS = ("prompt", "instruction", "question", "problem", "query")
-"""Common names of columns that hold a complete prompt."""
-
 
 class Unused:
-    """Find columns that the reader of the rows skips.
-
-    Args:
-        read: the columns that are read.
-        problems: gets one problem for each column that must not be skipped.
-        report: counts the rows in which each other column is not empty.
-        refuse: False if the user named the columns to read, so that the others are skipped on purpose.
-    """
+    """Find columns that are not `read`. Without `refuse`, the user named the columns, and the others are skipped."""
 
     def __init__(self, read: Collection[str], problems: Problems, report: GroupReport, *, refuse: bool = True) -> None:
         self.read, self.problems, self.report, self.refuse = frozenset(read), problems, report, refuse
         self.refused: set[str] = set()
 
     def look(self, place: str, row: dict[str, Any]) -> None:
-        """Count the columns of one row that are skipped."""
+        """Count the columns of one row that are skipped, and add a problem for each that must not be skipped."""
         for name, value in row.items():
-            if name in self.read or not holds_something(value):
+            if name in self.read or not _holds_something(value):
                 continue
             self.report.unused.setdefault(name, Tally()).add(place)
-            if (
-                self.refuse
-                and name not in self.refused
-                and changes_meaning(name, value)
-                and not self._said(row, value)
-            ):
+            wanted = self.refuse and name not in self.refused and _changes_meaning(name.casefold(), value)
+            if wanted and not self._is_copy(row, value):
                 self.refused.add(name)
-                what = f"it would be left out, though it changes what is learned. {how_to_read(row, name)}"
+                what = f"it would be left out, though it changes what is learned. {_how_to_read(row, name)}"
                 self.problems.add(place, name, what)
 
-    def _said(self, row: dict[str, Any], value: Any) -> bool:
-        """Return whether a value is a copy of a value that is read, or of the content of one of its messages."""
+    def _is_copy(self, row: dict[str, Any], value: Any) -> bool:
+        """Return whether a value equals a value that is read, or the content of one of its messages."""
         values = [row[name] for name in self.read & row.keys()]
         messages = [item for value in values if isinstance(value, list) for item in value if isinstance(item, dict)]
         return value in values or value in [message.get("content") for message in messages]
 
 
-def how_to_read(row: dict[str, Any], column: str) -> str:
-    """Return a sentence that names the source, or the `fields:` form, that reads a column of the row.
-
-    Example:
-
-    >>> how_to_read({"problem": "2 + 2?", "generations": ["4", "5"], "messages": []}, "generations")
-    "Read the pool with source='fields:prompt=problem,responses=generations'."
-    """
+def _how_to_read(row: dict[str, Any], column: str) -> str:
+    """Return a sentence that names the source, or the `fields:` form, that reads a column of the row."""
     fitting = [source for source in all_sources() if source.fits(row) and column in get_type_hints(source.row)]
     if fitting:
         return f"Read it with source={' or '.join(repr(source.name) for source in fitting)}."
-    prompt = next((name for name in PROMPTS if isinstance(row.get(name), str)), None)
+    prompts = ("prompt", "instruction", "question", "problem", "query")
+    prompt = next((name for name in prompts if isinstance(row.get(name), str)), None)
     if column.casefold() in POOLS and prompt is not None:
         return f"Read the pool with source='fields:prompt={prompt},responses={column}'."
     advice = "No source reads it: write it into the prompt, or remove the column."
@@ -84,26 +65,17 @@ def how_to_read(row: dict[str, Any], column: str) -> str:
     return advice
 
 
-def changes_meaning(name: str, value: Any) -> bool:
-    """Return whether a non-empty column looks like a part of the prompt or like the pool of responses.
-
-    Numbers and booleans do not: they describe a text.
-
-    Example:
-
-    >>> changes_meaning("input", "3, 5"), changes_meaning("source", "books"), changes_meaning("answers", ["a", "b"])
-    (True, False, True)
-    """
-    name = name.casefold()
-    if name in PROMPT_PARTS or name in PAIR:
+def _changes_meaning(name: str, value: Any) -> bool:
+    """Return whether a column looks like a part of the prompt or like a pool. Numbers only describe a text."""
+    if name in PROMPT_PARTS | PAIR:
         return isinstance(value, str | list | dict)
     return name in POOLS and isinstance(value, list) and sum(isinstance(item, str | list | dict) for item in value) > 1
 
 
-def holds_something(value: Any) -> bool:
-    """Return whether a value is not empty. None, blank text, and lists and objects of these are empty."""
+def _holds_something(value: Any) -> bool:
+    """Return whether a value is not None, blank text, or a list or object of these."""
     if isinstance(value, str):
         return has_text(value)
     if isinstance(value, list | dict):
-        return any(map(holds_something, value.values() if isinstance(value, dict) else value))
+        return any(map(_holds_something, value.values() if isinstance(value, dict) else value))
     return value is not None

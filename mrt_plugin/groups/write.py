@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import pyarrow.parquet
 from datasets import Dataset, Features
 
-from mrt_plugin.groups.batches import batch_size, chunked, text_size
+from mrt_plugin.groups.batches import batch_size, chunked
 from mrt_plugin.groups.messages import is_sound
 
 try:
@@ -22,7 +22,7 @@ except ImportError:  # Windows: two processes that write the same file do not no
     fcntl = None  # type: ignore[assignment]
 
 CHUNK = 1000
-"""The most groups in a row group of a Parquet file. Fixed, since it affects the file's bytes."""
+"""The most groups written at a time, and in a row group of Parquet. Fixed, since it affects the file's bytes."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,7 @@ class Written:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file that gets its name only if the block succeeds. It is flushed to disk before that.
-
-    Until then the file is `.NAME.partial` in the same folder. A file left by a killed process is overwritten.
-
-    Raises:
-        OSError: if the file cannot be written or another process is writing it. Names the path.
-    """
+    """Open `.NAME.partial`, which gets its name only if the block succeeds. Errors name the path."""
     path = Path(path)
     partial = partial_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,31 +65,25 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def scratch_file(folder: Path) -> Iterator[BinaryIO]:
-    """Open a new file `tmpNAME.partial` in the folder. It is removed at the end of the block unless it was renamed.
-
-    A process locks its file while it writes. A file without a lock was left by a killed process, and is removed.
-    """
+    """Open a new file that is removed after the block unless it was renamed, or by the next call after a kill."""
     folder.mkdir(parents=True, exist_ok=True)
+    # A process locks its file while it writes. A file without a lock was left by a killed process.
     for left in folder.glob("tmp*.partial") if fcntl is not None else ():
         with suppress(OSError), left.open("rb") as file:  # another process is writing it, or has removed it
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
-    with _locked_file(folder) as file:
-        try:
-            yield file
-        finally:
-            Path(file.name).unlink(missing_ok=True)
-
-
-def _locked_file(folder: Path) -> Any:
     while True:
-        file = tempfile.NamedTemporaryFile(dir=folder, prefix="tmp", suffix=".partial", delete=False)  # noqa: SIM115
-        if fcntl is not None:
-            with suppress(OSError):  # without locks on this file system, no process removes the file
-                fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # removed by another process before it was locked
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="tmp", suffix=".partial", delete=False) as file:
+            if fcntl is not None:
+                with suppress(OSError):  # without locks on this file system, no process removes the file
+                    fcntl.flock(file, fcntl.LOCK_EX)
+            if not os.fstat(file.fileno()).st_nlink:
+                continue  # another process removed it before it was locked
+            try:
+                yield file  # type: ignore[misc]
+                return
+            finally:
+                Path(file.name).unlink(missing_ok=True)
 
 
 def partial_path(path: Path) -> Path:
@@ -104,26 +92,12 @@ def partial_path(path: Path) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file that appears complete or not at all. Raises OSError, naming the path, if that fails."""
     with whole_file(path) as file:
         file.write(text.encode())
 
 
 def write_groups(groups: Dataset, path: str | Path) -> Written:
-    """Write groups as JSON lines or Parquet, by the path's ending. The file appears complete or not at all.
-
-    The bytes depend only on the groups (and, for Parquet, on the version of pyarrow).
-
-    Raises:
-        ValueError: if the ending is neither `.jsonl` nor `.parquet`.
-        OSError: if the file cannot be written.
-
-    Example:
-
-    ```python
-    write_groups(select(load_groups("pool.jsonl"), "random_k", k=4), "chosen.jsonl")
-    ```
-    """
+    """Write groups as JSON lines or Parquet, by the ending. The bytes depend on the groups (and on pyarrow) alone."""
     return write_rows(rows_of(groups), groups.features, path)
 
 
@@ -137,21 +111,22 @@ def rows_of(groups: Dataset) -> Iterator[dict[str, Any]]:
 def write_rows(
     rows: Iterable[dict[str, Any]], features: Features, path: str | Path, *, sha256: str | None = None
 ) -> Written:
-    """Write groups as `write_groups` does, from rows and their columns in the order of the file.
-
-    Raises ValueError, and writes nothing, if the file would not have the expected `sha256`.
-    """
+    """Write rows as `write_groups` does. Without the expected `sha256`, write nothing and raise ValueError."""
     path = Path(path)
     check_ending(path)
+    schema, table = features.arrow_schema, path.suffix == ".parquet"
     sizes: list[int] = []
-
-    def counted() -> Iterator[dict[str, Any]]:
-        for row in rows:
-            sizes.append(len(row["responses"]))
-            yield row
-
     with whole_file(path) as file:
-        (_write_parquet if path.suffix == ".parquet" else _write_lines)(counted(), features, file)
+        writing: Any = pyarrow.parquet.ParquetWriter(file, schema) if table else nullcontext()
+        with writing as writer:
+            for chunk in chunked(rows, CHUNK):
+                sizes += [len(row["responses"]) for row in chunk]
+                if table:
+                    writer.write_table(arrow_table(chunk, features))
+                    continue
+                for row in chunk:
+                    line = json.dumps({name: row[name] for name in features}, ensure_ascii=False)
+                    file.write(line.encode() + b"\n")
         file.flush()
         size, found = file.tell(), sha256_of(file.name)
         if sha256 not in (None, found):
@@ -172,16 +147,10 @@ def check_ending(path: Path) -> None:
         raise ValueError(f"{path}: write groups to a .jsonl or a .parquet file.")
 
 
-def _write_lines(rows: Iterable[dict[str, Any]], features: Features, file: BinaryIO) -> None:
-    for row in rows:
-        file.write(json.dumps({name: row[name] for name in features}, ensure_ascii=False).encode() + b"\n")
-
-
-def _write_parquet(rows: Iterable[dict[str, Any]], features: Features, file: BinaryIO) -> None:
-    with pyarrow.parquet.ParquetWriter(file, features.arrow_schema) as writer:
-        for chunk in chunked(rows, CHUNK, text_size):
-            columns = {name: [spelled(row[name]) for row in chunk] for name in features}
-            writer.write_table(Dataset.from_dict(columns, features=features).data.table)
+def arrow_table(rows: Sequence[dict[str, Any]], features: Features) -> pyarrow.Table:
+    """Encode rows as an Arrow table with the columns of `features`."""
+    columns = {name: [spelled(row[name]) for row in rows] for name in features}
+    return Dataset.from_dict(columns, features=features).data.table
 
 
 def spelled(value: Any) -> Any:
@@ -192,6 +161,5 @@ def spelled(value: Any) -> Any:
 
 
 def sha256_of(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

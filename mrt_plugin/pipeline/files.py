@@ -9,8 +9,7 @@ from datasets import Dataset
 
 import mrt_plugin
 from mrt_plugin.curation.config import parse_rules
-from mrt_plugin.curation.held_out import SplitReport, split_held_out
-from mrt_plugin.curation.leakage import measure_leakage
+from mrt_plugin.curation.held_out import SplitReport, measure_leakage, split_held_out
 from mrt_plugin.curation.ledger import Entry, Ledger
 from mrt_plugin.curation.mix import Mix, check_proportions, combine
 from mrt_plugin.curation.rule import CurationRule

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mrt_plugin.groups import GroupReport, load_groups, prompt_key
-from mrt_plugin.groups.check import id_problem
 from mrt_plugin.groups.messages import SURROGATE, clean_messages, has_text, is_sound, kind
 from mrt_plugin.groups.problems import Problems
-from mrt_plugin.groups.shapes import GROUPED
+from mrt_plugin.groups.shapes import GROUPED, id_problem
 from mrt_plugin.groups.sources import Row, open_source
 from mrt_plugin.groups.unused import PAIR, POOLS, Unused
 

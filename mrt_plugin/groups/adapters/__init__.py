@@ -15,15 +15,15 @@ SOURCES = {
     "nectar": f"{_HERE}.transcripts:nectar",
     "helpsteer2": f"{_HERE}.transcripts:helpsteer2",
     "hh_rlhf": f"{_HERE}.transcripts:hh_rlhf",
-    "gold_labelled": f"{_HERE}.alpaca:gold_labelled",
+    "gold_labelled": f"{_HERE}.pools:gold_labelled",
     "code_contests": f"{_HERE}.pools:code_contests",
     "mosaic_1k": f"{_HERE}.pools:mosaic_1k",
-    "trl_preference": f"{_HERE}.trl:trl_preference",
-    "trl_completion": f"{_HERE}.trl:trl_completion",
-    "alpaca": f"{_HERE}.alpaca:alpaca",
-    "alpaca_eval": f"{_HERE}.alpaca:alpaca_eval",
+    "trl_preference": f"{_HERE}.pools:trl_preference",
+    "trl_completion": f"{_HERE}.pools:trl_completion",
+    "alpaca": f"{_HERE}.pools:alpaca",
+    "alpaca_eval": f"{_HERE}.pools:alpaca_eval",
     "gsm8k_solutions": f"{_HERE}.pools:gsm8k_solutions",
-    "fields": f"{_HERE}.fields:fields",
+    "fields": f"{_HERE}.pools:fields",
 }
 """All sources by name. To add one, write a function in a file here, and add its line."""
 
@@ -33,20 +33,11 @@ _OUTSIDE = re.compile(r"(.+?:[^\W\d]\w*)(?::(.*=.*))?")
 
 @cache
 def all_sources() -> tuple[Adapter, ...]:
-    """Return the sources of the package."""
     return tuple(map(load_extension, SOURCES.values()))
 
 
 def parse_source(source: str) -> tuple[Adapter, dict[str, Any]]:
-    """Return the adapter that a source names, and its checked options.
-
-    Args:
-        source: `NAME`, `NAME:option=value,option=value`, or the same with `file.py:name` or `package.module:name`
-            for `NAME`.
-
-    Raises:
-        ValueError: for an unknown source (lists the known ones), an unknown option or an invalid value.
-    """
+    """Return the adapter and the checked options of `NAME:option=value,option=value`, or raise ValueError."""
     if not isinstance(source, str):
         raise ValueError(f"source={source!r} must be a string, for instance 'nectar' or 'code_contests:language=cpp'.")
     name, _, options = source.partition(":")
@@ -72,15 +63,7 @@ def parse_source(source: str) -> tuple[Adapter, dict[str, Any]]:
 
 
 def check_source(source: str) -> None:
-    """Check the name and the options of a source without reading any data.
-
-    Raises:
-        ValueError: for an unknown source (lists the known ones), an unknown option or an invalid value.
-
-    Example:
-
-    >>> check_source("code_contests:language=cpp")
-    """
+    """Raise ValueError unless the source and its options are known and valid. Reads no data."""
     parse_source(source)
 
 
@@ -90,21 +73,14 @@ def source_files(source: str | None) -> list[Path]:
     return extension_files(outside[1]) if outside else []
 
 
-def native_source(row: dict[str, Any]) -> str | None:
-    """Return the source that needs no name, if the row has its fields and those of no other source."""
-    if not {"instruction", "output"} <= row.keys() or {"prompt", "messages"} & row.keys():
-        return None
-    return "alpaca" if parse_source("alpaca")[0].fits(row) else None
+def is_alpaca(row: dict[str, Any]) -> bool:
+    """Return whether a row is Alpaca's, which needs no named source."""
+    ours: bool = parse_source("alpaca")[0].fits(row)
+    return ours and not {"prompt", "messages"} & row.keys()
 
 
 def guess_source(row: dict[str, Any]) -> str:
-    """Return a sentence that names the sources whose fields the row has, or an empty string.
-
-    Example:
-
-    >>> guess_source({"prompt": "2 + 2?", "chosen": "4", "rejected": "5"})
-    " It has the fields of source 'hh_rlhf' or 'trl_preference'."
-    """
+    """Return a sentence that names the sources whose fields the row has, or an empty string."""
     fitting = [adapter for adapter in all_sources() if adapter.fits(row)]
     most = max((len(adapter.row.__required_keys__) for adapter in fitting), default=0)
     # An HH-RLHF row is also a TRL preference row. If several sources match equally well, name all of them.

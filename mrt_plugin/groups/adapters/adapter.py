@@ -1,9 +1,9 @@
 """The class of a source: a function from a row of a public format to rows that `load_groups` reads."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
+from inspect import Parameter, signature
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -44,8 +44,12 @@ class Adapter:
     @cached_property
     def row(self) -> Any:
         """The `TypedDict` of the fields that are read: the type of the function's first argument. None for others."""
-        hint = get_type_hints(self.convert).get(next(iter(inspect.signature(self.convert).parameters)))
+        hint = get_type_hints(self.convert).get(next(iter(signature(self.convert).parameters)))
         return hint if is_typeddict(hint) else None
+
+    @cached_property
+    def _validator(self) -> TypeAdapter[Any]:
+        return TypeAdapter(self.row)
 
     @cached_property
     def options(self) -> dict[str, tuple[Any, Any]]:
@@ -53,16 +57,12 @@ class Adapter:
         hints = get_type_hints(self.convert, include_extras=True)
         return {
             name: (hints.get(name, str), parameter.default)
-            for name, parameter in inspect.signature(self.convert).parameters.items()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+            for name, parameter in signature(self.convert).parameters.items()
+            if parameter.kind is Parameter.KEYWORD_ONLY
         }
 
     def parse_options(self, text: str) -> dict[str, Any]:
-        """Return the options written as `option=value,option=value`.
-
-        Raises:
-            ValueError: for an unknown or missing option, or an invalid value.
-        """
+        """Return the options written as `option=value,option=value`, or raise ValueError with what is allowed."""
         checked = {}
         for part in filter(None, (part.strip() for part in text.split(","))):
             option, equals, value = (word.strip() for word in part.partition("="))
@@ -75,10 +75,9 @@ class Adapter:
             try:
                 checked[option] = TypeAdapter(self.options[option][0]).validate_strings(value)
             except ValidationError as error:
-                raise ValueError(
-                    f"source {self.name!r}: {option}={value!r} is invalid: {error.errors()[0]['msg']}."
-                ) from None
-        needed = [name for name, (_, default) in self.options.items() if default is inspect.Parameter.empty]
+                what = error.errors()[0]["msg"]
+                raise ValueError(f"source {self.name!r}: {option}={value!r} is invalid: {what}.") from None
+        needed = [name for name, (_, default) in self.options.items() if default is Parameter.empty]
         if missing := [name for name in needed if name not in checked]:
             raise ValueError(f"source {self.name!r} needs {', '.join(missing)}. {self._described()}")
         return checked
@@ -87,25 +86,20 @@ class Adapter:
         described = []
         for name, (hint, default) in self.options.items():
             values = "|".join(get_args(hint)) if get_origin(hint) is Literal else "..."
-            shown = "" if default in (inspect.Parameter.empty, "") else f" (default {default})"
+            shown = "" if default in (Parameter.empty, "") else f" (default {default})"
             described.append(f"{name}={values}{shown}")
         return f"Its options: {', '.join(described)}." if described else "It has none."
 
     def check_row(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Check a row, and return the fields that are read.
-
-        Raises:
-            Mismatch: for the first field that is missing or has another type.
-        """
+        """Return the fields of a row that are read, or raise Mismatch for the first that is missing or wrong."""
         if self.row is None:
             return row
         try:
-            return dict(_validator(self.row).validate_python(row))
+            return dict(self._validator.validate_python(row))
         except ValidationError as error:
             raise _mismatch(error, row) from None
 
     def fits(self, row: dict[str, Any]) -> bool:
-        """Return whether a row has the fields of this format."""
         try:
             self.check_row(row)
         except Mismatch:
@@ -116,11 +110,6 @@ class Adapter:
 def adapter(**columns: str) -> Callable[[Callable[..., Converted]], Adapter]:
     """Make a source of the decorated function, named like the function. See `Adapter.columns`."""
     return lambda convert: Adapter(convert.__name__, convert, columns)
-
-
-@cache
-def _validator(shape: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(shape)
 
 
 def _mismatch(error: ValidationError, row: dict[str, Any]) -> Mismatch:
@@ -153,27 +142,16 @@ def _steps(location: tuple[int | str, ...], row: dict[str, Any]) -> list[int | s
 
 
 def _path(steps: list[int | str]) -> str:
-    text = ""
-    for step in steps:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
-    return text
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return path.removeprefix(".")
 
 
 def field_names(shape: Any) -> str:
-    """Name the fields of a `TypedDict` that a row must have.
-
-    Example:
-
-    >>> from typing_extensions import TypedDict
-    >>> Answer = TypedDict("Answer", {"answer": str, "rank": float})
-    >>> field_names(TypedDict("Row", {"prompt": str, "answers": list[Answer]}))
-    '`prompt`, `answers` (each with `answer`, `rank`)'
-    """
-    hints = get_type_hints(shape)
-    return ", ".join(f"`{name}`{_inside(hints[name])}" for name in hints if name in shape.__required_keys__)
-
-
-def _inside(hint: Any) -> str:
-    if get_origin(hint) is list and is_typeddict(get_args(hint)[0]):
-        return f" (each with {field_names(get_args(hint)[0])})"
-    return f" (with {field_names(hint)})" if is_typeddict(hint) and hint.__required_keys__ else ""
+    """Name the fields of a `TypedDict` that a row must have, and the fields inside them."""
+    named = []
+    for name, hint in get_type_hints(shape).items():
+        inner = get_args(hint)[0] if get_origin(hint) is list else hint
+        inside = is_typeddict(inner) and field_names(inner)
+        if name in shape.__required_keys__:
+            named.append(f"`{name}`" + (f" ({'with' if inner is hint else 'each with'} {inside})" if inside else ""))
+    return ", ".join(named)

@@ -1,4 +1,4 @@
-"""Formats with all responses to a prompt in one row: UltraFeedback, GSM8K solutions, CodeContests and MOSAIC-1K."""
+"""Formats with a prompt and its responses in fields of their own, from Alpaca to TRL's types and a user's `fields`."""
 
 import math
 from collections.abc import Generator
@@ -8,6 +8,51 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from mrt_plugin.groups.adapters.adapter import Converted, LeftOut, Mismatch, adapter
+from mrt_plugin.groups.messages import kind
+
+
+class AlpacaRow(TypedDict):
+    instruction: str
+    input: NotRequired[str | None]
+    output: str
+
+
+class AlpacaEvalRow(TypedDict):
+    instruction: str
+    output: str
+    generator: NotRequired[str | None]
+
+
+class GoldRow(TypedDict):
+    instruction: str
+    input: NotRequired[str | None]
+    answers: list[str]
+    gold_scores: list[float]
+
+
+def _with_input(instruction: str, given: str | None) -> str:
+    """Return the instruction, then any `input` under a heading, as in the code of arXiv 2606.00544."""
+    given = (given or "").strip()
+    return f"{instruction.strip()}\n\nInput:\n{given}" if given else instruction
+
+
+@adapter(prompt="instruction", responses="output")
+def alpaca(row: AlpacaRow) -> Converted:
+    """Yield one response of an Alpaca row (tatsu-lab/stanford_alpaca)."""
+    yield {"prompt": _with_input(row["instruction"], row.get("input")), "completion": row["output"]}
+
+
+@adapter(prompt="instruction", responses="output")
+def alpaca_eval(row: AlpacaEvalRow) -> Converted:
+    yield {"prompt": row["instruction"], "completion": row["output"]}
+
+
+@adapter(prompt="instruction", responses="answers", scores="gold_scores")
+def gold_labelled(row: GoldRow) -> Converted:
+    """Yield one group of gold-labelled generations (tlc4418)."""
+    prompt = _with_input(row["instruction"].strip(), row.get("input"))
+    yield {"prompt": prompt, "responses": row["answers"], "scores": row["gold_scores"]}
+
 
 Completion = TypedDict(
     "Completion",
@@ -107,24 +152,21 @@ def code_contests(
     language: Literal["python3", "python2", "cpp", "java", "any"] = "python3",
     incorrect: bool = False,
 ) -> Converted:
-    """Yield one group: the problem and its solutions in one language.
-
-    With `incorrect`, incorrect solutions are included. A correct solution then has score 1 and an incorrect one 0.
-    """
+    """Yield one group: the problem and its solutions in one language. `incorrect` adds those, with score 0, not 1."""
     correct = yield from _in_language(row["solutions"], "solutions", language)
     group: dict[str, Any] = {"prompt": row["description"], "responses": correct}
     if incorrect:
-        none: Solutions = {"language": [], "solution": []}
-        wrong = yield from _in_language(row.get("incorrect_solutions") or none, "incorrect_solutions", language)
+        wrong = yield from _in_language(row.get("incorrect_solutions"), "incorrect_solutions", language)
         group |= {"responses": correct + wrong, "scores": [1.0] * len(correct) + [0.0] * len(wrong)}
     yield group
 
 
-def _in_language(solutions: Solutions, name: str, language: str) -> Generator[LeftOut, None, list[str]]:
-    if len(solutions["language"]) != len(solutions["solution"]):
-        raise Mismatch(name, f"{len(solutions['language'])} languages for {len(solutions['solution'])} solutions.")
+def _in_language(solutions: Solutions | None, name: str, language: str) -> Generator[LeftOut, None, list[str]]:
+    numbers, texts = (solutions["language"], solutions["solution"]) if solutions else ([], [])
+    if len(numbers) != len(texts):
+        raise Mismatch(name, f"{len(numbers)} languages for {len(texts)} solutions.")
     chosen = []
-    for number, text in zip(solutions["language"], solutions["solution"], strict=True):
+    for number, text in zip(numbers, texts, strict=True):
         if language == "any" or number == LANGUAGES[language]:
             chosen.append(text)
         else:
@@ -150,14 +192,7 @@ def mosaic_1k(
     responses: Literal["all", "cyclic_one", "same_one"] = "all",
     index: Annotated[int, Field(ge=0)] = 0,
 ) -> Converted:
-    """Yield a group for each of the first `variants` prompts of a cluster (arXiv 2606.00544).
-
-    The values of `responses`:
-
-    - `all` keeps every response of a variant.
-    - `cyclic_one` keeps one: the v-th of variant v (paraphrases with different answers).
-    - `same_one` keeps one: the response at `index` (paraphrases with corresponding answers).
-    """
+    """Yield a group for each of the first `variants` prompts of a cluster (arXiv 2606.00544)."""
     pools, prompts = row["responses"], row["prompt_variants"]
     if len(prompts) != len(pools):
         raise Mismatch("responses", f"{len(pools)} lists for {len(prompts)} prompt variants.")
@@ -172,3 +207,107 @@ def mosaic_1k(
                 yield LeftOut(f"responses beyond responses={responses}")
             texts = [texts[chosen]]
         yield {"id": f"{row['id']}_v{number}", "prompt": prompt, "responses": texts}
+
+
+Said = str | list[dict[str, Any]]
+"""A text or a conversation in TRL's dataset types: https://huggingface.co/docs/trl/dataset_formats"""
+
+
+class PreferenceRow(TypedDict):
+    prompt: NotRequired[Said | None]
+    chosen: Said
+    rejected: Said
+    score_chosen: NotRequired[float | None]
+    score_rejected: NotRequired[float | None]
+
+
+class CompletionRow(TypedDict):
+    prompt: Said
+    completion: Said
+    label: NotRequired[bool | None]
+    score: NotRequired[float | None]
+    weight: NotRequired[float | None]
+
+
+@adapter(responses="chosen", scores="score_chosen")
+def trl_preference(row: PreferenceRow) -> Converted:
+    """Yield one group of two. The scores are `score_chosen` and `score_rejected` if given, else 1 and 0."""
+    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+    if isinstance(chosen, str) != isinstance(rejected, str):
+        raise Mismatch("rejected", "one of chosen and rejected is a string, the other a list of messages.")
+    conversations = [side for side in (chosen, rejected) if isinstance(side, list)]
+    answers = [side for side in conversations if side and side[0].get("role") == "assistant"]
+    if len(answers) < len(conversations) or (not conversations and prompt is None):
+        length = _prompt_length(chosen, rejected)
+        prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
+    if not prompt:
+        raise Mismatch("prompt", "there is none, and chosen and rejected have no beginning in common.")
+    scores = [row.get("score_chosen"), row.get("score_rejected")]
+    yield {"prompt": prompt, "responses": [chosen, rejected], "scores": [1.0, 0.0] if None in scores else scores}
+
+
+def _prompt_length(chosen: Any, rejected: Any) -> int:
+    """Return the length of the common beginning, up to a space, or without an answer at the end of its messages."""
+    pairs = zip(chosen, rejected, strict=False)
+    length = next((at for at, (one, other) in enumerate(pairs) if one != other), min(len(chosen), len(rejected)))
+    while length:
+        last = chosen[length - 1]
+        if last.isspace() if isinstance(last, str) else last.get("role") != "assistant":
+            break
+        length -= 1
+    return length
+
+
+@adapter(responses="completion", scores="score", weights="weight")
+def trl_completion(row: CompletionRow) -> Converted:
+    """Yield one response. A `label` becomes the score 1 or 0."""
+    score, label = row.get("score"), row.get("label")
+    if score is None and label is not None:
+        score = float(label)
+    yield {"prompt": row["prompt"], "completion": row["completion"], "score": score, "weight": row.get("weight")}
+
+
+@adapter()
+def fields(
+    row: dict[str, Any],
+    *,
+    prompt: str,
+    responses: str = "",
+    completion: str = "",
+    scores: str = "",
+    score: str = "",
+    weights: str = "",
+    weight: str = "",
+    id: str = "",
+) -> Converted:
+    """Yield a group or one response from the named fields. A dotted path goes into each item of a list."""
+    if bool(responses) == bool(completion):
+        raise ValueError(
+            "source 'fields' needs either responses= (rows that hold a pool) or completion= (rows of one response)."
+        )
+    names = {"prompt": prompt, "responses": responses, "scores": scores, "weights": weights}
+    if completion:
+        names = {"prompt": prompt, "completion": completion, "score": score, "weight": weight}
+    yield {ours: _find(row, name) for ours, name in (names | {"id": id}).items() if name}
+
+
+def _find(row: dict[str, Any], name: str) -> Any:
+    if name in row:  # a field name may itself contain dots
+        return row[name]
+    value: Any = row
+    keys = name.split(".")
+    for step, key in enumerate(keys):
+        value = _step(value, key, name, ".".join(keys[:step]))
+    return value
+
+
+def _step(value: Any, key: str, name: str, walked: str) -> Any:
+    if isinstance(value, list):
+        return [_step(item, key, name, walked) for item in value]
+    first = name.split(".")[0]
+    if not isinstance(value, dict):
+        raise Mismatch(first, f"`{walked}` is {kind(value)}, so that `{name}` leads nowhere.")
+    if key not in value:
+        where = f"`{walked}` has no `{key}`; it has" if walked else "the field is missing; the row has"
+        raise Mismatch(first, f"{where} {', '.join(f'`{other}`' for other in value) or 'no fields'}.")
+    return value[key]

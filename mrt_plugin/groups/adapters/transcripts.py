@@ -39,21 +39,13 @@ class HelpSteer2Row(TypedDict):
 
 
 def parse_transcript(text: str) -> list[Message] | None:
-    """Return the turns of a transcript, with outer white space removed.
-
-    Return None if the human is not first or the turns do not alternate.
-
-    Example:
-
-    >>> parse_transcript("\\n\\nHuman: 2 + 2?\\n\\nAssistant: 4")
-    [{'role': 'user', 'content': '2 + 2?'}, {'role': 'assistant', 'content': '4'}]
-    """
+    """Return the turns of an HH-RLHF text, or None if the human is not first or the turns do not alternate."""
     before, *parts = _TURN.split(text)
     return None if before.strip() else _turns(parts)
 
 
 def _turns(parts: list[str]) -> list[Message] | None:
-    """Return the turns from speakers and texts by turns, or None if they do not alternate, the user first."""
+    """Return the turns from alternating speakers and texts, or None unless user and assistant alternate."""
     turns = [
         {"role": _ROLES[speaker], "content": said.strip()}
         for speaker, said in zip(parts[::2], parts[1::2], strict=True)
@@ -63,7 +55,7 @@ def _turns(parts: list[str]) -> list[Message] | None:
 
 
 def _has_empty_turn(turns: list[Message]) -> bool:
-    """Return whether a turn is empty. Chat templates cannot render empty turns sensibly."""
+    """Return whether a turn is empty. Chat templates cannot render such a turn sensibly."""
     return not all(has_text(turn["content"]) for turn in turns)
 
 
@@ -105,10 +97,7 @@ def helpsteer2(
     *,
     score: Literal["mean", "helpfulness", "correctness", "coherence", "complexity", "verbosity"] = "mean",
 ) -> Converted:
-    """Yield one response.
-
-    `mean` averages helpfulness, correctness and coherence. The other two attributes do not measure quality.
-    """
+    """Yield one response. `mean` leaves out complexity and verbosity, which do not measure quality."""
     turns = _turns(["User", *_HELPSTEER_TURN.split(row["prompt"])])
     if turns is None or len(turns) % 2 == 0 or _has_empty_turn(turns):
         yield LeftOut("responses to a conversation with an empty turn, or whose turns do not alternate")
