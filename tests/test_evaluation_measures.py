@@ -17,10 +17,16 @@ from mrt_plugin.evaluation.cases import Case, read_cases
 from mrt_plugin.evaluation.checkers import last_number, load_checker
 from mrt_plugin.evaluation.closeness import closeness, expected_best, levels
 from mrt_plugin.evaluation.evaluate import differences
-from mrt_plugin.evaluation.forgetting import ProbeNLL, compare_probe, compare_tasks, points_of_nll, probe, verdict
-from mrt_plugin.evaluation.harness import Score
-from mrt_plugin.evaluation.result import outcome
-from mrt_plugin.evaluation.samples import Samples, read_samples, rewards
+from mrt_plugin.evaluation.forgetting import (
+    Score,
+    compare_probe,
+    compare_tasks,
+    points_of_nll,
+    probe,
+    verdict,
+)
+from mrt_plugin.evaluation.result import Sample, outcome
+from mrt_plugin.evaluation.samples import add_rewards, read_samples
 from mrt_plugin.evaluation.subject import Subject
 from mrt_plugin.groups import DataError
 from mrt_plugin.models.named_model import NamedModel, add_pools, parse_models
@@ -242,18 +248,18 @@ class TestCheckers:
 
 def test_rewards_of_mixed_prompts_and_empty_samples() -> None:
     cases = [Case("a", "One?"), Case("b", [{"role": "user", "content": "Two?"}]), Case("c", "Three?")]
-    samples = [Samples(["x", ""]), Samples(["yyy"]), Samples()]
+    samples = [[Sample("x"), Sample("")], [Sample("yyy")], []]
     seen = []
 
     def scorer(prompt: Any, responses: list[str]) -> list[float]:
         seen.append(prompt)
         return [float(len(response)) for response in responses]
 
-    found = rewards(cases, samples, scorer)
-    assert [row.tolist() for row in found] == [[1.0, 0.0], [3.0], []]
+    add_rewards(cases, samples, scorer)
+    assert [[one.reward for one in some] for some in samples] == [[1.0, 0.0], [3.0], []]
     assert seen == [[{"role": "user", "content": "One?"}], [{"role": "user", "content": "Two?"}]]
     with pytest.raises(ValueError, match="takes one scorer"):
-        rewards(cases, samples, "one, two")
+        add_rewards(cases, samples, "one, two")
 
 
 class TestCases:
@@ -327,10 +333,9 @@ class TestSamples:
             ],
         )
         one, two, three = read_samples(pool, [Case("a", "One?"), Case("b", "Two?"), Case("c", "Three?")])
-        assert one.texts == ["first", "sec", "third"]
-        assert one.cut_off == [False, True, False]
-        assert (two.texts, two.cut_off) == (["2"], [True])
-        assert three.texts == []
+        assert one == [Sample("first"), Sample("sec", cut_off=True), Sample("third")]
+        assert two == [Sample("2", cut_off=True)]
+        assert three == []
 
     def test_a_pool_of_other_prompts_or_another_shape(self, tmp_path: Path) -> None:
         pool = write(tmp_path / "pool.jsonl", [{"prompt": "Else?", "responses": ["x"]}])
@@ -387,11 +392,11 @@ class TestNames:
 
 class TestForgetting:
     def test_the_probe_is_sixty_texts_of_five_kinds(self) -> None:
-        kinds = [text.kind for text in probe()]
+        kinds = [text["kind"] for text in probe()]
         assert {kind: kinds.count(kind) for kind in kinds} == dict.fromkeys(
             ["facts", "prose", "code", "questions", "reasoning"], 12
         )
-        assert len({text.text for text in probe()}) == 60
+        assert len({text["text"] for text in probe()}) == 60
 
     def test_points_and_their_thresholds(self) -> None:
         """A token that had probability 0.5 and has 0.49 has lost 2 points; a score of 0.64 that is 0.59, 5."""
@@ -408,8 +413,8 @@ class TestForgetting:
     def test_before_and_after(self) -> None:
         random = np.random.default_rng(0)
         tokens = random.integers(10, 30, 60)
-        before = ProbeNLL(2.0 * tokens, tokens)
-        after = ProbeNLL((2.0 + random.normal(0.03, 0.01, 60)) * tokens, tokens)
+        before = Measured(2.0 * tokens, tokens)
+        after = Measured((2.0 + random.normal(0.03, 0.01, 60)) * tokens, tokens)
         rows = compare_probe(before, after)
         assert [row.kind for row in rows] == ["all", "facts", "prose", "code", "questions", "reasoning"]
         whole = rows[0]
@@ -417,7 +422,7 @@ class TestForgetting:
         assert whole.interval[0] < whole.points < whole.interval[1]
         assert whole.verdict == "flagged"
         assert rows[1].texts == 12
-        assert compare_probe(before, ProbeNLL(after.nll, tokens + 1)) is None
+        assert compare_probe(before, Measured(after.values, tokens + 1)) is None
         assert {row.verdict for row in compare_probe(before, before)} == {"kept"}
 
     def test_tasks(self) -> None:
