@@ -1,10 +1,8 @@
 """A pool to extend: its groups, and the draws already made for them."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
-
-from datasets import Dataset
 
 from mrt_plugin.groups import load_groups
 from mrt_plugin.groups.keys import canonical, digest
@@ -17,36 +15,22 @@ BEFORE = ("scores_before", "weights_before")
 """Columns for scores and weights that cover only the earlier responses."""
 
 
-@dataclass
 class Pool:
-    """The groups of a pool, and those of its rows that `mrt sample` wrote, unchanged."""
+    """The groups of a pool, and the columns of `mrt sample` that `load_groups` does not read, by the row's id."""
 
-    groups: Dataset
-    written: dict[str, dict[str, Any]]
-    """For each row that `mrt sample` wrote, by its id: the columns that `load_groups` does not read."""
-
-    @classmethod
-    def read(cls, data: Any, split: str, source: str | None) -> "Pool":
-        """Read a pool as `load_groups` does."""
-        pool = cls(load_groups(data, split=split, source=source), {})
+    def __init__(self, data: Any, split: str, source: str | None) -> None:
+        self.groups = load_groups(data, split=split, source=source)
+        self.as_messages = isinstance(self.groups[0]["responses"][0], list)
+        self.written: dict[str, dict[str, Any]] = {}
         if source is None:
             opened = open_source(data, split)
             columns = ("prompt", "responses", "samples", "truncated", *BEFORE)
             for _, row in opened.rows(Problems(opened.name)):
                 if _is_written_by_us(row):
-                    pool.written[str(row["id"])] = {name: row[name] for name in columns if name in row}
-        return pool
-
-    @property
-    def as_messages(self) -> bool:
-        """Whether the responses are lists of messages. Either all are, or none."""
-        return isinstance(self.groups[0]["responses"][0], list)
+                    self.written[str(row["id"])] = {name: row[name] for name in columns if name in row}
 
     def missing(self, n: int, elsewhere: Mapping[str, int]) -> list[Job]:
-        """Return a job per group that fills it up to n. Numbers continue after earlier draws, including cut-off ones.
-
-        `elsewhere` has the number of draws in the pool's own journal, by the job's key.
-        """
+        """Return a job per group that fills it up to n, after its earlier draws, those `elsewhere` too."""
         jobs = []
         for row in self.rows(rename=False):
             made = [how["draw"] + 1 for how in [*row["samples"], *row["truncated"]] if how is not None]
@@ -58,10 +42,9 @@ class Pool:
         return jobs
 
     def rows(self, *, rename: bool) -> Iterator[dict[str, Any]]:
-        """Yield the rows before any additions, with what is known about how each response was drawn.
+        """Yield the rows before any additions; with `rename`, scores and weights get the names in `BEFORE`.
 
-        Rows whose draws were all cut off come last, since `load_groups` skips them. With `rename`, scores and weights
-        get the names in `BEFORE`, since they will not cover all responses.
+        Rows whose draws were all cut off come last, since `load_groups` skips them.
         """
         skipped = dict(self.written)
         for group in rows_of(self.groups):

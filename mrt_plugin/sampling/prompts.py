@@ -17,27 +17,17 @@ logger = logging.getLogger(__name__)
 
 
 def read_prompts(data: Any, *, split: str = "train", source: str | None = None) -> tuple[list[tuple[str, Any]], int]:
-    """Return the prompts, each with its id, and the number of repeated prompts.
+    """Return the distinct prompts in order, each with its id, and the number of rows that repeat an earlier prompt.
 
-    Args:
-        data: a text file with one prompt per line, or anything `load_groups` reads: rows with `prompt` (a string or
-            messages) or `messages` (up to the last user message), and optionally `id`. Responses are ignored.
-        split: the split of a hub dataset or a `DatasetDict`.
-        source: the public format to read the prompts from.
-
-    Returns:
-        The distinct prompts in order, each with the given id or one made from the prompt. Then the number of rows
-        without an own id that repeat an earlier prompt.
-
-    Raises:
-        DataError: with each problem's row, column and remedy.
+    `data` is a text file with one prompt per line, or anything `load_groups` reads: rows with `prompt` (a string or
+    messages) or `messages` (up to the last user message), and optionally `id`. Responses are ignored.
     """
     if source is not None:
         groups = load_groups(data, split=split, source=source)
         return [(group["id"], group["prompt"]) for group in groups], 0  # type: ignore[index]
     found: dict[str, Any] = {}
     repeated = 0
-    forms: dict[str, tuple[str, str]] = {}
+    first: tuple[str, str] | None = None
     problems = Problems(str(data) if isinstance(data, str | Path) else "the dataset")
     report = GroupReport(problems.source)
     unused = Unused({*GROUPED, "messages", *POOLS, *PAIR}, problems, report)
@@ -47,16 +37,16 @@ def read_prompts(data: Any, *, split: str = "train", source: str | None = None) 
         if prompt is None:
             continue
         form = "a string" if isinstance(prompt, str) else "a list of messages"
-        first, where = forms.setdefault("prompt", (form, place))
-        if form != first:
-            problems.add(place, column, f"it is {form}, but {where} has {first}: use one form for all prompts.")
+        first = first or (form, place)
+        if form != first[0]:
+            text = f"it is {form}, but {first[1]} has {first[0]}: use one form for all prompts."
+            problems.add(place, column, text)
         given = row.get("id")
         problem = None if given is None else id_problem(given)
+        name = prompt_key(prompt) if given is None else str(given)
         if problem:
             problems.add(place, "id", problem)
-            continue
-        name = prompt_key(prompt) if given is None else str(given)
-        if name not in found:
+        elif name not in found:
             found[name] = prompt
         elif given is None:
             repeated += 1
@@ -89,13 +79,9 @@ def _prompt(place: str, row: dict[str, Any], problems: Problems) -> tuple[str, A
         value = value[: users[-1] + 1] if users else value
     complaints: list[str] = []
     if isinstance(value, str) and has_text(value):
-        if is_sound(value):
-            return column, value
-        complaints.append(SURROGATE)
+        complaints += [] if is_sound(value) else [SURROGATE]
     elif isinstance(value, list) and value:
         value = clean_messages(value, "prompt", complaints.append)
-        if not complaints:
-            return column, value
     elif column not in row:
         has = ", ".join(f"`{name}`" for name in row) or "nothing"
         complaints.append(f"it is missing; the row has {has}. Name the column `prompt`.")
@@ -104,4 +90,4 @@ def _prompt(place: str, row: dict[str, Any], problems: Problems) -> tuple[str, A
         complaints.append(f"it is {what}; it must be a string or a list of messages.")
     for complaint in complaints:
         problems.add(place, column, complaint)
-    return column, None
+    return column, None if complaints else value

@@ -40,7 +40,7 @@ class _ChatChoice(BaseModel):
         if self.message.content is None and self.message.tool_calls:
             raise Garbage("a choice is a tool call, though no tools were offered")
         tokens = self.logprobs.content if self.logprobs else None
-        logprobs: list[float | None] | None = None if tokens is None else [token.logprob for token in tokens]
+        logprobs = None if tokens is None else [token.logprob for token in tokens]
         thought = self.message.reasoning_content or self.message.reasoning or ""
         return _draw(self.message.content or "", self.finish_reason, logprobs, thought)
 
@@ -69,11 +69,7 @@ class _Body(BaseModel, Generic[C]):
 
 
 def read_reply(body: bytes, api: Api, asked: int) -> tuple[list[Draw], str | None]:
-    """Return the draws in a body, at most `asked`, and the model that made them.
-
-    Raises:
-        Garbage: if the body is not JSON or does not follow the protocol.
-    """
+    """Return the draws in a body, at most `asked`, and the model that made them."""
     shape: Any = _Body[_ChatChoice] if api == "chat" else _Body[_TextChoice]
     try:
         parsed = shape.model_validate(json.loads(body))

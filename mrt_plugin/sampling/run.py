@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -98,14 +98,15 @@ def sample_pool(
         raise ValueError(f"{output} is there already, and not from this command: remove it or choose another output.")
 
     report = SampleReport(output=str(output))
-    pool = Pool.read(prompts, split, source) if extend else None
+    pool = Pool(prompts, split, source) if extend else None
     if pool is not None:
         jobs = pool.missing(n, {} if source_file is None else draws_made(journal_path(Path(source_file))))
     else:
         found, report.repeated_prompts = read_prompts(prompts, split=split, source=source)
         jobs = [Job(name, prompt, n) for name, prompt in found]
     report.prompts, report.wanted = len(jobs), sum(job.wanted for job in jobs)
-    with Journal(journal_file, {**sampler.identity(), **settings.as_dict()}) as journal:
+    stored = settings.as_dict()
+    with Journal(journal_file, {**sampler.identity(), **stored}) as journal:
         _draw(sampler, jobs, settings, journal, report, progress)
         if report.unfinished and not partial:
             raise Unfinished(
@@ -113,10 +114,16 @@ def sample_pool(
                 f"others are kept in {journal_file}: the same command goes on from there. To write what there is, "
                 "say partial (--partial)."
             )
-        about = {name: value for name, value in settings.as_dict().items() if name != "logprobs"}
+        del stored["logprobs"]
+        before = repeat({}) if pool is None else pool.rows(rename=report.wanted > 0)
+        as_messages = pool is not None and pool.as_messages
         with whole_file(output) as file:
-            for row in _rows(jobs, pool, journal, about, report, keep_cut_off):
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            for job, old in zip(jobs, before, strict=False):
+                row = {"id": job.id, "prompt": job.prompt, "responses": [], "finish_reasons": [], "samples": [], **old}
+                row.setdefault("truncated", [])
+                _add_draws(row, job, journal, stored, report, keep_cut_off=keep_cut_off, as_messages=as_messages)
+                if row["responses"] or row["truncated"]:
+                    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             if file.tell() == 0:
                 raise ValueError(f"There is nothing to write: no prompt got a response. {report.first_rejection}")
     _log(report, keep_cut_off)
@@ -144,65 +151,62 @@ def _draw(
 
     if progress:
         progress(done, report.wanted)
-    open_jobs = [job for job in jobs if journal.rejection(job.key) is None]
+    open_jobs = [job for job in jobs if job.key not in journal.rejected]
     if any(job.have < job.wanted for job in open_jobs):
         sampler.draw(SamplingTask(open_jobs, settings, record, report))
     report.unfinished = 0
     for job in jobs:
         missing = max(0, job.wanted - journal.have(job.key, job.first))
-        rejection = journal.rejection(job.key)
-        if missing and rejection is not None:
+        if missing and job.key in journal.rejected:
             report.rejected += 1
-            report.first_rejection = report.first_rejection or rejection
+            report.first_rejection = report.first_rejection or journal.rejected[job.key]
         else:
             report.unfinished += missing
 
 
-def _rows(
-    jobs: list[Job],
-    pool: Pool | None,
+def _add_draws(
+    row: dict[str, Any],
+    job: Job,
     journal: Journal,
-    about: dict[str, Any],
+    stored: dict[str, Any],
     report: SampleReport,
+    *,
     keep_cut_off: bool,
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the pool, in the order of the prompts and of the draws. `about` is stored with each draw."""
-    rows: Iterable[dict[str, Any]] = repeat({}) if pool is None else pool.rows(rename=report.wanted > 0)
-    as_messages = pool is not None and pool.as_messages
-    for job, before in zip(jobs, rows, strict=False):
-        row = {"id": job.id, "prompt": job.prompt, "responses": [], "finish_reasons": [], "samples": [], **before}
-        row.setdefault("truncated", [])
-        for number, (draw, model) in zip(job.numbers, journal.draws(job.key, job.wanted, job.first), strict=False):
-            optional = {"tokens": draw.tokens, "reasoning": draw.reasoning, "logprobs": draw.logprobs}
-            given = {name: value for name, value in optional.items() if value is not None}
-            sample = {"draw": number, "model": model, **about, **given}
-            ending = draw.ending
-            report.whole += ending == "whole"
-            report.cut_off += ending == "cut off"
-            report.unknown += ending == "unknown"
-            if ending == "cut off" and not keep_cut_off:
-                row["truncated"].append({"text": draw.text, "finish_reason": draw.finish_reason, **sample})
-                continue
-            row["responses"].append([{"role": "assistant", "content": draw.text}] if as_messages else draw.text)
-            row["finish_reasons"].append(draw.finish_reason)
-            row["samples"].append(sample)
-            for name in BEFORE:
-                if name in row:
-                    row[name].append(None)
-        if row["responses"] or row["truncated"]:
-            yield row
+    as_messages: bool,
+) -> None:
+    """Add a job's draws to its row, in their order. `stored` is kept with each draw."""
+    for number, (draw, model) in zip(job.numbers, journal.draws(job.key, job.wanted, job.first), strict=False):
+        optional = {"tokens": draw.tokens, "reasoning": draw.reasoning, "logprobs": draw.logprobs}
+        given = {name: value for name, value in optional.items() if value is not None}
+        sample = {"draw": number, "model": model, **stored, **given}
+        ending = draw.ending
+        report.whole += ending == "whole"
+        report.cut_off += ending == "cut off"
+        report.unknown += ending == "unknown"
+        if ending == "cut off" and not keep_cut_off:
+            row["truncated"].append({"text": draw.text, "finish_reason": draw.finish_reason, **sample})
+            continue
+        row["responses"].append([{"role": "assistant", "content": draw.text}] if as_messages else draw.text)
+        row["finish_reasons"].append(draw.finish_reason)
+        row["samples"].append(sample)
+        for name in BEFORE:
+            if name in row:
+                row[name].append(None)
 
 
 def _log(report: SampleReport, keep_cut_off: bool) -> None:
     total = report.whole + report.cut_off + report.unknown
     logger.info("%s: %d draws for %d prompts (%d from before).", report.output, total, report.prompts, report.reused)
-    if report.cut_off:
-        advice = "Raise max_tokens" + ("." if keep_cut_off else ": without them the pool favours short responses.")
-        logger.warning("%d of %d draws were cut off before the model ended them. %s", report.cut_off, total, advice)
-    if report.unknown:
-        logger.warning("%d draws have no finish_reason: it is not known whether they are complete.", report.unknown)
-    if report.rejected:
-        what = "%d prompts were rejected, and have no (or fewer) draws; the first: %s"
-        logger.warning(what, report.rejected, report.first_rejection)
-    if report.repeated_prompts:
-        logger.warning("%d rows repeat an earlier prompt; each prompt is sampled once.", report.repeated_prompts)
+    advice = "Raise max_tokens" + ("." if keep_cut_off else ": without them the pool favours short responses.")
+    for count, warning, *more in (
+        (report.cut_off, "%d of %d draws were cut off before the model ended them. %s", total, advice),
+        (report.unknown, "%d draws have no finish_reason: it is not known whether they are complete."),
+        (
+            report.rejected,
+            "%d prompts were rejected, and have no (or fewer) draws; the first: %s",
+            report.first_rejection,
+        ),
+        (report.repeated_prompts, "%d rows repeat an earlier prompt; each prompt is sampled once."),
+    ):
+        if count:
+            logger.warning(warning, count, *more)

@@ -31,7 +31,6 @@ class Job:
 
     @property
     def numbers(self) -> range:
-        """The numbers of the requested draws."""
         return range(self.first, self.first + self.wanted)
 
     @cached_property
@@ -43,22 +42,19 @@ class Job:
 
 @dataclass
 class Draw:
-    """One drawn response."""
+    """One drawn response. `logprobs` has each token's log-probability in nats, or None if it is not finite."""
 
     text: str
     finish_reason: str | None
     tokens: int | None = None
     logprobs: list[float | None] | None = None
-    """The log-probability of each token, in nats. None for a token whose value is not finite."""
     reasoning: str | None = None
-    """The reasoning of a reasoning model, if the endpoint separates it from the answer."""
 
     @property
     def ending(self) -> Ending:
         """Whether the model ended the response itself, judged only by its `finish_reason`."""
-        if self.finish_reason is None:
-            return "unknown"
-        return "whole" if self.finish_reason.lower() in WHOLE else "cut off"
+        reason = self.finish_reason
+        return "unknown" if reason is None else "whole" if reason.lower() in WHOLE else "cut off"
 
 
 @dataclass
@@ -69,25 +65,25 @@ class Reply:
     start: int
     draws: list[Draw] = field(default_factory=list)
     model: str | None = None
-    """The model's name as the endpoint reports it."""
     rejected: str | None = None
 
 
 @dataclass
 class SampleReport:
-    """The counts of a run. The pool has `whole + cut_off + unknown` draws. `reused` counts those from earlier runs."""
+    """The counts of a run. The pool has `whole + cut_off + unknown` draws. `reused` counts those from earlier runs.
+
+    It is `unknown` why a draw ended if the endpoint does not say. `rejected` counts prompts, and `unfinished` failed
+    draws.
+    """
 
     prompts: int = 0
     wanted: int = 0
     whole: int = 0
     cut_off: int = 0
     unknown: int = 0
-    """Draws for which the endpoint does not report why they ended."""
     reused: int = 0
     rejected: int = 0
-    """Prompts that the endpoint rejected. They are not in the pool."""
     unfinished: int = 0
-    """Draws that failed."""
     requests: int = 0
     retries: int = 0
     repeated_prompts: int = 0
@@ -98,14 +94,12 @@ class SampleReport:
 
 @dataclass(frozen=True)
 class SamplingTask:
-    """What a sampler has to draw, and what it calls with the results."""
+    """What a sampler has to draw. It calls `record` with every reply before it sends the next request."""
 
     jobs: Sequence[Job]
     settings: SamplingSettings
     record: Callable[[list[Reply]], None]
-    """Called with every reply before the next request starts in its place."""
     report: SampleReport
-    """Counts requests, retries and failed draws."""
 
 
 class Sampler(Protocol):
