@@ -21,16 +21,13 @@ LEXICAL_DIMENSION = 4096
 
 @dataclass(frozen=True)
 class Embedder:
-    """A named function from n texts to an array [n, dim].
-
-    `forks` says whether it may run in several processes at the same time (`num_proc`).
-    """
+    """A named function from n texts to an array [n, dim]. If it `forks`, several processes may run it at once."""
 
     name: str
     embed: Callable[[list[str]], Any]
     forks: bool
     prepare: Callable[[Iterable[list[str]]], None] | None = None
-    """Computes the vectors of many texts in advance, given as lists. For an embedder with a cache."""
+    """With a cache: compute the vectors of many texts in advance."""
 
     def threads(self) -> int | None:
         """Return the number of threads of its model in this process; None for a function without a model."""
@@ -41,11 +38,7 @@ class Embedder:
         return torch.get_num_threads()
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        """Return the vectors of some texts as float64 [n, dim].
-
-        Raises:
-            ValueError: if the embedder returns another shape, or numbers that are not finite.
-        """
+        """Return the vectors of some texts, float64 [n, dim]. Refuse other shapes and numbers that are not finite."""
         vectors = self.shaped(texts)
         self.check_finite(vectors, texts)
         return vectors.astype(np.float64, copy=False)
@@ -111,13 +104,9 @@ def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: st
 
 
 def lexical(texts: list[str]) -> np.ndarray:
-    """Embed texts by hashed character n-grams, that is by their spelling. Each vector depends only on its own text.
+    """Embed each text by hashed character n-grams, that is by its spelling: float32 [n, 4096], rows of length 1.
 
-    The features are counts of 3- and 4-grams inside words, damped by log(1 + count). On real pools, the cosines of a
-    prompt's responses rank like those of all-MiniLM-L6-v2 with a mean Spearman correlation of 0.6.
-
-    Returns:
-        float32 [n, 4096], rows of length 1.
+    The features are counts of 3- and 4-grams inside words, damped by log(1 + count).
     """
     vocabulary: dict[str, int] = {}
     words: list[int] = []

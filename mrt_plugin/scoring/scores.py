@@ -4,16 +4,21 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
+from tqdm.auto import tqdm
 
 from mrt_plugin.engine import check_engine, map_batches
 from mrt_plugin.extension import load_function
+from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.options import Engine
 from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.cache import ScoreCache, cache_directory
+
+if TYPE_CHECKING:
+    from mrt_plugin.scoring.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +86,7 @@ def score_columns(
     trust_remote_code: bool = False,
     engine: Engine = "local",
 ) -> dict[str, Dataset]:
-    """Return a dataset with the column `scores` for each scorer, by the scorer's name.
-
-    Arguments and errors are those of `score_groups`.
-    """
+    """Return a dataset with the column `scores` for each scorer by name. Takes the arguments of `score_groups`."""
     check_engine(engine)
     columns: dict[str, Dataset] = {}
     for one in scorer_list(scorer):
@@ -107,13 +109,7 @@ def with_scores(groups: Dataset, scores: Dataset) -> Dataset:
 
 
 def scorer_list(scorer: Scorer | Sequence[Scorer]) -> list[Scorer]:
-    """Return the scorers that an option names.
-
-    Example:
-
-    >>> scorer_list("path/to/model, my_module:score")
-    ['path/to/model', 'my_module:score']
-    """
+    """Return the scorers that an option names, several with commas."""
     if isinstance(scorer, str):
         return [part.strip() for part in scorer.split(",") if part.strip()]
     return [scorer] if callable(scorer) else list(scorer)
@@ -129,19 +125,20 @@ _MODEL_SCORES = Features({**_SCORES, "cut": Value("int64")})
 
 BATCH = 32
 """Groups per batch of a function: between two steps of the progress bar, and per message to a worker."""
-
 MODEL_BATCH = 256
-"""Groups per batch of a model on Ray: enough texts of similar length to fill the model's batches."""
+"""Groups per batch of a model: enough texts of similar length to fill the model's batches."""
 
 
 def _by_model(
     groups: Dataset, name: str, score_cache: str | Path | None, trust_remote_code: bool, engine: Engine
 ) -> Dataset:
+    wanted = groups.select_columns(["id", "prompt", "responses"])
+    cut_message = "%s: %d conversations are longer than%s it takes, and lost their beginning."
     if engine == "ray":
         import torch
 
         answered = map_batches(
-            groups.select_columns(["id", "prompt", "responses"]),
+            wanted,
             score_batch,
             {"name": name, "directory": str(cache_directory(score_cache).absolute()), "trust": trust_remote_code},
             _MODEL_SCORES,
@@ -151,19 +148,18 @@ def _by_model(
             threads=torch.get_num_threads(),
         )
         if any(answered["cut"]):
-            logger.warning(
-                "%s: %d conversations are longer than it takes, and lost their beginning.", name, sum(answered["cut"])
-            )
+            logger.warning(cut_message, name, sum(answered["cut"]), "")
         return answered.select_columns(["scores"])
     from mrt_plugin.scoring.reward_model import RewardModel
 
     model = RewardModel(name, ScoreCache(score_cache), trust_remote_code=trust_remote_code)
-    wanted = groups.select_columns(["prompt", "responses"])
-    ids = groups["id"]
-    scores = []
-    for place, given in enumerate(model.score_groups(iter(wanted), total=len(groups))):
-        _check(given, len(given), name, ids[place])
-        scores.append(given)
+    scores: list[list[float]] = []
+    with tqdm(desc=f"Scoring ({name})", unit=" groups", total=len(groups), delay=2) as bar:
+        for batch in wanted.iter(batch_size(wanted, MODEL_BATCH)):
+            scores += _score_with(model, batch, name)
+            bar.update(len(scores) - bar.n)
+    if model.cut:
+        logger.warning(cut_message, name, model.cut, f" the {model.longest} tokens that")
     return Dataset.from_dict({"scores": scores}, features=_SCORES)
 
 
@@ -182,29 +178,25 @@ def score_batch(batch: dict[str, list[Any]], *, name: str, directory: str, trust
     """
     model = _reward_model(name, directory, trust)
     before = model.cut
-    sizes = [len(responses) for responses in batch["responses"]]
-    given = model.score(
-        [
-            (prompt, response)
-            for prompt, responses in zip(batch["prompt"], batch["responses"], strict=True)
-            for response in responses
-        ]
-    )
-    scores = np.split(given, np.cumsum(sizes)[:-1])
-    for group, size, some in zip(batch["id"], sizes, scores, strict=True):
-        _check(some, size, name, group)
-    return {
-        "scores": [some.tolist() for some in scores],
-        "cut": [model.cut - before] + [0] * (len(sizes) - 1),
-    }
+    scores = _score_with(model, batch, name)
+    return {"scores": scores, "cut": [model.cut - before] + [0] * (len(scores) - 1)}
 
 
 @cache
-def _reward_model(name: str, directory: str, trust: bool) -> Any:
+def _reward_model(name: str, directory: str, trust: bool) -> "RewardModel":
     """Load a worker's model once."""
     from mrt_plugin.scoring.reward_model import RewardModel
 
     return RewardModel(name, ScoreCache(directory), trust_remote_code=trust)
+
+
+def _score_with(model: "RewardModel", batch: Any, name: str) -> list[list[float]]:
+    groups = list(zip(batch["prompt"], batch["responses"], strict=True))
+    given = model.score([(prompt, response) for prompt, responses in groups for response in responses])
+    scores = np.split(given, np.cumsum([len(responses) for _, responses in groups])[:-1])
+    for group, (_, responses), some in zip(batch["id"], groups, scores, strict=True):
+        _check(some, len(responses), name, group)
+    return [some.tolist() for some in scores]
 
 
 def _by_function(groups: Dataset, scorer: Scorer, num_proc: int | None, engine: Engine) -> Dataset:
@@ -238,8 +230,7 @@ def ask_batch(batch: dict[str, list[Any]], *, scorer: Scorer) -> dict[str, list[
     return {"scores": answer}
 
 
-def _check(scores: Any, count: int, name: str, group: str) -> None:
-    scores = np.asarray(scores)
+def _check(scores: np.ndarray, count: int, name: str, group: str) -> None:
     if scores.shape != (count,) or not np.isfinite(scores).all():
         raise ValueError(
             f"{name} gave {scores.tolist()} for the {count} responses of group {group}: "
