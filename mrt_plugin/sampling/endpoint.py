@@ -261,13 +261,7 @@ class _Requests:
 
 
 def asked_wait(retry_after: str | None) -> float | None:
-    """Return the seconds that a `Retry-After` header (a number or a date) requests, or None if it is invalid.
-
-    Example:
-
-    >>> asked_wait("2"), asked_wait("soon"), asked_wait("1e9")
-    (2.0, None, 300.0)
-    """
+    """Return the seconds that a `Retry-After` header (a number or a date) requests, or None if it is invalid."""
     if not retry_after:
         return None
     try:

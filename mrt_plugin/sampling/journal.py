@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -42,7 +43,7 @@ def draws_made(path: Path) -> dict[str, int]:
     return made
 
 
-class Journal:
+class Journal(AbstractContextManager["Journal"]):
     """The replies of a run, appended one by one and indexed by their prompt. The file is created if missing."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
@@ -52,12 +53,12 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            if fcntl is not None:
-                try:
+            try:
+                if fcntl is not None:
                     fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    what = "another process is sampling into it; wait for it, or write elsewhere."
-                    raise OSError(f"{path}: {what}") from None
+            except OSError:
+                what = "another process is sampling into it; wait for it, or write elsewhere."
+                raise OSError(f"{path}: {what}") from None
             self._end = self._read(settings)
             os.ftruncate(self._file, self._end)
             self._synced = time.monotonic()
@@ -66,9 +67,6 @@ class Journal:
         except BaseException:
             os.close(self._file)
             raise
-
-    def __enter__(self) -> "Journal":
-        return self
 
     def __exit__(self, *error: object) -> None:
         os.close(self._file)

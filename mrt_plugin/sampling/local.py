@@ -107,7 +107,11 @@ class LocalModel(LocalOptions):
             raise ValueError("max_tokens is needed for a local model: nothing else ends a response that rambles on.")
         model, encoder = self.load()
         name = str(self.path) if self.adapter is None else f"{self.path}+{self.adapter}"
-        plan = [(job, number, number >= job.first + job.have) for job in task.jobs for number in job.numbers]
+        plan = [
+            (job, number, number >= job.first + job.have)
+            for job in task.jobs
+            for number in range(job.first, job.first + job.wanted)
+        ]
         for start in range(0, len(plan), self.batch_size):
             batch = [(job, number) for job, number, missing in plan[start : start + self.batch_size] if missing]
             if not batch:

@@ -47,8 +47,7 @@ def sample_pool(
     existing draws. The pool appears complete or not at all.
 
     Args:
-        prompts: a file, hub id or dataset of prompts. See `read_prompts`. With `extend`, a pool as `load_groups`
-            reads it.
+        prompts: a file, hub id or dataset of prompts. See `read_prompts`. With `extend`, a pool.
         sampler: an `Endpoint` or a `LocalModel`.
         output: the pool to write, `.jsonl`.
         n: draws per prompt. With `extend`, the target number of responses per group.
@@ -85,6 +84,7 @@ def sample_pool(
     ```
     """
     settings = settings or SamplingSettings()
+    progress = progress or (lambda done, total: None)
     output = Path(output)
     journal_file = journal_path(output)
     in_place = extend and isinstance(prompts, str | Path) and same_file(prompts, output) and journal_file.exists()
@@ -107,7 +107,20 @@ def sample_pool(
     report.prompts, report.wanted = len(jobs), sum(job.wanted for job in jobs)
     stored = settings.as_dict()
     with Journal(journal_file, {**sampler.identity(), **stored}) as journal:
-        _draw(sampler, jobs, settings, journal, report, progress)
+        jobs = [replace(job, have=journal.have(job.key, job.first)) for job in jobs]
+        done = report.reused = sum(min(job.have, job.wanted) for job in jobs)
+        progress(done, report.wanted)
+
+        def record(replies: list[Reply]) -> None:
+            nonlocal done
+            journal.add(replies)
+            done += sum(len(reply.draws) for reply in replies)
+            progress(min(done, report.wanted), report.wanted)
+
+        open_jobs = [job for job in jobs if job.key not in journal.rejected]
+        if any(job.have < job.wanted for job in open_jobs):
+            sampler.draw(SamplingTask(open_jobs, settings, record, report))
+        _count_missing(jobs, journal, report)
         if report.unfinished and not partial:
             raise Unfinished(
                 f"{report.unfinished:,} of {report.wanted:,} draws could not be had ({report.first_failure}) The "
@@ -121,7 +134,17 @@ def sample_pool(
             for job, old in zip(jobs, before, strict=False):
                 row = {"id": job.id, "prompt": job.prompt, "responses": [], "finish_reasons": [], "samples": [], **old}
                 row.setdefault("truncated", [])
-                _add_draws(row, job, journal, stored, report, keep_cut_off=keep_cut_off, as_messages=as_messages)
+                draws = journal.draws(job.key, job.wanted, job.first)
+                for number, (draw, model) in enumerate(draws, start=job.first):
+                    sample = {"draw": number, "model": model, **stored, **draw.about}
+                    report.count(draw)
+                    if draw.ending == "cut off" and not keep_cut_off:
+                        row["truncated"].append({"text": draw.text, "finish_reason": draw.finish_reason, **sample})
+                        continue
+                    text = [{"role": "assistant", "content": draw.text}] if as_messages else draw.text
+                    added = {"responses": text, "finish_reasons": draw.finish_reason, "samples": sample}
+                    for name in (*added, *(name for name in BEFORE if name in row)):
+                        row[name].append(added.get(name))
                 if row["responses"] or row["truncated"]:
                     file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             if file.tell() == 0:
@@ -130,30 +153,7 @@ def sample_pool(
     return report
 
 
-def _draw(
-    sampler: Sampler,
-    jobs: list[Job],
-    settings: SamplingSettings,
-    journal: Journal,
-    report: SampleReport,
-    progress: Progress | None,
-) -> None:
-    """Draw what the journal lacks, and count what is still missing afterwards."""
-    jobs = [replace(job, have=journal.have(job.key, job.first)) for job in jobs]
-    done = report.reused = sum(min(job.have, job.wanted) for job in jobs)
-
-    def record(replies: list[Reply]) -> None:
-        nonlocal done
-        journal.add(replies)
-        done += sum(len(reply.draws) for reply in replies)
-        if progress:
-            progress(min(done, report.wanted), report.wanted)
-
-    if progress:
-        progress(done, report.wanted)
-    open_jobs = [job for job in jobs if job.key not in journal.rejected]
-    if any(job.have < job.wanted for job in open_jobs):
-        sampler.draw(SamplingTask(open_jobs, settings, record, report))
+def _count_missing(jobs: list[Job], journal: Journal, report: SampleReport) -> None:
     report.unfinished = 0
     for job in jobs:
         missing = max(0, job.wanted - journal.have(job.key, job.first))
@@ -164,49 +164,15 @@ def _draw(
             report.unfinished += missing
 
 
-def _add_draws(
-    row: dict[str, Any],
-    job: Job,
-    journal: Journal,
-    stored: dict[str, Any],
-    report: SampleReport,
-    *,
-    keep_cut_off: bool,
-    as_messages: bool,
-) -> None:
-    """Add a job's draws to its row, in their order. `stored` is kept with each draw."""
-    for number, (draw, model) in zip(job.numbers, journal.draws(job.key, job.wanted, job.first), strict=False):
-        optional = {"tokens": draw.tokens, "reasoning": draw.reasoning, "logprobs": draw.logprobs}
-        given = {name: value for name, value in optional.items() if value is not None}
-        sample = {"draw": number, "model": model, **stored, **given}
-        ending = draw.ending
-        report.whole += ending == "whole"
-        report.cut_off += ending == "cut off"
-        report.unknown += ending == "unknown"
-        if ending == "cut off" and not keep_cut_off:
-            row["truncated"].append({"text": draw.text, "finish_reason": draw.finish_reason, **sample})
-            continue
-        row["responses"].append([{"role": "assistant", "content": draw.text}] if as_messages else draw.text)
-        row["finish_reasons"].append(draw.finish_reason)
-        row["samples"].append(sample)
-        for name in BEFORE:
-            if name in row:
-                row[name].append(None)
-
-
 def _log(report: SampleReport, keep_cut_off: bool) -> None:
     total = report.whole + report.cut_off + report.unknown
     logger.info("%s: %d draws for %d prompts (%d from before).", report.output, total, report.prompts, report.reused)
     advice = "Raise max_tokens" + ("." if keep_cut_off else ": without them the pool favours short responses.")
-    for count, warning, *more in (
-        (report.cut_off, "%d of %d draws were cut off before the model ended them. %s", total, advice),
-        (report.unknown, "%d draws have no finish_reason: it is not known whether they are complete."),
-        (
-            report.rejected,
-            "%d prompts were rejected, and have no (or fewer) draws; the first: %s",
-            report.first_rejection,
-        ),
-        (report.repeated_prompts, "%d rows repeat an earlier prompt; each prompt is sampled once."),
+    for count, warning in (
+        (report.cut_off, f"of {total} draws were cut off before the model ended them. {advice}"),
+        (report.unknown, "draws have no finish_reason: it is not known whether they are complete."),
+        (report.rejected, f"prompts were rejected, and have no (or fewer) draws; the first: {report.first_rejection}"),
+        (report.repeated_prompts, "rows repeat an earlier prompt; each prompt is sampled once."),
     ):
         if count:
-            logger.warning(warning, count, *more)
+            logger.warning("%d %s", count, warning)

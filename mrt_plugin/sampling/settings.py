@@ -29,10 +29,6 @@ class Job:
     have: int = 0
     """How many of the draws exist already."""
 
-    @property
-    def numbers(self) -> range:
-        return range(self.first, self.first + self.wanted)
-
     @cached_property
     def key(self) -> str:
         """The prompt's key in the journal. A changed prompt has another key, so it never gets old responses."""
@@ -49,6 +45,12 @@ class Draw:
     tokens: int | None = None
     logprobs: list[float | None] | None = None
     reasoning: str | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is known about the draw besides its text and end."""
+        known = {"tokens": self.tokens, "reasoning": self.reasoning, "logprobs": self.logprobs}
+        return {name: value for name, value in known.items() if value is not None}
 
     @property
     def ending(self) -> Ending:
@@ -90,6 +92,12 @@ class SampleReport:
     first_rejection: str = ""
     first_failure: str = ""
     output: str = ""
+
+    def count(self, draw: Draw) -> None:
+        """Count a draw of the pool."""
+        self.whole += draw.ending == "whole"
+        self.cut_off += draw.ending == "cut off"
+        self.unknown += draw.ending == "unknown"
 
 
 @dataclass(frozen=True)
