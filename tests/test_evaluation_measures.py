@@ -15,7 +15,6 @@ from interval_coverage import KEYS, null_verdicts
 
 from mrt_plugin.evaluation.cases import Case, read_cases
 from mrt_plugin.evaluation.checkers import last_number, load_checker
-from mrt_plugin.evaluation.closeness import closeness, expected_best, levels
 from mrt_plugin.evaluation.evaluate import differences
 from mrt_plugin.evaluation.forgetting import (
     Score,
@@ -26,7 +25,7 @@ from mrt_plugin.evaluation.forgetting import (
     verdict,
 )
 from mrt_plugin.evaluation.result import Sample, outcome
-from mrt_plugin.evaluation.samples import add_rewards, read_samples
+from mrt_plugin.evaluation.samples import add_rewards, closeness, expected_best, levels, read_samples
 from mrt_plugin.evaluation.subject import Subject
 from mrt_plugin.groups import DataError
 from mrt_plugin.models.named_model import NamedModel, add_pools, parse_models
@@ -40,7 +39,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-EXAMPLES = ["checkers", "closeness", "forgetting", "result"]
+EXAMPLES = ["checkers", "samples", "forgetting", "result"]
 OF_OTHER_ROOMS = ["scoring.cosine", "models.named_model", "planning.paired"]
 
 

@@ -26,7 +26,6 @@ class Case:
 
     @property
     def texts(self) -> list[str]:
-        """Return the texts of the references."""
         return [response_text(reference) for reference in self.references]
 
     @property

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 
 from mrt_plugin.evaluation.cases import Case
-from mrt_plugin.evaluation.closeness import closeness
 from mrt_plugin.evaluation.forgetting import FLAGGED, SIGNIFICANT, compare_probe, compare_tasks
 from mrt_plugin.evaluation.reading import choose_outputs, next_step, notes
 from mrt_plugin.evaluation.result import (
@@ -22,11 +21,13 @@ from mrt_plugin.evaluation.result import (
     order,
     outcome,
 )
-from mrt_plugin.evaluation.subject import How, Progress, Subject, measure_subject, same_tokens, share_references
+from mrt_plugin.evaluation.samples import closeness
+from mrt_plugin.evaluation.subject import How, Subject, measure_subject, same_tokens, share_references
 from mrt_plugin.extension import load_function
 from mrt_plugin.groups.text import units
 from mrt_plugin.models.named_model import NamedModel, check_names
 from mrt_plugin.planning.paired import DRAWS, LEVEL, Bootstrap, holm
+from mrt_plugin.planning.progress import Progress
 from mrt_plugin.scoring.cosine import diversity
 from mrt_plugin.scoring.scores import scorer_name
 
@@ -79,9 +80,8 @@ def evaluate(
     if baseline is not None and baseline not in names:
         raise ValueError(f"baseline={baseline!r} is none of the models: {', '.join(names)}.")
     if how.tasks and (how.endpoint is not None or not any(model.path for model in models)):
-        raise ValueError(
-            "Tasks need a model on this machine: an endpoint or a file of samples cannot be scored on them."
-        )
+        what = "an endpoint or a file of samples cannot be scored on them."
+        raise ValueError(f"Tasks need a model on this machine: {what}")
     if (how.scorer or how.checker) and not how.m and not any(model.pool for model in models):
         raise ValueError("A scorer or a checker needs samples: ask for some (--m), or give a file of them.")
     if isinstance(how.scorer, str) and ":" in how.scorer:

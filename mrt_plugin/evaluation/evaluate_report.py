@@ -49,7 +49,6 @@ def measure_rows(result: Evaluation, *, intervals: bool = True) -> Table:
 
 
 def curve_rows(result: Evaluation) -> Table:
-    """Build a table with a column per M, and a row per model and measure that depends on M."""
     ms = sorted({m for _, m in result.keys if m is not None})
     rows = []
     for name in CURVES:
@@ -61,7 +60,6 @@ def curve_rows(result: Evaluation) -> Table:
 
 
 def difference_rows(result: Evaluation, model: str) -> Table:
-    """Build a table of a model's differences from the baseline, with the smallest and the largest M."""
     rows = [
         [label(row.measure, row.m), signed(row.difference), _interval(row.interval, signed), row.outcome]
         for row in result.differences
@@ -71,7 +69,6 @@ def difference_rows(result: Evaluation, model: str) -> Table:
 
 
 def forgetting_rows(row: Forgetting) -> Table:
-    """Build a table of a model's probe and tasks, before and after fine-tuning."""
     named: list[tuple[str, ProbeChange | TaskChange]] = [
         ("general probe, nats per token" if part.kind == "all" else f"  {part.kind}", part) for part in row.probe or []
     ]
@@ -164,7 +161,6 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """Format a number like `number`, with its sign."""
     return f"+{number(value)}" if value is not None and value > 0 else number(value)
 
 
@@ -271,7 +267,6 @@ def _bars(values: Sequence[tuple[float | None, Interval]]) -> tuple[list[float],
 
 
 def _style(turn: int, name: str, hollow: bool) -> dict[str, Any]:
-    """Return how the marks of the model in place `turn` look."""
     marker, _, shade = STYLES[turn % len(STYLES)]
     look = {"marker": marker, "linestyle": "none", "color": shade, "capsize": 3, "label": shown(name)}
     return {**look, "markerfacecolor": "white" if hollow else shade}

@@ -128,7 +128,6 @@ def points_of_nll(before: float, after: float) -> float:
 
 
 def verdict(points: float) -> str:
-    """Return whether so many points lost are kept, flagged or significant."""
     return "significant" if points >= SIGNIFICANT else "flagged" if points >= FLAGGED else "kept"
 
 

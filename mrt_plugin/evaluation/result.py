@@ -55,11 +55,9 @@ class ModelResult:
     measures: list[Value]
 
     def value(self, name: str, m: int | None) -> Value | None:
-        """Return a measure at m samples, if it was taken."""
         return next((row for row in self.measures if (row.measure, row.m) == (name, m)), None)
 
     def curve(self, name: str) -> list[Value]:
-        """Return a measure at every number of samples, without those that have no value."""
         return [row for row in self.measures if row.measure == name and row.value is not None]
 
 
@@ -97,21 +95,17 @@ class ProbeChange:
 
 @dataclass(frozen=True)
 class TaskChange:
-    """A task's score before and after fine-tuning. `points` are lost; None if the score has no points."""
-
     task: str
     metric: str
     before: float | None
     after: float
-    points: float | None = None
+    points: float | None = None  # lost; None if the score has no points
     interval: Interval = None
     verdict: str | None = None
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """What one model lost, compared with the model named `before`."""
-
     model: str
     before: str | None
     probe: list[ProbeChange] | None
@@ -161,8 +155,6 @@ class CaseCounts:
 
 @dataclass(frozen=True)
 class ReferenceMeans:
-    """The references measured against each other, as a target for the samples."""
-
     length: float
     coverage: float | None = None
     diversity: float | None = None
@@ -186,22 +178,17 @@ class Evaluation:
     """The points lost from which a drop is called flagged and significant."""
     how: dict[str, Any]
     notes: list[str] = field(default_factory=list)
-    """Sentences that are needed to read the numbers."""
     next: str = ""
-    """The recommended next step."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields, for JSON."""
         return asdict(self)
 
     @property
     def others(self) -> list[str]:
-        """The names of the models that are compared with the baseline."""
         return [model.name for model in self.models if model.name != self.baseline]
 
     @property
     def keys(self) -> list[Key]:
-        """All measures taken on any model, in order."""
         return sorted({(row.measure, row.m) for model in self.models for row in model.measures}, key=order)
 
     def ends(self, name: str) -> tuple[int | None, ...]:

@@ -1,9 +1,12 @@
-"""Read a model's samples from a pool, and compute their rewards."""
+"""Read a model's samples from a pool, and measure them: the expected best of m, closeness to references, rewards."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from datasets import Dataset, Features, Json, List, Value
 
 from mrt_plugin.evaluation.cases import Case
@@ -12,11 +15,21 @@ from mrt_plugin.groups import prompt_key
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.sources import open_source
+from mrt_plugin.groups.text import units
 from mrt_plugin.groups.write import spelled
 from mrt_plugin.models.named_model import NamedModel
+from mrt_plugin.planning.paired import Measured
+from mrt_plugin.planning.progress import Progress, counting
 from mrt_plugin.sampling.journal import journal_path
 from mrt_plugin.sampling.settings import Draw
+from mrt_plugin.scoring.cosine import alignment, cosines, diversity
+from mrt_plugin.scoring.embedders import Embedder
 from mrt_plugin.scoring.scores import Scorer, score_columns, scorer_list
+
+if TYPE_CHECKING:
+    from mrt_plugin.evaluation.subject import How, Subject
+
+NAN = float("nan")
 
 
 def sample_files(folder: Path, model: NamedModel) -> list[Path]:
@@ -85,3 +98,124 @@ def dataset_of(cases: Sequence[Case], responses: list[list[str]] | None = None) 
     if responses is not None:
         features["responses"], rows["responses"] = List(string), responses
     return Dataset.from_dict(rows, features=Features(features))
+
+
+def expected_best(values: np.ndarray, m: int) -> np.ndarray:
+    """Return the largest of m values, averaged over all ways to choose m of n: [...] for values [..., n].
+
+    The result is exact. With the values in rising order, the j-th of n is the largest in C(j-1, m-1) of the C(n, m)
+    subsets. For values of 0 and 1 this is pass@k with k = m (Chen et al., "Evaluating Large Language Models Trained on
+    Code", arXiv 2107.03374, equation 1).
+
+    Example:
+
+    >>> float(expected_best(np.array([3.0, 1.0, 2.0]), 2))  # of (3, 1), (3, 2) and (1, 2)
+    2.6666666666666665
+    """
+    n = values.shape[-1]
+    if not 1 <= m <= n:
+        raise ValueError(f"The best of m={m} cannot be computed from {n} samples: m must be between 1 and {n}.")
+    subsets = math.comb(n, m)
+    weights = np.array([math.comb(rank, m - 1) / subsets for rank in range(n)])
+    return np.asarray(np.sort(values, axis=-1) @ weights)
+
+
+def levels(most: int, asked: Sequence[int] | None = None) -> list[int]:
+    """Return the numbers of samples to report at, up to `most`: those `asked` for, or powers of two and `most`.
+
+    Example:
+
+    >>> levels(12), levels(12, [1, 5, 50])
+    ([1, 2, 4, 8, 12], [1, 5])
+    """
+    every = asked or [2**power for power in range(most.bit_length())] + [most]
+    return sorted({m for m in every if 1 <= m <= most})
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """Embeddings of one prompt's R references [R, dim] and n samples [n, dim]. What needs more of them is NaN."""
+
+    references: np.ndarray
+    samples: np.ndarray
+
+    def coverage(self, m: int) -> float:
+        """Return the coverage of m samples, averaged over all choices of m of the n."""
+        known = len(self.references) and 1 <= m <= len(self.samples)
+        return float(expected_best(cosines(self.references, self.samples), m).mean()) if known else NAN
+
+    @property
+    def alignment(self) -> float:
+        return alignment(self.samples, self.references) if len(self.references) and len(self.samples) else NAN
+
+    @property
+    def diversity(self) -> float:
+        return diversity(self.samples)
+
+    @property
+    def reference_coverage(self) -> float:
+        """The mean over references of the best cosine to another: the coverage of R - 1 draws from their source."""
+        if len(self.references) < 2:
+            return NAN
+        found = cosines(self.references, self.references)
+        np.fill_diagonal(found, -np.inf)
+        return float(found.max(axis=1).mean())
+
+
+def closeness(references: Sequence[str], samples: Sequence[str], embedder: Embedder) -> Closeness:
+    """Embed one prompt's texts, each distinct text once."""
+    texts = list(dict.fromkeys([*references, *samples]))
+    vectors = embedder(texts) if texts else np.zeros((0, 1))
+    place = {text: index for index, text in enumerate(texts)}
+    return Closeness(*(vectors[[place[text] for text in some]] for some in (references, samples)))
+
+
+def measure_samples(
+    subject: "Subject", samples: list[list[Sample]], cases: Sequence[Case], how: "How", progress: Progress
+) -> None:
+    """Compute the measures on samples. A prompt with fewer than m samples has no value at m."""
+    name, texts = subject.model.name, [[one.text for one in some] for some in samples]
+    most = max(map(len, texts), default=0)
+    at = levels(most, how.at)
+    beyond = [str(m) for m in how.at or () if m > most]
+    if beyond:
+        subject.notes.append(f"{name}: no prompt has more than {most} samples, so nothing at M = {', '.join(beyond)}.")
+
+    def put(measure: str, values: Iterable[float], m: int | None = None) -> None:
+        subject.measured[measure, m] = Measured.mean(np.array(list(values)))
+
+    put("length", (_mean([len(units(text)) for text in some]) for some in texts))
+    if how.embedder is not None:
+        if how.embedder.prepare is not None:
+            how.embedder.prepare([*case.texts, *some] for case, some in zip(cases, texts, strict=True))
+        advance, found = counting(progress, f"{name}: coverage", len(cases)), []
+        for case, some in zip(cases, texts, strict=True):
+            found.append(closeness(case.texts, some, how.embedder))
+            advance(1)
+        for m in at:
+            put("coverage", (near.coverage(m) for near in found), m)
+        put("alignment", (near.alignment for near in found))
+        put("diversity", (near.diversity for near in found))
+    if how.scorer is not None:
+        add_rewards(cases, samples, how.scorer, how.score_cache)
+        rewards = [np.array([one.reward for one in some], np.float64) for some in samples]
+        put("reward", map(_mean, rewards))
+        for m in [m for m in at if m > 1]:  # the best of 1 equals the mean
+            put("best_reward", (_best(row, m) for row in rewards), m)
+    if how.checker is not None:
+        advance = counting(progress, f"{name}: checks", len(cases))
+        for case, drawn in zip(cases, samples, strict=True):
+            for one in drawn:
+                one.right = how.checker(case, one.text)
+            advance(1)
+        right = [np.array([one.right for one in some], np.float64) for some in samples]  # NaN where unknown
+        for m in at:
+            put("pass", (NAN if np.isnan(row).any() else _best(row, m) for row in right), m)
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    return float(np.mean(values)) if len(values) else NAN
+
+
+def _best(values: np.ndarray, m: int) -> float:
+    return float(expected_best(values, m)) if len(values) >= m else NAN

@@ -1,7 +1,7 @@
 """Measure one model of an evaluation on each prompt."""
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,20 @@ from peft import PeftModel
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.evaluation.cases import Case
 from mrt_plugin.evaluation.checkers import Checker
-from mrt_plugin.evaluation.closeness import NAN, closeness, expected_best, levels
 from mrt_plugin.evaluation.forgetting import Scores, probe_nll, run_tasks
 from mrt_plugin.evaluation.held_out import ResponseNLL, response_nll
 from mrt_plugin.evaluation.result import Key, Sample, order
-from mrt_plugin.evaluation.samples import add_rewards, dataset_of, read_samples, sample_files
-from mrt_plugin.groups.text import units
+from mrt_plugin.evaluation.samples import dataset_of, measure_samples, read_samples, sample_files
 from mrt_plugin.models.log_likelihood import Model, worse_than_guessing
 from mrt_plugin.models.named_model import NamedModel
 from mrt_plugin.planning.paired import Measured
+from mrt_plugin.planning.progress import Progress, counting
 from mrt_plugin.sampling.local import LocalModel
 from mrt_plugin.sampling.options import LocalOptions, SamplingSettings
 from mrt_plugin.sampling.run import sample_pool
 from mrt_plugin.sampling.settings import Sampler
 from mrt_plugin.scoring.embedders import Embedder
 from mrt_plugin.scoring.scores import Scorer
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the steps done and the total number of steps."""
 
 
 @dataclass
@@ -99,7 +95,6 @@ class Subject:
 
     @property
     def ordered(self) -> list[tuple[Key, Measured]]:
-        """The measures in the order in which they are shown."""
         return sorted(self.measured.items(), key=lambda item: order(item[0]))
 
 
@@ -139,7 +134,7 @@ def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress
         gc.collect()
         torch.cuda.empty_cache()
     if subject.samples is not None:
-        _measure_samples(subject, subject.samples, cases, how, progress)
+        measure_samples(subject, subject.samples, cases, how, progress)
     return subject
 
 
@@ -175,17 +170,11 @@ def _measure_likelihoods(
     subject: Subject, model: Model, encoder: Encoder, cases: Sequence[Case], how: How, progress: Progress
 ) -> None:
     """Measure what needs the model's probabilities: the held-out NLL, the probe and the tasks."""
-    name = subject.model.name
-    total, done = sum(len(case.references) for case in cases), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(f"{name}: held-out NLL", done, total)
-
+    name, total = subject.model.name, sum(len(case.references) for case in cases)
     if total:
         limit = how.max_length or model.config.to_dict().get("max_position_embeddings")
         groups = ({"prompt": case.prompt, "responses": case.references} for case in cases)
+        advance = counting(progress, f"{name}: held-out NLL", total)
         found = subject.references = response_nll(model, encoder, groups, max_length=limit, progress=advance)
         if not np.isfinite(found.nll).all():
             raise ValueError(f"{name}: the loss is not finite on some reference. Load the model in another precision.")
@@ -206,53 +195,3 @@ def _measure_likelihoods(
     for stage, measured in (("general probe", how.probe), ("tasks", how.tasks)):
         if measured:
             progress(f"{name}: {stage}", 1, 1)
-
-
-def _measure_samples(
-    subject: Subject, samples: list[list[Sample]], cases: Sequence[Case], how: How, progress: Progress
-) -> None:
-    """Compute the measures on samples. A prompt with fewer than m samples has no value at m."""
-    name, texts = subject.model.name, [[one.text for one in some] for some in samples]
-    most = max(map(len, texts), default=0)
-    at = levels(most, how.at)
-    beyond = [str(m) for m in how.at or () if m > most]
-    if beyond:
-        subject.notes.append(f"{name}: no prompt has more than {most} samples, so nothing at M = {', '.join(beyond)}.")
-
-    def put(measure: str, values: Iterable[float], m: int | None = None) -> None:
-        subject.measured[measure, m] = Measured.mean(np.array(list(values)))
-
-    put("length", (_mean([len(units(text)) for text in some]) for some in texts))
-    if how.embedder is not None:
-        if how.embedder.prepare is not None:
-            how.embedder.prepare([*case.texts, *some] for case, some in zip(cases, texts, strict=True))
-        found = []
-        for case, some in zip(cases, texts, strict=True):
-            found.append(closeness(case.texts, some, how.embedder))
-            progress(f"{name}: coverage", len(found), len(cases))
-        for m in at:
-            put("coverage", (near.coverage(m) for near in found), m)
-        put("alignment", (near.alignment for near in found))
-        put("diversity", (near.diversity for near in found))
-    if how.scorer is not None:
-        add_rewards(cases, samples, how.scorer, how.score_cache)
-        rewards = [np.array([one.reward for one in some], np.float64) for some in samples]
-        put("reward", map(_mean, rewards))
-        for m in [m for m in at if m > 1]:  # the best of 1 equals the mean
-            put("best_reward", (_best(row, m) for row in rewards), m)
-    if how.checker is not None:
-        for number, (case, drawn) in enumerate(zip(cases, samples, strict=True), start=1):
-            for one in drawn:
-                one.right = how.checker(case, one.text)
-            progress(f"{name}: checks", number, len(cases))
-        right = [np.array([one.right for one in some], np.float64) for some in samples]  # NaN where unknown
-        for m in at:
-            put("pass", (NAN if np.isnan(row).any() else _best(row, m) for row in right), m)
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> float:
-    return float(np.mean(values)) if len(values) else NAN
-
-
-def _best(values: np.ndarray, m: int) -> float:
-    return float(expected_best(values, m)) if len(values) >= m else NAN
