@@ -7,10 +7,13 @@ import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mrt_plugin.groups.keys import digest
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +27,14 @@ class CacheError(OSError):
     """The cache cannot be read or written. The message names the file and says what to do."""
 
 
+entry_key = partial(digest, size=16)
+"""Return the key of a result, computed from the content that the result depends on."""
+
+
 def cache_directory(directory: str | Path | None = None) -> Path:
     """Return the cache's directory: `directory`, else $MRT_CACHE, else `mrt-plugin` in $XDG_CACHE_HOME or ~/.cache."""
-    given = directory or os.environ.get("MRT_CACHE")
-    if given:
+    given = os.environ.get("MRT_CACHE") or None if directory is None else directory
+    if given is not None:
         return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mrt-plugin"
 
@@ -48,7 +55,8 @@ class ScoreCache:
         self.path = cache_file(directory)
         self._connection: sqlite3.Connection | None = None
         self._process = os.getpid()
-        self._open()
+        with self._errors():
+            pass  # opened
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
         """Return the undamaged entries found among `keys`: float32 [n] each."""
@@ -90,48 +98,32 @@ class ScoreCache:
     @contextmanager
     def _errors(self) -> Iterator[sqlite3.Connection]:
         """Yield this process's connection, and convert errors to messages that say what to do."""
-        if self._connection is None or self._process != os.getpid():  # it must not be used after a fork
-            self._open()
-        assert self._connection is not None
         try:
+            if self._connection is None or self._process != os.getpid():  # it must not be used after a fork
+                self._connection, self._process = self._open(), os.getpid()
             yield self._connection
-        except sqlite3.Error as problem:
-            raise self._explained(problem) from problem
-
-    def _open(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._connection = _connect(self.path)
-            except sqlite3.DatabaseError as problem:
-                if isinstance(problem, sqlite3.OperationalError):
-                    raise
-                aside = self.path.with_name(self.path.name + ".damaged")
-                logger.warning("%s is damaged: it is now %s, and a new cache is begun.", self.path, aside.name)
-                os.replace(self.path, aside)
-                for ending in ("-wal", "-shm"):
-                    self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
-                self._connection = _connect(self.path)
         except (OSError, sqlite3.Error) as problem:
-            raise self._explained(problem) from problem
-        self._process = os.getpid()
+            remedy = "Choose another directory with `score_cache`, or with the environment variable MRT_CACHE."
+            if "full" in str(problem):
+                remedy = "Free some space and run the same command again: what was finished is kept. Or: " + remedy
+            elif "malformed" in str(problem) or "not a database" in str(problem):
+                remedy = f"The file is damaged: delete {self.path} and run the same command again."
+            what = f"The cache of embeddings and scores {self.path} cannot be used ({problem})."
+            raise CacheError(f"{what} {remedy}") from problem
 
-    def _explained(self, problem: Exception) -> CacheError:
-        remedy = "Choose another directory with `score_cache`, or with the environment variable MRT_CACHE."
-        if "full" in str(problem):
-            remedy = "Free some space and run the same command again: what was finished is kept. Or: " + remedy
-        elif "malformed" in str(problem) or "not a database" in str(problem):
-            remedy = f"The file is damaged: delete {self.path} and run the same command again."
-        return CacheError(f"The cache of embeddings and scores {self.path} cannot be used ({problem}). {remedy}")
-
-
-def entry_key(*parts: bytes) -> bytes:
-    """Return the 16-byte key of a result, computed from the content that the result depends on."""
-    state = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
-    return state.digest()
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return _connect(self.path)
+        except sqlite3.DatabaseError as problem:
+            if isinstance(problem, sqlite3.OperationalError):
+                raise
+        aside = self.path.with_name(self.path.name + ".damaged")
+        logger.warning("%s is damaged: it is now %s, and a new cache is begun.", self.path, aside.name)
+        os.replace(self.path, aside)
+        for ending in ("-wal", "-shm"):
+            self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
+        return _connect(self.path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

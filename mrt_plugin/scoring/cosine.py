@@ -62,7 +62,7 @@ def cosine_matrices(lists: Sequence[list[str]], embedder: Embedder) -> list[np.n
 
 
 def _equal_sizes(lists: Sequence[list[str]]) -> Iterator[tuple[int, list[int]]]:
-    """Yield sizes, and the indices of lists of that size: few enough that their cosines have at most `CELLS` cells."""
+    """Yield sizes, and the indices of lists of that size, with at most `CELLS` cosines."""
     by_size: dict[int, list[int]] = {}
     for index, texts in enumerate(lists):
         by_size.setdefault(len(texts), []).append(index)

@@ -15,7 +15,6 @@ from mrt_plugin.scoring.cache import ScoreCache
 
 SENTENCE_TRANSFORMERS_DEFAULT = "sentence-transformers/all-MiniLM-L6-v2"
 """The embedder of "Escaping the Mode Lottery" (arXiv 2606.00544)."""
-
 LEXICAL_DIMENSION = 4096
 
 
@@ -30,7 +29,7 @@ class Embedder:
     """With a cache: compute the vectors of many texts in advance."""
 
     def threads(self) -> int | None:
-        """Return the number of threads of its model in this process; None for a function without a model."""
+        """Return the number of threads of its model; None for a function without a model."""
         if self.prepare is None:
             return None
         import torch
@@ -44,7 +43,6 @@ class Embedder:
         return vectors.astype(np.float64, copy=False)
 
     def shaped(self, texts: list[str]) -> np.ndarray:
-        """Return the vectors [n, dim] without a look at their numbers."""
         vectors = np.asarray(self.embed(texts))
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise ValueError(
@@ -54,7 +52,6 @@ class Embedder:
         return vectors
 
     def check_finite(self, vectors: np.ndarray, texts: list[str]) -> None:
-        """Raise ValueError that names the first text whose vector is not finite."""
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
             raise ValueError(

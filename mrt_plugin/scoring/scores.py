@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
@@ -16,9 +16,6 @@ from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.options import Engine
 from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.cache import ScoreCache, cache_directory
-
-if TYPE_CHECKING:
-    from mrt_plugin.scoring.reward_model import RewardModel
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +113,6 @@ def scorer_list(scorer: Scorer | Sequence[Scorer]) -> list[Scorer]:
 
 
 def scorer_name(scorer: Scorer) -> str:
-    """Return a scorer's name for messages and manifests."""
     return scorer if isinstance(scorer, str) else getattr(scorer, "__qualname__", type(scorer).__name__)
 
 
@@ -164,17 +160,9 @@ def _by_model(
 
 
 def score_batch(batch: dict[str, list[Any]], *, name: str, directory: str, trust: bool) -> dict[str, list[Any]]:
-    """Score a batch of groups with a reward model. Input and output are columns. Stateless except for the cache.
+    """Score the columns `id`, `prompt` and `responses` with a reward model. Stateless except for its cache.
 
-    Args:
-        batch: the columns `id`, `prompt` and `responses`.
-        name: the reward model.
-        directory: the directory of the cache.
-        trust: run code that comes with the model.
-
-    Returns:
-        The columns `scores` and `cut`. `cut` is the number of conversations that lost their beginning; the first
-        group holds the number of the batch, the others 0.
+    Returns the columns `scores` and `cut`: in the first row the conversations of the batch that lost their beginning.
     """
     model = _reward_model(name, directory, trust)
     before = model.cut
@@ -182,15 +170,14 @@ def score_batch(batch: dict[str, list[Any]], *, name: str, directory: str, trust
     return {"scores": scores, "cut": [model.cut - before] + [0] * (len(scores) - 1)}
 
 
-@cache
-def _reward_model(name: str, directory: str, trust: bool) -> "RewardModel":
-    """Load a worker's model once."""
+@cache  # a worker loads its model once
+def _reward_model(name: str, directory: str, trust: bool) -> Any:
     from mrt_plugin.scoring.reward_model import RewardModel
 
     return RewardModel(name, ScoreCache(directory), trust_remote_code=trust)
 
 
-def _score_with(model: "RewardModel", batch: Any, name: str) -> list[list[float]]:
+def _score_with(model: Any, batch: Any, name: str) -> list[list[float]]:
     groups = list(zip(batch["prompt"], batch["responses"], strict=True))
     given = model.score([(prompt, response) for prompt, responses in groups for response in responses])
     scores = np.split(given, np.cumsum([len(responses) for _, responses in groups])[:-1])
@@ -215,11 +202,9 @@ def _by_function(groups: Dataset, scorer: Scorer, num_proc: int | None, engine: 
 
 
 def ask_batch(batch: dict[str, list[Any]], *, scorer: Scorer) -> dict[str, list[Any]]:
-    """Score a batch of groups with a user's function. Input and output are columns.
+    """Score the columns `id`, `prompt` and `responses` with a user's function, given by name or itself.
 
-    Args:
-        batch: the columns `id`, `prompt` and `responses`.
-        scorer: the function or its name. A function that is loaded by name does not have to be pickled for a worker.
+    Returns the column `scores`. A function that is loaded by name does not have to be pickled for a worker.
     """
     function = load_function(scorer) if isinstance(scorer, str) else scorer
     answer = []
