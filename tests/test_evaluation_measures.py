@@ -104,7 +104,7 @@ class TestCloseness:
         assert found.coverage(1) == pytest.approx(((0.8 + 0.0) / 2 + (0.6 + 1.0) / 2) / 2)
         assert found.coverage(2) == pytest.approx((0.8 + 1.0) / 2)
         assert found.alignment == pytest.approx((0.8 + 1.0) / 2)
-        assert found.diversity == pytest.approx(1 - 0.6)
+        assert diversity(found.samples) == pytest.approx(1 - 0.6)
         assert diversity(found.references) == pytest.approx(1.0)
         assert found.reference_coverage == pytest.approx(0.0)
 
@@ -112,12 +112,17 @@ class TestCloseness:
         embed = load_embedder(self.embed)
         alone = closeness(["up"], ["right"], embed)
         assert alone.coverage(1) == 0.0
-        for value in (alone.coverage(2), alone.diversity, diversity(alone.references), alone.reference_coverage):
+        for value in (
+            alone.coverage(2),
+            diversity(alone.samples),
+            diversity(alone.references),
+            alone.reference_coverage,
+        ):
             assert np.isnan(value)
         without = closeness([], ["up", ""], embed)
         assert np.isnan(without.coverage(1))
         assert np.isnan(without.alignment)
-        assert without.diversity == 1.0  # an empty sample is like no other
+        assert diversity(without.samples) == 1.0  # an empty sample is like no other
         assert np.isnan(closeness(["up"], [], embed).alignment)
 
 

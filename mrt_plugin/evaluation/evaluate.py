@@ -93,17 +93,9 @@ def evaluate(
     base = subjects[0 if baseline is None else names.index(baseline)]
     boot = Bootstrap(len(cases), seed)
     counts = [len(case.references) for case in cases]
+    spread = min(counts), float(np.median(counts)), max(counts)
     result = Evaluation(
-        data=CaseCounts(
-            name=data,
-            prompts=len(cases),
-            with_references=sum(count > 0 for count in counts),
-            references=sum(counts),
-            references_least=min(counts),
-            references_median=float(np.median(counts)),
-            references_most=max(counts),
-            references_left_out=left_out,
-        ),
+        data=CaseCounts(data, len(cases), sum(count > 0 for count in counts), sum(counts), *spread, left_out),
         baseline=base.model.name,
         models=[_model(subject, boot) for subject in subjects],
         references=_references(cases, how),

@@ -22,7 +22,7 @@ from mrt_plugin.planning.paired import Measured
 from mrt_plugin.planning.progress import Progress, counting
 from mrt_plugin.sampling.journal import journal_path
 from mrt_plugin.sampling.settings import Draw
-from mrt_plugin.scoring.cosine import alignment, cosines, diversity
+from mrt_plugin.scoring.cosine import alignment, cosines, diversity, nearest_cosines
 from mrt_plugin.scoring.embedders import Embedder
 from mrt_plugin.scoring.scores import Scorer, score_columns, scorer_list
 
@@ -149,17 +149,9 @@ class Closeness:
         return alignment(self.samples, self.references) if len(self.references) and len(self.samples) else NAN
 
     @property
-    def diversity(self) -> float:
-        return diversity(self.samples)
-
-    @property
     def reference_coverage(self) -> float:
         """The mean over references of the best cosine to another: the coverage of R - 1 draws from their source."""
-        if len(self.references) < 2:
-            return NAN
-        found = cosines(self.references, self.references)
-        np.fill_diagonal(found, -np.inf)
-        return float(found.max(axis=1).mean())
+        return float(nearest_cosines(self.references).mean()) if len(self.references) > 1 else NAN
 
 
 def closeness(references: Sequence[str], samples: Sequence[str], embedder: Embedder) -> Closeness:
@@ -195,7 +187,7 @@ def measure_samples(
         for m in at:
             put("coverage", (near.coverage(m) for near in found), m)
         put("alignment", (near.alignment for near in found))
-        put("diversity", (near.diversity for near in found))
+        put("diversity", (diversity(near.samples) for near in found))
     if how.scorer is not None:
         add_rewards(cases, samples, how.scorer, how.score_cache)
         rewards = [np.array([one.reward for one in some], np.float64) for some in samples]

@@ -28,7 +28,7 @@ from mrt_plugin.groups.paths import MODEL_FILES
 from mrt_plugin.models.load import open_model
 from mrt_plugin.models.named_model import parse_models
 from mrt_plugin.sampling.options import LocalOptions, SamplingSettings
-from mrt_plugin.sampling.settings import Draw, Job, Reply, SamplingTask, draw_seed
+from mrt_plugin.sampling.settings import Draw, Reply, SamplingTask, draw_seed
 
 Model = PreTrainedModel | PeftModel
 
@@ -107,32 +107,23 @@ class LocalModel(LocalOptions):
             raise ValueError("max_tokens is needed for a local model: nothing else ends a response that rambles on.")
         model, encoder = self.load()
         name = str(self.path) if self.adapter is None else f"{self.path}+{self.adapter}"
-        plan = [
-            (job, number, number >= job.first + job.have)
-            for job in task.jobs
-            for number in range(job.first, job.first + job.wanted)
-        ]
+        plan = [(job, number) for job in task.jobs for number in range(job.first, job.first + job.wanted)]
         for start in range(0, len(plan), self.batch_size):
-            batch = [(job, number) for job, number, missing in plan[start : start + self.batch_size] if missing]
+            batch = plan[start : start + self.batch_size]
+            batch = [(job, number) for job, number in batch if number >= job.first + job.have]
             if not batch:
                 continue
             task.report.requests += 1
+            prompts = [encoder.encode_prompt(job.prompt) for job, _ in batch]
+            seeds = [draw_seed(task.settings, job.key, number) for job, number in batch]
+            with torch.inference_mode():
+                draws = draw_after(model, encoder.tokenizer, prompts, seeds, task.settings)
             replies: list[Reply] = []  # one per prompt, whose draws are consecutive
-            for (job, number), draw in zip(batch, generate(model, encoder, batch, task.settings), strict=True):
+            for (job, number), draw in zip(batch, draws, strict=True):
                 if not replies or replies[-1].key != job.key:
                     replies.append(Reply(job.key, number, [], name))
                 replies[-1].draws.append(draw)
             task.record(replies)
-
-
-def generate(
-    model: Model, encoder: Encoder, batch: Sequence[tuple[Job, int]], settings: SamplingSettings
-) -> list[Draw]:
-    """Draw one response for each (prompt, number of the draw), as `draw_after`."""
-    prompts = [encoder.encode_prompt(job.prompt) for job, _ in batch]
-    seeds = [draw_seed(settings, job.key, number) for job, number in batch]
-    with torch.inference_mode():
-        return draw_after(model, encoder.tokenizer, prompts, seeds, settings)
 
 
 def draw_after(
@@ -161,7 +152,7 @@ def draw_after(
         pad_token_id=pad, eos_token_id=sorted(ends) or None, do_sample=False
     )
     try:
-        with torch.no_grad():
+        with torch.no_grad():  # not inference_mode: training goes on with the same buffers
             output = model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=mask,
@@ -181,10 +172,8 @@ def draw_after(
         for stop in settings.stop:
             before, found, _ = text.partition(stop)
             text, whole = before, whole or bool(found)
-        # The end token also has a log-probability.
-        logprobs: list[float | None] = [
-            float(step[row]) for step in picker.logprobs[: len(said) + (length is not None)]
-        ]
+        scored = picker.logprobs[: len(said) + (length is not None)]  # the end token too
+        logprobs: list[float | None] = [float(step[row]) for step in scored]
         draws.append(Draw(text, "stop" if whole else "length", len(said), logprobs if settings.logprobs else None))
     return draws
 

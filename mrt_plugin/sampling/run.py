@@ -12,8 +12,7 @@ from mrt_plugin.groups.paths import check_paths, same_file
 from mrt_plugin.groups.write import whole_file
 from mrt_plugin.sampling.journal import Journal, draws_made, journal_path
 from mrt_plugin.sampling.options import SamplingSettings
-from mrt_plugin.sampling.pool import BEFORE, Pool
-from mrt_plugin.sampling.prompts import read_prompts
+from mrt_plugin.sampling.prompts import BEFORE, Pool, read_prompts
 from mrt_plugin.sampling.settings import Job, Reply, Sampler, SampleReport, SamplingTask
 
 logger = logging.getLogger(__name__)
@@ -40,7 +39,7 @@ def sample_pool(
     partial: bool = False,
     progress: Progress | None = None,
 ) -> SampleReport:
-    """Draw n responses for each prompt and write them as groups.
+    """Draw n responses for each prompt, write them as groups, and return the counts of the run.
 
     Every reply is first written to `OUTPUT.journal`. To resume a stopped or killed run, make the same call again. It
     ends with the same pool as an uninterrupted run (an endpoint must honour seeds for this). A larger n adds to the
@@ -52,19 +51,15 @@ def sample_pool(
         output: the pool to write, `.jsonl`.
         n: draws per prompt. With `extend`, the target number of responses per group.
         settings: temperature and other sampling settings.
-        extend: add to groups with fewer than n responses, as arXiv 2403.11124 does (2 to 4). Draw numbers continue
-            after the highest earlier number of a prompt, so that no draw is repeated. Scores and weights become
-            `scores_before` and `weights_before`, since the new responses have none. The output may be the pool
-            itself if `sample_pool` wrote it.
+        extend: add to groups with fewer than n responses, as arXiv 2403.11124 does (2 to 4). No earlier draw is
+            repeated. Scores and weights become `scores_before` and `weights_before`, since the new responses have
+            none. The output may be the pool itself if `sample_pool` wrote it.
         source: the public format of the prompts or the pool.
         split: the split of a hub dataset or a `DatasetDict`.
         keep_cut_off: put cut-off responses among the others, distinguished only by `finish_reasons`. By default they
-            are stored separately in `truncated`, so that they are not mistaken for complete responses.
+            are stored separately in `truncated`.
         partial: write the pool even if some draws failed.
         progress: called with the number of existing draws and the number of requested draws.
-
-    Returns:
-        The counts of the run.
 
     Raises:
         DataError: if the prompts cannot be read.
@@ -120,7 +115,10 @@ def sample_pool(
         open_jobs = [job for job in jobs if job.key not in journal.rejected]
         if any(job.have < job.wanted for job in open_jobs):
             sampler.draw(SamplingTask(open_jobs, settings, record, report))
-        _count_missing(jobs, journal, report)
+        missing = {job.key: max(0, job.wanted - journal.have(job.key, job.first)) for job in jobs}
+        refused = [journal.rejected[key] for key, count in missing.items() if count and key in journal.rejected]
+        report.rejected, report.first_rejection = len(refused), next(iter(refused), "")
+        report.unfinished = sum(count for key, count in missing.items() if key not in journal.rejected)
         if report.unfinished and not partial:
             raise Unfinished(
                 f"{report.unfinished:,} of {report.wanted:,} draws could not be had ({report.first_failure}) The "
@@ -151,17 +149,6 @@ def sample_pool(
                 raise ValueError(f"There is nothing to write: no prompt got a response. {report.first_rejection}")
     _log(report, keep_cut_off)
     return report
-
-
-def _count_missing(jobs: list[Job], journal: Journal, report: SampleReport) -> None:
-    report.unfinished = 0
-    for job in jobs:
-        missing = max(0, job.wanted - journal.have(job.key, job.first))
-        if missing and job.key in journal.rejected:
-            report.rejected += 1
-            report.first_rejection = report.first_rejection or journal.rejected[job.key]
-        else:
-            report.unfinished += missing
 
 
 def _log(report: SampleReport, keep_cut_off: bool) -> None:

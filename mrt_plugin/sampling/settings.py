@@ -16,18 +16,15 @@ WHOLE = set("stop eos eos_token stop_sequence end_turn complete tool_calls funct
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt, and the number of responses to draw for it."""
+    """A prompt (a string or messages), and the draws `wanted` for it, numbered from `first`, of which some exist."""
 
     id: str
     prompt: Any
-    """A string or a list of messages."""
     wanted: int
     first: int = 0
-    """The number of the first draw. Lower numbers were drawn earlier for the pool that is extended."""
     others: bytes = b""
     """Hash of existing responses whose draws are unknown, so that those draws are not repeated."""
     have: int = 0
-    """How many of the draws exist already."""
 
     @cached_property
     def key(self) -> str:
