@@ -24,7 +24,7 @@ from mrt_plugin.evaluation.forgetting import (
     probe,
     verdict,
 )
-from mrt_plugin.evaluation.result import Sample, outcome
+from mrt_plugin.evaluation.result import Sample, label, outcome
 from mrt_plugin.evaluation.samples import add_rewards, closeness, expected_best, levels, read_samples
 from mrt_plugin.evaluation.subject import Subject
 from mrt_plugin.groups import DataError
@@ -86,6 +86,7 @@ class TestBestOf:
                 expected_best(np.zeros(3), m)
         assert levels(0) == []
         assert levels(16) == [1, 2, 4, 8, 16]
+        assert (levels(12), levels(12, [1, 5, 50])) == ([1, 2, 4, 8, 12], [1, 5])
 
 
 class TestCloseness:
@@ -196,6 +197,9 @@ class TestIntervals:
         same = Measured.mean(np.random.default_rng(3).normal(size=9))
         assert Bootstrap(9).difference(same, same) == (0.0, [0.0, 0.0], 9)
         assert outcome("coverage", [0.0, 0.0]) == "unclear"
+
+    def test_labels(self) -> None:
+        assert (label("coverage", 4), label("pass", 1), label("diversity")) == ("coverage of 4", "pass@1", "diversity")
 
 
 class TestCheckers:

@@ -121,7 +121,7 @@ def evaluate(
             "load_in_4bit": how.local.load_in_4bit,
         },
     )
-    result.notes = notes(cases, subjects, base, result)
+    result.notes = list(notes(cases, subjects, base, result))
     result.next = next_step(result)
     return result
 

@@ -103,7 +103,12 @@ def evaluation_report(result: Evaluation) -> str:
     report.text(f"{result.data.prompts:,} prompts, {result.data.with_references:,} with references. {result.next}")
     report.heading("The models")
     report.table(*measure_rows(result))
-    report.text(_how(result))
+    how, settings = result.how, result.how["settings"]
+    parts = [f"temperature {settings['temperature']:g}, top_p {settings['top_p']:g}, seed {settings['seed']}"]
+    parts.append(f"at most {settings['max_tokens']} tokens")
+    parts += [f"{name} {how[name]}" for name in ("embedder", "scorer", "checker") if how[name] is not None]
+    level = f"Intervals are {result.intervals['level']:.0%}, by a bootstrap over prompts."
+    report.text(f"Samples: {'; '.join(parts)}. {level}")
     drawn = [name for name in CURVES if any(model.curve(name) for model in result.models)]
     if drawn:
         report.heading("What more samples bring")
@@ -182,15 +187,6 @@ def _summary(result: Evaluation) -> str:
         found = "; ".join(parts) or "no clear difference on these prompts"
         sentences.append(f"{name} against {result.baseline}: {found}.")
     return " ".join(sentences)
-
-
-def _how(result: Evaluation) -> str:
-    how, settings = result.how, result.how["settings"]
-    parts = [f"temperature {settings['temperature']:g}, top_p {settings['top_p']:g}, seed {settings['seed']}"]
-    parts.append(f"at most {settings['max_tokens']} tokens")
-    parts += [f"{name} {how[name]}" for name in ("embedder", "scorer", "checker") if how[name] is not None]
-    level = f"Intervals are {result.intervals['level']:.0%}, by a bootstrap over prompts."
-    return f"Samples: {'; '.join(parts)}. {level}"
 
 
 def curves_figure(models: Sequence[ModelResult], names: Sequence[str]) -> "Figure":

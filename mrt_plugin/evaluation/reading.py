@@ -40,48 +40,52 @@ def choose_outputs(cases: Sequence[Case], subjects: Sequence[Subject], outputs: 
     return found
 
 
-def notes(cases: Sequence[Case], subjects: Sequence[Subject], base: Subject, result: Evaluation) -> list[str]:
-    """Return notes that are needed to read the numbers correctly, starting with what was forgotten."""
-    found = [_dropped(row.model, row.before, part) for row in result.forgetting for part in row.losses]
-    found += [note for subject in subjects for note in subject.notes]
-    found += _about_samples(result)
-    without = sum(not case.references for case in cases)
-    what = "NLL, coverage and alignment"
-    if without == len(cases):
-        found.append(f"No prompt has references, which {what} need: left out.")
-    elif without:
-        found.append(f"{without:,} of {len(cases):,} prompts have no references: {what} leave them out.")
-    checked = next((subject.samples for subject in subjects if subject.samples is not None), [])
-    unchecked = sum(any(one.right is None for one in some) for some in checked)
-    if unchecked and result.how["checker"]:
-        found.append(f"{unchecked:,} prompts give the checker nothing to compare with, and are left out of pass@M.")
-    for subject in subjects:
-        found += _about_model(subject, base, without < len(cases))
-    return [*found, *_about_intervals(len(cases), result)]
-
-
-def _about_samples(result: Evaluation) -> Iterator[str]:
-    for model in result.models:
-        counts = model.samples
-        if counts and counts.cut_off:
+def notes(cases: Sequence[Case], subjects: Sequence[Subject], base: Subject, result: Evaluation) -> Iterator[str]:
+    """Yield notes that are needed to read the numbers correctly, starting with what was forgotten."""
+    yield from (_dropped(row.model, row.before, part) for row in result.forgetting for part in row.losses)
+    yield from (note for subject in subjects for note in subject.notes)
+    counted = [(model.name, model.samples) for model in result.models if model.samples]
+    for name, counts in counted:
+        if counts.cut_off:
             yield (
-                f"{model.name}: {counts.cut_off:,} of {counts.draws:,} samples were cut off before the model "
-                "ended them, and are measured as they are. Raise --max-tokens."
+                f"{name}: {counts.cut_off:,} of {counts.draws:,} samples were cut off before the model ended them, "
+                "and are measured as they are. Raise --max-tokens."
             )
-        if counts and counts.least < counts.most:
-            yield (
-                f"{model.name}: prompts have {counts.least} to {counts.most} samples; a prompt with fewer "
-                "than M has no value at M."
-            )
-    sampled = [model.samples.most for model in result.models if model.samples]
-    if sampled and max(sampled) < 2:
+        if counts.least < counts.most:
+            spread = f"{counts.least} to {counts.most} samples"
+            yield f"{name}: prompts have {spread}; a prompt with fewer than M has no value at M."
+    if counted and max(counts.most for _, counts in counted) < 2:
         yield "Diversity needs at least 2 samples per prompt (--m), and is left out."
     prompts: dict[Key, set[int]] = {}
     for row in (row for model in result.models for row in model.measures):
         prompts.setdefault((row.measure, row.m), set()).add(row.prompts)
-    apart = ", ".join(label(*key) for key, counts in prompts.items() if len(counts) > 1)
+    apart = ", ".join(label(*key) for key, numbers in prompts.items() if len(numbers) > 1)
     if apart:
         yield f"Not all models were measured on the same prompts in {apart}: compare the differences."
+    without, what = sum(not case.references for case in cases), "NLL, coverage and alignment"
+    if without == len(cases):
+        yield f"No prompt has references, which {what} need: left out."
+    elif without:
+        yield f"{without:,} of {len(cases):,} prompts have no references: {what} leave them out."
+    checked = next((subject.samples for subject in subjects if subject.samples is not None), [])
+    unchecked = sum(any(one.right is None for one in some) for some in checked)
+    if unchecked and result.how["checker"]:
+        yield f"{unchecked:,} prompts give the checker nothing to compare with, and are left out of pass@M."
+    for subject in subjects:
+        yield from _about_model(subject, base, without < len(cases))
+    if len(cases) < FEWEST:
+        yield f"Fewer than {FEWEST} prompts have no intervals, and so no verdict."
+    elif len(cases) < FEW:
+        yield f"{len(cases)} prompts are few: the intervals are wide."
+    tested = [row for row in result.differences if row.p is not None]
+    ends = [row.interval for row in tested if row.outcome == "unclear" and row.interval is not None]
+    alone = sum(not low <= 0 <= high for low, high in ends)
+    if len(tested) > 1:
+        yield (
+            f"Better, worse and different are corrected for {len(tested)} comparisons (Holm): by chance, any of them "
+            f"stands in at most about {1 - LEVEL:.0%} of evaluations. Intervals are those of each comparison alone"
+            + (f"; {alone} exclude 0 and are still unclear." if alone else ".")
+        )
 
 
 def _about_model(subject: Subject, base: Subject, references: bool) -> Iterator[str]:
@@ -97,22 +101,6 @@ def _about_model(subject: Subject, base: Subject, references: bool) -> Iterator[
     mine, theirs = subject.general.probe, base.general.probe
     if subject.before is None and mine and theirs and not np.array_equal(mine.weights, theirs.weights):
         yield f"{name} has another tokenizer than {other}: no before and after on the probe."
-
-
-def _about_intervals(prompts: int, result: Evaluation) -> Iterator[str]:
-    if prompts < FEWEST:
-        yield f"Fewer than {FEWEST} prompts have no intervals, and so no verdict."
-    elif prompts < FEW:
-        yield f"{prompts} prompts are few: the intervals are wide."
-    rows = [row for row in result.differences if row.p is not None]
-    ends = [row.interval for row in rows if row.outcome == "unclear" and row.interval is not None]
-    alone = sum(not low <= 0 <= high for low, high in ends)
-    if len(rows) > 1:
-        yield (
-            f"Better, worse and different are corrected for {len(rows)} comparisons (Holm): by chance, any of them "
-            f"stands in at most about {1 - LEVEL:.0%} of evaluations. Intervals are those of each comparison alone"
-            + (f"; {alone} exclude 0 and are still unclear." if alone else ".")
-        )
 
 
 def _beyond_chance(part: ProbeChange | TaskChange) -> bool:

@@ -121,13 +121,7 @@ def expected_best(values: np.ndarray, m: int) -> np.ndarray:
 
 
 def levels(most: int, asked: Sequence[int] | None = None) -> list[int]:
-    """Return the numbers of samples to report at, up to `most`: those `asked` for, or powers of two and `most`.
-
-    Example:
-
-    >>> levels(12), levels(12, [1, 5, 50])
-    ([1, 2, 4, 8, 12], [1, 5])
-    """
+    """Return the numbers of samples to report at, up to `most`: those `asked` for, or powers of two and `most`."""
     every = asked or [2**power for power in range(most.bit_length())] + [most]
     return sorted({m for m in every if 1 <= m <= most})
 

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 MASK = "***"
-
 LONG = 16
 """From this many characters, a key is masked in successful replies too. A shorter key (`EMPTY`) may be a real word."""
 
@@ -37,13 +36,7 @@ def mask(text: str, secrets: Iterable[str]) -> str:
 
 
 def mask_typed(text: str) -> str:
-    """Replace the parts of a typed address, or of typed fields, that usually hold a secret.
-
-    Example:
-
-    >>> mask_typed("http://me:pass@host/v1?key=abc&api-version=1")
-    'http://***@host/v1?key=***&api-version=1'
-    """
+    """Replace the parts of a typed address, or of typed fields, that usually hold a secret."""
     return _FIELD.sub(rf"\1{MASK}", _LOGIN.sub(f"{MASK}@", text))
 
 

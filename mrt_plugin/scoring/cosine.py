@@ -136,5 +136,4 @@ def nearest_cosines(vectors: np.ndarray) -> np.ndarray:
 def cosines(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     if not len(rows) or not len(columns):
         raise ValueError("Coverage and alignment need at least one sample and one reference.")
-    found: np.ndarray = unit_vectors(rows) @ unit_vectors(columns).T
-    return found
+    return np.asarray(unit_vectors(rows) @ unit_vectors(columns).T)

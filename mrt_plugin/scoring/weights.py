@@ -15,8 +15,7 @@ def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
     given = np.asarray(scores, dtype=np.float64)
     with np.errstate(over="ignore", under="ignore"):
         powers = np.exp((given - given.max()) / temperature)
-    weights: list[float] = (powers * (len(given) / powers.sum())).tolist()
-    return weights
+    return list((powers * (len(given) / powers.sum())).tolist())
 
 
 def weigh_groups(groups: Dataset, temperature: float) -> Dataset:
