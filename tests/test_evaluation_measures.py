@@ -24,14 +24,21 @@ from mrt_plugin.evaluation.forgetting import (
     probe,
     verdict,
 )
-from mrt_plugin.evaluation.result import Sample, label, outcome
-from mrt_plugin.evaluation.samples import add_rewards, closeness, expected_best, levels, read_samples
+from mrt_plugin.evaluation.result import ReferenceMeans, Sample, label, outcome
+from mrt_plugin.evaluation.samples import (
+    add_rewards,
+    best_of,
+    closeness,
+    expected_best,
+    levels,
+    read_samples,
+    reference_means,
+)
 from mrt_plugin.evaluation.subject import Subject
 from mrt_plugin.groups import DataError
 from mrt_plugin.models.named_model import NamedModel, add_pools, parse_models
 from mrt_plugin.planning.paired import Bootstrap, Measured
 from mrt_plugin.scoring import load_embedder
-from mrt_plugin.scoring.cosine import diversity
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -101,30 +108,29 @@ class TestCloseness:
         return np.array([self.VECTORS[text] for text in texts])
 
     def test_by_hand(self) -> None:
-        found = closeness(["up", "right"], ["between", "right"], load_embedder(self.embed))
-        assert found.coverage(1) == pytest.approx(((0.8 + 0.0) / 2 + (0.6 + 1.0) / 2) / 2)
-        assert found.coverage(2) == pytest.approx((0.8 + 1.0) / 2)
-        assert found.alignment == pytest.approx((0.8 + 1.0) / 2)
-        assert diversity(found.samples) == pytest.approx(1 - 0.6)
-        assert diversity(found.references) == pytest.approx(1.0)
-        assert found.reference_coverage == pytest.approx(0.0)
+        near, spread = closeness(["up", "right"], ["between", "right"], load_embedder(self.embed))
+        assert best_of(near, 1) == pytest.approx(((0.8 + 0.0) / 2 + (0.6 + 1.0) / 2) / 2)
+        assert best_of(near, 2) == pytest.approx((0.8 + 1.0) / 2)
+        assert near.max(axis=0) == pytest.approx([0.8, 1.0])
+        assert spread == pytest.approx(1 - 0.6)
+        means = reference_means([Case("a", "?", ["up", "right"])], load_embedder(self.embed))
+        assert means is not None
+        assert means.diversity == pytest.approx(1.0)
+        assert means.coverage == pytest.approx(0.0)
 
     def test_what_is_missing_is_not_a_number(self) -> None:
         embed = load_embedder(self.embed)
-        alone = closeness(["up"], ["right"], embed)
-        assert alone.coverage(1) == 0.0
-        for value in (
-            alone.coverage(2),
-            diversity(alone.samples),
-            diversity(alone.references),
-            alone.reference_coverage,
-        ):
-            assert np.isnan(value)
-        without = closeness([], ["up", ""], embed)
-        assert np.isnan(without.coverage(1))
-        assert np.isnan(without.alignment)
-        assert diversity(without.samples) == 1.0  # an empty sample is like no other
-        assert np.isnan(closeness(["up"], [], embed).alignment)
+        near, spread = closeness(["up"], ["right"], embed)
+        assert best_of(near, 1) == 0.0
+        assert np.isnan(best_of(near, 2))
+        assert np.isnan(spread)
+        assert reference_means([Case("a", "?", ["up"])], embed) == ReferenceMeans(1.0)
+        assert reference_means([Case("a", "?")], embed) is None
+        near, spread = closeness([], ["up", ""], embed)
+        assert np.isnan(best_of(near, 1))
+        assert spread == 1.0  # an empty sample is like no other
+        near, _ = closeness(["up"], [], embed)
+        assert np.isnan(best_of(near, 1))
 
 
 class TestIntervals:

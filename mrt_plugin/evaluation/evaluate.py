@@ -15,20 +15,17 @@ from mrt_plugin.evaluation.result import (
     Evaluation,
     Forgetting,
     ModelResult,
-    ReferenceMeans,
     SampleCounts,
     Value,
     order,
     outcome,
 )
-from mrt_plugin.evaluation.samples import closeness
+from mrt_plugin.evaluation.samples import reference_means
 from mrt_plugin.evaluation.subject import How, Subject, measure_subject, same_tokens, share_references
 from mrt_plugin.extension import load_function
-from mrt_plugin.groups.text import units
 from mrt_plugin.models.named_model import NamedModel, check_names
 from mrt_plugin.planning.paired import DRAWS, LEVEL, Bootstrap, holm
 from mrt_plugin.planning.progress import Progress
-from mrt_plugin.scoring.cosine import diversity
 from mrt_plugin.scoring.scores import scorer_name
 
 
@@ -98,7 +95,7 @@ def evaluate(
         data=CaseCounts(data, len(cases), sum(count > 0 for count in counts), sum(counts), *spread, left_out),
         baseline=base.model.name,
         models=[_model(subject, boot) for subject in subjects],
-        references=_references(cases, how),
+        references=reference_means(cases, how.embedder),
         differences=differences(subjects, base, boot),
         forgetting=_forgetting(subjects, base, seed),
         outputs=choose_outputs(cases, subjects, outputs, seed),
@@ -138,20 +135,6 @@ def _model(subject: Subject, boot: Bootstrap) -> ModelResult:
         for (name, m), measured in subject.ordered
     ]
     return ModelResult(model.name, model.path, model.adapter, model.pool, counted, measures)
-
-
-def _references(cases: Sequence[Case], how: How) -> ReferenceMeans | None:
-    """Measure the references against each other."""
-    texts = [case.texts for case in cases if case.references]
-    if not texts:
-        return None
-    length = float(np.mean([np.mean([len(units(text)) for text in some]) for some in texts]))
-    several = [some for some in texts if len(some) > 1]
-    if how.embedder is None or not several:
-        return ReferenceMeans(length)
-    near = [closeness(some, [], how.embedder) for some in several]
-    means = [np.mean([one.reference_coverage for one in near]), np.mean([diversity(one.references) for one in near])]
-    return ReferenceMeans(length, *map(float, means))
 
 
 def differences(subjects: Sequence[Subject], base: Subject, boot: Bootstrap) -> list[Difference]:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from datasets import Dataset, Features, Json, List, Value
 
 from mrt_plugin.evaluation.cases import Case
-from mrt_plugin.evaluation.result import Sample
+from mrt_plugin.evaluation.result import ReferenceMeans, Sample
 from mrt_plugin.groups import prompt_key
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.groups.problems import Problems
@@ -22,7 +21,7 @@ from mrt_plugin.planning.paired import Measured
 from mrt_plugin.planning.progress import Progress, counting
 from mrt_plugin.sampling.journal import journal_path
 from mrt_plugin.sampling.settings import Draw
-from mrt_plugin.scoring.cosine import alignment, cosines, diversity, nearest_cosines
+from mrt_plugin.scoring.cosine import cosines, diversity
 from mrt_plugin.scoring.embedders import Embedder
 from mrt_plugin.scoring.scores import Scorer, score_columns, scorer_list
 
@@ -126,34 +125,30 @@ def levels(most: int, asked: Sequence[int] | None = None) -> list[int]:
     return sorted({m for m in every if 1 <= m <= most})
 
 
-@dataclass(frozen=True)
-class Closeness:
-    """Embeddings of one prompt's R references [R, dim] and n samples [n, dim]. What needs more of them is NaN."""
-
-    references: np.ndarray
-    samples: np.ndarray
-
-    def coverage(self, m: int) -> float:
-        """Return the coverage of m samples, averaged over all choices of m of the n."""
-        known = len(self.references) and 1 <= m <= len(self.samples)
-        return float(expected_best(cosines(self.references, self.samples), m).mean()) if known else NAN
-
-    @property
-    def alignment(self) -> float:
-        return alignment(self.samples, self.references) if len(self.references) and len(self.samples) else NAN
-
-    @property
-    def reference_coverage(self) -> float:
-        """The mean over references of the best cosine to another: the coverage of R - 1 draws from their source."""
-        return float(nearest_cosines(self.references).mean()) if len(self.references) > 1 else NAN
-
-
-def closeness(references: Sequence[str], samples: Sequence[str], embedder: Embedder) -> Closeness:
-    """Embed one prompt's texts, each distinct text once."""
+def closeness(references: Sequence[str], samples: Sequence[str], embedder: Embedder) -> tuple[np.ndarray, float]:
+    """Return the cosines [R, n] of one prompt's references and samples, and the diversity of the samples."""
     texts = list(dict.fromkeys([*references, *samples]))
     vectors = embedder(texts) if texts else np.zeros((0, 1))
     place = {text: index for index, text in enumerate(texts)}
-    return Closeness(*(vectors[[place[text] for text in some]] for some in (references, samples)))
+    known, drawn = (vectors[[place[text] for text in some]] for some in (references, samples))
+    near = cosines(known, drawn) if len(known) and len(drawn) else np.zeros((len(known), len(drawn)))
+    return near, diversity(drawn)
+
+
+def reference_means(cases: Sequence[Case], embedder: Embedder | None) -> ReferenceMeans | None:
+    """Measure the references against each other. Their coverage is that of R - 1 draws from their source."""
+    texts = [case.texts for case in cases if case.references]
+    if not texts:
+        return None
+    length = float(np.mean([_mean([len(units(text)) for text in some]) for some in texts]))
+    several = [some for some in texts if len(some) > 1]
+    if embedder is None or not several:
+        return ReferenceMeans(length)
+    found = [closeness(some, some, embedder) for some in several]
+    for near, _ in found:
+        np.fill_diagonal(near, -np.inf)
+    coverages, diversities = [near.max(axis=1).mean() for near, _ in found], [spread for _, spread in found]
+    return ReferenceMeans(length, float(np.mean(coverages)), float(np.mean(diversities)))
 
 
 def measure_samples(
@@ -179,15 +174,15 @@ def measure_samples(
             found.append(closeness(case.texts, some, how.embedder))
             advance(1)
         for m in at:
-            put("coverage", (near.coverage(m) for near in found), m)
-        put("alignment", (near.alignment for near in found))
-        put("diversity", (diversity(near.samples) for near in found))
+            put("coverage", (best_of(near, m) for near, _ in found), m)
+        put("alignment", (_mean(near.max(axis=0)) if near.size else NAN for near, _ in found))
+        put("diversity", (spread for _, spread in found))
     if how.scorer is not None:
         add_rewards(cases, samples, how.scorer, how.score_cache)
         rewards = [np.array([one.reward for one in some], np.float64) for some in samples]
         put("reward", map(_mean, rewards))
         for m in [m for m in at if m > 1]:  # the best of 1 equals the mean
-            put("best_reward", (_best(row, m) for row in rewards), m)
+            put("best_reward", (best_of(row, m) for row in rewards), m)
     if how.checker is not None:
         advance = counting(progress, f"{name}: checks", len(cases))
         for case, drawn in zip(cases, samples, strict=True):
@@ -196,12 +191,13 @@ def measure_samples(
             advance(1)
         right = [np.array([one.right for one in some], np.float64) for some in samples]  # NaN where unknown
         for m in at:
-            put("pass", (NAN if np.isnan(row).any() else _best(row, m) for row in right), m)
+            put("pass", (NAN if np.isnan(row).any() else best_of(row, m) for row in right), m)
 
 
 def _mean(values: Sequence[float] | np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else NAN
 
 
-def _best(values: np.ndarray, m: int) -> float:
-    return float(expected_best(values, m)) if len(values) >= m else NAN
+def best_of(values: np.ndarray, m: int) -> float:
+    """Return the mean of the expected best of m, for values [..., n]; NaN if there are fewer than m."""
+    return float(expected_best(values, m).mean()) if values.size and m <= values.shape[-1] else NAN

@@ -44,7 +44,7 @@ class _Failed(Exception):
     """A request failed after all retries."""
 
 
-class _Rejected(Exception):
+class _Rejected(_Failed):
     """The endpoint rejected this prompt."""
 
 
@@ -91,11 +91,8 @@ class Endpoint(EndpointOptions):
         self._base = address.copy_with(path=path)
         self._key = None if self.api_key_env is None else os.environ.get(self.api_key_env, "").strip()
         if self._key is not None and not (self._key and self._key.isascii() and self._key.isprintable()):
-            why = (
-                "what it holds cannot be a key"
-                if self._key
-                else "there is no such environment variable, or it is empty"
-            )
+            empty = "there is no such environment variable, or it is empty"
+            why = "what it holds cannot be a key" if self._key else empty
             raise EndpointError(f"api_key_env={self.api_key_env!r}: {why}.")
         self._secrets = [*secrets_in(self.url, self.extra), *([self._key] if self._key else [])]
 
@@ -109,11 +106,7 @@ class Endpoint(EndpointOptions):
         self.identity()
         _run(_Requests(self, task.report).draw_all(task))
 
-    def _clean(self, text: str) -> str:
-        """Mask the secrets in a text, since some servers repeat the key in their errors."""
-        return mask(text, self._secrets)
-
-    def _clean_bytes(self, body: bytes, at_least: int = 1) -> bytes:
+    def _clean(self, body: bytes, at_least: int = 1) -> bytes:
         """Mask secrets of `at_least` characters in a complete body, before it is cut or parsed."""
         secrets = [secret for secret in self._secrets if len(secret) >= at_least]
         return mask(body.decode("latin-1"), secrets).encode("latin-1") if secrets else body
@@ -145,7 +138,7 @@ class _Requests:
             try:
                 body = await self._send(client, "GET", "/models", None, lambda content: content)
                 names = [str(entry["id"]) for entry in json.loads(body)["data"]]
-            except (_Failed, _Rejected, ValueError, KeyError, TypeError, RecursionError) as problem:
+            except (_Failed, ValueError, KeyError, TypeError, RecursionError) as problem:
                 raise EndpointError(f"{place}: it does not say which models it has ({problem}).") from None
         if len(names) != 1:
             raise EndpointError(f"{place} has {len(names)} models; name one: {', '.join(names[:20])}.")
@@ -177,7 +170,7 @@ class _Requests:
                     self.succeeded, self.failures = True, 0
                     task.record([Reply(job.key, start, draws, model)])
                     start += len(draws)
-            except (_Rejected, _Failed) as problem:
+            except _Failed as problem:
                 if isinstance(problem, _Rejected) and self.succeeded:
                     task.record([Reply(job.key, start, rejected=str(problem))])
                     continue
@@ -226,14 +219,14 @@ class _Requests:
                 async with asyncio.timeout(endpoint.timeout):
                     response = await client.request(method, url, json=body)
                 if response.is_success:
-                    return read(endpoint._clean_bytes(response.content, at_least=LONG))
-                why = f"HTTP {response.status_code}: {shown(endpoint._clean_bytes(response.content))}"
+                    return read(endpoint._clean(response.content, at_least=LONG))
+                why = f"HTTP {response.status_code}: {shown(endpoint._clean(response.content))}"
                 status = response.status_code
                 if status < 400 or status in MISTAKEN:
                     what = HINTS.get(status, "check the address and the model's name")
-                    raise EndpointError(endpoint._clean(f"{endpoint.shown}: {what}. {why}"))
+                    raise EndpointError(mask(f"{endpoint.shown}: {what}. {why}", endpoint._secrets))
                 if status < 500 and status not in TRY_AGAIN:
-                    raise _Rejected(endpoint._clean(why))
+                    raise _Rejected(mask(why, endpoint._secrets))
                 wait = asked_wait(response.headers.get("Retry-After"))
                 if wait is not None and status in (429, 503):  # too many requests: start none
                     self.held_until = max(self.held_until, asyncio.get_running_loop().time() + wait)
@@ -242,13 +235,13 @@ class _Requests:
             except (httpx2.TransportError, httpx2.DecodingError) as problem:
                 why = f"{type(problem).__name__}: {problem}."
             except Garbage as problem:
-                begins = shown(endpoint._clean_bytes(response.content))
+                begins = shown(endpoint._clean(response.content))
                 why = f"a reply that makes no sense: {problem}; it begins {begins}."
             if attempt < endpoint.retries:
                 # Random, so that requests that failed together are not retried together.
                 backoff = min(endpoint.backoff * 2.0**attempt, 60.0) * random.uniform(0.5, 1.0)
                 await asyncio.sleep(max(wait or 0.0, backoff))
-        raise _Failed(endpoint._clean(f"after {attempt + 1} tries: {why}"))
+        raise _Failed(mask(f"after {attempt + 1} tries: {why}", endpoint._secrets))
 
     async def _turn(self) -> None:
         """Wait until a request may start: evenly spaced, and not while the server asks to wait."""

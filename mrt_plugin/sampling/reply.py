@@ -71,7 +71,7 @@ def _draw(choice: _Choice, api: Api) -> Draw:
         if message.content is None and message.tool_calls:
             raise Garbage("a choice is a tool call, though no tools were offered")
         text, thought = message.content or "", message.reasoning_content or message.reasoning or ""
-        logprobs = given.content and [token.logprob for token in given.content]
+        logprobs = None if given.content is None else [token.logprob for token in given.content]
     elif api == "chat" or text is None:
         raise Garbage(f"a choice has no {'message' if api == 'chat' else 'text'}")
     finite = logprobs and [value if value is not None and math.isfinite(value) else None for value in logprobs]

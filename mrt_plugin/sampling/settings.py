@@ -8,8 +8,6 @@ from typing import Any, Literal, Protocol
 from mrt_plugin.groups.keys import canonical, digest
 from mrt_plugin.sampling.options import SamplingSettings
 
-Ending = Literal["whole", "cut off", "unknown"]
-
 WHOLE = set("stop eos eos_token stop_sequence end_turn complete tool_calls function_call tool_use".split())
 """The `finish_reason`s of OpenAI, vLLM, TGI, Anthropic and Cohere for an answer that the model ended itself."""
 
@@ -50,7 +48,7 @@ class Draw:
         return {name: value for name, value in known.items() if value is not None}
 
     @property
-    def ending(self) -> Ending:
+    def ending(self) -> Literal["whole", "cut off", "unknown"]:
         """Whether the model ended the response itself, judged only by its `finish_reason`."""
         reason = self.finish_reason
         return "unknown" if reason is None else "whole" if reason.lower() in WHOLE else "cut off"

@@ -23,7 +23,6 @@ def unit_vectors(vectors: np.ndarray) -> np.ndarray:
 
 
 def cosine_matrix(texts: list[str], embedder: Embedder) -> np.ndarray:
-    """Return the cosines of one list of texts, [N, N]; see `cosine_matrices`."""
     return cosine_matrices([texts], embedder)[0]
 
 

@@ -101,10 +101,7 @@ def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: st
 
 
 def lexical(texts: list[str]) -> np.ndarray:
-    """Embed each text by hashed character n-grams, that is by its spelling: float32 [n, 4096], rows of length 1.
-
-    The features are counts of 3- and 4-grams inside words, damped by log(1 + count).
-    """
+    """Embed each text by log(1 + count) of its hashed 3- and 4-grams of characters: float32 [n, 4096], of length 1."""
     vocabulary: dict[str, int] = {}
     words: list[int] = []
     ends = [0]
