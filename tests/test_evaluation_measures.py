@@ -15,18 +15,30 @@ from interval_coverage import KEYS, null_verdicts
 
 from mrt_plugin.evaluation.cases import Case, read_cases
 from mrt_plugin.evaluation.checkers import last_number, load_checker
-from mrt_plugin.evaluation.closeness import closeness, expected_best, levels
 from mrt_plugin.evaluation.evaluate import differences
-from mrt_plugin.evaluation.forgetting import ProbeNLL, compare_probe, compare_tasks, points_of_nll, probe, verdict
-from mrt_plugin.evaluation.harness import Score
-from mrt_plugin.evaluation.result import outcome
-from mrt_plugin.evaluation.samples import Samples, read_samples, rewards
+from mrt_plugin.evaluation.forgetting import (
+    Score,
+    compare_probe,
+    compare_tasks,
+    points_of_nll,
+    probe,
+    verdict,
+)
+from mrt_plugin.evaluation.result import ReferenceMeans, Sample, label, outcome
+from mrt_plugin.evaluation.samples import (
+    add_rewards,
+    best_of,
+    closeness,
+    expected_best,
+    levels,
+    read_samples,
+    reference_means,
+)
 from mrt_plugin.evaluation.subject import Subject
 from mrt_plugin.groups import DataError
 from mrt_plugin.models.named_model import NamedModel, add_pools, parse_models
 from mrt_plugin.planning.paired import Bootstrap, Measured
 from mrt_plugin.scoring import load_embedder
-from mrt_plugin.scoring.cosine import diversity
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -34,7 +46,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-EXAMPLES = ["checkers", "closeness", "forgetting", "result"]
+EXAMPLES = ["checkers", "samples", "forgetting", "result"]
 OF_OTHER_ROOMS = ["scoring.cosine", "models.named_model", "planning.paired"]
 
 
@@ -81,6 +93,7 @@ class TestBestOf:
                 expected_best(np.zeros(3), m)
         assert levels(0) == []
         assert levels(16) == [1, 2, 4, 8, 16]
+        assert (levels(12), levels(12, [1, 5, 50])) == ([1, 2, 4, 8, 12], [1, 5])
 
 
 class TestCloseness:
@@ -95,25 +108,29 @@ class TestCloseness:
         return np.array([self.VECTORS[text] for text in texts])
 
     def test_by_hand(self) -> None:
-        found = closeness(["up", "right"], ["between", "right"], load_embedder(self.embed))
-        assert found.coverage(1) == pytest.approx(((0.8 + 0.0) / 2 + (0.6 + 1.0) / 2) / 2)
-        assert found.coverage(2) == pytest.approx((0.8 + 1.0) / 2)
-        assert found.alignment == pytest.approx((0.8 + 1.0) / 2)
-        assert found.diversity == pytest.approx(1 - 0.6)
-        assert diversity(found.references) == pytest.approx(1.0)
-        assert found.reference_coverage == pytest.approx(0.0)
+        near, spread = closeness(["up", "right"], ["between", "right"], load_embedder(self.embed))
+        assert best_of(near, 1) == pytest.approx(((0.8 + 0.0) / 2 + (0.6 + 1.0) / 2) / 2)
+        assert best_of(near, 2) == pytest.approx((0.8 + 1.0) / 2)
+        assert near.max(axis=0) == pytest.approx([0.8, 1.0])
+        assert spread == pytest.approx(1 - 0.6)
+        means = reference_means([Case("a", "?", ["up", "right"])], load_embedder(self.embed))
+        assert means is not None
+        assert means.diversity == pytest.approx(1.0)
+        assert means.coverage == pytest.approx(0.0)
 
     def test_what_is_missing_is_not_a_number(self) -> None:
         embed = load_embedder(self.embed)
-        alone = closeness(["up"], ["right"], embed)
-        assert alone.coverage(1) == 0.0
-        for value in (alone.coverage(2), alone.diversity, diversity(alone.references), alone.reference_coverage):
-            assert np.isnan(value)
-        without = closeness([], ["up", ""], embed)
-        assert np.isnan(without.coverage(1))
-        assert np.isnan(without.alignment)
-        assert without.diversity == 1.0  # an empty sample is like no other
-        assert np.isnan(closeness(["up"], [], embed).alignment)
+        near, spread = closeness(["up"], ["right"], embed)
+        assert best_of(near, 1) == 0.0
+        assert np.isnan(best_of(near, 2))
+        assert np.isnan(spread)
+        assert reference_means([Case("a", "?", ["up"])], embed) == ReferenceMeans(1.0)
+        assert reference_means([Case("a", "?")], embed) is None
+        near, spread = closeness([], ["up", ""], embed)
+        assert np.isnan(best_of(near, 1))
+        assert spread == 1.0  # an empty sample is like no other
+        near, _ = closeness(["up"], [], embed)
+        assert np.isnan(best_of(near, 1))
 
 
 class TestIntervals:
@@ -187,6 +204,9 @@ class TestIntervals:
         assert Bootstrap(9).difference(same, same) == (0.0, [0.0, 0.0], 9)
         assert outcome("coverage", [0.0, 0.0]) == "unclear"
 
+    def test_labels(self) -> None:
+        assert (label("coverage", 4), label("pass", 1), label("diversity")) == ("coverage of 4", "pass@1", "diversity")
+
 
 class TestCheckers:
     @pytest.mark.parametrize(
@@ -242,18 +262,18 @@ class TestCheckers:
 
 def test_rewards_of_mixed_prompts_and_empty_samples() -> None:
     cases = [Case("a", "One?"), Case("b", [{"role": "user", "content": "Two?"}]), Case("c", "Three?")]
-    samples = [Samples(["x", ""]), Samples(["yyy"]), Samples()]
+    samples = [[Sample("x"), Sample("")], [Sample("yyy")], []]
     seen = []
 
     def scorer(prompt: Any, responses: list[str]) -> list[float]:
         seen.append(prompt)
         return [float(len(response)) for response in responses]
 
-    found = rewards(cases, samples, scorer)
-    assert [row.tolist() for row in found] == [[1.0, 0.0], [3.0], []]
+    add_rewards(cases, samples, scorer)
+    assert [[one.reward for one in some] for some in samples] == [[1.0, 0.0], [3.0], []]
     assert seen == [[{"role": "user", "content": "One?"}], [{"role": "user", "content": "Two?"}]]
     with pytest.raises(ValueError, match="takes one scorer"):
-        rewards(cases, samples, "one, two")
+        add_rewards(cases, samples, "one, two")
 
 
 class TestCases:
@@ -327,10 +347,9 @@ class TestSamples:
             ],
         )
         one, two, three = read_samples(pool, [Case("a", "One?"), Case("b", "Two?"), Case("c", "Three?")])
-        assert one.texts == ["first", "sec", "third"]
-        assert one.cut_off == [False, True, False]
-        assert (two.texts, two.cut_off) == (["2"], [True])
-        assert three.texts == []
+        assert one == [Sample("first"), Sample("sec", cut_off=True), Sample("third")]
+        assert two == [Sample("2", cut_off=True)]
+        assert three == []
 
     def test_a_pool_of_other_prompts_or_another_shape(self, tmp_path: Path) -> None:
         pool = write(tmp_path / "pool.jsonl", [{"prompt": "Else?", "responses": ["x"]}])
@@ -387,11 +406,11 @@ class TestNames:
 
 class TestForgetting:
     def test_the_probe_is_sixty_texts_of_five_kinds(self) -> None:
-        kinds = [text.kind for text in probe()]
+        kinds = [text["kind"] for text in probe()]
         assert {kind: kinds.count(kind) for kind in kinds} == dict.fromkeys(
             ["facts", "prose", "code", "questions", "reasoning"], 12
         )
-        assert len({text.text for text in probe()}) == 60
+        assert len({text["text"] for text in probe()}) == 60
 
     def test_points_and_their_thresholds(self) -> None:
         """A token that had probability 0.5 and has 0.49 has lost 2 points; a score of 0.64 that is 0.59, 5."""
@@ -408,8 +427,8 @@ class TestForgetting:
     def test_before_and_after(self) -> None:
         random = np.random.default_rng(0)
         tokens = random.integers(10, 30, 60)
-        before = ProbeNLL(2.0 * tokens, tokens)
-        after = ProbeNLL((2.0 + random.normal(0.03, 0.01, 60)) * tokens, tokens)
+        before = Measured(2.0 * tokens, tokens)
+        after = Measured((2.0 + random.normal(0.03, 0.01, 60)) * tokens, tokens)
         rows = compare_probe(before, after)
         assert [row.kind for row in rows] == ["all", "facts", "prose", "code", "questions", "reasoning"]
         whole = rows[0]
@@ -417,7 +436,7 @@ class TestForgetting:
         assert whole.interval[0] < whole.points < whole.interval[1]
         assert whole.verdict == "flagged"
         assert rows[1].texts == 12
-        assert compare_probe(before, ProbeNLL(after.nll, tokens + 1)) is None
+        assert compare_probe(before, Measured(after.values, tokens + 1)) is None
         assert {row.verdict for row in compare_probe(before, before)} == {"kept"}
 
     def test_tasks(self) -> None:

@@ -20,8 +20,8 @@ from mrt_plugin.evaluation.checkers import load_checker
 from mrt_plugin.evaluation.evaluate import evaluate
 from mrt_plugin.evaluation.evaluate_report import evaluation_report
 from mrt_plugin.evaluation.held_out import held_out_nll, response_nll
-from mrt_plugin.evaluation.result import Evaluation
-from mrt_plugin.evaluation.samples import Samples, rewards
+from mrt_plugin.evaluation.result import Evaluation, Sample
+from mrt_plugin.evaluation.samples import add_rewards
 from mrt_plugin.evaluation.subject import How
 from mrt_plugin.models.load import load_model, load_tokenizer
 from mrt_plugin.models.named_model import NamedModel, add_pools, parse_models
@@ -178,7 +178,7 @@ class TestForgetting:
 
     def test_tasks_of_the_harness_before_and_after(self, folder: Path, tmp_path: Path) -> None:
         pytest.importorskip("lm_eval")
-        from mrt_plugin.evaluation.harness import check_tasks, run_tasks
+        from mrt_plugin.evaluation.forgetting import check_tasks, run_tasks
 
         questions = [
             {"question": f"Number {index}: name a fruit.", "choices": ["apple", "river"], "answer": index % 2}
@@ -210,7 +210,7 @@ class TestForgetting:
     def test_without_the_harness_the_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import importlib.util
 
-        from mrt_plugin.evaluation.harness import check_tasks
+        from mrt_plugin.evaluation.forgetting import check_tasks
 
         found = importlib.util.find_spec
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lm_eval" else found(name))
@@ -401,13 +401,12 @@ def test_a_reward_model_scores_every_sample_an_empty_one_too(tmp_path: Path) -> 
     model = LlamaForSequenceClassification(config).eval()
     model.save_pretrained(tmp_path / "reward")
     cases = [Case("a", "One?"), Case("b", [{"role": "user", "content": "Two?"}])]
-    found = rewards(
-        cases, [Samples(["An apple.", ""]), Samples(["A pear."])], str(tmp_path / "reward"), score_cache=tmp_path
-    )
+    samples = [[Sample("An apple."), Sample("")], [Sample("A pear.")]]
+    add_rewards(cases, samples, str(tmp_path / "reward"), tmp_path)
     for prompt, response, score in (
-        ("One?", "An apple.", found[0][0]),
-        ("One?", "", found[0][1]),
-        ("Two?", "A pear.", found[1][0]),
+        ("One?", "An apple.", samples[0][0].reward),
+        ("One?", "", samples[0][1].reward),
+        ("Two?", "A pear.", samples[1][0].reward),
     ):
         said = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
         ids = tokenizer(tokenizer.apply_chat_template(said, tokenize=False), return_tensors="pt")["input_ids"]

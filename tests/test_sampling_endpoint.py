@@ -281,7 +281,7 @@ class TestExtend:
         (row,) = rows_of(pool)
         assert [how["model"] for how in row["samples"]] == ["tiny"] * 3 + ["other"] * 2
         (found,) = read_samples(pool, read_cases(pool))
-        assert found.texts == row["responses"][3:]
+        assert [one.text for one in found] == row["responses"][3:]
 
     def test_pools_of_messages_and_named_sources(self, tmp_path: Path, server: Server) -> None:
         source = Path(__file__).parent / "data" / "sources" / "trl_completion.jsonl"

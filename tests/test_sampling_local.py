@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from mrt_plugin.cli import app
 from mrt_plugin.encoding import Encoder, prepare_tokenizer
 from mrt_plugin.sampling import LocalModel, SamplingSettings, sample_pool
-from mrt_plugin.sampling.local import _Picker, generate
-from mrt_plugin.sampling.settings import Job
+from mrt_plugin.sampling.local import _Picker, draw_after
+from mrt_plugin.sampling.settings import Draw, Job, draw_seed
 
 SHORT = SamplingSettings(max_tokens=6)
 
@@ -34,6 +34,12 @@ def prompts(tmp_path: Path) -> Path:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def generate(model: Any, encoder: Encoder, batch: list[tuple[Job, int]], how: SamplingSettings) -> list[Draw]:
+    prompts = [encoder.encode_prompt(job.prompt) for job, _ in batch]
+    seeds = [draw_seed(how, job.key, number) for job, number in batch]
+    return draw_after(model, encoder.tokenizer, prompts, seeds, how)
 
 
 def draw(

@@ -202,7 +202,8 @@ class TestRewardModel:
         model = RewardModel(name, ScoreCache())
         model.model.forward = None  # it would raise
         group = pool()[0]
-        assert model(group["prompt"], group["responses"]).tolist() == first["scores"][0]
+        pairs = [(group["prompt"], response) for response in group["responses"]]
+        assert model.score(pairs).tolist() == first["scores"][0]
 
     def test_another_model_of_the_same_name_is_another_model(self, tmp_path: Path) -> None:
         first = score_groups(pool(), reward_dir(tmp_path / "model"))["scores"][:]

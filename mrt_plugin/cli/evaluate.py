@@ -151,7 +151,7 @@ def evaluate(
         from mrt_plugin.evaluation.checkers import load_checker
         from mrt_plugin.evaluation.evaluate import evaluate as run
         from mrt_plugin.evaluation.evaluate_report import evaluation_report
-        from mrt_plugin.evaluation.harness import check_tasks
+        from mrt_plugin.evaluation.forgetting import check_tasks
         from mrt_plugin.evaluation.subject import How
         from mrt_plugin.scoring import load_embedder
 

@@ -57,18 +57,9 @@ class ModePrompt:
 
 
 def mode_prompts(seed: int = 0, *, sharpness: float = 1.5) -> list[ModePrompt]:
-    """Build all prompts of one world: every subject, weather and occasion.
+    """Build all prompts of the world of this seed: every subject, weather and occasion.
 
-    Args:
-        seed: the seed of the latent vectors, and so of the world.
-        sharpness: a mode's logit is the sum of an answer part and a wording part. Each has this standard deviation, in
-            nats. 0 makes all modes equally likely.
-
-    Example:
-
-    >>> world = mode_prompts(seed=0)
-    >>> len(world), world[0].prompt, world[0].modes[0]
-    (640, 'Suggest a drink for a rainy morning.', 'Try black tea.')
+    A mode's logit is the sum of an answer part and a wording part, each with the standard deviation `sharpness`.
     """
     random = np.random.default_rng(seed)
     size = 4
@@ -103,16 +94,7 @@ def split_prompts(prompts: Sequence[ModePrompt], train: int, seed: int) -> tuple
 
 
 def draw_groups(prompts: Sequence[ModePrompt], n: int, seed: int) -> list[dict[str, Any]]:
-    """Draw one group per prompt: `n` responses drawn independently from the truth, including repeats.
-
-    Repeats carry information: a pool shows a mode's probability only through the number of its draws.
-
-    Example:
-
-    >>> group = draw_groups(mode_prompts()[:1], n=8, seed=0)[0]
-    >>> sorted(group), len(group["responses"])
-    (['id', 'prompt', 'responses'], 8)
-    """
+    """Draw one group per prompt: `n` responses drawn independently from the truth, including repeats."""
     groups = []
     for item in prompts:
         random = np.random.default_rng(list(digest(b"modes", str(seed).encode(), item.id.encode())))
@@ -134,32 +116,18 @@ class KnownTruth(Protocol):
 
 @dataclass(frozen=True)
 class TruthDistance:
-    """Distances between a model's distribution q and the true p: means over prompts, computed without sampling."""
+    """Distances between a model's distribution q of complete responses and the true p: means over prompts."""
 
     kl: float
-    """KL(p || q) = sum over the modes of p·log(p/q), in nats. q is the model's probability of the complete response,
-    including the end token. Probability given to responses that are not modes therefore increases the KL."""
+    """KL(p || q) = sum over the modes of p·log(p/q), in nats."""
     elsewhere: float
     """1 - sum over the modes of q: the probability of a response that is not a mode."""
     coverage: float
-    """The sum of p over the modes with q >= p/2, to which the model gives at least half of their true probability. It
-    is 1 for the truth. It is lower for a model that concentrates on the few answers it saw."""
-    prompts: int
+    """The sum of p over the modes to which the model gives at least half of their true probability."""
 
 
 def truth_distance(model: Model, encoder: Encoder, truths: Sequence[KnownTruth], **how: Any) -> TruthDistance:
-    """Compare a model with a known truth by scoring every mode of every prompt.
-
-    `how` are the options `batch_tokens` and `progress` of `log_likelihoods`.
-
-    Example:
-
-    ```python
-    truths = mode_prompts(seed=0)
-    distance = truth_distance(model, Encoder(tokenizer), truths)
-    print(f"KL to the truth {distance.kl:.3f} nats")
-    ```
-    """
+    """Compare a model with a known truth by scoring every mode of every prompt. `how` is for `log_likelihoods`."""
     pairs = [pair for truth in truths for pair in encoder.encode_group(truth.prompt, truth.modes)]
     scores = log_likelihoods(model, pairs, **how)
     stops = np.cumsum([len(truth.modes) for truth in truths])
@@ -167,20 +135,11 @@ def truth_distance(model: Model, encoder: Encoder, truths: Sequence[KnownTruth],
 
 
 def distance_of(scores: Sequence[np.ndarray], truths: Sequence[KnownTruth]) -> TruthDistance:
-    """Return the distance of a model that gives mode j of prompt i the log-probability `scores[i][j]`, in nats.
-
-    Example:
-
-    >>> world = mode_prompts(seed=0)[:1]
-    >>> distance = distance_of([np.log(world[0].probabilities)], world)
-    >>> round(abs(distance.kl), 12), round(distance.coverage, 12)
-    (0.0, 1.0)
-    """
+    """Return the distance of a model that gives mode j of prompt i the log-probability `scores[i][j]`, in nats."""
     rows = []
     for log_q, truth in zip(scores, truths, strict=True):
         p, q = np.array(truth.probabilities), np.exp(log_q)
         known = p > 0
         kl = (p[known] * (np.log(p[known]) - log_q[known])).sum()
         rows.append((kl, 1 - q.sum(), p[q >= p / 2].sum()))
-    means = [float(np.mean(column)) for column in zip(*rows, strict=True)]
-    return TruthDistance(kl=means[0], elsewhere=means[1], coverage=means[2], prompts=len(truths))
+    return TruthDistance(*np.mean(rows, axis=0).tolist())

@@ -11,7 +11,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -29,6 +29,7 @@ from mrt_plugin.evaluation.held_out import held_out_nll
 from mrt_plugin.models.load import load_model
 from mrt_plugin.models.tiny_model import build_llama, build_tokenizer, pretrain, save
 from mrt_plugin.planning.progress import Progress
+from mrt_plugin.report import figure
 
 RESULTS = "results.json"
 TRUTH = "truth.jsonl"
@@ -64,24 +65,19 @@ QUICK = DemoSettings(train_prompts=24, held_out_prompts=16, epochs=1, pretrainin
 def run_demo(
     folder: Path, settings: DemoSettings | None = None, progress: Progress = lambda *_: None
 ) -> dict[str, Any]:
-    """Run the demo and write all its files into `folder`, which appears complete or not at all.
-
-    The folder holds the data, the model, the recipes, Axolotl's output and logs, `results.json` and `results.png`.
-    The folder of an earlier demo is replaced.
-
-    Returns:
-        The content of `results.json`.
-
-    Raises:
-        FileExistsError: if `folder` exists and was not written by the demo.
-        RuntimeError: if a training run fails. The message ends with the last lines of its log.
-    """
+    """Run the demo, write all its files into `folder`, and return the content of its `results.json`."""
     import_module("matplotlib")  # fails before the work if it is missing
 
     settings = settings or DemoSettings()
     with whole_folder(folder, marker=TRUTH) as work:
         started = time.perf_counter()
-        train, held_out = _make_data(work, settings)
+        train, rest = split_prompts(mode_prompts(settings.seed), settings.train_prompts, settings.seed)
+        held_out = rest[: settings.held_out_prompts]
+        pool, groups = (draw_groups(prompts, settings.pool, settings.seed) for prompts in (train, held_out))
+        truth = [asdict(item) for item in train + held_out]
+        for name, rows in (("pool.jsonl", pool), ("held_out.jsonl", groups), (TRUTH, truth)):
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (work / name).write_text(text, encoding="utf-8")
         encoder = _make_model(work, settings, lambda step: progress("base model", step, settings.pretraining_steps))
         runs: list[dict[str, Any]] = [{"name": "base model", "k": None, "adapter": None}]
         steps = settings.epochs * math.ceil(settings.train_prompts / 8)
@@ -91,16 +87,30 @@ def run_demo(
             def forward(done: int, stage: str = stage) -> None:
                 progress(stage, done, steps)
 
-            took = axolotl_train(work, k, settings.epochs, settings.seed, forward)
+            seconds = axolotl_train(work, k, settings.epochs, settings.seed, forward)
             progress(stage, steps, steps)
-            runs.append({"name": f"K = {k}", "k": k, "adapter": f"k{k}", "seconds": asdict(took)})
+            runs.append({"name": f"K = {k}", "k": k, "adapter": f"k{k}", "seconds": seconds})
+        transformers_logging.disable_progress_bar()
         for number, run in enumerate(runs):
-            run.update(_measure(work, run["adapter"], encoder, train, held_out))
+            adapter = None if run["adapter"] is None else work / run["adapter"]
+            model = load_model(work / "model", adapter, load_in_4bit=True)
+            nll = held_out_nll(model, encoder, groups)
+            distance, seen = truth_distance(model, encoder, held_out), truth_distance(model, encoder, train)
+            run.update(
+                held_out_nll=nll.nll_per_token,
+                held_out_nll_per_response=nll.nll_per_response,
+                held_out_tokens=nll.tokens,
+                kl=distance.kl,
+                coverage=distance.coverage,
+                elsewhere=distance.elsewhere,
+                kl_on_training_prompts=seen.kl,
+                coverage_on_training_prompts=seen.coverage,
+            )
             progress("evaluation", number + 1, len(runs))
         results = {
             "settings": asdict(settings),
             "runs": runs,
-            "truth": _truth(work, held_out, runs[0]["held_out_tokens"]),
+            "truth": _truth(groups, held_out, runs[0]["held_out_tokens"]),
             "sentence": describe(runs[1], runs[-1]),
             "seconds": time.perf_counter() - started,
         }
@@ -111,13 +121,7 @@ def run_demo(
 
 
 def describe(first: dict[str, Any], last: dict[str, Any]) -> str:
-    """Summarise the results in one sentence.
-
-    Example:
-
-    >>> describe({"k": 1, "kl": 1.0}, {"k": 4, "kl": 0.7})[-80:]
-    'closer to the truth by 30% (KL 1.000 to 0.700 nats), in as many optimizer steps.'
-    """
+    """Summarise the results in one sentence."""
     change = (last["kl"] - first["kl"]) / first["kl"]
     verb = "closer to" if change < 0 else "further from"
     return (
@@ -125,15 +129,6 @@ def describe(first: dict[str, Any], last: dict[str, Any]) -> str:
         f"model {verb} the truth by {abs(change):.0%} (KL {first['kl']:.3f} to {last['kl']:.3f} nats), in as "
         "many optimizer steps."
     )
-
-
-def _make_data(work: Path, settings: DemoSettings) -> tuple[list[ModePrompt], list[ModePrompt]]:
-    train, rest = split_prompts(mode_prompts(settings.seed), settings.train_prompts, settings.seed)
-    held_out = rest[: settings.held_out_prompts]
-    _write_lines(work / "pool.jsonl", draw_groups(train, settings.pool, settings.seed))
-    _write_lines(work / "held_out.jsonl", draw_groups(held_out, settings.pool, settings.seed))
-    _write_lines(work / TRUTH, (asdict(item) for item in train + held_out))
-    return train, held_out
 
 
 def _make_model(work: Path, settings: DemoSettings, progress: Callable[[int], None]) -> Encoder:
@@ -152,50 +147,16 @@ def _make_model(work: Path, settings: DemoSettings, progress: Callable[[int], No
     return Encoder(AutoTokenizer.from_pretrained(work / "model"))
 
 
-def _measure(
-    work: Path, adapter: str | None, encoder: Encoder, train: list[ModePrompt], held_out: list[ModePrompt]
-) -> dict[str, float]:
-    transformers_logging.disable_progress_bar()
-    model = load_model(work / "model", None if adapter is None else work / adapter, load_in_4bit=True)
-    nll = held_out_nll(model, encoder, _read_lines(work / "held_out.jsonl"))
-    distance, seen = truth_distance(model, encoder, held_out), truth_distance(model, encoder, train)
-    return {
-        "held_out_nll": nll.nll_per_token,
-        "held_out_nll_per_response": nll.nll_per_response,
-        "held_out_tokens": nll.tokens,
-        "kl": distance.kl,
-        "coverage": distance.coverage,
-        "elsewhere": distance.elsewhere,
-        "kl_on_training_prompts": seen.kl,
-        "coverage_on_training_prompts": seen.coverage,
-    }
-
-
-def _truth(work: Path, held_out: list[ModePrompt], tokens: int) -> dict[str, float]:
+def _truth(groups: list[dict[str, Any]], held_out: list[ModePrompt], tokens: int) -> dict[str, float]:
     """Return the metrics of the truth itself. Its NLL on the held-out responses is the lowest expected value."""
     chances = {item.prompt: dict(zip(item.modes, item.probabilities, strict=True)) for item in held_out}
-    drawn = _read_lines(work / "held_out.jsonl")
-    nll = sum(-math.log(chances[group["prompt"]][response]) for group in drawn for response in group["responses"])
+    nll = sum(-math.log(chances[group["prompt"]][response]) for group in groups for response in group["responses"])
     return {"held_out_nll": nll / tokens, "kl": 0.0, "coverage": 1.0, "elsewhere": 0.0}
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @contextmanager
 def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
-    """Create a working folder. It replaces `folder` if the block succeeds, and is removed otherwise.
-
-    An earlier result, recognised by its file `marker`, is replaced.
-
-    Raises:
-        FileExistsError: if `folder` exists and does not contain `marker`, so it is not an earlier result.
-    """
+    """Create a folder that replaces `folder`, recognised by its file `marker`, if the block succeeds."""
     folder = folder.resolve()
     if folder.exists() and not (folder / marker).is_file():
         raise FileExistsError(f"{folder} exists and was not made by this command: choose another folder.")
@@ -214,12 +175,9 @@ def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """Write the figure of `results` (the return value of `run_demo`) as PNG. It is readable in black and white."""
-    from matplotlib.figure import Figure
-
+    """Write the figure of `run_demo`'s results as PNG, readable in black and white."""
     runs = results["runs"]
-    figure = Figure(figsize=(10, 3.4), layout="constrained")
-    axes = figure.subplots(1, len(PANELS))
+    made, axes = figure(width=10, height=3.4, columns=len(PANELS))
     for axis, (key, title) in zip(axes, PANELS, strict=True):
         for place, run in enumerate(runs):
             shade = str(0.85 - 0.25 * place)
@@ -228,7 +186,6 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axis.set_xticks(range(len(runs)), [run["name"] for run in runs])
         axis.set_title(title, fontsize=10)
         axis.margins(y=0.15)
-        axis.spines[["top", "right"]].set_visible(False)
     prompts = results["settings"]["train_prompts"]
-    figure.suptitle(f"QLoRA on {prompts} prompts, measured on {results['settings']['held_out_prompts']} others")
-    figure.savefig(path, dpi=120)
+    made.suptitle(f"QLoRA on {prompts} prompts, measured on {results['settings']['held_out_prompts']} others")
+    made.savefig(path, dpi=120)

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 RECIPE = """\
@@ -55,39 +54,22 @@ logging_steps: 10
 """
 
 
-@dataclass(frozen=True)
-class TrainingTime:
-    """The duration of a training run, in seconds."""
+def axolotl_train(work: Path, k: int, epochs: int, seed: int, progress: Callable[[int], None]) -> dict[str, float]:
+    """Train `model` on `pool.jsonl` in the folder `work`. Writes `k<K>.yaml`, `k<K>.log` and the adapter `k<K>`.
 
-    whole: float
-    """From the start of the command to its end, including imports and data."""
-    steps: float
-    """The optimizer steps only, as the trainer reports it."""
-
-
-def axolotl_train(work: Path, k: int, epochs: int, seed: int, progress: Callable[[int], None]) -> TrainingTime:
-    """Write the recipe `k<K>.yaml` into `work` and run `axolotl train` on it. Its output goes to `k<K>.log`.
-
-    `work` holds the base model in `model` and the pool in `pool.jsonl`. The adapter is written to `k<K>`. `progress`
-    is called with the number of finished optimizer steps.
-
-    Raises:
-        RuntimeError: if the run fails. The message ends with the last lines of its log.
+    Return the seconds of the `whole` command, and of the optimizer `steps` as the trainer reports them.
     """
     name = f"k{k}"
     recipe = RECIPE.format(k=k, name=name, epochs=epochs, seed=seed)
     (work / f"{name}.yaml").write_text(recipe, encoding="utf-8")
     log = work / f"{name}.log"
-    environment = {
-        **os.environ,
-        "AXOLOTL_DO_NOT_TRACK": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    environment = {"AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "axolotl.cli.main", "train", f"{name}.yaml", "--launcher", "python"]
     clock = time.perf_counter()
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=work, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=work, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT
+        )
         try:
             while process.poll() is None:
                 time.sleep(0.2)
@@ -102,4 +84,4 @@ def axolotl_train(work: Path, k: int, epochs: int, seed: int, progress: Callable
     runtime = re.search(r"'train_runtime': '?([0-9.]+)", text)
     if process.returncode != 0 or runtime is None or not (work / name / "adapter_model.safetensors").is_file():
         raise RuntimeError(f"axolotl train {name}.yaml failed with exit status {process.returncode}:\n{text[-4000:]}")
-    return TrainingTime(whole=time.perf_counter() - clock, steps=float(runtime[1]))
+    return {"whole": time.perf_counter() - clock, "steps": float(runtime[1])}

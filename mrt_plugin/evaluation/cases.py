@@ -16,19 +16,16 @@ from mrt_plugin.sampling.prompts import read_prompts
 
 @dataclass
 class Case:
-    """One prompt of an evaluation."""
+    """One prompt of an evaluation, with its reference responses and their scores, if the data has any."""
 
     id: str
     prompt: Any
-    """A string, or a list of messages."""
+    """A string, or a list of messages. So is each reference."""
     references: list[Any] = field(default_factory=list)
-    """Reference responses, as strings or lists of messages; may be empty."""
     scores: list[float] = field(default_factory=list)
-    """Scores of the references, if the data has any."""
 
     @property
     def texts(self) -> list[str]:
-        """Return the texts of the references."""
         return [response_text(reference) for reference in self.references]
 
     @property
@@ -66,30 +63,26 @@ def read_cases(
     ```
     """
     cases: dict[str, Case] = {}
-    some, all_of_them = (True, True) if source is not None else _have_references(data, split)
-    if some:
+    have = [True]  # whether each row has a reference
+    if source is None and isinstance(data, str | Path) and Path(data).suffix == ".txt":
+        have = [False]
+    elif source is None:
+        opened = open_source(data, split)
+        have = [_has_reference(row) for _, row in opened.rows(Problems(opened.name))]
+    if any(have):
         for group in rows_of(load_groups(data, split=split, source=source)):
             case = cases.setdefault(prompt_key(group["prompt"]), Case(group["id"], group["prompt"]))
             case.references += group["responses"]
             case.scores += group.get("scores") or []
-    if not all_of_them:
+    if not have or not all(have):  # reading no rows reports their problem
         for name, prompt in read_prompts(data, split=split)[0]:
             cases.setdefault(prompt_key(prompt), Case(name, prompt))
     found = list(cases.values())
-    if max_prompts is not None and max_prompts < len(found):
-        order = sorted(found, key=lambda case: digest(b"evaluate", str(seed).encode(), case.id.encode()))
-        chosen = {id(case) for case in order[:max_prompts]}
-        found = [case for case in found if id(case) in chosen]
-    return found
-
-
-def _have_references(data: Any, split: str) -> tuple[bool, bool]:
-    """Return whether some rows and whether all rows have a reference. Reading the rows reports their problems."""
-    if isinstance(data, str | Path) and Path(data).suffix == ".txt":
-        return False, False
-    opened = open_source(data, split)
-    have = [_has_reference(row) for _, row in opened.rows(Problems(opened.name))]
-    return any(have), any(have) and all(have)
+    if max_prompts is None or max_prompts >= len(found):
+        return found
+    order = sorted(found, key=lambda case: digest(b"evaluate", str(seed).encode(), case.id.encode()))
+    chosen = {id(case) for case in order[:max_prompts]}
+    return [case for case in found if id(case) in chosen]
 
 
 def _has_reference(row: Mapping[str, Any]) -> bool:

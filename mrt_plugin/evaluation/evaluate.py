@@ -3,12 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from mrt_plugin.evaluation.cases import Case
-from mrt_plugin.evaluation.closeness import closeness
 from mrt_plugin.evaluation.forgetting import FLAGGED, SIGNIFICANT, compare_probe, compare_tasks
 from mrt_plugin.evaluation.reading import choose_outputs, next_step, notes
 from mrt_plugin.evaluation.result import (
@@ -16,20 +14,18 @@ from mrt_plugin.evaluation.result import (
     Difference,
     Evaluation,
     Forgetting,
-    Interval,
     ModelResult,
-    ReferenceMeans,
     SampleCounts,
     Value,
     order,
     outcome,
 )
-from mrt_plugin.evaluation.subject import How, Progress, Subject, measure_subject, same_tokens, share_references
+from mrt_plugin.evaluation.samples import reference_means
+from mrt_plugin.evaluation.subject import How, Subject, measure_subject, same_tokens, share_references
 from mrt_plugin.extension import load_function
-from mrt_plugin.groups.text import units
 from mrt_plugin.models.named_model import NamedModel, check_names
-from mrt_plugin.planning.paired import DRAWS, LEVEL, Bootstrap, Measured, holm
-from mrt_plugin.scoring.cosine import diversity
+from mrt_plugin.planning.paired import DRAWS, LEVEL, Bootstrap, holm
+from mrt_plugin.planning.progress import Progress
 from mrt_plugin.scoring.scores import scorer_name
 
 
@@ -81,89 +77,64 @@ def evaluate(
     if baseline is not None and baseline not in names:
         raise ValueError(f"baseline={baseline!r} is none of the models: {', '.join(names)}.")
     if how.tasks and (how.endpoint is not None or not any(model.path for model in models)):
-        raise ValueError(
-            "Tasks need a model on this machine: an endpoint or a file of samples cannot be scored on them."
-        )
+        what = "an endpoint or a file of samples cannot be scored on them."
+        raise ValueError(f"Tasks need a model on this machine: {what}")
     if (how.scorer or how.checker) and not how.m and not any(model.pool for model in models):
         raise ValueError("A scorer or a checker needs samples: ask for some (--m), or give a file of them.")
     if isinstance(how.scorer, str) and ":" in how.scorer:
         load_function(how.scorer)  # fail on a wrong name before drawing samples
     subjects = [measure_subject(model, cases, how, progress) for model in models]
     left_out = share_references(subjects)
-    if not any(subject.measured or subject.probe or subject.tasks for subject in subjects):
+    if not any(subject.measured or subject.general.probe or subject.general.tasks for subject in subjects):
         raise ValueError("There is nothing to measure: ask for samples (--m), or give data with references.")
     base = subjects[0 if baseline is None else names.index(baseline)]
     boot = Bootstrap(len(cases), seed)
     counts = [len(case.references) for case in cases]
+    spread = min(counts), float(np.median(counts)), max(counts)
     result = Evaluation(
-        data=CaseCounts(
-            name=data,
-            prompts=len(cases),
-            with_references=sum(count > 0 for count in counts),
-            references=sum(counts),
-            references_least=min(counts),
-            references_median=float(np.median(counts)),
-            references_most=max(counts),
-            references_left_out=left_out,
-        ),
+        data=CaseCounts(data, len(cases), sum(count > 0 for count in counts), sum(counts), *spread, left_out),
         baseline=base.model.name,
         models=[_model(subject, boot) for subject in subjects],
-        references=_references(cases, how),
+        references=reference_means(cases, how.embedder),
         differences=differences(subjects, base, boot),
         forgetting=_forgetting(subjects, base, seed),
         outputs=choose_outputs(cases, subjects, outputs, seed),
-        per_prompt=[_one_prompt(place, case, subjects) for place, case in enumerate(cases)],
+        per_prompt=[
+            {
+                "id": case.id,
+                "references": len(case.references),
+                "models": {subject.model.name: _values(subject, place) for subject in subjects},
+            }
+            for place, case in enumerate(cases)
+        ],
         intervals={"level": LEVEL, "draws": DRAWS, "seed": seed},
         points={"flagged": FLAGGED, "significant": SIGNIFICANT},
         how={
             "m": how.m,
             "settings": how.settings.as_dict(),
-            "embedder": None if how.embedder is None else how.embedder.name,
-            "scorer": None if how.scorer is None else scorer_name(how.scorer),
-            "checker": None if how.checker is None else how.checker.name,
+            "embedder": how.embedder and how.embedder.name,
+            "scorer": how.scorer and scorer_name(how.scorer),
+            "checker": how.checker and how.checker.name,
             "load_in_4bit": how.local.load_in_4bit,
         },
     )
-    result.notes = notes(cases, subjects, base, result)
+    result.notes = list(notes(cases, subjects, base, result))
     result.next = next_step(result)
     return result
 
 
 def _model(subject: Subject, boot: Bootstrap) -> ModelResult:
     model, samples = subject.model, subject.samples
-    counts = [len(one.texts) for one in samples or []]
-    return ModelResult(
-        name=model.name,
-        path=model.path,
-        adapter=model.adapter,
-        pool=model.pool,
-        samples=None
-        if not samples
-        else SampleCounts(
-            draws=sum(counts),
-            least=min(counts),
-            most=max(counts),
-            cut_off=sum(sum(one.cut_off) for one in samples),
-            empty=sum(not text.strip() for one in samples for text in one.texts),
-        ),
-        measures=[
-            Value(name, m, measured.value, boot.interval(measured), int(measured.known.sum()))
-            for (name, m), measured in subject.ordered
-        ],
-    )
-
-
-def _references(cases: Sequence[Case], how: How) -> ReferenceMeans | None:
-    """Measure the references against each other."""
-    if not any(case.references for case in cases):
-        return None
-    lengths = [np.mean([len(units(text)) for text in case.texts]) for case in cases if case.references]
-    several = [case for case in cases if len(case.references) > 1]
-    if how.embedder is None or not several:
-        return ReferenceMeans(float(np.mean(lengths)))
-    near = [closeness(case.texts, [], how.embedder) for case in several]
-    means = [np.mean([one.reference_coverage for one in near]), np.mean([diversity(one.references) for one in near])]
-    return ReferenceMeans(float(np.mean(lengths)), *map(float, means))
+    counted = None
+    if samples:
+        counts, drawn = [len(some) for some in samples], [one for some in samples for one in some]
+        cut_off, empty = sum(one.cut_off for one in drawn), sum(not one.text.strip() for one in drawn)
+        counted = SampleCounts(sum(counts), min(counts), max(counts), cut_off, empty)
+    measures = [
+        Value(name, m, measured.value, boot.interval(measured), int(measured.known.sum()))
+        for (name, m), measured in subject.ordered
+    ]
+    return ModelResult(model.name, model.path, model.adapter, model.pool, counted, measures)
 
 
 def differences(subjects: Sequence[Subject], base: Subject, boot: Bootstrap) -> list[Difference]:
@@ -180,7 +151,10 @@ def differences(subjects: Sequence[Subject], base: Subject, boot: Bootstrap) -> 
                 continue
             one, other = subject.measured[name, m], base.measured[name, m]
             value, interval, prompts = boot.difference(one, other)
-            scaled = _scaled(value, interval)
+            scaled = None
+            if value is not None and interval is not None:
+                unit = (interval[1] - interval[0]) / 2 or 1.0
+                scaled = [interval[0] / unit, value / unit, interval[1] / unit]
             chance = boot.chance(one, other)
             rows.append(Difference(subject.model.name, name, m, value, interval, scaled, prompts, chance))
     corrected = iter(holm([row.p for row in rows if row.p is not None]))
@@ -188,46 +162,26 @@ def differences(subjects: Sequence[Subject], base: Subject, boot: Bootstrap) -> 
     return [replace(row, outcome=outcome(row.measure, row.interval, row.p_corrected)) for row in rows]
 
 
-def _scaled(value: float | None, interval: Interval) -> list[float] | None:
-    if value is None or interval is None:
-        return None
-    unit = (interval[1] - interval[0]) / 2 or 1.0
-    return [interval[0] / unit, value / unit, interval[1] / unit]
-
-
 def _forgetting(subjects: Sequence[Subject], base: Subject, seed: int) -> list[Forgetting]:
-    """Compare each model before and after fine-tuning.
-
-    "Before" is the model with its adapter off. For a model without an adapter, it is the baseline.
-    """
+    """Compare each model with itself, its adapter off, or with the baseline if it has no adapter."""
     found = []
     for subject in subjects:
-        own = subject.base_probe is not None or bool(subject.base_tasks)
-        if not own and subject is base:
+        name, before, after = str(subject.model.path), subject.before, subject.general
+        if before is None:
+            name, before = base.model.name, base.general
+        if before is after:
             continue
-        before, before_probe, before_tasks = base.model.name, base.probe, base.tasks
-        if own:
-            before, before_probe, before_tasks = str(subject.model.path), subject.base_probe, subject.base_tasks
-        probe = None
-        if subject.probe is not None and before_probe is not None:
-            probe = compare_probe(before_probe, subject.probe, seed=seed)
-        tasks = compare_tasks(before_tasks, subject.tasks, seed=seed)
+        probe = compare_probe(before.probe, after.probe, seed=seed)
+        tasks = compare_tasks(before.tasks, after.tasks, seed=seed)
         if probe is not None or tasks:
-            found.append(Forgetting(subject.model.name, before, probe, tasks))
+            found.append(Forgetting(subject.model.name, name, probe, tasks))
     return found
 
 
-def _one_prompt(place: int, case: Case, subjects: Sequence[Subject]) -> dict[str, Any]:
-    """Return one prompt's values, from which all results are computed."""
-
-    def value(measured: Measured) -> float | None:
-        found = measured.values[place] / (measured.weights[place] or 1)
-        return float(found) if math.isfinite(found) else None
-
-    models = {
-        subject.model.name: {
-            name if m is None else f"{name}@{m}": value(measured) for (name, m), measured in subject.ordered
-        }
-        for subject in subjects
-    }
-    return {"id": case.id, "references": len(case.references), "models": models}
+def _values(subject: Subject, place: int) -> dict[str, float | None]:
+    """Return the values of one prompt, from which all results are computed."""
+    values = {}
+    for (name, m), measured in subject.ordered:
+        found = float(measured.values[place] / (measured.weights[place] or 1))
+        values[name if m is None else f"{name}@{m}"] = found if math.isfinite(found) else None
+    return values

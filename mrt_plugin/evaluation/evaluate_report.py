@@ -30,12 +30,15 @@ ARROWS = {"higher": " (right is better)", "lower": " (left is better)", "neither
 
 
 def measure_rows(result: Evaluation, *, intervals: bool = True) -> Table:
-    """Build a table with a column per model and a row per measure.
+    """Build a table with a column per model and a row per measure, at the smallest and the largest M."""
 
-    Measures that depend on M, the number of samples, have rows for the smallest and the largest M.
-    """
+    def cell(row: Value | None) -> str:
+        if row is None or row.value is None:
+            return "-"
+        return number(row.value) + (f" ({_interval(row.interval, number)})" if row.interval and intervals else "")
+
     keys = [(name, m) for name, m in result.keys if m in result.ends(name)]
-    rows = [[label(*key), *(_value(model.value(*key), intervals) for model in result.models)] for key in keys]
+    rows = [[label(*key), *(cell(model.value(*key)) for model in result.models)] for key in keys]
     columns = ["", *(model.name for model in result.models)]
     if result.references is not None:
         columns.append("the references")
@@ -46,20 +49,17 @@ def measure_rows(result: Evaluation, *, intervals: bool = True) -> Table:
 
 
 def curve_rows(result: Evaluation) -> Table:
-    """Build a table with a column per M, and a row per model and measure that depends on M."""
     ms = sorted({m for _, m in result.keys if m is not None})
     rows = []
     for name in CURVES:
         for model in result.models:
             found = [model.value(name, m) for m in ms]
             if any(found):
-                values = ["" if row is None else number(row.value) for row in found]
-                rows.append([f"{label(name)}, {model.name}", *values])
+                rows.append([f"{label(name)}, {model.name}", *(number(row.value if row else None) for row in found)])
     return ["", *(f"M = {m}" for m in ms)], rows
 
 
 def difference_rows(result: Evaluation, model: str) -> Table:
-    """Build a table of a model's differences from the baseline, with the smallest and the largest M."""
     rows = [
         [label(row.measure, row.m), signed(row.difference), _interval(row.interval, signed), row.outcome]
         for row in result.differences
@@ -69,17 +69,14 @@ def difference_rows(result: Evaluation, model: str) -> Table:
 
 
 def forgetting_rows(row: Forgetting) -> Table:
-    """Build a table of a model's probe and tasks, before and after fine-tuning."""
-
-    def cells(name: str, part: ProbeChange | TaskChange) -> list[str]:
-        ends = _interval(part.interval, signed)
-        return [name, number(part.before), number(part.after), signed(part.points), ends, part.verdict or ""]
-
-    rows = [
-        cells("general probe, nats per token" if part.kind == "all" else f"  {part.kind}", part)
-        for part in row.probe or []
+    named: list[tuple[str, ProbeChange | TaskChange]] = [
+        ("general probe, nats per token" if part.kind == "all" else f"  {part.kind}", part) for part in row.probe or []
     ]
-    rows += [cells(f"{part.task}, {part.metric}", part) for part in row.tasks]
+    named += [(f"{part.task}, {part.metric}", part) for part in row.tasks]
+    rows = []
+    for name, part in named:
+        numbers = [number(part.before), number(part.after), signed(part.points)]
+        rows.append([name, *numbers, _interval(part.interval, signed), part.verdict or ""])
     return [f"{row.model} against {row.before}", "before", "after", "points lost", "interval", ""], rows
 
 
@@ -106,7 +103,12 @@ def evaluation_report(result: Evaluation) -> str:
     report.text(f"{result.data.prompts:,} prompts, {result.data.with_references:,} with references. {result.next}")
     report.heading("The models")
     report.table(*measure_rows(result))
-    report.text(_how(result))
+    how, settings = result.how, result.how["settings"]
+    parts = [f"temperature {settings['temperature']:g}, top_p {settings['top_p']:g}, seed {settings['seed']}"]
+    parts.append(f"at most {settings['max_tokens']} tokens")
+    parts += [f"{name} {how[name]}" for name in ("embedder", "scorer", "checker") if how[name] is not None]
+    level = f"Intervals are {result.intervals['level']:.0%}, by a bootstrap over prompts."
+    report.text(f"Samples: {'; '.join(parts)}. {level}")
     drawn = [name for name in CURVES if any(model.curve(name) for model in result.models)]
     if drawn:
         report.heading("What more samples bring")
@@ -148,15 +150,11 @@ def _panels(outputs: Outputs) -> list[tuple[str, str]]:
     if outputs.more_references:
         panels[-1] = (f"{panels[-1][0]} (and {outputs.more_references} more)", panels[-1][1])
     panels = panels or [("no reference", "")]
-    for name, samples in outputs.models.items():
-        for one in samples:
-            marks = [
-                "cut off" if one.cut_off else "",
-                "" if one.right is None else "right" if one.right else "wrong",
-                "" if one.reward is None else f"reward {number(one.reward)}",
-            ]
-            about = ", ".join(filter(None, marks))
-            panels.append((f"{name} ({about})" if about else name, one.text or "(nothing)"))
+    for name, one in ((name, one) for name, samples in outputs.models.items() for one in samples):
+        marks = ["cut off"] if one.cut_off else []
+        marks += [] if one.right is None else ["right" if one.right else "wrong"]
+        marks += [] if one.reward is None else [f"reward {number(one.reward)}"]
+        panels.append((f"{name} ({', '.join(marks)})" if marks else name, one.text or "(nothing)"))
     return panels
 
 
@@ -168,14 +166,7 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """Format a number like `number`, with its sign."""
     return f"+{number(value)}" if value is not None and value > 0 else number(value)
-
-
-def _value(row: Value | None, interval: bool) -> str:
-    if row is None or row.value is None:
-        return "-"
-    return number(row.value) + (f" ({_interval(row.interval, number)})" if row.interval and interval else "")
 
 
 def _interval(ends: Interval, form: Callable[[float], str]) -> str:
@@ -193,31 +184,22 @@ def _summary(result: Evaluation) -> str:
             if row.model == name and row.outcome in clear and row.m == result.ends(row.measure)[-1]:
                 clear[row.outcome].append(label(row.measure, row.m))
         parts = [f"{outcome} in {', '.join(measures)}" for outcome, measures in clear.items() if measures]
-        found = "; ".join(parts) if parts else "no clear difference on these prompts"
+        found = "; ".join(parts) or "no clear difference on these prompts"
         sentences.append(f"{name} against {result.baseline}: {found}.")
     return " ".join(sentences)
-
-
-def _how(result: Evaluation) -> str:
-    how, settings = result.how, result.how["settings"]
-    parts = [f"temperature {settings['temperature']:g}, top_p {settings['top_p']:g}, seed {settings['seed']}"]
-    parts.append(f"at most {settings['max_tokens']} tokens")
-    parts += [f"{name} {how[name]}" for name in ("embedder", "scorer", "checker") if how[name] is not None]
-    level = f"Intervals are {result.intervals['level']:.0%}, by a bootstrap over prompts."
-    return f"Samples: {'; '.join(parts)}. {level}"
 
 
 def curves_figure(models: Sequence[ModelResult], names: Sequence[str]) -> "Figure":
     """Plot the measures that depend on M, the number of samples, with one axis each."""
     made, axes = figure(width=4.2 * len(names) if len(names) > 1 else 6, height=3.6, columns=len(names))
     for axis, name in zip(axes, names, strict=True):
-        for place, model in enumerate(models):
+        for turn, model in enumerate(models):
             points = model.curve(name)
             if points:
-                beside = 1.05 ** (place - (len(models) - 1) / 2)
-                bars = _bars([(point.value, point.interval) for point in points])
-                style = _style(place, model.name) | {"linestyle": STYLES[place % len(STYLES)][1]}
-                axis.errorbar([(point.m or 1) * beside for point in points], yerr=bars[1], y=bars[0], **style)
+                places = [(point.m or 1) * 1.05 ** (turn - (len(models) - 1) / 2) for point in points]
+                values, reach = _bars([(point.value, point.interval) for point in points])
+                style = _style(turn, model.name, turn % 2 == 1) | {"linestyle": STYLES[turn % len(STYLES)][1]}
+                axis.errorbar(places, values, yerr=reach, **style)
         ticks = sorted({point.m or 1 for model in models for point in model.curve(name)})
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -236,22 +218,20 @@ def difference_figure(result: Evaluation) -> "Figure":
     rows = [row for row in result.differences if row.scaled is not None and row.m in result.ends(row.measure)]
     keys = list(dict.fromkeys((row.measure, row.m) for row in rows))
     made, (axis,) = figure(width=7, height=1.2 + 0.32 * len(keys) * max(1, len(others)))
+    handles: dict[int, Any] = {}
     for row in rows:
+        assert row.scaled is not None
         turn = others.index(row.model)
         place = keys.index((row.measure, row.m)) + (turn - (len(others) - 1) / 2) * 0.8 / len(others)
-        assert row.scaled is not None
-        low, middle, high = row.scaled
-        bars = _bars([(middle, [low, high])])
-        axis.errorbar(bars[0], place, xerr=bars[1], **_style(turn + 1, row.model, hollow=row.outcome == "unclear"))
+        values, reach = _bars([(row.scaled[1], row.scaled[::2])])
+        marks = axis.errorbar(values, place, xerr=reach, **_style(turn + 1, row.model, row.outcome == "unclear"))
+        handles.setdefault(turn, marks)
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(keys)), [label(*key) + ARROWS[MEASURES[key[0]][1]] for key in keys])
     axis.set_ylim(len(keys) - 0.5, -0.5)
     axis.set_xlabel("difference, in half intervals (filled: beyond chance)")
     if len(others) > 1:
-        handles, names = axis.get_legend_handles_labels()
-        first = {name: handle for handle, name in reversed(list(zip(handles, names, strict=True)))}
-        there = [name for name in map(shown, others) if name in first]
-        axis.legend([first[name] for name in there], there)
+        axis.legend(handles=[handles[turn] for turn in sorted(handles)])
     return made
 
 
@@ -261,8 +241,8 @@ def forgetting_figure(rows: Sequence[Forgetting], points: dict[str, float]) -> "
     made, (axis,) = figure(height=3.4)
     for turn, row in enumerate(rows):
         places = [place + (turn - (len(rows) - 1) / 2) * 0.6 / len(rows) for place in range(len(kinds))]
-        bars = _bars([(part.points, part.interval) for part in row.probe or []])
-        axis.errorbar(places, bars[0], yerr=bars[1], **_style(turn, row.model))
+        values, reach = _bars([(part.points, part.interval) for part in row.probe or []])
+        axis.errorbar(places, values, yerr=reach, **_style(turn, row.model, turn % 2 == 1))
     axis.axhline(0, color="black", linewidth=0.8)
     for name, line in (("flagged", ":"), ("significant", "--")):
         axis.axhline(points[name], color="0.4", linewidth=0.8, linestyle=line)
@@ -282,15 +262,7 @@ def _bars(values: Sequence[tuple[float | None, Interval]]) -> tuple[list[float],
     return [value for value, _ in known], [below, [max(0.0, high - value) for value, (_, high) in known]]
 
 
-def _style(turn: int, name: str, hollow: bool | None = None) -> dict[str, Any]:
-    """Return how the marks of the model in place `turn` look. Every second one is hollow by default."""
+def _style(turn: int, name: str, hollow: bool) -> dict[str, Any]:
     marker, _, shade = STYLES[turn % len(STYLES)]
-    face = "white" if (turn % 2 if hollow is None else hollow) else shade
-    return {
-        "marker": marker,
-        "linestyle": "none",
-        "color": shade,
-        "markerfacecolor": face,
-        "capsize": 3,
-        "label": shown(name),
-    }
+    look = {"marker": marker, "linestyle": "none", "color": shade, "capsize": 3, "label": shown(name)}
+    return {**look, "markerfacecolor": "white" if hollow else shade}

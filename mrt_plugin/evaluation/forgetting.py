@@ -3,73 +3,121 @@
 Changes are given in points, so that the same two thresholds apply to all. A point of a task's score is 0.01.
 """
 
+import contextlib
+import importlib.util
 import json
+import logging
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.evaluation.harness import Scores
 from mrt_plugin.evaluation.result import Interval, ProbeChange, TaskChange
 from mrt_plugin.models.log_likelihood import Model, check_ids, log_likelihoods
 from mrt_plugin.planning.paired import Bootstrap, Measured
 
 FLAGGED = 2.0
 """Points lost at which a drop is flagged."""
-
 SIGNIFICANT = 5.0
-"""Points lost at which a drop is called significant.
-
-This is a rule of thumb for its size, not a statistical test. The interval shows whether the drop may be chance.
-"""
-
-
-class ProbeText(NamedTuple):
-    """One text of the probe. Its kind is facts, prose, code, questions or reasoning."""
-
-    kind: str
-    text: str
+"""Points lost at which a drop is called significant: a rule of thumb for its size, not a statistical test."""
 
 
 @cache
-def probe() -> tuple[ProbeText, ...]:
-    """Return the built-in probe: 60 short texts of five kinds, written for this package.
-
-    Example:
-
-    >>> len(probe()), probe()[0].kind
-    (60, 'facts')
-    """
+def probe() -> list[dict[str, str]]:
+    """Return the built-in probe: 60 short texts of five kinds (`kind` and `text`), written for this package."""
     lines = files("mrt_plugin.evaluation").joinpath("general.jsonl").read_text(encoding="utf-8").splitlines()
-    return tuple(ProbeText(**json.loads(line)) for line in lines)
+    return [json.loads(line) for line in lines]
+
+
+def probe_nll(model: Model, tokenizer: PreTrainedTokenizerBase) -> Measured:
+    """Measure a model's loss on the probe's n texts, in nats with their predicted tokens, without a chat template."""
+    encoded = [list(tokenizer(text["text"], verbose=False)["input_ids"]) for text in probe()]
+    pairs = [Pair(ids, [False] + [True] * (len(ids) - 1)) for ids in encoded]
+    check_ids(pairs, model)
+    return Measured(-log_likelihoods(model, pairs), np.array([float(pair.trained_length) for pair in pairs]))
 
 
 @dataclass(frozen=True)
-class ProbeNLL:
-    """NLL of each of the probe's n texts, in nats, and its predicted tokens (all but the first), each [n]."""
+class Score:
+    """One metric of one task. `documents` has each document's score; None if the value is not their mean."""
 
-    nll: np.ndarray
-    tokens: np.ndarray
+    value: float
+    stderr: float | None = None
+    higher_is_better: bool = True
+    documents: dict[int, float] | None = None
 
 
-def probe_nll(model: Model, tokenizer: PreTrainedTokenizerBase) -> ProbeNLL:
-    """Measure a model's loss on the probe's texts, without a chat template."""
-    encoded = [list(tokenizer(text.text, verbose=False)["input_ids"]) for text in probe()]
-    pairs = [Pair(ids, [False] + [True] * (len(ids) - 1)) for ids in encoded]
-    check_ids(pairs, model)
-    return ProbeNLL(-log_likelihoods(model, pairs), np.array([pair.trained_length for pair in pairs]))
+Scores = dict[str, dict[str, Score]]
+"""By task and metric."""
+
+
+def check_tasks(tasks: Sequence[str], include: str | Path | None = None) -> Any:
+    """Check that the harness, with the task files in the folder `include`, has these tasks. Return its manager."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ImportError('Tasks need the lm-evaluation-harness: pip install "lm_eval[hf]", or leave out --lm-eval.')
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=None if include is None else str(include))  # reads some thousand names
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        raise ValueError(f"The lm-evaluation-harness has no task {', '.join(unknown)}: `lm-eval ls tasks` lists them.")
+    return manager
+
+
+def run_tasks(
+    model: Model, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[str], manager: Any, limit: int | None = None
+) -> Scores:
+    """Score a model on tasks, without a chat template, on at most `limit` examples per task."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(sys.stderr):  # standard output is only for results
+        found = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8),  # type: ignore[arg-type]
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            bootstrap_iters=1000,
+            log_samples=True,
+            verbosity=logging.ERROR,
+        )
+    assert found is not None, "one process, so there is a result"
+    scores: Scores = {}
+    for task, results in found["results"].items():
+        for name, value in results.items():
+            metric, _, rule = name.partition(",")
+            if not isinstance(value, int | float) or metric.endswith("_stderr") or "," not in name:
+                continue
+            error = results.get(f"{metric}_stderr,{rule}")
+            documents = {
+                sample["doc_id"]: float(sample[metric])
+                for sample in found["samples"].get(task, [])
+                if sample["filter"] == rule and isinstance(sample.get(metric), int | float)
+            }
+            total = sum(documents.values())
+            is_mean = bool(documents) and math.isclose(total / len(documents), value, abs_tol=1e-9)
+            scores.setdefault(task, {})[name.removesuffix(",none")] = Score(
+                value=float(value),
+                stderr=float(error) if isinstance(error, int | float) and math.isfinite(error) else None,
+                higher_is_better=bool((found["higher_is_better"].get(task) or {}).get(metric)),
+                documents=documents if is_mean else None,
+            )
+    return scores
 
 
 def points_of_nll(before: float, after: float) -> float:
-    """Return the points lost on the probe, 100·(1 - exp(before - after)); negative for a gain.
+    """Return the points lost on the probe, 100·(1 - exp(before - after)), for NLL in nats per token.
 
-    A point is one per cent of the probability that the model gives to a token (geometric mean). The arguments are
-    negative log-likelihoods in nats per token.
+    A point is one per cent of the probability that the model gives to a token (geometric mean).
 
     Example:
 
@@ -80,30 +128,22 @@ def points_of_nll(before: float, after: float) -> float:
 
 
 def verdict(points: float) -> str:
-    """Return the verdict for a number of points lost.
-
-    Example:
-
-    >>> verdict(1.9), verdict(2.0), verdict(5.0)
-    ('kept', 'flagged', 'significant')
-    """
     return "significant" if points >= SIGNIFICANT else "flagged" if points >= FLAGGED else "kept"
 
 
-def compare_probe(before: ProbeNLL, after: ProbeNLL, *, seed: int = 0) -> list[ProbeChange] | None:
-    """Compare the probe before and after fine-tuning, over all texts and for each kind.
+def compare_probe(before: Measured | None, after: Measured | None, *, seed: int = 0) -> list[ProbeChange] | None:
+    """Compare the probe before and after fine-tuning, over all texts and for each kind, by a bootstrap over the texts.
 
-    The intervals come from a bootstrap over the texts. The result is None if the tokenizers split the texts
-    differently, so that tokens cannot be compared.
+    The result is None without both, or if the tokenizers split the texts differently.
     """
-    if not np.array_equal(before.tokens, after.tokens):
+    if before is None or after is None or not np.array_equal(before.weights, after.weights):
         return None
-    kinds = np.array([text.kind for text in probe()])
+    kinds = np.array([text["kind"] for text in probe()])
     rows = []
     for kind in ("all", *dict.fromkeys(kinds.tolist())):
         chosen = np.ones(len(kinds), bool) if kind == "all" else kinds == kind
         texts = int(chosen.sum())
-        one, other = (Measured(part.nll[chosen], part.tokens[chosen].astype(float)) for part in (after, before))
+        one, other = (Measured(part.values[chosen], part.weights[chosen]) for part in (after, before))
         change, ends, _ = Bootstrap(texts, seed).difference(one, other)
         assert change is not None
         points = points_of_nll(0.0, change)
@@ -115,10 +155,9 @@ def compare_probe(before: ProbeNLL, after: ProbeNLL, *, seed: int = 0) -> list[P
 def compare_tasks(before: Scores, after: Scores, *, seed: int = 0) -> list[TaskChange]:
     """Compare scores of tasks before and after fine-tuning.
 
-    Points are given only for scores between 0 and 1 that are better when higher; other scores have none. The interval
-    comes from a bootstrap over the documents, which are the same before and after. If a score is not a mean over
-    documents (a group of tasks), its interval is 1.96 standard errors of the difference. This assumes independent
-    runs, so it is usually too wide.
+    Only scores between 0 and 1 that are better when higher have points. The interval comes from a bootstrap over the
+    documents. Without documents (a group of tasks) it is 1.96 standard errors of the difference of independent runs,
+    which is usually too wide.
     """
     rows = []
     for task, metric in ((task, metric) for task, metrics in after.items() for metric in metrics):
@@ -126,20 +165,16 @@ def compare_tasks(before: Scores, after: Scores, *, seed: int = 0) -> list[TaskC
         row = TaskChange(task, metric, old.value if old else None, new.value)
         if old is not None and new.higher_is_better and 0 <= old.value <= 1 and 0 <= new.value <= 1:
             points = 100 * (old.value - new.value)
-            interval = _paired(old.documents or {}, new.documents or {}, seed)
+            interval: Interval = None
+            scores = [part.documents or {} for part in (old, new)]
+            both = sorted(scores[0].keys() & scores[1].keys())
+            if both:
+                one, other = (Measured.mean(np.array([part[document] for document in both])) for part in scores)
+                _, ends, _ = Bootstrap(len(both), seed).difference(one, other)
+                interval = ends and [100 * end for end in ends]
             if interval is None and old.stderr is not None and new.stderr is not None:
                 half = 196 * math.hypot(old.stderr, new.stderr)
                 interval = [points - half, points + half]
             row = replace(row, points=points, interval=interval, verdict=verdict(points))
         rows.append(row)
     return rows
-
-
-def _paired(before: dict[int, float], after: dict[int, float], seed: int) -> Interval:
-    """Return the interval of the points lost, over the documents scored in both runs; None if there are too few."""
-    both = sorted(before.keys() & after.keys())
-    if not both:
-        return None
-    old, new = (Measured.mean(np.array([part[document] for document in both])) for part in (before, after))
-    _, interval, _ = Bootstrap(len(both), seed).difference(old, new)
-    return interval and [100 * end for end in interval]

@@ -1,4 +1,4 @@
-"""Measure held-out negative log-likelihood: how well a model predicts responses that it was not trained on."""
+"""Measure held-out negative log-likelihood (NLL): how well a model predicts responses it was not trained on."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -7,106 +7,70 @@ from typing import Any
 import numpy as np
 
 from mrt_plugin.encoding import Encoder
-from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.models.log_likelihood import Model, check_ids, log_likelihoods
+from mrt_plugin.planning.paired import Measured
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out negative log-likelihood (NLL), in nats."""
+    """Held-out NLL in nats: over all tokens (like `eval_loss`), and the mean over prompts of a response's mean NLL."""
 
     nll_per_token: float
-    """NLL of all held-out tokens divided by their number, like `eval_loss` in training."""
     nll_per_response: float
-    """Mean over prompts of the mean summed NLL of a prompt's responses. Every prompt has one vote."""
     prompts: int
     pairs: int
     tokens: int
 
 
 @dataclass(frozen=True)
-class PromptNLL:
-    """NLL of each of P prompts' responses, in nats. A prompt without measured responses has zeros."""
-
-    nll: np.ndarray
-    """[P] NLL summed over the prompt's responses."""
-    tokens: np.ndarray
-    """[P] trained tokens, summed over the prompt's responses."""
-    pairs: np.ndarray
-    """[P] number of measured responses."""
-
-
-@dataclass(frozen=True)
 class ResponseNLL:
-    """NLL of each of R responses, in nats. The responses of a prompt are consecutive."""
+    """NLL in nats of each of R responses to P prompts, each array [R]. The responses of a prompt are consecutive."""
 
     nll: np.ndarray
-    """[R] NLL; 0 for a response that does not fit."""
+    """0 for a response that does not fit."""
     tokens: np.ndarray
-    """[R] trained tokens."""
     fits: np.ndarray
-    """[R] whether the response fits `max_length` together with its prompt."""
+    """Whether the response fits `max_length` together with its prompt."""
     owner: np.ndarray
-    """[R] index of the response's prompt."""
+    """Index of the response's prompt."""
     prompts: int
     max_length: int | None
 
-    def per_prompt(self, chosen: np.ndarray | None = None) -> PromptNLL:
-        """Sum over each prompt's responses: those in the mask `chosen`, [R], or by default those that fit."""
-        where = self.fits if chosen is None else chosen
-        of = self.owner[where]
-        return PromptNLL(
-            nll=np.bincount(of, weights=self.nll[where], minlength=self.prompts),
-            tokens=np.bincount(of, weights=self.tokens[where], minlength=self.prompts).astype(int),
-            pairs=np.bincount(of, minlength=self.prompts),
-        )
+    def measured(self, chosen: np.ndarray) -> tuple[Measured, Measured]:
+        """Return the NLL per token and per response of each prompt, over the responses in the mask `chosen`, [R]."""
+        of = self.owner[chosen]
+        nll, tokens = (np.bincount(of, part[chosen], self.prompts) for part in (self.nll, self.tokens))
+        pairs = np.bincount(of, minlength=self.prompts)
+        with np.errstate(invalid="ignore"):
+            return Measured(np.where(pairs > 0, nll, np.nan), tokens), Measured.mean(nll / pairs)
 
 
 def response_nll(
     model: Model, encoder: Encoder, groups: Iterable[Mapping[str, Any]], *, max_length: int | None = None, **how: Any
 ) -> ResponseNLL:
-    """Measure the NLL of each held-out response. `how` are `batch_tokens` and `progress` of `log_likelihoods`.
-
-    Pairs of more than `max_length` tokens are left out. Raises ValueError if the tokenizer is not the model's.
-    """
+    """Measure the NLL of each response whose pair has at most `max_length` tokens. `how` is for `log_likelihoods`."""
     encoded = [encoder.encode_group(group["prompt"], group["responses"]) for group in groups]
-    pairs: list[Pair] = [pair for group in encoded for pair in group]
+    pairs = [pair for group in encoded for pair in group]
     fits = np.array([max_length is None or len(pair.input_ids) <= max_length for pair in pairs], dtype=bool)
     fitting = [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
     check_ids(fitting, model)
     nll = np.zeros(len(pairs))
     nll[fits] = -log_likelihoods(model, fitting, **how)
-    return ResponseNLL(
-        nll=nll,
-        tokens=np.array([pair.trained_length for pair in pairs], dtype=np.int64),
-        fits=fits,
-        owner=np.repeat(np.arange(len(encoded)), [len(group) for group in encoded]),
-        prompts=len(encoded),
-        max_length=max_length,
-    )
+    tokens = np.array([pair.trained_length for pair in pairs], dtype=np.int64)
+    owner = np.repeat(np.arange(len(encoded)), [len(group) for group in encoded])
+    return ResponseNLL(nll, tokens, fits, owner, len(encoded), max_length)
 
 
 def held_out_nll(model: Model, encoder: Encoder, groups: Iterable[Mapping[str, Any]], **how: Any) -> HeldOut:
-    """Measure a model on groups it was not trained on. Takes the arguments of `response_nll`.
-
-    Raises:
-        ValueError: if there are no groups.
-
-    Example:
-
-    ```python
-    result = held_out_nll(model, Encoder(tokenizer), load_groups("held_out.jsonl"))
-    print(f"{result.nll_per_token:.3f} nats per token over {result.prompts} prompts")
-    ```
-    """
-    found = response_nll(model, encoder, groups, **how).per_prompt()
-    known = found.pairs > 0
-    if not known.any():
+    """Measure a model on groups it was not trained on. Takes the arguments of `response_nll`."""
+    found = response_nll(model, encoder, groups, **how)
+    per_token, per_response = found.measured(found.fits)
+    if per_token.value is None or per_response.value is None:
         raise ValueError("There is nothing to evaluate: the held-out data has no groups.")
     return HeldOut(
-        nll_per_token=float(found.nll.sum() / found.tokens.sum()),
-        nll_per_response=float((found.nll[known] / found.pairs[known]).mean()),
-        prompts=int(known.sum()),
-        pairs=int(found.pairs.sum()),
-        tokens=int(found.tokens.sum()),
+        nll_per_token=per_token.value,
+        nll_per_response=per_response.value,
+        prompts=int(per_token.known.sum()),
+        pairs=int(found.fits.sum()),
+        tokens=int(per_token.weights.sum()),
     )

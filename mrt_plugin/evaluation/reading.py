@@ -1,12 +1,12 @@
 """What a person reads of an evaluation: some outputs, notes on the numbers, and the recommended next step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from mrt_plugin.evaluation.cases import Case
-from mrt_plugin.evaluation.result import Evaluation, Key, Output, Outputs, ProbeChange, TaskChange, label
+from mrt_plugin.evaluation.result import Evaluation, Key, Outputs, ProbeChange, TaskChange, label
 from mrt_plugin.evaluation.subject import Subject, same_tokens
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.text import prompt_text
@@ -24,127 +24,83 @@ def choose_outputs(cases: Sequence[Case], subjects: Sequence[Subject], outputs: 
     The prompts are drawn by a hash of (seed, id), among those for which every sampled model has samples.
     """
     sampled = [(subject, subject.samples) for subject in subjects if subject.samples is not None]
-    able = [place for place in range(len(cases)) if all(samples[place].texts for _, samples in sampled)]
+    able = [place for place in range(len(cases)) if all(samples[place] for _, samples in sampled)]
     if not sampled or not able or not outputs:
         return []
     each = math.ceil(outputs / len(sampled))
     able.sort(key=lambda place: digest(b"read", str(seed).encode(), cases[place].id.encode()))
-    draws = math.ceil(each / len(able[:each]))
-    return [
-        Outputs(
-            id=cases[place].id,
-            prompt=prompt_text(cases[place].prompt),
-            references=cases[place].texts[:REFERENCES_SHOWN],
-            more_references=max(0, len(cases[place].references) - REFERENCES_SHOWN),
-            models={subject.model.name: _first_draws(subject, place, draws) for subject, _ in sampled},
-        )
-        for place in able[:each]
-    ]
-
-
-def _first_draws(subject: Subject, place: int, draws: int) -> list[Output]:
-    assert subject.samples is not None
-    said = subject.samples[place]
-    right = subject.right[place] if subject.right is not None else [None] * len(said.texts)
-    rewards = map(float, subject.rewards[place]) if subject.rewards is not None else [None] * len(said.texts)
-    return [Output(*one) for one in zip(said.texts, said.cut_off, right, rewards, strict=True)][:draws]
-
-
-def notes(cases: Sequence[Case], subjects: Sequence[Subject], base: Subject, result: Evaluation) -> list[str]:
-    """Return notes that are needed to read the numbers correctly, starting with what was forgotten."""
-    return [
-        *(_dropped(row.model, row.before, part) for row in result.forgetting for part in row.losses),
-        *(note for subject in subjects for note in subject.notes),
-        *_about_samples(subjects, result),
-        *_about_columns(result),
-        *_about_references(cases, subjects),
-        *(note for subject in subjects for note in _about_model(subject, base, cases)),
-        *_about_intervals(len(cases), result),
-    ]
-
-
-def _about_samples(subjects: Sequence[Subject], result: Evaluation) -> list[str]:
+    able = able[:each]
+    draws = math.ceil(each / len(able))
     found = []
-    for model in result.models:
-        counts = model.samples
-        if counts and counts.cut_off:
-            found.append(
-                f"{model.name}: {counts.cut_off:,} of {counts.draws:,} samples were cut off before the model "
-                "ended them, and are measured as they are. Raise --max-tokens."
-            )
-        if counts and counts.least < counts.most:
-            found.append(
-                f"{model.name}: prompts have {counts.least} to {counts.most} samples; a prompt with fewer "
-                "than M has no value at M."
-            )
-    sampled = [subject.samples for subject in subjects if subject.samples is not None]
-    if sampled and all(len(one.texts) < 2 for samples in sampled for one in samples):
-        found.append("Diversity needs at least 2 samples per prompt (--m), and is left out.")
+    for place in able:
+        models = {subject.model.name: samples[place][:draws] for subject, samples in sampled}
+        texts = cases[place].texts
+        shown, more = texts[:REFERENCES_SHOWN], max(0, len(texts) - REFERENCES_SHOWN)
+        found.append(Outputs(cases[place].id, prompt_text(cases[place].prompt), shown, more, models))
     return found
 
 
-def _about_columns(result: Evaluation) -> list[str]:
-    """Report measures that were taken on different prompts for different models."""
-    counts: dict[Key, set[int]] = {}
-    for model in result.models:
-        for row in model.measures:
-            counts.setdefault((row.measure, row.m), set()).add(row.prompts)
-    apart = [label(*key) for key, found in counts.items() if len(found) > 1]
-    if not apart:
-        return []
-    return [f"Not all models were measured on the same prompts in {', '.join(apart)}: compare the differences."]
-
-
-def _about_references(cases: Sequence[Case], subjects: Sequence[Subject]) -> list[str]:
-    found = []
-    without = sum(not case.references for case in cases)
-    what = "NLL, coverage and alignment"
+def notes(cases: Sequence[Case], subjects: Sequence[Subject], base: Subject, result: Evaluation) -> Iterator[str]:
+    """Yield notes that are needed to read the numbers correctly, starting with what was forgotten."""
+    yield from (_dropped(row.model, row.before, part) for row in result.forgetting for part in row.losses)
+    yield from (note for subject in subjects for note in subject.notes)
+    counted = [(model.name, model.samples) for model in result.models if model.samples]
+    for name, counts in counted:
+        if counts.cut_off:
+            yield (
+                f"{name}: {counts.cut_off:,} of {counts.draws:,} samples were cut off before the model ended them, "
+                "and are measured as they are. Raise --max-tokens."
+            )
+        if counts.least < counts.most:
+            spread = f"{counts.least} to {counts.most} samples"
+            yield f"{name}: prompts have {spread}; a prompt with fewer than M has no value at M."
+    if counted and max(counts.most for _, counts in counted) < 2:
+        yield "Diversity needs at least 2 samples per prompt (--m), and is left out."
+    prompts: dict[Key, set[int]] = {}
+    for row in (row for model in result.models for row in model.measures):
+        prompts.setdefault((row.measure, row.m), set()).add(row.prompts)
+    apart = ", ".join(label(*key) for key, numbers in prompts.items() if len(numbers) > 1)
+    if apart:
+        yield f"Not all models were measured on the same prompts in {apart}: compare the differences."
+    without, what = sum(not case.references for case in cases), "NLL, coverage and alignment"
     if without == len(cases):
-        found.append(f"No prompt has references, which {what} need: left out.")
+        yield f"No prompt has references, which {what} need: left out."
     elif without:
-        found.append(f"{without:,} of {len(cases):,} prompts have no references: {what} leave them out.")
-    right = next((subject.right for subject in subjects if subject.right is not None), [])
-    unchecked = sum(None in row for row in right)
-    if unchecked:
-        found.append(f"{unchecked:,} prompts give the checker nothing to compare with, and are left out of pass@M.")
-    return found
-
-
-def _about_model(subject: Subject, base: Subject, cases: Sequence[Case]) -> list[str]:
-    name, found = subject.model.name, []
-    if subject.model.path is None:
-        found.append(f"{name} has only samples: no held-out NLL.")
-    elif subject.nll is None and any(case.references for case in cases):
-        found.append(f"{name}: no held-out NLL, since an endpoint does not give it.")
-    if subject is base:
-        return found
-    if subject.nll is not None and base.nll is not None and not same_tokens(subject, base):
-        found.append(
-            f"{name} and {base.model.name} read the references as different tokens: compare the NLL per response, not "
-            "per token."
-        )
-    both = subject.probe is not None and base.probe is not None and subject.base_probe is None
-    if both and not np.array_equal(subject.probe.tokens, base.probe.tokens):  # type: ignore[union-attr]
-        found.append(f"{name} has another tokenizer than {base.model.name}: no before and after on the probe.")
-    return found
-
-
-def _about_intervals(prompts: int, result: Evaluation) -> list[str]:
-    found = []
-    if prompts < FEWEST:
-        found.append(f"Fewer than {FEWEST} prompts have no intervals, and so no verdict.")
-    elif prompts < FEW:
-        found.append(f"{prompts} prompts are few: the intervals are wide.")
-    rows = [row for row in result.differences if row.p is not None]
-    ends = [row.interval for row in rows if row.outcome == "unclear" and row.interval is not None]
+        yield f"{without:,} of {len(cases):,} prompts have no references: {what} leave them out."
+    checked = next((subject.samples for subject in subjects if subject.samples is not None), [])
+    unchecked = sum(any(one.right is None for one in some) for some in checked)
+    if unchecked and result.how["checker"]:
+        yield f"{unchecked:,} prompts give the checker nothing to compare with, and are left out of pass@M."
+    for subject in subjects:
+        yield from _about_model(subject, base, without < len(cases))
+    if len(cases) < FEWEST:
+        yield f"Fewer than {FEWEST} prompts have no intervals, and so no verdict."
+    elif len(cases) < FEW:
+        yield f"{len(cases)} prompts are few: the intervals are wide."
+    tested = [row for row in result.differences if row.p is not None]
+    ends = [row.interval for row in tested if row.outcome == "unclear" and row.interval is not None]
     alone = sum(not low <= 0 <= high for low, high in ends)
-    if len(rows) > 1:
-        line = (
-            f"Better, worse and different are corrected for {len(rows)} comparisons (Holm): by chance, any of them "
+    if len(tested) > 1:
+        yield (
+            f"Better, worse and different are corrected for {len(tested)} comparisons (Holm): by chance, any of them "
             f"stands in at most about {1 - LEVEL:.0%} of evaluations. Intervals are those of each comparison alone"
+            + (f"; {alone} exclude 0 and are still unclear." if alone else ".")
         )
-        found.append(f"{line}; {alone} exclude 0 and are still unclear." if alone else f"{line}.")
-    return found
+
+
+def _about_model(subject: Subject, base: Subject, references: bool) -> Iterator[str]:
+    name, other = subject.model.name, base.model.name
+    key: Key = ("nll_per_token", None)
+    if subject.model.path is None:
+        yield f"{name} has only samples: no held-out NLL."
+    elif key not in subject.measured and references:
+        yield f"{name}: no held-out NLL, since an endpoint does not give it."
+    if key in subject.measured and key in base.measured and not same_tokens(subject, base):
+        what = "compare the NLL per response, not per token."
+        yield f"{name} and {other} read the references as different tokens: {what}"
+    mine, theirs = subject.general.probe, base.general.probe
+    if subject.before is None and mine and theirs and not np.array_equal(mine.weights, theirs.weights):
+        yield f"{name} has another tokenizer than {other}: no before and after on the probe."
 
 
 def _beyond_chance(part: ProbeChange | TaskChange) -> bool:

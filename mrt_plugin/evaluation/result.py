@@ -29,22 +29,17 @@ CURVES = ("coverage", "pass", "best_reward")
 
 @dataclass(frozen=True)
 class Value:
-    """One measure of one model."""
-
     measure: str
     m: int | None
     value: float | None
     interval: Interval
     prompts: int
-    """Prompts on which the model was measured."""
 
 
 @dataclass(frozen=True)
 class SampleCounts:
-    """Counts of a model's samples; `least` and `most` are per prompt."""
-
     draws: int
-    least: int
+    least: int  # per prompt, as `most`
     most: int
     cut_off: int
     empty: int
@@ -52,8 +47,6 @@ class SampleCounts:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """One model and its measures."""
-
     name: str
     path: str | None
     adapter: str | None
@@ -62,17 +55,18 @@ class ModelResult:
     measures: list[Value]
 
     def value(self, name: str, m: int | None) -> Value | None:
-        """Return a measure at m samples, if it was taken."""
         return next((row for row in self.measures if (row.measure, row.m) == (name, m)), None)
 
     def curve(self, name: str) -> list[Value]:
-        """Return a measure at every number of samples, without those that have no value."""
         return [row for row in self.measures if row.measure == name and row.value is not None]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A model minus the baseline in one measure, on the prompts on which both were measured."""
+    """A model minus the baseline in one measure, on the prompts on which both were measured.
+
+    `scaled` has the low end, the value and the high end in units of half the interval, for a plot of all measures.
+    """
 
     model: str
     measure: str
@@ -80,7 +74,6 @@ class Difference:
     difference: float | None
     interval: Interval
     scaled: list[float] | None
-    """Low end, value and high end in units of half the interval, for a plot of all measures."""
     prompts: int
     p: float | None
     p_corrected: float | None = None
@@ -89,35 +82,30 @@ class Difference:
 
 @dataclass(frozen=True)
 class ProbeChange:
-    """The loss on one kind of general texts in nats per token, before and after fine-tuning."""
+    """The loss on one kind of general texts in nats per token, before and after fine-tuning, and the points lost."""
 
     kind: str
     texts: int
     before: float | None
     after: float | None
     points: float
-    """Points lost; negative for a gain."""
     interval: Interval
     verdict: str
 
 
 @dataclass(frozen=True)
 class TaskChange:
-    """A task's score before and after fine-tuning. `points` are lost; None if the score has no points."""
-
     task: str
     metric: str
     before: float | None
     after: float
-    points: float | None = None
+    points: float | None = None  # lost; None if the score has no points
     interval: Interval = None
     verdict: str | None = None
 
 
 @dataclass(frozen=True)
 class Forgetting:
-    """What one model lost, compared with the model named `before`."""
-
     model: str
     before: str | None
     probe: list[ProbeChange] | None
@@ -130,31 +118,30 @@ class Forgetting:
         return [part for part in [*parts, *self.tasks] if part.verdict in ("flagged", "significant")]
 
 
-@dataclass(frozen=True)
-class Output:
-    """One sample to read. `right` and `reward` are None if not measured."""
+@dataclass
+class Sample:
+    """A model's sample, and whether it was stopped before its end. `right` and `reward` are None if not measured."""
 
     text: str
-    cut_off: bool
-    right: bool | None
-    reward: float | None
+    cut_off: bool = False
+    right: bool | None = None
+    reward: float | None = None
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """A prompt with its first references, and the first samples of every model by name."""
+    """A prompt with its first references (`more_references` are not shown), and each model's first samples."""
 
     id: str
     prompt: str
     references: list[str]
     more_references: int
-    """Number of references not shown."""
-    models: dict[str, list[Output]]
+    models: dict[str, list[Sample]]
 
 
 @dataclass(frozen=True)
 class CaseCounts:
-    """The name of the data, and counts of its prompts and references."""
+    """The name of the data, and counts of its prompts and references; those left out are too long for some model."""
 
     name: str
     prompts: int
@@ -164,13 +151,10 @@ class CaseCounts:
     references_median: float
     references_most: int
     references_left_out: int
-    """References that are too long for some model."""
 
 
 @dataclass(frozen=True)
 class ReferenceMeans:
-    """The references measured against each other, as a target for the samples."""
-
     length: float
     coverage: float | None = None
     diversity: float | None = None
@@ -194,22 +178,17 @@ class Evaluation:
     """The points lost from which a drop is called flagged and significant."""
     how: dict[str, Any]
     notes: list[str] = field(default_factory=list)
-    """Sentences that are needed to read the numbers."""
     next: str = ""
-    """The recommended next step."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields, for JSON."""
         return asdict(self)
 
     @property
     def others(self) -> list[str]:
-        """The names of the models that are compared with the baseline."""
         return [model.name for model in self.models if model.name != self.baseline]
 
     @property
     def keys(self) -> list[Key]:
-        """All measures taken on any model, in order."""
         return sorted({(row.measure, row.m) for model in self.models for row in model.measures}, key=order)
 
     def ends(self, name: str) -> tuple[int | None, ...]:
@@ -219,26 +198,17 @@ class Evaluation:
 
 
 def order(key: Key) -> tuple[int, int]:
-    """Return the place of a measure in tables, for sorting."""
     return list(MEASURES).index(key[0]), key[1] or 0
 
 
 def label(name: str, m: int | None = None) -> str:
-    """Return the label of a measure at m samples.
-
-    Example:
-
-    >>> label("coverage", 4), label("pass", 1), label("diversity")
-    ('coverage of 4', 'pass@1', 'diversity')
-    """
+    """Return the label of a measure at m samples, for example `coverage of 4` or `pass@1`."""
     text, _ = MEASURES[name]
     return text if m is None else text.replace("M", str(m))
 
 
 def outcome(name: str, interval: Interval, chance: float | None = None) -> str:
-    """Classify a difference as better, worse, different or unclear.
-
-    `chance` is its p-value, corrected for the number of comparisons; None for a single comparison.
+    """Classify a difference as better, worse, different or unclear, by its interval and its corrected p-value.
 
     Example:
 

@@ -1,7 +1,7 @@
 """Measure one model of an evaluation on each prompt."""
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,24 +13,20 @@ from peft import PeftModel
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.evaluation.cases import Case
 from mrt_plugin.evaluation.checkers import Checker
-from mrt_plugin.evaluation.closeness import NAN, Closeness, closeness, expected_best, levels
-from mrt_plugin.evaluation.forgetting import ProbeNLL, probe_nll
-from mrt_plugin.evaluation.harness import Scores, run_tasks
-from mrt_plugin.evaluation.held_out import PromptNLL, ResponseNLL, response_nll
-from mrt_plugin.evaluation.result import Key, order
-from mrt_plugin.evaluation.samples import Samples, draw_samples, read_samples, rewards, sample_files
-from mrt_plugin.groups.text import units
+from mrt_plugin.evaluation.forgetting import Scores, probe_nll, run_tasks
+from mrt_plugin.evaluation.held_out import ResponseNLL, response_nll
+from mrt_plugin.evaluation.result import Key, Sample, order
+from mrt_plugin.evaluation.samples import dataset_of, measure_samples, read_samples, sample_files
 from mrt_plugin.models.log_likelihood import Model, worse_than_guessing
 from mrt_plugin.models.named_model import NamedModel
 from mrt_plugin.planning.paired import Measured
+from mrt_plugin.planning.progress import Progress, counting
 from mrt_plugin.sampling.local import LocalModel
 from mrt_plugin.sampling.options import LocalOptions, SamplingSettings
+from mrt_plugin.sampling.run import sample_pool
 from mrt_plugin.sampling.settings import Sampler
 from mrt_plugin.scoring.embedders import Embedder
 from mrt_plugin.scoring.scores import Scorer
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the steps done and the total number of steps."""
 
 
 @dataclass
@@ -76,6 +72,14 @@ class How:
     task_limit: int | None = None
 
 
+@dataclass(frozen=True)
+class General:
+    """What measures forgetting: the probe of general texts and the scores of tasks."""
+
+    probe: Measured | None = None
+    tasks: Scores = field(default_factory=dict)
+
+
 @dataclass
 class Subject:
     """Measurements of one model."""
@@ -83,32 +87,19 @@ class Subject:
     model: NamedModel
     measured: dict[Key, Measured] = field(default_factory=dict)
     references: ResponseNLL | None = None
-    """NLL of every reference that fits this model."""
-    nll: PromptNLL | None = None
-    """NLL of the references that fit all models; set by `share_references`."""
-    samples: list[Samples] | None = None
-    right: list[list[bool | None]] | None = None
-    rewards: list[np.ndarray] | None = None
-    probe: ProbeNLL | None = None
-    base_probe: ProbeNLL | None = None
-    """Probe of the same model with its adapter off."""
-    tasks: Scores = field(default_factory=dict)
-    base_tasks: Scores = field(default_factory=dict)
+    samples: list[list[Sample]] | None = None
+    general: General = field(default_factory=General)
+    before: General | None = None
+    """The same model with its adapter off; None if it has none."""
     notes: list[str] = field(default_factory=list)
 
     @property
     def ordered(self) -> list[tuple[Key, Measured]]:
-        """The measures in the order in which they are shown."""
         return sorted(self.measured.items(), key=lambda item: order(item[0]))
 
 
 def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress: Progress) -> Subject:
-    """Measure one model. It is loaded once and released at the end.
-
-    Raises:
-        ValueError: if the tokenizer or the adapter does not belong to the model, or its loss is not finite.
-        Unfinished, EndpointError: if some samples could not be drawn; the samples drawn are saved.
-    """
+    """Measure one model. It is loaded once and released at the end."""
     subject = Subject(model)
     sampler: Sampler | None = None
     local = None
@@ -121,15 +112,18 @@ def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress
     if model.pool is not None:
         subject.samples = read_samples(model.pool, cases)
     elif how.m and sampler is not None:
-        subject.samples, report = draw_samples(
-            cases,
+        pool = sample_files(how.folder, model)[0]
+        report = sample_pool(
+            dataset_of(cases),
             sampler,
-            sample_files(how.folder, model)[0],
-            how.m,
-            how.settings,
+            pool,
+            n=how.m,
+            settings=how.settings,
+            keep_cut_off=True,
             partial=how.partial,
             progress=lambda done, total: progress(f"{model.name}: samples", done, total),
         )
+        subject.samples = read_samples(pool, cases)
         if report.rejected:
             subject.notes.append(
                 f"{model.name}: {report.rejected:,} prompts were rejected by the endpoint, and have no samples "
@@ -140,7 +134,7 @@ def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress
         gc.collect()
         torch.cuda.empty_cache()
     if subject.samples is not None:
-        _measure_samples(subject, subject.samples, cases, how, progress)
+        measure_samples(subject, subject.samples, cases, how, progress)
     return subject
 
 
@@ -152,12 +146,8 @@ def share_references(subjects: Sequence[Subject]) -> int:
     common = np.logical_and.reduce([references.fits for _, references in able])
     whose = "the NLL" if len(able) == 1 else "every model's NLL"
     for subject, references in able:
-        subject.nll = found = references.per_prompt(common)
-        subject.measured["nll_per_token", None] = Measured(
-            np.where(found.pairs > 0, found.nll, np.nan), found.tokens.astype(np.float64)
-        )
-        with np.errstate(invalid="ignore"):
-            subject.measured["nll_per_response", None] = Measured.mean(found.nll / found.pairs)
+        names: tuple[Key, Key] = (("nll_per_token", None), ("nll_per_response", None))
+        subject.measured.update(zip(names, references.measured(common), strict=True))
         too_long = int((~references.fits).sum())
         if too_long:
             subject.notes.append(
@@ -169,94 +159,39 @@ def share_references(subjects: Sequence[Subject]) -> int:
 
 def same_tokens(one: Subject, other: Subject) -> bool:
     """Return whether both models split the references of each prompt into the same number of tokens."""
-    if one.nll is None or other.nll is None:
+    found = [subject.measured.get(("nll_per_token", None)) for subject in (one, other)]
+    if found[0] is None or found[1] is None:
         return False
-    both = (one.nll.pairs > 0) & (other.nll.pairs > 0)
-    return bool((one.nll.tokens[both] == other.nll.tokens[both]).all())
+    both = found[0].known & found[1].known
+    return np.array_equal(found[0].weights[both], found[1].weights[both])
 
 
 def _measure_likelihoods(
     subject: Subject, model: Model, encoder: Encoder, cases: Sequence[Case], how: How, progress: Progress
 ) -> None:
     """Measure what needs the model's probabilities: the held-out NLL, the probe and the tasks."""
-    name, tokenizer = subject.model.name, encoder.tokenizer
-    total, done = sum(len(case.references) for case in cases), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(f"{name}: held-out NLL", done, total)
-
+    name, total = subject.model.name, sum(len(case.references) for case in cases)
     if total:
         limit = how.max_length or model.config.to_dict().get("max_position_embeddings")
         groups = ({"prompt": case.prompt, "responses": case.references} for case in cases)
-        found = response_nll(model, encoder, groups, max_length=limit, progress=advance)
+        advance = counting(progress, f"{name}: held-out NLL", total)
+        found = subject.references = response_nll(model, encoder, groups, max_length=limit, progress=advance)
         if not np.isfinite(found.nll).all():
             raise ValueError(f"{name}: the loss is not finite on some reference. Load the model in another precision.")
-        subject.references = found
         if found.fits.any():
             warning = worse_than_guessing(float(found.nll.sum() / found.tokens[found.fits].sum()), model)
             if warning:
                 subject.notes.append(f"{name}: {warning}")
 
-    def measure() -> tuple[ProbeNLL | None, Scores]:
+    def measure() -> General:
+        tokenizer, limit = encoder.tokenizer, how.task_limit
         probe = probe_nll(model, tokenizer) if how.probe else None
-        if not how.tasks:
-            return probe, {}
-        return probe, run_tasks(model, tokenizer, how.tasks, how.task_manager, limit=how.task_limit)
+        return General(probe, run_tasks(model, tokenizer, how.tasks, how.task_manager, limit) if how.tasks else {})
 
-    subject.probe, subject.tasks = measure()
+    subject.general = measure()
     if isinstance(model, PeftModel):
         with model.disable_adapter():
-            subject.base_probe, subject.base_tasks = measure()
+            subject.before = measure()
     for stage, measured in (("general probe", how.probe), ("tasks", how.tasks)):
         if measured:
             progress(f"{name}: {stage}", 1, 1)
-
-
-def _measure_samples(
-    subject: Subject, samples: Sequence[Samples], cases: Sequence[Case], how: How, progress: Progress
-) -> None:
-    """Compute the measures on samples. A prompt with fewer than m samples has no value at m."""
-    name = subject.model.name
-    most = max((len(one.texts) for one in samples), default=0)
-    at = levels(most, how.at)
-    beyond = [str(m) for m in how.at or () if m > most]
-    if beyond:
-        subject.notes.append(f"{name}: no prompt has more than {most} samples, so nothing at M = {', '.join(beyond)}.")
-
-    def put(measure: str, values: Iterable[float], m: int | None = None) -> None:
-        subject.measured[measure, m] = Measured.mean(np.array(list(values)))
-
-    put("length", (_mean([len(units(text)) for text in one.texts]) for one in samples))
-    if how.embedder is not None:
-        if how.embedder.prepare is not None:
-            how.embedder.prepare([*case.texts, *one.texts] for case, one in zip(cases, samples, strict=True))
-        found: list[Closeness] = []
-        for number, (case, one) in enumerate(zip(cases, samples, strict=True)):
-            found.append(closeness(case.texts, one.texts, how.embedder))
-            progress(f"{name}: coverage", number + 1, len(cases))
-        for m in at:
-            put("coverage", (near.coverage(m) for near in found), m)
-        put("alignment", (near.alignment for near in found))
-        put("diversity", (near.diversity for near in found))
-    if how.scorer is not None:
-        subject.rewards = rewards(cases, samples, how.scorer, score_cache=how.score_cache)
-        put("reward", map(_mean, subject.rewards))
-        for m in [m for m in at if m > 1]:  # the best of 1 equals the mean
-            put("best_reward", (_best(row, m) for row in subject.rewards), m)
-    if how.checker is not None:
-        subject.right = []
-        for number, (case, one) in enumerate(zip(cases, samples, strict=True)):
-            subject.right.append([how.checker(case, text) for text in one.texts])
-            progress(f"{name}: checks", number + 1, len(cases))
-        for m in at:
-            put("pass", (NAN if None in row else _best(np.array(row, np.float64), m) for row in subject.right), m)
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> float:
-    return float(np.mean(values)) if len(values) else NAN
-
-
-def _best(values: np.ndarray, m: int) -> float:
-    return float(expected_best(values, m)) if len(values) >= m else NAN

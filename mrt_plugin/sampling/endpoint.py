@@ -4,8 +4,9 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -23,18 +24,16 @@ from mrt_plugin.sampling.settings import Job, Reply, SampleReport, SamplingTask,
 T = TypeVar("T")
 
 GIVE_UP = 8
-"""A run stops after this many requests in a row failed, each after its retries.
-
-The server is then down, or the request is wrong for it.
-"""
+"""A run stops after this many requests in a row failed, each after its retries."""
 LONGEST_WAIT = 300.0
-"""The longest wait, in seconds. If a server requests more, it is tried again after this time."""
+"""The longest wait before a retry, in seconds, even if a server requests more."""
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 PATHS: dict[Api, str] = {"chat": "/chat/completions", "completions": "/completions"}
 TRY_AGAIN = {408, 409, 425, 429}
 """Status codes that are retried, as are all 5xx codes."""
 MISTAKEN = {401, 403, 404, 405, 410}
 """Status codes for a wrong address, key or model name. No other request would succeed."""
+HINTS = {401: "the API key is missing or wrong (api_key_env)", 403: "the API key may not do this"}
 
 
 class EndpointError(RuntimeError):
@@ -45,7 +44,7 @@ class _Failed(Exception):
     """A request failed after all retries."""
 
 
-class _Rejected(Exception):
+class _Rejected(_Failed):
     """The endpoint rejected this prompt."""
 
 
@@ -90,33 +89,24 @@ class Endpoint(EndpointOptions):
         for end in (*PATHS.values(), "/models"):
             path = path.removesuffix(end)
         self._base = address.copy_with(path=path)
-        self._key = _key(self.api_key_env)
+        self._key = None if self.api_key_env is None else os.environ.get(self.api_key_env, "").strip()
+        if self._key is not None and not (self._key and self._key.isascii() and self._key.isprintable()):
+            empty = "there is no such environment variable, or it is empty"
+            why = "what it holds cannot be a key" if self._key else empty
+            raise EndpointError(f"api_key_env={self.api_key_env!r}: {why}.")
         self._secrets = [*secrets_in(self.url, self.extra), *([self._key] if self._key else [])]
 
     def identity(self) -> dict[str, Any]:
-        """Return what the draws depend on besides the settings. If no model was given, ask the endpoint for its name.
-
-        Raises:
-            EndpointError: if the model's name cannot be determined.
-        """
+        """Return what the draws depend on besides the settings. Ask the endpoint for its model if none is given."""
         if self.model is None:
             self.model = _run(_Requests(self, SampleReport()).only_model())
         return {"endpoint": self.api, "model": self.model, "extra": mask_fields(self.extra)}
 
     def draw(self, task: SamplingTask) -> None:
-        """Draw the missing responses of each job.
-
-        Raises:
-            EndpointError: if the endpoint cannot be used as configured, or stopped answering.
-        """
         self.identity()
         _run(_Requests(self, task.report).draw_all(task))
 
-    def _clean(self, text: str) -> str:
-        """Mask the secrets in a text, since some servers repeat the key in their errors."""
-        return mask(text, self._secrets)
-
-    def _clean_bytes(self, body: bytes, at_least: int = 1) -> bytes:
+    def _clean(self, body: bytes, at_least: int = 1) -> bytes:
         """Mask secrets of `at_least` characters in a complete body, before it is cut or parsed."""
         secrets = [secret for secret in self._secrets if len(secret) >= at_least]
         return mask(body.decode("latin-1"), secrets).encode("latin-1") if secrets else body
@@ -129,41 +119,46 @@ class _Requests:
         self.endpoint, self.report = endpoint, report
         self.succeeded = False
         self.failures = 0  # in a row
-        self.pace = Pace(endpoint.requests_per_minute)
+        self.gap = 60 / endpoint.requests_per_minute if endpoint.requests_per_minute else 0.0
+        self.next_start = self.held_until = 0.0
 
     async def draw_all(self, task: SamplingTask) -> None:
         todo = iter([job for job in task.jobs if job.have < job.wanted])
         self.succeeded = any(job.have for job in task.jobs)
-        with masked_log("httpx2", self.endpoint._secrets):
+        try:
             async with self._client() as client, asyncio.TaskGroup() as workers:
                 for _ in range(self.endpoint.concurrency):
                     workers.create_task(self._work(todo, client, task))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the first is the cause
 
     async def only_model(self) -> str:
-        """Return the name of the only model that the endpoint serves."""
         place = self.endpoint.shown
-        with masked_log("httpx2", self.endpoint._secrets):
-            async with self._client() as client:
-                try:
-                    body = await self._send(client, "GET", "/models", None, lambda content: content)
-                    names = [str(entry["id"]) for entry in json.loads(body)["data"]]
-                except (_Failed, _Rejected, ValueError, KeyError, TypeError, RecursionError) as problem:
-                    raise EndpointError(f"{place}: it does not say which models it has ({problem}).") from None
+        async with self._client() as client:
+            try:
+                body = await self._send(client, "GET", "/models", None, lambda content: content)
+                names = [str(entry["id"]) for entry in json.loads(body)["data"]]
+            except (_Failed, ValueError, KeyError, TypeError, RecursionError) as problem:
+                raise EndpointError(f"{place}: it does not say which models it has ({problem}).") from None
         if len(names) != 1:
             raise EndpointError(f"{place} has {len(names)} models; name one: {', '.join(names[:20])}.")
         return names[0]
 
-    def _client(self) -> httpx2.AsyncClient:
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[httpx2.AsyncClient]:
         endpoint = self.endpoint
-        return httpx2.AsyncClient(
+        client = httpx2.AsyncClient(
             headers={"Authorization": f"Bearer {endpoint._key}"} if endpoint._key else None,
             timeout=httpx2.Timeout(endpoint.timeout, connect=min(10.0, endpoint.timeout)),
             limits=httpx2.Limits(max_connections=endpoint.concurrency),
             trust_env=endpoint._base.host not in LOOPBACK,  # a proxy cannot reach servers on this machine
         )
+        with masked_log("httpx2", endpoint._secrets):
+            async with client:
+                yield client
 
     async def _work(self, todo: Iterator[Job], client: httpx2.AsyncClient, task: SamplingTask) -> None:
-        api = self.endpoint.api
+        api, report = self.endpoint.api, self.report
         for job in todo:
             start, end = job.first + job.have, job.first + job.wanted
             try:
@@ -175,21 +170,19 @@ class _Requests:
                     self.succeeded, self.failures = True, 0
                     task.record([Reply(job.key, start, draws, model)])
                     start += len(draws)
-            except (_Rejected, _Failed) as problem:
+            except _Failed as problem:
                 if isinstance(problem, _Rejected) and self.succeeded:
                     task.record([Reply(job.key, start, rejected=str(problem))])
-                else:  # if none succeeded yet, all requests may have a problem, so the next run tries this one again
-                    self._fail(end - start, str(problem))
-
-    def _fail(self, draws: int, why: str) -> None:
-        self.report.unfinished += draws
-        self.report.first_failure = self.report.first_failure or why
-        self.failures += 1
-        if self.failures >= GIVE_UP:
-            raise EndpointError(
-                f"{self.endpoint.shown}: {self.failures} requests in a row failed; the last: {why} What was drawn is "
-                "kept: the same command goes on from there."
-            )
+                    continue
+                # If none succeeded yet, all requests may have a problem, so the next run tries this one again.
+                report.unfinished += end - start
+                report.first_failure = report.first_failure or str(problem)
+                self.failures += 1
+                if self.failures >= GIVE_UP:
+                    raise EndpointError(
+                        f"{self.endpoint.shown}: {self.failures} requests in a row failed; the last: {problem} What "
+                        "was drawn is kept: the same command goes on from there."
+                    ) from None
 
     def _body(self, job: Job, start: int, asked: int, settings: SamplingSettings) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -212,18 +205,13 @@ class _Requests:
         return {name: value for name, value in (body | self.endpoint.extra).items() if value is not None}
 
     async def _send(
-        self,
-        client: httpx2.AsyncClient,
-        method: str,
-        path: str,
-        body: dict[str, Any] | None,
-        read: Callable[[bytes], T],
+        self, client: httpx2.AsyncClient, method: str, path: str, body: Any, read: Callable[[bytes], T]
     ) -> T:
         """Send a request, with retries, and return what `read` makes of a successful answer."""
         endpoint = self.endpoint
         url = endpoint._base.copy_with(path=endpoint._base.path + path)
         for attempt in range(endpoint.retries + 1):
-            await self.pace.turn()
+            await self._turn()
             self.report.requests += 1
             self.report.retries += attempt > 0
             wait = None
@@ -231,73 +219,42 @@ class _Requests:
                 async with asyncio.timeout(endpoint.timeout):
                     response = await client.request(method, url, json=body)
                 if response.is_success:
-                    return read(endpoint._clean_bytes(response.content, at_least=LONG))
-                why = f"HTTP {response.status_code}: {shown(endpoint._clean_bytes(response.content))}"
-                self._raise_lasting(response.status_code, why)
+                    return read(endpoint._clean(response.content, at_least=LONG))
+                why = f"HTTP {response.status_code}: {shown(endpoint._clean(response.content))}"
+                status = response.status_code
+                if status < 400 or status in MISTAKEN:
+                    what = HINTS.get(status, "check the address and the model's name")
+                    raise EndpointError(mask(f"{endpoint.shown}: {what}. {why}", endpoint._secrets))
+                if status < 500 and status not in TRY_AGAIN:
+                    raise _Rejected(mask(why, endpoint._secrets))
                 wait = asked_wait(response.headers.get("Retry-After"))
-                if wait is not None and response.status_code in (429, 503):
-                    self.pace.hold(wait)
+                if wait is not None and status in (429, 503):  # too many requests: start none
+                    self.held_until = max(self.held_until, asyncio.get_running_loop().time() + wait)
             except TimeoutError:
                 why = f"no answer within {endpoint.timeout:g} s."
             except (httpx2.TransportError, httpx2.DecodingError) as problem:
                 why = f"{type(problem).__name__}: {problem}."
             except Garbage as problem:
-                begins = shown(endpoint._clean_bytes(response.content))
+                begins = shown(endpoint._clean(response.content))
                 why = f"a reply that makes no sense: {problem}; it begins {begins}."
             if attempt < endpoint.retries:
-                await asyncio.sleep(max(wait or 0.0, backoff(attempt, endpoint.backoff)))
-        raise _Failed(endpoint._clean(f"after {attempt + 1} tries: {why}"))
+                # Random, so that requests that failed together are not retried together.
+                backoff = min(endpoint.backoff * 2.0**attempt, 60.0) * random.uniform(0.5, 1.0)
+                await asyncio.sleep(max(wait or 0.0, backoff))
+        raise _Failed(mask(f"after {attempt + 1} tries: {why}", endpoint._secrets))
 
-    def _raise_lasting(self, status: int, why: str) -> None:
-        """Raise for a status code that a retry cannot change."""
-        if status >= 500 or status in TRY_AGAIN:
-            return
-        if status < 400 or status in MISTAKEN:
-            hint = {401: "the API key is missing or wrong (api_key_env)", 403: "the API key may not do this"}
-            what = hint.get(status, "check the address and the model's name")
-            raise EndpointError(self.endpoint._clean(f"{self.endpoint.shown}: {what}. {why}"))
-        raise _Rejected(self.endpoint._clean(why))
-
-
-class Pace:
-    """Start at most `per_minute` requests per minute, evenly spaced. None for no limit."""
-
-    def __init__(self, per_minute: float | None) -> None:
-        self._gap = 60 / per_minute if per_minute else 0.0
-        self._next = 0.0
-        self._held_until = 0.0
-
-    async def turn(self) -> None:
-        """Wait until a request may start."""
+    async def _turn(self) -> None:
+        """Wait until a request may start: evenly spaced, and not while the server asks to wait."""
         now = asyncio.get_running_loop().time
-        start = max(now(), self._next)
-        self._next = start + self._gap
+        start = max(now(), self.next_start)
+        self.next_start = start + self.gap
         await asyncio.sleep(start - now())
-        while (left := self._held_until - now()) > 0:
+        while (left := self.held_until - now()) > 0:
             await asyncio.sleep(left)
-
-    def hold(self, seconds: float) -> None:
-        """Start no request for `seconds`, after the server reported too many requests."""
-        self._held_until = max(self._held_until, asyncio.get_running_loop().time() + seconds)
-
-
-def backoff(attempt: int, first: float) -> float:
-    """Return the seconds to wait after failed attempt number `attempt` (from 0).
-
-    The longest wait starts at `first`, doubles with each attempt and stops growing at 60 s. The wait is drawn between
-    half of it and all of it, so that requests that failed together are not retried together.
-    """
-    return min(first * 2.0**attempt, 60.0) * random.uniform(0.5, 1.0)
 
 
 def asked_wait(retry_after: str | None) -> float | None:
-    """Return the seconds that a `Retry-After` header (a number or a date) requests, or None if it is invalid.
-
-    Example:
-
-    >>> asked_wait("2"), asked_wait("soon"), asked_wait("1e9")
-    (2.0, None, 300.0)
-    """
+    """Return the seconds that a `Retry-After` header (a number or a date) requests, or None if it is invalid."""
     if not retry_after:
         return None
     try:
@@ -310,33 +267,11 @@ def asked_wait(retry_after: str | None) -> float | None:
     return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else None
 
 
-def _key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise EndpointError(f"api_key_env={variable!r}: there is no such environment variable, or it is empty.")
-    if not key.isascii() or not key.isprintable():
-        raise EndpointError(f"api_key_env={variable!r}: what it holds cannot be a key.")
-    return key
-
-
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine to its end, also inside a notebook, where an event loop is already running."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return _first_error(work)
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_first_error, work).result()
-
-
-def _first_error(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine, and raise the first error of an exception group, which is the cause."""
-    try:
         return asyncio.run(work)
-    except BaseExceptionGroup as errors:
-        first: BaseException = errors
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        raise first from None
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()

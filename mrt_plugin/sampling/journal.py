@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -37,36 +38,28 @@ def draws_made(path: Path) -> dict[str, int]:
     made: dict[str, int] = {}
     if path.is_file():
         with path.open("rb") as file:
-            for line in islice(file, 1, None):
-                for reply in _parse(line) or []:
-                    made[reply.key] = max(made.get(reply.key, 0), reply.start + len(reply.draws))
+            for reply in (reply for line in islice(file, 1, None) for reply in _parse(line) or []):
+                made[reply.key] = max(made.get(reply.key, 0), reply.start + len(reply.draws))
     return made
 
 
-class Journal:
-    """The replies of a run, appended one by one and indexed by their prompt. The file is created if missing.
-
-    Raises:
-        ValueError: if the draws were made with other `settings`, or the file is not a journal.
-        OSError: if it cannot be written, or another process is sampling into it.
-    """
+class Journal(AbstractContextManager["Journal"]):
+    """The replies of a run, appended one by one and indexed by their prompt. The file is created if missing."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
         self._places: dict[str, list[tuple[int, int, int, int]]] = {}
-        self._rejected: dict[str, str] = {}
-        self._made: dict[str, Any] = {}
+        self.rejected: dict[str, str] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            if fcntl is not None:
-                try:
+            try:
+                if fcntl is not None:
                     fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    what = "another process is sampling into it; wait for it, or write elsewhere."
-                    raise OSError(f"{path}: {what}") from None
-            self._end = self._read()
-            self._check_settings(settings)
+            except OSError:
+                what = "another process is sampling into it; wait for it, or write elsewhere."
+                raise OSError(f"{path}: {what}") from None
+            self._end = self._read(settings)
             os.ftruncate(self._file, self._end)
             self._synced = time.monotonic()
             if self._end == 0:
@@ -74,9 +67,6 @@ class Journal:
         except BaseException:
             os.close(self._file)
             raise
-
-    def __enter__(self) -> "Journal":
-        return self
 
     def __exit__(self, *error: object) -> None:
         os.close(self._file)
@@ -89,26 +79,30 @@ class Journal:
                 end = max(end, start + length)
         return end - first
 
-    def rejection(self, key: str) -> str | None:
-        """Return why a prompt was rejected, or None."""
-        return self._rejected.get(key)
-
     def add(self, replies: list[Reply]) -> None:
-        """Write all replies or none. Raise OSError if the disk is full or fails; earlier writes remain."""
+        """Write all replies or none. If the disk is full or fails, earlier writes remain."""
         self._index(replies, self._append([asdict(reply) for reply in replies]))
 
     def draws(self, key: str, count: int, first: int = 0) -> list[tuple[Draw, str | None]]:
         """Return up to `count` draws of a prompt from draw `first`, each with the model that the endpoint reported."""
         found: dict[int, tuple[Draw, str | None]] = {}
         for start, _, place, number in sorted(self._places.get(key, [])):
-            reply = self._replies(place)[number]
+            with os.fdopen(os.dup(self._file), "rb") as file:
+                file.seek(place)
+                replies = _parse(file.readline())
+            if replies is None:
+                raise OSError(f"{self.path}: the line at byte {place} cannot be read any more. Run the command again.")
+            reply = replies[number]
             for index, draw in enumerate(reply.draws, start=start):
                 found.setdefault(index, (draw, reply.model))
         return [found[first + index] for index in range(min(count, self.have(key, first)))]
 
-    def _read(self) -> int:
-        """Index the existing lines, and return the length of the complete part."""
-        place = 0
+    def _read(self, settings: dict[str, Any]) -> int:
+        """Index the existing lines and return the length of the complete part; 0 to restart the journal.
+
+        Draws made with other settings are refused. A journal without draws is restarted.
+        """
+        place, made = 0, settings
         with os.fdopen(os.dup(self._file), "rb") as file:
             file.seek(0)
             for line in file:
@@ -116,13 +110,21 @@ class Journal:
                     logger.warning("%s: the last line was not finished when the run was stopped; dropped.", self.path)
                     break
                 if place == 0:
-                    self._made = self._header(line)
+                    made = self._header(line)
                 elif (replies := _parse(line)) is not None:
                     self._index(replies, place)
                 else:
                     logger.warning("%s: a damaged line at byte %d is skipped.", self.path, place)
                 place += len(line)
-        return place
+        changed = [name for name in {**made, **settings} if made.get(name) != settings.get(name)]
+        if changed and self._places:
+            how = ", ".join(f"{name} was {made.get(name)!r} and is {settings.get(name)!r}" for name in changed)
+            raise ValueError(
+                f"{self.path}: it holds draws made with other settings ({how}). Choose another output, or remove it."
+            )
+        if changed:
+            self.rejected.clear()
+        return 0 if changed else place
 
     def _header(self, line: bytes) -> dict[str, Any]:
         try:
@@ -134,33 +136,12 @@ class Journal:
             raise ValueError(f"{self.path}: a journal of version {version}; this is version {VERSION}. Remove it.")
         return made
 
-    def _check_settings(self, settings: dict[str, Any]) -> None:
-        """Refuse draws made with other settings. Restart a journal that has no draws."""
-        made = self._made
-        changed = [name for name in {**made, **settings} if self._end and made.get(name) != settings.get(name)]
-        if changed and self._places:
-            how = ", ".join(f"{name} was {made.get(name)!r} and is {settings.get(name)!r}" for name in changed)
-            raise ValueError(
-                f"{self.path}: it holds draws made with other settings ({how}). Choose another output, or remove it."
-            )
-        if changed:
-            self._end = 0
-            self._rejected.clear()
-
     def _index(self, replies: list[Reply], place: int) -> None:
         for number, reply in enumerate(replies):
             if reply.rejected is not None:
-                self._rejected[reply.key] = reply.rejected
+                self.rejected[reply.key] = reply.rejected
             elif reply.draws:
                 self._places.setdefault(reply.key, []).append((reply.start, len(reply.draws), place, number))
-
-    def _replies(self, place: int) -> list[Reply]:
-        with os.fdopen(os.dup(self._file), "rb") as file:
-            file.seek(place)
-            replies = _parse(file.readline())
-        if replies is None:
-            raise OSError(f"{self.path}: the line at byte {place} cannot be read any more. Run the command again.")
-        return replies
 
     def _append(self, value: Any) -> int:
         """Write one line and return its position. Remove the line again if the disk is full."""

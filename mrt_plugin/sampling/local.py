@@ -1,12 +1,10 @@
 """Draw responses from a local Transformers model.
 
 Each draw has its own random numbers, one per token, from (seed, prompt, number of the draw). So a draw depends neither
-on the rest of its batch nor on earlier draws. For large pools an inference server is many times faster, but a local
-model needs no server.
+on the rest of its batch nor on earlier draws.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from mrt_plugin.groups.paths import MODEL_FILES
 from mrt_plugin.models.load import open_model
 from mrt_plugin.models.named_model import parse_models
 from mrt_plugin.sampling.options import LocalOptions, SamplingSettings
-from mrt_plugin.sampling.settings import Draw, Job, Reply, SamplingTask, draw_seed
+from mrt_plugin.sampling.settings import Draw, Reply, SamplingTask, draw_seed
 
 Model = PreTrainedModel | PeftModel
 
@@ -71,81 +69,61 @@ class LocalModel(LocalOptions):
         (self._named,) = parse_models([str(self.path)], adapter=adapter)
         self.path, self.adapter = str(self._named.path), self._named.adapter
 
-    @property
-    def name(self) -> str:
-        """The model's name as stored with each draw."""
-        return str(self.path) if self.adapter is None else f"{self.path}+{self.adapter}"
-
     def identity(self) -> dict[str, Any]:
-        """Return what the draws depend on besides the settings."""
+        """Return what the draws depend on besides the settings.
+
+        `files` is a hash of the names, sizes and times of a local model's files, so it changes with further training.
+        """
+        found = [
+            f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}"
+            for folder in (self.path, self.adapter)
+            if folder is not None and Path(folder).is_dir()
+            for file in sorted(Path(folder).iterdir())
+            if file.suffix in MODEL_FILES
+        ]
         return {
             "model": self.path,
             "adapter": self.adapter,
             "load_in_4bit": self.load_in_4bit,
             "prompt_format": self.prompt_format,
             "tokenizer": None if self.tokenizer is None else str(self.tokenizer),
-            "files": _files(self.path, self.adapter),
+            "files": digest(b"files", *(line.encode() for line in found), size=16).hex(),
         }
 
     def load(self) -> tuple[Model, Encoder]:
-        """Load the model and its encoder. Raise ValueError if the adapter does not fit the model."""
-        if self.loaded is None:
-            return open_model(
-                self._named,
-                tokenizer=self.tokenizer,
-                prompt_format=self.prompt_format,
-                load_in_4bit=self.load_in_4bit,
-                dtype=self.dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32),
-                device=self.device,
-            )
-        return self.loaded
+        """Return the model and its encoder, which are loaded if necessary."""
+        return self.loaded or open_model(
+            self._named,
+            tokenizer=self.tokenizer,
+            prompt_format=self.prompt_format,
+            load_in_4bit=self.load_in_4bit,
+            dtype=self.dtype or (torch.bfloat16 if torch.cuda.is_available() else torch.float32),
+            device=self.device,
+        )
 
     def draw(self, task: SamplingTask) -> None:
-        """Draw the missing responses of each job, one batch at a time.
-
-        The batches are planned over all jobs, including finished ones, and each is recorded as a unit. So a resumed
-        run computes the same batches as an uninterrupted run, and rounding cannot make them differ.
-        """
+        """Draw the missing responses in batches that are planned over all jobs, so that a resumed run has the same."""
         if task.settings.max_tokens is None:
             raise ValueError("max_tokens is needed for a local model: nothing else ends a response that rambles on.")
         model, encoder = self.load()
-        plan = [(job, number, number >= job.first + job.have) for job in task.jobs for number in job.numbers]
+        name = str(self.path) if self.adapter is None else f"{self.path}+{self.adapter}"
+        plan = [(job, number) for job in task.jobs for number in range(job.first, job.first + job.wanted)]
         for start in range(0, len(plan), self.batch_size):
-            batch = [(job, number) for job, number, missing in plan[start : start + self.batch_size] if missing]
+            batch = plan[start : start + self.batch_size]
+            batch = [(job, number) for job, number in batch if number >= job.first + job.have]
             if not batch:
                 continue
             task.report.requests += 1
+            prompts = [encoder.encode_prompt(job.prompt) for job, _ in batch]
+            seeds = [draw_seed(task.settings, job.key, number) for job, number in batch]
+            with torch.inference_mode():
+                draws = draw_after(model, encoder.tokenizer, prompts, seeds, task.settings)
             replies: list[Reply] = []  # one per prompt, whose draws are consecutive
-            for (job, number), draw in zip(batch, generate(model, encoder, batch, task.settings), strict=True):
+            for (job, number), draw in zip(batch, draws, strict=True):
                 if not replies or replies[-1].key != job.key:
-                    replies.append(Reply(job.key, number, [], self.name))
+                    replies.append(Reply(job.key, number, [], name))
                 replies[-1].draws.append(draw)
             task.record(replies)
-
-
-def _files(*folders: str | Path | None) -> str:
-    """Hash the names, sizes and times of a local model's files. Further training changes the hash.
-
-    A hub model is identified only by its name.
-    """
-    found = [
-        f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
-        for folder in folders
-        if folder is not None and Path(folder).is_dir()
-        for path in sorted(Path(folder).iterdir())
-        if path.suffix in MODEL_FILES
-    ]
-    return digest(b"files", *(line.encode() for line in found), size=16).hex()
-
-
-def generate(
-    model: Model, encoder: Encoder, batch: Sequence[tuple[Job, int]], settings: SamplingSettings
-) -> list[Draw]:
-    """Draw one response for each (prompt, number of the draw), as `draw_after`."""
-    prompts = [encoder.encode_prompt(job.prompt) for job, _ in batch]
-    seeds = [draw_seed(settings, job.key, number) for job, number in batch]
-    with torch.inference_mode():
-        return draw_after(model, encoder.tokenizer, prompts, seeds, settings)
 
 
 def draw_after(
@@ -166,16 +144,25 @@ def draw_after(
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     picker = _Picker(settings, seeds)
-    ends = _end_tokens(model, tokenizer)
-    with torch.no_grad(), _own_generation_config(model, pad, ends):
-        output = model.generate(  # type: ignore[operator]
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=settings.max_tokens,
-            logits_processor=LogitsProcessorList([picker]),
-            stop_strings=list(settings.stop) or None,
-            tokenizer=tokenizer if settings.stop else None,
-        )
+    theirs = model.generation_config
+    named = theirs.eos_token_id
+    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
+    # Disable what the model's own generation config would add, for example a repetition penalty or a top_k.
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        pad_token_id=pad, eos_token_id=sorted(ends) or None, do_sample=False
+    )
+    try:
+        with torch.no_grad():  # not inference_mode: training goes on with the same buffers
+            output = model.generate(  # type: ignore[operator]
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=settings.max_tokens,
+                logits_processor=LogitsProcessorList([picker]),
+                stop_strings=list(settings.stop) or None,
+                tokenizer=tokenizer if settings.stop else None,
+            )
+    finally:
+        model.generation_config = theirs
     draws = []
     for row, tokens in enumerate(output[:, width:].tolist()):
         length = next((index for index, token in enumerate(tokens) if token in ends), None)
@@ -183,14 +170,11 @@ def draw_after(
         said = tokens[:length]
         text = str(tokenizer.decode(said, skip_special_tokens=True))
         for stop in settings.stop:
-            place = text.find(stop)
-            if place >= 0:
-                text, whole = text[:place], True
-        count = len(said) + (length is not None)  # the end is also a token
-        logprobs: list[float | None] | None = None
-        if settings.logprobs:
-            logprobs = [float(step[row]) for step in picker.logprobs[:count]]
-        draws.append(Draw(text, "stop" if whole else "length", len(said), logprobs))
+            before, found, _ = text.partition(stop)
+            text, whole = before, whole or bool(found)
+        scored = picker.logprobs[: len(said) + (length is not None)]  # the end token too
+        logprobs: list[float | None] = [float(step[row]) for step in scored]
+        draws.append(Draw(text, "stop" if whole else "length", len(said), logprobs if settings.logprobs else None))
     return draws
 
 
@@ -206,8 +190,7 @@ class _Picker(LogitsProcessor):
             self._warpers.append(TemperatureLogitsWarper(settings.temperature))
         if settings.top_p < 1:
             self._warpers.append(TopPLogitsWarper(settings.top_p))
-        self.logprobs: list[torch.Tensor] = []
-        """For each step the log-probability of every row's token, [B]. It includes tokens after a row's end."""
+        self.logprobs: list[torch.Tensor] = []  # for each step that of every row's token, [B], also after its end
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.float()
@@ -224,23 +207,3 @@ class _Picker(LogitsProcessor):
             self.logprobs.append(scores.log_softmax(dim=-1).gather(1, picked)[:, 0].cpu())
         self._step += 1
         return torch.full_like(scores, -torch.inf).scatter(1, picked, 0.0)
-
-
-@contextmanager
-def _own_generation_config(model: Model, pad: int, ends: set[int]) -> Iterator[None]:
-    """Disable what the model's own generation config would add, for example a repetition penalty or a top_k."""
-    theirs = model.generation_config
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        pad_token_id=pad, eos_token_id=sorted(ends) or None, do_sample=False
-    )
-    try:
-        yield
-    finally:
-        model.generation_config = theirs
-
-
-def _end_tokens(model: Model, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the tokens that end a turn: those of the model's generation config, and the tokenizer's EOS."""
-    named = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
-    return ends - {None}

@@ -9,7 +9,6 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 MASK = "***"
-
 LONG = 16
 """From this many characters, a key is masked in successful replies too. A shorter key (`EMPTY`) may be a real word."""
 
@@ -25,27 +24,19 @@ _LOGIN = re.compile(r"[^\s/]+@")
 
 
 def mask(text: str, secrets: Iterable[str]) -> str:
-    """Replace every secret, also as escaped in JSON, Python and addresses. Mask a text before cutting it.
-
-    Example:
-
-    >>> mask('{"error": "no such key: sk-1%2F2"}', ["sk-1/2"])
-    '{"error": "no such key: ***"}'
-    """
-    spelled = {form for secret in secrets if secret for form in _spellings(secret)}
+    """Replace every secret, also as escaped in JSON, Python and addresses. Mask a text before cutting it."""
+    spelled: set[str] = set()
+    for secret in filter(None, secrets):
+        as_json = json.dumps(secret)[1:-1]
+        spelled |= {secret, as_json, as_json.replace("/", "\\/"), repr(secret)[1:-1]}
+        spelled |= {quote(secret), quote(secret, safe="")}
     for form in sorted(spelled, key=len, reverse=True):
         text = text.replace(form, MASK)
     return text
 
 
 def mask_typed(text: str) -> str:
-    """Replace the parts of a typed address, or of typed fields, that usually hold a secret.
-
-    Example:
-
-    >>> mask_typed("http://me:pass@host/v1?key=abc&api-version=1")
-    'http://***@host/v1?key=***&api-version=1'
-    """
+    """Replace the parts of a typed address, or of typed fields, that usually hold a secret."""
     return _FIELD.sub(rf"\1{MASK}", _LOGIN.sub(f"{MASK}@", text))
 
 
@@ -63,20 +54,12 @@ def secrets_in(url: str, fields: Any) -> Iterator[str]:
     """Yield the secrets of an address and of fields. Secrets are recognised by their names."""
     for _, found in _FIELD.findall(url):
         yield unquote(found)
-    if isinstance(fields, dict):
-        for name, item in fields.items():
-            if _SECRET_NAME.fullmatch(name) and isinstance(item, str):
-                yield re.sub(r"^(bearer|basic)\s+", "", item, flags=re.IGNORECASE)
-            else:
-                yield from secrets_in("", item)
-    elif isinstance(fields, list):
-        for item in fields:
+    items = fields.items() if isinstance(fields, dict) else enumerate(fields) if isinstance(fields, list) else ()
+    for name, item in items:
+        if _SECRET_NAME.fullmatch(str(name)) and isinstance(item, str):
+            yield re.sub(r"^(bearer|basic)\s+", "", item, flags=re.IGNORECASE)
+        else:
             yield from secrets_in("", item)
-
-
-def _spellings(secret: str) -> set[str]:
-    as_json = json.dumps(secret)[1:-1]
-    return {secret, as_json, as_json.replace("/", "\\/"), repr(secret)[1:-1], quote(secret), quote(secret, safe="")}
 
 
 @contextmanager

@@ -53,11 +53,7 @@ class SamplingSettings(_Checked):
 
 @dataclass(kw_only=True)
 class EndpointOptions(_Checked):
-    """How an endpoint is asked.
-
-    `requests_per_minute` is the most requests started per minute. `extra` has more fields of the request's body; one
-    set to None is left out of the body.
-    """
+    """How an endpoint is asked. `extra` has more fields of the request's body; one set to None is left out."""
 
     api: Api = option("chat", "chat: the server applies its chat template. completions: text is sent unchanged.")
     api_key_env: str | None = option(None, "Environment variable that holds the API key. The key is never written.")

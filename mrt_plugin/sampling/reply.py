@@ -2,14 +2,12 @@
 
 import json
 import math
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from mrt_plugin.options import Api
 from mrt_plugin.sampling.settings import Draw
-
-C = TypeVar("C")
 
 
 class Garbage(Exception):
@@ -20,8 +18,9 @@ class _Token(BaseModel):
     logprob: float | None = None
 
 
-class _ChatLogprobs(BaseModel):
-    content: list[_Token] | None = None
+class _Logprobs(BaseModel):
+    content: list[_Token] | None = None  # of a chat
+    token_logprobs: list[float | None] | None = None  # of a text completion
 
 
 class _Message(BaseModel):
@@ -31,73 +30,58 @@ class _Message(BaseModel):
     tool_calls: list[Any] | None = None
 
 
-class _ChatChoice(BaseModel):
-    message: _Message
+class _Choice(BaseModel):
+    message: _Message | None = None  # of a chat
+    text: str | None = None  # of a text completion
     finish_reason: str | None = None
-    logprobs: _ChatLogprobs | None = None
-
-    def draw(self) -> Draw:
-        if self.message.content is None and self.message.tool_calls:
-            raise Garbage("a choice is a tool call, though no tools were offered")
-        tokens = self.logprobs.content if self.logprobs else None
-        logprobs: list[float | None] | None = None if tokens is None else [token.logprob for token in tokens]
-        thought = self.message.reasoning_content or self.message.reasoning or ""
-        return _draw(self.message.content or "", self.finish_reason, logprobs, thought)
-
-
-class _TextLogprobs(BaseModel):
-    token_logprobs: list[float | None] | None = None
-
-
-class _TextChoice(BaseModel):
-    text: str
-    finish_reason: str | None = None
-    logprobs: _TextLogprobs | None = None
-
-    def draw(self) -> Draw:
-        return _draw(self.text, self.finish_reason, self.logprobs.token_logprobs if self.logprobs else None)
+    logprobs: _Logprobs | None = None
 
 
 class _Usage(BaseModel):
     completion_tokens: int | None = None
 
 
-class _Body(BaseModel, Generic[C]):
+class _Body(BaseModel):
     model: str | int | None = None
-    choices: list[C] = Field(min_length=1)
+    choices: list[_Choice] = Field(min_length=1)
     usage: _Usage | None = None
 
 
 def read_reply(body: bytes, api: Api, asked: int) -> tuple[list[Draw], str | None]:
-    """Return the draws in a body, at most `asked`, and the model that made them.
-
-    Raises:
-        Garbage: if the body is not JSON or does not follow the protocol.
-    """
-    shape: Any = _Body[_ChatChoice] if api == "chat" else _Body[_TextChoice]
+    """Return the draws in a body, at most `asked`, and the model that made them."""
     try:
-        parsed = shape.model_validate(json.loads(body))
+        parsed = _Body.model_validate(json.loads(body))
     except ValidationError as problem:
         first = problem.errors(include_url=False)[0]
         where = ".".join(str(step) for step in first["loc"]) or "the body"
         raise Garbage(f"{where}: {first['msg']}") from None
     except (ValueError, RecursionError):
         raise Garbage("not JSON") from None
-    draws = [choice.draw() for choice in parsed.choices[:asked]]
+    draws = [_draw(choice, api) for choice in parsed.choices[:asked]]
     used = parsed.usage.completion_tokens if parsed.usage else None
     for draw in draws:
         draw.tokens = len(draw.logprobs) if draw.logprobs else used if len(parsed.choices) == 1 else None
     return draws, None if parsed.model is None else _sound(str(parsed.model))
 
 
+def _draw(choice: _Choice, api: Api) -> Draw:
+    given, message = choice.logprobs or _Logprobs(), choice.message
+    text, thought, logprobs = choice.text, "", given.token_logprobs
+    if api == "chat" and message is not None:
+        if message.content is None and message.tool_calls:
+            raise Garbage("a choice is a tool call, though no tools were offered")
+        text, thought = message.content or "", message.reasoning_content or message.reasoning or ""
+        logprobs = None if given.content is None else [token.logprob for token in given.content]
+    elif api == "chat" or text is None:
+        raise Garbage(f"a choice has no {'message' if api == 'chat' else 'text'}")
+    finite = logprobs and [value if value is not None and math.isfinite(value) else None for value in logprobs]
+    reason = choice.finish_reason
+    return Draw(_sound(text), reason and _sound(reason), logprobs=finite, reasoning=_sound(thought) or None)
+
+
 def shown(body: bytes, length: int = 200) -> str:
     """Return the beginning of a body for a message. Its secrets must already be masked."""
     return repr(body[:length].decode("utf-8", "replace")) + ("..." if len(body) > length else "")
-
-
-def _draw(text: str, reason: str | None, logprobs: list[float | None] | None, thought: str = "") -> Draw:
-    finite = logprobs and [value if value is not None and math.isfinite(value) else None for value in logprobs]
-    return Draw(_sound(text), reason and _sound(reason), logprobs=finite, reasoning=_sound(thought) or None)
 
 
 def _sound(text: str) -> str:

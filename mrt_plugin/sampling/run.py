@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -12,8 +12,7 @@ from mrt_plugin.groups.paths import check_paths, same_file
 from mrt_plugin.groups.write import whole_file
 from mrt_plugin.sampling.journal import Journal, draws_made, journal_path
 from mrt_plugin.sampling.options import SamplingSettings
-from mrt_plugin.sampling.pool import BEFORE, Pool
-from mrt_plugin.sampling.prompts import read_prompts
+from mrt_plugin.sampling.prompts import BEFORE, Pool, read_prompts
 from mrt_plugin.sampling.settings import Job, Reply, Sampler, SampleReport, SamplingTask
 
 logger = logging.getLogger(__name__)
@@ -40,32 +39,27 @@ def sample_pool(
     partial: bool = False,
     progress: Progress | None = None,
 ) -> SampleReport:
-    """Draw n responses for each prompt and write them as groups.
+    """Draw n responses for each prompt, write them as groups, and return the counts of the run.
 
     Every reply is first written to `OUTPUT.journal`. To resume a stopped or killed run, make the same call again. It
     ends with the same pool as an uninterrupted run (an endpoint must honour seeds for this). A larger n adds to the
     existing draws. The pool appears complete or not at all.
 
     Args:
-        prompts: a file, hub id or dataset of prompts. See `read_prompts`. With `extend`, a pool as `load_groups`
-            reads it.
+        prompts: a file, hub id or dataset of prompts. See `read_prompts`. With `extend`, a pool.
         sampler: an `Endpoint` or a `LocalModel`.
         output: the pool to write, `.jsonl`.
         n: draws per prompt. With `extend`, the target number of responses per group.
         settings: temperature and other sampling settings.
-        extend: add to groups with fewer than n responses, as arXiv 2403.11124 does (2 to 4). Draw numbers continue
-            after the highest earlier number of a prompt, so that no draw is repeated. Scores and weights become
-            `scores_before` and `weights_before`, since the new responses have none. The output may be the pool
-            itself if `sample_pool` wrote it.
+        extend: add to groups with fewer than n responses, as arXiv 2403.11124 does (2 to 4). No earlier draw is
+            repeated. Scores and weights become `scores_before` and `weights_before`, since the new responses have
+            none. The output may be the pool itself if `sample_pool` wrote it.
         source: the public format of the prompts or the pool.
         split: the split of a hub dataset or a `DatasetDict`.
         keep_cut_off: put cut-off responses among the others, distinguished only by `finish_reasons`. By default they
-            are stored separately in `truncated`, so that they are not mistaken for complete responses.
+            are stored separately in `truncated`.
         partial: write the pool even if some draws failed.
         progress: called with the number of existing draws and the number of requested draws.
-
-    Returns:
-        The counts of the run.
 
     Raises:
         DataError: if the prompts cannot be read.
@@ -85,6 +79,7 @@ def sample_pool(
     ```
     """
     settings = settings or SamplingSettings()
+    progress = progress or (lambda done, total: None)
     output = Path(output)
     journal_file = journal_path(output)
     in_place = extend and isinstance(prompts, str | Path) and same_file(prompts, output) and journal_file.exists()
@@ -98,111 +93,73 @@ def sample_pool(
         raise ValueError(f"{output} is there already, and not from this command: remove it or choose another output.")
 
     report = SampleReport(output=str(output))
-    pool = Pool.read(prompts, split, source) if extend else None
+    pool = Pool(prompts, split, source) if extend else None
     if pool is not None:
         jobs = pool.missing(n, {} if source_file is None else draws_made(journal_path(Path(source_file))))
     else:
         found, report.repeated_prompts = read_prompts(prompts, split=split, source=source)
         jobs = [Job(name, prompt, n) for name, prompt in found]
     report.prompts, report.wanted = len(jobs), sum(job.wanted for job in jobs)
-    with Journal(journal_file, {**sampler.identity(), **settings.as_dict()}) as journal:
-        _draw(sampler, jobs, settings, journal, report, progress)
+    stored = settings.as_dict()
+    with Journal(journal_file, {**sampler.identity(), **stored}) as journal:
+        jobs = [replace(job, have=journal.have(job.key, job.first)) for job in jobs]
+        done = report.reused = sum(min(job.have, job.wanted) for job in jobs)
+        progress(done, report.wanted)
+
+        def record(replies: list[Reply]) -> None:
+            nonlocal done
+            journal.add(replies)
+            done += sum(len(reply.draws) for reply in replies)
+            progress(min(done, report.wanted), report.wanted)
+
+        open_jobs = [job for job in jobs if job.key not in journal.rejected]
+        if any(job.have < job.wanted for job in open_jobs):
+            sampler.draw(SamplingTask(open_jobs, settings, record, report))
+        missing = {job.key: max(0, job.wanted - journal.have(job.key, job.first)) for job in jobs}
+        refused = [journal.rejected[key] for key, count in missing.items() if count and key in journal.rejected]
+        report.rejected, report.first_rejection = len(refused), next(iter(refused), "")
+        report.unfinished = sum(count for key, count in missing.items() if key not in journal.rejected)
         if report.unfinished and not partial:
             raise Unfinished(
                 f"{report.unfinished:,} of {report.wanted:,} draws could not be had ({report.first_failure}) The "
                 f"others are kept in {journal_file}: the same command goes on from there. To write what there is, "
                 "say partial (--partial)."
             )
-        about = {name: value for name, value in settings.as_dict().items() if name != "logprobs"}
+        del stored["logprobs"]
+        before = repeat({}) if pool is None else pool.rows(rename=report.wanted > 0)
+        as_messages = pool is not None and pool.as_messages
         with whole_file(output) as file:
-            for row in _rows(jobs, pool, journal, about, report, keep_cut_off):
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            for job, old in zip(jobs, before, strict=False):
+                row = {"id": job.id, "prompt": job.prompt, "responses": [], "finish_reasons": [], "samples": [], **old}
+                row.setdefault("truncated", [])
+                draws = journal.draws(job.key, job.wanted, job.first)
+                for number, (draw, model) in enumerate(draws, start=job.first):
+                    sample = {"draw": number, "model": model, **stored, **draw.about}
+                    report.count(draw)
+                    if draw.ending == "cut off" and not keep_cut_off:
+                        row["truncated"].append({"text": draw.text, "finish_reason": draw.finish_reason, **sample})
+                        continue
+                    text = [{"role": "assistant", "content": draw.text}] if as_messages else draw.text
+                    added = {"responses": text, "finish_reasons": draw.finish_reason, "samples": sample}
+                    for name in (*added, *(name for name in BEFORE if name in row)):
+                        row[name].append(added.get(name))
+                if row["responses"] or row["truncated"]:
+                    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             if file.tell() == 0:
                 raise ValueError(f"There is nothing to write: no prompt got a response. {report.first_rejection}")
     _log(report, keep_cut_off)
     return report
 
 
-def _draw(
-    sampler: Sampler,
-    jobs: list[Job],
-    settings: SamplingSettings,
-    journal: Journal,
-    report: SampleReport,
-    progress: Progress | None,
-) -> None:
-    """Draw what the journal lacks, and count what is still missing afterwards."""
-    jobs = [replace(job, have=journal.have(job.key, job.first)) for job in jobs]
-    done = report.reused = sum(min(job.have, job.wanted) for job in jobs)
-
-    def record(replies: list[Reply]) -> None:
-        nonlocal done
-        journal.add(replies)
-        done += sum(len(reply.draws) for reply in replies)
-        if progress:
-            progress(min(done, report.wanted), report.wanted)
-
-    if progress:
-        progress(done, report.wanted)
-    open_jobs = [job for job in jobs if journal.rejection(job.key) is None]
-    if any(job.have < job.wanted for job in open_jobs):
-        sampler.draw(SamplingTask(open_jobs, settings, record, report))
-    report.unfinished = 0
-    for job in jobs:
-        missing = max(0, job.wanted - journal.have(job.key, job.first))
-        rejection = journal.rejection(job.key)
-        if missing and rejection is not None:
-            report.rejected += 1
-            report.first_rejection = report.first_rejection or rejection
-        else:
-            report.unfinished += missing
-
-
-def _rows(
-    jobs: list[Job],
-    pool: Pool | None,
-    journal: Journal,
-    about: dict[str, Any],
-    report: SampleReport,
-    keep_cut_off: bool,
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the pool, in the order of the prompts and of the draws. `about` is stored with each draw."""
-    rows: Iterable[dict[str, Any]] = repeat({}) if pool is None else pool.rows(rename=report.wanted > 0)
-    as_messages = pool is not None and pool.as_messages
-    for job, before in zip(jobs, rows, strict=False):
-        row = {"id": job.id, "prompt": job.prompt, "responses": [], "finish_reasons": [], "samples": [], **before}
-        row.setdefault("truncated", [])
-        for number, (draw, model) in zip(job.numbers, journal.draws(job.key, job.wanted, job.first), strict=False):
-            optional = {"tokens": draw.tokens, "reasoning": draw.reasoning, "logprobs": draw.logprobs}
-            given = {name: value for name, value in optional.items() if value is not None}
-            sample = {"draw": number, "model": model, **about, **given}
-            ending = draw.ending
-            report.whole += ending == "whole"
-            report.cut_off += ending == "cut off"
-            report.unknown += ending == "unknown"
-            if ending == "cut off" and not keep_cut_off:
-                row["truncated"].append({"text": draw.text, "finish_reason": draw.finish_reason, **sample})
-                continue
-            row["responses"].append([{"role": "assistant", "content": draw.text}] if as_messages else draw.text)
-            row["finish_reasons"].append(draw.finish_reason)
-            row["samples"].append(sample)
-            for name in BEFORE:
-                if name in row:
-                    row[name].append(None)
-        if row["responses"] or row["truncated"]:
-            yield row
-
-
 def _log(report: SampleReport, keep_cut_off: bool) -> None:
     total = report.whole + report.cut_off + report.unknown
     logger.info("%s: %d draws for %d prompts (%d from before).", report.output, total, report.prompts, report.reused)
-    if report.cut_off:
-        advice = "Raise max_tokens" + ("." if keep_cut_off else ": without them the pool favours short responses.")
-        logger.warning("%d of %d draws were cut off before the model ended them. %s", report.cut_off, total, advice)
-    if report.unknown:
-        logger.warning("%d draws have no finish_reason: it is not known whether they are complete.", report.unknown)
-    if report.rejected:
-        what = "%d prompts were rejected, and have no (or fewer) draws; the first: %s"
-        logger.warning(what, report.rejected, report.first_rejection)
-    if report.repeated_prompts:
-        logger.warning("%d rows repeat an earlier prompt; each prompt is sampled once.", report.repeated_prompts)
+    advice = "Raise max_tokens" + ("." if keep_cut_off else ": without them the pool favours short responses.")
+    for count, warning in (
+        (report.cut_off, f"of {total} draws were cut off before the model ended them. {advice}"),
+        (report.unknown, "draws have no finish_reason: it is not known whether they are complete."),
+        (report.rejected, f"prompts were rejected, and have no (or fewer) draws; the first: {report.first_rejection}"),
+        (report.repeated_prompts, "rows repeat an earlier prompt; each prompt is sampled once."),
+    ):
+        if count:
+            logger.warning("%d %s", count, warning)

@@ -8,31 +8,21 @@ from typing import Any, Literal, Protocol
 from mrt_plugin.groups.keys import canonical, digest
 from mrt_plugin.sampling.options import SamplingSettings
 
-Ending = Literal["whole", "cut off", "unknown"]
-
 WHOLE = set("stop eos eos_token stop_sequence end_turn complete tool_calls function_call tool_use".split())
 """The `finish_reason`s of OpenAI, vLLM, TGI, Anthropic and Cohere for an answer that the model ended itself."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt, and the number of responses to draw for it."""
+    """A prompt (a string or messages), and the draws `wanted` for it, numbered from `first`, of which some exist."""
 
     id: str
     prompt: Any
-    """A string or a list of messages."""
     wanted: int
     first: int = 0
-    """The number of the first draw. Lower numbers were drawn earlier for the pool that is extended."""
     others: bytes = b""
     """Hash of existing responses whose draws are unknown, so that those draws are not repeated."""
     have: int = 0
-    """How many of the draws exist already."""
-
-    @property
-    def numbers(self) -> range:
-        """The numbers of the requested draws."""
-        return range(self.first, self.first + self.wanted)
 
     @cached_property
     def key(self) -> str:
@@ -43,22 +33,25 @@ class Job:
 
 @dataclass
 class Draw:
-    """One drawn response."""
+    """One drawn response. `logprobs` has each token's log-probability in nats, or None if it is not finite."""
 
     text: str
     finish_reason: str | None
     tokens: int | None = None
     logprobs: list[float | None] | None = None
-    """The log-probability of each token, in nats. None for a token whose value is not finite."""
     reasoning: str | None = None
-    """The reasoning of a reasoning model, if the endpoint separates it from the answer."""
 
     @property
-    def ending(self) -> Ending:
+    def about(self) -> dict[str, Any]:
+        """What is known about the draw besides its text and end."""
+        known = {"tokens": self.tokens, "reasoning": self.reasoning, "logprobs": self.logprobs}
+        return {name: value for name, value in known.items() if value is not None}
+
+    @property
+    def ending(self) -> Literal["whole", "cut off", "unknown"]:
         """Whether the model ended the response itself, judged only by its `finish_reason`."""
-        if self.finish_reason is None:
-            return "unknown"
-        return "whole" if self.finish_reason.lower() in WHOLE else "cut off"
+        reason = self.finish_reason
+        return "unknown" if reason is None else "whole" if reason.lower() in WHOLE else "cut off"
 
 
 @dataclass
@@ -69,25 +62,25 @@ class Reply:
     start: int
     draws: list[Draw] = field(default_factory=list)
     model: str | None = None
-    """The model's name as the endpoint reports it."""
     rejected: str | None = None
 
 
 @dataclass
 class SampleReport:
-    """The counts of a run. The pool has `whole + cut_off + unknown` draws. `reused` counts those from earlier runs."""
+    """The counts of a run. The pool has `whole + cut_off + unknown` draws. `reused` counts those from earlier runs.
+
+    It is `unknown` why a draw ended if the endpoint does not say. `rejected` counts prompts, and `unfinished` failed
+    draws.
+    """
 
     prompts: int = 0
     wanted: int = 0
     whole: int = 0
     cut_off: int = 0
     unknown: int = 0
-    """Draws for which the endpoint does not report why they ended."""
     reused: int = 0
     rejected: int = 0
-    """Prompts that the endpoint rejected. They are not in the pool."""
     unfinished: int = 0
-    """Draws that failed."""
     requests: int = 0
     retries: int = 0
     repeated_prompts: int = 0
@@ -95,17 +88,21 @@ class SampleReport:
     first_failure: str = ""
     output: str = ""
 
+    def count(self, draw: Draw) -> None:
+        """Count a draw of the pool."""
+        self.whole += draw.ending == "whole"
+        self.cut_off += draw.ending == "cut off"
+        self.unknown += draw.ending == "unknown"
+
 
 @dataclass(frozen=True)
 class SamplingTask:
-    """What a sampler has to draw, and what it calls with the results."""
+    """What a sampler has to draw. It calls `record` with every reply before it sends the next request."""
 
     jobs: Sequence[Job]
     settings: SamplingSettings
     record: Callable[[list[Reply]], None]
-    """Called with every reply before the next request starts in its place."""
     report: SampleReport
-    """Counts requests, retries and failed draws."""
 
 
 class Sampler(Protocol):

@@ -10,14 +10,14 @@ from scipy.stats import rankdata
 
 @dataclass(frozen=True)
 class RankAgreement:
-    """Spearman's rank correlation inside each group, averaged over groups."""
+    """Spearman's rank correlation inside each group, averaged over the `groups` that both scorers rank.
+
+    `same_best` is the share of these groups in which both scorers have a best response in common.
+    """
 
     correlation: float
-    """In [-1, 1]; nan if no group can be ranked by both."""
     groups: int
-    """Number of groups that both scorers rank: at least two responses, and not all with the same score."""
     same_best: float
-    """The share of these groups in which both scorers have a best response in common. Several may tie for best."""
 
     def summary(self, first: str, other: str) -> str:
         """Return one line for the log."""
@@ -30,13 +30,7 @@ class RankAgreement:
 
 
 def rank_agreement(first: Iterable[Sequence[float]], other: Iterable[Sequence[float]]) -> RankAgreement:
-    """Compare two lists of scores per group.
-
-    Example:
-
-    >>> rank_agreement([[1, 2, 3], [0, 1]], [[10, 20, 30], [5, 4]])
-    RankAgreement(correlation=0.0, groups=2, same_best=0.5)
-    """
+    """Compare two lists of scores per group."""
     correlations: list[float] = []
     same = 0
     for a, b in zip(first, other, strict=True):

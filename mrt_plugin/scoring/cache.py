@@ -5,20 +5,20 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-logger = logging.getLogger(__name__)
+from mrt_plugin.groups.keys import digest
 
-FILE = "scores.sqlite3"
+logger = logging.getLogger(__name__)
 
 WAIT_SECONDS = 120
 """Seconds to wait for another process that is writing."""
-
 _AT_ONCE = 500
 """Number of keys looked up in one query; SQLite allows at least 999."""
 
@@ -27,18 +27,20 @@ class CacheError(OSError):
     """The cache cannot be read or written. The message names the file and says what to do."""
 
 
+entry_key = partial(digest, size=16)
+"""Return the key of a result, computed from the content that the result depends on."""
+
+
 def cache_directory(directory: str | Path | None = None) -> Path:
     """Return the cache's directory: `directory`, else $MRT_CACHE, else `mrt-plugin` in $XDG_CACHE_HOME or ~/.cache."""
-    if directory is not None:
-        return Path(directory).expanduser()
-    if os.environ.get("MRT_CACHE"):
-        return Path(os.environ["MRT_CACHE"]).expanduser()
+    given = os.environ.get("MRT_CACHE") or None if directory is None else directory
+    if given is not None:
+        return Path(given).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mrt-plugin"
 
 
 def cache_file(directory: str | Path | None = None) -> Path:
-    """Return the cache's file."""
-    return cache_directory(directory) / FILE
+    return cache_directory(directory) / "scores.sqlite3"
 
 
 class ScoreCache:
@@ -46,29 +48,15 @@ class ScoreCache:
 
     Entries of a finished `put` survive `kill -9` of the process: each call is a transaction, with a write-ahead log.
     Any number of processes on one machine may share the file. A network file system does not work, because SQLite's
-    log needs shared memory. Every entry has a checksum of key and value; a damaged entry counts as absent. A damaged
-    file is renamed and a new one is created.
-
-    Args:
-        directory: created if it is missing; see `cache_directory` for the default.
-
-    Raises:
-        CacheError: if the directory or the file cannot be used, here and in every method.
-
-    Example:
-
-    ```python
-    cache = ScoreCache("cache")
-    cache.put({b"key": np.ones(3, np.float32)})
-    cache.get([b"key", b"other"])  # {b"key": array([1., 1., 1.], dtype=float32)}
-    ```
+    log needs shared memory. A damaged entry counts as absent. A damaged file is renamed and a new one is created.
     """
 
     def __init__(self, directory: str | Path | None = None) -> None:
         self.path = cache_file(directory)
         self._connection: sqlite3.Connection | None = None
         self._process = os.getpid()
-        self._open()
+        with self._errors():
+            pass  # opened
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
         """Return the undamaged entries found among `keys`: float32 [n] each."""
@@ -91,10 +79,8 @@ class ScoreCache:
 
     def put(self, entries: Mapping[bytes, np.ndarray]) -> None:
         """Store all entries or, if the process dies during the call, none. An existing entry is replaced."""
-        rows = []
-        for key, array in entries.items():
-            value = np.ascontiguousarray(array, dtype="<f4").tobytes()
-            rows.append((key, value, _checksum(key, value)))
+        values = {key: np.ascontiguousarray(array, dtype="<f4").tobytes() for key, array in entries.items()}
+        rows = [(key, value, _checksum(key, value)) for key, value in values.items()]
         with self._errors() as connection, connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("INSERT OR REPLACE INTO entry VALUES (?, ?, ?)", rows)
@@ -102,12 +88,6 @@ class ScoreCache:
     def __len__(self) -> int:
         with self._errors() as connection:
             return int(connection.execute("SELECT count(*) FROM entry").fetchone()[0])
-
-    def close(self) -> None:
-        """Close the file; the next use opens it again."""
-        if self._connection is not None and self._process == os.getpid():
-            self._connection.close()
-        self._connection = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
@@ -117,55 +97,48 @@ class ScoreCache:
 
     @contextmanager
     def _errors(self) -> Iterator[sqlite3.Connection]:
-        """Yield this process's connection, and convert errors to messages that say what to do.
-
-        A connection of SQLite must not be used after a fork.
-        """
-        if self._connection is None or self._process != os.getpid():
-            self._open()
-        assert self._connection is not None
+        """Yield this process's connection, and convert errors to messages that say what to do."""
         try:
+            if self._connection is None or self._process != os.getpid():  # it must not be used after a fork
+                self._connection, self._process = self._open(), os.getpid()
             yield self._connection
-        except sqlite3.Error as problem:
-            raise self._explained(problem) from problem
-
-    def _open(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._connection = _connect(self.path)
-            except sqlite3.DatabaseError as problem:
-                if isinstance(problem, sqlite3.OperationalError):
-                    raise
-                _set_aside(self.path)
-                self._connection = _connect(self.path)
         except (OSError, sqlite3.Error) as problem:
-            raise self._explained(problem) from problem
-        self._process = os.getpid()
+            remedy = "Choose another directory with `score_cache`, or with the environment variable MRT_CACHE."
+            if "full" in str(problem):
+                remedy = "Free some space and run the same command again: what was finished is kept. Or: " + remedy
+            elif "malformed" in str(problem) or "not a database" in str(problem):
+                remedy = f"The file is damaged: delete {self.path} and run the same command again."
+            what = f"The cache of embeddings and scores {self.path} cannot be used ({problem})."
+            raise CacheError(f"{what} {remedy}") from problem
 
-    def _explained(self, problem: Exception) -> CacheError:
-        remedy = "Choose another directory with `score_cache`, or with the environment variable MRT_CACHE."
-        if "full" in str(problem):
-            remedy = "Free some space and run the same command again: what was finished is kept. Or: " + remedy
-        elif "malformed" in str(problem) or "not a database" in str(problem):
-            remedy = f"The file is damaged: delete {self.path} and run the same command again."
-        return CacheError(f"The cache of embeddings and scores {self.path} cannot be used ({problem}). {remedy}")
-
-
-def entry_key(*parts: bytes) -> bytes:
-    """Return the 16-byte key of a result, computed from the content that the result depends on."""
-    state = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
-    return state.digest()
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return _connect(self.path)
+        except sqlite3.DatabaseError as problem:
+            if isinstance(problem, sqlite3.OperationalError):
+                raise
+        aside = self.path.with_name(self.path.name + ".damaged")
+        logger.warning("%s is damaged: it is now %s, and a new cache is begun.", self.path, aside.name)
+        os.replace(self.path, aside)
+        for ending in ("-wal", "-shm"):
+            self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
+        return _connect(self.path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     # isolation_level=None: transactions begin and end explicitly.
     connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+    deadline = time.monotonic() + WAIT_SECONDS
     try:
-        _use_wal(connection)
+        while True:  # SQLite does not wait here while another process switches a new file to a write-ahead log
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.OperationalError as problem:
+                if "locked" not in str(problem) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
         connection.execute("PRAGMA synchronous=NORMAL")
         connection.execute("PRAGMA cache_size=-131072")  # 128 MiB, for the index of many millions of entries
         # Entries are stored in the order of writing, which is about the order of reading. The index is separate.
@@ -176,31 +149,5 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """Switch to a write-ahead log. SQLite does not wait here while another process does the same to a new file."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as problem:
-            if "locked" not in str(problem) or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
-
-
-def _set_aside(path: Path) -> None:
-    aside = path.with_name(path.name + ".damaged")
-    logger.warning("%s is damaged: it is now %s, and a new cache is begun.", path, aside.name)
-    os.replace(path, aside)
-    for ending in ("-wal", "-shm"):
-        path.with_name(path.name + ending).unlink(missing_ok=True)
-
-
 def _checksum(key: bytes, value: bytes) -> bytes:
     return hashlib.blake2b(value, digest_size=8, key=key).digest()
-
-
-def chunks(items: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
-    """Return consecutive slices of at most `size` items."""
-    return (items[begin : begin + size] for begin in range(0, len(items), size))

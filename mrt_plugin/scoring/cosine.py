@@ -8,18 +8,14 @@ from mrt_plugin.scoring.embedders import Embedder
 
 HUGE = 1e200
 """Vectors with squared lengths between 1e-200 and 1e200 are not rescaled before they are multiplied."""
-
 CELLS = 2**15
 """Number of cosines computed at a time: 256 KiB of float64, which stay in a core's cache."""
 
 
 def unit_vectors(vectors: np.ndarray) -> np.ndarray:
-    """Scale the rows to length 1 and return them as float64 [n, dim]. A row of zeros stays 0.
-
-    Each row is first divided by its largest absolute value, because the square of 1e200 is infinite and that of
-    1e-200 is 0.
-    """
+    """Scale the rows to length 1 and return them as float64 [n, dim]. A row of zeros stays 0."""
     vectors = np.asarray(vectors, dtype=np.float64)
+    # First by the largest absolute value: the square of 1e200 is infinite, that of 1e-200 is 0.
     largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)
     vectors = vectors / np.where(largest > 0, largest, 1)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -27,15 +23,13 @@ def unit_vectors(vectors: np.ndarray) -> np.ndarray:
 
 
 def cosine_matrix(texts: list[str], embedder: Embedder) -> np.ndarray:
-    """Return the cosines of one list of texts, [N, N]; see `cosine_matrices`."""
     return cosine_matrices([texts], embedder)[0]
 
 
 def cosine_matrices(lists: Sequence[list[str]], embedder: Embedder) -> list[np.ndarray]:
-    """Return the cosines of the texts' embeddings, float64 [N, N] for each list of N texts.
+    """Return the cosines of the texts' embeddings, float64 [N, N] for each list of N texts, rounded to 6 digits.
 
-    They are rounded to 6 digits to remove round-off. Equal texts have cosine 1. A text whose vector is 0 has cosine 0
-    with all others. The embedder is called once for each list, on its distinct texts.
+    Equal texts have cosine 1. A text whose vector is 0 has cosine 0 with all others.
     """
     distinct = [texts if len(set(texts)) == len(texts) else list(dict.fromkeys(texts)) for texts in lists]
     found: list[np.ndarray] = [np.empty(0)] * len(lists)
@@ -67,7 +61,7 @@ def cosine_matrices(lists: Sequence[list[str]], embedder: Embedder) -> list[np.n
 
 
 def _equal_sizes(lists: Sequence[list[str]]) -> Iterator[tuple[int, list[int]]]:
-    """Yield sizes, and the indices of lists of that size: few enough that their cosines have at most `CELLS` cells."""
+    """Yield sizes, and the indices of lists of that size, with at most `CELLS` cosines."""
     by_size: dict[int, list[int]] = {}
     for index, texts in enumerate(lists):
         by_size.setdefault(len(texts), []).append(index)
@@ -91,17 +85,7 @@ def _scale(block: np.ndarray) -> None:
 
 
 def coverage(samples: np.ndarray, references: np.ndarray) -> float:
-    """Return the coverage of the references: the mean over references of the best cosine to a sample.
-
-    Defined as in the project's design page, after arXiv 2606.00544.
-
-    Args:
-        samples: [M, dim], the embeddings of one prompt's M samples. Vectors may have any length; a zero vector has
-            cosine 0.
-        references: [R, dim], the embeddings of the prompt's R reference responses.
-
-    Raises:
-        ValueError: if there are no samples or no references, or their dimensions differ.
+    """Return the mean over references [R, dim] of the best cosine to a sample [M, dim] (arXiv 2606.00544).
 
     Example:
 
@@ -112,29 +96,12 @@ def coverage(samples: np.ndarray, references: np.ndarray) -> float:
 
 
 def alignment(samples: np.ndarray, references: np.ndarray) -> float:
-    """Return the alignment of the samples: the mean over samples of the best cosine to a reference.
-
-    Arguments and errors are those of `coverage`.
-
-    Example:
-
-    >>> alignment(np.array([[1.0, 0.0]]), np.array([[2.0, 0.0], [0.0, 1.0]]))
-    1.0
-    """
+    """Return the mean over samples [M, dim] of the best cosine to a reference [R, dim]."""
     return coverage(references, samples)
 
 
 def diversity(samples: np.ndarray) -> float:
-    """Return 1 minus the mean cosine over all pairs of samples; NaN with fewer than two samples.
-
-    Args:
-        samples: [M, dim], the embeddings of one prompt's M samples.
-
-    Example:
-
-    >>> diversity(np.array([[1.0, 0.0], [0.0, 1.0]]))
-    1.0
-    """
+    """Return 1 minus the mean cosine over all pairs of samples [M, dim]; NaN with fewer than two samples."""
     count = len(samples)
     if count < 2:
         return float("nan")
@@ -166,12 +133,6 @@ def nearest_cosines(vectors: np.ndarray) -> np.ndarray:
 
 
 def cosines(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Return the cosines [len(rows), len(columns)].
-
-    Raises:
-        ValueError: if either is empty.
-    """
     if not len(rows) or not len(columns):
         raise ValueError("Coverage and alignment need at least one sample and one reference.")
-    found: np.ndarray = unit_vectors(rows) @ unit_vectors(columns).T
-    return found
+    return np.asarray(unit_vectors(rows) @ unit_vectors(columns).T)

@@ -15,25 +15,21 @@ from mrt_plugin.scoring.cache import ScoreCache
 
 SENTENCE_TRANSFORMERS_DEFAULT = "sentence-transformers/all-MiniLM-L6-v2"
 """The embedder of "Escaping the Mode Lottery" (arXiv 2606.00544)."""
-
 LEXICAL_DIMENSION = 4096
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """A named function from n texts to an array [n, dim].
-
-    `forks` says whether it may run in several processes at the same time (`num_proc`).
-    """
+    """A named function from n texts to an array [n, dim]. If it `forks`, several processes may run it at once."""
 
     name: str
     embed: Callable[[list[str]], Any]
     forks: bool
     prepare: Callable[[Iterable[list[str]]], None] | None = None
-    """Computes the vectors of many texts in advance, given as lists. For an embedder with a cache."""
+    """With a cache: compute the vectors of many texts in advance."""
 
     def threads(self) -> int | None:
-        """Return the number of threads of its model in this process; None for a function without a model."""
+        """Return the number of threads of its model; None for a function without a model."""
         if self.prepare is None:
             return None
         import torch
@@ -41,17 +37,12 @@ class Embedder:
         return torch.get_num_threads()
 
     def __call__(self, texts: list[str]) -> np.ndarray:
-        """Return the vectors of some texts as float64 [n, dim].
-
-        Raises:
-            ValueError: if the embedder returns another shape, or numbers that are not finite.
-        """
+        """Return the vectors of some texts, float64 [n, dim]. Refuse other shapes and numbers that are not finite."""
         vectors = self.shaped(texts)
         self.check_finite(vectors, texts)
         return vectors.astype(np.float64, copy=False)
 
     def shaped(self, texts: list[str]) -> np.ndarray:
-        """Return the vectors [n, dim] without a look at their numbers."""
         vectors = np.asarray(self.embed(texts))
         if vectors.ndim != 2 or len(vectors) != len(texts):
             raise ValueError(
@@ -61,7 +52,6 @@ class Embedder:
         return vectors
 
     def check_finite(self, vectors: np.ndarray, texts: list[str]) -> None:
-        """Raise ValueError that names the first text whose vector is not finite."""
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
             raise ValueError(
@@ -111,14 +101,7 @@ def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: st
 
 
 def lexical(texts: list[str]) -> np.ndarray:
-    """Embed texts by hashed character n-grams, that is by their spelling. Each vector depends only on its own text.
-
-    The features are counts of 3- and 4-grams inside words, damped by log(1 + count). On real pools, the cosines of a
-    prompt's responses rank like those of all-MiniLM-L6-v2 with a mean Spearman correlation of 0.6.
-
-    Returns:
-        float32 [n, 4096], rows of length 1.
-    """
+    """Embed each text by log(1 + count) of its hashed 3- and 4-grams of characters: float32 [n, 4096], of length 1."""
     vocabulary: dict[str, int] = {}
     words: list[int] = []
     ends = [0]

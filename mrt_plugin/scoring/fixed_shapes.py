@@ -1,32 +1,56 @@
-"""Batches of fixed shapes, so that a model's result for a text does not depend on the other texts in the batch.
+"""Results of a model for texts, from the cache or computed in batches of fixed shapes.
 
 The shape of a matrix product decides which kernel computes it, and so the last digits of the result. Therefore a text
-is always padded to a length that depends only on its own length. A batch of that length always has the same number of
-rows. A text then gets the same numbers, bit for bit, with any other texts and at any place in the batch. This holds on
-the same machine with the same number of threads.
+is always padded to a length that depends only on its own length, and a batch of that length always has the same number
+of rows. A text then gets the same numbers, bit for bit, on the same machine with the same number of threads.
 
 The number of rows is 1, or a power of two that is at least 4. Kernels process rows in blocks and compute the remaining
-rows differently, so with other numbers a result would depend on the place in the batch. This was measured on a layer
-with one output, like the last layer of a reward model. For the same text, the last of 85 rows differed from the first
-in the last digit. The same happened with 2, 3, 5, 21 and 42 rows.
+rows differently: with 2, 3, 5, 21, 42 or 85 rows, the last row differed from the first in the last digit.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
-TOKENS_CPU = 2048
-"""Tokens of a batch on CPU, including padding. Small, so that little work is wasted on a pool of a few texts."""
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
 
-TOKENS_GPU = 16384
+from mrt_plugin.scoring.cache import ScoreCache
+
+T = TypeVar("T")
+
+CHUNK = 8192
+"""Number of texts that are sorted by length and processed together: about 12 MiB of vectors of 384 numbers."""
+
+
+def through_cache(
+    store: ScoreCache,
+    items: Mapping[bytes, T],
+    run: Callable[[list[T]], Iterable[tuple[list[int], np.ndarray]]],
+    advance: Callable[[int], Any] = lambda count: None,
+) -> dict[bytes, np.ndarray]:
+    """Return each item's result by key, from the cache where it has it.
+
+    `run` yields indices and results, batch by batch. Every finished batch is stored immediately, so that a run that
+    was killed does not compute it again. Results that are not finite are never stored. `advance` counts the results.
+    """
+    found = store.get(list(items))
+    advance(len(found))
+    missing = [key for key in items if key not in found]
+    for begin in range(0, len(missing), CHUNK):
+        some = missing[begin : begin + CHUNK]
+        for indices, results in run([items[key] for key in some]):
+            done = {some[index]: result for index, result in zip(indices, results, strict=True)}
+            if np.isfinite(results).all():
+                store.put(done)
+            found.update(done)
+            advance(len(done))
+    return found
 
 
 def padded_length(length: int, longest: int | None = None) -> int:
-    """Return the length that a text of `length` tokens is padded to: 16, 24, 32, 48, 64, 96, ..., up to `longest`.
-
-    Example:
-
-    >>> [padded_length(length) for length in (1, 17, 24, 33, 100, 129)]
-    [16, 24, 24, 48, 128, 192]
-    """
+    """Return the length that a text of `length` tokens is padded to: 16, 24, 32, 48, 64, 96, ..., up to `longest`."""
     size = 16
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size // 3 * 4
@@ -36,21 +60,9 @@ def padded_length(length: int, longest: int | None = None) -> int:
 def fixed_batches(
     lengths: Sequence[int], *, tokens: int, longest: int | None = None
 ) -> Iterator[tuple[int, list[int], int]]:
-    """Group texts of similar length into batches.
+    """Group texts of these lengths, at most `longest`, into batches of at most `tokens` tokens, the longest first.
 
-    Args:
-        lengths: tokens of each text.
-        tokens: maximum tokens of a batch, including padding.
-        longest: the model's limit, in tokens. No text exceeds it.
-
-    Yields:
-        The padded length, the indices of the texts, and the number of rows that the batch must have. Fill missing
-        rows with any text. Long texts come first, so that a machine with too little memory fails immediately.
-
-    Example:
-
-    >>> list(fixed_batches([3, 30, 5], tokens=64))
-    [(32, [1], 1), (16, [0, 2], 4)]
+    Yields the padded length, the indices of the texts, and the number of rows. Fill missing rows with any text.
     """
     by_length: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
@@ -60,3 +72,22 @@ def fixed_batches(
         rows = 1 if fitting < 4 else 1 << (fitting.bit_length() - 1)
         for begin in range(0, len(indices), rows):
             yield padded, indices[begin : begin + rows], rows
+
+
+def tokens_at_once(device: torch.device) -> int:
+    """Return the tokens of a batch, including padding: few on CPU, so that little is wasted on a pool of few texts."""
+    return 2048 if device.type == "cpu" else 16384
+
+
+def contents(model: torch.nn.Module, tokenizer: Any) -> tuple[bytes, bytes]:
+    """Return a digest of a model's weights (a second per gigabyte), and all that affects how its tokenizer works."""
+    state = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if isinstance(tensor, torch.Tensor):
+            state.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return state.digest(), type(tokenizer).__name__.encode()
+    words = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else str(sorted(tokenizer.get_vocab().items()))
+    rest = (tokenizer.chat_template, tokenizer.padding_side, tokenizer.special_tokens_map)
+    return state.digest(), f"{words} {rest}".encode()

@@ -1,26 +1,17 @@
 """Scores of a reward model: any sequence classifier with one label, in batches of fixed shapes, with a cache."""
 
-import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from mrt_plugin.encoding.messages import prompt_messages, response_messages
-from mrt_plugin.groups.batches import BYTES, text_size
 from mrt_plugin.groups.keys import canonical
 from mrt_plugin.groups.messages import message_text, response_text
-from mrt_plugin.scoring.cache import ScoreCache, chunks, entry_key
-from mrt_plugin.scoring.fixed_shapes import TOKENS_CPU, TOKENS_GPU, fixed_batches
-from mrt_plugin.scoring.model_content import model_content, tokenizer_content
-
-logger = logging.getLogger(__name__)
-
-CHUNK = 4096
-"""Number of pairs that are sorted by length and processed together."""
+from mrt_plugin.scoring.cache import ScoreCache, entry_key
+from mrt_plugin.scoring.fixed_shapes import contents, fixed_batches, through_cache, tokens_at_once
 
 FORMAT = "1"
 """Increase this when the text of a pair or its truncation changes. Older entries of the cache are then not used."""
@@ -34,98 +25,34 @@ class RewardModel:
 
     With a chat template, prompt and response form one conversation. Without one, they are the two texts of a pair, as
     for cross-encoders. A conversation that is longer than the model's limit loses its beginning, so that the end of
-    the response is always seen. A warning gives the number of such conversations.
-
-    Args:
-        name: the name or path of a model for sequence classification with one label.
-        store: the cache of scores.
-        trust_remote_code: run code that comes with the model.
-        device: by default a GPU, if there is one.
-
-    Raises:
-        ValueError: if there is no such model, or it has several labels.
-
-    Example:
-
-    ```python
-    model = RewardModel("path/to/reward-model", ScoreCache("cache"))
-    model("What is 2 + 2?", ["4", "5"])  # array([ 1.7, -0.4])
-    ```
+    the response is always seen. `cut` counts such conversations.
     """
 
-    def __init__(
-        self, name: str, store: ScoreCache, *, trust_remote_code: bool = False, device: str | None = None
-    ) -> None:
-        self.name, self.store = name, store
+    def __init__(self, name: str, store: ScoreCache, *, trust_remote_code: bool = False) -> None:
+        self.store, self.cut = store, 0
         self.model, self.tokenizer = _load(name, trust_remote_code)
-        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         limits = [self.tokenizer.model_max_length, getattr(self.model.config, "max_position_embeddings", None)]
         self.longest = min(limit for limit in limits if limit is not None)
-        content = (model_content(self.model), tokenizer_content(self.tokenizer))
+        content = contents(self.model, self.tokenizer)
         self.fingerprint = entry_key(b"reward", FORMAT.encode(), str(self.longest).encode(), *content)
-        self.cut = 0
-        """Number of conversations that lost their beginning."""
-
-    def __call__(self, prompt: Any, responses: list[Any]) -> np.ndarray:
-        """Return the scores of one group, float64 [N]."""
-        return self.score([(prompt, response) for response in responses])
-
-    def score_groups(self, groups: Iterable[dict[str, Any]], total: int | None = None) -> Iterator[list[float]]:
-        """Yield the scores of each group, in order. `total` is the number of groups, for the progress bar."""
-        waiting: list[int] = []
-        pairs: list[Conversation] = []
-        with tqdm(desc=f"Scoring ({self.name})", unit=" groups", total=total, delay=2) as bar:
-
-            def flush() -> Iterator[list[float]]:
-                scores = self.score(pairs).tolist()
-                place = 0
-                for size in waiting:
-                    yield scores[place : place + size]
-                    place += size
-                bar.update(len(waiting))
-                waiting.clear()
-                pairs.clear()
-
-            held = 0
-            for group in groups:
-                waiting.append(len(group["responses"]))
-                pairs += [(group["prompt"], response) for response in group["responses"]]
-                held += text_size(group["responses"])
-                if len(pairs) >= CHUNK or held >= BYTES:
-                    yield from flush()
-                    held = 0
-            yield from flush()
-        if self.cut:
-            logger.warning(
-                "%s: %d conversations are longer than the %d tokens that it takes, and lost their beginning.",
-                self.name,
-                self.cut,
-                self.longest,
-            )
 
     def score(self, pairs: Sequence[Conversation]) -> np.ndarray:
         """Return the scores, float64 [n], from the cache where it has them."""
         keys = [entry_key(self.fingerprint, canonical(prompt), canonical(response)) for prompt, response in pairs]
-        found = self.store.get(list(dict.fromkeys(keys)))
-        missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in found}
-        for some in chunks(list(missing), CHUNK):
-            for indices, scores in self._run([missing[key] for key in some]):
-                done = {some[index]: scores[[place]] for place, index in enumerate(indices)}
-                if np.isfinite(scores).all():
-                    self.store.put(done)
-                found.update(done)
+        found = through_cache(self.store, dict(zip(keys, pairs, strict=True)), self._run)
         return np.array([found[key][0] for key in keys], dtype=np.float64)
 
     def _run(self, pairs: list[Conversation]) -> Iterator[tuple[list[int], np.ndarray]]:
         encoded = [self._encode(pair) for pair in pairs]
         lengths = [len(item["input_ids"]) for item in encoded]
-        tokens = TOKENS_CPU if self.model.device.type == "cpu" else TOKENS_GPU
+        tokens = tokens_at_once(self.model.device)
         for padded, indices, rows in fixed_batches(lengths, tokens=tokens, longest=self.longest):
             batch = [encoded[index] for index in indices] + [encoded[indices[0]]] * (rows - len(indices))
             features = self.tokenizer.pad(batch, padding="max_length", max_length=padded, return_tensors="pt")
             with torch.inference_mode():
                 logits = self.model(**features.to(self.model.device)).logits
-            yield indices, logits[: len(indices), 0].float().cpu().numpy()
+            yield indices, logits[: len(indices), :1].float().cpu().numpy()
 
     def _encode(self, pair: Conversation) -> dict[str, list[int]]:
         prompt, response = pair

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
+from tqdm.auto import tqdm
 
 from mrt_plugin.engine import check_engine, map_batches
 from mrt_plugin.extension import load_function
+from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.options import Engine
 from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.cache import ScoreCache, cache_directory
@@ -81,10 +83,7 @@ def score_columns(
     trust_remote_code: bool = False,
     engine: Engine = "local",
 ) -> dict[str, Dataset]:
-    """Return a dataset with the column `scores` for each scorer, by the scorer's name.
-
-    Arguments and errors are those of `score_groups`.
-    """
+    """Return a dataset with the column `scores` for each scorer by name. Takes the arguments of `score_groups`."""
     check_engine(engine)
     columns: dict[str, Dataset] = {}
     for one in scorer_list(scorer):
@@ -107,20 +106,13 @@ def with_scores(groups: Dataset, scores: Dataset) -> Dataset:
 
 
 def scorer_list(scorer: Scorer | Sequence[Scorer]) -> list[Scorer]:
-    """Return the scorers that an option names.
-
-    Example:
-
-    >>> scorer_list("path/to/model, my_module:score")
-    ['path/to/model', 'my_module:score']
-    """
+    """Return the scorers that an option names, several with commas."""
     if isinstance(scorer, str):
         return [part.strip() for part in scorer.split(",") if part.strip()]
     return [scorer] if callable(scorer) else list(scorer)
 
 
 def scorer_name(scorer: Scorer) -> str:
-    """Return a scorer's name for messages and manifests."""
     return scorer if isinstance(scorer, str) else getattr(scorer, "__qualname__", type(scorer).__name__)
 
 
@@ -129,19 +121,20 @@ _MODEL_SCORES = Features({**_SCORES, "cut": Value("int64")})
 
 BATCH = 32
 """Groups per batch of a function: between two steps of the progress bar, and per message to a worker."""
-
 MODEL_BATCH = 256
-"""Groups per batch of a model on Ray: enough texts of similar length to fill the model's batches."""
+"""Groups per batch of a model: enough texts of similar length to fill the model's batches."""
 
 
 def _by_model(
     groups: Dataset, name: str, score_cache: str | Path | None, trust_remote_code: bool, engine: Engine
 ) -> Dataset:
+    wanted = groups.select_columns(["id", "prompt", "responses"])
+    cut_message = "%s: %d conversations are longer than%s it takes, and lost their beginning."
     if engine == "ray":
         import torch
 
         answered = map_batches(
-            groups.select_columns(["id", "prompt", "responses"]),
+            wanted,
             score_batch,
             {"name": name, "directory": str(cache_directory(score_cache).absolute()), "trust": trust_remote_code},
             _MODEL_SCORES,
@@ -151,60 +144,46 @@ def _by_model(
             threads=torch.get_num_threads(),
         )
         if any(answered["cut"]):
-            logger.warning(
-                "%s: %d conversations are longer than it takes, and lost their beginning.", name, sum(answered["cut"])
-            )
+            logger.warning(cut_message, name, sum(answered["cut"]), "")
         return answered.select_columns(["scores"])
     from mrt_plugin.scoring.reward_model import RewardModel
 
     model = RewardModel(name, ScoreCache(score_cache), trust_remote_code=trust_remote_code)
-    wanted = groups.select_columns(["prompt", "responses"])
-    ids = groups["id"]
-    scores = []
-    for place, given in enumerate(model.score_groups(iter(wanted), total=len(groups))):
-        _check(given, len(given), name, ids[place])
-        scores.append(given)
+    scores: list[list[float]] = []
+    with tqdm(desc=f"Scoring ({name})", unit=" groups", total=len(groups), delay=2) as bar:
+        for batch in wanted.iter(batch_size(wanted, MODEL_BATCH)):
+            scores += _score_with(model, batch, name)
+            bar.update(len(scores) - bar.n)
+    if model.cut:
+        logger.warning(cut_message, name, model.cut, f" the {model.longest} tokens that")
     return Dataset.from_dict({"scores": scores}, features=_SCORES)
 
 
 def score_batch(batch: dict[str, list[Any]], *, name: str, directory: str, trust: bool) -> dict[str, list[Any]]:
-    """Score a batch of groups with a reward model. Input and output are columns. Stateless except for the cache.
+    """Score the columns `id`, `prompt` and `responses` with a reward model. Stateless except for its cache.
 
-    Args:
-        batch: the columns `id`, `prompt` and `responses`.
-        name: the reward model.
-        directory: the directory of the cache.
-        trust: run code that comes with the model.
-
-    Returns:
-        The columns `scores` and `cut`. `cut` is the number of conversations that lost their beginning; the first
-        group holds the number of the batch, the others 0.
+    Returns the columns `scores` and `cut`: in the first row the conversations of the batch that lost their beginning.
     """
     model = _reward_model(name, directory, trust)
     before = model.cut
-    sizes = [len(responses) for responses in batch["responses"]]
-    given = model.score(
-        [
-            (prompt, response)
-            for prompt, responses in zip(batch["prompt"], batch["responses"], strict=True)
-            for response in responses
-        ]
-    )
-    scores = np.split(given, np.cumsum(sizes)[:-1])
-    for group, size, some in zip(batch["id"], sizes, scores, strict=True):
-        _check(some, size, name, group)
-    return {
-        "scores": [some.tolist() for some in scores],
-        "cut": [model.cut - before] + [0] * (len(sizes) - 1),
-    }
+    scores = _score_with(model, batch, name)
+    return {"scores": scores, "cut": [model.cut - before] + [0] * (len(scores) - 1)}
 
 
-@cache
+@cache  # a worker loads its model once
 def _reward_model(name: str, directory: str, trust: bool) -> Any:
-    """Load a worker's model once."""
     from mrt_plugin.scoring.reward_model import RewardModel
 
     return RewardModel(name, ScoreCache(directory), trust_remote_code=trust)
+
+
+def _score_with(model: Any, batch: Any, name: str) -> list[list[float]]:
+    groups = list(zip(batch["prompt"], batch["responses"], strict=True))
+    given = model.score([(prompt, response) for prompt, responses in groups for response in responses])
+    scores = np.split(given, np.cumsum([len(responses) for _, responses in groups])[:-1])
+    for group, (_, responses), some in zip(batch["id"], groups, scores, strict=True):
+        _check(some, len(responses), name, group)
+    return [some.tolist() for some in scores]
 
 
 def _by_function(groups: Dataset, scorer: Scorer, num_proc: int | None, engine: Engine) -> Dataset:
@@ -223,11 +202,9 @@ def _by_function(groups: Dataset, scorer: Scorer, num_proc: int | None, engine: 
 
 
 def ask_batch(batch: dict[str, list[Any]], *, scorer: Scorer) -> dict[str, list[Any]]:
-    """Score a batch of groups with a user's function. Input and output are columns.
+    """Score the columns `id`, `prompt` and `responses` with a user's function, given by name or itself.
 
-    Args:
-        batch: the columns `id`, `prompt` and `responses`.
-        scorer: the function or its name. A function that is loaded by name does not have to be pickled for a worker.
+    Returns the column `scores`. A function that is loaded by name does not have to be pickled for a worker.
     """
     function = load_function(scorer) if isinstance(scorer, str) else scorer
     answer = []
@@ -238,8 +215,7 @@ def ask_batch(batch: dict[str, list[Any]], *, scorer: Scorer) -> dict[str, list[
     return {"scores": answer}
 
 
-def _check(scores: Any, count: int, name: str, group: str) -> None:
-    scores = np.asarray(scores)
+def _check(scores: np.ndarray, count: int, name: str, group: str) -> None:
     if scores.shape != (count,) or not np.isfinite(scores).all():
         raise ValueError(
             f"{name} gave {scores.tolist()} for the {count} responses of group {group}: "

@@ -7,23 +7,7 @@ from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 
 def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
-    """Return K weights with mean 1: w_j = K · exp(score_j / T) / sum_i exp(score_i / T).
-
-    With a mean of 1, the size of the loss and a group's share of it are the same as without weights. As T approaches
-    0, only the best response is trained. As T approaches infinity, all weights become equal.
-
-    Args:
-        scores: scores of the K responses that are trained.
-        temperature: T > 0, in the unit of the scores.
-
-    Raises:
-        ValueError: if the temperature is not above 0.
-
-    Example:
-
-    >>> [round(weight, 3) for weight in softmax_weights([0.0, 1.0], temperature=1.0)]
-    [0.538, 1.462]
-    """
+    """Return K weights with mean 1: w_j = K · exp(score_j / T) / sum_i exp(score_i / T), for a temperature T > 0."""
     if not temperature > 0:
         raise ValueError(f"weight_temperature={temperature!r} must be above 0.")
     if not len(scores):
@@ -31,16 +15,11 @@ def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
     given = np.asarray(scores, dtype=np.float64)
     with np.errstate(over="ignore", under="ignore"):
         powers = np.exp((given - given.max()) / temperature)
-    weights: list[float] = (powers * (len(given) / powers.sum())).tolist()
-    return weights
+    return list((powers * (len(given) / powers.sum())).tolist())
 
 
 def weigh_groups(groups: Dataset, temperature: float) -> Dataset:
-    """Return the groups with a column `weights` computed from their scores, which replaces an existing one.
-
-    Raises:
-        ValueError: if there are no scores.
-    """
+    """Return the groups with a column `weights` computed from their scores, which replaces an existing one."""
     if "scores" not in groups.column_names:
         raise ValueError("weights='softmax' needs scores: give a column `scores`, or a `scorer`.")
     weights = {"weights": [softmax_weights(scores, temperature) for scores in groups["scores"]]}
