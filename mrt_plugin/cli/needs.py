@@ -1,12 +1,12 @@
 """Refuse command-line options that have no effect without another one."""
 
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any
 
 import typer
 from typer.core import TyperCommand
 
-from mrt_plugin.cli.show import raise_plainly
+from mrt_plugin.cli.show import plain_errors, raise_plainly
 from mrt_plugin.options import NEEDS, MultiResponseOptions, Need, names_of, reads
 from mrt_plugin.sampling.options import EndpointOptions, LocalOptions
 
@@ -97,7 +97,7 @@ ALONE = {
 class CheckedCommand(TyperCommand):
     """Refuse options that were given and have no effect. Defaults never count as given.
 
-    A wrong value is reported in one line with exit status 1, like every other error of a command.
+    Every error that the user can fix is one line, with exit status 1.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -109,19 +109,18 @@ class CheckedCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Check, and run the command."""
-        given = [name for name in ctx.params if ctx.get_parameter_source(name).name != "DEFAULT"]
-        values = SimpleNamespace(**{**vars(MultiResponseOptions()), **ctx.params})
-        alone, beside = ALONE.get(str(ctx.info_name), (None, ()))
-        others = [name for name in given if alone in given and name not in (alone, *beside)]
-        if others:
-            self._refuse(ctx, others[0], f"a run without {_flag(str(alone))}")
-        for need in COMMANDS.get(str(ctx.info_name), ()):
-            idle = [name for name in given if name in need.names]
-            if idle and not need.used(values):
-                self._refuse(ctx, idle[0], need.words)
-        return super().invoke(ctx)
-
-    def _refuse(self, ctx: Any, name: str, words: str) -> NoReturn:
-        parameter = next(parameter for parameter in self.params if parameter.name == name)
-        shown = parameter.opts[0] if ctx.params[name] is True else f"{parameter.opts[0]} {ctx.params[name]}"
-        raise_plainly(f"{shown} changes nothing here: it needs {words}.")
+        command, values = str(ctx.info_name), SimpleNamespace(**{**vars(MultiResponseOptions()), **ctx.params})
+        given = [item for item in self.params if ctx.get_parameter_source(item.name).name != "DEFAULT"]
+        alone, beside = ALONE.get(command, ("", ()))
+        needs = list(COMMANDS.get(command, ()))
+        if any(item.name == alone for item in given):
+            others = tuple(str(item.name) for item in given if item.name not in (alone, *beside))
+            needs.insert(0, Need(others, lambda o: False, f"a run without {_flag(alone)}"))
+        for need in needs:
+            idle = next((item for item in given if item.name in need.names), None)
+            if idle is not None and not need.used(values):
+                value = ctx.params[idle.name]
+                shown = idle.opts[0] if value is True else f"{idle.opts[0]} {value}"
+                raise_plainly(f"{shown} changes nothing here: it needs {need.words}.")
+        with plain_errors():
+            return super().invoke(ctx)
