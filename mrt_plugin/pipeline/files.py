@@ -13,7 +13,6 @@ from mrt_plugin.curation.held_out import SplitReport, split_held_out
 from mrt_plugin.curation.leakage import measure_leakage
 from mrt_plugin.curation.ledger import Entry, Ledger
 from mrt_plugin.curation.mix import Mix, check_proportions, combine
-from mrt_plugin.curation.rule import CurationRule
 from mrt_plugin.curation.run import Curated, curate, reading_entry, write_events
 from mrt_plugin.curation.statistics import statistics
 from mrt_plugin.extension import load_function
@@ -49,8 +48,8 @@ def check_job_paths(job: SelectJob) -> None:
     """Raise ValueError if an output would overwrite another output or an input, or leave an old file behind."""
     named = [item for item in [*scorer_list(job.scorer or []), job.embedder] if isinstance(item, str)]
     rules = [path for rule in parse_rules(job.curation) for path in rule.dependencies()]
-    inputs: list[Named] = [("the pool", file.path) for file in job.pools]
     code = [path for file in job.pools for path in source_files(file.source)]
+    inputs: list[Named] = [("the pool", file.path) for file in job.pools]
     inputs += [("the input", path) for path in [*job.also_read, job.selector, *named, *rules, *code]]
     check_paths(written_by(job), inputs, models=named)
     stale = left_over(job.output, written_by(job))
@@ -125,24 +124,17 @@ def select_file(job: SelectJob) -> SelectResult:
 
 @dataclass(frozen=True)
 class Pools:
-    """The groups of all pools, and the origin of each."""
+    """The groups of all pools, the index of each group's pool, its id there, and the hashes of files as read."""
 
     groups: Dataset
     reports: list[GroupReport]
     owner: list[int]
-    """The index of each group's pool."""
     source_id: list[str]
-    """The id of each group in its pool."""
     sha256: list[str | None]
-    """The SHA-256 of each pool's file as it was read. None for a pool that is not a file."""
 
 
 def read_pools(files: Sequence[PoolFile]) -> Pools:
-    """Read pools and concatenate them.
-
-    Raises:
-        ValueError: if two have the same name, they are not compatible, or one changes while it is read.
-    """
+    """Read pools and concatenate them. ValueError if one changes while it is read."""
     names = [file.name for file in files]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -153,13 +145,9 @@ def read_pools(files: Sequence[PoolFile]) -> Pools:
         if _file_digest(file.path) != digest:
             raise ValueError(f"{file.path} changed while it was read: run again when nothing writes to it.")
     together, _ = combine({name: groups for name, (groups, _) in zip(names, read, strict=True)})
-    return Pools(
-        together,
-        [report for _, report in read],
-        [number for number, (groups, _) in enumerate(read) for _ in range(len(groups))],
-        [name for groups, _ in read for name in groups["id"]],
-        digests,
-    )
+    owner = [number for number, (groups, _) in enumerate(read) for _ in range(len(groups))]
+    source_id = [name for groups, _ in read for name in groups["id"]]
+    return Pools(together, [report for _, report in read], owner, source_id, digests)
 
 
 def _file_digest(path: str) -> str | None:
@@ -169,74 +157,60 @@ def _file_digest(path: str) -> str | None:
 class _Execution:
     """A job on its way from the pools to the selection, and to the files."""
 
+    held_out: Dataset | None = None
+    split: SplitReport | None = None
+
     def __init__(self, job: SelectJob) -> None:
-        self.job, self.rules = job, parse_rules(job.curation)
-        self.pools = read_pools(job.pools)
-        self.train, self.held_out, self.split = self._split()
-        ledger = Ledger([reading_entry(*self.pools.reports)])
-        if self.held_out is not None:
-            ledger.entries.append(_held_out_entry(self.pools.groups, self.held_out))
-        self.curated = curate(
-            self.train,
-            [*self.rules, *self._mixing()],
-            tokenizer=job.tokenizer,
-            seed=job.seed,
-            num_proc=job.num_proc,
-            engine=job.engine,
-            ledger=ledger,
-        )
-        self.chosen = run_selection(self.curated.groups, job, seed=job.seed, num_proc=job.num_proc, engine=job.engine)
+        self.job, self.rules, self.pools = job, parse_rules(job.curation), read_pools(job.pools)
+        pools, ledger = self.pools, Ledger([reading_entry(*self.pools.reports)])
+        workers: dict[str, Any] = {"num_proc": job.num_proc, "engine": job.engine}
+        self.train = pools.groups
+        if job.held_out is not None:
+            self.train, self.held_out, self.split = split_held_out(
+                pools.groups, job.held_out, seed=job.seed, threshold=job.held_out_threshold, num_proc=job.num_proc
+            )
+            entry = Entry("held out", len(pools.groups), sum(pool_sizes(pools.groups)))
+            entry.groups_dropped = entry.reasons["drop: held out"] = len(self.held_out)
+            entry.responses_dropped_with_group = sum(pool_sizes(self.held_out))
+            ledger.entries.append(entry)
+        rules = list(self.rules)
+        if job.proportions is not None:
+            owners = {name: job.pools[owner].name for name, owner in zip(pools.groups["id"], pools.owner, strict=True)}
+            rules.append(Mix(owners=owners, proportions=job.proportions, total=job.total, max_repeats=job.max_repeats))
+        self.curated = curate(self.train, rules, tokenizer=job.tokenizer, seed=job.seed, ledger=ledger, **workers)
+        self.chosen = run_selection(self.curated.groups, job, seed=job.seed, **workers)
         self.chosen.report.log()
         self.selected = self.chosen.apply()
         self.ledger = _with_selection(self.curated, self.chosen)
 
-    def _split(self) -> tuple[Dataset, Dataset | None, SplitReport | None]:
-        job = self.job
-        if job.held_out is None:
-            return self.pools.groups, None, None
-        return split_held_out(
-            self.pools.groups, job.held_out, seed=job.seed, threshold=job.held_out_threshold, num_proc=job.num_proc
-        )
-
-    def _mixing(self) -> list[CurationRule]:
-        job, pools = self.job, self.pools
-        if job.proportions is None:
-            return []
-        owners = {name: job.pools[owner].name for name, owner in zip(pools.groups["id"], pools.owner, strict=True)}
-        return [Mix(owners=owners, proportions=job.proportions, total=job.total, max_repeats=job.max_repeats)]
-
     def write(self) -> SelectResult:
         """Write all files, the manifest last."""
         job = self.job
+        aside: Written | None = None
+        found: dict[str, Any] | None = None
         if "dpo" in job.exports:
             check_scores(self.selected.features)
-        summary = [self.chosen.report.summary(), *self.chosen.report.remarks, *self._held_out_summary()]
+        summary = [self.chosen.report.summary(), *self.chosen.report.remarks]
+        if self.held_out is not None and self.split is not None:
+            threshold, num_proc = job.held_out_threshold, job.num_proc
+            leakage = measure_leakage(self.curated.groups, self.held_out, threshold=threshold, num_proc=num_proc)
+            summary += [self.split.summary(), leakage.summary()]
         stale = left_over(job.output, written_by(job))
         if stale is not None:
             stale.unlink()
             summary.append(f"{stale} was of an earlier run: removed.")
         output = write_groups(self.selected, job.output)
         exports = [export(rows_of(self.selected), kind, path) for kind, path in job.exports.items()]
-        aside = None
         if self.held_out is not None and job.held_out_path is not None:
             aside = write_groups(self.held_out, job.held_out_path)
         if job.decisions is not None:
             write_events(job.decisions, self.train, self.curated)
         manifest = manifest_path(job.output)
         write_manifest(manifest, self._header(output, aside), self._lines())
-        found = None
         if job.stats:
             parts = {"pool": self.pools.groups, "selected": self.selected}
             found = {name: statistics(groups, tokenizer=job.tokenizer) for name, groups in parts.items()}
         return SelectResult(output, manifest, self.ledger, summary, aside, exports, found)
-
-    def _held_out_summary(self) -> list[str]:
-        if self.held_out is None or self.split is None:
-            return []
-        leakage = measure_leakage(
-            self.curated.groups, self.held_out, threshold=self.job.held_out_threshold, num_proc=self.job.num_proc
-        )
-        return [self.split.summary(), leakage.summary()]
 
     def _header(self, output: Written, aside: Written | None) -> dict[str, Any]:
         """Return the manifest's first line. It does not depend on when, where or in how many processes the job ran."""
@@ -256,8 +230,7 @@ class _Execution:
             "curation": [
                 {rule.name: {name: _named(value) for name, value in rule.model_dump().items()}} for rule in self.rules
             ],
-            "mix": job.proportions
-            and {"proportions": job.proportions, "total": job.total, "max_repeats": job.max_repeats},
+            "mix": job.proportions and {name: getattr(job, name) for name in ("proportions", "total", "max_repeats")},
             "held_out": self.split and self.split.as_dict(),
             "columns": list(self.selected.features),
             "output": file_entry(output, job.output),
@@ -270,35 +243,27 @@ class _Execution:
         """Yield the manifest's line for each group: its origin and what was kept."""
         curated, train_ids = self.curated, self.train["id"][:]
         place_of = {name: place for place, name in enumerate(self.pools.groups["id"])}
+
+        def origin(place: int, name: str) -> dict[str, Any]:
+            line: dict[str, Any] = {"id": name}
+            if self.pools.source_id[place] != name:
+                line["from"] = self.pools.source_id[place]
+            if len(self.pools.reports) > 1:
+                line["input"] = self.pools.owner[place]
+            return line
+
         columns = [name for name in ("id", "scores", "weights") if name in self.selected.column_names]
         rows = rows_of(self.selected.select_columns(columns))
         for position, (row, picked) in enumerate(zip(rows, self.chosen.picks, strict=True)):
-            line = self._origin(place_of[train_ids[curated.row[position]]], row.pop("id"))
+            line = origin(place_of[train_ids[curated.row[position]]], row.pop("id"))
             line["kept"] = [curated.origin[position][index] for index in picked]
             line.update(row)
-            changed = {
-                str(number): curated.changed[position, index]
-                for number, index in enumerate(picked)
-                if (position, index) in curated.changed
-            }
-            yield {**line, "changed": changed} if changed else line
+            changed = {str(number): curated.changed.get((position, index)) for number, index in enumerate(picked)}
+            if any(response is not None for response in changed.values()):
+                line["changed"] = {number: response for number, response in changed.items() if response is not None}
+            yield line
         for name in [] if self.held_out is None else self.held_out["id"]:
-            yield {**self._origin(place_of[name], name), "part": "held_out"}
-
-    def _origin(self, place: int, name: str) -> dict[str, Any]:
-        line: dict[str, Any] = {"id": name}
-        if self.pools.source_id[place] != name:
-            line["from"] = self.pools.source_id[place]
-        if len(self.pools.reports) > 1:
-            line["input"] = self.pools.owner[place]
-        return line
-
-
-def _held_out_entry(groups: Dataset, held_out: Dataset) -> Entry:
-    entry = Entry("held out", len(groups), sum(pool_sizes(groups)))
-    entry.groups_dropped, entry.responses_dropped_with_group = len(held_out), sum(pool_sizes(held_out))
-    entry.reasons["drop: held out"] = len(held_out)
-    return entry
+            yield {**origin(place_of[name], name), "part": "held_out"}
 
 
 def _with_selection(curated: Curated, chosen: Selected) -> Ledger:

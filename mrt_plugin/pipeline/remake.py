@@ -1,4 +1,4 @@
-"""Make the same selection again from its manifest and the pools, without scoring, embedding or choosing."""
+"""Make a selection again from its manifest and the pools, without scoring, embedding or choosing."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -15,46 +15,27 @@ from mrt_plugin.pipeline.files import Pools, read_pools
 from mrt_plugin.pipeline.job import PoolFile
 from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
 
-BATCH = 256
-"""The most groups looked up at a time."""
-
 
 def remake(
     manifest: str | Path, output: str | Path, *, held_out_output: str | Path | None = None, pools: Sequence[str] = ()
 ) -> list[Written]:
-    """Write the selection that a manifest describes again, byte for byte.
+    """Write the selection that a manifest describes again, byte for byte. ValueError if the bytes would differ.
 
-    Args:
-        manifest: a manifest written by `mrt select`.
-        output: the file to write, with the same ending as the original.
-        held_out_output: the file for the held-out groups, if there were any. By default they are not written.
-        pools: the pool files, if they are not where the manifest says.
-
-    Raises:
-        ValueError: if a pool differs from the original, or the bytes would differ. Nothing is written then.
-
-    Example:
-
-    ```python
-    remake("chosen.jsonl.manifest.jsonl", "again.jsonl")
-    ```
+    `pools` are the pool files, if they are not where the manifest says. Held-out groups are written only if asked for.
     """
     header, _ = read_manifest(manifest)
-    output = Path(output)
-    if output.suffix != Path(header["output"]["name"]).suffix:
-        raise ValueError(
-            f"{output}: the selection was a {Path(header['output']['name']).suffix} file; so must this be."
-        )
+    output, ending = Path(output), Path(header["output"]["name"]).suffix
+    if output.suffix != ending:
+        raise ValueError(f"{output}: the selection was a {ending} file; so must this be.")
     beside = manifest_path(output)
     if beside.is_file() and read_manifest(beside)[0]["output"]["sha256"] != header["output"]["sha256"]:
         raise ValueError(f"{output} is another selection, which {beside} describes: write to another --output.")
     if held_out_output is not None and header["held_out_output"] is None:
         raise ValueError(f"{manifest} has no held-out groups.")
-    check_paths(
-        [("--output", output), ("--held-out-output", held_out_output)],
-        [("the manifest", manifest), *(("the pool", path) for path in pools or [p["path"] for p in header["pools"]])],
-    )
-    read = read_pools(_pool_files(header, pools))
+    paths = list(pools) or [pool["path"] for pool in header["pools"]]
+    inputs = [("the manifest", manifest), *(("the pool", path) for path in paths)]
+    check_paths([("--output", output), ("--held-out-output", held_out_output)], inputs)
+    read = read_pools(_pool_files(header, paths))
     # The columns are those of the pool, and the scores of a scorer.
     features = Features({name: read.groups.features.get(name, List(Value("float64"))) for name in header["columns"]})
     wanted: list[tuple[Path, str | None, Features, Any]] = [(output, None, features, header["output"])]
@@ -72,27 +53,21 @@ def remake(
 def _pool_files(header: dict[str, Any], paths: Sequence[str]) -> list[PoolFile]:
     """Return the pools of the manifest, checked to be unchanged."""
     recorded = header["pools"]
-    if paths and len(paths) != len(recorded):
+    if len(paths) != len(recorded):
         raise ValueError(f"the selection was made from {len(recorded)} pools; {len(paths)} are given.")
-    files = []
-    for number, pool in enumerate(recorded):
-        path = paths[number] if paths else pool["path"]
-        if pool["sha256"] is not None:
-            if not Path(path).is_file():
-                raise ValueError(
-                    f"the pool {path} is not there: say where it is (`mrt select POOL --from-manifest ...`)."
-                )
-            if sha256_of(path) != pool["sha256"]:
-                raise ValueError(f"{path} is not the file that was selected from: its content has changed since.")
-        files.append(PoolFile(path, pool["source"]))
-    return files
+    for path, pool in zip(paths, recorded, strict=True):
+        if pool["sha256"] is not None and not Path(path).is_file():
+            raise ValueError(f"the pool {path} is not there: say where it is (`mrt select POOL --from-manifest ...`).")
+        if pool["sha256"] is not None and sha256_of(path) != pool["sha256"]:
+            raise ValueError(f"{path} is not the file that was selected from: its content has changed since.")
+    return [PoolFile(path, pool["source"]) for path, pool in zip(paths, recorded, strict=True)]
 
 
 def _rows(manifest: str | Path, part: str | None, pools: Pools, features: Features) -> Iterator[dict[str, Any]]:
     """Yield the groups of one part of a manifest, looked up in the pools."""
     places = {key: place for place, key in enumerate(zip(pools.owner, pools.source_id, strict=True))}
     lines = (line for line in read_manifest(manifest)[1] if line.get("part") == part)
-    size = batch_size(pools.groups, BATCH)
+    size = batch_size(pools.groups, 256)
     while batch := list(islice(lines, size)):
         found = pools.groups[[places[line.get("input", 0), line.get("from", line["id"])] for line in batch]]
         for number, line in enumerate(batch):
