@@ -3,9 +3,8 @@
 import typer
 
 from mrt_plugin.cli.drawing import evaluate, sample
-from mrt_plugin.cli.experiments import demo, simulate
-from mrt_plugin.cli.machine import bench, doctor
-from mrt_plugin.cli.needs import CheckedCommand
+from mrt_plugin.cli.machine import bench, demo, doctor, simulate
+from mrt_plugin.cli.option import CheckedCommand
 from mrt_plugin.cli.planning import audit, augment, grid, plan
 from mrt_plugin.cli.select import select
 

@@ -2,19 +2,19 @@
 
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mrt_plugin
 from mrt_plugin.cli.option import argument, command, flag, numbers, part_of, switch
-from mrt_plugin.cli.show import as_json, finish, log_to_stderr, say, stages, table
+from mrt_plugin.cli.show import as_json, finish, say, stages, table
 from mrt_plugin.models.named_model import add_pools, check_folders, parse_models
 from mrt_plugin.places import check_file
 from mrt_plugin.sampling.options import EndpointOptions, LocalOptions, SamplingSettings
 
 if TYPE_CHECKING:
     from mrt_plugin.evaluation.result import Evaluation
-    from mrt_plugin.models.named_model import NamedModel
 
 
 @dataclass(kw_only=True)
@@ -31,13 +31,13 @@ class SampleOptions:
     source: str | None = flag(None, "The public format of the prompts or the pool.")
     max_tokens: int = flag(1024, "Of one response; 0 leaves it to the endpoint.", min=0)
     stop: list[str] | None = flag(None, "A text that ends a response; may be repeated.")
-    logprobs: bool = switch("--logprobs", "Keep the log-probability of each token.")
+    logprobs: bool = switch("Keep the log-probability of each token.")
     requests_per_minute: float | None = flag(None, "The most requests started per minute.", gt=0)
     extra: str = flag("{}", 'More fields of the request as JSON: {"top_k": 20}; null leaves one out.')
     adapter: Path | None = flag(None, "A PEFT adapter for the local model.", "adapter")
-    keep_cut_off: bool = switch("--keep-cut-off", "Put cut-off responses among the others, marked by finish_reasons.")
-    partial: bool = switch("--partial", "Write the pool even if some draws failed.")
-    json: bool = switch("--json", "Print the counts as JSON.")
+    keep_cut_off: bool = switch("Put cut-off responses among the others, marked by finish_reasons.")
+    partial: bool = switch("Write the pool even if some draws failed.")
+    json: bool = switch("Print the counts as JSON.")
 
 
 @command(SampleOptions, SamplingSettings, EndpointOptions, LocalOptions)
@@ -48,7 +48,6 @@ def sample(given: SampleOptions, **options: Any) -> None:
 
     Example: `mrt sample --extend pairs.jsonl --to 4 --model path/to/model --output pool.jsonl`
     """
-    log_to_stderr()
     if (given.prompts is None) == (given.extend is None):
         raise ValueError("Give either a file of prompts, or --extend POOL --to N.")
     if (given.extend is None) != (given.to is None):
@@ -69,29 +68,18 @@ def sample(given: SampleOptions, **options: Any) -> None:
         sampler = LocalModel(given.model, given.adapter, **part_of(LocalOptions, options))
     else:
         raise ValueError("Nothing to draw from: give --endpoint URL, or --model PATH for a local model.")
+    how = {name: options[name] for name in ("source", "keep_cut_off", "partial")}
+    how |= {"n": given.to or given.n, "extend": given.extend is not None, "settings": settings}
     with stages() as progress:
-        report = sample_pool(
-            given.extend or given.prompts,
-            sampler,
-            given.output,
-            n=given.to or given.n,
-            settings=settings,
-            extend=given.extend is not None,
-            source=given.source,
-            keep_cut_off=given.keep_cut_off,
-            partial=given.partial,
-            progress=lambda done, total: progress("draws", done, total),
-        )
+        draws = partial(progress, "draws")
+        report = sample_pool(given.extend or given.prompts, sampler, given.output, progress=draws, **how)
     if given.json:
-        as_json(asdict(report))
-        return
+        return as_json(asdict(report))
     cut_off = f", and {report.cut_off:,} cut off" if report.cut_off else ""
     rejected = f"; {report.rejected:,} prompts were rejected" if report.rejected else ""
     responses, answered = report.whole + report.unknown, report.prompts - report.rejected
-    say(
-        f"{given.output}: {responses:,} responses for {answered:,} prompts{cut_off}{rejected}.",
-        f"Next: mrt select {given.output} --output chosen.jsonl",
-    )
+    say(f"{given.output}: {responses:,} responses for {answered:,} prompts{cut_off}{rejected}.")
+    say(f"Next: mrt select {given.output} --output chosen.jsonl")
 
 
 def _extra(text: str) -> dict[str, Any]:
@@ -136,12 +124,12 @@ class EvaluateOptions:
     stop: list[str] | None = flag(None, "A text that ends a sample; may be repeated.")
     seed: int = flag(0, "Of the samples, the bootstrap and the outputs to read.", min=0)
     endpoint: str | None = flag(None, "Draw from an OpenAI-compatible server: http://localhost:8000/v1.")
-    partial: bool = switch("--partial", "Continue if some samples could not be drawn.")
+    partial: bool = switch("Continue if some samples could not be drawn.")
     tokenizer: str | None = flag(None, "Folder or name; by default the adapter's own, else the model's.", "tokenizer")
     max_length: int | None = flag(None, "The most tokens of a prompt with one reference.", min=2)
     outputs: int = flag(30, "Outputs to read in the report, of all models together.", min=0)
     report: Path | None = flag(None, "Write everything to one offline HTML file.", "report")
-    json: bool = switch("--json", "Print the result as JSON.")
+    json: bool = switch("Print the result as JSON.")
 
 
 @command(EvaluateOptions, SamplingSettings, EndpointOptions, LocalOptions)
@@ -152,7 +140,6 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
     Example: `mrt evaluate --model path/to/base --model path/to/base+outputs/run --data held_out.jsonl --m 8 --report
     evaluation.html`
     """
-    log_to_stderr()
     counts = None
     if given.at is not None:
         counts = numbers(given.at, f"--at {given.at}: write numbers with commas, each at least 1, as in --at 1,4,16.")
@@ -174,7 +161,17 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         check_folders(models)
     for pool in [one.pool for one in models if one.pool is not None]:
         check_file(pool)
-    _check_paths(given, models)
+    from mrt_plugin.evaluation.samples import sample_files
+    from mrt_plugin.groups.paths import Named, check_paths
+    from mrt_plugin.scoring.cache import cache_file
+
+    drawn = [one for one in models if given.m and one.path is not None and one.pool is None]
+    written = [(f"the samples of {one.name}", path) for one in drawn for path in sample_files(given.output, one)]
+    inputs: list[Named] = [("--data", given.data), *(("--pool", one.pool) for one in models)]
+    inputs += [("--scorer", given.scorer), ("--checker", given.checker), ("--lm-eval-include", given.lm_eval_include)]
+    folders = [given.tokenizer, given.embedder, *(path for one in models for path in (one.path, one.adapter))]
+    cache = cache_file(given.score_cache)
+    check_paths([*written, ("--report", given.report), ("the score cache", cache)], inputs, folders)
     from mrt_plugin.evaluation.cases import read_cases
     from mrt_plugin.evaluation.checkers import load_checker
     from mrt_plugin.evaluation.evaluate_report import evaluation_report
@@ -201,24 +198,9 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
     shown = {name: options[name] for name in ("baseline", "outputs", "seed", "data")}
     with stages() as progress:
         result = mrt_plugin.evaluate(cases, models, how, progress=progress, **shown)
-    finish(given, result, type(result).as_dict, _show, evaluation_report, "pictures and outputs to read")
+    finish(given, result, type(result).as_dict, _show, evaluation_report, " and outputs to read")
     if not given.json:
         say(result.next)
-
-
-def _check_paths(given: EvaluateOptions, models: "list[NamedModel]") -> None:
-    """Refuse a run that would overwrite what it reads."""
-    from mrt_plugin.evaluation.samples import sample_files
-    from mrt_plugin.groups.paths import Named, check_paths
-    from mrt_plugin.scoring.cache import cache_file
-
-    drawn = [one for one in models if given.m and one.path is not None and one.pool is None]
-    written = [(f"the samples of {one.name}", path) for one in drawn for path in sample_files(given.output, one)]
-    inputs: list[Named] = [("--data", given.data), *(("--pool", one.pool) for one in models)]
-    inputs += [("--scorer", given.scorer), ("--checker", given.checker), ("--lm-eval-include", given.lm_eval_include)]
-    folders = [given.tokenizer, given.embedder, *(path for one in models for path in (one.path, one.adapter))]
-    cache = cache_file(given.score_cache)
-    check_paths([*written, ("--report", given.report), ("the score cache", cache)], inputs, folders)
 
 
 def _show(result: "Evaluation") -> None:

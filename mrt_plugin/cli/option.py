@@ -1,50 +1,52 @@
-"""Define the options of commands, and check each value before a command starts.
+"""Define the options of commands, and check their values before a command starts.
 
 Types, defaults, help and bounds of training options come from `mrt_plugin.options`.
 """
 
 from collections.abc import Callable
-from dataclasses import MISSING, Field, asdict, field, fields
-from functools import wraps
+from dataclasses import MISSING, Field, field, fields
+from functools import partial, wraps
 from importlib.util import find_spec
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
+from mrt_plugin.cli.show import log_to_stderr, plain_errors, raise_plainly
 from mrt_plugin.extension import is_extension
 from mrt_plugin.models.named_model import check_folders, parse_models
-from mrt_plugin.options import Bounds, MultiResponseOptions, check_prefix_backend
+from mrt_plugin.options import NEEDS, Bounds, MultiResponseOptions, Need, check_prefix_backend, names_of, reads
 from mrt_plugin.places import check_data, check_file, check_folder, check_model
+from mrt_plugin.sampling.options import EndpointOptions, LocalOptions
+
+Kind = Literal["option", "switch", "argument"]
 
 
 def flag(
-    default: Any, help: str, check: str | None = None, *names: str, min: int | None = None, **bounds: float
+    default: Any,
+    help: str,
+    check: str = "",
+    *names: str,
+    kind: Kind = "option",
+    min: int | None = None,
+    **bounds: float,
 ) -> Any:
     """Define a field that is an option, with a check of `CHECKS` or `Bounds`. With `...` as default it is required."""
-    callback = _checked(CHECKS[check]) if check else _within(**bounds) if bounds else None
-    return _field(default, typer.Option(*names, help=help, callback=callback, min=min))
+    said = {"help": help, "bounds": Bounds(**bounds), "check": check, "names": names, "kind": kind, "min": min}
+    return field(default=MISSING if default is ... else default, metadata=said)
 
 
-def switch(name: str, help: str) -> Any:
-    """Define a field that is an option without a value."""
-    return flag(False, help, None, name)
-
-
-def argument(default: Any, help: str, check: str) -> Any:
-    """Define a field that is an argument without a name."""
-    return _field(default, typer.Argument(help=help, callback=_checked(CHECKS[check])))
+switch = partial(flag, False, kind="switch")
+argument = partial(flag, kind="argument")
 
 
 def training(name: str) -> Any:
     """Define a field that is the training option `name`."""
     item = MultiResponseOptions.__dataclass_fields__[name]
     return field(default=item.default, metadata=item.metadata)
-
-
-def _field(default: Any, made: Any) -> Any:
-    return field(default=MISSING if default is ... else default, metadata={"typer": made})
 
 
 def command(own: type, *parts: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -63,7 +65,7 @@ def command(own: type, *parts: type) -> Callable[[Callable[..., None]], Callable
         for part in (own, *parts):
             hints = get_type_hints(part)
             for item in fields(part):
-                if {"typer", "bounds"} & {*item.metadata} and item.name not in found:
+                if "bounds" in item.metadata and item.name not in found:
                     hint: Any = Annotated[hints[item.name], _typer(item)]  # type: ignore[valid-type,name-defined]
                     default = Parameter.empty if item.default is MISSING else item.default
                     found[item.name] = Parameter(item.name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
@@ -75,13 +77,14 @@ def command(own: type, *parts: type) -> Callable[[Callable[..., None]], Callable
 
 
 def _typer(item: Field[Any]) -> Any:
-    """Return the `typer.Option` of a field of a command, or of an `option` of another room."""
-    if "typer" in item.metadata:
-        return item.metadata["typer"]
-    check = item.name in CHECKS
-    callback = _checked(CHECKS[item.name]) if check else _within(**asdict(item.metadata["bounds"]))
-    names = [f"--{item.name.replace('_', '-')}"] if item.type is bool else []
-    return typer.Option(*names, help=item.metadata["help"], callback=callback)
+    """Return the `typer.Option` of a `flag`, or of an `option` of another room, which is checked by its name."""
+    said = {"check": item.name, "names": (), "min": None, **item.metadata}
+    kind = said.get("kind", "switch" if item.type is bool else "option")
+    callback = _callback(CHECKS.get(said["check"], partial(_check_bounds, said["bounds"])))
+    if kind == "argument":
+        return typer.Argument(help=said["help"], callback=callback)
+    names = [f"--{item.name.replace('_', '-')}"] if kind == "switch" else said["names"]
+    return typer.Option(*names, help=said["help"], callback=callback, min=said["min"])
 
 
 def part_of(part: type, options: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +92,7 @@ def part_of(part: type, options: dict[str, Any]) -> dict[str, Any]:
     return {item.name: options[item.name] for item in fields(part) if item.name in options}
 
 
-def _checked(check: Callable[[Any], None]) -> Callable[[Any], Any]:
+def _callback(check: Callable[[Any], None]) -> Callable[[Any], Any]:
     """Return a callback for Typer that checks a value, or each of several, unless it is None."""
 
     def callback(value: Any) -> Any:
@@ -104,14 +107,9 @@ def _checked(check: Callable[[Any], None]) -> Callable[[Any], Any]:
     return callback
 
 
-def _within(**bounds: float) -> Callable[[Any], Any]:
-    limits = Bounds(**bounds)
-
-    def check(value: Any) -> None:
-        if isinstance(value, int | float) and not limits.holds(value):
-            raise ValueError(f"{value} must be a finite number, {limits}.")
-
-    return _checked(check)
+def _check_bounds(bounds: Bounds, value: Any) -> None:
+    if isinstance(value, int | float) and not bounds.holds(value):
+        raise ValueError(f"{value} must be a finite number, {bounds}.")
 
 
 def numbers(text: str, refusal: str) -> list[int]:
@@ -143,18 +141,13 @@ def _check_scorer(names: str) -> None:
         (_check_code if ":" in name else check_model)(name)
 
 
-def _check_report(path: Path) -> None:
+def _check_picture(path: Path, endings: tuple[str, ...] = (".png", ".svg", ".pdf")) -> None:
+    if endings and path.suffix not in endings:
+        raise ValueError(f"{path} must end in one of {', '.join(endings)}.")
     if find_spec("matplotlib") is None:
         raise ValueError("pictures need matplotlib: pip install 'mrt-plugin[plots]'.")
 
 
-def _check_picture(path: Path) -> None:
-    if path.suffix not in PICTURES:
-        raise ValueError(f"{path} must end in one of {', '.join(PICTURES)}.")
-    _check_report(path)
-
-
-PICTURES = (".png", ".svg", ".pdf")
 PROVIDED = ("lexical", "sentence-transformers", "none")
 
 CHECKS: dict[str, Callable[[Any], None]] = {
@@ -168,9 +161,120 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "folder": check_folder,
     "model": lambda text: check_folders(parse_models([text])),
     "picture": _check_picture,
-    "report": _check_report,
+    "report": lambda path: _check_picture(path, ()),
     "scorer": _check_scorer,
     "selector": _check_code,
     "tokenizer": lambda name: check_model(name, None),
 }
 """Raise ValueError for a value that cannot be meant. Also for the training options of these names."""
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _with(names: tuple[str, ...], *others: str) -> Need:
+    """Return the need of the options `names` for one of the options `others`."""
+    return Need(names, lambda o: any(getattr(o, other) for other in others), " or ".join(map(_flag, others)))
+
+
+def _without(names: tuple[str, ...], other: str) -> Need:
+    return Need(names, lambda o: not getattr(o, other), f"a run without {_flag(other)}")
+
+
+def _arm(name: str, arm: str) -> Need:
+    return Need((name,), lambda o: o.arm is None or arm in o.arm, f"the arm {arm}")
+
+
+_LOCAL = ("adapter", *names_of(LocalOptions))
+_REQUESTS = tuple(name for name in names_of(EndpointOptions) if name not in ("requests_per_minute", "extra"))
+_MODEL = ("adapter", "tokenizer", "prompt_format", "loss_aggregation", "max_length", "max_prompts", "load_in_4bit")
+_COSTS = ("budget", "layout", "cost_prompt", "cost_response")
+_DRAWING = ("temperature", "top_p", "max_tokens", "stop", "partial")
+_DRAWN = "samples that are drawn: --m above 0, and a --model or --endpoint"
+_SAMPLES = ("at", "embedder", "scorer", "checker")
+_SIMILAR = "--selector diverse_k or diverse_best_k"
+
+COMMANDS: dict[str, tuple[Need, ...]] = {
+    "select": (
+        *NEEDS,
+        _with(("held_out_output",), "held_out", "from_manifest"),
+        _with(("held_out_threshold",), "held_out"),
+        _with(("total", "max_repeats"), "proportion"),
+        _with(("decisions",), "curation", "proportion"),
+        _with(("tokenizer",), "curation", "stats"),
+        Need(("num_proc",), lambda o: o.engine == "local", "--engine local"),
+    ),
+    "sample": (
+        _with((*_REQUESTS, "requests_per_minute", "extra"), "endpoint"),
+        _without(_LOCAL, "endpoint"),
+        _without(("n",), "extend"),
+    ),
+    "plan": (_with((*_MODEL, *_COSTS), "model"),),
+    "audit": (
+        _with((*_MODEL, "gradient_prompts", "splits"), "model"),
+        Need(("alpha",), lambda o: o.selector and reads(o, "alpha"), "--selector diverse_best_k"),
+        Need(("similarity",), lambda o: o.selector and reads(o, "similarity"), _SIMILAR),
+    ),
+    "evaluate": (
+        _with(_REQUESTS, "endpoint"),
+        _without((*_LOCAL, "tokenizer", "probe", "max_length", "lm_eval"), "endpoint"),
+        _with(("lm_eval_include", "lm_eval_limit"), "lm_eval"),
+        Need(_DRAWING, lambda o: o.m > 0 and bool(o.model or o.endpoint), _DRAWN),
+        Need(_SAMPLES, lambda o: bool(o.pool) or o.m > 0, "samples: --m above 0, or --pool"),
+    ),
+    "grid": (
+        _without(("tokenizer", *_COSTS), "plan"),
+        _without(("tokenizer",), "cost_prompt"),
+        _arm("prompts", "equal prompts"),
+        _arm("pairs", "equal pairs"),
+        _arm("budget", "equal cost"),
+        _with(("repeats",), "output"),
+    ),
+    "bench": (_without(("vocabulary",), "model"),),
+}
+"""For each command: options that have no effect without others."""
+
+ALONE = {
+    "select": ("from_manifest", ("data", "output", "held_out_output", "overwrite", "json")),
+    "grid": ("results", ("json",)),
+    "simulate": ("fit", ("json",)),
+}
+"""For each command: an option that makes it do something else, and the options that it then accepts."""
+
+LOGGING = ("sample", "select", "plan", "audit", "evaluate", "grid")
+"""The commands that show the package's log messages."""
+
+
+class CheckedCommand(TyperCommand):
+    """Refuse options that were given and have no effect. Defaults never count as given.
+
+    Every error that the user can fix is one line, with exit status 1.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options and check their values."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as problem:
+            raise_plainly(problem.format_message())
+
+    def invoke(self, ctx: Any) -> Any:
+        """Check, and run the command."""
+        command, values = str(ctx.info_name), SimpleNamespace(**{**vars(MultiResponseOptions()), **ctx.params})
+        given = [item for item in self.params if ctx.get_parameter_source(item.name).name != "DEFAULT"]
+        alone, beside = ALONE.get(command, ("", ()))
+        needs = list(COMMANDS.get(command, ()))
+        if any(item.name == alone for item in given):
+            others = tuple(str(item.name) for item in given if item.name not in (alone, *beside))
+            needs.insert(0, Need(others, lambda o: False, f"a run without {_flag(alone)}"))
+        for need in needs:
+            idle = next((item for item in given if item.name in need.names), None)
+            if idle is not None and not need.used(values):
+                value = ctx.params[idle.name]
+                shown = idle.opts[0] if value is True else f"{idle.opts[0]} {value}"
+                raise_plainly(f"{shown} changes nothing here: it needs {need.words}.")
+        if command in LOGGING:
+            log_to_stderr()
+        with plain_errors():
+            return super().invoke(ctx)

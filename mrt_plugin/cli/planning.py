@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import mrt_plugin
 from mrt_plugin.cli.option import argument, command, flag, numbers, switch, training
-from mrt_plugin.cli.show import as_json, finish, json_ready, log_to_stderr, say, show_fits, stages, table
+from mrt_plugin.cli.show import as_json, finish, json_ready, say, show_fits, stages, table, with_error
 from mrt_plugin.options import LossAggregation, PaidLayout, PromptFormat, Similarity
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class MeasureOptions:
     prompt_format: PromptFormat = flag("auto", "auto, chat or plain.")
     max_length: int | None = flag(None, "Tokens of a prompt with one response.", min=2)
     max_prompts: int = flag(500, "Prompts that the model is measured on.", min=2)
-    load_in_4bit: bool = switch("--load-in-4bit", "As QLoRA loads it.")
+    load_in_4bit: bool = switch("As QLoRA loads it.")
     embedder: str = flag("lexical", "lexical, sentence-transformers, or a model's name or path.", "embedder")
     seed: int = flag(0, "Of the prompts drawn and of the bootstrap.", min=0)
 
@@ -80,7 +80,7 @@ class PlanOptions(CostOptions, MeasureOptions):
     ngram: int = flag(2, "Tokens of an n-gram in the prompt diversity.", min=1)
     p: float = flag(0.5, "Exponent of the prompt diversity.", ge=0)
     report: Path | None = flag(None, "Write the plan as one HTML file, to open offline.", "report")
-    json: bool = switch("--json", "Print the plan as JSON.")
+    json: bool = switch("Print the plan as JSON.")
 
 
 @command(PlanOptions)
@@ -91,7 +91,6 @@ def plan(given: PlanOptions) -> None:
 
     Example: `mrt plan pool.jsonl --model path/or/name --budget 2x --report plan.html`
     """
-    log_to_stderr()
     from mrt_plugin.groups.paths import check_paths
     from mrt_plugin.planning.plan_report import plan_report
 
@@ -130,11 +129,9 @@ def _show_plan(found: "Plan") -> None:
         table(tell.OUTLOOK_COLUMNS, tell.outlook_rows(model), title="The best K by budget")
     say("", *tell.advise(found), "\nWhat this cannot know:", *(f"- {line}" for line in tell.cannot_know(found)))
     if model is None:
-        say(f"\nNext: mrt plan {name} --model path/or/name")
-        return
+        return say(f"\nNext: mrt plan {name} --model path/or/name")
+    say("\nFor your recipe:\n", tell.yaml_block(found) or "")
     say(
-        "\nFor your recipe:\n",
-        tell.yaml_block(found) or "",
         f"Next: mrt select {name} --selector random_k --k {model.best.k} --held-out 0.1 --output chosen.jsonl, or "
         "train on this recipe.",
     )
@@ -154,7 +151,7 @@ class AuditOptions(MeasureOptions):
     splits: int = flag(20, "Halvings of each pool.", min=2)
     report: Path | None = flag(None, "Write the audit as one HTML file, to open offline.", "report")
     seed: int = flag(0, "Of the draws.", min=0)
-    json: bool = switch("--json", "Print the audit as JSON.")
+    json: bool = switch("Print the audit as JSON.")
 
 
 @command(AuditOptions)
@@ -166,7 +163,6 @@ def audit(given: AuditOptions) -> None:
 
     Example: `mrt audit chosen.jsonl --pool pool.jsonl --model path/or/name --report audit.html`
     """
-    log_to_stderr()
     from mrt_plugin.groups.paths import check_paths
     from mrt_plugin.pipeline.manifest import manifest_path
     from mrt_plugin.planning.audit import make_audit
@@ -234,7 +230,7 @@ class AugmentOptions:
     ngram: int = flag(2, "Tokens of an n-gram.", min=1)
     p: float = flag(0.5, "Exponent of the prompt diversity.", ge=0)
     tokenizer: str | None = flag(None, "Folder or name; words are the tokens without it.", "tokenizer")
-    json: bool = switch("--json", "Print the counts as JSON.")
+    json: bool = switch("Print the counts as JSON.")
 
 
 @command(AugmentOptions)
@@ -289,7 +285,7 @@ class GridOptions(CostOptions):
     tokenizer: str | None = flag(None, "For token costs: folder or name; the recipe's by default.", "tokenizer")
     repeats: int = flag(1, "Runs of each setting, with other responses drawn.", min=1)
     results: Path | None = flag(None, "Instead: runs.jsonl of a trained grid. Fits loss = a + b/K.", "file")
-    json: bool = switch("--json", "Print the grid, or the results, as JSON.")
+    json: bool = switch("Print the grid, or the results, as JSON.")
 
 
 @command(GridOptions)
@@ -302,19 +298,20 @@ def grid(given: GridOptions) -> None:
 
     Afterwards: `mrt grid --results grid/runs.jsonl`
     """
-    log_to_stderr()
     if given.results is not None:
-        _show_results(given.results, given.json)
-        return
+        return _show_results(given.results, given.json)
     from mrt_plugin.groups.paths import Named, check_paths
     from mrt_plugin.planning.budget import parse_budget
-    from mrt_plugin.planning.grid import make_grid, read_recipe, runs_file, training_groups, write_grid
+    from mrt_plugin.planning.grid import ARMS, make_grid, read_recipe, runs_file, training_groups, write_grid
 
     if (given.data is None) == (given.recipe is None):
         raise ValueError("Give the data, or a --recipe whose dataset is taken, or the --results of runs.")
     stated, output = given.costs(), given.output
     ks = numbers(given.k, f"--k {given.k}: give whole numbers of at least 1 with commas, such as 1,2,4,8.")
-    arms = _arms(given.arm)
+    arms: Any = ARMS if given.arm is None else [name.strip() for name in given.arm.split(",")]
+    for name in arms:
+        if name not in ARMS:
+            raise ValueError(f"--arm {name!r} is unknown: choose of {', '.join(ARMS)}.")
     inputs: list[Named] = [("the data", given.data), ("--recipe", given.recipe), ("--plan", given.plan)]
     if output is not None:
         check_paths([("the list of runs", runs_file(output))], inputs, [given.tokenizer])
@@ -327,15 +324,14 @@ def grid(given: GridOptions) -> None:
     costs, budget = (stated, None) if given.plan is None else _planned(given.plan)
     costs = costs or _token_costs(groups, base, given)
     budget = budget or parse_budget(given.budget, len(groups) * costs.of_prompt(1))
-    sizes = [len(responses) for responses in groups["responses"]]
+    sizes = list(map(len, groups["responses"]))
     limits: dict[str, Any] = {"prompts": given.prompts, "pairs": given.pairs, "budget": budget}
     found = make_grid(sizes, costs, ks=ks, arms=arms, **limits)
     lines: list[dict[str, Any]] = []
     if output is not None:
         lines = write_grid(found.settings, output, recipe=base, repeats=given.repeats, read=inputs)
     if given.json:
-        as_json(json_ready({"costs": costs, "prompts_owned": len(groups)} | vars(found) | {"runs": lines}))
-        return
+        return as_json(json_ready({"costs": costs, "prompts_owned": len(groups)} | vars(found) | {"runs": lines}))
     rows = [
         (row.arm, f"{row.k}", f"{row.prompts:,}", f"{row.pairs:,.0f}", f"{row.cost:,.0f}") for row in found.settings
     ]
@@ -343,16 +339,6 @@ def grid(given: GridOptions) -> None:
     table(("arm", "K", "prompts n", "pairs", "cost of an epoch"), rows, title=f"{title} ({costs.layout})")
     say(*(f"Left out: {line}" for line in found.left_out))
     _say_next(output, lines, base is not None)
-
-
-def _arms(text: str | None) -> Any:
-    from mrt_plugin.planning.grid import ARMS
-
-    names = ARMS if text is None else [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in ARMS:
-            raise ValueError(f"--arm {name!r} is unknown: choose of {', '.join(ARMS)}.")
-    return names
 
 
 def _planned(plan: Path) -> "tuple[Costs, float]":
@@ -388,21 +374,18 @@ def _token_costs(groups: Any, base: dict[str, Any] | None, given: GridOptions) -
 
 def _say_next(output: Path | None, lines: list[dict[str, Any]], recipes: bool) -> None:
     if output is None:
-        say("Next: add --output grid to write the list of runs, and --recipe recipe.yaml for a recipe for each.")
-        return
+        return say(
+            "Next: add --output grid to write the list of runs, and --recipe recipe.yaml for a recipe for each."
+        )
     listing = output / "runs.jsonl"
     if recipes:
         count = len({line["recipe"] for line in lines})
-        say(
-            f"{count} recipes and {listing}. What two arms have in common is trained once.",
-            f'Next: for recipe in {output}/*.yaml; do axolotl train "$recipe"; done',
-            f"then: mrt grid --results {listing}",
-        )
+        say(f"{count} recipes and {listing}. What two arms have in common is trained once.")
+        say(f'Next: for recipe in {output}/*.yaml; do axolotl train "$recipe"; done')
+        say(f"then: mrt grid --results {listing}")
     else:
-        say(
-            "Next: train each with k=K on n prompts, load_groups(...).shuffle(seed=0).select(range(n)), and write its",
-            f"held-out loss into {listing}; then: mrt grid --results {listing}",
-        )
+        say("Next: train each with k=K on n prompts, load_groups(...).shuffle(seed=0).select(range(n)), and write its")
+        say(f"held-out loss into {listing}; then: mrt grid --results {listing}")
 
 
 def _show_results(path: Path, as_document: bool) -> None:
@@ -417,20 +400,15 @@ def _show_results(path: Path, as_document: bool) -> None:
         )
     found = weigh_results(runs)
     if as_document:
-        as_json({"arms": json_ready(found), "missing": missing})
-        return
+        return as_json({"arms": json_ready(found), "missing": missing})
     rows = []
     for arm, result in found.items():
         for row in result.by_k:
-            change = "" if row is result.by_k[0] else _with_error(row.difference, row.difference_error)
-            rows.append((arm, f"{row.k:g}", f"{row.runs}", _with_error(row.loss, row.error), change))
+            change = "" if row is result.by_k[0] else with_error(row.difference, row.difference_error)
+            rows.append((arm, f"{row.k:g}", f"{row.runs}", with_error(row.loss, row.error), change))
     table(("arm", "K", "runs", "held-out loss", "to the smallest K"), rows)
     show_fits({arm: result.fit for arm, result in found.items() if result.fit is not None})
     if missing:
         say(f"Without a result so far: {shown}.")
     if any(row.runs < 3 for result in found.values() for row in result.by_k):
         say("Fewer than three runs of a setting: what is beyond the ± may still be chance. Next: more --repeats.")
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"

@@ -1,11 +1,11 @@
 """`mrt select`: choose responses, and write a file that is ready to train on, with its manifest."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrt_plugin.cli.option import argument, command, flag, switch
-from mrt_plugin.cli.show import as_json, log_to_stderr, say, table
+from mrt_plugin.cli.show import as_json, finish, json_ready, say, table
 from mrt_plugin.pipeline.job import PoolFile, SelectJob
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class SelectOptions:
     data: list[str] | None = argument(None, "The pools: JSONL, JSON or Parquet files, or hub ids.", "data")
-    output: Path | None = flag(None, "The file to write: .jsonl or .parquet.", None, "--output", "--out")
+    output: Path | None = flag(None, "The file to write: .jsonl or .parquet.", "", "--output", "--out")
     source: list[str] | None = flag(None, "The public format of the pools, by name. Give it once, or once per pool.")
     curation: str | None = flag(
         None, "Rules: `default`, a .yaml file (a list, or a recipe's mrt.curation), or YAML as text."
@@ -24,7 +24,7 @@ class SelectOptions:
     proportion: list[str] | None = flag(None, "NAME=SHARE for each pool. NAME is the file's name without its ending.")
     export: list[str] | None = flag(None, "Also write sft=FILE.jsonl or dpo=FILE.jsonl.")
     from_manifest: Path | None = flag(None, "Make the selection of this manifest again, with its options.", "file")
-    json: bool = switch("--json", "Print the counts as JSON.")
+    json: bool = switch("Print the counts as JSON.")
 
 
 @command(SelectOptions, SelectJob)
@@ -38,16 +38,15 @@ def select(given: SelectOptions, **options: Any) -> None:
 
     Again: `mrt select --from-manifest chosen.jsonl.manifest.jsonl --output again.jsonl`
     """
-    log_to_stderr()
     if given.output is None:
         raise ValueError("say where to write: --output chosen.jsonl.")
     if given.from_manifest is not None:
-        from mrt_plugin.pipeline.remake import remake
+        from mrt_plugin.pipeline.files import remake
 
         held_out_output, pools = options["held_out_output"], given.data or []
         files = remake(given.from_manifest, given.output, held_out_output=held_out_output, pools=pools)
         if given.json:
-            as_json({"files": [_entry(written) for written in files]})
+            as_json({"files": json_ready(files)})
         for written in [] if given.json else files:
             counts = f"{written.groups:,} groups, {written.responses:,} responses"
             say(f"{written.path}: {counts}, the same bytes as before.")
@@ -70,11 +69,7 @@ def select(given: SelectOptions, **options: Any) -> None:
         from transformers import AutoTokenizer
 
         job.tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
-    result = select_file(job)
-    if given.json:
-        as_json(_as_dict(result))
-    else:
-        _show(result)
+    finish(given, select_file(job), _as_dict, _show)
 
 
 def _pools(data: list[str], sources: list[str]) -> list[PoolFile]:
@@ -120,22 +115,9 @@ def _pairs(texts: list[str] | None, option: str, example: str) -> list[tuple[str
     return pairs
 
 
-def _entry(written: Any) -> dict[str, Any]:
-    """Return the fields of a written file, for JSON."""
-    return {**asdict(written), "path": str(written.path)}
-
-
 def _as_dict(result: "SelectResult") -> dict[str, Any]:
-    return {
-        "output": str(result.output.path),
-        **{name: getattr(result.output, name) for name in ("groups", "responses", "sha256")},
-        "manifest": str(result.manifest),
-        "held_out": result.held_out and _entry(result.held_out),
-        "exports": [_entry(item) for item in result.exports],
-        "summary": result.summary,
-        "ledger": result.ledger.as_dict(),
-        "statistics": result.statistics,
-    }
+    found = json_ready(result) | {"output": str(result.output.path), "ledger": result.ledger.as_dict()}
+    return found | {name: getattr(result.output, name) for name in ("groups", "responses", "sha256")}
 
 
 def _show(result: "SelectResult") -> None:

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -16,6 +17,9 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from mrt_plugin.planning.fit import InverseFit
+
+
+Made = Callable[[Any], Any]
 
 
 def say(*lines: str) -> None:
@@ -41,11 +45,13 @@ def as_json(result: Any) -> None:
 
 
 def json_ready(value: Any) -> Any:
-    """Return dataclasses as dictionaries and tuples as lists. Infinity and NaN become None."""
+    """Return dataclasses as dictionaries, tuples as lists and paths as strings. Infinity and NaN become None."""
     if dataclasses.is_dataclass(value):
         value = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {name: json_ready(part) for name, part in value.items()}
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, list | tuple):
         return [json_ready(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -61,39 +67,36 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
     Console(highlight=False, markup=False).print(shown)
 
 
+def with_error(value: float, error: float | None) -> str:
+    """Return a number with its standard error, which is NaN or None where it needs more runs."""
+    if error is None:
+        return f"{value:.4f}"
+    return f"{value:.4f} ± {'?' if math.isnan(error) else f'{error:.4f}'}"
+
+
 def show_fits(fits: Mapping[str, "InverseFit"]) -> None:
     """Write the table of fits of loss = a + b/K, one row per arm, and what to make of it."""
     rows = []
     for arm, fit in fits.items():
-        a, b = (
-            f"{value:.4f} ± {'?' if math.isnan(error) else f'{error:.4f}'}"
-            for value, error in ((fit.a, fit.a_error), (fit.b, fit.b_error))
-        )
+        a, b = with_error(fit.a, fit.a_error), with_error(fit.b, fit.b_error)
         r_squared = "" if math.isnan(fit.r_squared) else f"{fit.r_squared:.3f}"
         rows.append((arm, f"{fit.runs}", a, b, r_squared, f"{fit.mse:.2e}"))
     table(("arm", "runs", "a (endless K)", "b (what K = 1 loses)", "R²", "MSE"), rows, title="loss = a + b/K")
     say("That held-out loss follows 1/K is an assumption: look at R², and at the residuals of your largest K.")
 
 
-def finish(
-    given: Any,
-    found: Any,
-    document: Callable[[Any], Any],
-    show: Callable[[Any], None],
-    page: Callable[[Any], str] | None = None,
-    extras: str = "pictures",
-) -> None:
-    """Show a result, or write it as JSON for `--json`. Also write its page for `--report`, which has `extras`."""
-    if page is not None and given.report is not None:
+def finish(given: Any, found: Any, document: Made, show: Made, page: Made | None = None, extras: str = "") -> None:
+    """Show a result, or write it as JSON for `--json`. Also write its page for `--report`."""
+    report = None if page is None else given.report
+    if page is not None and report is not None:
         from mrt_plugin.groups.write import write_text
 
-        write_text(given.report, page(found))
+        write_text(report, page(found))
     if given.json:
-        as_json(document(found))
-        return
+        return as_json(document(found))
     show(found)
-    if page is not None and given.report is not None:
-        say(f"\nThe same with {extras}: {given.report}")
+    if report is not None:
+        say(f"\nThe same with pictures{extras}: {report}")
 
 
 @contextmanager

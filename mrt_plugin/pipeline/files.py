@@ -1,11 +1,12 @@
-"""Select from pool files, and write a file that is ready to train on, with its manifest."""
+"""Select from pool files, write a file that is ready to train on and its manifest, and make it again from that."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 
 import mrt_plugin
 from mrt_plugin.curation.config import parse_rules
@@ -13,22 +14,23 @@ from mrt_plugin.curation.held_out import SplitReport, split_held_out
 from mrt_plugin.curation.leakage import measure_leakage
 from mrt_plugin.curation.ledger import Entry, Ledger
 from mrt_plugin.curation.mix import Mix, check_proportions, combine
-from mrt_plugin.curation.run import Curated, curate, reading_entry, write_events
+from mrt_plugin.curation.run import curate, reading_entry, write_events
 from mrt_plugin.curation.statistics import statistics
 from mrt_plugin.extension import load_function
 from mrt_plugin.groups import GroupReport, read_groups
 from mrt_plugin.groups.adapters import check_source, source_files
-from mrt_plugin.groups.batches import pool_sizes
+from mrt_plugin.groups.batches import batch_size, pool_sizes
 from mrt_plugin.groups.paths import Named, check_paths
-from mrt_plugin.groups.write import Written, check_ending, rows_of, sha256_of, write_groups
+from mrt_plugin.groups.rows import PER_RESPONSE
+from mrt_plugin.groups.write import Written, check_ending, rows_of, sha256_of, write_groups, write_rows
 from mrt_plugin.options import SelectionOptions, check_options, names_of
 from mrt_plugin.pipeline.exports import Exported, check_export, check_scores, export
 from mrt_plugin.pipeline.job import PoolFile, SelectJob
-from mrt_plugin.pipeline.manifest import file_entry, left_over, manifest_path, write_manifest
+from mrt_plugin.pipeline.manifest import file_entry, left_over, manifest_path, read_manifest, write_manifest
 from mrt_plugin.scoring.cache import cache_file
 from mrt_plugin.scoring.scores import scorer_list, scorer_name
 from mrt_plugin.selection.registry import get_selector
-from mrt_plugin.selection.run import Selected, run_selection
+from mrt_plugin.selection.run import run_selection
 from mrt_plugin.versions import libraries, python_version
 
 
@@ -73,9 +75,8 @@ def _check(job: SelectJob) -> None:
         check_proportions([file.name for file in job.pools], job.proportions, job.max_repeats)
     elif job.total is not None:
         raise ValueError("a total needs proportions: give each pool's share.")
-    for file in job.pools:
-        if file.source is not None:
-            check_source(file.source)
+    for source in filter(None, [file.source for file in job.pools]):
+        check_source(source)
     for scorer in scorer_list(job.scorer or []):
         if isinstance(scorer, str) and ":" in scorer:
             load_function(scorer)
@@ -83,13 +84,12 @@ def _check(job: SelectJob) -> None:
 
 @dataclass(frozen=True)
 class SelectResult:
-    """The result of `select_file`."""
+    """The result of `select_file`, with lines for people to read."""
 
     output: Written
     manifest: Path
     ledger: Ledger
     summary: list[str]
-    """Lines for people to read."""
     held_out: Written | None
     exports: list[Exported]
     statistics: dict[str, Any] | None
@@ -111,7 +111,7 @@ def select_file(job: SelectJob) -> SelectResult:
     ```python
     from pathlib import Path
     from mrt_plugin.pipeline import PoolFile, SelectJob, select_file
-    from mrt_plugin.pipeline.remake import remake
+    from mrt_plugin.pipeline.files import remake
 
     pools = [PoolFile("pool.jsonl")]
     result = select_file(SelectJob("diverse_best_k", k=4, pools=pools, output=Path("chosen.jsonl"), seed=7))
@@ -139,19 +139,15 @@ def read_pools(files: Sequence[PoolFile]) -> Pools:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"two pools are called {twice}: rename one of the files.")
-    digests = [_file_digest(file.path) for file in files]
+    digests = [sha256_of(file.path) if Path(file.path).is_file() else None for file in files]
     read = [read_groups(file.path, source=file.source) for file in files]
     for file, digest in zip(files, digests, strict=True):
-        if _file_digest(file.path) != digest:
+        if digest is not None and sha256_of(file.path) != digest:
             raise ValueError(f"{file.path} changed while it was read: run again when nothing writes to it.")
     together, _ = combine({name: groups for name, (groups, _) in zip(names, read, strict=True)})
     owner = [number for number, (groups, _) in enumerate(read) for _ in range(len(groups))]
     source_id = [name for groups, _ in read for name in groups["id"]]
     return Pools(together, [report for _, report in read], owner, source_id, digests)
-
-
-def _file_digest(path: str) -> str | None:
-    return sha256_of(path) if Path(path).is_file() else None
 
 
 class _Execution:
@@ -181,7 +177,14 @@ class _Execution:
         self.chosen = run_selection(self.curated.groups, job, seed=job.seed, **workers)
         self.chosen.report.log()
         self.selected = self.chosen.apply()
-        self.ledger = _with_selection(self.curated, self.chosen)
+        before, changed, picks = self.curated.ledger, self.curated.changed, self.chosen.picks
+        kept = sum(map(len, picks))
+        entry = Entry("selection", len(picks), before.responses_out, responses_dropped=before.responses_out - kept)
+        if entry.responses_dropped:
+            entry.reasons["drop: not selected"] = entry.responses_dropped
+        still = sum((place, index) in changed for place, picked in enumerate(picks) for index in picked)
+        self.ledger = Ledger([*before.entries, entry], len(picks), kept, kept - still, still)
+        self.ledger.check()
 
     def write(self) -> SelectResult:
         """Write all files, the manifest last."""
@@ -266,19 +269,70 @@ class _Execution:
             yield {**origin(place_of[name], name), "part": "held_out"}
 
 
-def _with_selection(curated: Curated, chosen: Selected) -> Ledger:
-    """Return the ledger with the selection as its last entry, checked again."""
-    before, picks = curated.ledger, chosen.picks
-    kept = sum(map(len, picks))
-    entry = Entry("selection", len(picks), before.responses_out, responses_dropped=before.responses_out - kept)
-    if entry.responses_dropped:
-        entry.reasons["drop: not selected"] = entry.responses_dropped
-    changed = sum((place, index) in curated.changed for place, picked in enumerate(picks) for index in picked)
-    ledger = Ledger([*before.entries, entry], len(picks), kept, kept - changed, changed)
-    ledger.check()
-    return ledger
-
-
 def _named(value: Any) -> Any:
     """Convert an option to JSON. A function becomes its name."""
     return getattr(value, "__qualname__", type(value).__name__) if callable(value) else value
+
+
+def remake(
+    manifest: str | Path, output: str | Path, *, held_out_output: str | Path | None = None, pools: Sequence[str] = ()
+) -> list[Written]:
+    """Write the selection that a manifest describes again, byte for byte. ValueError if the bytes would differ.
+
+    `pools` are the pool files, if they are not where the manifest says. Held-out groups are written only if asked for.
+    """
+    header, _ = read_manifest(manifest)
+    output, ending = Path(output), Path(header["output"]["name"]).suffix
+    if output.suffix != ending:
+        raise ValueError(f"{output}: the selection was a {ending} file; so must this be.")
+    beside = manifest_path(output)
+    if beside.is_file() and read_manifest(beside)[0]["output"]["sha256"] != header["output"]["sha256"]:
+        raise ValueError(f"{output} is another selection, which {beside} describes: write to another --output.")
+    if held_out_output is not None and header["held_out_output"] is None:
+        raise ValueError(f"{manifest} has no held-out groups.")
+    paths = list(pools) or [pool["path"] for pool in header["pools"]]
+    inputs = [("the manifest", manifest), *(("the pool", path) for path in paths)]
+    check_paths([("--output", output), ("--held-out-output", held_out_output)], inputs)
+    read = read_pools(_pool_files(header, paths))
+    # The columns are those of the pool, and the scores of a scorer.
+    features = Features({name: read.groups.features.get(name, List(Value("float64"))) for name in header["columns"]})
+    wanted: list[tuple[Path, str | None, Features, Any]] = [(output, None, features, header["output"])]
+    if held_out_output is not None:
+        wanted.append((Path(held_out_output), "held_out", read.groups.features, header["held_out_output"]))
+    try:
+        return [
+            write_rows(_rows(manifest, part, read, columns), columns, path, sha256=entry["sha256"])
+            for path, part, columns, entry in wanted
+        ]
+    except KeyError as problem:
+        raise ValueError(f"{manifest} names the group {problem}, which the pools do not have.") from None
+
+
+def _pool_files(header: dict[str, Any], paths: Sequence[str]) -> list[PoolFile]:
+    """Return the pools of the manifest, checked to be unchanged."""
+    recorded = header["pools"]
+    if len(paths) != len(recorded):
+        raise ValueError(f"the selection was made from {len(recorded)} pools; {len(paths)} are given.")
+    for path, pool in zip(paths, recorded, strict=True):
+        if pool["sha256"] is not None and not Path(path).is_file():
+            raise ValueError(f"the pool {path} is not there: say where it is (`mrt select POOL --from-manifest ...`).")
+        if pool["sha256"] is not None and sha256_of(path) != pool["sha256"]:
+            raise ValueError(f"{path} is not the file that was selected from: its content has changed since.")
+    return [PoolFile(path, pool["source"]) for path, pool in zip(paths, recorded, strict=True)]
+
+
+def _rows(manifest: str | Path, part: str | None, pools: Pools, features: Features) -> Iterator[dict[str, Any]]:
+    """Yield the groups of one part of a manifest, looked up in the pools."""
+    places = {key: place for place, key in enumerate(zip(pools.owner, pools.source_id, strict=True))}
+    lines = (line for line in read_manifest(manifest)[1] if line.get("part") == part)
+    size = batch_size(pools.groups, 256)
+    while batch := list(islice(lines, size)):
+        found = pools.groups[[places[line.get("input", 0), line.get("from", line["id"])] for line in batch]]
+        for number, line in enumerate(batch):
+            row = {name: column[number] for name, column in found.items()}
+            kept = line.get("kept", range(len(row["responses"])))
+            row.update({name: [row[name][index] for index in kept] for name in PER_RESPONSE if name in row})
+            for place, response in line.get("changed", {}).items():
+                row["responses"][int(place)] = response
+            row.update({name: line[name] for name in ("id", "scores", "weights") if name in line})
+            yield {name: row[name] for name in features}

@@ -34,7 +34,6 @@ class Allocation:
 
     k: list[int]
     wanted: int
-    """The requested total."""
     total: int
     at_least: int
     """Number of prompts at their lower limit whose upper limit is higher: other prompts had a larger gain."""
@@ -108,19 +107,6 @@ def allocate(
     at_least = sum(got == low < high for got, low, high in zip(k, lowest, highest, strict=True))
     at_most = sum(got == high for got, high in zip(k, highest, strict=True))
     return Allocation(k, wanted, sum(k), at_least, at_most)
-
-
-def read_by_allocation(options: SelectionOptions, known: Sequence[str]) -> list[str]:
-    """Return the columns that the allocation's score is read from, apart from those that every selection reads."""
-    name = options.allocation_score
-    if name in ("diversity", "length"):
-        return []
-    if name not in known:
-        raise ValueError(
-            f"allocation_score={name!r} is neither `diversity` nor `length`, nor a column of the groups "
-            f"({', '.join(known)})."
-        )
-    return [name]
 
 
 def spread_batch(

@@ -13,19 +13,8 @@ from mrt_plugin.selection.pool import Columns, Pool, Selector, candidate_texts, 
 CELLS = 2**17
 """Number of cosines held at a time: 1 MiB of float64, which stay in the processor's cache until they are used."""
 
-READ = ["id", "responses", "scores", "weights", "k"]
-"""The columns that every selection reads, if they exist."""
-
-DECISION = Features(
-    {
-        "picked": List(Value("int64")),
-        "candidates": Value("int64"),
-        "weightless": Value("int64"),
-        "left_out": Value("int64"),
-        "later_picks": Value("int64"),
-        "zero_gain": Value("int64"),
-    }
-)
+COUNTS = ("candidates", "weightless", "left_out", "later_picks", "zero_gain")
+DECISION = Features({"picked": List(Value("int64")), **{name: Value("int64") for name in COUNTS}})
 
 
 def embed_first(batch: dict[str, list[Any]], *, function: Any, least: int, **kwargs: Any) -> dict[str, list[Any]]:
@@ -76,7 +65,9 @@ def choose_batch(
 
     cells = 0
     # A batch of `datasets` is slow to access, and it reads other columns only when they are used.
-    columns = {name: batch[name] for name in READ if name in batch}
+    columns: dict[str, Any] = {
+        name: batch[name] for name in ("id", "responses", "scores", "weights", "k") if name in batch
+    }
     for row, responses in enumerate(columns["responses"]):
         candidates = candidates_of(columns, row, n=options.n, seed=seed)
         weightless = sum(weight <= 0 for weight in columns["weights"][row]) if "weights" in columns else 0

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mrt_plugin.extension import is_extension, load_extension
 from mrt_plugin.options import SelectionOptions
@@ -40,14 +39,13 @@ class EachPool:
     name: str
 
     def __call__(self, pools: Sequence[Pool], options: SelectionOptions) -> list[Picks]:
-        function = load_extension(SELECTORS.get(self.name, self.name))
-        return [Picks(self._checked(function(pool, options.k), pool, options.k)) for pool in pools]
-
-    def _checked(self, positions: Any, pool: Pool, k: int) -> list[int]:
-        found = [int(position) for position in positions]
-        if len(set(found)) != k or len(found) != k or not all(0 <= position < pool.size for position in found):
-            raise ValueError(
-                f"selector={self.name!r} gave {found} for group {pool.metadata['id']}: it must give {k} different "
-                f"positions from 0 to {pool.size - 1}."
-            )
-        return found
+        function, k, picks = load_extension(SELECTORS.get(self.name, self.name)), options.k, []
+        for pool in pools:
+            found = [int(position) for position in function(pool, k)]
+            if len(set(found)) != k or len(found) != k or not all(0 <= position < pool.size for position in found):
+                raise ValueError(
+                    f"selector={self.name!r} gave {found} for group {pool.metadata['id']}: it must give {k} different "
+                    f"positions from 0 to {pool.size - 1}."
+                )
+            picks.append(Picks(found))
+        return picks

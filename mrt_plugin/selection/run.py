@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from mrt_plugin.engine import check_engine, map_batches
@@ -17,8 +18,8 @@ from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.scoring.scores import score_columns, with_scores
 from mrt_plugin.scoring.weights import weigh_groups
-from mrt_plugin.selection.allocation import SPREAD, Allocation, allocate, read_by_allocation, spread_batch
-from mrt_plugin.selection.decide import DECISION, choose_batch, embed_first
+from mrt_plugin.selection.allocation import SPREAD, Allocation, allocate, spread_batch
+from mrt_plugin.selection.decide import COUNTS, DECISION, choose_batch, embed_first
 from mrt_plugin.selection.pool import candidate_texts
 from mrt_plugin.selection.registry import get_selector
 
@@ -101,10 +102,10 @@ def _select(groups: Dataset, selector: str, k: int | None, how: dict[str, Any], 
 
 @dataclass
 class SelectionReport:
-    """The counts of one selection."""
+    """The counts of one selection. `k` is `k=4`, or `their own k` for groups that differ in it."""
 
     selector: str
-    k: int | None
+    k: str
     similarity: str
     groups: int = 0
     candidates: int = 0
@@ -114,7 +115,6 @@ class SelectionReport:
     short: int = 0
     """Groups with N < K."""
     weightless: int = 0
-    """Responses of weight 0, which are not candidates."""
     left_out: int = 0
     """Responses left out by the limit on candidates."""
     later_picks: int = 0
@@ -128,16 +128,12 @@ class SelectionReport:
         """The share of picks after the first that covered nothing new."""
         return self.zero_gain / self.later_picks if self.later_picks else 0.0
 
-    @property
-    def _k(self) -> str:
-        return f"k={self.k}" if self.k is not None else "their own k"
-
     def summary(self) -> str:
         """Return one line with the kept responses."""
         responses, groups = plural(self.candidates, "response"), plural(self.groups, "group")
         line = f"{self.selector}: kept {self.kept:,} of {responses} of {groups}"
         if self.whole:
-            line += f"; {plural(self.whole, 'pool')} of at most {self._k} kept whole"
+            line += f"; {plural(self.whole, 'pool')} of at most {self.k} kept whole"
         if self.later_picks:
             picks = plural(self.later_picks, "pick")
             line += f"; {self.zero_gain_share:.1%} of {picks} after a group's first gained nothing"
@@ -146,7 +142,7 @@ class SelectionReport:
     def notes(self) -> list[str]:
         """Return one line for each warning."""
         counts = (
-            (f"pools smaller than {self._k}, kept whole", self.short),
+            (f"pools smaller than {self.k}, kept whole", self.short),
             ("responses of weight 0, never kept", self.weightless),
             ("responses beyond n candidates, left out at random", self.left_out),
         )
@@ -161,9 +157,8 @@ class SelectionReport:
 
     def log(self) -> None:
         """Log the summary, and a warning for each note."""
-        for line in self.remarks:
+        for line in [*self.remarks, self.summary()]:
             logger.info(line)
-        logger.info(self.summary())
         for line in self.notes():
             logger.warning(line)
 
@@ -176,7 +171,6 @@ class Selected:
     groups: Dataset
     """All groups and responses, with the scores used for the selection."""
     picks: list[list[int]]
-    """For each group, the indices of the responses to keep, in ascending order."""
     report: SelectionReport
 
     def apply(self) -> Dataset:
@@ -245,8 +239,9 @@ class _Chooser:
             allocated = allocation.k
         decided = self._decide(groups, allocated)
         picks: list[list[int]] = decided["picked"][:]
-        for name, other in list(scores.items())[1:]:
-            first = next(iter(scores))
+        first, *rest = scores or [""]
+        for name in rest:
+            other = scores[name]
             remarks.append(rank_agreement(scores[first]["scores"], other["scores"]).summary(first, name))
             if strategy.needs_scores:
                 others = self._decide(with_scores(groups, other), allocated)["picked"][:]
@@ -256,37 +251,34 @@ class _Chooser:
                     f"With the scores of {name}, {options.selector} would change {changed:,} of {total:,} picks "
                     f"({changed / total:.1%})."
                 )
-        sizes: list[int] = decided["candidates"][:]
         report = SelectionReport(
             options.selector,
-            None if strategy.keeps_all or allocated is not None else options.k,
+            "their own k" if strategy.keeps_all or allocated is not None else f"k={options.k}",
             options.similarity,
             groups=len(groups),
             kept=sum(map(len, picks)),
-            **{name: sum(decided[name][:]) for name in DECISION if name != "picked"},
+            **{name: sum(decided[name][:]) for name in COUNTS},
             remarks=remarks,
         )
         if not strategy.keeps_all:
-            wanted = [options.k] * len(sizes) if allocated is None else allocated
-            report.whole = sum(size <= want for size, want in zip(sizes, wanted, strict=True))
-            report.short = sum(size < want for size, want in zip(sizes, wanted, strict=True))
+            spare = np.array(decided["candidates"][:]) - (options.k if allocated is None else np.array(allocated))
+            report.whole, report.short = int((spare <= 0).sum()), int((spare < 0).sum())
         return Selected(options, groups, picks, report)
 
     def _allocate(self, groups: Dataset) -> Allocation:
         """Compute a score for every prompt, then the allocation. The result does not depend on the row order."""
-        options = self.options
-        wanted = _read(groups, read_by_allocation(options, groups.column_names))
+        options, known, name = self.options, groups.column_names, self.options.allocation_score
+        if name not in ("diversity", "length", *known):
+            raise ValueError(
+                f"allocation_score={name!r} is neither `diversity` nor `length`, nor a column of the groups "
+                f"({', '.join(known)})."
+            )
+        wanted = _read(groups, () if name in ("diversity", "length") else (name,))
         measured = self._map(wanted, spread_batch, SPREAD, "Measuring how responses differ", self.spread, 0)
-        mean_k = options.k if options.mean_k is None is options.target_total else options.mean_k
-        return allocate(
-            measured["spread"][:],
-            measured["size"][:],
-            groups["id"][:],
-            target_total=options.target_total,
-            mean_k=mean_k,
-            min_k=options.min_k,
-            max_k=options.max_k,
-        )
+        limits = {name: getattr(options, name) for name in ("target_total", "mean_k", "min_k", "max_k")}
+        if options.mean_k is None is options.target_total:
+            limits["mean_k"] = options.k
+        return allocate(measured["spread"][:], measured["size"][:], groups["id"][:], **limits)
 
     def _decide(self, groups: Dataset, k: list[int] | None) -> Dataset:
         """Return the columns of `DECISION`. `k` holds one K per group, unless all have the same."""
@@ -310,17 +302,9 @@ class _Chooser:
         if self.engine == "ray" and embedder is not None and embedder.prepare is not None:
             more |= {"function": function, "least": least}
             function = embed_first
-        return map_batches(
-            groups,
-            function,
-            more,
-            features,
-            batch_size=BATCH,
-            description=words,
-            num_proc=self.num_proc,
-            engine=self.engine,
-            threads=None if embedder is None else embedder.threads(),
-        )
+        how: dict[str, Any] = {"num_proc": self.num_proc, "engine": self.engine, "description": words}
+        how["threads"] = None if embedder is None else embedder.threads()
+        return map_batches(groups, function, more, features, batch_size=BATCH, **how)
 
     def _texts(self, groups: Dataset) -> Iterator[list[str]]:
         """Yield the texts of the candidates that will be compared, a batch of groups at a time."""
