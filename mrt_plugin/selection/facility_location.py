@@ -68,11 +68,15 @@ def maximise(pools: Sequence[Pool], weights: Sequence[np.ndarray], options: Sele
         sizes = np.array([pools[index].size for index in batch])
         width = sizes.max()
         padding = np.arange(width) >= sizes[:, None]
-        terms = np.ones((len(batch), width, width))
-        factors = np.zeros((len(batch), width))
-        for place, index in enumerate(batch):
-            terms[place, : sizes[place], : sizes[place]] = pools[index].cosines
-            factors[place, : sizes[place]] = weights[index]
+        if padding.any():
+            terms = np.ones((len(batch), width, width))
+            factors = np.zeros((len(batch), width))
+            for place, index in enumerate(batch):
+                terms[place, : sizes[place], : sizes[place]] = pools[index].cosines
+                factors[place, : sizes[place]] = weights[index]
+        else:
+            terms = np.array([pools[index].cosines for index in batch])
+            factors = np.array([weights[index] for index in batch])
         _weigh(terms, factors, padding, options.similarity)
         picks, gains = _greedy(terms, padding, options.k)
         for index, positions, values in zip(batch, picks.tolist(), gains.tolist(), strict=True):
