@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 from mrt_plugin.cli import app
-from mrt_plugin.cli.needs import ALONE, COMMANDS
+from mrt_plugin.cli.option import ALONE, COMMANDS
 from mrt_plugin.options import NEEDS
 
 GROUP: Any = typer.main.get_command(app)
@@ -181,7 +181,7 @@ def holds(hint: Any, kind: type) -> bool:
 
 @pytest.mark.parametrize(("command", "option", "value"), numbers())
 def test_every_number_has_bounds(command: str, option: str, value: str) -> None:
-    """A new option that is a number gets `min=`, or `callback=within(...)`."""
+    """A new option that is a number gets `min=`, or bounds such as `ge=0`."""
     done = CliRunner(env={"COLUMNS": "300"}).invoke(app, [command, f"{option}={value}"])
     assert done.exit_code == 1
     assert f"Invalid value for '{option}'" in done.output

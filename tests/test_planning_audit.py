@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from mrt_plugin import load_groups, select
 from mrt_plugin.cli import app
-from mrt_plugin.cli.audit import audit_json
+from mrt_plugin.cli.planning import audit_json
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.groups import DataError
 from mrt_plugin.planning.audit import (

@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from mrt_plugin.groups import DataError
 from mrt_plugin.groups.text import prompt_text
+from mrt_plugin.options import SelectionOptions
 from mrt_plugin.planning.diversity import (
     Candidate,
     PromptDiversity,
@@ -26,7 +27,7 @@ from mrt_plugin.planning.diversity import (
 from mrt_plugin.planning.fit import read_results, read_runs
 from mrt_plugin.scoring.cosine import mean_distance
 from mrt_plugin.scoring.embedders import lexical, load_embedder
-from mrt_plugin.selection.allocation import AdaptiveK, allocate, spread_batch
+from mrt_plugin.selection.allocation import allocate, spread_batch
 
 
 def test_diversity_by_hand():
@@ -187,7 +188,6 @@ def test_allocation_does_not_depend_on_the_order_of_prompts():
         ({}, "either target_total or mean_k"),
         ({"mean_k": 2, "target_total": 4}, "either target_total or mean_k"),
         ({"mean_k": 2, "min_k": 3, "max_k": 2}, "min_k <= max_k"),
-        ({"mean_k": 2, "floor": 0}, "floor"),
         ({"mean_k": math.inf}, "finite number"),
         ({"mean_k": math.nan}, "finite number"),
     ],
@@ -215,6 +215,6 @@ def test_equal_responses_have_no_diversity():
     assert [mean_distance(np.full((count, count), 1.0 + 1e-16)) for count in (2, 3)] == [0.0, 0.0]
     assert math.isnan(mean_distance(np.ones((1, 1))))
     alone = {"id": ["g"], "responses": [["one"]]}
-    plan = AdaptiveK("diversity", mean_k=1)
-    assert spread_batch(alone, plan=plan, n=None, seed=0, embedder=load_embedder("lexical"))["spread"] == [0.0]
+    found = spread_batch(alone, options=SelectionOptions(), seed=0, embedder=load_embedder("lexical"))
+    assert found["spread"] == [0.0]
     assert mean_distance(np.array([[1.0, 1.0000001], [1.0000001, 1.0]])) == 0.0, "never negative, whatever was rounded"

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from mrt_plugin import load_groups
 from mrt_plugin.cli import app
-from mrt_plugin.cli.plan import plan_json
+from mrt_plugin.cli.planning import plan_json
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.planning.budget import parse_budget
 from mrt_plugin.planning.measure import MeasuredGroup, Measurement, measure, token_costs

@@ -25,9 +25,8 @@ from mrt_plugin.cli import app
 from mrt_plugin.groups.write import sha256_of, whole_file, write_groups
 from mrt_plugin.options import SelectionOptions
 from mrt_plugin.pipeline.exports import export
-from mrt_plugin.pipeline.files import select_file
+from mrt_plugin.pipeline.files import remake, select_file
 from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
-from mrt_plugin.pipeline.remake import remake
 
 
 @pytest.fixture

@@ -2,18 +2,11 @@
 
 import typer
 
-from mrt_plugin.cli.audit import audit
-from mrt_plugin.cli.augment import augment
-from mrt_plugin.cli.bench import bench
-from mrt_plugin.cli.demo import demo
-from mrt_plugin.cli.doctor import doctor
-from mrt_plugin.cli.evaluate import evaluate
-from mrt_plugin.cli.grid import grid
-from mrt_plugin.cli.needs import CheckedCommand
-from mrt_plugin.cli.plan import plan
-from mrt_plugin.cli.sample import sample
+from mrt_plugin.cli.drawing import evaluate, sample
+from mrt_plugin.cli.machine import bench, demo, doctor, simulate
+from mrt_plugin.cli.option import CheckedCommand
+from mrt_plugin.cli.planning import audit, augment, grid, plan
 from mrt_plugin.cli.select import select
-from mrt_plugin.cli.simulate import simulate
 
 app = typer.Typer(
     name="mrt",

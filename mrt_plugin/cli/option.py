@@ -1,37 +1,90 @@
-"""Check single command-line options before a command starts.
+"""Define the options of commands, and check their values before a command starts.
 
 Types, defaults, help and bounds of training options come from `mrt_plugin.options`.
 """
 
 from collections.abc import Callable
-from dataclasses import Field, asdict, fields
+from dataclasses import MISSING, Field, field, fields
+from functools import partial, wraps
 from importlib.util import find_spec
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
+from mrt_plugin.cli.show import log_to_stderr, plain_errors, raise_plainly
 from mrt_plugin.extension import is_extension
-from mrt_plugin.options import Bounds, MultiResponseOptions, take_options
+from mrt_plugin.models.named_model import check_folders, parse_models
+from mrt_plugin.options import NEEDS, Bounds, MultiResponseOptions, Need, check_prefix_backend, names_of, reads
 from mrt_plugin.places import check_data, check_file, check_folder, check_model
+from mrt_plugin.sampling.options import EndpointOptions, LocalOptions
 
-_FIELDS = {item.name: item for item in fields(MultiResponseOptions)}
-
-Check = Callable[[Any], None]
-"""Raises ValueError for a value that is not allowed."""
+Kind = Literal["option", "switch", "argument"]
 
 
-def of(item: str | Field[Any]) -> Any:
-    """Return the `typer.Option` of a training option, or of another field with help and bounds."""
-    found = _FIELDS[item] if isinstance(item, str) else item
-    callback = _EARLY.get(found.name) or within(**asdict(found.metadata["bounds"]))
-    flags = [f"--{found.name.replace('_', '-')}"] if found.type is bool else []
-    return typer.Option(*flags, help=found.metadata["help"], callback=callback)
+def flag(
+    default: Any,
+    help: str,
+    check: str = "",
+    *names: str,
+    kind: Kind = "option",
+    min: int | None = None,
+    **bounds: float,
+) -> Any:
+    """Define a field that is an option, with a check of `CHECKS` or `Bounds`. With `...` as default it is required."""
+    said = {"help": help, "bounds": Bounds(**bounds), "check": check, "names": names, "kind": kind, "min": min}
+    return field(default=MISSING if default is ... else default, metadata=said)
 
 
-def with_options(part: type) -> Callable[[Any], Any]:
-    """Decorate a command that takes `**options`, so that it has the options of a dataclass."""
-    return take_options(part, lambda item, hint: Annotated[hint, of(item)])
+switch = partial(flag, False, kind="switch")
+argument = partial(flag, kind="argument")
+
+
+def training(name: str) -> Any:
+    """Define a field that is the training option `name`."""
+    item = MultiResponseOptions.__dataclass_fields__[name]
+    return field(default=item.default, metadata=item.metadata)
+
+
+def command(own: type, *parts: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a function of the options `own`, so that Typer takes them by the names of the fields.
+
+    The options of `parts` that `own` does not define come as keyword arguments.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @wraps(function)
+        def run(**given: Any) -> None:
+            mine = {item.name: given.pop(item.name) for item in fields(own)}
+            function(own(**mine), **given)
+
+        found: dict[str, Parameter] = {}
+        for part in (own, *parts):
+            hints = get_type_hints(part)
+            for item in fields(part):
+                if "bounds" in item.metadata and item.name not in found:
+                    hint: Any = Annotated[hints[item.name], _typer(item)]  # type: ignore[valid-type,name-defined]
+                    default = Parameter.empty if item.default is MISSING else item.default
+                    found[item.name] = Parameter(item.name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+        run.__signature__ = Signature(list(found.values()))  # type: ignore[attr-defined]
+        run.__annotations__ = {name: parameter.annotation for name, parameter in found.items()}
+        return run
+
+    return decorate
+
+
+def _typer(item: Field[Any]) -> Any:
+    """Return the `typer.Option` of a `flag`, or of an `option` of another room, which is checked by its name."""
+    said = {"check": item.name, "names": (), "min": None, **item.metadata}
+    kind = said.get("kind", "switch" if item.type is bool else "option")
+    callback = _callback(CHECKS.get(said["check"], partial(_check_bounds, said["bounds"])))
+    if kind == "argument":
+        return typer.Argument(help=said["help"], callback=callback)
+    names = [f"--{item.name.replace('_', '-')}"] if kind == "switch" else said["names"]
+    return typer.Option(*names, help=said["help"], callback=callback, min=said["min"])
 
 
 def part_of(part: type, options: dict[str, Any]) -> dict[str, Any]:
@@ -39,8 +92,8 @@ def part_of(part: type, options: dict[str, Any]) -> dict[str, Any]:
     return {item.name: options[item.name] for item in fields(part) if item.name in options}
 
 
-def checked(check: Check) -> Callable[[Any], Any]:
-    """Return a callback for `typer.Option` that checks a value, or each of several, unless it is None."""
+def _callback(check: Callable[[Any], None]) -> Callable[[Any], Any]:
+    """Return a callback for Typer that checks a value, or each of several, unless it is None."""
 
     def callback(value: Any) -> Any:
         try:
@@ -54,44 +107,26 @@ def checked(check: Check) -> Callable[[Any], Any]:
     return callback
 
 
-def within(**bounds: float) -> Callable[[Any], Any]:
-    """Return a callback that refuses numbers outside their `Bounds`, including NaN and infinity."""
-    limits = Bounds(**bounds)
-
-    def check(value: Any) -> None:
-        if isinstance(value, int | float) and not limits.holds(value):
-            raise ValueError(f"{value} must be a finite number, {limits}.")
-
-    return checked(check)
+def _check_bounds(bounds: Bounds, value: Any) -> None:
+    if isinstance(value, int | float) and not bounds.holds(value):
+        raise ValueError(f"{value} must be a finite number, {bounds}.")
 
 
-def report_file(*endings: str) -> Callable[[Any], Any]:
-    """Return a callback for a file with pictures, which refuses a wrong ending and a missing matplotlib."""
-
-    def check(path: Any) -> None:
-        if endings and Path(path).suffix not in endings:
-            raise ValueError(f"{path} must end in one of {', '.join(endings)}.")
-        if find_spec("matplotlib") is None:
-            raise ValueError("pictures need matplotlib: pip install 'mrt-plugin[plots]'.")
-
-    return checked(check)
+def numbers(text: str, refusal: str) -> list[int]:
+    """Return the whole numbers, at least 1, of a text with commas. `refusal` is the message for any other text."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if min(found, default=0) < 1:
+        raise ValueError(refusal)
+    return found
 
 
 def _check_budget(text: str) -> None:
     from mrt_plugin.planning.budget import parse_budget
 
     parse_budget(text, 1.0)
-
-
-def _check_named_model(text: str) -> None:
-    from mrt_plugin.models.named_model import check_folders, parse_models
-
-    check_folders(parse_models([text]))
-
-
-def _check_embedder(name: str) -> None:
-    if name not in ("lexical", "sentence-transformers", "none"):
-        check_model(name, None)
 
 
 def _check_code(name: str) -> None:
@@ -102,23 +137,144 @@ def _check_code(name: str) -> None:
 
 
 def _check_scorer(names: str) -> None:
-    for name in filter(None, (part.strip() for part in names.split(","))):
-        if ":" in name:
-            _check_code(name)
-        else:
-            check_model(name)
+    for name in filter(None, map(str.strip, names.split(","))):
+        (_check_code if ":" in name else check_model)(name)
 
 
-budget_text = checked(_check_budget)
-existing_file = checked(check_file)
-existing_folder = checked(check_folder)
-existing_data = checked(check_data)
-existing_base = checked(check_model)
-existing_model = checked(_check_named_model)
-existing_adapter = checked(lambda name: check_model(name, "adapter_config.json"))
-existing_tokenizer = checked(lambda name: check_model(name, None))
-existing_embedder = checked(_check_embedder)
-existing_scorer = checked(_check_scorer)
+def _check_picture(path: Path, endings: tuple[str, ...] = (".png", ".svg", ".pdf")) -> None:
+    if endings and path.suffix not in endings:
+        raise ValueError(f"{path} must end in one of {', '.join(endings)}.")
+    if find_spec("matplotlib") is None:
+        raise ValueError("pictures need matplotlib: pip install 'mrt-plugin[plots]'.")
 
-_EARLY = {"selector": checked(_check_code), "embedder": existing_embedder, "scorer": existing_scorer}
-"""Checks of options that name a place."""
+
+PROVIDED = ("lexical", "sentence-transformers", "none")
+
+CHECKS: dict[str, Callable[[Any], None]] = {
+    "adapter": lambda name: check_model(name, "adapter_config.json"),
+    "backend": check_prefix_backend,
+    "base": check_model,
+    "budget": _check_budget,
+    "data": check_data,
+    "embedder": lambda name: None if name in PROVIDED else check_model(name, None),
+    "file": check_file,
+    "folder": check_folder,
+    "model": lambda text: check_folders(parse_models([text])),
+    "picture": _check_picture,
+    "report": lambda path: _check_picture(path, ()),
+    "scorer": _check_scorer,
+    "selector": _check_code,
+    "tokenizer": lambda name: check_model(name, None),
+}
+"""Raise ValueError for a value that cannot be meant. Also for the training options of these names."""
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _with(names: tuple[str, ...], *others: str) -> Need:
+    """Return the need of the options `names` for one of the options `others`."""
+    return Need(names, lambda o: any(getattr(o, other) for other in others), " or ".join(map(_flag, others)))
+
+
+def _without(names: tuple[str, ...], other: str) -> Need:
+    return Need(names, lambda o: not getattr(o, other), f"a run without {_flag(other)}")
+
+
+def _arm(name: str, arm: str) -> Need:
+    return Need((name,), lambda o: o.arm is None or arm in o.arm, f"the arm {arm}")
+
+
+_LOCAL = ("adapter", *names_of(LocalOptions))
+_REQUESTS = tuple(name for name in names_of(EndpointOptions) if name not in ("requests_per_minute", "extra"))
+_MODEL = ("adapter", "tokenizer", "prompt_format", "loss_aggregation", "max_length", "max_prompts", "load_in_4bit")
+_COSTS = ("budget", "layout", "cost_prompt", "cost_response")
+_DRAWING = ("temperature", "top_p", "max_tokens", "stop", "partial")
+_DRAWN = "samples that are drawn: --m above 0, and a --model or --endpoint"
+_SAMPLES = ("at", "embedder", "scorer", "checker")
+_SIMILAR = "--selector diverse_k or diverse_best_k"
+
+COMMANDS: dict[str, tuple[Need, ...]] = {
+    "select": (
+        *NEEDS,
+        _with(("held_out_output",), "held_out", "from_manifest"),
+        _with(("held_out_threshold",), "held_out"),
+        _with(("total", "max_repeats"), "proportion"),
+        _with(("decisions",), "curation", "proportion"),
+        _with(("tokenizer",), "curation", "stats"),
+        Need(("num_proc",), lambda o: o.engine == "local", "--engine local"),
+    ),
+    "sample": (
+        _with((*_REQUESTS, "requests_per_minute", "extra"), "endpoint"),
+        _without(_LOCAL, "endpoint"),
+        _without(("n",), "extend"),
+    ),
+    "plan": (_with((*_MODEL, *_COSTS), "model"),),
+    "audit": (
+        _with((*_MODEL, "gradient_prompts", "splits"), "model"),
+        Need(("alpha",), lambda o: o.selector and reads(o, "alpha"), "--selector diverse_best_k"),
+        Need(("similarity",), lambda o: o.selector and reads(o, "similarity"), _SIMILAR),
+    ),
+    "evaluate": (
+        _with(_REQUESTS, "endpoint"),
+        _without((*_LOCAL, "tokenizer", "probe", "max_length", "lm_eval"), "endpoint"),
+        _with(("lm_eval_include", "lm_eval_limit"), "lm_eval"),
+        Need(_DRAWING, lambda o: o.m > 0 and bool(o.model or o.endpoint), _DRAWN),
+        Need(_SAMPLES, lambda o: bool(o.pool) or o.m > 0, "samples: --m above 0, or --pool"),
+    ),
+    "grid": (
+        _without(("tokenizer", *_COSTS), "plan"),
+        _without(("tokenizer",), "cost_prompt"),
+        _arm("prompts", "equal prompts"),
+        _arm("pairs", "equal pairs"),
+        _arm("budget", "equal cost"),
+        _with(("repeats",), "output"),
+    ),
+    "bench": (_without(("vocabulary",), "model"),),
+}
+"""For each command: options that have no effect without others."""
+
+ALONE = {
+    "select": ("from_manifest", ("data", "output", "held_out_output", "overwrite", "json")),
+    "grid": ("results", ("json",)),
+    "simulate": ("fit", ("json",)),
+}
+"""For each command: an option that makes it do something else, and the options that it then accepts."""
+
+LOGGING = ("sample", "select", "plan", "audit", "evaluate", "grid")
+"""The commands that show the package's log messages."""
+
+
+class CheckedCommand(TyperCommand):
+    """Refuse options that were given and have no effect. Defaults never count as given.
+
+    Every error that the user can fix is one line, with exit status 1.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options and check their values."""
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as problem:
+            raise_plainly(problem.format_message())
+
+    def invoke(self, ctx: Any) -> Any:
+        """Check, and run the command."""
+        command, values = str(ctx.info_name), SimpleNamespace(**{**vars(MultiResponseOptions()), **ctx.params})
+        given = [item for item in self.params if ctx.get_parameter_source(item.name).name != "DEFAULT"]
+        alone, beside = ALONE.get(command, ("", ()))
+        needs = list(COMMANDS.get(command, ()))
+        if any(item.name == alone for item in given):
+            others = tuple(str(item.name) for item in given if item.name not in (alone, *beside))
+            needs.insert(0, Need(others, lambda o: False, f"a run without {_flag(alone)}"))
+        for need in needs:
+            idle = next((item for item in given if item.name in need.names), None)
+            if idle is not None and not need.used(values):
+                value = ctx.params[idle.name]
+                shown = idle.opts[0] if value is True else f"{idle.opts[0]} {value}"
+                raise_plainly(f"{shown} changes nothing here: it needs {need.words}.")
+        if command in LOGGING:
+            log_to_stderr()
+        with plain_errors():
+            return super().invoke(ctx)

@@ -1,48 +1,34 @@
 """`mrt select`: choose responses, and write a file that is ready to train on, with its manifest."""
 
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from mrt_plugin.cli.option import existing_data, existing_file, existing_tokenizer, with_options
-from mrt_plugin.cli.show import as_json, log_to_stderr, plain_errors, say, table
+from mrt_plugin.cli.option import argument, command, flag, switch
+from mrt_plugin.cli.show import as_json, finish, json_ready, say, table
 from mrt_plugin.pipeline.job import PoolFile, SelectJob
 
+if TYPE_CHECKING:
+    from mrt_plugin.pipeline.files import SelectResult
 
-@with_options(SelectJob)
-def select(
-    data: Annotated[
-        list[str] | None,
-        typer.Argument(help="The pools: JSONL, JSON or Parquet files, or hub ids.", callback=existing_data),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "--out", help="The file to write: .jsonl or .parquet.")
-    ] = None,
-    *,
-    source: Annotated[
-        list[str] | None, typer.Option(help="The public format of the pools, by name. Give it once, or once per pool.")
-    ] = None,
-    curation: Annotated[
-        str | None,
-        typer.Option(help="Rules: `default`, a .yaml file (a list, or a recipe's mrt.curation), or YAML as text."),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="Counts tokens in rules and statistics. Estimated by default.", callback=existing_tokenizer),
-    ] = None,
-    proportion: Annotated[
-        list[str] | None, typer.Option(help="NAME=SHARE for each pool. NAME is the file's name without its ending.")
-    ] = None,
-    export: Annotated[list[str] | None, typer.Option(help="Also write sft=FILE.jsonl or dpo=FILE.jsonl.")] = None,
-    from_manifest: Annotated[
-        Path | None,
-        typer.Option(help="Make the selection of this manifest again, with its options.", callback=existing_file),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
-    **options: Any,
-) -> None:
+
+@dataclass(kw_only=True)
+class SelectOptions:
+    data: list[str] | None = argument(None, "The pools: JSONL, JSON or Parquet files, or hub ids.", "data")
+    output: Path | None = flag(None, "The file to write: .jsonl or .parquet.", "", "--output", "--out")
+    source: list[str] | None = flag(None, "The public format of the pools, by name. Give it once, or once per pool.")
+    curation: str | None = flag(
+        None, "Rules: `default`, a .yaml file (a list, or a recipe's mrt.curation), or YAML as text."
+    )
+    tokenizer: str | None = flag(None, "Counts tokens in rules and statistics. Estimated by default.", "tokenizer")
+    proportion: list[str] | None = flag(None, "NAME=SHARE for each pool. NAME is the file's name without its ending.")
+    export: list[str] | None = flag(None, "Also write sft=FILE.jsonl or dpo=FILE.jsonl.")
+    from_manifest: Path | None = flag(None, "Make the selection of this manifest again, with its options.", "file")
+    json: bool = switch("Print the counts as JSON.")
+
+
+@command(SelectOptions, SelectJob)
+def select(given: SelectOptions, **options: Any) -> None:
     """Keep K of N responses per prompt, and write the kept groups to a file that any recipe can read.
 
     Also writes a manifest, from which the same file can be made again, byte for byte. Train on the file with
@@ -52,41 +38,38 @@ def select(
 
     Again: `mrt select --from-manifest chosen.jsonl.manifest.jsonl --output again.jsonl`
     """
-    with plain_errors():
-        log_to_stderr()
-        if output is None:
-            raise ValueError("say where to write: --output chosen.jsonl.")
-        if from_manifest is not None:
-            _remake(from_manifest, output, options["held_out_output"], data or [], json)
-            return
-        if not data:
-            raise ValueError("say what to select from: a pool's file, or --from-manifest.")
-        from mrt_plugin.pipeline.files import check_job_paths, select_file
+    if given.output is None:
+        raise ValueError("say where to write: --output chosen.jsonl.")
+    if given.from_manifest is not None:
+        from mrt_plugin.pipeline.files import remake
 
-        job = SelectJob(
-            pools=_pools(data, source or []),
-            output=output,
-            proportions=_shares(proportion),
-            exports={kind: Path(path) for kind, path in _pairs(export or [], "--export", "sft=FILE.jsonl")},
-            also_read=[path for path in (curation, tokenizer) if path is not None],
-            **options,
-        )
-        check_job_paths(job)
-        result = select_file(replace(job, curation=_rules(curation), tokenizer=_tokenizer(tokenizer)))
-    if json:
-        as_json(_as_dict(result))
-    else:
-        _show(result)
+        held_out_output, pools = options["held_out_output"], given.data or []
+        files = remake(given.from_manifest, given.output, held_out_output=held_out_output, pools=pools)
+        if given.json:
+            as_json({"files": json_ready(files)})
+        for written in [] if given.json else files:
+            counts = f"{written.groups:,} groups, {written.responses:,} responses"
+            say(f"{written.path}: {counts}, the same bytes as before.")
+        return
+    if not given.data:
+        raise ValueError("say what to select from: a pool's file, or --from-manifest.")
+    from mrt_plugin.pipeline.files import check_job_paths, select_file
 
+    job = SelectJob(
+        pools=_pools(given.data, given.source or []),
+        output=given.output,
+        proportions=_shares(given.proportion),
+        exports={kind: Path(path) for kind, path in _pairs(given.export, "--export", "sft=FILE.jsonl")},
+        also_read=[path for path in (given.curation, given.tokenizer) if path is not None],
+        **options,
+    )
+    check_job_paths(job)
+    job = replace(job, curation=_rules(given.curation))
+    if given.tokenizer is not None:
+        from transformers import AutoTokenizer
 
-def _remake(manifest: Path, output: Path, held_out_output: Path | None, pools: list[str], json: bool) -> None:
-    from mrt_plugin.pipeline.remake import remake
-
-    files = remake(manifest, output, held_out_output=held_out_output, pools=pools)
-    if json:
-        as_json({"files": [_entry(written) for written in files]})
-    for written in [] if json else files:
-        say(f"{written.path}: {written.groups:,} groups, {written.responses:,} responses, the same bytes as before.")
+        job.tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
+    finish(given, select_file(job), _as_dict, _show)
 
 
 def _pools(data: list[str], sources: list[str]) -> list[PoolFile]:
@@ -108,64 +91,38 @@ def _rules(text: str | None) -> Any:
     except yaml.YAMLError as problem:
         raise ValueError(f"--curation {text}: not YAML: {problem}") from None
     if isinstance(rules, dict) and isinstance(rules.get("mrt", rules), dict):
-        found = rules.get("mrt", rules)
-        rules = found.get("curation", [rules])
+        rules = rules.get("mrt", rules).get("curation", [rules])
     return rules
 
 
-def _tokenizer(name: str | None) -> Any:
-    if name is None:
-        return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(name)
-
-
 def _shares(texts: list[str] | None) -> dict[str, float] | None:
-    if not texts:
-        return None
     shares = {}
     for name, value in _pairs(texts, "--proportion", "chat=0.7"):
         try:
             shares[name] = float(value)
         except ValueError:
             raise ValueError(f"--proportion {name}={value}: {value!r} is not a number.") from None
-    return shares
+    return shares or None
 
 
-def _pairs(texts: list[str], option: str, example: str) -> list[tuple[str, str]]:
-    pairs = [text.partition("=") for text in texts]
-    wrong = next((text for text, (_, sign, value) in zip(texts, pairs, strict=True) if not sign or not value), None)
-    if wrong is not None:
-        raise ValueError(f"{option} {wrong}: write it as in {option} {example}.")
-    return [(name, value) for name, _, value in pairs]
+def _pairs(texts: list[str] | None, option: str, example: str) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts or []:
+        name, _, value = text.partition("=")
+        if not value:
+            raise ValueError(f"{option} {text}: write it as in {option} {example}.")
+        pairs.append((name, value))
+    return pairs
 
 
-def _entry(written: Any) -> dict[str, Any]:
-    """Return the fields of a written file, for JSON."""
-    return {**asdict(written), "path": str(written.path)}
+def _as_dict(result: "SelectResult") -> dict[str, Any]:
+    found = json_ready(result) | {"output": str(result.output.path), "ledger": result.ledger.as_dict()}
+    return found | {name: getattr(result.output, name) for name in ("groups", "responses", "sha256")}
 
 
-def _as_dict(result: Any) -> dict[str, Any]:
-    return {
-        "output": str(result.output.path),
-        "groups": result.output.groups,
-        "responses": result.output.responses,
-        "sha256": result.output.sha256,
-        "manifest": str(result.manifest),
-        "held_out": result.held_out and _entry(result.held_out),
-        "exports": [_entry(item) for item in result.exports],
-        "summary": result.summary,
-        "ledger": result.ledger.as_dict(),
-        "statistics": result.statistics,
-    }
-
-
-def _show(result: Any) -> None:
+def _show(result: "SelectResult") -> None:
     table(*result.ledger.table())
-    say(result.ledger.lines()[-1])
-    for line in result.summary:
-        say(line)
+    say(result.ledger.lines()[-1], *result.summary)
     if result.statistics:
         _show_statistics(result.statistics)
     for item in result.exports:
@@ -174,28 +131,24 @@ def _show(result: Any) -> None:
     if result.held_out:
         say(f"{result.held_out.path}: {result.held_out.groups:,} held-out groups.")
     written = result.output
-    say(f"{written.path}: {written.groups:,} groups, {written.responses:,} responses. Manifest: {result.manifest}")
     say(
+        f"{written.path}: {written.groups:,} groups, {written.responses:,} responses. Manifest: {result.manifest}",
         f"Next: mrt audit {written.path} --pool YOUR_POOL shows what the selection changed; or train on it, with "
-        'type: mrt_plugin.axolotl.all in a recipe, selector="all" in Python.'
+        'type: mrt_plugin.axolotl.all in a recipe, selector="all" in Python.',
     )
 
 
 def _show_statistics(found: dict[str, Any]) -> None:
-    kinds = {**found["pool"]["task_types"], **found["selected"]["task_types"]}
     rows = []
-    for kind in kinds:
-        before, after = (found[part]["task_types"].get(kind) for part in ("pool", "selected"))
-        rows.append(
-            (
-                kind,
-                *(f"{part['share']:.1%}" if part else "0" for part in (before, after)),
-                *(f"{part['median_response_length']:.0f}" if part else "" for part in (before, after)),
-            )
-        )
+    for kind in found["pool"]["task_types"] | found["selected"]["task_types"]:
+        parts = [found[part]["task_types"].get(kind) for part in ("pool", "selected")]
+        shares = [f"{part['share']:.1%}" if part else "0" for part in parts]
+        rows.append((kind, *shares, *(f"{part['median_response_length']:.0f}" if part else "" for part in parts)))
     table(("task type", "pool", "selected", "median tokens", "selected"), rows)
     for part in ("pool", "selected"):
         lengths, prompts = found[part]["response_length"], found[part]["prompt_length"]
         spread = f"5 % {lengths['p5']:.0f}, median {lengths['p50']:.0f}, 95 % {lengths['p95']:.0f}"
-        say(f"{part}: tokens ({found[part]['tokens']}) of a response: mean {lengths['mean']:.0f}, {spread}.")
-        say(f"{part}: tokens of a prompt: median {prompts['p50']:.0f}.")
+        say(
+            f"{part}: tokens ({found[part]['tokens']}) of a response: mean {lengths['mean']:.0f}, {spread}.",
+            f"{part}: tokens of a prompt: median {prompts['p50']:.0f}.",
+        )

@@ -5,19 +5,28 @@ import errno
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from mrt_plugin.planning.fit import InverseFit
 
-def say(text: str) -> None:
-    """Write a line for people."""
-    Console(highlight=False, markup=False, soft_wrap=True).print(text)
+
+Made = Callable[[Any], Any]
+
+
+def say(*lines: str) -> None:
+    """Write lines for people."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    for line in lines:
+        console.print(line)
 
 
 def log_to_stderr() -> None:
@@ -30,23 +39,19 @@ def log_to_stderr() -> None:
         ours.setLevel(logging.INFO)
 
 
-def quiet_libraries() -> None:
-    """Hide messages that libraries log at import about missing kernels, which are not needed here."""
-    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def as_json(result: Any) -> None:
     """Write a result as one JSON document on stdout. Refuse NaN."""
     print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def json_ready(value: Any) -> Any:
-    """Return dataclasses as dictionaries and tuples as lists. Infinity and NaN become None."""
+    """Return dataclasses as dictionaries, tuples as lists and paths as strings. Infinity and NaN become None."""
     if dataclasses.is_dataclass(value):
-        return {item.name: json_ready(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        value = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {name: json_ready(part) for name, part in value.items()}
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, list | tuple):
         return [json_ready(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -62,12 +67,47 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
     Console(highlight=False, markup=False).print(shown)
 
 
+def with_error(value: float, error: float | None) -> str:
+    """Return a number with its standard error, which is NaN or None where it needs more runs."""
+    if error is None:
+        return f"{value:.4f}"
+    return f"{value:.4f} ± {'?' if math.isnan(error) else f'{error:.4f}'}"
+
+
+def show_fits(fits: Mapping[str, "InverseFit"]) -> None:
+    """Write the table of fits of loss = a + b/K, one row per arm, and what to make of it."""
+    rows = []
+    for arm, fit in fits.items():
+        a, b = with_error(fit.a, fit.a_error), with_error(fit.b, fit.b_error)
+        r_squared = "" if math.isnan(fit.r_squared) else f"{fit.r_squared:.3f}"
+        rows.append((arm, f"{fit.runs}", a, b, r_squared, f"{fit.mse:.2e}"))
+    table(("arm", "runs", "a (endless K)", "b (what K = 1 loses)", "R²", "MSE"), rows, title="loss = a + b/K")
+    say("That held-out loss follows 1/K is an assumption: look at R², and at the residuals of your largest K.")
+
+
+def finish(given: Any, found: Any, document: Made, show: Made, page: Made | None = None, extras: str = "") -> None:
+    """Show a result, or write it as JSON for `--json`. Also write its page for `--report`."""
+    report = None if page is None else given.report
+    if page is not None and report is not None:
+        from mrt_plugin.groups.write import write_text
+
+        write_text(report, page(found))
+    if given.json:
+        return as_json(document(found))
+    show(found)
+    if report is not None:
+        say(f"\nThe same with pictures{extras}: {report}")
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn an error that the user can fix into one message and exit status 1. Others keep their traceback."""
-    quiet_libraries()
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # they log missing kernels, not needed here
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         raise_plainly(f"{error}{_remedy(error)}", error)
 

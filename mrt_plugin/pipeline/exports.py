@@ -8,8 +8,6 @@ from typing import Any
 
 from mrt_plugin.groups.write import whole_file
 
-EXPORTS = ("sft", "dpo")
-
 
 @dataclass(frozen=True)
 class Exported:
@@ -25,23 +23,7 @@ class Exported:
 def export(rows: Iterable[dict[str, Any]], kind: str, path: str | Path) -> Exported:
     """Write selected groups as JSON lines that TRL and others read.
 
-    Args:
-        rows: groups, as `load_groups` returns them.
-        kind: `sft` writes one row per response with `prompt` and `completion` (and `weight` if there are weights).
-            Both are strings, or both are lists of messages. `dpo` writes one row per group with `prompt`, `chosen`
-            and `rejected`: the responses with the highest and the lowest score, with `score_chosen` and
-            `score_rejected`. Of equal scores, the first is used. Groups with one response, or with all scores
-            equal, give no pair and are counted.
-        path: a `.jsonl` file.
-
-    Raises:
-        ValueError: for another kind or ending, or for `dpo` without scores.
-
-    Example:
-
-    ```python
-    export(chosen, "dpo", "pairs.jsonl")
-    ```
+    `sft` writes one row per response; `dpo` one per group, with its best and its worst response.
     """
     path = Path(path)
     check_export(kind, path)
@@ -58,8 +40,8 @@ def export(rows: Iterable[dict[str, Any]], kind: str, path: str | Path) -> Expor
 
 def check_export(kind: str, path: Path) -> None:
     """Raise ValueError for an unknown kind or ending."""
-    if kind not in EXPORTS:
-        raise ValueError(f"there is no export {kind!r}: choose one of {', '.join(EXPORTS)}.")
+    if kind not in ("sft", "dpo"):
+        raise ValueError(f"there is no export {kind!r}: choose one of sft, dpo.")
     if path.suffix != ".jsonl":
         raise ValueError(f"{path}: exports are JSON lines; write to a .jsonl file.")
 
@@ -73,20 +55,18 @@ def check_scores(columns: Mapping[str, Any]) -> None:
 def _flat(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     weights = row.get("weights") or [None] * len(row["responses"])
     for response, weight in zip(row["responses"], weights, strict=True):
-        prompt, completion = _same_form(row["prompt"], response)
-        line = {"prompt": prompt, "completion": completion}
+        line = dict(zip(("prompt", "completion"), _same_form(row["prompt"], response), strict=True))
         yield line if weight is None else {**line, "weight": weight}
 
 
 def _pair(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the first of the responses with the highest score, and of those with the lowest, if they differ."""
     check_scores(row)
-    scores = row["scores"]
-    best, worst = scores.index(max(scores)), scores.index(min(scores))
-    if scores[best] > scores[worst]:
-        prompt, chosen = _same_form(row["prompt"], row["responses"][best])
-        rejected = _same_form(row["prompt"], row["responses"][worst])[1]
-        found = {"score_chosen": scores[best], "score_rejected": scores[worst]}
-        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, **found}
+    scores, found = row["scores"], {"score_chosen": max(row["scores"]), "score_rejected": min(row["scores"])}
+    if found["score_chosen"] > found["score_rejected"]:
+        best, worst = (row["responses"][scores.index(score)] for score in found.values())
+        prompt, chosen = _same_form(row["prompt"], best)
+        yield {"prompt": prompt, "chosen": chosen, "rejected": _same_form(row["prompt"], worst)[1], **found}
 
 
 def _same_form(prompt: Any, response: Any) -> tuple[Any, Any]:

@@ -28,15 +28,8 @@ FORMAT = "mrt-selection/1"
 
 
 def manifest_path(output: str | Path) -> Path:
-    """Return the path of a selection's manifest.
-
-    Example:
-
-    >>> manifest_path("data/chosen.jsonl").name
-    'chosen.jsonl.manifest.jsonl'
-    """
-    output = Path(output)
-    return output.with_name(f"{output.name}.manifest.jsonl")
+    """Return the path of a selection's manifest."""
+    return Path(f"{Path(output)}.manifest.jsonl")
 
 
 def file_entry(written: Written, output: Path) -> dict[str, Any]:
@@ -47,11 +40,7 @@ def file_entry(written: Written, output: Path) -> dict[str, Any]:
 
 
 def left_over(output: Path, written: Iterable[Named]) -> Path | None:
-    """Return the held-out file of an earlier selection of the same name, if it exists and is not written again.
-
-    Raises:
-        ValueError: if the manifest's path holds another kind of file.
-    """
+    """Return the held-out file of an earlier selection of the same name, if it exists and is not written again."""
     manifest = manifest_path(output)
     made = read_manifest(manifest)[0]["held_out_output"] if manifest.is_file() else None
     if made is None:
@@ -69,25 +58,19 @@ def write_manifest(path: Path, header: dict[str, Any], groups: Iterable[dict[str
 
 
 def read_manifest(path: str | Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
-    """Return the header of a manifest, and its groups.
-
-    Raises:
-        ValueError: if the file is not a manifest, or has another version.
-    """
-    path = Path(path)
-    with path.open(encoding="utf-8") as file:
-        try:
-            header = json.loads(file.readline())
-        except ValueError:
-            header = None
+    """Return the header of a manifest, and its groups. ValueError for another kind of file, or another version."""
+    lines = _lines(Path(path))
+    try:
+        header = next(lines, None)
+    except ValueError:
+        header = None
     if not isinstance(header, dict) or "format" not in header:
         raise ValueError(f"{path} is not the manifest of a selection: its first line has no `format`.")
     if header["format"] != FORMAT:
         raise ValueError(f"{path} has the format {header['format']!r}, and this version reads {FORMAT!r}.")
-    return header, _groups(path)
+    return header, lines
 
 
-def _groups(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path) -> Iterator[Any]:
     with path.open(encoding="utf-8") as file:
-        next(file)
         yield from map(json.loads, file)

@@ -13,31 +13,20 @@ from mrt_plugin.selection.pool import Columns, Pool, Selector, candidate_texts, 
 CELLS = 2**17
 """Number of cosines held at a time: 1 MiB of float64, which stay in the processor's cache until they are used."""
 
-READ = ["id", "responses", "scores", "weights", "k"]
-"""The columns that every selection reads, if they exist."""
-
-DECISION = Features(
-    {
-        "picked": List(Value("int64")),
-        "candidates": Value("int64"),
-        "weightless": Value("int64"),
-        "left_out": Value("int64"),
-        "later_picks": Value("int64"),
-        "zero_gain": Value("int64"),
-    }
-)
+COUNTS = ("candidates", "weightless", "left_out", "later_picks", "zero_gain")
+DECISION = Features({"picked": List(Value("int64")), **{name: Value("int64") for name in COUNTS}})
 
 
-def embed_and_choose(batch: dict[str, list[Any]], **kwargs: Any) -> dict[str, list[Any]]:
-    """Compute the vectors of a batch, then run `choose_batch`.
+def embed_first(batch: dict[str, list[Any]], *, function: Any, least: int, **kwargs: Any) -> dict[str, list[Any]]:
+    """Compute the vectors of groups with more than `least` candidates, then run `function`, which finds them cached.
 
-    Used on a worker whose cache has no vectors yet. The vectors are computed for all groups of the batch first,
-    because a model is fastest with many texts of similar length.
+    Used on a worker whose cache has no vectors yet: a model is fastest with many texts of similar length.
     """
-    options: SelectionOptions = kwargs["options"]
-    least = min(batch["k"]) if "k" in batch else options.k
-    kwargs["embedder"].prepare([candidate_texts(batch, n=options.n, seed=kwargs["seed"], at_least=least + 1)])
-    return choose_batch(batch, **kwargs)
+    least = min(batch["k"]) if "k" in batch else least
+    texts = candidate_texts(batch, n=kwargs["options"].n, seed=kwargs["seed"], at_least=least + 1)
+    kwargs["embedder"].prepare([texts])
+    found: dict[str, list[Any]] = function(batch, **kwargs)
+    return found
 
 
 def choose_batch(
@@ -48,17 +37,14 @@ def choose_batch(
     seed: int,
     embedder: Embedder | None,
 ) -> dict[str, list[Any]]:
-    """Choose responses for a batch of groups. Input and output are columns. Stateless, each group separately.
+    """Choose responses for a batch of groups, each separately, and return the columns of `DECISION`.
 
     Args:
         batch: the columns `id` and `responses`, and `scores`, `weights` and `k` (one K per group) if they exist.
         selector: the selector.
         options: its options. Their `k` applies to batches without the column `k`.
         seed: the seed of the hashes.
-        embedder: the embedder, for a selector that needs embeddings.
-
-    Returns:
-        The columns of `DECISION`, one row per group.
+        embedder: for a selector that needs embeddings.
     """
     decisions: dict[str, list[Any]] = {name: [0] * len(batch["id"]) for name in DECISION}
     waiting: dict[int, list[tuple[int, Pool]]] = {}
@@ -79,7 +65,9 @@ def choose_batch(
 
     cells = 0
     # A batch of `datasets` is slow to access, and it reads other columns only when they are used.
-    columns = {name: batch[name] for name in READ if name in batch}
+    columns: dict[str, Any] = {
+        name: batch[name] for name in ("id", "responses", "scores", "weights", "k") if name in batch
+    }
     for row, responses in enumerate(columns["responses"]):
         candidates = candidates_of(columns, row, n=options.n, seed=seed)
         weightless = sum(weight <= 0 for weight in columns["weights"][row]) if "weights" in columns else 0

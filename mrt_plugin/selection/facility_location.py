@@ -45,16 +45,9 @@ def _diverse_best_k(pools: Sequence[Pool], options: SelectionOptions) -> list[Pi
 
 
 def quality(scores: np.ndarray, alpha: float) -> np.ndarray:
-    """Return the weights w = clip(score, 1e-4, 1)^alpha, with each pool's scores first rescaled to [0, 1].
+    """Return the weights w = clip(score, 1e-4, 1)^alpha [..., N], with each pool's scores first rescaled to [0, 1].
 
     Equal scores become 1. As in the authors' code, scores within 1e-8 count as equal.
-
-    Args:
-        scores: [..., N], finite.
-        alpha: at least 0; 0 makes all weights 1.
-
-    Returns:
-        [..., N] float64.
     """
     half = scores / 2  # the range of the halved scores cannot overflow
     least = half.min(axis=-1, keepdims=True)
@@ -66,16 +59,9 @@ def quality(scores: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def maximise(pools: Sequence[Pool], weights: Sequence[np.ndarray], options: SelectionOptions) -> list[Picks]:
-    """Return K greedy picks for each pool. Among candidates of equal gain, the first in tie order is picked.
+    """Return K greedy picks for each pool and its weights w [N], with their gains in F.
 
-    Args:
-        pools: pools, each with N > K candidates.
-        weights: the weights w, [N], of each pool.
-        options: `k` and `similarity`.
-
-    Returns:
-        For each pool, K positions in the order of picking, with their gains in F. A gain of exactly 0 means that the
-        earlier picks already cover everything that this response covers.
+    Of equal gains, the first in tie order is picked. A gain of 0 means that the earlier picks cover all of it.
     """
     found: list[Picks] = [Picks([])] * len(pools)
     for batch in _batches([pool.size for pool in pools]):
@@ -99,10 +85,7 @@ def maximise(pools: Sequence[Pool], weights: Sequence[np.ndarray], options: Sele
 
 
 def _weigh(cosines: np.ndarray, weights: np.ndarray, padding: np.ndarray, similarity: Similarity) -> None:
-    """Make cosines [G, N, N] the gains b_i · w_j · s_ij of row i from candidate j alone, in multiples of `UNIT`.
-
-    Cosines are 1 and weights [G, N] are 0 where a smaller pool is padded.
-    """
+    """Make cosines [G, N, N] the gains b_i · w_j · s_ij of row i from candidate j alone, in multiples of `UNIT`."""
     similarities(cosines, similarity, cosines)
     rows = np.maximum(weights, FLOOR)
     rows[padding] = 0
@@ -111,18 +94,9 @@ def _weigh(cosines: np.ndarray, weights: np.ndarray, padding: np.ndarray, simila
 
 
 def similarities(cosines: np.ndarray, similarity: Similarity, out: np.ndarray | None = None) -> np.ndarray:
-    """Convert cosines to similarities s.
+    """Convert cosines [..., N, N] to similarities s in [0, 1], 1 for identical responses.
 
-    `paper`: s = (cos + 1) / 2. `rescaled`: the cosines are rescaled so that the pool's smallest becomes 0 and 1
-    stays 1.
-
-    Args:
-        cosines: [..., N, N] with 1 on the diagonal.
-        similarity: `paper` or `rescaled`.
-        out: [..., N, N], the array to write to instead of a new one.
-
-    Returns:
-        [..., N, N] float64 in [0, 1]. A pool of identical responses has s = 1 everywhere.
+    `paper`: s = (cos + 1) / 2. `rescaled`: the pool's smallest cosine becomes 0 and 1 stays 1.
     """
     if similarity == "paper":
         shifted = np.add(cosines, 1.0, out=out)
@@ -136,11 +110,7 @@ def similarities(cosines: np.ndarray, similarity: Similarity, out: np.ndarray | 
 
 
 def _greedy(terms: np.ndarray, barred: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the picks [G, k] and gains [G, k] of G pools.
-
-    `terms` [G, N, N] are 0 where a smaller pool is padded. `barred` [G, N] marks the padding; the picks are added to
-    it.
-    """
+    """Return the picks [G, k] and gains [G, k] of G pools. Where `barred` [G, N], nothing is picked."""
     groups = np.arange(len(terms))
     picks = np.empty((len(terms), k), dtype=np.int64)
     values = np.zeros((len(terms), k + 1))
@@ -161,8 +131,7 @@ def _batches(sizes: Sequence[int]) -> Iterator[list[int]]:
     """Group pools of similar size, so that padding stays small and a batch fits in `BATCH_CELLS`."""
     batch: list[int] = []
     smallest = 0
-    for index in sorted(range(len(sizes)), key=lambda index: sizes[index]):
-        size = sizes[index]
+    for size, index in sorted((size, index) for index, size in enumerate(sizes)):
         if batch and (size > smallest * 1.25 + 2 or (len(batch) + 1) * size**2 > BATCH_CELLS):
             yield batch
             batch = []

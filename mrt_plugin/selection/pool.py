@@ -134,10 +134,7 @@ class Picks(NamedTuple):
 
 @dataclass(frozen=True)
 class Selector:
-    """A strategy: a function of many pools at once, and the data that it needs.
-
-    The result for a pool must not depend on the other pools of the call.
-    """
+    """A function of many pools at once, and the data that it needs. Pools must not affect each other's picks."""
 
     choose: Callable[[Sequence[Pool], SelectionOptions], list[Picks]]
     needs_scores: bool = False
@@ -148,18 +145,9 @@ class Selector:
 
 
 def candidates_of(batch: Mapping[str, Sequence[Any]], row: int, *, n: int | None, seed: int) -> list[int]:
-    """Return the candidates of one group: a random `n` of the responses with a weight above 0.
+    """Return the indices of one group's candidates: a random `n` of the responses with a weight above 0.
 
     The draw depends only on (seed, group id, response text), so a larger `n` adds candidates and removes none.
-
-    Args:
-        batch: the columns `id` and `responses`, and `scores` and `weights` if they exist.
-        row: the index of the group in the batch.
-        n: maximum number of candidates.
-        seed: the seed of the draw.
-
-    Returns:
-        Indices in the pool, in ascending order.
     """
     responses = batch["responses"][row]
     candidates = list(range(len(responses)))
@@ -173,14 +161,7 @@ def candidates_of(batch: Mapping[str, Sequence[Any]], row: int, *, n: int | None
 
 
 def candidate_texts(batch: Mapping[str, Sequence[Any]], *, n: int | None, seed: int, at_least: int) -> list[str]:
-    """Return the distinct texts of the candidates in some groups.
-
-    Args:
-        batch: as for `candidates_of`.
-        n: maximum number of candidates.
-        seed: the seed of the draw.
-        at_least: groups with fewer candidates are left out. K + 1 keeps only groups in which there is a choice.
-    """
+    """Return the distinct texts of the candidates, without groups that have fewer candidates than `at_least`."""
     texts: dict[str, None] = {}
     for row, responses in enumerate(batch["responses"]):
         candidates = candidates_of(batch, row, n=n, seed=seed)
@@ -208,13 +189,10 @@ def make_pool(
         responses = group["responses"]
         keys = tie_keys(group["id"], [responses[index] for index in candidates], scores, seed)
         order = np.argsort(keys) if scores is None else np.lexsort((keys, -scores))
-    pool = Pool(
-        group,
-        list(map(candidates.__getitem__, order.tolist())),
-        seed=seed,
-        embedder=embedder,
-        scores=None if scores is None else scores[order] if keys is not None else ranked,
-    )
+    if scores is not None:
+        scores = ranked if keys is None else scores[order]
+    places = list(map(candidates.__getitem__, order.tolist()))
+    pool = Pool(group, places, seed=seed, embedder=embedder, scores=scores)
     if keys is not None:
         pool.keys = keys[order]
     return pool

@@ -1,8 +1,7 @@
 """Look up selectors by name. To add one, see CONTRIBUTING.md."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from mrt_plugin.extension import is_extension, load_extension
 from mrt_plugin.options import SelectionOptions
@@ -13,23 +12,13 @@ SELECTORS = {
     "best_k": "mrt_plugin.selection.basic:best_k",
     "diverse_k": "mrt_plugin.selection.facility_location:diverse_k",
     "diverse_best_k": "mrt_plugin.selection.facility_location:diverse_best_k",
-    "filter_then_spread": "mrt_plugin.selection.filter_then_spread:filter_then_spread",
+    "filter_then_spread": "mrt_plugin.selection.basic:filter_then_spread",
     "all": "mrt_plugin.selection.basic:keep_all",
 }
 
 
-Function = Callable[[Pool, int], Sequence[int]]
-"""A selector as a plain function: of a pool and K, it returns K different positions in the pool."""
-
-
 def get_selector(name: str) -> Selector:
-    """Return a selector of this package, or one from outside by `package.module:name` or `file.py:name`.
-
-    The named object is a `Selector` or a function of (pool, k) that returns K positions; see CONTRIBUTING.md.
-
-    Raises:
-        ValueError: if the name is unknown; the message lists the known names.
-    """
+    """Return a selector of this package, or a `Selector` or function of (pool, k) from outside, by its place."""
     if name not in SELECTORS and not is_extension(name):
         raise ValueError(
             f"selector={name!r} is unknown: choose one of {', '.join(SELECTORS)}, or name your own function as "
@@ -50,15 +39,13 @@ class EachPool:
     name: str
 
     def __call__(self, pools: Sequence[Pool], options: SelectionOptions) -> list[Picks]:
-        """Return the function's picks for each pool, checked."""
-        function = load_extension(SELECTORS.get(self.name, self.name))
-        return [Picks(self._checked(function(pool, options.k), pool, options.k)) for pool in pools]
-
-    def _checked(self, positions: Any, pool: Pool, k: int) -> list[int]:
-        found = [int(position) for position in positions]
-        if len(set(found)) != k or len(found) != k or not all(0 <= position < pool.size for position in found):
-            raise ValueError(
-                f"selector={self.name!r} gave {found} for group {pool.metadata['id']}: it must give {k} different "
-                f"positions from 0 to {pool.size - 1}."
-            )
-        return found
+        function, k, picks = load_extension(SELECTORS.get(self.name, self.name)), options.k, []
+        for pool in pools:
+            found = [int(position) for position in function(pool, k)]
+            if len(set(found)) != k or len(found) != k or not all(0 <= position < pool.size for position in found):
+                raise ValueError(
+                    f"selector={self.name!r} gave {found} for group {pool.metadata['id']}: it must give {k} different "
+                    f"positions from 0 to {pool.size - 1}."
+                )
+            picks.append(Picks(found))
+        return picks

@@ -1,25 +1,29 @@
 """Apply a selector to a dataset. The picks are the same for any number of processes, row order and shard."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Features, Value, concatenate_datasets
 
 from mrt_plugin.engine import check_engine, map_batches
 from mrt_plugin.groups.batches import batch_size
+from mrt_plugin.groups.problems import plural
 from mrt_plugin.groups.rows import keep_responses
 from mrt_plugin.options import Engine, SelectionOptions, check_options, names_of, take_options
 from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.scoring.scores import score_columns, with_scores
 from mrt_plugin.scoring.weights import weigh_groups
-from mrt_plugin.selection.allocation import AdaptiveK, adaptive_k
-from mrt_plugin.selection.decide import DECISION, choose_batch, embed_and_choose
-from mrt_plugin.selection.pool import Selector, candidate_texts
+from mrt_plugin.selection.allocation import SPREAD, Allocation, allocate, spread_batch
+from mrt_plugin.selection.decide import COUNTS, DECISION, choose_batch, embed_first
+from mrt_plugin.selection.pool import candidate_texts
 from mrt_plugin.selection.registry import get_selector
-from mrt_plugin.selection.report import SelectionReport
+
+logger = logging.getLogger(__name__)
 
 BATCH = 256
 """Number of groups read at a time."""
@@ -68,50 +72,21 @@ def select(
     chosen = select(load_groups("pool.jsonl"), "diverse_best_k", k=4, alpha=0.75, seed=7)
     ```
     """
-    chosen = _select(groups, selector, k=k, seed=seed, num_proc=num_proc, engine=engine, **options)
+    chosen = _select(groups, selector, k, {"seed": seed, "num_proc": num_proc, "engine": engine}, options)
     chosen.report.log()
     return chosen.apply()
 
 
-def select_indices(groups: Dataset, selector: str, **options: Any) -> list[list[int]]:
+def select_indices(groups: Dataset, selector: str, *, k: int | None = None, **options: Any) -> list[list[int]]:
     """Return the responses that `select` keeps: for each group, their indices in the pool, in ascending order.
 
     Options and errors are those of `select`. Nothing is logged.
     """
-    return _select(groups, selector, **options).picks
+    how: dict[str, Any] = {name: options.pop(name) for name in ("seed", "num_proc", "engine") if name in options}
+    return _select(groups, selector, k, how, options).picks
 
 
-@dataclass(frozen=True)
-class Selected:
-    """A selection that has not been applied yet."""
-
-    options: SelectionOptions
-    groups: Dataset
-    """All groups and responses, with the scores used for the selection."""
-    picks: list[list[int]]
-    """For each group, the indices of the responses to keep, in ascending order."""
-    report: SelectionReport
-
-    def apply(self) -> Dataset:
-        """Return the groups with the picked responses, their scores and their weights.
-
-        Raises:
-            ValueError: if the weights are computed from scores and there are none.
-        """
-        kept = keep_responses(self.groups, self.picks)
-        return weigh_groups(kept, self.options.weight_temperature) if self.options.weights == "softmax" else kept
-
-
-def _select(
-    groups: Dataset,
-    selector: str,
-    *,
-    k: int | None = None,
-    seed: int = 0,
-    num_proc: int | None = None,
-    engine: Engine = "local",
-    **options: Any,
-) -> Selected:
+def _select(groups: Dataset, selector: str, k: int | None, how: dict[str, Any], options: dict[str, Any]) -> "Selected":
     known = names_of(SelectionOptions)
     for name in options:
         if name not in known:
@@ -122,7 +97,86 @@ def _select(
         options["k"] = k
     elif not get_selector(selector).keeps_all and options.get("mean_k") is None is options.get("target_total"):
         raise ValueError(f"selector={selector!r} needs k, the responses to keep per prompt.")
-    return run_selection(groups, SelectionOptions(selector, **options), seed=seed, num_proc=num_proc, engine=engine)
+    return run_selection(groups, SelectionOptions(selector, **options), **how)
+
+
+@dataclass
+class SelectionReport:
+    """The counts of one selection. `k` is `k=4`, or `their own k` for groups that differ in it."""
+
+    selector: str
+    k: str
+    similarity: str
+    groups: int = 0
+    candidates: int = 0
+    kept: int = 0
+    whole: int = 0
+    """Groups with N <= K, which keep all responses."""
+    short: int = 0
+    """Groups with N < K."""
+    weightless: int = 0
+    left_out: int = 0
+    """Responses left out by the limit on candidates."""
+    later_picks: int = 0
+    """Picks after a group's first, for selectors whose picks have gains; `zero_gain` of them have a gain of 0."""
+    zero_gain: int = 0
+    remarks: list[str] = field(default_factory=list)
+    """Lines for the log about the allocation and the agreement of scorers."""
+
+    @property
+    def zero_gain_share(self) -> float:
+        """The share of picks after the first that covered nothing new."""
+        return self.zero_gain / self.later_picks if self.later_picks else 0.0
+
+    def summary(self) -> str:
+        """Return one line with the kept responses."""
+        responses, groups = plural(self.candidates, "response"), plural(self.groups, "group")
+        line = f"{self.selector}: kept {self.kept:,} of {responses} of {groups}"
+        if self.whole:
+            line += f"; {plural(self.whole, 'pool')} of at most {self.k} kept whole"
+        if self.later_picks:
+            picks = plural(self.later_picks, "pick")
+            line += f"; {self.zero_gain_share:.1%} of {picks} after a group's first gained nothing"
+        return line + "."
+
+    def notes(self) -> list[str]:
+        """Return one line for each warning."""
+        counts = (
+            (f"pools smaller than {self.k}, kept whole", self.short),
+            ("responses of weight 0, never kept", self.weightless),
+            ("responses beyond n candidates, left out at random", self.left_out),
+        )
+        lines = [f"{self.selector}: {words}: {count:,}." for words, count in counts if count]
+        if self.zero_gain_share > 0.5:
+            hint = " similarity='rescaled' leaves later picks more to gain." if self.similarity == "paper" else ""
+            lines.append(
+                f"{self.selector}: {self.zero_gain_share:.0%} of the picks after a group's first gained nothing: the "
+                f"first ones cover the pool, and the rest went by score, then by chance.{hint}"
+            )
+        return lines
+
+    def log(self) -> None:
+        """Log the summary, and a warning for each note."""
+        for line in [*self.remarks, self.summary()]:
+            logger.info(line)
+        for line in self.notes():
+            logger.warning(line)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A selection that has not been applied yet."""
+
+    options: SelectionOptions
+    groups: Dataset
+    """All groups and responses, with the scores used for the selection."""
+    picks: list[list[int]]
+    report: SelectionReport
+
+    def apply(self) -> Dataset:
+        """Return the groups with the picked responses, their scores and their weights."""
+        kept = keep_responses(self.groups, self.picks)
+        return weigh_groups(kept, self.options.weight_temperature) if self.options.weights == "softmax" else kept
 
 
 def run_selection(
@@ -133,25 +187,9 @@ def run_selection(
     num_proc: int | None = None,
     engine: Engine = "local",
 ) -> Selected:
-    """Score the groups once, if there is a scorer, and choose. Does not log the report.
+    """Score the groups once, if there is a scorer, and choose. Arguments and errors are those of `select`.
 
-    Args:
-        groups: groups as `load_groups` returns them.
-        options: the selection's options. `MultiResponseOptions` and `MultiResponseSFTConfig` have them too.
-        seed: the seed of random choices and of ties.
-        num_proc: number of processes. A model runs in one process, which uses all cores.
-        engine: `local`, or `ray` to score, embed and choose on its workers.
-
-    Raises:
-        CacheError, ValueError: as for `select`.
-
-    Example:
-
-    ```python
-    from mrt_plugin.options import SelectionOptions
-
-    picks = run_selection(groups, SelectionOptions("best_k", k=2)).picks
-    ```
+    Does not log the report. `options` may have more fields, as `MultiResponseOptions` has.
     """
     check_engine(engine)
     if isinstance(seed, bool) or not isinstance(seed, int):
@@ -172,24 +210,19 @@ def run_selection(
             f"selector={options.selector!r} needs scores, and the groups have none: give a column `scores` with one "
             "number per response, or a `scorer`; or choose random_k or diverse_k."
         )
-    return _Chooser(strategy, options, seed, num_proc, engine).select(groups, scores)
+    return _Chooser(options, seed, num_proc, engine).select(groups, scores)
 
 
 class _Chooser:
-    """A selection with its options, its selector and its embedder."""
+    """A selection with its selector and its embedder."""
 
-    def __init__(
-        self, strategy: Selector, options: SelectionOptions, seed: int, num_proc: int | None, engine: Engine
-    ) -> None:
-        self.strategy, self.options, self.seed, self.engine = strategy, options, seed, engine
-        self.adaptive: AdaptiveK | None = None
-        if options.allocation == "adaptive":
-            mean_k = options.k if options.mean_k is None is options.target_total else options.mean_k
-            self.adaptive = AdaptiveK(
-                options.allocation_score, mean_k, options.target_total, options.min_k, options.max_k
-            )
+    def __init__(self, options: SelectionOptions, seed: int, num_proc: int | None, engine: Engine) -> None:
+        self.options, self.seed, self.engine = options, seed, engine
+        self.strategy = get_selector(options.selector)
+        self.adaptive = options.allocation == "adaptive"
+        self.spread = self.adaptive and options.allocation_score == "diversity"  # needs embeddings
         self.embedder = None
-        if strategy.needs_embeddings or (self.adaptive is not None and self.adaptive.needs_embeddings):
+        if self.strategy.needs_embeddings or self.spread:
             self.embedder = load_embedder(options.embedder, score_cache=options.score_cache)
         self.num_proc = num_proc if self.embedder is None or self.embedder.forks else None
 
@@ -200,41 +233,52 @@ class _Chooser:
             self.embedder.prepare(self._texts(groups))  # on Ray, each worker prepares its own groups
         remarks: list[str] = []
         allocated = None
-        if self.adaptive is not None:
-            allocation = adaptive_k(
-                groups,
-                self.adaptive,
-                n=options.n,
-                seed=self.seed,
-                embedder=self.embedder,
-                num_proc=self.num_proc,
-                engine=self.engine,
-            )
+        if self.adaptive:
+            allocation = self._allocate(groups)
             remarks.append(allocation.summary())
             allocated = allocation.k
         decided = self._decide(groups, allocated)
         picks: list[list[int]] = decided["picked"][:]
-        for name, other in list(scores.items())[1:]:
-            first = next(iter(scores))
+        first, *rest = scores or [""]
+        for name in rest:
+            other = scores[name]
             remarks.append(rank_agreement(scores[first]["scores"], other["scores"]).summary(first, name))
             if strategy.needs_scores:
                 others = self._decide(with_scores(groups, other), allocated)["picked"][:]
-                remarks.append(_changed(picks, others, name, options.selector))
-        sizes: list[int] = decided["candidates"][:]
+                changed = sum(len(set(ours) - set(theirs)) for ours, theirs in zip(picks, others, strict=True))
+                total = max(sum(map(len, picks)), 1)
+                remarks.append(
+                    f"With the scores of {name}, {options.selector} would change {changed:,} of {total:,} picks "
+                    f"({changed / total:.1%})."
+                )
         report = SelectionReport(
             options.selector,
-            None if strategy.keeps_all or allocated is not None else options.k,
+            "their own k" if strategy.keeps_all or allocated is not None else f"k={options.k}",
             options.similarity,
             groups=len(groups),
             kept=sum(map(len, picks)),
-            **{name: sum(decided[name][:]) for name in DECISION if name != "picked"},
+            **{name: sum(decided[name][:]) for name in COUNTS},
             remarks=remarks,
         )
         if not strategy.keeps_all:
-            wanted = [options.k] * len(sizes) if allocated is None else allocated
-            report.whole = sum(size <= want for size, want in zip(sizes, wanted, strict=True))
-            report.short = sum(size < want for size, want in zip(sizes, wanted, strict=True))
+            spare = np.array(decided["candidates"][:]) - (options.k if allocated is None else np.array(allocated))
+            report.whole, report.short = int((spare <= 0).sum()), int((spare < 0).sum())
         return Selected(options, groups, picks, report)
+
+    def _allocate(self, groups: Dataset) -> Allocation:
+        """Compute a score for every prompt, then the allocation. The result does not depend on the row order."""
+        options, known, name = self.options, groups.column_names, self.options.allocation_score
+        if name not in ("diversity", "length", *known):
+            raise ValueError(
+                f"allocation_score={name!r} is neither `diversity` nor `length`, nor a column of the groups "
+                f"({', '.join(known)})."
+            )
+        wanted = _read(groups, () if name in ("diversity", "length") else (name,))
+        measured = self._map(wanted, spread_batch, SPREAD, "Measuring how responses differ", self.spread, 0)
+        limits = {name: getattr(options, name) for name in ("target_total", "mean_k", "min_k", "max_k")}
+        if options.mean_k is None is options.target_total:
+            limits["mean_k"] = options.k
+        return allocate(measured["spread"][:], measured["size"][:], groups["id"][:], **limits)
 
     def _decide(self, groups: Dataset, k: list[int] | None) -> Dataset:
         """Return the columns of `DECISION`. `k` holds one K per group, unless all have the same."""
@@ -244,51 +288,36 @@ class _Chooser:
         if k is not None:
             each = Dataset.from_dict({"k": k}, features=Features({"k": Value("int64")}))
             wanted = concatenate_datasets([wanted, each], axis=1)
-        embedder = self.embedder if self.strategy.needs_embeddings else None
-        embeds = self.engine == "ray" and embedder is not None and embedder.prepare is not None
-        return map_batches(
-            wanted,
-            embed_and_choose if embeds else choose_batch,
-            {
-                "selector": self.strategy,
-                "options": SelectionOptions(
-                    k=self.options.k,
-                    n=self.options.n,
-                    alpha=float(self.options.alpha),
-                    similarity=self.options.similarity,
-                ),
-                "seed": self.seed,
-                "embedder": embedder,
-            },
-            DECISION,
-            batch_size=BATCH,
-            description=f"Selecting ({self.options.selector})",
-            num_proc=self.num_proc,
-            engine=self.engine,
-            threads=None if embedder is None else embedder.threads(),
-        )
+        words, embeds = f"Selecting ({self.options.selector})", self.strategy.needs_embeddings
+        return self._map(wanted, choose_batch, DECISION, words, embeds, self.options.k, selector=self.strategy)
+
+    def _map(
+        self, groups: Dataset, function: Any, features: Features, words: str, embeds: bool, least: int, **more: Any
+    ) -> Dataset:
+        """Apply a function to all groups. If it `embeds`, then those with more than `least` candidates."""
+        options, embedder = self.options, self.embedder if embeds else None
+        read = {name: getattr(options, name) for name in ("k", "n", "similarity", "allocation_score")}
+        sent = SelectionOptions(alpha=float(options.alpha), **read)  # can be pickled
+        more |= {"options": sent, "seed": self.seed, "embedder": embedder}
+        if self.engine == "ray" and embedder is not None and embedder.prepare is not None:
+            more |= {"function": function, "least": least}
+            function = embed_first
+        how: dict[str, Any] = {"num_proc": self.num_proc, "engine": self.engine, "description": words}
+        how["threads"] = None if embedder is None else embedder.threads()
+        return map_batches(groups, function, more, features, batch_size=BATCH, **how)
 
     def _texts(self, groups: Dataset) -> Iterator[list[str]]:
         """Yield the texts of the candidates that will be compared, a batch of groups at a time."""
         least = self.options.k
-        if self.adaptive is not None:
-            least = 0 if self.adaptive.needs_embeddings else self.adaptive.min_k
+        if self.adaptive:
+            least = 0 if self.spread else self.options.min_k
         wanted = _read(groups)
         for batch in wanted.iter(batch_size(wanted, BATCH)):
             assert isinstance(batch, dict)
             yield candidate_texts(batch, n=self.options.n, seed=self.seed, at_least=least + 1)
 
 
-def _read(groups: Dataset) -> Dataset:
+def _read(groups: Dataset, more: Sequence[str] = ()) -> Dataset:
     """Return the columns that a selection reads."""
-    return groups.select_columns(
-        [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
-    )
-
-
-def _changed(picks: list[list[int]], others: list[list[int]], name: str, selector: str) -> str:
-    changed = sum(len(set(ours) - set(theirs)) for ours, theirs in zip(picks, others, strict=True))
-    total = max(sum(map(len, picks)), 1)
-    return (
-        f"With the scores of {name}, {selector} would change {changed:,} of {total:,} picks ({changed / total:.1%})."
-    )
+    names = dict.fromkeys(("id", "responses", "scores", "weights", *more))
+    return groups.select_columns([name for name in names if name in groups.column_names])

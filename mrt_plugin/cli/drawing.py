@@ -1,0 +1,220 @@
+"""`mrt sample` and `mrt evaluate`: draw responses from models, and measure what models have learned."""
+
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mrt_plugin
+from mrt_plugin.cli.option import argument, command, flag, numbers, part_of, switch
+from mrt_plugin.cli.show import as_json, finish, say, stages, table
+from mrt_plugin.models.named_model import add_pools, check_folders, parse_models
+from mrt_plugin.places import check_file
+from mrt_plugin.sampling.options import EndpointOptions, LocalOptions, SamplingSettings
+
+if TYPE_CHECKING:
+    from mrt_plugin.evaluation.result import Evaluation
+
+
+@dataclass(kw_only=True)
+class SampleOptions:
+    prompts: str | None = argument(None, "Prompts: JSONL, JSON, Parquet, a hub id, or .txt with one per line.", "data")
+    output: Path = flag(Path("pool.jsonl"), "The pool to write, .jsonl. Also writes OUTPUT.journal.")
+    endpoint: str | None = flag(None, "An OpenAI-compatible server, http://localhost:8000/v1 for example.")
+    model: str | None = flag(
+        None, "With --endpoint, the name of one of its models. Else a local model's path or name."
+    )
+    n: int = flag(16, "Responses per prompt.", min=1)
+    extend: str | None = flag(None, "A pool to fill up to --to responses per prompt.", "data")
+    to: int | None = flag(None, "With --extend: responses that each prompt must have.", min=1)
+    source: str | None = flag(None, "The public format of the prompts or the pool.")
+    max_tokens: int = flag(1024, "Of one response; 0 leaves it to the endpoint.", min=0)
+    stop: list[str] | None = flag(None, "A text that ends a response; may be repeated.")
+    logprobs: bool = switch("Keep the log-probability of each token.")
+    requests_per_minute: float | None = flag(None, "The most requests started per minute.", gt=0)
+    extra: str = flag("{}", 'More fields of the request as JSON: {"top_k": 20}; null leaves one out.')
+    adapter: Path | None = flag(None, "A PEFT adapter for the local model.", "adapter")
+    keep_cut_off: bool = switch("Put cut-off responses among the others, marked by finish_reasons.")
+    partial: bool = switch("Write the pool even if some draws failed.")
+    json: bool = switch("Print the counts as JSON.")
+
+
+@command(SampleOptions, SamplingSettings, EndpointOptions, LocalOptions)
+def sample(given: SampleOptions, **options: Any) -> None:
+    """Draw N responses for each prompt, or fill up a pool. The same command resumes a stopped run.
+
+    Example: `mrt sample prompts.jsonl --endpoint http://localhost:8000/v1 --n 16 --output pool.jsonl`
+
+    Example: `mrt sample --extend pairs.jsonl --to 4 --model path/to/model --output pool.jsonl`
+    """
+    if (given.prompts is None) == (given.extend is None):
+        raise ValueError("Give either a file of prompts, or --extend POOL --to N.")
+    if (given.extend is None) != (given.to is None):
+        raise ValueError("--extend POOL and --to N go together.")
+    options |= vars(given) | {"max_tokens": given.max_tokens or None, "stop": tuple(given.stop or ())}
+    options["extra"] = _extra(given.extra)
+    if given.model is not None and given.endpoint is None:
+        check_folders(parse_models([given.model]))
+    from mrt_plugin.sampling import Endpoint, sample_pool
+
+    settings = SamplingSettings(**part_of(SamplingSettings, options))
+    sampler: Any
+    if given.endpoint:
+        sampler = Endpoint(given.endpoint, given.model, **part_of(EndpointOptions, options))
+    elif given.model:
+        from mrt_plugin.sampling import LocalModel
+
+        sampler = LocalModel(given.model, given.adapter, **part_of(LocalOptions, options))
+    else:
+        raise ValueError("Nothing to draw from: give --endpoint URL, or --model PATH for a local model.")
+    how = {name: options[name] for name in ("source", "keep_cut_off", "partial")}
+    how |= {"n": given.to or given.n, "extend": given.extend is not None, "settings": settings}
+    with stages() as progress:
+        draws = partial(progress, "draws")
+        report = sample_pool(given.extend or given.prompts, sampler, given.output, progress=draws, **how)
+    if given.json:
+        return as_json(asdict(report))
+    cut_off = f", and {report.cut_off:,} cut off" if report.cut_off else ""
+    rejected = f"; {report.rejected:,} prompts were rejected" if report.rejected else ""
+    responses, answered = report.whole + report.unknown, report.prompts - report.rejected
+    say(f"{given.output}: {responses:,} responses for {answered:,} prompts{cut_off}{rejected}.")
+    say(f"Next: mrt select {given.output} --output chosen.jsonl")
+
+
+def _extra(text: str) -> dict[str, Any]:
+    from mrt_plugin.sampling.masking import mask_typed
+
+    try:
+        value = json.loads(text)
+    except ValueError as problem:
+        raise ValueError(f"--extra {mask_typed(text)!r} is not JSON: {problem}.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f'--extra {mask_typed(text)!r} must be an object, {{"top_k": 20}} for example.')
+    return value
+
+
+@dataclass(kw_only=True)
+class EvaluateOptions:
+    data: str = flag(..., "Held-out groups: prompts, with references if there are any.", "data")
+    model: list[str] | None = flag(
+        None, "PATH, BASE+ADAPTER, or NAME= before either; may be repeated. With --endpoint, its models' names."
+    )
+    adapter: str | None = flag(None, "Folder of an adapter for the only --model.", "adapter")
+    pool: list[str] | None = flag(None, "[NAME=]FILE of existing samples (mrt sample); none are drawn.")
+    output: Path = flag(Path("evaluation"), "Folder for the samples. A stopped run resumes from it.")
+    baseline: str | None = flag(None, "Name of the model to compare with; by default the first.")
+    source: str | None = flag(None, "The public format of the data.")
+    max_prompts: int | None = flag(None, "The most prompts to evaluate on, drawn by a hash.", min=1)
+    m: int = flag(16, "Samples per prompt; 0 for the NLL alone.", min=0)
+    at: str | None = flag(None, "Numbers of samples to report at, with commas; by default 1,2,4,... up to M.")
+    embedder: str = flag(
+        "lexical",
+        "lexical, sentence-transformers, a model's name or path, or none.",
+        "embedder",
+    )
+    scorer: str | None = flag(None, "For the reward: a reward model's path or name, or module:function.", "scorer")
+    score_cache: Path | None = flag(None, "Folder of the cache of vectors and scores.")
+    checker: str | None = flag(None, "For pass@M: exact, numeric, module:function or file.py:function.")
+    probe: bool = flag(True, "Measure the general probe before and after fine-tuning.")
+    lm_eval: str | None = flag(None, "Tasks of the lm-evaluation-harness, with commas.")
+    lm_eval_include: Path | None = flag(None, "A folder with your own task files.", "folder")
+    lm_eval_limit: int | None = flag(None, "The most examples of each task.", min=1)
+    max_tokens: int = flag(512, "Of one sample; 0 leaves it to the endpoint.", min=0)
+    stop: list[str] | None = flag(None, "A text that ends a sample; may be repeated.")
+    seed: int = flag(0, "Of the samples, the bootstrap and the outputs to read.", min=0)
+    endpoint: str | None = flag(None, "Draw from an OpenAI-compatible server: http://localhost:8000/v1.")
+    partial: bool = switch("Continue if some samples could not be drawn.")
+    tokenizer: str | None = flag(None, "Folder or name; by default the adapter's own, else the model's.", "tokenizer")
+    max_length: int | None = flag(None, "The most tokens of a prompt with one reference.", min=2)
+    outputs: int = flag(30, "Outputs to read in the report, of all models together.", min=0)
+    report: Path | None = flag(None, "Write everything to one offline HTML file.", "report")
+    json: bool = switch("Print the result as JSON.")
+
+
+@command(EvaluateOptions, SamplingSettings, EndpointOptions, LocalOptions)
+def evaluate(given: EvaluateOptions, **options: Any) -> None:
+    """Measure what models have learned: held-out NLL; coverage, diversity, reward and pass@M on samples; and what
+    they forgot. Several models are compared on the same prompts.
+
+    Example: `mrt evaluate --model path/to/base --model path/to/base+outputs/run --data held_out.jsonl --m 8 --report
+    evaluation.html`
+    """
+    counts = None
+    if given.at is not None:
+        counts = numbers(given.at, f"--at {given.at}: write numbers with commas, each at least 1, as in --at 1,4,16.")
+    serve = None
+    url = given.endpoint
+    if url is not None:
+        from mrt_plugin.sampling import Endpoint
+
+        def serve(name: str | None) -> Any:
+            return Endpoint(url, name, **part_of(EndpointOptions, options))
+
+        if not given.model and not given.pool:
+            given.model = [serve(None).identity()["model"]]
+    models = parse_models(given.model, adapter=given.adapter, local=serve is None) if given.model else []
+    models = add_pools(models, given.pool or [])
+    if not models:
+        raise ValueError("Name what to evaluate: --model PATH, or --pool FILE with its samples.")
+    if serve is None:
+        check_folders(models)
+    for pool in [one.pool for one in models if one.pool is not None]:
+        check_file(pool)
+    from mrt_plugin.evaluation.samples import sample_files
+    from mrt_plugin.groups.paths import Named, check_paths
+    from mrt_plugin.scoring.cache import cache_file
+
+    drawn = [one for one in models if given.m and one.path is not None and one.pool is None]
+    written = [(f"the samples of {one.name}", path) for one in drawn for path in sample_files(given.output, one)]
+    inputs: list[Named] = [("--data", given.data), *(("--pool", one.pool) for one in models)]
+    inputs += [("--scorer", given.scorer), ("--checker", given.checker), ("--lm-eval-include", given.lm_eval_include)]
+    folders = [given.tokenizer, given.embedder, *(path for one in models for path in (one.path, one.adapter))]
+    cache = cache_file(given.score_cache)
+    check_paths([*written, ("--report", given.report), ("the score cache", cache)], inputs, folders)
+    from mrt_plugin.evaluation.cases import read_cases
+    from mrt_plugin.evaluation.checkers import load_checker
+    from mrt_plugin.evaluation.evaluate_report import evaluation_report
+    from mrt_plugin.evaluation.forgetting import check_tasks
+    from mrt_plugin.evaluation.subject import How
+    from mrt_plugin.scoring import load_embedder
+
+    options |= vars(given) | {"max_tokens": given.max_tokens or None, "stop": tuple(given.stop or ())}
+    tasks = [name.strip() for name in (given.lm_eval or "").split(",") if name.strip()]
+    options |= {
+        "folder": given.output,
+        "at": counts,
+        "settings": SamplingSettings(**part_of(SamplingSettings, options)),
+        "endpoint": serve,
+        "embedder": None if given.embedder == "none" else load_embedder(given.embedder, score_cache=given.score_cache),
+        "checker": None if given.checker is None else load_checker(given.checker),
+        "local": LocalOptions(**part_of(LocalOptions, options)),
+        "tasks": tasks,
+        "task_manager": check_tasks(tasks, given.lm_eval_include) if tasks else None,
+        "task_limit": given.lm_eval_limit,
+    }
+    how = How(**part_of(How, options))
+    cases = read_cases(given.data, source=given.source, max_prompts=given.max_prompts, seed=given.seed)
+    shown = {name: options[name] for name in ("baseline", "outputs", "seed", "data")}
+    with stages() as progress:
+        result = mrt_plugin.evaluate(cases, models, how, progress=progress, **shown)
+    finish(given, result, type(result).as_dict, _show, evaluation_report, " and outputs to read")
+    if not given.json:
+        say(result.next)
+
+
+def _show(result: "Evaluation") -> None:
+    from mrt_plugin.evaluation.evaluate_report import curve_rows, difference_rows, forgetting_rows, measure_rows
+
+    say(f"{result.data.name}: {result.data.prompts:,} prompts, {result.data.with_references:,} with references.")
+    few = len(result.models) <= 2  # with more, intervals would not fit beside each other
+    title = f"{result.intervals['level']:.0%} intervals, by a bootstrap over prompts" if few else None
+    table(*measure_rows(result, intervals=few), title=title)
+    columns, rows = curve_rows(result)
+    if len(columns) > 2:
+        table(columns, rows)
+    for name in result.others:
+        table(*difference_rows(result, name))
+    for row in result.forgetting:
+        table(*forgetting_rows(row))
+    say("", *result.notes)

@@ -1,0 +1,285 @@
+"""`mrt doctor`, `mrt bench`, `mrt demo` and `mrt simulate`: what this machine can run, and whether it works."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import typer
+
+from mrt_plugin.cli.option import argument, command, flag, part_of, switch
+from mrt_plugin.cli.show import as_json, finish, json_ready, say, show_fits, stages, table
+from mrt_plugin.options import PREFIX_BACKENDS
+
+if TYPE_CHECKING:
+    from mrt_plugin.bench.run import ArmResult, BenchResult
+    from mrt_plugin.doctor.machine import Machine
+    from mrt_plugin.doctor.recipe import RecipeReport
+
+
+@dataclass(kw_only=True)
+class DoctorOptions:
+    recipe: Path | None = argument(None, "An Axolotl recipe to check, with its data.", "file")
+    json: bool = switch("Print everything as JSON.")
+
+
+@command(DoctorOptions)
+def doctor(given: DoctorOptions) -> None:
+    """Show which versions are found and supported, and what `auto` means on this machine.
+
+    With a recipe, also show whether it is valid and its data loads, what each layout would train on, and an estimate
+    of peak memory. Exits with status 1 if there is a problem.
+
+    Example: `mrt doctor recipe.yaml`
+    """
+    from mrt_plugin.doctor.machine import inspect_machine
+
+    machine = inspect_machine()
+    report = None
+    if given.recipe is not None:
+        from mrt_plugin.doctor.recipe import inspect_recipe
+
+        report = inspect_recipe(given.recipe)
+    problems = machine.problems + (report.problems if report else [])
+    if given.json:
+        as_json({"machine": machine.as_dict(), "recipe": report and report.as_dict()})
+    else:
+        _show_machine(machine)
+        if report is not None:
+            _show_recipe(report)
+        elif not problems:
+            say("Next: mrt doctor recipe.yaml, or mrt demo")
+    if problems:
+        raise typer.Exit(1)
+
+
+def _show_machine(machine: "Machine") -> None:
+    rows = []
+    for library in machine.libraries:
+        verdict = "ok" if library.in_range else "not installed" if library.ok else "NOT SUPPORTED"
+        rows.append((library.name, library.found or "-", library.supported or "any", library.extra or "core", verdict))
+    table(("library", "found", "supported", "for", ""), rows)
+    device = machine.device
+    memory = "" if device.memory_gib is None else f", {device.memory_gib:.0f} GiB"
+    say(f"Python {machine.python}. Device: {device.kind} ({device.name}{memory}).")
+    if device.kind == "cpu":
+        say("No GPU: everything runs, but slowly. Recipes need bf16: false, and the lora_*_kernel options false.")
+    others = "installed" if machine.sentence_transformers else "not installed: pip install 'mrt-plugin[embeddings]'"
+    say(f"prefix_backend auto: {machine.prefix_backend} (for models with attention only).")
+    say(f"embedder: {machine.embedder} by default; sentence-transformers {others}.")
+    say(*(f"problem: {problem}" for problem in machine.problems))
+
+
+def _show_recipe(report: "RecipeReport") -> None:
+    say(f"\n{report.recipe}: {report.model or 'not loaded'}" + (f", {report.method}" if report.method else ""))
+    rows = []
+    for name, part in (("train", report.train), ("held out", report.held_out)):
+        if part is not None:
+            counts = (part.rows, part.pairs, part.trained_tokens, part.tokens_expanded, part.tokens_shared)
+            rows.append((name, *(f"{count:,}" for count in counts), f"{part.ratio:.2f}"))
+    if rows:
+        table(("data", "rows", "pairs", "trained", "expanded", "shared prefix", "ratio"), rows)
+        say("A row is a group, or part of a long one. Tokens are those of one forward pass.")
+        say("The ratio is expanded over shared tokens.")
+    if report.steps is not None:
+        say(f"{report.steps:,} optimizer steps on one process.")
+    if report.layout is not None:
+        say(f"layout: {report.layout} expected, backend {report.backend or 'none'}; training proves it first.")
+    if report.memory:
+        _show_memory(report)
+    say(*(f"note: {note}" for note in report.notes), *(f"problem: {problem}" for problem in report.problems))
+    if report.problems:
+        say(f"Next: fix {'this' if len(report.problems) == 1 else 'these'}, then mrt doctor {report.recipe}")
+    else:
+        say(f"No problem found.\nNext: axolotl train {report.recipe}")
+
+
+def _show_memory(report: "RecipeReport") -> None:
+    rows = []
+    for layout, found in report.memory.items():
+        batch, length = report.batch[layout]
+        parts = [found.weights, found.training_state, found.activations, found.logits, found.dequantised, found.total]
+        rows.append((layout, f"{batch} x {length:,}", *(f"{part:.2f}" for part in parts)))
+    columns = ("layout", "rows x tokens", "weights", "state", "activations", "logits", "dequant", "total GiB")
+    table(columns, rows, title="Peak memory of the largest step: an estimate from shapes, not measured")
+    first = next(iter(report.memory.values()))
+    say(f"{first.parameters:,} parameters, {first.trained_parameters:,} trained. The formula is in docs/doctor.md.")
+    available = report.device and report.device.memory_gib
+    if report.device is not None and available and report.layout is not None:
+        total = report.memory[report.layout].total
+        verdict = "fits" if total < 0.9 * available else "may not fit"
+        say(f"{report.device.name} has {available:.1f} GiB: {total:.1f} GiB {verdict} (a tenth is kept free).")
+
+
+BACKENDS = f"auto, {', '.join(PREFIX_BACKENDS)}, or your own file.py:class. Repeat for several."
+
+
+@dataclass(kw_only=True)
+class BenchOptions:
+    shape: list[str] | None = flag(None, "P,R,K: prompt tokens, response tokens, responses. Repeat for several.")
+    mixed: bool = flag(False, "Log-normal lengths with these means, as in real data.")
+    model: str | None = flag(None, "Path or hub id of a causal model. By default a random 4-layer Llama.", "base")
+    vocabulary: int = flag(1000, "Of the random Llama.", min=16)
+    dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "auto, float32 or bfloat16.")
+    lora: bool = flag(False, "Train LoRA adapters instead of all weights.")
+    load_in_4bit: bool = switch("QLoRA: 4-bit weights, LoRA adapters.")
+    prefix_backend: list[str] | None = flag(None, BACKENDS, "backend")
+    only: str = flag("", "Only the trainers whose name contains this, such as 'mrt shared'.")
+    groups: int = flag(2, "Groups per optimizer step; TRL gets their pairs.", min=1)
+    steps: int = flag(3, "Timed steps in a turn.", min=1)
+    rounds: int = flag(5, "Turns of every trainer.", min=1)
+    gradient_checkpointing: bool = flag(False, "Recompute activations, in every trainer.")
+    breakdown: bool = flag(False, "Also measure where the rest of the token ratio goes.")
+    threads: int | None = flag(None, "CPU threads; by default as PyTorch chooses.", min=1)
+    cpu: bool = flag(False, "Use the CPU even where there is a GPU.")
+    plot: Path | None = flag(None, "Write a picture: .png, .svg or .pdf.", "picture")
+    json: bool = switch("Print everything as JSON.")
+
+
+@command(BenchOptions)
+def bench(given: BenchOptions) -> None:
+    """Train the same pairs with TRL's SFTTrainer and with ours, in turn, and compare speed and peak memory.
+
+    Needs a quiet machine: ratios of times mean little beside other work.
+
+    Example: `mrt bench --shape 512,64,8 --breakdown`
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own messages
+    from mrt_plugin.bench.model import ModelChoice
+    from mrt_plugin.bench.run import BenchSettings, run_bench
+    from mrt_plugin.bench.shapes import DEFAULT_SHAPES, Shape
+    from mrt_plugin.groups.paths import check_paths
+
+    check_paths([("--plot", given.plot)], models=[given.model])
+    if given.threads is not None:
+        import torch
+
+        torch.set_num_threads(given.threads)
+    options = vars(given) | {
+        "shapes": [Shape.parse(text) for text in given.shape] if given.shape else DEFAULT_SHAPES,
+        "model": ModelChoice(given.model, given.vocabulary, given.dtype, given.load_in_4bit, given.lora),
+        "prefix_backends": given.prefix_backend or ["auto"],
+    }
+    with stages() as progress:
+        result = run_bench(BenchSettings(**part_of(BenchSettings, options)), progress)
+    if given.plot is not None:
+        from mrt_plugin.bench.plot import plot as draw
+
+        draw(result, given.plot)
+    finish(given, result, type(result).as_json, _show_bench)
+
+
+def _show_bench(result: "BenchResult") -> None:
+    machine = result.machine
+    say(
+        f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, load {machine['load']} before; "
+        f"torch {machine['torch']}, transformers {machine['transformers']}, trl {machine['trl']}."
+    )
+    columns = ("", "batch", "pairs/s", "vs TRL", "of ratio", "peak MiB", "step MiB")
+    for found in result.shapes:
+        title = f"P,R,K = {found.shape}: token ratio {found.token_ratio:.2f}"
+        table(columns, [_row(arm) for arm in found.arms], title)
+        say(*(f"{arm.name}: {arm.error}" for arm in found.arms if arm.error is not None))
+        if found.breakdown is not None:
+            pieces = found.breakdown
+            steps = [{**column, "step": sum(column.values())} for column in (pieces.theirs, pieces.ours, pieces.lost)]
+            rows = [
+                (piece, f"{1000 * theirs:.1f}", f"{1000 * ours:.1f}", f"{100 * lost:+.1f} %")
+                for piece, theirs, ours, lost in zip(steps[0], *(column.values() for column in steps), strict=True)
+            ]
+            table(("ms, under the profiler", "TRL", "shared prefix", "of the ratio lost"), rows)
+    say("batch: the micro-batch at which the trainer was fastest, in pairs (TRL) or groups (ours).")
+    say("vs TRL: pairs per second over those of TRL's fastest mode; of ratio: that, over the token ratio.")
+    say("peak MiB: the peak memory of an optimizer step; step MiB: without weights and optimizer state.")
+
+
+def _row(arm: "ArmResult") -> tuple[str, ...]:
+    measured = arm.as_json()
+    names = ("size", "pairs_per_second", "speedup", "fraction", "peak_mib", "step_mib")
+    texts = zip(names, ("{}", "{:.2f}", "{:.2f}x", "{:.2f}", "{:.0f}", "{:.0f}"), strict=True)
+    return (arm.name, *(text.format(measured[name]) if name in measured else "-" for name, text in texts))
+
+
+@dataclass(kw_only=True)
+class DemoOptions:
+    output: Path = flag(Path("demo_output"), "Folder for everything the demo makes.")
+    quick: bool = switch("Check that everything runs; the numbers mean nothing.")
+    seed: int = flag(0, "Draws the data, the model and the selection.", min=0)
+    json: bool = switch("Print the results as JSON.")
+
+
+@command(DemoOptions)
+def demo(given: DemoOptions) -> None:
+    """Train with Axolotl (QLoRA) on K = 1 and on K = 4 responses per prompt, and compare with a known truth.
+
+    Generates the data, builds and pretrains a tiny chat model, runs `axolotl train` twice, and measures held-out NLL,
+    exact KL to the truth and mode coverage. Nothing is downloaded.
+
+    Example: `mrt demo --output demo_output`
+    """
+    # Before torch is imported: OpenMP's threads spin while they wait, which on a busy machine is 13 times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from mrt_plugin.demo.run import QUICK, DemoSettings, run_demo
+
+    settings = replace(QUICK if given.quick else DemoSettings(), seed=given.seed)
+    with stages() as progress:
+        results = run_demo(given.output, settings, progress)
+    if given.json:
+        return as_json(results)
+    rows = []
+    for run in [*results["runs"], {"name": "the truth", **results["truth"]}]:
+        numbers = [f"{run[name]:.3f}" for name in ("held_out_nll", "kl", "coverage", "elsewhere")]
+        rows.append((run["name"], *numbers, f"{run['seconds']['steps']:.1f} s" if "seconds" in run else ""))
+    table(("", "held-out NLL", "KL to truth", "coverage", "elsewhere", "steps"), rows)
+    say("NLL in nats per token, KL in nats per response; coverage: the true probability on modes that the model")
+    say("gives at least half of theirs; elsewhere: the model's probability of an answer that is no mode.")
+    say("The short form: these numbers mean nothing." if given.quick else results["sentence"])
+    seconds = f"{results['seconds']:.0f} s in all"
+    say(f"Recipes, data, logs, results.json and results.png are in {given.output}/ ({seconds}).")
+
+
+@dataclass(kw_only=True)
+class SimulateOptions:
+    output: Path = flag(Path("simulation"), "Folder for results.json, report.html and a PNG per experiment.")
+    only: str | None = flag(
+        None, "Names with commas: variance, budget, lottery, by_selector, gradients, bridge, tokens."
+    )
+    seed: int = flag(0, "Of every draw; the paper's networks keep their own.", min=0)
+    fit: Path | None = flag(None, "Instead: fit a + b/K to JSONL of `k`, `loss`, maybe `arm`.", "file")
+    json: bool = switch("Print the results as JSON.")
+
+
+@command(SimulateOptions)
+def simulate(given: SimulateOptions) -> None:
+    """Repeat the seven controlled experiments on the CPU, and compare every published figure with ours.
+
+    Results are written after each experiment, so a stopped run keeps the finished ones. All take under five minutes on
+    two cores. The last experiment runs this package's trainer, the others its selectors.
+
+    Example: `mrt simulate --output simulation`
+
+    Your own runs: `mrt simulate --fit runs.jsonl`
+    """
+    if given.fit is not None:
+        from mrt_plugin.planning.fit import fit_runs, read_runs
+
+        fits = fit_runs(read_runs(given.fit))
+        if given.json:
+            as_json(json_ready(fits))
+        else:
+            show_fits(fits)
+        return
+    from mrt_plugin.groups.paths import check_paths
+    from mrt_plugin.simulation.run import COLUMNS, EXPERIMENTS, run_experiments, write_report
+
+    output, seed = given.output, given.seed
+    check_paths(("--output", output / name) for name in ("results.json", "report.html"))
+    names = list(EXPERIMENTS) if given.only is None else [name.strip() for name in given.only.split(",")]
+    with stages() as progress:
+        results = run_experiments(names, seed=seed, progress=progress, publish=lambda it: write_report(it, output))
+    if given.json:
+        return as_json(results)
+    if results["published"]:
+        table(COLUMNS[:4], [[row[name] for name in COLUMNS[:4]] for row in results["published"]])
+    seconds = sum(found["seconds"] for found in results["experiments"].values())
+    say(f"Why some differ, and the pictures: {output}/report.html ({seconds:.0f} s; numbers in results.json).")
