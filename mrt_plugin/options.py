@@ -59,7 +59,6 @@ class Bounds:
         return " and ".join(f"{words} {limit:g}" for limit, words in limits if limit is not None)
 
     def check(self, name: str, value: float) -> None:
-        """Raise ValueError, naming the option, unless a number is within the bounds."""
         if not self.holds(value):
             raise ValueError(f"{name}={value!r} must be a finite number, {self}.")
 
@@ -255,7 +254,6 @@ class MultiResponseOptions(WatchOptions, LossOptions, LayoutOptions, DataOptions
 
 
 def names_of(*parts: type) -> tuple[str, ...]:
-    """Return the names of the options of some dataclasses."""
     return tuple(item.name for part in parts for item in fields(part))
 
 
@@ -267,10 +265,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def take_options(
     part: type, annotation: Callable[[Field[Any], Any], Any] = lambda item, hint: hint
 ) -> Callable[[Function], Function]:
-    """Give the signature of a function that takes `**options` each option of `part`, with its type and default.
-
-    `annotation` returns the annotation of an option from its field and type.
-    """
+    """Give the signature of a function that takes `**options` each option of `part`, with its default and the
+    `annotation` made from its field and type."""
 
     def decorate(function: Function) -> Function:
         found, hints = signature(function), get_type_hints(part)
@@ -421,10 +417,8 @@ NEEDS = [
 
 
 def unused_options(options: MultiResponseOptions, given: Collection[str] | None = None) -> dict[str, str]:
-    """Return a message with the remedy for each option that was set and has no effect.
-
-    `given` are the names that the user set; by default those whose value is not the default.
-    """
+    """Return a message with the remedy for each option that has no effect, of those `given` by the user (by default
+    those whose value is not the default)."""
     if given is None:
         names = names_of(MultiResponseOptions)
         given = [name for name in names if getattr(options, name) != getattr(MultiResponseOptions, name)]

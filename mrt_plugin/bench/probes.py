@@ -22,12 +22,8 @@ MIB = 2**20
 
 
 class PeakMemory:
-    """Measures the peak memory of one optimizer step.
-
-    On CUDA this is `torch.cuda.max_memory_allocated` over the step. On a CPU it is the peak of the running sum of the
-    allocations that PyTorch's profiler records. Unlike the resident set size, both count requested bytes, so they do
-    not depend on other programs. Neither sees memory that a kernel takes outside the allocator.
-    """
+    """Measures the peak memory of one optimizer step in requested bytes: `torch.cuda.max_memory_allocated`, or on a
+    CPU the peak of the running sum of the allocations that PyTorch's profiler records."""
 
     def __init__(self) -> None:
         self.resting = 0
@@ -137,11 +133,7 @@ class StepProfile:
 
 
 def losses(ours: Mapping[str, float], theirs: Mapping[str, float], token_ratio: float) -> dict[str, float]:
-    """Return the share of the token ratio q that each piece loses; negative if it gains more than the ratio.
-
-    In a step that lost nothing, every piece would take 1/q of its seconds in a step on expanded rows (`theirs`):
-
-        1 - fraction reached = sum over pieces of (ours - theirs / q) / our step
-    """
+    """Return the share of the token ratio q that each piece loses: (ours - theirs / q) / our step, in seconds. The sum
+    over the pieces is 1 - fraction reached."""
     step = sum(ours.values())
     return {piece: round((ours[piece] - theirs[piece] / token_ratio) / step, 12) for piece in ours}

@@ -117,13 +117,8 @@ class BenchResult:
 
 
 def run_bench(settings: BenchSettings, progress: Progress = lambda stage, done, total: None) -> BenchResult:
-    """Measure every shape. `progress` is called with a stage, the amount done and the total.
-
-    The arms are `trl.SFTTrainer` in its modes, and `MultiResponseSFTTrainer` in its layouts, each at its own fastest
-    micro-batch size. They train the same pairs in every optimizer step, from the same weights, through
-    `Trainer.train()`. The arms take turns (A B C A B C ...). A step is timed from the end of the previous step to its
-    own end.
-    """
+    """Measure every shape: the arms take turns (A B C A B C ...) on the same pairs in every optimizer step, each at
+    its own fastest micro-batch size. `progress` is called with a stage, the amount done and the total."""
     device = "cuda" if torch.cuda.is_available() and not settings.cpu else "cpu"
     machine = describe_machine(device)
     trained = load_model(settings.model, device, gradient_checkpointing=settings.gradient_checkpointing)
@@ -154,7 +149,6 @@ class _Measurement:
         self.turns = len(self.arms) * (settings.rounds + 2) + 2 * settings.rounds * settings.breakdown
 
     def run(self) -> ShapeResult:
-        """Measure every arm, then compare them."""
         settings = self.settings
         self.progress(str(self.shape), 0, self.turns)
         sizes: dict[Arm, int] = {}

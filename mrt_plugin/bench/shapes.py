@@ -22,7 +22,6 @@ class Shape:
 
     @classmethod
     def parse(cls, text: str) -> "Shape":
-        """Return the shape given as `P,R,K`, or raise ValueError."""
         try:
             prompt, response, k = (int(part) for part in text.split(","))
         except ValueError:
@@ -39,10 +38,7 @@ DEFAULT_SHAPES = tuple(map(Shape.parse, ("1024,64,8", "512,64,8", "512,128,8", "
 
 
 def draw_groups(shape: Shape, count: int, vocabulary: int, *, mixed: bool = False, seed: int = 0) -> list[list[Pair]]:
-    """Draw groups of random tokens, with equal lengths or (`mixed`) log-normal ones as in real data.
-
-    Token ids are in [3, vocabulary), because the first ids are often special.
-    """
+    """Draw groups of random tokens in [3, vocabulary), with equal or (`mixed`) log-normal lengths, as in real data."""
     groups = []
     for number in range(count):
         key = digest(b"bench", str(seed).encode(), str(shape).encode(), str(number).encode())

@@ -63,10 +63,8 @@ def make_data(groups: Sequence[Sequence[Pair]], groups_per_step: int) -> Data:
 
 
 def all_arms(prefix_backends: Sequence[str]) -> list[Arm]:
-    """Return TRL's modes, then ours. In later releases of TRL, `chunked_nll` is another name of `nll`.
-
-    The packed arm is TRL's `padding_free`, which passes to the model what TRL's packing does.
-    """
+    """Return TRL's modes, then ours. The packed arm is TRL's `padding_free`, which passes to the model what TRL's
+    packing does."""
     losses = list(dict.fromkeys(_loss_type(name) for name in ("nll", "chunked_nll")))
     shared = [(backend, (("layout", "shared_prefix"), ("prefix_backend", backend))) for backend in prefix_backends]
     return [
@@ -95,10 +93,7 @@ class Turn:
 
 
 class _StepEnds(TrainerCallback):
-    """Records when optimizer steps end. A probe observes the second step.
-
-    The time between two ends covers loading, collating, forward, backward, update and bookkeeping.
-    """
+    """Records when optimizer steps end, which counts loading and bookkeeping. A probe observes the second step."""
 
     def __init__(self, probe: Probe | None) -> None:
         self.ends: list[float] = []
@@ -115,10 +110,8 @@ class _StepEnds(TrainerCallback):
 
 
 def take_turn(arm: Arm, trained: BenchModel, data: Data, size: int, *, steps: int, probe: Probe | None = None) -> Turn:
-    """Train `steps` steps (at least 2) from the model's current weights, then restore these weights.
-
-    The first step is a warm-up, which allocates the optimizer's state. `size` is in pairs (TRL) or groups (ours).
-    """
+    """Train `steps` steps, of which the first is a warm-up, with `size` pairs (TRL) or groups (ours) per micro-batch,
+    and restore the model's weights."""
     ends = _StepEnds(probe)
     with _unchanged(trained.model), _quietly(), tempfile.TemporaryDirectory() as folder:
         trainer = _build_trainer(arm, trained, data, size, steps, folder)
@@ -164,7 +157,6 @@ def _build_trainer(arm: Arm, trained: BenchModel, data: Data, size: int, steps: 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Suppress log lines, which every turn would repeat."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -37,10 +37,8 @@ def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
-    """Make EOS the pad token, in place, if there is none. Return the tokenizer, or raise `EncodingError`.
-
-    Labels are marked before padding. So EOS is still trained at the end of responses, and never as padding.
-    """
+    """Make EOS the pad token, in place, if there is none. Labels are marked before padding, so EOS is still trained
+    at the end of responses, and never as padding."""
     check_tokenizer(tokenizer)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:

@@ -99,10 +99,8 @@ def texts(message: Message) -> list[str]:
 
 
 def marked(message: Message, mark: Callable[[], str]) -> Message:
-    """Return a copy in which a new mark replaces each text: "<think>Two.</think> 2" becomes "<think>M1</think> M2".
-
-    A template takes the same branches for both: think tags, whitespace, empty fields and the form of calls stay.
-    """
+    """Return a copy in which a new mark replaces each text, between think tags and inside calls, so that a template
+    takes the same branches for both."""
     copy = {**message, **{key: _marked(message[key], mark) for key in ("content", *REASONING) if key in message}}
     if message.get("tool_calls"):
         copy["tool_calls"] = [_marked_call(call, mark) for call in message["tool_calls"]]

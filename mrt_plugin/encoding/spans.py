@@ -60,11 +60,8 @@ class Conversation:
     """Logs a message once per topic, about cases that are unusual but work."""
 
     def find_spans(self, first: int, prompt_text: str) -> list[Span]:
-        """Return the spans of the assistant's turns from message `first` on, from the header to the end token.
-
-        `prompt_text` is `messages[:first]` rendered with the generation prompt. Whitespace that a template writes
-        after the end token is not included, because generation stops before it.
-        """
+        """Return the spans of the assistant's turns from message `first` on, each from its header to its end token.
+        `prompt_text` is `messages[:first]` rendered with the generation prompt."""
         spans = []
         last = len(self.messages) - 1
         for index in range(first, len(self.messages)):
@@ -104,10 +101,8 @@ class Conversation:
         )
 
     def _start_before(self, content: int, index: int) -> int:
-        """Return the span's start: after the part of the generation prompt that follows the previous message here.
-
-        If the two cannot be compared, the span starts at the content.
-        """
+        """Return the span's start, after the generation prompt's common part here, or the content's start if the two
+        cannot be compared."""
         if index == 0:
             return content
         asked, said = _Marks(self.text, "asked"), _Marks(self.text)
@@ -140,11 +135,8 @@ class Conversation:
         return Span(start, stop if closed else end, closed)
 
     def _close_after(self, start: int, content_stop: int, closing: str) -> Span:
-        """Return the span of a turn whose content is located.
-
-        Where the conversation has the text that the template writes after a last turn, the turn ends there. Where it
-        has another end token instead (GPT-OSS), the turn ends after that token.
-        """
+        """Return the span of a turn up to the text that the template writes after a last turn, or to another end token
+        (GPT-OSS)."""
         special = re.compile("|".join(re.escape(token) for token in self.special_tokens) or "(?!)")
         common = content_stop + _common_length(closing, self.text[content_stop:])
         shared = list(special.finditer(self.text, content_stop, common))
@@ -183,10 +175,7 @@ class Conversation:
 
 
 def _occurs(words: str, rendered: str) -> bool:
-    """Return whether `rendered` contains `words`: the texts between their think tags, in order, ignoring whitespace.
-
-    The tags themselves may be part of the header (a generation prompt that ends with `<think>`).
-    """
+    """Return whether `rendered` contains the texts between the think tags of `words`, in order, without whitespace."""
     if words.strip() in rendered:
         return True
     rest = "".join(rendered.split())

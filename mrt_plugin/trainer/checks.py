@@ -9,7 +9,6 @@ from mrt_plugin.attention.family import refuse_prompt_learning
 
 
 def check_model(model: Any, args: Any) -> None:
-    """Refuse models and settings whose loss or gradients would be wrong."""
     keep_trainable(model)
     config = model.config.get_text_config().to_dict()
     if config.get("output_router_logits"):

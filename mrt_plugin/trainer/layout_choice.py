@@ -62,10 +62,8 @@ class RunSetup:
 
 
 def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
-    """Resolve `layout` and `prefix_backend` for a model and its prepared data, and log the reason.
-
-    `auto` expands where sharing saves too little or is refused. For `shared_prefix` a refusal is raised.
-    """
+    """Resolve `layout` and `prefix_backend` for a model and its prepared data; `auto` expands where sharing saves
+    too little or is refused."""
     options = setup.options
     ratio, row = _token_ratio_and_row(dataset, options)
     share = options.layout == "shared_prefix" or (options.layout == "auto" and ratio >= WORTH_SHARING)

@@ -233,10 +233,7 @@ class MultiResponseTrainerMixin(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def _nll(self, model: torch.nn.Module, rows: Rows) -> torch.Tensor:
-        """Return the NLL of each token, [rows, tokens per row].
-
-        A backend inspects the unwrapped model and runs the one that distributed training wrapped.
-        """
+        """Return the NLL of each token, [rows, tokens per row]. `model` may be wrapped for distributed training."""
         processes.keep_head_gathered(model)
         return self._backend.token_nll(self.model, rows, self._token_nll.bound(model))
 
@@ -299,10 +296,8 @@ class MultiResponseTrainerMixin(Trainer):
         return float(nll / tokens)
 
     def try_longest_rows(self) -> int:
-        """Run a forward and backward pass of the micro-batch that needs the most memory, and return its tokens.
-
-        Call it at the end of a run: it changes gradients, not weights. Every process takes the same rows.
-        """
+        """Run a forward and backward pass of the micro-batch that needs the most memory, at the end of a run, and
+        return its tokens."""
         rows = _as_trained(self.train_dataset)
         longest = np.argsort(row_tokens(rows, self.layout), kind="stable")[-self.args.train_batch_size :]
         batch = self.data_collator([rows[int(index)] for index in longest])

@@ -35,11 +35,8 @@ _SUMS = ("pairs", "trained_tokens", "tokens_expanded", "tokens_shared")
 
 @dataclass
 class PrepareReport:
-    """Counts of a preparation.
-
-    `groups + dropped_groups` is the number of groups read. `pairs + dropped_pairs` is the number of responses
-    selected. Rows may be more than groups, as long groups can be split.
-    """
+    """Counts of a preparation. Dropped and other groups are all groups read; dropped and other pairs are all
+    responses selected."""
 
     groups: int
     rows: int
@@ -157,7 +154,6 @@ def prepare_groups(
 
 
 def is_prepared(dataset: Dataset) -> bool:
-    """Return whether the rows are already `GroupRow`s."""
     return set(COLUMNS) <= set(dataset.column_names)
 
 
@@ -182,7 +178,6 @@ class _Builder:
     seed: int
 
     def rows_of_batch(self, batch: dict[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
-        """Return the columns of the rows of a batch of groups."""
         groups = ({name: column[place] for name, column in batch.items()} for place in range(len(indices)))
         rows = [row for index, group in zip(indices, groups, strict=True) for row in self._rows_of_group(group, index)]
         names = (*COLUMNS, "group", *_SUMS, PROMPT_NAME, *([DRAW] if self.options.redraw == "epoch" else []))

@@ -9,7 +9,7 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, broadcast_object_
 from datasets import Dataset, concatenate_datasets
 from torch.distributed.fsdp import FSDPModule
 
-from mrt_plugin.layout.group_row import IGNORE, GroupRow
+from mrt_plugin.layout.group_row import IGNORE
 from mrt_plugin.trainer.prepare import COLUMNS
 from mrt_plugin.trainer.redraw import DRAW
 
@@ -33,10 +33,7 @@ def keep_head_gathered(model: torch.nn.Module) -> None:
 
 
 def stop_sending_buffers(accelerator: Accelerator, args: Any, backend: str) -> None:
-    """Turn off the broadcast of buffers in DistributedDataParallel, which waits for all processes at every forward.
-
-    The buffers of a language model are constants (the angles of its positions).
-    """
+    """Turn off DistributedDataParallel's broadcast of buffers, for which all processes meet at every forward."""
     if accelerator.num_processes == 1:
         return
     if args.ddp_broadcast_buffers:
@@ -68,15 +65,13 @@ def from_main_process(accelerator: Accelerator, compute: Callable[[], Result]) -
     if accelerator.num_processes == 1:
         return compute()
     sent: list[Any] = [None, None]
-    failure: Exception | None = None
     if accelerator.is_main_process:
         try:
             sent[0] = compute()
         except Exception as error:
-            failure, sent[1] = error, f"{type(error).__name__}: {error}"
+            broadcast_object_list([None, f"{type(error).__name__}: {error}"], from_process=0)
+            raise
     broadcast_object_list(sent, from_process=0)
-    if failure is not None:
-        raise failure
     if sent[1] is not None:
         raise RuntimeError(f"The main process failed: {sent[1]}")
     result: Result = sent[0]
@@ -88,14 +83,8 @@ def with_fillers(dataset: Dataset, multiple: int) -> Dataset:
     missing = -len(dataset) % multiple
     if not missing:
         return dataset
-    filler = GroupRow(
-        input_ids=[dataset[0]["input_ids"][0]],
-        labels=[IGNORE],
-        loss_weights=[0.0],
-        prefix_length=0,
-        segment_lengths=[1],
-        segment_units=[0.0],
-    )
+    filler = {"input_ids": dataset[0]["input_ids"][:1], "labels": [IGNORE], "loss_weights": [0.0], "prefix_length": 0}
+    filler |= {"segment_lengths": [1], "segment_units": [0.0], DRAW: None}
     plain = dataset.select_columns([name for name in (*COLUMNS, DRAW) if name in dataset.column_names])
-    row = {name: dict(filler).get(name) for name in plain.column_names}
+    row = {name: filler[name] for name in plain.column_names}
     return concatenate_datasets([plain, Dataset.from_list([row] * missing, features=plain.features)])

@@ -48,11 +48,8 @@ class RowDraw(TypedDict):
 
 
 def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
-    """Draw K of the row's segments, uniformly without replacement: those with the smallest hashes.
-
-    A hash covers the seed, the epoch, the tokens of prompt and response, and the number of earlier equal responses. So
-    the draw does not depend on the row's place, the order of the pool, the worker or the process.
-    """
+    """Draw K of the row's segments, uniformly without replacement: those with the smallest hashes of seed, epoch,
+    tokens, and number of earlier equal responses."""
     tokens = np.asarray(row["input_ids"], dtype=np.int64)
     start = (b"redraw", str(seed).encode(), str(epoch).encode(), tokens[: row["prefix_length"]].tobytes())
     repeats: dict[bytes, int] = {}
@@ -65,11 +62,8 @@ def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
 
 
 def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: LossAggregation) -> GroupRow:
-    """Return the row with K of its segments, and with the loss coefficients of a group of these K.
-
-    Under `prompt`, the coefficients and units of N responses are multiplied by N/K: the group keeps one vote. Their
-    divisors M (mean trained length) and W (mean weight) stay means over the complete pool.
-    """
+    """Return the row with K of its N segments; under `prompt`, coefficients and units are multiplied by N/K, so that
+    the group keeps one vote."""
     count = len(row["segment_lengths"])
     if count <= k:
         return row
@@ -83,12 +77,8 @@ def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: Los
 def rows_to_draw(
     pool: GroupRow, k: int, *, seed: int, row_length: int | None = None, expanded: bool = False
 ) -> list[tuple[GroupRow, RowDraw]]:
-    """Return the rows of a group whose K responses are drawn again in each epoch.
-
-    A row holds the longest responses that any draw can give it. So packing, length limits and step counts, which are
-    computed before training, plan for the longest possible draw. If the K longest responses do not fit `row_length`,
-    the group gets several rows, each for a part of the draw that always fits.
-    """
+    """Return the rows of a group whose K responses are drawn again in each epoch, each with the longest responses
+    that any draw can give it, so that packing and step counts plan for these."""
     prefix = pool["prefix_length"]
     lengths = [length + prefix * expanded for length in pool["segment_lengths"]]
     longest = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))

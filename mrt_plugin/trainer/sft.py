@@ -194,7 +194,6 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
     ) -> Dataset:
-        """Select, encode and lay out groups. A prepared dataset is returned unchanged."""
         dataset = self._checked(dataset, args)
         if is_prepared(dataset):
             return dataset

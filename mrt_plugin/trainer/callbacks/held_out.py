@@ -15,18 +15,12 @@ TRAIN_ROWS = 64
 
 
 class HeldOutEarlyStopping(EarlyStoppingCallback):
-    """transformers' `EarlyStoppingCallback`, which lets small improvements add up.
-
-    transformers compares an evaluation with the best one so far. A loss that falls steadily, but by less than the
-    threshold each time, therefore stops the run. Here the reference moves only when an evaluation passes the
-    threshold. The best checkpoint is still chosen without a threshold.
-    """
+    """transformers' `EarlyStoppingCallback`, with a reference that moves only when an evaluation passes the
+    threshold, so that small improvements add up instead of stopping the run."""
 
     def __init__(self, patience: int, min_improvement: float, reference: float | None = None) -> None:
         super().__init__(early_stopping_patience=patience, early_stopping_threshold=min_improvement)
-        self.patience = patience
-        self.min_improvement = min_improvement
-        self.reference = reference
+        self.patience, self.min_improvement, self.reference = patience, min_improvement, reference
 
     def on_evaluate(  # type: ignore[override]
         self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
@@ -54,7 +48,6 @@ class HeldOutEarlyStopping(EarlyStoppingCallback):
             self.early_stopping_patience_counter += 1
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint stores."""
         return {
             "args": {name: getattr(self, name) for name in ("patience", "min_improvement", "reference")},
             "attributes": {"early_stopping_patience_counter": self.early_stopping_patience_counter},
@@ -86,11 +79,8 @@ def follow_evaluations(args: TrainingArguments, *, several_sets: bool) -> None:
 
 @dataclass
 class Overfitting:
-    """Held-out minus training loss at each evaluation, in nats per token, and its growth.
-
-    The two sets differ in which responses of their pools were kept, and in how hard their prompts are. The gap is
-    therefore compared with the smallest gap of the run, not with 0.
-    """
+    """The gap of held-out over training loss, in nats per token, compared with the smallest gap of the run: not
+    with 0, because the two sets differ in how hard their prompts are."""
 
     limit: float
     """Growth above which it warns. At 0.2, held-out tokens lost a factor of e^0.2 = 1.22 in probability."""

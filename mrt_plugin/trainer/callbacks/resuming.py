@@ -16,17 +16,13 @@ RECORD = "mrt_training_data"
 
 
 class SameTrainingData(TrainerCallback):
-    """Records the training data with every checkpoint, and refuses to resume with other data.
-
-    A resumed run skips as many batches as were trained. With other data, or the same data in another order, it would
-    train some groups twice and others never. With `ignore_data_skip` a difference is only logged.
-    """
+    """Records the training data with every checkpoint, and refuses to resume with other data, where a resumed run
+    would train some groups twice and others never."""
 
     def __init__(self, rows: Dataset, columns: list[str]) -> None:
         self.rows = rows.select_columns([name for name in columns if name in rows.column_names])
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Compare with the checkpoint's record if the run is resumed, and store this run's record."""
         if not state.global_step and args.save_strategy == "no":
             return
         records: Any = state.stateful_callbacks

@@ -36,11 +36,8 @@ class PromptTokens:
 
 
 def pick_prompts(rows: Dataset, count: int) -> list[PromptTokens]:
-    """Return some prompts of prepared rows: always the same ones, for any order of the rows that are read.
-
-    A prompt ends before the first trained token. A reference is the first run of trained tokens; in a response with
-    several assistant turns, this is the first turn.
-    """
+    """Return some prompts of prepared rows, the same ones for any order of the rows, each with the first run of
+    trained tokens of its responses."""
     found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for number in range(min(len(rows), SEEN_ROWS)):
         row = as_group_row(rows[number])

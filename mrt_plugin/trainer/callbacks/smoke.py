@@ -41,23 +41,13 @@ class SmokeTestFailed(RuntimeError):
 
 
 class SmokeTest(TrainerCallback):
-    """Trains some steps of the real run, including its schedule, and stops with the same verdict in every process.
-
-    It checks that
-
-    * the loss and the gradients are finite before each optimizer step;
-    * the loss falls by more than its noise (`trend`);
-    * a forward and backward pass of the longest rows fits into memory once the optimizer has its state;
-    * answers to a few prompts end with an end token, are not empty and do not repeat themselves in a loop.
-
-    `SmokeTestFailed` is raised at once if a number is not finite, otherwise at the end with all findings.
-    """
+    """Trains some steps of the real run, and stops with the same verdict in every process: finite numbers, a loss
+    that falls, memory for the longest rows, and well-formed answers to a few prompts."""
 
     def __init__(self, trainer: Any, steps: int, prompts: list[PromptTokens], sampler: Sampler) -> None:
         """`prompts` are empty if no process holds all weights."""
         self._trainer, self._steps, self._prompts, self._sampler = trainer, steps, prompts, sampler
-        self._begin = 0
-        self._pending = 0.0
+        self._begin, self._pending = 0, 0.0
         self._losses: list[float] = []
 
     def add_loss(self, loss: float) -> None:
@@ -71,7 +61,6 @@ class SmokeTest(TrainerCallback):
         logger.info("Smoke test: %d steps, then a verdict.", self._steps)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Check the step's loss and gradients before the weights are updated."""
         step, loss = state.global_step + 1, self._pending
         self._losses.append(loss)
         self._pending = 0.0
@@ -102,7 +91,6 @@ class SmokeTest(TrainerCallback):
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Run the checks at the end and report the verdict."""
         findings = [self._loss_finding(), self._memory_finding(), self._answers_finding()]
         lines = "\n".join(f"  {'ok' if passed else 'FAILED'}: {text}" for passed, text in findings)
         steps = state.global_step - self._begin
@@ -180,11 +168,8 @@ class Trend:
 
 
 def trend(values: Sequence[float]) -> Trend:
-    """Test for a monotone trend (Mann-Kendall) and fit a line (Theil-Sen).
-
-    Each pair of values votes on the direction, so neither one extreme batch nor the size of the noise decides (Mann
-    1945, Econometrica 13; Sen 1968, JASA 63). The noise of a loss is assumed to be independent from step to step.
-    """
+    """Test for a monotone trend (Mann-Kendall: Mann 1945, Econometrica 13) and fit a line (Theil-Sen: Sen 1968,
+    JASA 63), in which neither an extreme batch nor the size of the noise decides."""
     steps = np.arange(len(values))
     slope, middle, *_ = theilslopes(values, steps)
     falls, rises = (float(kendalltau(steps, values, alternative=side).pvalue) for side in ("less", "greater"))
