@@ -1,8 +1,7 @@
 """The Axolotl plugin: `plugins: [mrt_plugin.axolotl.MultiResponsePlugin]`.
 
 Every registered selector is a dataset type, `type: mrt_plugin.axolotl.<selector>`. Axolotl imports a type as a module
-and calls its `load`. So a module with that one function is created here for each selector, and a new selector needs no
-file.
+and calls its `load`. So a module with that one function is created here for each selector.
 """
 
 import sys
@@ -16,12 +15,7 @@ from mrt_plugin.selection import SELECTORS
 
 __all__ = ["MultiResponsePlugin"]
 
-
-def _dataset_type(name: str) -> ModuleType:
-    module = ModuleType(f"{__name__}.{name}", f"`type: {__name__}.{name}`: a dataset prepared by the plugin.")
-    module.load = loader(name)  # type: ignore[attr-defined]
-    return module
-
-
 for _name in (*SELECTORS, OUTSIDE, ORDINARY):
-    sys.modules[f"{__name__}.{_name}"] = _dataset_type(_name)
+    _module = ModuleType(f"{__name__}.{_name}", f"`type: {__name__}.{_name}`: a dataset prepared by the plugin.")
+    _module.load = loader(_name)  # type: ignore[attr-defined]
+    sys.modules[_module.__name__] = _module

@@ -14,11 +14,8 @@ from mrt_plugin.options import DataOptions, MultiResponseOptions, SelectionOptio
 DATASET_KEYS = ("path", "name", "split", "type", "ds_type", "data_files", "revision")
 """Keys by which an override is matched to a dataset entry."""
 
-DATASET_OPTIONS = (
-    "curation",
-    "prompt_format",
-    *(name for name in names_of(SelectionOptions, DataOptions) if name != "score_cache"),
-)
+_SHARED = names_of(SelectionOptions, DataOptions)
+DATASET_OPTIONS = ("curation", "prompt_format", *(name for name in _SHARED if name != "score_cache"))
 """Options that may differ between the datasets of a run."""
 
 OUTSIDE = "selector"
@@ -27,18 +24,13 @@ OUTSIDE = "selector"
 
 def _fields(*, per_dataset: bool) -> dict[str, Any]:
     hints = get_type_hints(MultiResponseOptions)
-    found: dict[str, Any] = {
-        "curation": (
-            list[Any] | str | None,
-            Field(None, description="Rules that are applied before selection, in order; see docs/curation.md."),
-        )
-    }
+    help = "Rules that are applied before selection, in order; see docs/curation.md."
+    found: dict[str, Any] = {"curation": (list[Any] | str | None, Field(None, description=help))}
     for item in fields(MultiResponseOptions):
         if item.name in DATASET_OPTIONS or not per_dataset:
-            optional = per_dataset or item.name == "selector"
-            hint = hints[item.name] | None if optional else hints[item.name]
-            default = None if optional else item.default
-            limits = asdict(item.metadata["bounds"])
+            hint, default, limits = hints[item.name], item.default, asdict(item.metadata["bounds"])
+            if per_dataset or item.name == "selector":
+                hint, default = hint | None, None
             found[item.name] = (hint, Field(default, description=item.metadata["help"], **limits))
     return found
 
@@ -73,19 +65,8 @@ MrtBlock = create_model(
 
 
 def parse_block(block: Any) -> dict[str, Any]:
-    """Return the `mrt:` block with its defaults filled in.
-
-    Raises:
-        ValueError: naming every unknown key and every value of the wrong type. Also for an unknown source, and for a
-            curation rule that does not exist or has invalid settings.
-
-    Example:
-
-    >>> parse_block({"k": 8})["k"], parse_block(None)["layout"]
-    (8, 'auto')
-    """
-    if block is None:
-        block = {}
+    """Return the `mrt:` block with its defaults filled in, or raise ValueError that names every mistake."""
+    block = {} if block is None else block
     if not isinstance(block, dict):
         raise ValueError(f"mrt: must hold options, one `name: value` per line, not {block!r}.")
     try:
@@ -113,10 +94,7 @@ def redraws(block: dict[str, Any]) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Convert Axolotl's DictDefault to plain dicts and lists.
-
-    A DictDefault returns None for every attribute, even for those by which pydantic recognises its own types.
-    """
+    """Convert Axolotl's DictDefault, which has every attribute that pydantic looks for, to plain dicts and lists."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list) else value
@@ -136,8 +114,6 @@ def _readable(error: Any) -> str:
 
 
 class MultiResponseArgs(BaseModel):
-    """The fields that the plugin adds to Axolotl's configuration."""
-
     mrt: dict[str, Any] | None = Field(None, description="Options of multi-response training.")
 
     @field_validator("mrt", mode="before")
@@ -147,7 +123,6 @@ class MultiResponseArgs(BaseModel):
 
 
 def options_of(block: dict[str, Any], **changes: Any) -> MultiResponseOptions:
-    """Return the options in a parsed block, with `changes` applied."""
     given = {**block, **changes}
     if given.get("selector") == OUTSIDE:
         if "selector" not in block:

@@ -33,18 +33,8 @@ _IF_SET = {
     "batch_flattening": _PACKS,
     "use_pose": "Position ids are those of a prompt with one response. Remove it.",
     "group_by_length": "Packing makes rows even. Remove it.",
-    **dict.fromkeys(
-        (
-            "chunked_cross_entropy",
-            "flash_attn_cross_entropy",
-            "use_eaft",
-            "orpo_alpha",
-            "cut_cross_entropy",
-            "liger_cross_entropy",
-            "liger_use_token_scaling",
-        ),
-        _OWN_LOSS,
-    ),
+    **dict.fromkeys(("chunked_cross_entropy", "flash_attn_cross_entropy", "cut_cross_entropy"), _OWN_LOSS),
+    **dict.fromkeys(("use_eaft", "orpo_alpha", "liger_cross_entropy", "liger_use_token_scaling"), _OWN_LOSS),
     "liger_fused_linear_cross_entropy": _OWN_LOSS + " liger_rms_norm, liger_glu_activation and liger_rope stay.",
     "scaling_softmax": "It changes the attention scores of transformers' flex_attention, which shared rows do not go "
     "through. Remove it.",
@@ -63,7 +53,9 @@ _IF_ABOVE_ONE = {
     **dict.fromkeys(("context_parallel_size", "sequence_parallel_degree", "tensor_parallel_size"), _WHOLE_GROUPS),
 }
 
-_IF_VALUE: list[tuple[str, Callable[[Any], bool], str]] = [
+REFUSED: list[tuple[str, Callable[[Any], bool], str]] = [
+    *((key, bool, remedy) for key, remedy in _IF_SET.items()),
+    *((key, lambda value: isinstance(value, int) and value > 1, remedy) for key, remedy in _IF_ABOVE_ONE.items()),
     (
         "excess_length_strategy",
         lambda value: str(value).lower() == "truncate",
@@ -95,12 +87,6 @@ _IF_VALUE: list[tuple[str, Callable[[Any], bool], str]] = [
         "Set fsdp_version: 2.",
     ),
 ]
-
-REFUSED: list[tuple[str, Callable[[Any], bool], str]] = [
-    *((key, bool, remedy) for key, remedy in _IF_SET.items()),
-    *((key, lambda value: isinstance(value, int) and value > 1, remedy) for key, remedy in _IF_ABOVE_ONE.items()),
-    *_IF_VALUE,
-]
 """A key of the recipe, a test for the values that are refused, and what to do instead."""
 
 REFUSED_PLUGINS = {
@@ -112,7 +98,6 @@ REFUSED_PLUGINS = {
 
 
 def refuse_options(cfg: Any) -> None:
-    """Refuse the options of a recipe that are not supported."""
     found = [
         f"  {key}: {cfg.get(key)!r} cannot be combined with mrt_plugin.axolotl.MultiResponsePlugin. {remedy}"
         for key, refused, remedy in REFUSED
@@ -132,19 +117,13 @@ def refuse_options(cfg: Any) -> None:
             "  tiled_mlp: true without tiled_mlp_num_shards cannot be combined with this plugin: at every MLP the "
             "processes then wait for each other, and they may run the model unequally often. Set tiled_mlp_num_shards."
         )
-    found += [
-        f"  {problem}"
-        for problem in (*_misplaced(cfg), *_without_held_out(cfg), *_base_model(cfg), *output_slips(cfg))
-    ]
+    found += [f"  {problem}" for problem in (*_misplaced(cfg), *_missing(cfg), *output_slips(cfg))]
     if found:
         raise ValueError("Options of the recipe that grouped training cannot honour:\n" + "\n".join(found))
 
 
 def schemas(plugins: Iterable[Any]) -> list[type[BaseModel]]:
-    """Return the schemas of Axolotl and of a recipe's plugins, which together define the keys of a recipe.
-
-    A plugin that cannot be loaded is skipped, as in Axolotl.
-    """
+    """Return the schemas of Axolotl and of the plugins that load, which together define the keys of a recipe."""
     found: list[type[BaseModel]] = [AxolotlInputConfig]
     for name in plugins:
         try:
@@ -159,13 +138,8 @@ def schemas(plugins: Iterable[Any]) -> list[type[BaseModel]]:
 
 def fields_of(models: Iterable[type[BaseModel]]) -> dict[str, Any]:
     """Return the types of all fields, by name and by alias."""
-    found: dict[str, Any] = {}
-    for model in models:
-        for name, item in model.model_fields.items():
-            found[name] = item.annotation
-            if item.alias is not None:
-                found[item.alias] = item.annotation
-    return found
+    items = [pair for model in models for pair in model.model_fields.items()]
+    return {key: item.annotation for name, item in items for key in (name, item.alias) if key is not None}
 
 
 def _misplaced(cfg: Any) -> Iterator[str]:
@@ -181,15 +155,12 @@ def _misplaced(cfg: Any) -> Iterator[str]:
         yield f"plugins: {name} is listed {counts[name]} times. List it once."
 
 
-def _without_held_out(cfg: Any) -> Iterator[str]:
-    """Yield options that lack held-out prompts. The trainer would find this only after loading the model."""
+def _missing(cfg: Any) -> Iterator[str]:
+    """Yield options that lack held-out prompts, and a model that is not there, before Axolotl loads anything."""
     if not cfg.get("val_set_size") and not cfg.get("test_datasets"):
         for name in ("early_stopping", "sample_prompts"):
             if (cfg.get("mrt") or {}).get(name):
                 yield f"mrt.{name} needs held-out prompts: set val_set_size or test_datasets."
-
-
-def _base_model(cfg: Any) -> Iterator[str]:
     model = str(cfg.get("base_model") or "")
     try:
         if model:

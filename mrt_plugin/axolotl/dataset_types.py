@@ -1,7 +1,4 @@
-"""Look up dataset types of Axolotl and of other packages when the recipe is read.
-
-Axolotl itself looks them up later, after printing its configuration and loading the tokenizer and the data.
-"""
+"""Look up dataset types of Axolotl and of other packages when the recipe is read; Axolotl itself does so later."""
 
 from difflib import get_close_matches
 from importlib import import_module
@@ -16,35 +13,21 @@ PREFIX = "mrt_plugin.axolotl."
 
 
 def find_strategy(kind: str) -> str | None:
-    """Return the `module:function` that Axolotl calls for a dataset type, or None if there is none.
-
-    Raises:
-        ModuleNotFoundError: if the type's module exists but imports one that does not.
-
-    Example:
-
-    >>> find_strategy("chat_template"), find_strategy("chat_tempalte")
-    ('axolotl.prompt_strategies.chat_template:load', None)
-    """
+    """Return the `module:function` that Axolotl calls for a dataset type, or None if there is none."""
     path, _, name = kind.rpartition(".")
     if name == "load" or name.startswith("load_"):
         places, function = [f"{prompt_strategies.__name__}.{path}"], name
     else:
         places, function = [*([kind] if path else []), f"{prompt_strategies.__name__}.{kind}"], "load"
     for place in places:
-        if _has(place, function):
-            return f"{place}:{function}"
+        try:
+            if function in vars(import_module(place)):
+                return f"{place}:{function}"
+        except ModuleNotFoundError as error:
+            if not f"{place}.".startswith(f"{error.name}."):  # the module exists but imports one that does not
+                raise
     handler = DATASET_HANDLERS.get(kind.partition(":")[0])
     return f"{handler.__module__}:{handler.__name__}" if handler else None
-
-
-def _has(place: str, function: str) -> bool:
-    try:
-        return function in vars(import_module(place))
-    except ModuleNotFoundError as error:
-        if not f"{place}.".startswith(f"{error.name}."):
-            raise
-        return False
 
 
 def meant(kind: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from mrt_plugin.axolotl.args import DATASET_KEYS, DATASET_OPTIONS, OUTSIDE, options_of
 from mrt_plugin.axolotl.dataset_types import PREFIX, find_strategy, meant
 from mrt_plugin.axolotl.fingerprint import entry_fingerprint
-from mrt_plugin.options import MultiResponseOptions, check_options, unused_options
+from mrt_plugin.options import check_options, unused_options
 from mrt_plugin.places import check_data
 from mrt_plugin.selection import SELECTORS, get_selector
 
@@ -24,11 +24,8 @@ OWN_KEYS = {*DATASET_KEYS, "trust_remote_code", "shards", "shards_idx"}
 
 @dataclass(frozen=True)
 class Mark:
-    """How to prepare an entry, stored as text in its `conversation` field.
-
-    These dataset types do not use that field otherwise. It reaches the dataset's `load`, and it is part of the name of
-    the prepared dataset. So a changed fingerprint gives a new dataset.
-    """
+    """How to prepare an entry, stored as text in its `conversation` field, which these types do not use otherwise
+    and which is part of the prepared dataset's name."""
 
     part: str
     """`train`, `held_out` (from val_set_size) or `test` (from test_datasets)."""
@@ -69,9 +66,6 @@ class _Entry:
         kind = self.keys.get("type")
         return kind.removeprefix(PREFIX) if isinstance(kind, str) and kind.startswith(PREFIX) else None
 
-    def options(self, block: dict[str, Any]) -> MultiResponseOptions:
-        return options_of({**block, **self.own}, selector=self.selector)
-
     def marked(self, part: str, share: float) -> dict[str, Any]:
         """Return the entry as Axolotl reads it, for one part of its prompts."""
         keys = copy.deepcopy(self.keys)
@@ -96,12 +90,8 @@ class _Entry:
 
 
 def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> None:
-    """Mark every dataset of a recipe, in place, and turn `val_set_size` into held-out datasets.
-
-    Axolotl would split prepared rows after its cache, so parts of one group could end up on both sides. Instead,
-    held-out prompts are found by the hash of the prompt while a dataset is prepared, once for each side. A ValueError
-    names the entry, what is wrong and how to fix it.
-    """
+    """Mark every dataset of a recipe, in place, and turn `val_set_size` into held-out datasets, found by the hash
+    of the prompt. (Axolotl would split prepared rows, so parts of one group could end up on both sides.)"""
     trained, tested = _read(cfg, "datasets"), _read(cfg, "test_datasets")
     for entry in (*trained, *tested):
         _check_entry(entry)
@@ -114,7 +104,9 @@ def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> No
         if entry.selector not in (None, "all"):
             raise ValueError(f"{entry.place}: every held-out response is scored; write `type: {PREFIX}all`.")
 
-    share = _share(cfg.get("val_set_size"))
+    share = cfg.get("val_set_size") or 0.0
+    if share and (not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share < 1):
+        raise ValueError(f"val_set_size: {share!r} must be a share of the prompts between 0 and 1, 0.05 for instance.")
     if share and tested:
         raise ValueError("val_set_size and test_datasets cannot both be set: remove one.")
     _match_overrides(block.get("datasets") or [], [*trained, *tested])
@@ -131,14 +123,12 @@ def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> No
 
 
 def _read(cfg: Any, key: str) -> list[_Entry]:
-    entries = cfg.get(key) or []
-    for entry in entries:
+    entries = []
+    for number, entry in enumerate(cfg.get(key) or []):
         if not isinstance(entry, dict):
             raise ValueError(f"datasets: an entry must hold `path:` and `type:`, not {entry!r}.")
-    return [
-        _Entry(f"{key}[{number}] ({entry.get('path')})", copy.deepcopy(dict(entry)))
-        for number, entry in enumerate(entries)
-    ]
+        entries.append(_Entry(f"{key}[{number}] ({entry.get('path')})", copy.deepcopy(dict(entry))))
+    return entries
 
 
 def _check_entry(entry: _Entry) -> None:
@@ -177,34 +167,24 @@ def _check_entry(entry: _Entry) -> None:
 
 
 def _check_options(block: dict[str, Any], entries: list[_Entry]) -> None:
-    """Check the options of grouped datasets.
-
-    Warn of options without effect: those of `mrt:` that no dataset uses, and unused ones of a single dataset.
-    """
+    """Check the options of grouped datasets, and warn of options without effect: in `mrt:`, those of no dataset."""
     if "selector" in block and all(entry.selector != OUTSIDE for entry in entries):
         raise ValueError(f"mrt.selector: no dataset has `type: {PREFIX}{OUTSIDE}`, the type that uses this option.")
     unused = []
     for entry in (entry for entry in entries if entry.selector is not None):
         try:
-            check_options(entry.options(block))
-            get_selector(entry.options(block).selector)
+            options = options_of({**block, **entry.own}, selector=entry.selector)
+            check_options(options)
+            get_selector(options.selector)
         except ValueError as error:
             raise ValueError(f"{entry.place}: {error}") from None
-        found = unused_options(entry.options(block))
+        found = unused_options(options)
         unused.append({name: message for name, message in found.items() if name not in entry.own})
         for message in (found[name] for name in entry.own if name in found):
             logger.warning("mrt.datasets (%s): %s", entry.keys.get("path"), message)
     for name, message in unused[0].items():
         if all(name in others for others in unused):
             logger.warning("mrt.%s", message)
-
-
-def _share(value: Any) -> float:
-    if not value:
-        return 0.0
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1:
-        raise ValueError(f"val_set_size: {value!r} must be a share of the prompts between 0 and 1, 0.05 for instance.")
-    return float(value)
 
 
 def _match_overrides(overrides: list[dict[str, Any]], entries: list[_Entry]) -> None:

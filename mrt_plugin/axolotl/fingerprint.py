@@ -1,13 +1,13 @@
 """Fingerprints of everything that a prepared dataset depends on and that Axolotl's cache ignores.
 
-Axolotl 0.19.0 names a prepared dataset by a hash of some fields of the recipe. The hash does not cover plugin options,
-the bytes of the data file, the seed, or the tokenizer's files. So Axolotl would silently reuse an old dataset.
+Axolotl 0.19.0 names a prepared dataset by a hash that does not cover plugin options, the bytes of the data file, the
+seed, or the tokenizer's files. So Axolotl would silently reuse an old dataset.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -67,34 +67,40 @@ def recipe_fingerprint(cfg: Any, block: dict[str, Any]) -> str:
     """Return a fingerprint of the `mrt:` options, the recipe's fields that matter, and the tokenizer's content."""
     fields = {name: cfg.get(name) for name in RECIPE_KEYS}
     tokenizer = cfg.get("tokenizer_config") or cfg.get("base_model_config") or cfg.get("base_model")
+    template = str(fields["chat_template_jinja"])  # a template, or the path of one
+    in_file = "{" not in template and Path(template).is_file()
+    holders = [block, *(block.get("datasets") or [])]
+    files = [rule.dependencies() for holder in holders for rule in parse_rules(holder.get("curation"))]
+    files += [source_files(holder.get("source")) for holder in holders]
     return _digest(
         {
             "mrt_plugin": mrt_plugin.__version__,
             "format": FORMAT,
             "options": {name: value for name, value in block.items() if name not in WATCHING},
-            "curation": _rules_content(block),
+            "curation": [_content(sorted(group)) for group in files],
             "recipe": fields,
             "tokenizer": _tokenizer_content(str(tokenizer), cfg.get("revision_of_model")),
-            "chat_template": _jinja_content(fields["chat_template_jinja"]),
-            "scoring": [_scoring_content(holder) for holder in (block, *(block.get("datasets") or []))],
+            "chat_template": _content([Path(template)]) if in_file else template,
+            "scoring": [_scoring_content(holder) for holder in holders],
         }
     )
 
 
 def entry_fingerprint(entry: dict[str, Any], place: int, recipe: str) -> str:
-    """Return a fingerprint of one dataset entry.
-
-    It covers the entry, its place among the others, the content of its data, the code of its type, and the recipe's
-    fingerprint. The place counts because Axolotl's hash sorts the entries, but prepared rows keep their order.
-    """
-    kind = entry.get("type")
+    """Return a fingerprint of one dataset entry, its data, the code of its type, its place and the recipe. (The
+    place counts because Axolotl's hash sorts the entries.)"""
+    kind, name, files = entry.get("type"), str(entry.get("path")), local_files(entry)
     strategy = find_strategy(kind) if isinstance(kind, str) else None
+    data: str | None = _content(files) if files else None
+    if data is None:  # the commit on the hub that the revision points to
+        revision = entry.get("revision")
+        data = _known(f"The content of dataset {name}", lambda: str(HfApi().dataset_info(name, revision=revision).sha))
     return _digest(
         {
             "recipe": recipe,
             "place": place,
             "entry": dict(entry),
-            "content": _data_content(entry),
+            "content": data or "unknown",
             "code": strategy and _function_content(strategy),
         }
     )
@@ -110,38 +116,31 @@ def local_files(entry: dict[str, Any]) -> list[Path]:
     if patterns:
         files = {Path(name) for pattern in patterns for name in glob(pattern, recursive=True)}
         return sorted(file for file in files if file.is_file())
-    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
+    return _files_in(path)
 
 
-def _data_content(entry: dict[str, Any]) -> str:
-    files = local_files(entry)
-    if files:
-        return _content(files)
-    name = str(entry.get("path"))
-    try:  # for a dataset on the hub: the commit that its revision points to
-        return str(HfApi().dataset_info(name, revision=entry.get("revision")).sha)
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+
+
+def _known(what: str, read: Callable[[], str]) -> str | None:
+    """Return what `read` finds on the hub, or None for any error: what loads it next reports what is wrong."""
+    try:
+        return read()
     except Exception as error:
-        # No hub, no such dataset, or another kind of address. If Axolotl's loader cannot read it, it says so.
-        logger.info("The content of dataset %s is not part of the cache's key: %s.", name, type(error).__name__)
-        return "unknown"
+        logger.info("%s is not part of the cache's key: %s.", what, type(error).__name__)
+        return None
 
 
 def _tokenizer_content(name: str, revision: str | None) -> str:
-    folder = Path(name)
-    if not folder.is_dir():
-        try:
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(TOKENIZER_FILES)))
-        except Exception as error:
-            # Axolotl loads the tokenizer next and reports what is wrong with it.
-            logger.info("The content of tokenizer %s is not part of the cache's key: %s.", name, type(error).__name__)
-            return f"{name}@{revision}"
-    return _content(sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}))
-
-
-def _jinja_content(template: Any) -> str:
-    """Return the content of `chat_template_jinja`, which may be a template or the path of one."""
-    text = str(template)
-    return text if "{" in text or not Path(text).is_file() else _content([Path(text)])
+    patterns = list(TOKENIZER_FILES)
+    folder: str | None = name
+    if not Path(name).is_dir():
+        what = f"The content of tokenizer {name}"
+        folder = _known(what, lambda: str(snapshot_download(name, revision=revision, allow_patterns=patterns)))
+    if folder is None:
+        return f"{name}@{revision}"
+    return _content(sorted({file for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file()}))
 
 
 def _scoring_content(holder: dict[str, Any]) -> list[str]:
@@ -158,36 +157,19 @@ def _scoring_content(holder: dict[str, Any]) -> list[str]:
 
 
 def _function_content(name: str) -> str:
-    """Return the content of a function's source files.
-
-    These are the file or module given in the name, and the module that defines the function. What they import is not
-    covered.
-    """
+    """Return the content of the file or module in a name, and of the module that defines the function."""
     return f"{name} {_content(extension_files(name))}"
 
 
 def _model_content(name: str) -> str:
-    """Return the content of all files of a model's folder, or the commit of a model on the hub."""
-    folder = Path(name)
-    if folder.is_dir():
-        return _content(sorted(file for file in folder.rglob("*") if file.is_file()))
-    try:
-        return f"{name} {HfApi().model_info(name).sha}"
-    except Exception as error:
-        logger.info("The newest commit of model %s is not known: %s.", name, type(error).__name__)
-    try:  # the commit that is on this machine
-        return f"{name} {Path(snapshot_download(name, local_files_only=True)).name}"
-    except Exception as error:
-        # No hub and no such model: loading it reports the error.
-        logger.info("The content of model %s is not part of the cache's key: %s.", name, type(error).__name__)
-        return name
-
-
-def _rules_content(block: dict[str, Any]) -> list[str]:
-    """Return the content of the files behind sources and curation rules: a user's code, a benchmark's prompts."""
-    holders = [block, *block.get("datasets", [])]
-    rules = [rule.dependencies() for holder in holders for rule in parse_rules(holder.get("curation"))]
-    return [_content(sorted(files)) for files in (*rules, *(source_files(holder.get("source")) for holder in holders))]
+    """Return the content of a model's folder, or its newest commit on the hub, or the commit on this machine."""
+    if Path(name).is_dir():
+        return _content(_files_in(Path(name)))
+    newest = _known(f"The newest commit of {name}", lambda: str(HfApi().model_info(name).sha))
+    commit = newest or _known(
+        f"The content of {name}", lambda: Path(snapshot_download(name, local_files_only=True)).name
+    )
+    return f"{name} {commit}" if commit else name
 
 
 def _content(files: Iterable[Path]) -> str:

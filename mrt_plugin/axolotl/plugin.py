@@ -21,27 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
-    """Multi-response training in Axolotl.
-
-    Example:
-
-    ```yaml
-    plugins:
-      - mrt_plugin.axolotl.MultiResponsePlugin
-    datasets:
-      - path: data/pool.jsonl
-        type: mrt_plugin.axolotl.random_k
-    mrt:
-      k: 4
-    ```
-    """
+    """Multi-response training in Axolotl."""
 
     def register(self, cfg: Any) -> None:
-        """Check the recipe and prepare its dataset entries. An error raised here reaches the user at once.
-
-        Raises:
-            ValueError: naming the option and what to do.
-        """
+        """Check the recipe and prepare its dataset entries. An error raised here reaches the user at once."""
         show_messages()
         for library in libraries():
             if library.name == "axolotl" and not library.in_range:
@@ -55,12 +38,8 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         mark_entries(cfg, block, recipe_fingerprint(cfg, block))
         self.held_out = held_out[0]["path"] if held_out else None
         cfg["mrt"] = block
-        if cfg.get("sample_packing"):
-            # Axolotl drops the last incomplete batch of a packed dataset. If these are unset, it does so for held-out
-            # data too.
-            cfg["eval_sample_packing"] = False
-            cfg["dataloader_drop_last"] = False
-
+        if cfg.get("sample_packing"):  # Axolotl then drops the last incomplete batch, of held-out data too
+            cfg["eval_sample_packing"] = cfg["dataloader_drop_last"] = False
         if cfg.get("merge_lora") and cfg.get("adapter") == "qlora" and cfg.get("merge_method") is None:
             cfg["merge_method"] = "legacy"
             logger.info(
@@ -85,17 +64,14 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
             logger.info("%d linear layers have their 4-bit values.", layers)
 
     def get_input_args(self) -> str:
-        """Return the path of the schema of `mrt:`."""
         return "mrt_plugin.axolotl.args.MultiResponseArgs"
 
     def get_training_args_mixin(self) -> str:
-        """Return the path of the options class, which adds fields to the training arguments."""
         return "mrt_plugin.options.MultiResponseOptions"
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
-        """Return the values of these fields. Trainer computes the number of steps and of warm-up steps."""
-        _, row_length = check_lengths(cfg, cfg.mrt)
-        options = options_of(cfg.mrt, row_length=row_length)
+        """Return the values of the options. Trainer computes the number of steps and of warm-up steps."""
+        options = options_of(cfg.mrt, row_length=check_lengths(cfg, cfg.mrt)[1])
         steps = {"max_steps": cfg.max_steps or -1}
         if cfg.warmup_steps is None and cfg.warmup_ratio is not None and cfg.warmup_ratio < 1:
             steps["warmup_steps"] = cfg.warmup_ratio
@@ -103,18 +79,16 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
 
     def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> tuple[type, dict[str, Any]]:
         """Return the collator's class and arguments. The trainer sets the layout later."""
-        _, row_length = check_lengths(cfg, cfg.mrt)
+        row_length = check_lengths(cfg, cfg.mrt)[1]
         return GroupedResponseCollator, {"row_length": row_length, "packing": cfg.mrt.row_packing}
 
     def get_trainer_cls(self, cfg: Any) -> type:
-        """Return Axolotl's trainer with `MultiResponseTrainerMixin`."""
         from mrt_plugin.axolotl.trainer import MultiResponseAxolotlTrainer
 
         show_messages()
         return MultiResponseAxolotlTrainer
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Check that no other plugin replaced the trainer."""
         if not isinstance(trainer, MultiResponseTrainerMixin):
             raise ValueError(
                 f"{type(trainer).__name__} is another plugin's trainer: list mrt_plugin.axolotl.MultiResponsePlugin "
@@ -122,15 +96,10 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
             )
 
     def post_train_unload(self, cfg: Any) -> None:
-        """Log how to evaluate the model."""
         trained = f"{cfg.base_model}+{cfg.output_dir}" if cfg.adapter else cfg.output_dir
-        logger.info(
-            "Next: mrt evaluate --model %s --model %s%s --data %s --report evaluation.html",
-            cfg.base_model,
-            trained,
-            " --load-in-4bit" if cfg.load_in_4bit else "",
-            self.held_out or "HELD_OUT.jsonl (prompts not trained on: mrt select --held-out sets some aside)",
-        )
+        models = f"--model {cfg.base_model} --model {trained}{' --load-in-4bit' if cfg.load_in_4bit else ''}"
+        data = self.held_out or "HELD_OUT.jsonl (prompts not trained on: mrt select --held-out sets some aside)"
+        logger.info("Next: mrt evaluate %s --data %s --report evaluation.html", models, data)
 
 
 class _Console(logging.Handler):
@@ -157,29 +126,19 @@ def show_messages() -> None:
 
 
 def give_kernels_to_new_models(cfg: Any) -> None:
-    """Let a new model of the recipe's family run after Axolotl has installed its LoRA kernels.
+    """Give the small model of the proof plain projections where Axolotl's LoRA kernels rewrite an attention class
+    to call methods that only layers of the loaded model have."""
+    if cfg.lora_qkv_kernel or cfg.lora_o_kernel:
+        from axolotl.monkeypatch import lora_kernels
 
-    The kernels rewrite an attention class to call `apply_qkv` and `apply_o`. Axolotl gives these methods only to the
-    layers of the loaded model. The proof builds a small model of the same class, and its layers get the plain
-    projections here.
-    """
-    if not (cfg.lora_qkv_kernel or cfg.lora_o_kernel):
-        return
-    from axolotl.monkeypatch import lora_kernels
-
-    attention: Any = lora_kernels.get_attention_cls_from_config(cfg)
-    attention.apply_qkv = lora_kernels.original_apply_qkv_optional_v
-    attention.apply_o = lora_kernels.original_apply_o
+        attention: Any = lora_kernels.get_attention_cls_from_config(cfg)
+        attention.apply_qkv = lora_kernels.original_apply_qkv_optional_v
+        attention.apply_o = lora_kernels.original_apply_o
 
 
 def round_to_4bit(model: torch.nn.Module, bnb_config_kwargs: dict[str, Any] | None = None) -> int:
-    """Round the weights that QLoRA quantizes to their 4-bit values, in place, and return the number of layers.
-
-    QLoRA quantizes every linear layer except the output head, and no embedding. Axolotl's own merging (0.19.0,
-    `merge_method: memory_efficient`) also rounds the head and the embeddings, and without double quantization. The
-    merged model then differs from the one that was trained. Merging into weights that were not rounded at all also
-    gives a different model.
-    """
+    """Round the weights that QLoRA quantizes, in place, and return the number of layers. Unlike Axolotl's merging
+    (0.19.0, `memory_efficient`), it leaves out the head and the embeddings, and quantizes constants twice."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     chosen = bnb_config_kwargs or {}
@@ -189,11 +148,8 @@ def round_to_4bit(model: torch.nn.Module, bnb_config_kwargs: dict[str, Any] | No
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Linear) or module is head or skipped & set(name.split(".")):
             continue
-        quantized, state = quantize_4bit(
-            module.weight.data,
-            quant_type=chosen.get("bnb_4bit_quant_type", "nf4"),
-            compress_statistics=chosen.get("bnb_4bit_use_double_quant", True),
-        )
+        kind, double = chosen.get("bnb_4bit_quant_type", "nf4"), chosen.get("bnb_4bit_use_double_quant", True)
+        quantized, state = quantize_4bit(module.weight.data, quant_type=kind, compress_statistics=double)
         module.weight.data = dequantize_4bit(quantized, state).to(module.weight.dtype)
         rounded += 1
     return rounded

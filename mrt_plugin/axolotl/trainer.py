@@ -1,9 +1,8 @@
 """Axolotl's trainer for groups: its packing, its number of steps, and the rows that each step trains.
 
-Axolotl 0.19.0 rounds the steps of all epochs together, but Trainer counts them per epoch. On small data a run
-therefore ends early. Axolotl's packing draws from the global generator, drops the last incomplete batch, and cuts
-every epoch to the shortest of four draws. So the plugin leaves the number of steps to Trainer, and packs by a function
-of the seed and the epoch.
+Axolotl 0.19.0 rounds the steps of all epochs together, but Trainer counts them per epoch, so a run on small data ends
+early. Axolotl's packing drops the last incomplete batch, and cuts every epoch to the shortest of four draws. So the
+plugin leaves the number of steps to Trainer, and packs by a function of the seed and the epoch.
 """
 
 import logging
@@ -32,17 +31,12 @@ Bins = list[list[int]]
 
 
 class EpochPacking(BatchSampler):
-    """Packs all rows in every epoch, into the same number of batches.
-
-    Trainer assumes that all epochs have the same length. The number of batches is therefore that of the epoch that
-    needs the most. The bins of other epochs are spread over as many batches.
-    """
+    """Packs all rows in every epoch, each into as many batches as the longest epoch needs: Trainer assumes that
+    all epochs are equal."""
 
     def __init__(self, sizes: np.ndarray, cfg: Any, batch_size: int, epoch: Callable[[], int] = lambda: 0) -> None:
         self._sizes = np.asarray(sizes, dtype=np.int32)
-        self._cfg = cfg
-        self._bins_per_batch = batch_size
-        self._epoch = epoch
+        self._cfg, self._bins_per_batch, self._epoch = cfg, batch_size, epoch
         self.batch_size = None  # type: ignore[assignment]  # read by accelerate: batches differ in bins
         self.drop_last = False
         self._length = self._most_batches()
@@ -60,9 +54,8 @@ class EpochPacking(BatchSampler):
 
     def _pack(self, epoch: int) -> Bins:
         cfg, rows = self._cfg, len(self._sizes)
-        order = (
-            np.arange(rows) if cfg.curriculum_sampling else np.random.default_rng([cfg.seed, epoch]).permutation(rows)
-        )
+        shuffled = np.random.default_rng([cfg.seed, epoch]).permutation(rows)
+        order = np.arange(rows) if cfg.curriculum_sampling else shuffled
         sizes, (_, capacity) = self._sizes[order], check_lengths(cfg, cfg.mrt)
         if cfg.sample_packing_sequentially:
             bins, _, _ = allocate_sequentially(sizes, rank=0, bin_capacity=capacity, num_ranks=1)
@@ -116,27 +109,21 @@ class Announcement(TrainerCallback):
     """Logs before the first step how much of the data the run trains."""
 
     def __init__(self, rows: int, packing: Callable[[], EpochPacking | None]) -> None:
-        self._rows = rows
-        self._packing = packing
+        self._rows, self._packing = rows, packing
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Log epochs, steps and the number of rows that no step trains."""
         batches = len(kwargs["train_dataloader"])
         per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
         whole, rest = divmod(state.max_steps, per_epoch)
         part = rest * args.gradient_accumulation_steps
         epochs = whole + part / batches
         fewer = epochs < args.num_train_epochs
+        never = 0 if whole else self._rows - self._reached(part * args.world_size, args)
         logger.log(
             logging.WARNING if fewer else logging.INFO,
-            "This run trains %.4g of %g epochs, %d of %d groups never: %d steps, %d in an epoch.%s",
-            epochs,
-            args.num_train_epochs,
-            0 if whole else self._rows - self._reached(part * args.world_size, args),
-            self._rows,
-            state.max_steps,
-            per_epoch,
-            " Raise or remove max_steps to train the rest." if fewer else "",
+            f"This run trains {epochs:.4g} of {args.num_train_epochs:g} epochs, {never} of {self._rows} groups never: "
+            f"{state.max_steps} steps, {per_epoch} in an epoch."
+            f"{' Raise or remove max_steps to train the rest.' if fewer else ''}",
         )
 
     def _reached(self, batches: int, args: Any) -> int:
@@ -153,9 +140,14 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for dataset in (self.train_dataset, self.eval_dataset):
-            if dataset is not None:
-                _check_rows(dataset)
+        datasets: Any = (self.train_dataset, self.eval_dataset)
+        for dataset in datasets:
+            if dataset is None or (is_prepared(dataset) and not dataset.data.column("prefix_length").null_count):
+                continue
+            raise ValueError(
+                "A dataset of the recipe is tokenized already (columns input_ids, attention_mask, labels), so Axolotl "
+                "did not hand it to the plugin. Give its text, with a dataset type of Axolotl or of this plugin."
+            )
         refuse_overlap(self.train_dataset, self.eval_dataset)
         # The plugin provides both: the training arguments have its mixin, and the collators are of its class.
         options: Any = self.args
@@ -166,23 +158,10 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
         self.add_callback(Announcement(len(rows), lambda: self._packing))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Return a sampler that packs every row in every epoch, if `sample_packing` is set.
-
-        Axolotl's own sampler does not guarantee this.
-        """
+        """Return a sampler that packs every row in every epoch, if `sample_packing` is set."""
         cfg: Any = self.axolotl_cfg
         if not cfg.sample_packing:
             return super()._get_train_sampler(train_dataset)
         sizes = row_sizes(self.train_dataset if train_dataset is None else train_dataset, self.layout, cfg)
         self._packing = EpochPacking(sizes, cfg, self._train_batch_size, epoch=lambda: epoch_begun(self.state))
         return self._packing
-
-
-def _check_rows(dataset: Dataset) -> None:
-    """Check that the rows were prepared by the plugin."""
-    if is_prepared(dataset) and not dataset.data.column("prefix_length").null_count:
-        return
-    raise ValueError(
-        "A dataset of the recipe is tokenized already (columns input_ids, attention_mask, labels), so Axolotl did not "
-        "hand it to the plugin. Give its text, with a dataset type of Axolotl or of this plugin."
-    )

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from mrt_plugin.curation.rule import Decision, DropOrFlag, GroupRule, GroupView, Tools
-from mrt_plugin.encoding.tokenizer import special_token_texts
+from mrt_plugin.encoding.encoder import special_token_texts
 from mrt_plugin.groups.messages import message_text, response_text
 from mrt_plugin.groups.text import edit_response, prompt_text, units
 

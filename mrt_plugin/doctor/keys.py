@@ -34,14 +34,7 @@ def recipe_slips(path: Path) -> list[str]:
     recipe = loader.get_single_data()
     if not isinstance(recipe, dict):
         return [f"{path} holds no options, one `name: value` per line."]
-    return [
-        *loader.twice,
-        *_plugins(recipe),
-        *_unknown(recipe),
-        *_same_data(recipe),
-        *_unused(recipe),
-        *output_slips(recipe),
-    ]
+    return [*loader.twice, *_unknown(recipe), *_idle(recipe), *output_slips(recipe)]
 
 
 class _Loader(yaml.SafeLoader):
@@ -62,16 +55,13 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _plugins(recipe: dict[str, Any]) -> Iterator[str]:
+def _unknown(recipe: dict[str, Any]) -> Iterator[str]:
+    """Yield plugins that cannot be loaded, and keys that nothing reads. The plugin checks options of `mrt:`."""
     for name in recipe.get("plugins") or []:
         try:
             load_plugin(str(name))
         except (ImportError, AttributeError, ValueError) as error:
             yield f"plugins: {name} cannot be loaded, and Axolotl goes on without it: {error}. Correct or remove it."
-
-
-def _unknown(recipe: dict[str, Any]) -> Iterator[str]:
-    """Yield the keys that neither Axolotl nor a plugin of the recipe reads. The plugin checks options of `mrt:`."""
     known = fields_of(schemas(recipe.get("plugins") or []))
     ours = {"selector", *MrtBlock.model_fields, "mrt"}
     for place, key, names in _strange(recipe, known, ""):
@@ -99,20 +89,18 @@ def _models(hint: Any) -> list[type[BaseModel]]:
     if isinstance(hint, type) and issubclass(hint, BaseModel):
         return [] if hint.model_config.get("extra") == "allow" else [hint]
     parts = get_args(hint)
-    if any(part is dict or get_origin(part) is dict for part in (hint, *parts)):
-        return []
-    return [model for part in parts for model in _models(part)]
+    mapping = any(part is dict or get_origin(part) is dict for part in (hint, *parts))
+    return [] if mapping else [model for part in parts for model in _models(part)]
 
 
-def _same_data(recipe: dict[str, Any]) -> Iterator[str]:
+def _idle(recipe: dict[str, Any]) -> Iterator[str]:
+    """Yield data that is read twice, and options without effect."""
     entries = [entry for entry in recipe.get("datasets") or [] if isinstance(entry, dict)]
     read = [{key: value for key, value in entry.items() if key != "type"} for entry in entries]
     for place, source in enumerate(read):
         if source in read[:place]:
             yield f"datasets[{place}] reads what datasets[{read.index(source)}] reads: its prompts are trained twice."
 
-
-def _unused(recipe: dict[str, Any]) -> Iterator[str]:
     for need in NEEDS:
         idle = [key for key in need.names if recipe.get(key) is not None]
         if idle and not need.used(recipe):

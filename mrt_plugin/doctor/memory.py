@@ -40,7 +40,6 @@ class MemoryEstimate:
     training_state: float
     """Gradients, optimizer state, and the weights of an adapter."""
     activations: float
-    """With gradient checkpointing: the input of every layer and all saved tensors of one layer."""
     logits: float
     """Those of one chunk of trained tokens with their gradient, in fp32."""
     dequantised: float
@@ -50,28 +49,14 @@ class MemoryEstimate:
 
     @property
     def total(self) -> float:
-        """The estimated peak."""
         return self.weights + self.training_state + self.activations + self.logits + self.dequantised
 
 
 def estimate_memory(config: PretrainedConfig, method: Method, *, rows: int, length: int) -> MemoryEstimate:
-    """Estimate the peak memory of a training step with a forward pass of `rows` x `length` tokens.
-
-    Raises:
-        ValueError: for an architecture that does not run on the meta device.
-
-    Example:
-
-    ```python
-    config = AutoConfig.from_pretrained("path/to/model")
-    estimate = estimate_memory(config, Method(bits=4, lora_rank=16), rows=1, length=4096)
-    print(f"about {estimate.total:.1f} GiB")
-    ```
-    """
+    """Estimate the peak memory of a training step with a forward pass of `rows` x `length` tokens."""
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=method.dtype, attn_implementation="mrt_counting"
-        )
+        own, kernel = copy.deepcopy(config), "mrt_counting"
+        model: Any = AutoModelForCausalLM.from_config(own, dtype=method.dtype, attn_implementation=kernel)
     size = method.dtype.itemsize
     head = model.get_output_embeddings()
     linears = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
@@ -85,20 +70,21 @@ def estimate_memory(config: PretrainedConfig, method: Method, *, rows: int, leng
         state = trained * (size + method.optimizer_bytes * size / 4)
     else:
         targets = method.lora_targets if isinstance(method.lora_targets, str) else list(method.lora_targets)
-        adapter = LoraConfig(r=method.lora_rank, target_modules=targets, task_type="CAUSAL_LM")
-        model = get_peft_model(model, adapter)
+        model = get_peft_model(model, LoraConfig(r=method.lora_rank, target_modules=targets, task_type="CAUSAL_LM"))
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         state = trained * (4 + 4 + method.optimizer_bytes)
 
-    vocabulary = config.get_text_config().vocab_size
+    text = config.get_text_config()
+    logits = min(chunk_tokens(text.vocab_size), rows * length) * text.vocab_size * 2 * 4
+    try:
+        saved = _saved_bytes(model, rows, length)
+    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+        raise ValueError(f"{config.model_type} does not run on the meta device: {error}") from error
+    if method.gradient_checkpointing:  # the input of every layer, and all saved tensors of one layer
+        layers = text.num_hidden_layers
+        saved = layers * rows * length * text.hidden_size * size + saved / layers
     return MemoryEstimate(
-        weights=weights / GIB,
-        training_state=state / GIB,
-        activations=_activations(model, config, method, rows, length) / GIB,
-        logits=min(chunk_tokens(vocabulary), rows * length) * vocabulary * 2 * 4 / GIB,
-        dequantised=dequantised / GIB,
-        parameters=parameters,
-        trained_parameters=trained,
+        weights / GIB, state / GIB, saved / GIB, logits / GIB, dequantised / GIB, parameters, trained
     )
 
 
@@ -121,18 +107,6 @@ def _counting_attention(
 
 
 AttentionInterface.register("mrt_counting", _counting_attention)
-
-
-def _activations(model: nn.Module, config: PretrainedConfig, method: Method, rows: int, length: int) -> float:
-    try:
-        saved = _saved_bytes(model, rows, length)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-        raise ValueError(f"{config.model_type} does not run on the meta device: {error}") from error
-    if not method.gradient_checkpointing:
-        return saved
-    text = config.get_text_config()
-    layers = text.num_hidden_layers
-    return layers * rows * length * text.hidden_size * method.dtype.itemsize + saved / layers
 
 
 def _saved_bytes(model: nn.Module, rows: int, length: int) -> float:

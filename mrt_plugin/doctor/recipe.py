@@ -1,8 +1,4 @@
-"""Check what an Axolotl recipe will do: whether it is valid, what each layout trains on, and its estimated memory.
-
-The recipe goes through Axolotl's own validation and data loading, and through the plugin, as in `axolotl train`.
-Only the model is not loaded. Nothing is written to the recipe's output folders.
-"""
+"""Check what an Axolotl recipe will do: whether it is valid, what each layout trains on, and its estimated memory."""
 
 import logging
 import os
@@ -26,25 +22,22 @@ from mrt_plugin.doctor.memory import MemoryEstimate, Method, estimate_memory
 from mrt_plugin.groups.overlap import prompt_overlap
 from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.trainer.layout_choice import WORTH_SHARING
-from mrt_plugin.trainer.prepare import COLUMNS, is_prepared
+from mrt_plugin.trainer.prepare import COLUMNS, is_prepared, row_tokens
 
 
 @dataclass(frozen=True)
 class DataCounts:
-    """Counts of one part of the data."""
+    """Counts of one part of the data, with the tokens of one forward pass in either layout."""
 
     rows: int
     """Groups; a group longer than a row counts once per part."""
     pairs: int
     trained_tokens: int
     tokens_expanded: int
-    """Tokens of one forward pass with the prompt copied for each response."""
     tokens_shared: int
-    """Tokens of one forward pass with the prompt once per row."""
 
     @property
     def ratio(self) -> float:
-        """Expanded over shared tokens: the factor by which sharing reduces the tokens."""
         return self.tokens_expanded / max(self.tokens_shared, 1)
 
 
@@ -70,11 +63,9 @@ class RecipeReport:
     batch: dict[str, tuple[int, int]] = field(default_factory=dict)
     """For each layout: number of rows, and tokens per row, of the largest micro-batch."""
     memory: dict[str, MemoryEstimate] = field(default_factory=dict)
-    """For each layout: the estimate for that micro-batch."""
     device: Device | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields, for JSON."""
         plain = asdict(self)
         for layout, estimate in self.memory.items():
             plain["memory"][layout]["total"] = estimate.total
@@ -85,19 +76,8 @@ class RecipeReport:
 
 
 def inspect_recipe(recipe: str | Path) -> RecipeReport:
-    """Check an Axolotl recipe and its data. Run it in the folder where you would run `axolotl train`.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ImportError: if Axolotl is not installed.
-
-    Example:
-
-    ```python
-    report = inspect_recipe("recipe.yaml")
-    print(report.problems or f"{report.train.pairs} pairs, {report.train.ratio:.2f} times fewer tokens when shared")
-    ```
-    """
+    """Check an Axolotl recipe and its data as `axolotl train` reads them, without loading the model or writing to
+    the recipe's output folders."""
     recipe = Path(recipe)
     if not recipe.is_file():
         raise FileNotFoundError(f"{recipe} is not a file: give the path of an Axolotl recipe.")
@@ -118,7 +98,6 @@ def inspect_recipe(recipe: str | Path) -> RecipeReport:
 
 
 def _load_config(report: RecipeReport, recipe: Path, scratch: str) -> Any:
-    """Return Axolotl's validated configuration, and report what it says."""
     from axolotl.cli.config import load_cfg
 
     elsewhere = {"output_dir": scratch, "dataset_prepared_path": scratch}
@@ -161,15 +140,10 @@ def count(dataset: Dataset) -> DataCounts:
     """Count the rows, pairs and tokens of prepared rows. Raise ValueError for rows that are not groups."""
     if not is_prepared(dataset):
         raise ValueError("its rows are no groups: give a dataset `type: mrt_plugin.axolotl.<selector>`.")
-    prefixes, segments = dataset["prefix_length"], dataset["segment_lengths"]
-    responses = sum(map(sum, segments))
-    return DataCounts(
-        rows=len(dataset),
-        pairs=sum(map(len, segments)),
-        trained_tokens=sum(sum(label != -100 for label in labels) for labels in dataset["labels"]),
-        tokens_expanded=responses + sum(len(part) * prefix for prefix, part in zip(prefixes, segments, strict=True)),
-        tokens_shared=responses + sum(prefixes),
-    )
+    pairs = sum(map(len, dataset["segment_lengths"]))
+    trained = sum(sum(label != -100 for label in labels) for labels in dataset["labels"])
+    expanded, shared = (int(row_tokens(dataset, layout).sum()) for layout in ("expanded", "shared_prefix"))
+    return DataCounts(len(dataset), pairs, trained, expanded, shared)
 
 
 def largest_batch(dataset: Dataset, collator: GroupedResponseCollator, layout: str, cfg: Any) -> tuple[int, int]:
@@ -190,12 +164,10 @@ def _estimate(report: RecipeReport, cfg: Any) -> None:
     assert report.device is not None
     name = cfg.base_model_config or cfg.base_model
     config = AutoConfig.from_pretrained(name, trust_remote_code=bool(cfg.trust_remote_code))
-    checkpointing = bool(cfg.gradient_checkpointing)
+    method, device = method_of(cfg), report.device.kind
     try:
-        backend = resolve_backend(
-            cfg.mrt.prefix_backend, config, device_type=report.device.kind, gradient_checkpointing=checkpointing
-        )
-        report.backend = backend.name
+        wanted, checkpointing = cfg.mrt.prefix_backend, method.gradient_checkpointing
+        report.backend = resolve_backend(wanted, config, device_type=device, gradient_checkpointing=checkpointing).name
         report.layout = report.options["layout"]
         if report.layout == "auto":
             report.layout = "shared_prefix" if report.train.ratio >= WORTH_SHARING else "expanded"
@@ -203,23 +175,18 @@ def _estimate(report: RecipeReport, cfg: Any) -> None:
         report.notes.append(str(refusal))
         report.layout = "expanded"
     for layout, (rows, tokens) in report.batch.items():
-        report.memory[layout] = estimate_memory(config, method_of(cfg), rows=rows, length=tokens)
+        report.memory[layout] = estimate_memory(config, method, rows=rows, length=tokens)
 
 
 def method_of(cfg: Any) -> Method:
-    """Return how a validated recipe fine-tunes, as far as it affects memory."""
     optimizer = str(cfg.optimizer or "adamw")
     two_moments = "adam" in optimizer or optimizer == "ademamix"
     # Others have one moment (SGD with momentum, Lion, Muon); Adafactor needs less.
     state = 2.0 if "8bit" in optimizer else 8.0 if two_moments else 4.0
-    return Method(
-        bits=4 if cfg.load_in_4bit else 8 if cfg.load_in_8bit else None,
-        lora_rank=cfg.lora_r if cfg.adapter else None,
-        lora_targets="all-linear" if cfg.lora_target_linear else (cfg.lora_target_modules or "all-linear"),
-        dtype=cfg.torch_dtype or torch.float32,
-        optimizer_bytes=state,
-        gradient_checkpointing=bool(cfg.gradient_checkpointing),
-    )
+    bits = 4 if cfg.load_in_4bit else 8 if cfg.load_in_8bit else None
+    targets = "all-linear" if cfg.lora_target_linear else (cfg.lora_target_modules or "all-linear")
+    rank, dtype = cfg.lora_r if cfg.adapter else None, cfg.torch_dtype or torch.float32
+    return Method(bits, rank, targets, dtype, state, bool(cfg.gradient_checkpointing))
 
 
 class _Notes(logging.Handler):

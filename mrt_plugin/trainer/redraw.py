@@ -15,57 +15,6 @@ from mrt_plugin.options import LossAggregation
 DRAW = "draw"
 """Column of a prepared dataset that holds a row's `RowDraw`; null if the row draws nothing."""
 
-
-def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
-    """Draw K of the row's segments, uniformly without replacement: those with the smallest hashes.
-
-    A hash covers the seed, the epoch, the tokens of prompt and response, and the number of earlier equal responses. So
-    the draw does not depend on the row's place, the order of the pool, the worker or the process.
-    """
-    tokens = np.asarray(row["input_ids"], dtype=np.int64)
-    start = (b"redraw", str(seed).encode(), str(epoch).encode(), tokens[: row["prefix_length"]].tobytes())
-    repeats: dict[bytes, int] = {}
-    keys = []
-    for run in segment_runs(row):
-        text = tokens[run].tobytes()
-        repeats[text] = repeats.get(text, -1) + 1
-        keys.append(digest(*start, text, str(repeats[text]).encode()))
-    return sorted(sorted(range(len(keys)), key=keys.__getitem__)[:k])
-
-
-def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: LossAggregation) -> GroupRow:
-    """Return the row with K of its segments, and with the loss coefficients of a group of these K.
-
-    Under `prompt` the coefficients and units of N responses are multiplied by N/K, so that the group keeps one vote.
-    Their divisors M (mean trained length) and W (mean weight) are means over the complete pool. Under `token` and
-    `response` each response keeps its own coefficients.
-    """
-    count = len(row["segment_lengths"])
-    if count <= k:
-        return row
-    drawn = take_segments(row, draw_segments(row, k, seed=seed, epoch=epoch))
-    if aggregation == "prompt":
-        drawn["segment_units"] = [units * (count / k) for units in drawn["segment_units"]]
-        drawn["loss_weights"] = [weight * (count / k) for weight in drawn["loss_weights"]]
-    return drawn
-
-
-class RowDraw(TypedDict):
-    """Describes what a row of a prepared dataset draws in each epoch. Stored in its column `draw`."""
-
-    k: int
-    """Responses of the group per epoch."""
-    seed: int
-    first: int
-    last: int
-    """The row trains the responses first..last-1 of the K drawn. These are all K, unless K responses may be too long
-    for a row."""
-    expanded: bool
-    """Whether the row has no shared prefix. Its segments are then complete pairs."""
-    pool: GroupRow
-    """All responses of the group."""
-
-
 ROW_FEATURE = {
     "input_ids": List(Value("int32")),
     "labels": List(Value("int32")),
@@ -81,22 +30,55 @@ DRAW_FEATURE = {
     "expanded": Value("bool"),
     "pool": ROW_FEATURE,
 }
-"""The type of the column `draw`."""
+"""The types of a `RowDraw`."""
+
+
+class RowDraw(TypedDict):
+    """What a row of a prepared dataset draws in each epoch."""
+
+    k: int
+    seed: int
+    first: int
+    last: int
+    """The row trains the responses first..last-1 of the K drawn: all K, unless they may be too long for a row."""
+    expanded: bool
+    """Whether the row has no shared prefix. Its segments are then complete pairs."""
+    pool: GroupRow
+    """All responses of the group."""
+
+
+def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
+    """Draw K of the row's segments, uniformly without replacement: those with the smallest hashes of seed, epoch,
+    tokens, and number of earlier equal responses."""
+    tokens = np.asarray(row["input_ids"], dtype=np.int64)
+    start = (b"redraw", str(seed).encode(), str(epoch).encode(), tokens[: row["prefix_length"]].tobytes())
+    repeats: dict[bytes, int] = {}
+    keys = []
+    for run in segment_runs(row):
+        text = tokens[run].tobytes()
+        repeats[text] = repeats.get(text, -1) + 1
+        keys.append(digest(*start, text, str(repeats[text]).encode()))
+    return sorted(sorted(range(len(keys)), key=keys.__getitem__)[:k])
+
+
+def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: LossAggregation) -> GroupRow:
+    """Return the row with K of its N segments; under `prompt`, coefficients and units are multiplied by N/K, so that
+    the group keeps one vote."""
+    count = len(row["segment_lengths"])
+    if count <= k:
+        return row
+    drawn = take_segments(row, draw_segments(row, k, seed=seed, epoch=epoch))
+    if aggregation == "prompt":
+        drawn["segment_units"] = [units * (count / k) for units in drawn["segment_units"]]
+        drawn["loss_weights"] = [weight * (count / k) for weight in drawn["loss_weights"]]
+    return drawn
 
 
 def rows_to_draw(
     pool: GroupRow, k: int, *, seed: int, row_length: int | None = None, expanded: bool = False
 ) -> list[tuple[GroupRow, RowDraw]]:
-    """Return the rows of a group whose K responses are drawn again in each epoch.
-
-    A row holds the longest responses that any draw can give it. So packing, length limits and step counts, which are
-    computed before training, plan for the longest possible draw. If the K longest responses do not fit `row_length`,
-    the group gets several rows. Each is for a part of the draw that always fits. The number of rows does not depend on
-    the draw.
-
-    Raises:
-        ValueError: if the prompt with one response is longer than `row_length`.
-    """
+    """Return the rows of a group whose K responses are drawn again in each epoch, each with the longest responses
+    that any draw can give it, so that packing and step counts plan for these."""
     prefix = pool["prefix_length"]
     lengths = [length + prefix * expanded for length in pool["segment_lengths"]]
     longest = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
@@ -124,20 +106,15 @@ def epoch_begun(state: TrainerState) -> int:
 
 
 class EpochDraws(TrainerCallback):
-    """Reads a row as drawn for the current epoch. As a callback it is notified of every epoch that begins.
-
-    A collator calls it for every row (`GroupedResponseCollator.read_row`), so samplers see an ordinary dataset. The
-    epoch is in shared memory, so workers that outlive an epoch see the next one. A run resumed in the middle of an
-    epoch uses that epoch's draw, because the trainer's state holds the epoch.
-    """
+    """Reads a row as drawn for the current epoch (`GroupedResponseCollator.read_row`)."""
 
     def __init__(self, aggregation: LossAggregation) -> None:
         self.aggregation = aggregation
+        # In shared memory, so that data workers that outlive an epoch see the next one.
         self.epoch: torch.Tensor = torch.zeros((), dtype=torch.int64)
         self.epoch.share_memory_()  # type: ignore[no-untyped-call]
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Set the epoch to draw for."""
         self.epoch.fill_(epoch_begun(state))
 
     def __call__(self, example: dict[str, Any]) -> GroupRow:
