@@ -20,13 +20,14 @@ def summary(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_model_dir):
-    """A folder where a recipe was prepared, trained, evaluated and merged."""
+    """A folder where a recipe was prepared by two processes, trained, evaluated and merged."""
     folder = tmp_path_factory.mktemp("axolotl")
     settings = axolotl_recipe.recipe(
         folder,
         tiny_model_dir,
         val_set_size=0.3,
         chat_template="tokenizer_default",
+        dataset_num_proc=2,
         evals_per_epoch=2,
         saves_per_epoch=1,
         num_epochs=2,
