@@ -21,6 +21,15 @@ from transformers import PreTrainedTokenizerFast
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
+LONGEST = "ray axolotl_commands demo distributed doctor package contributing trainer selection".split()
+"""The test files that take longest."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first: workers take one file at a time, and none should start a long one at the end."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _imports_are_no_garbage() -> None:

@@ -27,14 +27,13 @@ def run(tmp_path_factory, tiny_model_dir):
         tiny_model_dir,
         val_set_size=0.3,
         chat_template="tokenizer_default",
-        dataset_num_proc=2,
         evals_per_epoch=2,
         saves_per_epoch=1,
         num_epochs=2,
     )
     recipe = axolotl_recipe.write(folder, settings)
     printed = {
-        "preprocess": axolotl("preprocess", recipe, folder=folder),
+        "preprocess": axolotl("preprocess", recipe, folder=folder, AXOLOTL_DATASET_NUM_PROC="2"),
         "train": axolotl("train", recipe, "--launcher", "python", folder=folder),
         "evaluate": axolotl(
             "evaluate", recipe, "--launcher", "python", "--lora-model-dir", str(folder / "out"), folder=folder

@@ -195,6 +195,7 @@ def test_kl_between_checkpoints():
         kl_at(curve, 50)
 
 
+@pytest.mark.slow
 def test_correlation_of_known_gradients():
     random = np.random.default_rng(0)
     # rho = 1 / (1 + 3) in every direction
@@ -233,6 +234,7 @@ def test_a_run_does_not_depend_on_the_layout(tmp_path):
         train_run(RunKey(24, "k4", 0, Setting(1e-2, 12)), TINY, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_tiny_experiment_whole_and_resumed(tmp_path):
     path = tmp_path / "runs.jsonl"
     chosen = {name: [Setting(1e-2, 8 if arm.k == 8 else 4)] for name, arm in ARMS.items()}
