@@ -177,6 +177,7 @@ def test_power_and_coverage_of_the_rule():
     assert 0.8 < noisy["coverage"] < 0.97
 
 
+@pytest.mark.slow
 def test_a_spike_at_one_length_weighs_less_when_lengths_are_pooled():
     records = made_up_records(range(5), length=64) + made_up_records(range(5), length=256)
     for record in records:

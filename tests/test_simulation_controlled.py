@@ -178,6 +178,7 @@ def test_a_seed_fixes_a_run_and_another_changes_it():
         run_experiments(["nothing"])
 
 
+@pytest.mark.slow
 def test_the_folder_holds_every_number_and_opens_offline(tmp_path):
     results = run_experiments(["variance", "bridge"])
     write_report(results, tmp_path)
@@ -191,6 +192,7 @@ def test_the_folder_holds_every_number_and_opens_offline(tmp_path):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_keeps_the_experiments_that_ended(tmp_path, monkeypatch):
     def stop(seed, progress):
         raise KeyboardInterrupt
