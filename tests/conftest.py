@@ -10,6 +10,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
+os.environ["AXOLOTL_DATASET_NUM_PROC"] = "0"  # Axolotl prepares data in its own process: a pool takes seconds to start
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,6 +20,15 @@ from helpers import axolotl_recipe, tiny
 from transformers import PreTrainedTokenizerFast
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+LONGEST = "ray axolotl_commands demo distributed doctor package contributing trainer selection".split()
+"""The test files that take longest."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first: workers take one file at a time, and none should start a long one at the end."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="module", autouse=True)

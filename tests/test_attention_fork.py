@@ -39,6 +39,7 @@ def test_equals_one_pair_at_a_time(name: str) -> None:
     assert_equivalent(ForkBackend(build(name).config), name, PACKED)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_groups_in_any_packing(data: st.DataObject) -> None:

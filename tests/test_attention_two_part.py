@@ -43,6 +43,7 @@ def prepared(model: Any) -> TwoPartBackend:
 # ---------------------------------------------------------------- any groups, any packing
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_groups_in_any_packing(data: st.DataObject) -> None:
@@ -280,6 +281,7 @@ def test_qlora(tmp_path: Any) -> None:
     assert (found_gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
 
 
+@pytest.mark.slow
 def test_compile_builds_no_graph_per_shape() -> None:
     """By torch's default, which is a Trainer's: the first shape by itself, the second as any shape."""
     torch._dynamo.reset()

@@ -20,7 +20,7 @@ def summary(folder):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_model_dir):
-    """A folder where a recipe was prepared, trained, evaluated and merged."""
+    """A folder where a recipe was prepared by two processes, trained, evaluated and merged."""
     folder = tmp_path_factory.mktemp("axolotl")
     settings = axolotl_recipe.recipe(
         folder,
@@ -33,7 +33,7 @@ def run(tmp_path_factory, tiny_model_dir):
     )
     recipe = axolotl_recipe.write(folder, settings)
     printed = {
-        "preprocess": axolotl("preprocess", recipe, folder=folder),
+        "preprocess": axolotl("preprocess", recipe, folder=folder, AXOLOTL_DATASET_NUM_PROC="2"),
         "train": axolotl("train", recipe, "--launcher", "python", folder=folder),
         "evaluate": axolotl(
             "evaluate", recipe, "--launcher", "python", "--lora-model-dir", str(folder / "out"), folder=folder

@@ -157,6 +157,7 @@ def test_peak_memory_is_the_most_held_at_once():
     assert probe.resting == pytest.approx(3 * weights, rel=0.01)
 
 
+@pytest.mark.slow
 def test_more_responses_need_more_memory_than_one_and_less_than_copies_of_the_prompt():
     setting = make_model()
     steps = {}
@@ -171,6 +172,7 @@ def test_more_responses_need_more_memory_than_one_and_less_than_copies_of_the_pr
     assert steps[expanded, 8] > 4 * steps[expanded, 1]
 
 
+@pytest.mark.slow
 def test_the_pieces_of_a_step_add_up():
     setting, data = make_model(), make_data(make_groups(), 2)
     for arm in all_arms(["sdpa", "dense"]):
@@ -202,6 +204,7 @@ def printed(tmp_path_factory):
     return json.loads(result.stdout), picture
 
 
+@pytest.mark.slow
 def test_the_result_says_what_was_measured_on_what(printed):
     result, picture = printed
     assert {"device", "cores", "threads", "load", "torch", "transformers", "trl"} <= set(result["machine"])
@@ -222,6 +225,7 @@ def test_the_result_says_what_was_measured_on_what(printed):
     assert picture.stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_an_arm_that_cannot_run_or_differs_has_an_error_and_no_speed(monkeypatch):
     settings = BenchSettings(
         shapes=[Shape(8, 4, 1)],
@@ -250,6 +254,7 @@ def test_an_arm_that_cannot_run_or_differs_has_an_error_and_no_speed(monkeypatch
     assert "speedup" in found["trl nll"]
 
 
+@pytest.mark.slow
 def test_the_table_and_the_errors_of_the_command():
     runner = CliRunner()
     table = runner.invoke(app, ["bench", "--shape", "8,4,1", "--groups", "1", "--steps", "1", "--rounds", "1"])

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import processes
+from helpers.processes import OTHERS, run_python, server
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
@@ -24,6 +26,7 @@ def test_the_steps_work(title: str, tmp_path: Path) -> None:
     but not their changes of the package.
     """
     shutil.copytree(ROOT / "mrt_plugin", tmp_path / "mrt_plugin")
+    _step("python", None, f"import mrt_plugin; assert mrt_plugin.__file__.startswith({str(tmp_path)!r})", tmp_path)
     for other, section in SECTIONS.items():
         for language, body in BLOCK.findall(section):
             name, text = _file(body)
@@ -50,23 +53,19 @@ def _step(language: str, name: str | None, text: str, folder: Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     elif language == "python":
-        _run([sys.executable, "-c", text], folder)
+        _check(text, run_python(["-c", text], cwd=folder, env=_environment(folder), libraries=OTHERS))
     elif language == "bash":
-        _run(
-            [
-                "bash",
-                "-euc",
-                f'mrt() {{ "{sys.executable}" -c "from mrt_plugin.cli import app; app()" "$@"; }}\n{text}',
-            ],
-            folder,
+        commands = (
+            f'python() {{ "{sys.executable}" "{processes.__file__}" run "{server(OTHERS)}" "$@"; }}\n'
+            'mrt() { python -c "from mrt_plugin.cli import app; app()" "$@"; }\n'
         )
+        shell = ["bash", "-euc", commands + text]
+        _check(text, subprocess.run(shell, cwd=folder, env=_environment(folder), capture_output=True, text=True))
 
 
-def _run(command: list[str], folder: Path) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(folder),
-        "HF_DATASETS_CACHE": str(folder / "cache"),
-    }
-    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, f"{command[-1]}\n{result.stdout}{result.stderr}"
+def _environment(folder: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(folder), "HF_DATASETS_CACHE": str(folder / "cache")}
+
+
+def _check(step: str, done: "subprocess.CompletedProcess[str]") -> None:
+    assert done.returncode == 0, f"{step}\n{done.stdout}{done.stderr}"

@@ -244,7 +244,6 @@ lora_mlp_kernel: false
 lora_qkv_kernel: false
 lora_o_kernel: false
 output_dir: out
-dataset_num_proc: 1
 dataset_prepared_path: prepared
 """
 
@@ -389,7 +388,7 @@ class TestRecipe:
         assert {path.name for path in folder.iterdir()} == known
 
     @pytest.mark.processes
-    def test_the_command(self, folder: Path) -> None:
+    def test_the_command(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "typo.yaml")
         assert done.returncode == 1
         assert "did you mean k?" in done.stdout
@@ -397,6 +396,7 @@ class TestRecipe:
         done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "missing.yaml")
         assert done.returncode == 1
         assert "there is no such file: missing.yaml" in done.stderr
+        monkeypatch.setenv("AXOLOTL_DATASET_NUM_PROC", "1")  # a pool of processes, as a recipe without the tests has
         done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "good.yaml")
         assert done.returncode == 0
         assert done.stdout.endswith("No problem found.\nNext: axolotl train good.yaml\n")

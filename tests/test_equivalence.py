@@ -81,6 +81,7 @@ def formula(model, batch, aggregation) -> torch.Tensor:
     return total / units
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_step_is_the_formula_on_one_pair_at_a_time(data):

@@ -176,6 +176,7 @@ class TestForgetting:
         assert "a significant drop of" in found["notes"][0]
         assert found["next"].startswith("Next: base+wild lost general ability")
 
+    @pytest.mark.slow
     def test_tasks_of_the_harness_before_and_after(self, folder: Path, tmp_path: Path) -> None:
         pytest.importorskip("lm_eval")
         from mrt_plugin.evaluation.forgetting import check_tasks, run_tasks

@@ -547,6 +547,7 @@ class TestProblems:
         assert len(caught.value.problems) == 20
         assert not list(tmp_path.glob("cache/mrt_groups/*"))
 
+    @pytest.mark.processes
     def test_the_error_crosses_process_borders(self, tmp_path: Path) -> None:
         path = jsonl(tmp_path, row(scores=[1]), row(prompt=""))
         with multiprocessing.get_context("spawn").Pool(1) as pool, pytest.raises(DataError) as caught:
@@ -601,6 +602,7 @@ values = st.recursive(
 
 
 class TestProperties:
+    @pytest.mark.slow
     @given(st.lists(st.tuples(texts.filter(has_text), st.lists(texts, max_size=4)), min_size=1, max_size=6))
     @settings(deadline=None)
     def test_every_response_is_kept_or_counted(self, pools: list[tuple[str, list[str]]]) -> None:
@@ -617,6 +619,7 @@ class TestProperties:
         repeats = sum(count - 1 for kept in wanted for count in Counter(kept).values())
         assert report.duplicate_responses.count == repeats
 
+    @pytest.mark.slow
     @given(st.lists(st.dictionaries(texts, values, max_size=3), min_size=1, max_size=3))
     @settings(deadline=None)
     def test_any_json_in_a_message_survives(self, extras: list[dict[str, Any]]) -> None:

@@ -120,6 +120,7 @@ def test_a_selection_must_be_a_subset(pool):
         make_audit(select(pool, "all"), pool)
 
 
+@pytest.mark.slow
 def test_length_and_coverage_beside_random_k(pool):
     best = make_audit(select(pool, "best_k", k=2), pool)
     assert best.length.kept > best.length.random_k_interval.high
@@ -292,6 +293,7 @@ def test_the_page_is_whole_and_offline(audit):
     assert warnings(audit)[0][:60] in page.replace("&#x27;", "'")
 
 
+@pytest.mark.slow
 def test_on_the_command_line_with_the_manifest(tmp_path, pool):
     data, chosen, model = tmp_path / "pool.jsonl", tmp_path / "chosen.jsonl", tmp_path / "model"
     data.write_text("".join(json.dumps(row) + "\n" for row in pool))

@@ -331,6 +331,7 @@ class TestPromptVotes:
         )
         return rows
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("options", "tolerance"),
         [

@@ -316,6 +316,7 @@ class TestFailures:
         assert time.monotonic() - began < 4
         assert (tmp_path / "pool.jsonl").read_bytes() == undisturbed
 
+    @pytest.mark.slow
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(script=st.lists(st.sampled_from([*FAILURES, "ok", "one choice"]), max_size=12), workers=st.integers(1, 4))
     def test_any_mixture(
@@ -417,6 +418,7 @@ class TestFailures:
         assert "secret" not in shown
         assert all(b"secret" not in path.read_bytes() for path in tmp_path.iterdir())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("status", "step"), [("500", 1), ("200", 6), ("400", 6), ("401", 6)])
     @pytest.mark.parametrize("key", ["sk-very-secret-0123456789", 'sk/"quoted\\"/0123456789'])
     def test_a_key_anywhere_in_a_body(

@@ -124,6 +124,7 @@ class TestCache:
                 children.append(child)
             assert [os.waitpid(child, 0)[1] for child in children] == [0] * 6
 
+    @pytest.mark.processes
     def test_it_works_in_a_forked_process(self, tmp_path: Path) -> None:
         cache = ScoreCache(tmp_path)
         cache.put({b"a": np.ones(1)})
@@ -302,6 +303,7 @@ class TestWhateverHappens:
         process.start()
         return process
 
+    @pytest.mark.processes
     def test_killed_at_random_points(self, job: Callable[..., None], tmp_path: Path) -> None:
         """kill -9, and the same command again: it computes what is missing, and comes to the same result."""
         job(tmp_path / "calm")
@@ -323,6 +325,7 @@ class TestWhateverHappens:
         with sqlite3.connect(ScoreCache(folder).path) as connection:  # nothing was written a second time
             assert connection.execute("SELECT count(*), max(rowid) FROM entry").fetchone() == (self.SIZE,) * 2
 
+    @pytest.mark.processes
     def test_two_processes_share_it(self, job: Callable[..., None], tmp_path: Path) -> None:
         processes = [self.start(job, tmp_path / "shared", 0.01) for _ in range(2)]
         for process in processes:

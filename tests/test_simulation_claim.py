@@ -177,6 +177,7 @@ def test_power_and_coverage_of_the_rule():
     assert 0.8 < noisy["coverage"] < 0.97
 
 
+@pytest.mark.slow
 def test_a_spike_at_one_length_weighs_less_when_lengths_are_pooled():
     records = made_up_records(range(5), length=64) + made_up_records(range(5), length=256)
     for record in records:
@@ -195,6 +196,7 @@ def test_kl_between_checkpoints():
         kl_at(curve, 50)
 
 
+@pytest.mark.slow
 def test_correlation_of_known_gradients():
     random = np.random.default_rng(0)
     # rho = 1 / (1 + 3) in every direction
@@ -233,6 +235,7 @@ def test_a_run_does_not_depend_on_the_layout(tmp_path):
         train_run(RunKey(24, "k4", 0, Setting(1e-2, 12)), TINY, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_tiny_experiment_whole_and_resumed(tmp_path):
     path = tmp_path / "runs.jsonl"
     chosen = {name: [Setting(1e-2, 8 if arm.k == 8 else 4)] for name, arm in ARMS.items()}

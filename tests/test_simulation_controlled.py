@@ -131,6 +131,7 @@ def test_best_of_k_points_away_and_random_k_does_not(random):
     assert found["filter_then_spread"]["emse"] < found["random_k"]["emse"]
 
 
+@pytest.mark.slow
 def test_short_runs_of_the_trained_experiments():
     spent = experiments.budget(repeats=2, steps=4)
     assert spent["prompts"] == [80, 66, 50, 40, 33, 25, 20]
@@ -148,6 +149,7 @@ def test_short_runs_of_the_trained_experiments():
         EXPERIMENTS[name].draw(found)
 
 
+@pytest.mark.slow
 def test_the_token_experiment_trains_on_what_was_selected():
     found = tokens.tokens(repeats=1, steps=40, ks=(1, 4), selectors=("random_k", "best_k"))
     assert found["kept_modes"]["random_k"][1] == pytest.approx(tokens.GENERATED, abs=0.03)
@@ -176,6 +178,7 @@ def test_a_seed_fixes_a_run_and_another_changes_it():
         run_experiments(["nothing"])
 
 
+@pytest.mark.slow
 def test_the_folder_holds_every_number_and_opens_offline(tmp_path):
     results = run_experiments(["variance", "bridge"])
     write_report(results, tmp_path)
@@ -189,6 +192,7 @@ def test_the_folder_holds_every_number_and_opens_offline(tmp_path):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_keeps_the_experiments_that_ended(tmp_path, monkeypatch):
     def stop(seed, progress):
         raise KeyboardInterrupt

@@ -156,6 +156,7 @@ def test_eval_loss_is_the_mean_over_all_tokens_whatever_the_batch_size(tmp_path)
     assert seen == pytest.approx([whole] * 3, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_lora_checkpointing_accumulation_evaluation_and_the_best_checkpoint(tmp_path):
     groups = make_groups(12, 3)
     trainer = MultiResponseSFTTrainer(

@@ -99,6 +99,7 @@ def test_ligers_kernels_stay_and_its_loss_goes(tmp_path):
     assert relative(found.gradient, one_step(tmp_path, groups).gradient) < 1e-6
 
 
+@pytest.mark.slow
 def test_compiled_models_have_the_same_step(tmp_path):
     groups = make_groups(4, 3)
     plain = one_step(tmp_path, groups)

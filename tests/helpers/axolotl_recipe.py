@@ -67,7 +67,6 @@ def recipe(folder: Path, model: str, **changes: Any) -> dict[str, Any]:
         "tf32": False,
         "attn_implementation": "sdpa",
         "pad_to_multiple_of": 8,
-        "dataset_num_proc": 1,
         "logging_steps": 1,
         "seed": 7,
     }

@@ -1,8 +1,10 @@
 """Run Python commands in processes of their own, without importing the heavy libraries each time.
 
 A server imports the libraries once and forks for every command. A command gets its own arguments, folder, environment,
-standard streams and limits. What is read while a library is imported (such as HF_DATASETS_CACHE) stays as it was: such
+standard streams and limits. What is read while a library is imported stays as it was (but for HF_DATASETS_CACHE): such
 a command needs `subprocess`.
+
+A shell script runs commands so too: `python processes.py run ADDRESS -c CODE ...`, with the address of `server`.
 """
 
 import atexit
@@ -27,6 +29,15 @@ from typing import Any
 
 TESTS = Path(__file__).resolve().parent.parent
 LIBRARIES = ("sklearn.feature_extraction.text", "transformers", "trl", "peft", "mrt_plugin.cli", "mrt_plugin.trainer")
+OTHERS = (
+    "sklearn.feature_extraction.text",
+    "transformers.models.llama.modeling_llama",
+    "trl.trainer.sft_trainer",
+    "peft",
+    "typer",
+    "rich.table",
+)
+"""What the package imports: for commands on a copy of the package, which none may have imported before."""
 AXOLOTL = ("mrt_plugin.cli", "axolotl.cli.main", "axolotl.train", "axolotl.cli.train", "axolotl.cli.evaluate")
 
 
@@ -79,6 +90,7 @@ def start_python(
     input: str = "",
     file_size: int | None = None,
     libraries: tuple[str, ...] = LIBRARIES,
+    address: str | None = None,
 ) -> Started:
     """Start `python ARGUMENTS`: `-c CODE ...`, `-m MODULE ...` or `SCRIPT ...`.
 
@@ -89,6 +101,7 @@ def start_python(
         input: what it reads from its standard input.
         file_size: the most bytes that a file of it may have, as on a disk that is full.
         libraries: what the server has imported.
+        address: a server that runs already.
     """
     folder = tempfile.TemporaryDirectory(prefix="command")
     for stream, text in (("stdin", input), ("stdout", ""), ("stderr", "")):
@@ -101,7 +114,7 @@ def start_python(
         "file_size": file_size,
     }
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(_server(libraries))
+    connection.connect(address or server(libraries))
     connection.sendall(json.dumps(request).encode() + b"\n")
     return Started(connection, folder)
 
@@ -134,22 +147,22 @@ def gloo(processes: int, script: str, *arguments: str) -> None:
 
 
 @cache
-def _server(libraries: tuple[str, ...]) -> str:
-    """Start a server, and return the path of its socket. It ends when this process does."""
+def server(libraries: tuple[str, ...] = LIBRARIES) -> str:
+    """Start a server, and return its address, the path of a socket. It ends when this process does."""
     folder = tempfile.TemporaryDirectory(prefix="server")
     address = str(Path(folder.name) / "socket")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))}
-    server = subprocess.Popen(
-        [sys.executable, __file__, address, *libraries],
+    started = subprocess.Popen(
+        [sys.executable, __file__, "serve", address, *libraries],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=env,
         text=True,
     )
-    assert server.stdout is not None
-    assert "ready\n" in server.stdout, f"cannot import {', '.join(libraries)}"
-    atexit.register(lambda: (server.terminate(), server.wait(), folder.cleanup()))
+    assert started.stdout is not None
+    assert "ready\n" in started.stdout, f"cannot import {', '.join(libraries)}"
+    atexit.register(lambda: (started.terminate(), started.wait(), folder.cleanup()))
     return address
 
 
@@ -198,6 +211,8 @@ def _run(request: dict[str, Any]) -> None:
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
+        if "datasets" in sys.modules and "HF_DATASETS_CACHE" in os.environ:
+            sys.modules["datasets"].config.HF_DATASETS_CACHE = Path(os.environ["HF_DATASETS_CACHE"])
         if request["file_size"] is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_size"],) * 2)
         status = _status(request["arguments"])
@@ -233,4 +248,11 @@ def _status(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], sys.argv[2:])
+    role, place, *rest = sys.argv[1:]
+    if role == "serve":
+        _serve(place, rest)
+    else:
+        done = run_python(rest, address=place)
+        sys.stdout.write(done.stdout)
+        sys.stderr.write(done.stderr)
+        sys.exit(done.returncode)
