@@ -241,7 +241,7 @@ class MultiResponseTrainerMixin(Trainer):
         else:
             units = torch.as_tensor(num_items_in_batch, device=nll.device)
         loss = step_loss(nll, rows.loss_weights, units, self.accelerator.num_processes)
-        trained = (rows.labels != IGNORE).sum()
+        trained = (rows.shift_labels != IGNORE).sum()
         correct = self._token_nll.take_correct_tokens().to(trained.device)
         figures = torch.stack([trained.double(), correct.double(), loss.detach().double()])
         trained, correct, summed = self._sum(figures).tolist()
@@ -274,10 +274,12 @@ class MultiResponseTrainerMixin(Trainer):
         rows = Rows.from_batch(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
             nll = self._nll(model, rows)
-        tokens = (rows.labels != IGNORE).sum()
-        sums = torch.stack([nll.double().sum(), tokens.double(), self._token_nll.take_correct_tokens().double()])
+        total, tokens = (nll.double() * rows.trained_counts).sum(), rows.trained_counts.sum()
+        computed = (rows.shift_labels != IGNORE).sum()  # a token that several responses share is computed once
+        correct = self._token_nll.take_correct_tokens()
+        sums = torch.stack([total, tokens.double(), correct.double(), computed.double()])
         self._eval_sums = self._eval_sums.to(sums.device) + sums
-        return nll.sum() / tokens.clamp_min(1), None, None
+        return (total / tokens.clamp_min(1)).float(), None, None
 
     def evaluation_loop(
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
@@ -287,15 +289,15 @@ class MultiResponseTrainerMixin(Trainer):
         Add the metrics of the monitoring options.
         """
         began = time.perf_counter()
-        self._eval_sums = torch.zeros(3, dtype=torch.float64)
+        self._eval_sums = torch.zeros(4, dtype=torch.float64)
         output = super().evaluation_loop(  # type: ignore[misc]
             dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
         )
-        nll, tokens, correct = self._sum(self._eval_sums).tolist()
+        nll, tokens, correct, computed = self._sum(self._eval_sums).tolist()
         if tokens:
             metrics: Any = output.metrics
             metrics[f"{metric_key_prefix}_loss"] = nll / tokens
-            metrics[f"{metric_key_prefix}_mean_token_accuracy"] = correct / tokens
+            metrics[f"{metric_key_prefix}_mean_token_accuracy"] = correct / computed
             metrics[f"{metric_key_prefix}_tokens"] = int(tokens)
             metrics.update(self._watched(dataloader.dataset, nll / tokens, metric_key_prefix))
         self._meter.paused_seconds += time.perf_counter() - began
@@ -321,12 +323,12 @@ class MultiResponseTrainerMixin(Trainer):
         """
         prepared: Any = self.train_dataset
         rows = prepared.select(range(0, len(prepared), -(-len(prepared) // TRAIN_ROWS)))
-        self._eval_sums = torch.zeros(3, dtype=torch.float64)
+        self._eval_sums = torch.zeros(4, dtype=torch.float64)
         with torch.random.fork_rng(devices=[]):  # creating a data loader draws a seed
             model: Any = self.model
             for batch in self.get_test_dataloader(rows):
                 self.prediction_step(model, batch, prediction_loss_only=True)
-        nll, tokens, _ = self._sum(self._eval_sums).tolist()
+        nll, tokens, *_ = self._sum(self._eval_sums).tolist()
         return float(nll / tokens)
 
     def try_longest_rows(self) -> int:
