@@ -4,6 +4,7 @@ The TRL config, the Axolotl schema, the command line and `docs/options.md` are b
 """
 
 import math
+import operator
 from collections.abc import Callable, Collection
 from dataclasses import Field, dataclass, field, fields
 from inspect import Parameter, signature
@@ -34,26 +35,19 @@ PREFIX_BACKENDS = {
 
 def check_prefix_backend(name: str) -> None:
     """Raise ValueError unless `name` is `auto`, a backend of the package, or the place of a user's own class."""
-    if name == "auto" or name in PREFIX_BACKENDS:
-        return
-    if not is_extension(name):
+    known = ("auto", *PREFIX_BACKENDS)
+    if name not in known and not is_extension(name):
         raise ValueError(
-            f"prefix_backend={name!r} is unknown: choose one of {', '.join(('auto', *PREFIX_BACKENDS))}, or give your "
-            "own class as package.module:name or file.py:name."
+            f"prefix_backend={name!r} is unknown: choose one of {', '.join(known)}, or give your own class as "
+            "package.module:name or file.py:name."
         )
-    if not isinstance(load_extension(name), type):
+    if name not in known and not isinstance(load_extension(name), type):
         raise ValueError(f"prefix_backend={name!r}: this is no class.")
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The finite numbers that an option accepts: those within `ge`, `gt`, `le` and `lt`.
-
-    Example:
-
-    >>> str(Bounds(gt=0, le=1)), Bounds(ge=0).holds(float("nan"))
-    ('above 0 and at most 1', False)
-    """
+    """The finite numbers that an option accepts: those within `ge`, `gt`, `le` and `lt`."""
 
     ge: float | None = None
     gt: float | None = None
@@ -71,13 +65,9 @@ class Bounds:
 
     def holds(self, value: float) -> bool:
         """Return whether a number is within the bounds. NaN never is."""
-        return (
-            math.isfinite(value)
-            and (self.ge is None or value >= self.ge)
-            and (self.gt is None or value > self.gt)
-            and (self.le is None or value <= self.le)
-            and (self.lt is None or value < self.lt)
-        )
+        compare = {"ge": operator.ge, "gt": operator.gt, "le": operator.le, "lt": operator.lt}
+        limits = [(within, getattr(self, name)) for name, within in compare.items()]
+        return math.isfinite(value) and all(limit is None or within(value, limit) for within, limit in limits)
 
 
 def option(default: Any, help: str, **bounds: float) -> Any:
@@ -160,8 +150,7 @@ class DataOptions:
         "response each.",
     )
     redraw: Redraw = option(
-        "never",
-        "`epoch` draws another random k for every epoch (random_k); see docs/selection.md.",
+        "never", "`epoch` draws another random k for every epoch (random_k); see docs/selection.md."
     )
     selection_seed: int | None = option(None, "Seed of the selection. By default data_seed, or else seed.", ge=0)
 
@@ -266,13 +255,7 @@ class MultiResponseOptions(WatchOptions, LossOptions, LayoutOptions, DataOptions
 
 
 def names_of(*parts: type) -> tuple[str, ...]:
-    """Return the names of the options of some dataclasses.
-
-    Example:
-
-    >>> names_of(LossOptions)
-    ('loss_aggregation',)
-    """
+    """Return the names of the options of some dataclasses."""
     return tuple(item.name for part in parts for item in fields(part))
 
 
@@ -284,21 +267,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def take_options(
     part: type, annotation: Callable[[Field[Any], Any], Any] = lambda item, hint: hint
 ) -> Callable[[Function], Function]:
-    """Decorate a function that takes `**options`, so that its signature has each option with its type and default.
+    """Give the signature of a function that takes `**options` each option of `part`, with its type and default.
 
-    Args:
-        part: the dataclass of the options. Options that are parameters of the function already are left out.
-        annotation: returns the annotation of an option from its field and type.
+    `annotation` returns the annotation of an option from its field and type.
     """
 
     def decorate(function: Function) -> Function:
         found, hints = signature(function), get_type_hints(part)
         kept = [parameter for parameter in found.parameters.values() if parameter.kind != Parameter.VAR_KEYWORD]
         added = [
-            Parameter(
-                item.name, Parameter.KEYWORD_ONLY, default=item.default, annotation=annotation(item, hints[item.name])
-            )
-            for item in fields(part)
+            Parameter(item.name, Parameter.KEYWORD_ONLY, default=item.default, annotation=annotation(item, hint))
+            for item, hint in ((item, hints[item.name]) for item in fields(part))
             if "bounds" in item.metadata and item.name not in found.parameters
         ]
         ordered = sorted([*added, *kept], key=lambda parameter: parameter.kind)
@@ -314,16 +293,11 @@ _KINDS: dict[type, tuple[type, str]] = {
     int: (Integral, "a whole number"),
     float: (Real, "a finite number"),
 }
-"""For the type of an option: the values accepted, and their name in messages. Other types are checked where they are
-used."""
+"""For the type of an option: the values accepted, and their name in messages."""
 
 
 def check_options(options: SelectionOptions | MultiResponseOptions) -> None:
-    """Check every option against its type and bounds, and against the options that it needs.
-
-    Raises:
-        ValueError: naming the option, the value found and the values allowed.
-    """
+    """Check every option against its type and bounds, and against the options that it needs. Raises ValueError."""
     part = MultiResponseOptions if isinstance(options, MultiResponseOptions) else type(options)
     hints = get_type_hints(part)
     for item in fields(part):
@@ -334,8 +308,8 @@ def check_options(options: SelectionOptions | MultiResponseOptions) -> None:
     else:
         names = names_of(SelectionOptions)
         options = MultiResponseOptions(**{name: getattr(options, name) for name in names})
-    for wrong, reason in _CONTRADICTIONS:
-        if wrong(options):
+    for reason, wrong in _contradictions(options).items():
+        if wrong:
             raise ValueError(reason)
     unused = unused_options(options)
     for name in _BUDGET:
@@ -348,10 +322,8 @@ def _check_value(name: str, value: Any, hint: Any, bounds: Bounds) -> None:
         if value not in get_args(hint):
             raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(get_args(hint))}.")
         return
-    if value is None and type(None) in get_args(hint):
-        return
     kind = next((found for found in _KINDS if found is hint or found in get_args(hint)), None)
-    if kind is None:
+    if kind is None or (value is None and type(None) in get_args(hint)):
         return
     accepted, words = _KINDS[kind]
     fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
@@ -359,29 +331,25 @@ def _check_value(name: str, value: Any, hint: Any, bounds: Bounds) -> None:
         raise ValueError(f"{name}={value!r} must be {', '.join(filter(None, (words, str(bounds))))}.")
 
 
-_CONTRADICTIONS: list[tuple[Callable[[MultiResponseOptions], bool], str]] = [
-    (
-        lambda o: o.selector == "all" and (o.allocation == "adaptive" or o.n is not None),
-        "selector='all' keeps every response: it takes neither n nor allocation='adaptive'.",
-    ),
-    (
-        lambda o: o.mean_k is not None and o.target_total is not None,
-        "mean_k and target_total both set the number of responses to spread: give one of them.",
-    ),
-    (
-        lambda o: o.max_k is not None and o.max_k < o.min_k,
-        "max_k is below min_k: a prompt cannot keep fewer than its minimum.",
-    ),
-    (
-        lambda o: o.redraw == "epoch" and (o.selector != "random_k" or o.allocation != "fixed"),
+def _contradictions(o: MultiResponseOptions) -> dict[str, bool]:
+    adaptive, redrawn = o.allocation == "adaptive", o.redraw == "epoch"
+    return {
+        "selector='all' keeps every response: it takes neither n nor allocation='adaptive'.": (
+            o.selector == "all" and (adaptive or o.n is not None)
+        ),
+        "mean_k and target_total both set the number of responses to spread: give one of them.": (
+            o.mean_k is not None and o.target_total is not None
+        ),
+        "max_k is below min_k: a prompt cannot keep fewer than its minimum.": (
+            o.max_k is not None and o.max_k < o.min_k
+        ),
         "redraw='epoch' draws a random k anew, so it needs selector='random_k' and allocation='fixed': the other "
-        "selectors would choose the same again.",
-    ),
-    (
-        lambda o: o.redraw == "epoch" and o.weights == "softmax",
-        "redraw='epoch' fixes the weights before it knows which responses are drawn: it takes weights='column'.",
-    ),
-]
+        "selectors would choose the same again.": redrawn and (o.selector != "random_k" or adaptive),
+        "redraw='epoch' fixes the weights before it knows which responses are drawn: it takes weights='column'.": (
+            redrawn and o.weights == "softmax"
+        ),
+    }
+
 
 _BUDGET = ("mean_k", "target_total", "min_k", "max_k")
 """Options that set a number of responses. If they had no effect, the user would get another number."""
@@ -405,18 +373,16 @@ def _adaptive(options: Any) -> bool:
     return bool(options.allocation == "adaptive")
 
 
-def _compares(options: Any) -> bool:
-    by_diversity = _adaptive(options) and options.allocation_score == "diversity"
-    return reads(options, "embedder") or by_diversity or options.sample_prompts > 0
+def _compares(o: Any) -> bool:
+    return reads(o, "embedder") or (_adaptive(o) and o.allocation_score == "diversity") or o.sample_prompts > 0
 
 
 @dataclass(frozen=True)
 class Need:
-    """Options that have no effect without another one."""
+    """Options `names` that have no effect unless `used` returns True for an object with all options as attributes."""
 
     names: tuple[str, ...]
     used: Callable[[Any], bool]
-    """Returns whether they are used, from an object that has all options as attributes."""
     words: str
     """What they need."""
 
@@ -455,19 +421,9 @@ NEEDS = [
 
 
 def unused_options(options: MultiResponseOptions, given: Collection[str] | None = None) -> dict[str, str]:
-    """Find the options that were set and have no effect, because an option that they need is not set.
+    """Return a message with the remedy for each option that was set and has no effect.
 
-    Args:
-        options: all options.
-        given: the names that the user set; by default those whose value is not the default.
-
-    Returns:
-        A message with the remedy for each such option.
-
-    Example:
-
-    >>> unused_options(MultiResponseOptions(selector="best_k", alpha=0.5))
-    {'alpha': "alpha=0.5 changes nothing here: it needs selector='diverse_best_k'."}
+    `given` are the names that the user set; by default those whose value is not the default.
     """
     if given is None:
         names = names_of(MultiResponseOptions)
@@ -484,13 +440,8 @@ def unused_options(options: MultiResponseOptions, given: Collection[str] | None 
 def markdown() -> str:
     """Return the reference page `docs/options.md`, one entry per option."""
     hints = get_type_hints(MultiResponseOptions)
-    lines = [
-        "# Options",
-        "",
-        "Fields of `MultiResponseSFTConfig` and keys of a recipe's `mrt:` block, with type or values and default. "
-        "Made by `python -m mrt_plugin.options`.",
-        "",
-    ]
+    head = "Fields of `MultiResponseSFTConfig` and keys of a recipe's `mrt:` block, with type or values and default. "
+    lines = ["# Options", "", head + "Made by `python -m mrt_plugin.options`.", ""]
     for item in fields(MultiResponseOptions):
         hint = hints[item.name]
         if get_origin(hint) is Literal:

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from mrt_plugin.trainer.model_checks import keep_trainable
+from mrt_plugin.trainer.checks import keep_trainable
 
 
 def load(path):

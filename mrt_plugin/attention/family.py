@@ -19,7 +19,6 @@ class Family:
     """The properties that decide how a model may share a prompt."""
 
     model_type: str
-    """transformers' name of the architecture."""
     kinds: tuple[str, ...]
     """The kinds of layer that the model has, e.g. `("full_attention", "sliding_attention")`, sorted."""
     window: int | None
@@ -44,14 +43,7 @@ class Family:
 
 
 def read_family(config: PretrainedConfig) -> Family:
-    """Read a configuration in the same way as `transformers.masking_utils.create_masks_for_generate`.
-
-    Example:
-
-    >>> from transformers import LlamaConfig
-    >>> read_family(LlamaConfig()).kinds
-    ('full_attention',)
-    """
+    """Read a configuration in the same way as `transformers.masking_utils.create_masks_for_generate`."""
     text = config.get_text_config(decoder=True)
     layers = list(text.per_layer_config) if text.is_heterogeneous else [text]
     # A configuration has only the attributes that its family uses.
@@ -102,9 +94,6 @@ def refuse_dropout(family: Family, backend: str) -> None:
         )
 
 
-# ---------------------------------------------------------------- the implementation of a loaded model
-
-
 def text_attention(model: Any) -> str:
     """Return the attention implementation of the text part, e.g. `sdpa`. `model` may be a PeftModel."""
     name: str = model.config.get_text_config()._attn_implementation
@@ -112,11 +101,7 @@ def text_attention(model: Any) -> str:
 
 
 def set_text_attention(model: Any, name: str) -> None:
-    """Set the implementation of the text part. Other parts of a composite model, such as a vision tower, keep theirs.
-
-    Raises:
-        NotShareable: if the model's code has its own attention, which cannot be replaced.
-    """
+    """Set the implementation of the text part, or raise `NotShareable`. Other parts (a vision tower) keep theirs."""
     config = model.config
     text = config.get_text_config()
     if text._attn_implementation == name:
@@ -139,13 +124,11 @@ def exact_attention(model: Any) -> str:
     return "sdpa" if model._supports_sdpa and softcap is None else "eager"
 
 
-# ---------------------------------------------------------------- adapters that depend on a token's place in its row
-
-# An adapter that starts at zero changes nothing yet, so the proof before training cannot detect these adapters.
-
-
 def refuse_row_adapters(model: Any) -> None:
-    """Refuse activated LoRA, which is active only from the last invocation tokens of a row on (`NotShareable`)."""
+    """Refuse activated LoRA, which is active only from the last invocation tokens of a row on (`NotShareable`).
+
+    An adapter that starts at zero changes nothing yet, so the proof before training cannot detect it.
+    """
     for name, config in _adapters(model):
         if isinstance(config, LoraConfig) and config.alora_invocation_tokens:
             raise NotShareable(

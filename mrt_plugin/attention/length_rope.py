@@ -18,14 +18,7 @@ class LengthRope(NamedTuple):
 
 
 def length_ropes(config: Any) -> list[LengthRope]:
-    """Return the rotary scalings of a configuration that depend on the longest sequence of a forward pass.
-
-    Example:
-
-    >>> from transformers import LlamaConfig
-    >>> length_ropes(LlamaConfig(rope_parameters={"rope_type": "dynamic", "factor": 2.0}))
-    [LengthRope(kind='dynamic', threshold=2048)]
-    """
+    """Return the rotary scalings of a configuration that depend on the longest sequence of a forward pass."""
     text = config.get_text_config(decoder=True)
     found = set()
     for entry in _entries(text):
@@ -37,10 +30,7 @@ def length_ropes(config: Any) -> list[LengthRope]:
 
 
 def lift_thresholds(config: Any, length: int) -> None:
-    """Give sequences of at most `length` tokens the same angles, in place.
-
-    The proof uses this to compare attention alone.
-    """
+    """Give sequences of at most `length` tokens the same angles, in place, to compare attention alone."""
     text = config.get_text_config(decoder=True)
     for kind, threshold in length_ropes(text):
         if kind == "dynamic":

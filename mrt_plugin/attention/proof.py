@@ -1,9 +1,7 @@
 """The proof before training: a backend gives the same numbers as a forward of one pair at a time.
 
-The proof holds for the configuration, model and data of the run. Part 1 compares loss and gradients on a small random
-fp32 model of the same configuration. It uses the attention of the loaded model and a tight tolerance. Part 2 compares
-per-token NLL on the real model and a real row. Its tolerance comes from how much the plain forward changes when only
-the shape of its batch changes. That tolerance has a ceiling.
+Part 1 compares loss and gradients on a small random fp32 model of the run's configuration. Part 2 compares per-token
+NLL on the real model and a real row. Its tolerance is how much the plain forward changes with the shape of its batch.
 """
 
 import logging
@@ -33,19 +31,16 @@ GRADIENT_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Proof:
-    """The result of a proof."""
+    """The result of a proof: relative differences in part 1, nats per trained token (root mean square) in part 2."""
 
     backend: str
     loss_difference: float
-    """Part 1: relative difference of the losses."""
     gradient_difference: float
-    """Part 1: norm of the difference of the gradients, divided by the norm of the gradient."""
     nll_difference: float | None
-    """Part 2: root mean square over the trained tokens, in nats; None where only part 1 was run."""
+    """None where only part 1 was run."""
     nll_tolerance: float | None
-    """Part 2: the allowed difference, in nats."""
     tokens: int
-    """Part 2: number of trained tokens compared."""
+    """Number of trained tokens compared in part 2."""
     seconds: float
 
 
@@ -59,11 +54,10 @@ def prove(
     compute: Compute | None = None,
     pad_token_id: int = 0,
 ) -> Proof:
-    """Prove that a backend is exact for a model, or raise.
+    """Prove that a backend is exact for a model, and leave the model prepared for it.
 
     Args:
-        model: the real model, prepared for the backend or not. It may be a PeftModel and quantized. It is left
-            prepared, with `eager` as its plain attention where its own depends on the shape of a batch.
+        model: the real model. It may be a PeftModel and quantized.
         backend: the backend, built from the model's configuration.
         group: a real group, preferably the one with the longest pair of the run. Without a group, part 2 is skipped.
         beside: the groups that follow it in a packed row of the run.
@@ -72,15 +66,7 @@ def prove(
         pad_token_id: any token id; padding does not affect the result.
 
     Raises:
-        NotShareable: if the numbers differ. The message says by how much and, if it is known, why. Any other error
-            becomes the cause of this one. The model's previous attention is then restored.
-
-    Example:
-
-    ```python
-    backend = resolve_backend("auto", model.config, device_type="cpu", gradient_checkpointing=False)
-    print(prove(model, backend, group))
-    ```
+        NotShareable: if the numbers differ, or for any error. The model's previous attention is then restored.
     """
     began = time.perf_counter()
     compute = compute or all_logits(model)
@@ -92,7 +78,12 @@ def prove(
             refusal_of(f"prefix_backend={backend.name} could not be proved: {model.config.model_type}"),
             torch.random.fork_rng([model.device] if model.device.type == "cuda" else []),
         ):
-            plain = _settled(model, row, compute, pad_token_id) if row else None
+            plain = settle_plain(model, row, compute, pad_token_id) if row else None
+            if plain is not None and not plain.steady:
+                raise NotShareable(
+                    f"{model.config.model_type} depends on what stands beside a pair: {plain.finding}. It is exact "
+                    "one pair per forward only: use layout=expanded, which trains it so."
+                )
             small = _SmallProof(model, backend, reach).run()
             if plain is not None:
                 difference = _prove_real(model, backend, row, plain, compute, pad_token_id)
@@ -108,27 +99,13 @@ def prove(
 
 @contextmanager
 def refusal_of(what: str) -> Iterator[None]:
-    """Convert any exception to `NotShareable`, with the exception as its cause. The message begins with `what`.
-
-    Raises:
-        NotShareable: for any other exception.
-    """
+    """Convert any exception to `NotShareable`, with the exception as its cause. The message begins with `what`."""
     try:
         yield
     except NotShareable:
         raise
     except Exception as error:
         raise NotShareable(f"{what} failed with {type(error).__name__}: {error}. Use layout=expanded.") from error
-
-
-def _settled(model: Any, row: list[GroupRow], compute: Compute, pad_token_id: int) -> PlainForward:
-    plain = settle_plain(model, row, compute, pad_token_id)
-    if not plain.steady:
-        raise NotShareable(
-            f"{model.config.model_type} depends on what stands beside a pair: {plain.finding}. It is exact one pair "
-            "per forward only: use layout=expanded, which trains it so."
-        )
-    return plain
 
 
 def all_logits(model: Any) -> Compute:
@@ -139,9 +116,6 @@ def all_logits(model: Any) -> Compute:
         return torch.nn.functional.cross_entropy(logits, shift_labels, ignore_index=IGNORE, reduction="none")
 
     return compute
-
-
-# ---------------------------------------------------------------- part 1: a small random model
 
 
 class _SmallProof:
@@ -172,13 +146,10 @@ class _SmallProof:
             )
         return loss, gradient
 
-    def _build(self, config: Any) -> Any:
-        return random_model(config, self.model.device, self.attention)
-
     def _loss_and_gradient(
         self, config: Any, loss: Callable[[Any, list[GroupRow]], torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        model = self._build(config)
+        model = random_model(config, self.model.device, self.attention)
         with torch.enable_grad():
             value = loss(model, self.groups)
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -201,20 +172,20 @@ class _SmallProof:
 
     def _cause(self) -> str:
         """Return the feature of the family that causes the difference, found by removing each and comparing again."""
-        family = read_family(self.model.config)
+        family, own = read_family(self.model.config), self.model.config
         if family.stateful:
             return (
                 f"Cause: its layers of kind {', '.join(family.stateful)} carry a state along the row, which leaks "
                 "from one response into the next."
             )
-        for name, value in thresholds(self.model.config, self.reach).items():
-            if self._agrees(small_config(self.model.config, self.reach, lifted=name), self.groups):
+        for name, value in thresholds(own, self.reach).items():
+            if self._agrees(small_config(own, self.reach, lifted=name), self.groups):
                 return f"Cause: {name}={value} is ignored, or not taken on positions."
-        config = small_config(self.model.config, self.reach)
+        config = small_config(own, self.reach)
         if self._agrees(config, self.groups, without_sinks=True):
             return "Cause: the attention sinks are ignored."
         if family.softcap is not None:
-            uncapped = small_config(self.model.config, self.reach)
+            uncapped = small_config(own, self.reach)
             uncapped.attn_logit_softcapping = None
             if self._agrees(uncapped, self.groups):
                 return f"Cause: the soft-capping of attention scores at {family.softcap:g} is ignored."
@@ -226,7 +197,7 @@ class _SmallProof:
     def _agrees(self, config: Any, groups: list[GroupRow], *, without_sinks: bool = False) -> bool:
         losses = []
         for compute_loss in (self._one_by_one, self._packed):
-            small = self._build(config)
+            small = random_model(config, self.model.device, self.attention)
             sinks = [parameter for name, parameter in small.named_parameters() if name.endswith("sinks")]
             if without_sinks and not sinks:
                 return False
@@ -261,12 +232,10 @@ def _random_groups() -> list[GroupRow]:
     return groups
 
 
-# ---------------------------------------------------------------- part 2: the real model and data
-
-
 def _prove_real(
     model: Any, backend: Backend, row: list[GroupRow], plain: PlainForward, compute: Compute, pad_token_id: int
 ) -> float:
+    """Return the root mean square difference of the NLL of real tokens in nats, or refuse the backend."""
     pairs = list(chain.from_iterable(map(expand, row)))
     backend.prepare_model(model)
     with inference(model):

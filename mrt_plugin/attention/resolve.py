@@ -17,24 +17,8 @@ def resolve_backend(requested: str, model_config: Any, *, device_type: str, grad
 
     `auto` chooses `sdpa` for families whose layers are all attention, except families with chunked layers. On CUDA it
     chooses `flex` instead where no fused kernel of `sdpa` fits: soft-capped scores, old cards, large heads on
-    consumer cards. It chooses `fork` for all other families.
-
-    Args:
-        requested: a backend's name, `auto`, or a user's own class as `package.module:name` or `file.py:name`.
-        model_config: the model's configuration, from which the backend is built.
-        device_type: the device of the training: `cpu`, `cuda`, ...
-        gradient_checkpointing: whether activations are recomputed in the backward pass.
-
-    Raises:
-        NotShareable: (a ValueError) if the requested backend is impossible or, with `auto`, every backend is. The
-            message says what to do.
-        ValueError: if there is no such backend.
-
-    Example:
-
-    >>> from transformers import LlamaConfig
-    >>> resolve_backend("auto", LlamaConfig(), device_type="cpu", gradient_checkpointing=True).name
-    'sdpa'
+    consumer cards. It chooses `fork` for all other families. A user's own class is given as `package.module:name` or
+    `file.py:name`. `NotShareable` says what to do where the requested backend is impossible.
     """
     check_prefix_backend(requested)
     name = _fastest(read_family(model_config), device_type) if requested == "auto" else requested
@@ -49,12 +33,7 @@ def resolve_backend(requested: str, model_config: Any, *, device_type: str, grad
 def _fastest(family: Family, device_type: str) -> str:
     if family.stateful or CHUNKED in family.kinds:
         return "fork"
-    return "flex" if device_type == "cuda" and not _fused_on_cuda(family) else "sdpa"
-
-
-def _fused_on_cuda(family: Family) -> bool:
-    if family.softcap is not None:
-        return False
-    if family.head_size is None or not torch.cuda.is_available():
-        return True
-    return CUDAFlash.fits(family.head_size, torch.cuda.get_device_capability())
+    fused = family.softcap is None
+    if fused and family.head_size is not None and torch.cuda.is_available():
+        fused = CUDAFlash.fits(family.head_size, torch.cuda.get_device_capability())
+    return "flex" if device_type == "cuda" and not fused else "sdpa"

@@ -33,11 +33,7 @@ THRESHOLDS = {
     "heavily_compressed_attention": WINDOW,  # DeepSeek-V4: tokens per compressed key
     "compressed_sparse_attention": WINDOW,
 }
-"""Settings that change what a model computes beyond some length or position, with their value in the small model.
-
-They may be inside a dictionary of the configuration. Chunk sizes that only split a computation into pieces
-(`chunk_size` of Mamba 2, `block_size` of MiniMax) are not included.
-"""
+"""Settings that change what a model computes beyond some length or position, with their value in the small model."""
 
 BEYOND = 10_000
 """A length beyond any row. Its negative is below any score."""
@@ -62,23 +58,22 @@ LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str | None = None) -> PretrainedConfig:
     """Return the text configuration with few layers, small widths, few experts, low thresholds and no dropout.
 
-    All widths and numbers of heads are divided by the same power of two. This keeps their ratios, the head sizes and
-    the grouping of keys. The first layers are kept, as many as are needed to have every kind. Of the layers that
-    reuse another layer's keys and values, one of each kind is kept. The threshold `lifted` is set beyond the small
-    model's rows. Thresholds that rows of `reach` tokens do not exceed are kept; without it, all are lowered.
+    All widths and numbers of heads are divided by the same power of two. The threshold `lifted` is set beyond the
+    small model's rows. Thresholds that rows of `reach` tokens do not exceed are kept; without it, all are lowered.
     """
     small = copy.deepcopy(config.get_text_config())
     values = {name: value for name, value in small.to_dict().items() if isinstance(value, int)}
     divisor = _divisor(small.to_dict())
     for name, value in _sizes(small.to_dict()):
         setattr(small, name, [size // divisor for size in value] if isinstance(value, list) else value // divisor)
-    for name in EXPERTS:
-        if values.get(name):
-            setattr(small, name, min(values[name], 4 * (values.get("n_group") or 1)))
-    for name in ("num_experts_per_tok", "top_k_experts"):
-        if values.get(name):
-            setattr(small, name, min(values[name], 2))
     _keep_layers(small, divisor)
+    most = {
+        **dict.fromkeys(EXPERTS, 4 * (values.get("n_group") or 1)),
+        **dict.fromkeys(("num_experts_per_tok", "top_k_experts"), 2),
+    }
+    for name, limit in most.items():
+        if values.get(name):
+            setattr(small, name, min(values[name], limit))
     for name in ("vocab_size", "vocab_size_per_layer_input"):
         if values.get(name):
             setattr(small, name, VOCABULARY)
@@ -110,14 +105,7 @@ def small_config(config: PretrainedConfig, reach: int | None = None, lifted: str
 
 
 def thresholds(config: PretrainedConfig, reach: int | None = None) -> dict[str, int]:
-    """Return the thresholds of a configuration that rows of `reach` tokens exceed, with their values.
-
-    Example:
-
-    >>> from transformers import MistralConfig
-    >>> thresholds(MistralConfig(sliding_window=4096)), thresholds(MistralConfig(sliding_window=4096), reach=2048)
-    ({'sliding_window': 4096}, {})
-    """
+    """Return the thresholds of a configuration that rows of `reach` tokens exceed, with their values."""
     return _thresholds(vars(config.get_text_config()), reach)
 
 

@@ -20,19 +20,16 @@ class ModelChoice:
     path: str | None = None
     """A path or hub id; None for the random Llama."""
     vocabulary: int = 1000
-    """Vocabulary size of the random Llama. At 1,000 its output head is 9 % of its body, as in an 8B model."""
+    """Of the random Llama. At 1,000 its output head is 9 % of its body, as in an 8B model."""
     dtype: str = "auto"
     """`float32` or `bfloat16`; `auto` is float32 on a CPU and bfloat16 on a GPU that has it."""
     load_in_4bit: bool = False
-    """Load the weights in 4 bit (NF4); train LoRA adapters."""
     lora: bool = False
-    """Train LoRA adapters of rank 16 on all linear layers instead of all weights."""
+    """Train LoRA adapters of rank 16 on all linear layers instead of all weights, as always in 4 bit."""
 
 
 @dataclass(frozen=True)
 class BenchModel:
-    """The model that every turn trains."""
-
     model: Any
     tokenizer: Any
     bf16: bool
@@ -40,22 +37,11 @@ class BenchModel:
 
     @property
     def dtype(self) -> str:
-        """Return the name of the dtype that the model computes in."""
         return "bfloat16" if self.bf16 else "float32"
 
 
 def load_model(choice: ModelChoice, device: str, *, gradient_checkpointing: bool = False) -> BenchModel:
-    """Return the model on its device, and a tokenizer. Only the tokenizer's special tokens are used.
-
-    Raises:
-        ValueError: if the choice contradicts itself, or the name of the dtype is unknown.
-
-    Example:
-
-    ```python
-    bench_model = load_model(ModelChoice(lora=True), "cpu")
-    ```
-    """
+    """Return the model on its device, and a tokenizer, of which only the special tokens are used."""
     name = choice.dtype
     if name == "auto":
         name = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported(False) else "float32"
@@ -72,13 +58,12 @@ def load_model(choice: ModelChoice, device: str, *, gradient_checkpointing: bool
         model.to(device, dtype)
     else:
         tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(choice.path))
-        four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-        model = AutoModelForCausalLM.from_pretrained(
-            choice.path,
-            dtype=dtype,
-            quantization_config=four_bit if choice.load_in_4bit else None,
-            device_map=device,
-        )
+        more = {}
+        if choice.load_in_4bit:
+            more["quantization_config"] = BitsAndBytesConfig(
+                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+            )
+        model = AutoModelForCausalLM.from_pretrained(choice.path, dtype=dtype, device_map=device, **more)
     if choice.lora or choice.load_in_4bit:
         model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     return BenchModel(model, tokenizer, dtype == torch.bfloat16, gradient_checkpointing)

@@ -11,13 +11,11 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class Probe(Protocol):
-    """An observer of one optimizer step."""
+    """An observer of one optimizer step, started right after the previous step."""
 
-    def start(self, model: Any, optimizer: Any) -> None:
-        """Start recording. Called right after the previous step."""
+    def start(self, model: Any, optimizer: Any) -> None: ...
 
-    def stop(self) -> None:
-        """Stop recording. Called right after the step."""
+    def stop(self) -> None: ...
 
 
 MIB = 2**20
@@ -26,11 +24,9 @@ MIB = 2**20
 class PeakMemory:
     """Measures the peak memory of one optimizer step.
 
-    On CUDA this is `torch.cuda.max_memory_allocated` over the step. On a CPU, PyTorch's profiler records every
-    allocation and release of the CPU allocator. The peak of their running sum is what the step needs in addition to
-    the weights and the optimizer's state, which are counted separately. Both methods count requested bytes. Unlike the
-    resident set size, they do not depend on other programs, or on what an earlier arm touched. Neither sees memory
-    that a kernel takes outside the allocator.
+    On CUDA this is `torch.cuda.max_memory_allocated` over the step. On a CPU it is the peak of the running sum of the
+    allocations that PyTorch's profiler records. Unlike the resident set size, both count requested bytes, so they do
+    not depend on other programs. Neither sees memory that a kernel takes outside the allocator.
     """
 
     def __init__(self) -> None:
@@ -41,7 +37,6 @@ class PeakMemory:
         self._profile: profile | None = None
 
     def start(self, model: Any, optimizer: Any) -> None:
-        """Measure the memory in use, and start recording."""
         if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
             self.resting = torch.cuda.memory_allocated()
@@ -54,7 +49,6 @@ class PeakMemory:
         self._profile.__enter__()
 
     def stop(self) -> None:
-        """Stop recording and find the peak."""
         if self._profile is None:
             self.step = torch.cuda.max_memory_allocated() - self.resting
             return
@@ -81,20 +75,15 @@ outside of operations: data loading, collating, the model's Python code, autogra
 
 _NAMES = (
     (OPTIMIZER, re.compile(r"Optimizer\.|aten::(_foreach_|linalg_vector_norm|_fused_adam)")),
-    (
-        ATTENTION,
-        re.compile(r"aten::_?(scaled_dot_product|flash|efficient|cudnn)_?\w*attention|mrt_plugin::|flash_attn"),
-    ),
+    (ATTENTION, re.compile(r"aten::_?(scaled_dot_product|flash|efficient|cudnn)_?\w*attention")),
+    (ATTENTION, re.compile(r"mrt_plugin::|flash_attn")),
     (ATTENTION, re.compile(r"aten::(bmm|baddbmm|_softmax|_softmax_backward_data)$")),  # without a fused kernel (eager)
     (LINEAR, re.compile(r"bitsandbytes::")),
 )
 
 
 class StepProfile:
-    """Observes one optimizer step and sorts its operations into `PIECES`.
-
-    On CUDA the time of an operation is that of its kernels.
-    """
+    """Observes one optimizer step and sorts its operations (on CUDA: their kernels) into `PIECES`."""
 
     def __init__(self, vocabulary: int) -> None:
         self.vocabulary = vocabulary
@@ -103,7 +92,6 @@ class StepProfile:
         """Seconds by piece. They add up to the step's time under the profiler, which slows small operations down."""
 
     def start(self, model: Any, optimizer: Any) -> None:
-        """Start recording."""
         self._on_gpu = model.device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])]
         self._profile = profile(activities=activities, record_shapes=True)
@@ -111,7 +99,6 @@ class StepProfile:
         self._began = time.perf_counter()
 
     def stop(self) -> None:
-        """Stop recording and sort the operations."""
         if self._on_gpu:
             torch.cuda.synchronize()
         wall = time.perf_counter() - self._began
@@ -150,22 +137,11 @@ class StepProfile:
 
 
 def losses(ours: Mapping[str, float], theirs: Mapping[str, float], token_ratio: float) -> dict[str, float]:
-    """Return the share of the token ratio that each piece loses. It is negative if a piece gains more than the ratio.
+    """Return the share of the token ratio q that each piece loses; negative if it gains more than the ratio.
 
-    Let q be the token ratio. In a step that lost nothing, every piece would take 1/q of its time in a step on expanded
-    rows. A piece's time beyond that is lost. The losses of all pieces add up to the missing part of the speed-up:
+    In a step that lost nothing, every piece would take 1/q of its seconds in a step on expanded rows (`theirs`):
 
         1 - fraction reached = sum over pieces of (ours - theirs / q) / our step
-
-    Args:
-        ours: seconds of each piece in our step.
-        theirs: seconds of each piece in the step on expanded rows.
-        token_ratio: q.
-
-    Example:
-
-    >>> losses({"attention": 0.5, "linear": 0.5}, {"attention": 0.8, "linear": 1.0}, token_ratio=2.0)
-    {'attention': 0.1, 'linear': 0.0}
     """
     step = sum(ours.values())
     return {piece: round((ours[piece] - theirs[piece] / token_ratio) / step, 12) for piece in ours}

@@ -30,8 +30,6 @@ SLOWER = 1.15
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """Settings of a benchmark."""
-
     shapes: Sequence[Shape] = DEFAULT_SHAPES
     mixed: bool = False
     """Draw log-normal lengths with the means of a shape, instead of equal lengths."""
@@ -47,9 +45,7 @@ class BenchSettings:
     """Number of turns of every arm. The time of a step is its median over these turns."""
     gradient_checkpointing: bool = False
     breakdown: bool = False
-    """Also measure how much of the token ratio each piece of a step loses."""
     cpu: bool = False
-    """Use the CPU even if there is a GPU."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -65,16 +61,14 @@ class ArmResult:
     name: str
     trl: bool
     size: int | None = None
-    """The fastest micro-batch size, in the unit of `size_counts`."""
+    """The fastest micro-batch size: `pairs` for TRL, `groups` for ours, as `size_counts` says."""
     size_counts: str | None = None
-    """`pairs` for TRL, `groups` for ours."""
     step_seconds: list[list[float]] | None = None
     """Seconds of every step, by round."""
     pairs_per_second: float = math.nan
     loss: float | None = None
     gradient_norm: float | None = None
     peak_mib: float | None = None
-    """Peak memory of a step."""
     step_mib: float | None = None
     """Peak memory of a step, without weights and optimizer state."""
     error: str | None = None
@@ -85,7 +79,6 @@ class ArmResult:
     """The speed-up over the token ratio."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields that were measured."""
         return {name: value for name, value in asdict(self).items() if value is not None and value == value}
 
 
@@ -100,8 +93,6 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class ShapeResult:
-    """What was measured on one shape."""
-
     shape: Shape
     token_ratio: float
     arms: list[ArmResult]
@@ -110,49 +101,28 @@ class ShapeResult:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What was measured, on what and how."""
-
     machine: dict[str, Any]
     settings: dict[str, Any]
     shapes: list[ShapeResult]
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as `mrt bench --json` prints it, without the fields that were not measured."""
-        shapes = [
-            {
-                "shape": str(found.shape),
-                **asdict(found.shape),
-                "token_ratio": found.token_ratio,
-                "arms": [arm.as_json() for arm in found.arms],
-                **({} if found.breakdown is None else {"breakdown": asdict(found.breakdown)}),
-            }
-            for found in self.shapes
-        ]
+        shapes = []
+        for found in self.shapes:
+            arms = [arm.as_json() for arm in found.arms]
+            pieces = {} if found.breakdown is None else {"breakdown": asdict(found.breakdown)}
+            lengths = {"shape": str(found.shape), **asdict(found.shape)}
+            shapes.append({**lengths, "token_ratio": found.token_ratio, "arms": arms, **pieces})
         return {"machine": self.machine, "settings": self.settings, "shapes": shapes}
 
 
 def run_bench(settings: BenchSettings, progress: Progress = lambda stage, done, total: None) -> BenchResult:
-    """Measure every shape.
+    """Measure every shape. `progress` is called with a stage, the amount done and the total.
 
     The arms are `trl.SFTTrainer` in its modes, and `MultiResponseSFTTrainer` in its layouts, each at its own fastest
     micro-batch size. They train the same pairs in every optimizer step, from the same weights, through
     `Trainer.train()`. The arms take turns (A B C A B C ...). A step is timed from the end of the previous step to its
     own end.
-
-    Args:
-        settings: settings of the benchmark.
-        progress: called with a stage, the amount done and the total.
-
-    Raises:
-        ValueError: if a setting is invalid.
-
-    Example:
-
-    ```python
-    result = run_bench(BenchSettings(shapes=[Shape(64, 16, 4)], rounds=1))
-    for arm in result.shapes[0].arms:
-        print(arm.name, arm.pairs_per_second)
-    ```
     """
     device = "cuda" if torch.cuda.is_available() and not settings.cpu else "cpu"
     machine = describe_machine(device)
@@ -234,21 +204,14 @@ class _Measurement:
         """Return the arm's times over its turns, and the memory of one more turn."""
         seconds = [turn.seconds for turn in turns]
         typical = [median(step) for step in zip(*seconds, strict=True)]
+        speed = self.settings.groups * self.shape.k * len(typical) / sum(typical)
         memory = PeakMemory()
         take_turn(arm, self.trained, self.data, size, steps=2, probe=memory)
         self._advance()
-        return ArmResult(
-            arm.name,
-            arm.trl,
-            size,
-            "pairs" if arm.trl else "groups",
-            seconds,
-            pairs_per_second=self.settings.groups * self.shape.k * len(typical) / sum(typical),
-            loss=turns[0].loss,
-            gradient_norm=turns[0].gradient_norm,
-            peak_mib=(memory.resting + memory.step) / MIB,
-            step_mib=memory.step / MIB,
-        )
+        peak, step = (memory.resting + memory.step) / MIB, memory.step / MIB
+        unit = "pairs" if arm.trl else "groups"
+        loss, norm = turns[0].loss, turns[0].gradient_norm
+        return ArmResult(arm.name, arm.trl, size, unit, seconds, speed, loss, norm, peak, step)
 
     def _break_down(self, results: list[ArmResult], sizes: dict[Arm, int]) -> Breakdown | None:
         """Return the pieces of TRL's fastest arm and of our fastest shared one, as medians over turns."""
@@ -268,22 +231,21 @@ class _Measurement:
                 take_turn(arm, self.trained, self.data, sizes[arm], steps=2, probe=probe)
                 found[side].append(probe.seconds)
                 self._advance()
-        theirs, ours = (
-            {piece: median(turn[piece] for turn in found[side]) for piece in found[side][0]} for side in sides
-        )
+        medians = {
+            side: {piece: median(turn[piece] for turn in turns) for piece in turns[0]} for side, turns in found.items()
+        }
         ratio = token_ratio(self.groups[self.settings.groups : 2 * self.settings.groups])
-        return Breakdown(theirs, ours, losses(ours, theirs, ratio))
+        return Breakdown(**medians, lost=losses(**medians, token_ratio=ratio))
 
 
 def _backends(settings: BenchSettings, trained: BenchModel) -> list[str]:
     """Return the requested backends, with `auto` resolved to a name."""
-    model, checkpointing = trained.model, settings.gradient_checkpointing
-    auto = (
-        resolve_backend("auto", model.config, device_type=model.device.type, gradient_checkpointing=checkpointing).name
-        if "auto" in settings.prefix_backends
-        else ""
-    )
-    return list(dict.fromkeys(auto if name == "auto" else name for name in settings.prefix_backends))
+    config, device, names = trained.model.config, trained.model.device.type, list(settings.prefix_backends)
+    if "auto" in names:
+        checkpointing = settings.gradient_checkpointing
+        auto = resolve_backend("auto", config, device_type=device, gradient_checkpointing=checkpointing).name
+        names = [auto if name == "auto" else name for name in names]
+    return list(dict.fromkeys(names))
 
 
 def _compare(arms: list[ArmResult], ratio: float, tolerance: float) -> list[ArmResult]:
@@ -293,11 +255,10 @@ def _compare(arms: list[ArmResult], ratio: float, tolerance: float) -> list[ArmR
     theirs = max((arm.pairs_per_second for arm in checked if arm.trl and arm.error is None), default=None)
     if theirs is None:
         return checked
+    gains = [arm.pairs_per_second / theirs for arm in checked]
     return [
-        arm
-        if arm.error is not None
-        else replace(arm, speedup=arm.pairs_per_second / theirs, fraction=arm.pairs_per_second / theirs / ratio)
-        for arm in checked
+        arm if arm.error is not None else replace(arm, speedup=gain, fraction=gain / ratio)
+        for arm, gain in zip(checked, gains, strict=True)
     ]
 
 
@@ -313,17 +274,14 @@ def describe_machine(device: str) -> dict[str, Any]:
     """Return the hardware, the library versions and the system load before the measurement."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    cpu = next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-    versions = {
-        library.name: library.found for library in libraries() if library.name in ("torch", "transformers", "trl")
-    }
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    cpu = [*models, platform.processor()][0]
+    shown = ("torch", "transformers", "trl")
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 2),
-        **versions,
+        **{library.name: library.found for library in libraries() if library.name in shown},
     }

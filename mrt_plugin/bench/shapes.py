@@ -9,30 +9,20 @@ from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.groups.keys import digest
 
 SPREAD = 0.5
-"""Standard deviation of the logarithm of mixed lengths. Nine in ten lengths are within a factor
-of 2.3 of the median."""
+"""Standard deviation of the logarithm of mixed lengths: nine in ten are within a factor of 2.3 of the median."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Groups of one prompt with K responses."""
+    """Groups of one prompt of P tokens with K responses of R tokens, which are all trained."""
 
     prompt: int
-    """P: tokens of a prompt."""
     response: int
-    """R: tokens of a response; all are trained."""
     k: int
-    """K: responses of a prompt."""
 
     @classmethod
     def parse(cls, text: str) -> "Shape":
-        """Return the shape given as `P,R,K`, or raise ValueError.
-
-        Example:
-
-        >>> Shape.parse("512,64,8")
-        Shape(prompt=512, response=64, k=8)
-        """
+        """Return the shape given as `P,R,K`, or raise ValueError."""
         try:
             prompt, response, k = (int(part) for part in text.split(","))
         except ValueError:
@@ -49,19 +39,9 @@ DEFAULT_SHAPES = tuple(map(Shape.parse, ("1024,64,8", "512,64,8", "512,128,8", "
 
 
 def draw_groups(shape: Shape, count: int, vocabulary: int, *, mixed: bool = False, seed: int = 0) -> list[list[Pair]]:
-    """Draw groups of random tokens. The seed of a group depends only on `seed`, `shape` and the group's number.
+    """Draw groups of random tokens, with equal lengths or (`mixed`) log-normal ones as in real data.
 
-    Args:
-        shape: the lengths; with `mixed`, their means.
-        count: number of groups.
-        vocabulary: token ids are in [3, vocabulary), because the first ids are often special.
-        mixed: draw prompt and response lengths from log-normal distributions, as in real data.
-        seed: another seed gives other tokens.
-
-    Example:
-
-    >>> [len(pair.input_ids) for pair in draw_groups(Shape(5, 2, 3), count=1, vocabulary=100)[0]]
-    [7, 7, 7]
+    Token ids are in [3, vocabulary), because the first ids are often special.
     """
     groups = []
     for number in range(count):
@@ -69,9 +49,8 @@ def draw_groups(shape: Shape, count: int, vocabulary: int, *, mixed: bool = Fals
         rng = np.random.default_rng(int.from_bytes(key, "little"))
         prompt = _tokens(rng, max(2, _length(rng, shape.prompt, mixed)), vocabulary)
         responses = [_tokens(rng, _length(rng, shape.response, mixed), vocabulary) for _ in range(shape.k)]
-        groups.append(
-            [Pair(prompt + response, [False] * len(prompt) + [True] * len(response)) for response in responses]
-        )
+        prompt_mask = [False] * len(prompt)
+        groups.append([Pair(prompt + response, prompt_mask + [True] * len(response)) for response in responses])
     return groups
 
 
@@ -86,13 +65,7 @@ def _length(rng: np.random.Generator, mean: int, mixed: bool) -> int:
 
 
 def token_ratio(groups: Sequence[Sequence[Pair]]) -> float:
-    """Return the ideal speed-up: tokens with the prompt copied for each response, over tokens with the prompt once.
-
-    Example:
-
-    >>> round(token_ratio(draw_groups(Shape(512, 64, 8), count=2, vocabulary=100)), 2)
-    4.47
-    """
+    """Return the ideal speed-up: tokens with the prompt copied for each response, over tokens with the prompt once."""
     expanded = shared = 0
     for pairs in groups:
         prompt = list(pairs[0].trained).index(True)

@@ -26,13 +26,11 @@ from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train."""
+    """One way to train: TRL's own trainer on rows of one pair each, or ours, with options beside the common ones."""
 
     name: str
     trl: bool
-    """Whether this is TRL's own trainer, on rows of one pair each."""
     options: tuple[tuple[str, Any], ...]
-    """Options in addition to the common ones."""
 
     def sizes(self, k: int, groups: int) -> list[int]:
         """Return the micro-batch sizes that divide a step: in pairs for TRL, in groups for ours."""
@@ -55,7 +53,6 @@ class Data:
 
 
 def make_data(groups: Sequence[Sequence[Pair]], groups_per_step: int) -> Data:
-    """Build both forms of the groups."""
     pairs = []
     for pair in chain.from_iterable(groups):
         labels = [token if trained else IGNORE for token, trained in zip(pair.input_ids, pair.trained, strict=True)]
@@ -66,26 +63,17 @@ def make_data(groups: Sequence[Sequence[Pair]], groups_per_step: int) -> Data:
 
 
 def all_arms(prefix_backends: Sequence[str]) -> list[Arm]:
-    """Return TRL's modes, then ours.
+    """Return TRL's modes, then ours. In later releases of TRL, `chunked_nll` is another name of `nll`.
 
-    If TRL treats `chunked_nll` as another name of `nll`, both are one arm. This is the case in its later releases,
-    which always compute the loss in chunks. The packed arm is TRL's `padding_free` with the last of its losses. It
-    puts the pairs of a micro-batch into one sequence, which is what TRL's packing passes to the model.
-
-    Example:
-
-    >>> [arm.name for arm in all_arms(["sdpa"])][-2:]
-    ['mrt expanded', 'mrt shared sdpa']
+    The packed arm is TRL's `padding_free`, which passes to the model what TRL's packing does.
     """
     losses = list(dict.fromkeys(_loss_type(name) for name in ("nll", "chunked_nll")))
+    shared = [(backend, (("layout", "shared_prefix"), ("prefix_backend", backend))) for backend in prefix_backends]
     return [
         *(Arm(f"trl {loss}", True, (("loss_type", loss),)) for loss in losses),
         Arm("trl packed", True, (("loss_type", losses[-1]), ("padding_free", True))),
         Arm("mrt expanded", False, (("layout", "expanded"),)),
-        *(
-            Arm(f"mrt shared {backend}", False, (("layout", "shared_prefix"), ("prefix_backend", backend)))
-            for backend in prefix_backends
-        ),
+        *(Arm(f"mrt shared {backend}", False, options) for backend, options in shared),
     ]
 
 
@@ -98,14 +86,12 @@ def _loss_type(name: str) -> str:
 
 @dataclass(frozen=True)
 class Turn:
-    """Results of one turn."""
-
     seconds: list[float]
-    """Seconds of every optimizer step except the first."""
+    """Of every optimizer step except the first."""
     loss: float
-    """Mean loss over all steps, including the first, in nats per token."""
+    """Mean over all steps, including the first, in nats per token."""
     gradient_norm: float
-    """Gradient norm at the last step."""
+    """At the last step."""
 
 
 class _StepEnds(TrainerCallback):
@@ -129,20 +115,9 @@ class _StepEnds(TrainerCallback):
 
 
 def take_turn(arm: Arm, trained: BenchModel, data: Data, size: int, *, steps: int, probe: Probe | None = None) -> Turn:
-    """Train `steps` steps from the model's current weights, then restore these weights.
+    """Train `steps` steps (at least 2) from the model's current weights, then restore these weights.
 
-    The first step is a warm-up: it allocates the optimizer's state and is not timed.
-
-    Args:
-        arm: the way to train. Every arm sees the same pairs in the same optimizer step.
-        trained: the model.
-        data: the pairs, enough for that many steps.
-        size: pairs (TRL) or groups (ours) per micro-batch.
-        steps: at least 2.
-        probe: observes the second step.
-
-    Raises:
-        torch.OutOfMemoryError: if the device is too small.
+    The first step is a warm-up, which allocates the optimizer's state. `size` is in pairs (TRL) or groups (ours).
     """
     ends = _StepEnds(probe)
     with _unchanged(trained.model), _quietly(), tempfile.TemporaryDirectory() as folder:
@@ -182,12 +157,9 @@ def _build_trainer(arm: Arm, trained: BenchModel, data: Data, size: int, steps: 
             config = SFTConfig(**common, max_length=None)
             return SFTTrainer(trained.model, config, train_dataset=data.pairs, processing_class=trained.tokenizer)
         length = size * data.tokens_per_group  # a micro-batch is one row, in either layout
-        ours = MultiResponseSFTConfig(
-            **common, selector="all", prefix_check=False, max_length=length, row_length=length
-        )
-        return MultiResponseSFTTrainer(
-            trained.model, ours, train_dataset=data.groups, processing_class=trained.tokenizer
-        )
+        common |= {"selector": "all", "prefix_check": False, "max_length": length, "row_length": length}
+        ours = MultiResponseSFTConfig(**common)
+        return MultiResponseSFTTrainer(trained.model, ours, data.groups, processing_class=trained.tokenizer)
 
 
 @contextmanager
@@ -210,9 +182,8 @@ def _unchanged(model: Any) -> Iterator[None]:
     attention = text_attention(causal_model)
     use_cache = causal_model.config.use_cache
     methods = ("forward", "_original_forward")  # set by TRL's fused heads and by accelerate's autocast
-    attributes = [
-        (part, {name: vars(part)[name] for name in methods if name in vars(part)}) for part in (model, causal_model)
-    ]
+    parts = (model, causal_model)
+    attributes = [(part, {name: vars(part)[name] for name in methods if name in vars(part)}) for part in parts]
     try:
         yield
     finally:

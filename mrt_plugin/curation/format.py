@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 
 from mrt_plugin.curation.rule import Decision, GroupRule, GroupView, Tools
-from mrt_plugin.encoding.tokenizer import special_token_texts
+from mrt_plugin.encoding.encoder import special_token_texts
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.groups.text import edit_response, prompt_text
 

@@ -1,4 +1,4 @@
-"""The encoder: converts a prompt and its responses to token ids, and marks the tokens that are trained."""
+"""The tokenizer's preparation, and the encoder: token ids of a prompt and its responses, and which are trained."""
 
 import json
 import logging
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, get_args
 
 from mrt_plugin.encoding.messages import EncodingError, Message, prompt_messages, response_messages, roles
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.encoding.spans import Conversation, Span
-from mrt_plugin.encoding.tokenizer import check_tokenizer, special_token_texts
 from mrt_plugin.options import PromptFormat
 
 if TYPE_CHECKING:
@@ -23,23 +23,56 @@ logger = logging.getLogger(__name__)
 Tools = Sequence[dict[str, Any]] | str | None
 """Tool schemas, or their JSON."""
 
+Turns = str | Sequence[Message]
+"""A prompt or a response: a string or chat messages."""
+
+
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
+    if not tokenizer.is_fast:
+        raise EncodingError(
+            f"{type(tokenizer).__name__} is a slow tokenizer, without the character offsets that locate a response's "
+            "tokens. Load the fast one: AutoTokenizer.from_pretrained(..., use_fast=True), after converting it if the "
+            "model has no tokenizer.json."
+        )
+
+
+def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    """Make EOS the pad token, in place, if there is none. Return the tokenizer, or raise `EncodingError`.
+
+    Labels are marked before padding. So EOS is still trained at the end of responses, and never as padding.
+    """
+    check_tokenizer(tokenizer)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise EncodingError(
+                "The tokenizer has neither a pad nor an EOS token: set tokenizer.pad_token (and tokenizer.eos_token, "
+                "which ends a response) to tokens of its vocabulary."
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.info("The tokenizer has no pad token: its EOS %r pads. EOS stays trained.", tokenizer.eos_token)
+    return tokenizer
+
+
+def special_token_texts(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Return the texts of all special tokens, the longest first."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(added | set(tokenizer.all_special_tokens), key=lambda text: (-len(text), text))
+
 
 @dataclass
 class Encoder:
     """Encodes pairs of a prompt and a response. Only the assistant's turns of the response are trained.
 
-    In chat form, the tokenizer's chat template renders the conversation once. The text is tokenized unchanged; the
-    template writes BOS, if any. The trained tokens are those of the assistant's turns in that text, including their
-    end tokens (`mrt_plugin.encoding.spans`). Assistant turns of the prompt, tool results and later user turns are not
-    trained. Whitespace that some templates write after an end token is not trained either. For a prefix-preserving
-    template, that is the only difference from TRL. A last turn that the template does not close gets the tokenizer's
-    EOS.
+    In chat form, the tokenizer's chat template renders the conversation once, and the text is tokenized unchanged. The
+    trained tokens are those of the assistant's turns in that text, including their end tokens. Assistant turns of the
+    prompt, tool results and later user turns are not trained, nor is whitespace after an end token (TRL trains it). A
+    last turn that the template does not close gets the tokenizer's EOS.
 
     In plain form, prompt and response are joined and tokenized together. The tokenizer's special tokens are kept, but
     never a second BOS. One EOS at the end is trained.
 
-    Labels come from these marks, never from comparing ids, so a pad token that equals EOS is safe. Nothing is
-    truncated. A token that begins in the prompt and ends in the response is trained.
+    A pad token that equals EOS is safe: labels never come from comparing ids. Nothing is truncated. A token that
+    begins in the prompt and ends in the response is trained.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -80,28 +113,15 @@ class Encoder:
         # Logged topics are not part of the encoder's identity: datasets computes its fingerprint from the pickle.
         return {**self.__dict__, "_warned": set()}
 
-    def encode(
-        self, prompt: str | Sequence[Message], response: str | Sequence[Message], *, tools: Tools = None
-    ) -> Pair:
+    def encode(self, prompt: Turns, response: Turns, *, tools: Tools = None) -> Pair:
         """Encode one pair. For several responses to one prompt, `encode_group` is faster."""
         return self.encode_group(prompt, [response], tools=tools)[0]
 
-    def encode_group(
-        self, prompt: str | Sequence[Message], responses: Sequence[str | Sequence[Message]], *, tools: Tools = None
-    ) -> list[Pair]:
-        """Encode a prompt with each of its responses.
-
-        Args:
-            prompt: a string or messages.
-            responses: strings or lists of messages, in which every assistant turn is trained.
-            tools: tool schemas (or their JSON) that the template shows to the model.
-
-        Returns:
-            One pair per response, in their order.
+    def encode_group(self, prompt: Turns, responses: Sequence[Turns], *, tools: Tools = None) -> list[Pair]:
+        """Encode a prompt with each of its responses, and return one pair per response.
 
         Raises:
-            EncodingError: if the messages are malformed, or the tokenizer has no template for them. Also if the
-                template cannot render them or omits text of an assistant's turn.
+            EncodingError: if the messages are malformed, or the template cannot render them or omits their text.
         """
         if not responses:
             return []
@@ -111,16 +131,11 @@ class Encoder:
             return self._encode_plain(str(prompt), [str(response) for response in responses])
         except EncodingError as error:
             text = repr(prompt)
-            raise EncodingError(f"{error} (In the group of the prompt {text[:120]}{'...' * (len(text) > 120)})") from (
-                error.__cause__
-            )
+            text = text[:120] + "..." * (len(text) > 120)
+            raise EncodingError(f"{error} (In the group of the prompt {text})") from error.__cause__
 
-    def encode_prompt(self, prompt: str | Sequence[Message], *, tools: Tools = None) -> list[int]:
-        """Return the tokens from which a model generates its answer: the prompt and the assistant turn's header.
-
-        Raises:
-            EncodingError: as for `encode_group`.
-        """
+    def encode_prompt(self, prompt: Turns, *, tools: Tools = None) -> list[int]:
+        """Return the tokens from which a model generates its answer: the prompt and the assistant turn's header."""
         if self._is_chat(prompt, []):
             text = self._render(prompt_messages(prompt), True, tools=tools)
             return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -147,21 +162,17 @@ class Encoder:
                 "responses as strings with prompt_format='plain'."
             )
 
-    def _encode_chat(
-        self, prompt: str | Sequence[Message], responses: Sequence[str | Sequence[Message]], tools: Tools
-    ) -> list[Pair]:
+    def _encode_chat(self, prompt: Turns, responses: Sequence[Turns], tools: Tools) -> list[Pair]:
         render = partial(self._render, tools=tools)
         asked = prompt_messages(prompt)
         prompt_text = render(asked, True)
         texts, spans = [], []
         for response in responses:
             messages = [*asked, *response_messages(response)]
-            for before, after in pairwise(messages):
-                if before["role"] == after["role"] != "tool":
-                    self._warn(
-                        "repeated roles",
-                        f"Some conversations have two {after['role']!r} messages in a row; they are kept as they are.",
-                    )
+            for role, following in pairwise(message["role"] for message in messages):
+                if role == following != "tool":
+                    note = f"Some conversations have two {role!r} messages in a row; they are kept as they are."
+                    self._warn("repeated roles", note)
             conversation = Conversation(messages, render(messages, False), render, self._special, self._warn)
             texts.append(conversation.text)
             spans.append(conversation.find_spans(len(asked), prompt_text))
@@ -170,9 +181,8 @@ class Encoder:
 
     def _tokenize(self, texts: list[str], **options: Any) -> Iterable[tuple[list[int], list[tuple[int, int]]]]:
         """Return the token ids of each text, and the characters of each token."""
-        encoded = self.tokenizer(
-            texts, return_offsets_mapping=True, return_attention_mask=False, verbose=False, **options
-        )
+        options |= {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
+        encoded = self.tokenizer(texts, **options)
         return zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
 
     def _render(self, messages: Sequence[Message], generation_prompt: bool, *, tools: Tools) -> str:
@@ -198,20 +208,16 @@ class Encoder:
         """Mark the tokens whose characters are in a span, and those that begin before a span and end in it."""
         trained = [False] * len(input_ids)
         for span in spans:
-            begin, end = (bisect_right(offsets, place, key=_end) for place in (span.start, span.stop))
+            begin, end = (bisect_right(offsets, place, key=itemgetter(1)) for place in (span.start, span.stop))
             trained[begin:end] = [True] * (end - begin)
-        if not spans[-1].closed:
-            if self.tokenizer.eos_token_id is None:
-                self._warn("no end", "Neither the chat template nor the tokenizer has a token that ends a response.")
-            else:
-                self._warn(
-                    "eos added",
-                    "The chat template does not end an assistant's turn with a special token: "
-                    f"{self.tokenizer.eos_token!r} is added after the last one and trained.",
-                )
-                input_ids = [*input_ids, self.tokenizer.eos_token_id]
-                trained.append(True)
-        return Pair(input_ids, trained)
+        if spans[-1].closed:
+            return Pair(input_ids, trained)
+        if self.tokenizer.eos_token_id is None:
+            self._warn("no end", "Neither the chat template nor the tokenizer has a token that ends a response.")
+            return Pair(input_ids, trained)
+        note = "The chat template does not end an assistant's turn with a special token: "
+        self._warn("eos added", f"{note}{self.tokenizer.eos_token!r} is added after the last one and trained.")
+        return Pair([*input_ids, self.tokenizer.eos_token_id], [*trained, True])
 
     def _encode_plain(self, prompt: str, responses: Sequence[str]) -> list[Pair]:
         eos = self.tokenizer.eos_token_id
@@ -242,7 +248,3 @@ class Encoder:
         if topic not in self._warned:
             self._warned.add(topic)
             logger.warning(message)
-
-
-def _end(offset: tuple[int, int]) -> int:
-    return offset[1]

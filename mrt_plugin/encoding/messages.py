@@ -19,13 +19,7 @@ class EncodingError(ValueError):
 
 
 def without_none(value: Any) -> Any:
-    """Return a copy without None values. Arrow adds a key with None to every message if one message has the key.
-
-    Example:
-
-    >>> without_none([{"role": "user", "content": "Hi", "tool_calls": None}])
-    [{'role': 'user', 'content': 'Hi'}]
-    """
+    """Return a copy without None values. Arrow adds a key with None to every message if one message has the key."""
     if isinstance(value, dict):
         return {key: without_none(item) for key, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):
@@ -47,8 +41,7 @@ def prompt_messages(prompt: str | Sequence[Message]) -> list[Message]:
 def response_messages(response: str | Sequence[Message]) -> list[Message]:
     """Return the response as messages, or raise `EncodingError`. A string becomes one assistant turn."""
     messages = _messages(response, "response", "assistant")
-    for place, index in (("begins", 0), ("ends", -1)):
-        role = messages[index]["role"]
+    for place, role in (("begins", messages[0]["role"]), ("ends", messages[-1]["role"])):
         if role != "assistant":
             raise EncodingError(
                 f"The response {place} with a {role!r} message (roles: {roles(messages)}). A response is what the "
@@ -65,7 +58,6 @@ def response_messages(response: str | Sequence[Message]) -> list[Message]:
 
 
 def roles(messages: Iterable[Message]) -> str:
-    """Return the roles in order, for error messages."""
     return ", ".join(message["role"] for message in messages)
 
 
@@ -96,7 +88,6 @@ def content_text(message: Message) -> str:
 
 
 def called_functions(message: Message) -> list[str]:
-    """Return the names of the functions that a message calls."""
     calls = [call.get("function", call) for call in message.get("tool_calls") or []]
     return [call["name"] for call in calls if "name" in call]
 
@@ -108,43 +99,29 @@ def texts(message: Message) -> list[str]:
 
 
 def marked(message: Message, mark: Callable[[], str]) -> Message:
-    """Return a copy of a message in which a new mark replaces each text.
+    """Return a copy in which a new mark replaces each text: "<think>Two.</think> 2" becomes "<think>M1</think> M2".
 
-    Think tags, whitespace around a text, empty fields and the structure of tool calls are kept. So a template takes
-    the same branches for the copy as for the message.
-
-    Example:
-
-    >>> marks = iter(["M1", "M2"])
-    >>> marked({"role": "assistant", "content": "<think>Two.</think>\\n2"}, lambda: next(marks))
-    {'role': 'assistant', 'content': '<think>M1</think>\\nM2'}
+    A template takes the same branches for both: think tags, whitespace, empty fields and the form of calls stay.
     """
-    copy = dict(message)
-    for key in ("content", *REASONING):
-        if key in message:
-            copy[key] = _marked_content(message[key], mark)
+    copy = {**message, **{key: _marked(message[key], mark) for key in ("content", *REASONING) if key in message}}
     if message.get("tool_calls"):
         copy["tool_calls"] = [_marked_call(call, mark) for call in message["tool_calls"]]
     return copy
 
 
-def _marked_content(content: Any, mark: Callable[[], str]) -> Any:
-    if isinstance(content, list):
+def _marked(value: Any, mark: Callable[[], str]) -> Any:
+    """Mark the pieces of a text between its think tags, or the texts of a list of parts."""
+    if isinstance(value, list):
         return [
-            {**part, "text": _marked_text(part["text"], mark)} if isinstance(part, dict) and "text" in part else part
-            for part in content
+            {**part, "text": _marked(part["text"], mark)} if isinstance(part, dict) and "text" in part else part
+            for part in value
         ]
-    return _marked_text(content, mark) if isinstance(content, str) else content
-
-
-def _marked_text(text: str, mark: Callable[[], str]) -> str:
-    pieces = []
-    for piece in THINK_TAG.split(text):
-        core = piece.strip()
-        if core and not THINK_TAG.fullmatch(piece):
-            before = piece.index(core)
-            piece = piece[:before] + mark() + piece[before + len(core) :]
-        pieces.append(piece)
+    if not isinstance(value, str):
+        return value
+    pieces = [
+        piece.replace(piece.strip(), mark(), 1) if piece.strip() and not THINK_TAG.fullmatch(piece) else piece
+        for piece in THINK_TAG.split(value)
+    ]
     return "".join(pieces)
 
 

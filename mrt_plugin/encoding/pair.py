@@ -6,15 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt with one response as tokens.
-
-    `trained[t]` says whether the model is trained to produce `input_ids[t]`.
-    """
+    """One prompt with one response. `trained[t]` says whether the model is trained to produce `input_ids[t]`."""
 
     input_ids: Sequence[int]
     trained: Sequence[bool]
 
     @property
     def trained_length(self) -> int:
-        """L, the number of trained tokens."""
         return sum(self.trained)

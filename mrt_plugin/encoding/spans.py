@@ -1,9 +1,7 @@
 """Locate the assistant's turns in a rendered conversation.
 
-The trained tokens are those of the assistant's own turns, found in the text that the model will see. Cutting at the
-length of the prompt rendered alone is wrong for many templates, whose prompt is not a prefix of the conversation.
-Templates of thinking models drop or add think blocks, some move the system text, and some end a generation prompt
-with `<think>`.
+Cutting at the length of the prompt rendered alone is wrong for many templates, whose prompt is not a prefix of the
+conversation: some drop or add think blocks, move the system text, or end a generation prompt with `<think>`.
 """
 
 import re
@@ -25,23 +23,12 @@ from mrt_plugin.encoding.messages import (
 
 @dataclass(frozen=True)
 class Span:
-    """Characters `start` to `stop` of a rendered conversation: the text of one turn that the model is trained on.
-
-    `closed` says whether it ends with a special token, where generation stops.
-    """
+    """Characters `start` to `stop` of a rendered conversation: the text of one turn that the model is trained on."""
 
     start: int
     stop: int
     closed: bool
-
-
-@dataclass(frozen=True)
-class _Content:
-    """The place of a turn's content in the text, and what the template writes after it if the turn is the last."""
-
-    start: int
-    stop: int
-    closing: str
+    """Whether it ends with a special token, where generation stops."""
 
 
 class _Marks:
@@ -49,15 +36,10 @@ class _Marks:
 
     def __init__(self, text: str, name: str = "turn") -> None:
         self.stem = next(stem for stem in (f"{name}{number}x" for number in count(7919)) if stem not in text)
-        self.count = 0
+        self.numbers = count(1)
 
     def __call__(self) -> str:
-        self.count += 1
-        return f"{self.stem}{self.count}e"
-
-    def any_in(self, text: str) -> bool:
-        """Return whether a mark is in the text."""
-        return self.stem in text
+        return f"{self.stem}{next(self.numbers)}e"
 
     def around(self, text: str) -> tuple[str, str]:
         """Return the text before the first mark and the text after the last."""
@@ -74,22 +56,14 @@ class Conversation:
     render: Callable[[Sequence[Message], bool], str]
     """Renders other messages the same way. The flag adds the generation prompt."""
     special_tokens: Sequence[str]
-    """The texts of the tokenizer's special tokens."""
     warn: Callable[[str, str], None]
     """Logs a message once per topic, about cases that are unusual but work."""
 
     def find_spans(self, first: int, prompt_text: str) -> list[Span]:
-        """Return the spans of the assistant's turns from message `first` on.
+        """Return the spans of the assistant's turns from message `first` on, from the header to the end token.
 
-        A span begins where the template's generation prompt would end, and it ends with the turn's end token.
-        Whitespace that a template writes after the end token is not included, because generation stops before it.
-
-        Args:
-            first: the index of the response's first message.
-            prompt_text: `messages[:first]` rendered with the generation prompt.
-
-        Raises:
-            EncodingError: if a turn cannot be located, or the template omits some of its text.
+        `prompt_text` is `messages[:first]` rendered with the generation prompt. Whitespace that a template writes
+        after the end token is not included, because generation stops before it.
         """
         spans = []
         last = len(self.messages) - 1
@@ -104,55 +78,52 @@ class Conversation:
             else:
                 self._warn_of_context(before)
                 content = self._locate(index)
-                start = self._start_before(content, index)
+                start = self._start_before(content[0], index)
             if self.text.startswith(through):
                 span = self._close_at_end(start, len(through))
             else:
-                span = self._close_after(start, content or self._locate(index))
+                span = self._close_after(start, *(content or self._locate(index))[1:])
             self._check_turn(self.messages[index], self.text[span.start : span.stop], index == last)
             spans.append(span)
         return spans
 
-    def _locate(self, index: int) -> _Content:
-        """Locate the content of message `index`: render the conversation with marks in its place, and compare."""
+    def _locate(self, index: int) -> tuple[int, int, str]:
+        """Return where a message's content starts and stops, and what the template writes after it in a last turn."""
         marks = _Marks(self.text)
         turn = marked(self.messages[index], marks)
         twin = self.render([*self.messages[:index], turn, *self.messages[index + 1 :]], False)
         before, after = marks.around(twin)
         fits = self.text.startswith(before) and self.text.endswith(after) and len(before + after) <= len(self.text)
-        if marks.any_in(twin) and fits:
+        if marks.stem in twin and fits:
             closing = marks.around(self.render([*self.messages[:index], turn], False))[1]
-            return _Content(len(before), len(self.text) - len(after), closing)
+            return len(before), len(self.text) - len(after), closing
         raise EncodingError(
             f"The assistant's turn in message {index} cannot be located in the rendered conversation: the chat "
             "template leaves it out, or renders other parts differently depending on what it says. Use a chat "
             "template that renders each turn independently of the words in it."
         )
 
-    def _start_before(self, content: _Content, index: int) -> int:
-        """Return the span's start, at or before the content.
+    def _start_before(self, content: int, index: int) -> int:
+        """Return the span's start: after the part of the generation prompt that follows the previous message here.
 
-        The span starts after the part of the generation prompt that the conversation contains. The two are compared
-        between the end of the previous message and the turn's content, so that no text of the previous message counts
-        as part of the turn. If this comparison fails, the span starts at the content.
+        If the two cannot be compared, the span starts at the content.
         """
         if index == 0:
-            return content.start
+            return content
         asked, said = _Marks(self.text, "asked"), _Marks(self.text)
         known = [*self.messages[: index - 1], marked(self.messages[index - 1], asked)]
         prompt = self.render(known, True)
         turn = marked(self.messages[index], said)
         conversation = self.render([*known, turn, *self.messages[index + 1 :]], False)
-        if not (asked.any_in(prompt) and asked.any_in(conversation) and said.any_in(conversation)):
-            return content.start
+        if not (asked.stem in prompt and asked.stem in conversation and said.stem in conversation):
+            return content
         header = asked.around(prompt)[1]
         frame = asked.around(said.around(conversation)[0])[1]
-        if not self.text.endswith(frame, 0, content.start):
-            return content.start
-        return content.start - (len(frame) - _common_length(header, frame))
+        if not self.text.endswith(frame, 0, content):
+            return content
+        return content - (len(frame) - _common_length(header, frame))
 
     def _warn_of_context(self, before: str) -> None:
-        """Warn that a turn is trained after a context that differs from the model's context at inference."""
         agree = _common_length(before, self.text)
         self.warn(
             "context",
@@ -165,22 +136,21 @@ class Conversation:
     def _close_at_end(self, start: int, end: int) -> Span:
         """Return the span of a turn that fills `text[start:end]`, up to its special token if that comes last."""
         stop = start + len(self.text[start:end].rstrip())
-        if self.text.endswith(tuple(self.special_tokens), start, stop):
-            return Span(start, stop, True)
-        return Span(start, end, False)
+        closed = self.text.endswith(tuple(self.special_tokens), start, stop)
+        return Span(start, stop if closed else end, closed)
 
-    def _close_after(self, start: int, content: _Content) -> Span:
-        """Return the span of a turn whose content is located. It ends after the end token that follows the content.
+    def _close_after(self, start: int, content_stop: int, closing: str) -> Span:
+        """Return the span of a turn whose content is located.
 
         Where the conversation has the text that the template writes after a last turn, the turn ends there. Where it
         has another end token instead (GPT-OSS), the turn ends after that token.
         """
         special = re.compile("|".join(re.escape(token) for token in self.special_tokens) or "(?!)")
-        common = content.stop + _common_length(content.closing, self.text[content.stop :])
-        shared = list(special.finditer(self.text, content.stop, common))
+        common = content_stop + _common_length(closing, self.text[content_stop:])
+        shared = list(special.finditer(self.text, content_stop, common))
         if shared:
             return Span(start, shared[-1].end(), True)
-        other = special.search(self.text, content.stop) if special.search(content.closing) else None
+        other = special.search(self.text, content_stop) if special.search(closing) else None
         return Span(start, common, False) if other is None else Span(start, other.end(), True)
 
     def _check_turn(self, message: Message, rendered: str, final: bool) -> None:
@@ -198,17 +168,12 @@ class Conversation:
                     "trained. Remove <think>...</think> from the responses, move it to `reasoning_content` if the "
                     "template renders that, or set a chat template that keeps it."
                 )
-            self.warn(
-                "old thinking",
-                "The chat template drops the thinking of a response's earlier turns: it is not trained.",
-            )
+            note = "The chat template drops the thinking of a response's earlier turns: it is not trained."
+            self.warn("old thinking", note)
         for key in REASONING:
             if isinstance(message.get(key), str) and not _occurs(message[key], rendered):
-                self.warn(
-                    key,
-                    f"The chat template does not render the {key!r} of some assistant turns: it is not trained. Set a "
-                    "chat template that renders it if it should be.",
-                )
+                note = f"The chat template does not render the {key!r} of some assistant turns: it is not trained."
+                self.warn(key, f"{note} Set a chat template that renders it if it should be.")
         for name in called_functions(message):
             if not _occurs(name, rendered):
                 raise EncodingError(
@@ -226,9 +191,10 @@ def _occurs(words: str, rendered: str) -> bool:
         return True
     rest = "".join(rendered.split())
     for piece in THINK_TAG.sub("\n", words).split("\n"):
-        _, found, rest = rest.partition("".join(piece.split())) if piece.strip() else ("", "found", rest)
-        if not found:
+        wanted = "".join(piece.split())
+        if wanted not in rest:
             return False
+        rest = rest.partition(wanted)[2] if wanted else rest
     return True
 
 

@@ -98,7 +98,7 @@ class TokenNLL:
             self._judging = False
 
     def bound(self, model: nn.Module) -> Callable[[Mapping[str, Any], torch.Tensor], torch.Tensor]:
-        """Return a `compute(forward_kwargs, shift_labels)` that runs `model`, or what distributed training made of it."""
+        """Return a `compute(forward_kwargs, shift_labels)` that runs `model`, which may be wrapped."""
         return lambda forward_kwargs, shift_labels: self(model, forward_kwargs, shift_labels)
 
     def __call__(

@@ -10,18 +10,11 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from mrt_plugin.attention import (
-    Backend,
-    Compute,
-    ExpandedBackend,
-    NotShareable,
-    OneByOneBackend,
-    prove,
-    refusal_of,
-    resolve_backend,
-    settle_plain,
-)
-from mrt_plugin.attention.family import refuse_row_adapters
+from mrt_plugin.attention.backend import Backend, Compute, ExpandedBackend, OneByOneBackend
+from mrt_plugin.attention.family import NotShareable, refuse_row_adapters
+from mrt_plugin.attention.plain import settle_plain
+from mrt_plugin.attention.proof import prove, refusal_of
+from mrt_plugin.attention.resolve import resolve_backend
 from mrt_plugin.layout.group_row import GroupRow, as_group_row, split_group
 from mrt_plugin.options import LayoutOptions
 
@@ -37,13 +30,11 @@ MANY_FORWARDS = (FORK, OneByOneBackend.name)
 """The backends that run the model once per group or pair. Processes may hold different numbers of these."""
 
 PACKED_GROUPS = 64
-"""Number of longest groups that are candidates for the row of the proof. Those that fit are taken."""
+"""Number of longest groups that are candidates for the row of the proof."""
 
 
 @dataclass(frozen=True)
 class LayoutChoice:
-    """The layout of a run and the attention backend that computes it."""
-
     layout: str
     backend: Backend
     can_pack: bool
@@ -65,31 +56,22 @@ class RunSetup:
     device_type: str | None = None
     """The device to train on; by default that of the model."""
     sharding: str | None = None
-    """The name of what shards the weights over processes (`mrt_plugin.trainer.processes.read_sharding`), if anything
-    does."""
+    """What shards the weights over processes (`processes.read_sharding`), if anything does."""
     agree: Callable[[str | None], str | None] = lambda refusal: refusal
-    """Called with why this process cannot share, or with None. Returns the first such reason of any process, so that
-    all processes choose the same layout."""
+    """Takes why this process cannot share, or None, and returns the first such reason of any process."""
 
 
 def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
-    """Resolve `layout` and `prefix_backend` for a model and its prepared data.
+    """Resolve `layout` and `prefix_backend` for a model and its prepared data, and log the reason.
 
-    `auto` shares the prompt if that saves tokens, a backend can do it, and the proof finds the same numbers. Otherwise
-    it expands the groups, and one log line says why. A step means the same in both layouts.
-
-    Raises:
-        ValueError: if `layout="shared_prefix"` was requested and is not possible. The message gives the reason.
+    `auto` expands where sharing saves too little or is refused. For `shared_prefix` a refusal is raised.
     """
     options = setup.options
     ratio, row = _token_ratio_and_row(dataset, options)
     share = options.layout == "shared_prefix" or (options.layout == "auto" and ratio >= WORTH_SHARING)
-    if share:
-        reason = f"the token ratio is {ratio:.2f}"
-    elif options.layout == "expanded":
-        reason = "as requested"
-    else:
-        reason = f"sharing the prompt would save too little, the token ratio is {ratio:.2f}"
+    reason = "as requested" if options.layout == "expanded" else f"the token ratio is {ratio:.2f}"
+    if options.layout == "auto" and not share:
+        reason = f"sharing the prompt would save too little, {reason}"
 
     choice = LayoutChoice("expanded", ExpandedBackend(), False, reason)
     if share or options.row_packing:  # packed pairs are separated by the same rule as segments
@@ -136,11 +118,9 @@ def _agreed_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
 def _proved_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
     model, options, sharding = setup.model, setup.options, setup.sharding
     refuse_row_adapters(model)
+    device, recomputed = setup.device_type or model.device.type, setup.gradient_checkpointing
     backend = resolve_backend(
-        options.prefix_backend,
-        model.config,
-        device_type=setup.device_type or model.device.type,
-        gradient_checkpointing=setup.gradient_checkpointing,
+        options.prefix_backend, model.config, device_type=device, gradient_checkpointing=recomputed
     )
     if backend.name == FORK and sharding is not None:
         raise NotShareable(
@@ -155,15 +135,8 @@ def _proved_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
         )
     backend.prepare_model(model)
     if options.prefix_check:
-        prove(
-            model,
-            backend,
-            row[0],
-            beside=row[1:],
-            reach=options.row_length,
-            compute=setup.compute,
-            pad_token_id=setup.pad_token_id,
-        )
+        reach, pad = options.row_length, setup.pad_token_id
+        prove(model, backend, row[0], beside=row[1:], reach=reach, compute=setup.compute, pad_token_id=pad)
     return backend
 
 
@@ -178,11 +151,7 @@ def _depends_on_batch(setup: RunSetup, row: list[GroupRow]) -> str | None:
 
 
 def _token_ratio_and_row(dataset: Dataset, options: LayoutOptions) -> tuple[float, list[GroupRow]]:
-    """Return the token ratio, and a row for the proof, built as the run builds its rows.
-
-    The row begins with the group that has the longest pair. Groups of one response come last in this order, so the
-    first group has several responses if any group has.
-    """
+    """Return the token ratio, and a row for the proof, built as the run builds its rows from the longest pair on."""
     table = dataset.select_columns(["prefix_length", "segment_lengths"]).with_format("arrow")[:]
     prefixes = table["prefix_length"].to_numpy()
     counts = pc.list_value_length(table["segment_lengths"]).to_numpy()
@@ -191,16 +160,15 @@ def _token_ratio_and_row(dataset: Dataset, options: LayoutOptions) -> tuple[floa
     totals = np.add.reduceat(segments, starts)
     longest = prefixes + np.maximum.reduceat(segments, starts)
     ratio = float((counts * prefixes + totals).sum() / (prefixes + totals).sum())
-    order = np.lexsort((-longest, counts == 1))
+    order = np.lexsort((-longest, counts == 1))  # the first group has several responses if any group has
     packing = options.row_packing and options.row_length is not None
     candidates = [order[0], longest.argmax(), *order[1:PACKED_GROUPS]] if packing else order[:1]
-    room = math.inf if options.row_length is None else options.row_length
     row: list[GroupRow] = []
+    room = math.inf if options.row_length is None else options.row_length
     for index in dict.fromkeys(map(int, candidates)):
         group = as_group_row(dataset[index])
         if options.row_length is not None:
-            parts = split_group(group, options.row_length)
-            group = max(parts, key=lambda part: max(part["segment_lengths"]))
+            group = max(split_group(group, options.row_length), key=lambda part: max(part["segment_lengths"]))
         if len(group["input_ids"]) <= room:
             row.append(group)
             room -= len(group["input_ids"])

@@ -21,22 +21,13 @@ from mrt_plugin.layout.group_row import IGNORE
 from mrt_plugin.layout.rows import Rows
 from mrt_plugin.loss.token_nll import TokenNLL, step_loss
 from mrt_plugin.options import MultiResponseOptions
-from mrt_plugin.trainer.callbacks.overfitting import TRAIN_ROWS
+from mrt_plugin.trainer import processes
+from mrt_plugin.trainer.callbacks.held_out import TRAIN_ROWS
 from mrt_plugin.trainer.callbacks.resuming import SameTrainingData
 from mrt_plugin.trainer.callbacks.watch import watch
+from mrt_plugin.trainer.checks import check_model, refuse_parallelism
 from mrt_plugin.trainer.layout_choice import MANY_FORWARDS, RunSetup, choose_layout
-from mrt_plugin.trainer.model_checks import check_model
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared, row_tokens
-from mrt_plugin.trainer.processes import (
-    first_refusal,
-    from_main_process,
-    keep_head_gathered,
-    read_sharding,
-    refuse_parallelism,
-    stop_sending_buffers,
-    sum_over_processes,
-    with_fillers,
-)
 from mrt_plugin.trainer.redraw import DRAW, EpochDraws
 
 logger = logging.getLogger(__name__)
@@ -79,7 +70,6 @@ class Meter:
 
 @contextmanager
 def out_of_memory_advice() -> Iterator[None]:
-    """Add advice to an out-of-memory error."""
     try:
         yield
     except RuntimeError as error:
@@ -130,6 +120,7 @@ class MultiResponseTrainerMixin(Trainer):
     model: Any
     _signature_columns: Any
     _eval_sums: torch.Tensor
+    """Over the tokens of an evaluation [3]: the NLL, the tokens, and the correct ones."""
 
     def set_up_groups(self, options: MultiResponseOptions, collators: list[GroupedResponseCollator]) -> None:
         """Choose the layout, prove that it is exact on the model and the data, and set it in the collators.
@@ -168,30 +159,27 @@ class MultiResponseTrainerMixin(Trainer):
                 "redraw='epoch': the training data was prepared without it, so there is nothing to draw from. Give "
                 "the groups themselves, or data prepared with redraw='epoch'."
             )
-        pad_token_id: Any = collators[0].tokenizer.pad_token_id
+        tokenizer: Any = collators[0].tokenizer
         setup = RunSetup(
             model,
             options,
             compute=self._token_nll.bound(model),
-            pad_token_id=pad_token_id,
+            pad_token_id=tokenizer.pad_token_id,
             gradient_checkpointing=bool(self.args.gradient_checkpointing) or recomputes(model),
             device_type=accelerator.device.type,
-            sharding=read_sharding(accelerator.distributed_type, accelerator.state.deepspeed_plugin),
-            agree=lambda refusal: first_refusal(accelerator, refusal),
+            sharding=processes.read_sharding(accelerator.distributed_type, accelerator.state.deepspeed_plugin),
+            agree=lambda refusal: processes.first_refusal(accelerator, refusal),
         )
         with self._token_nll.judging():
             choice = choose_layout(setup, _as_trained(rows))
-        self.layout = choice.layout
-        self._backend = choice.backend
+        self.layout, self._backend = choice.layout, choice.backend
         if choice.backend.name in MANY_FORWARDS:
-            stop_sending_buffers(accelerator, self.args, choice.backend.name)
+            processes.stop_sending_buffers(accelerator, self.args, choice.backend.name)
         for collator in collators:
             collator.layout = choice.layout
             collator.packing = collator.packing and choice.can_pack
         self.add_callback(SameTrainingData(rows, [*COLUMNS, DRAW]))
-        self._watching = watch(self, options, collators[0].tokenizer)
-
-    # ------------------------------------------------------------------ data
+        self._watching = watch(self, options, tokenizer)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -205,15 +193,13 @@ class MultiResponseTrainerMixin(Trainer):
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
         # accelerate repeats rows until all processes have equal batches, which would count these rows twice.
-        processes = self.accelerator.num_processes
-        if processes > 1 and isinstance(dataset, Dataset) and is_prepared(dataset):
-            dataset = with_fillers(dataset, batch_size * processes)
+        count = self.accelerator.num_processes
+        if count > 1 and isinstance(dataset, Dataset) and is_prepared(dataset):
+            dataset = processes.with_fillers(dataset, batch_size * count)
         if not kwargs.get("is_training") and isinstance(dataset, Dataset):
             dataset = _as_trained(dataset)
             self._refuse_split_angles(dataset, "evaluation")
         return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
-
-    # ------------------------------------------------------------------ loss
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         """Return the units of the complete optimizer step, over its micro-batches and all processes."""
@@ -227,11 +213,7 @@ class MultiResponseTrainerMixin(Trainer):
         return sums[0].float().to(device)
 
     def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return this micro-batch's part of the step's loss. There are no outputs: a row's logits never exist."""
         rows = Rows.from_batch(inputs)
@@ -251,24 +233,18 @@ class MultiResponseTrainerMixin(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def _nll(self, model: torch.nn.Module, rows: Rows) -> torch.Tensor:
-        """Return the NLL of each token, [R, T] (rows, tokens per row).
+        """Return the NLL of each token, [rows, tokens per row].
 
         A backend inspects the unwrapped model and runs the one that distributed training wrapped.
         """
-        keep_head_gathered(model)
+        processes.keep_head_gathered(model)
         return self._backend.token_nll(self.model, rows, self._token_nll.bound(model))
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
-        return sum_over_processes(self.accelerator, values)
-
-    # ------------------------------------------------------------------ evaluation
+        return processes.sum_over_processes(self.accelerator, values)
 
     def prediction_step(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor, None, None]:
         """Return the mean NLL of the batch's tokens, and add its sums for `evaluation_loop`."""
         rows = Rows.from_batch(self._prepare_inputs(inputs))
@@ -284,10 +260,7 @@ class MultiResponseTrainerMixin(Trainer):
     def evaluation_loop(
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """Evaluate as `Trainer` does, with the loss taken over all tokens instead of averaged over batches.
-
-        Add the metrics of the monitoring options.
-        """
+        """Evaluate as `Trainer` does, with the loss over all tokens and the metrics of the monitoring options."""
         began = time.perf_counter()
         self._eval_sums = torch.zeros(4, dtype=torch.float64)
         output = super().evaluation_loop(  # type: ignore[misc]
@@ -313,21 +286,17 @@ class MultiResponseTrainerMixin(Trainer):
         if samples is not None:
             model = self.accelerator.unwrap_model(self.model)
             with self.compute_loss_context_manager():
-                metrics |= from_main_process(self.accelerator, lambda: samples.metrics(model, rows, prefix))
+                metrics |= processes.from_main_process(self.accelerator, lambda: samples.metrics(model, rows, prefix))
         return metrics
 
     def _train_nll(self) -> float:
-        """Return the mean NLL per token of some training rows, computed as the held-out loss is.
-
-        The rows are the same at every evaluation.
-        """
+        """Return the mean NLL per token of some training rows, the same at every evaluation."""
         prepared: Any = self.train_dataset
         rows = prepared.select(range(0, len(prepared), -(-len(prepared) // TRAIN_ROWS)))
         self._eval_sums = torch.zeros(4, dtype=torch.float64)
         with torch.random.fork_rng(devices=[]):  # creating a data loader draws a seed
-            model: Any = self.model
             for batch in self.get_test_dataloader(rows):
-                self.prediction_step(model, batch, prediction_loss_only=True)
+                self.prediction_step(self.model, batch, prediction_loss_only=True)
         nll, tokens, *_ = self._sum(self._eval_sums).tolist()
         return float(nll / tokens)
 
@@ -340,8 +309,7 @@ class MultiResponseTrainerMixin(Trainer):
         longest = np.argsort(row_tokens(rows, self.layout), kind="stable")[-self.args.train_batch_size :]
         batch = self.data_collator([rows[int(index)] for index in longest])
         model: Any = self.model_wrapped
-        units = self._get_num_items_in_batch([batch], self.args.device)
-        self.training_step(model, batch, units)
+        self.training_step(model, batch, self._get_num_items_in_batch([batch], self.args.device))
         model.zero_grad()
         return int(batch["stats"]["tokens"])
 
@@ -349,8 +317,6 @@ class MultiResponseTrainerMixin(Trainer):
         """Train as `Trainer` does. If memory runs out, the error says what to lower."""
         with out_of_memory_advice():
             return super().train(*args, **kwargs)
-
-    # ------------------------------------------------------------------ logs
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add throughput, token accuracy and the share of prompt tokens saved to the training logs."""

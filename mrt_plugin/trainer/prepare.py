@@ -1,7 +1,7 @@
 """Prepare groups for training: select, encode, drop pairs that are too long, lay out."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,22 +38,21 @@ class PrepareReport:
     """Counts of a preparation.
 
     `groups + dropped_groups` is the number of groups read. `pairs + dropped_pairs` is the number of responses
-    selected.
+    selected. Rows may be more than groups, as long groups can be split.
     """
 
-    groups: int = 0
-    rows: int = 0
-    """Rows of the prepared dataset: more than `groups` if long groups were split."""
-    pairs: int = 0
-    trained_tokens: int = 0
-    tokens_expanded: int = 0
-    """Tokens of a forward pass if the prompt is copied for each response."""
-    tokens_shared: int = 0
-    """Tokens of a forward pass if each row holds the prompt once."""
-    dropped_pairs: int = 0
+    groups: int
+    rows: int
+    dropped_pairs: int
     """Pairs longer than max_length."""
-    dropped_groups: int = 0
+    dropped_groups: int
     """Groups with no pair left."""
+    pairs: int
+    trained_tokens: int
+    tokens_expanded: int
+    """Tokens of a forward pass if the prompt is copied for each response."""
+    tokens_shared: int
+    """Tokens of a forward pass if each row holds the prompt once."""
 
     @property
     def token_ratio(self) -> float:
@@ -121,7 +120,10 @@ def prepare_groups(
     if options.selection_seed is not None:
         seed = options.selection_seed
     if options.redraw == "epoch":
-        chosen = _pools(groups, options.n, seed)
+        names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
+        pools = groups.select_columns(names)
+        batches = pools.iter(batch_size(pools, 256))
+        chosen = [candidates_of(b, place, n=options.n, seed=seed) for b in batches for place in range(len(b["id"]))]
     else:
         selected = run_selection(groups, options, seed=seed, num_proc=num_proc)
         selected.report.log()
@@ -146,11 +148,10 @@ def prepare_groups(
     )
     # datasets.map returns no columns if no batch has a row
     counts = {name: prepared[name][:] if len(prepared) else [] for name in ("group", *_SUMS)}
-    report = PrepareReport(
-        groups=len(set(counts["group"])), rows=len(prepared), **{name: sum(counts[name]) for name in _SUMS}
-    )
-    report.dropped_pairs = sum(map(len, chosen)) - report.pairs
-    report.dropped_groups = len(groups) - report.groups
+    sums = {name: sum(counts[name]) for name in _SUMS}
+    kept_groups = len(set(counts["group"]))
+    dropped = sum(map(len, chosen)) - sums["pairs"]
+    report = PrepareReport(kept_groups, len(prepared), dropped, len(groups) - kept_groups, **sums)
     _announce(report, options, length_option, max_length, description)
     return prepared.remove_columns([name for name in counts if name in prepared.column_names]), report
 
@@ -162,23 +163,8 @@ def is_prepared(dataset: Dataset) -> bool:
 
 def row_tokens(rows: Dataset, layout: str) -> np.ndarray:
     """Return the tokens that each prepared row has in a layout, [rows]."""
-    shared = layout == "shared_prefix"
-    sizes = [
-        prefix * (1 if shared else len(segments)) + sum(segments)
-        for prefix, segments in zip(rows["prefix_length"], rows["segment_lengths"], strict=True)
-    ]
-    return np.array(sizes, dtype=np.int64)
-
-
-def _pools(groups: Dataset, n: int | None, seed: int) -> list[list[int]]:
-    """Return the candidates of each group, for a trainer that draws from them again in each epoch."""
-    names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
-    wanted = groups.select_columns(names)
-    return [
-        candidates_of(batch, place, n=n, seed=seed)
-        for batch in wanted.iter(batch_size(wanted, 256))
-        for place in range(len(batch["id"]))
-    ]
+    counted = zip(rows["prefix_length"], rows["segment_lengths"], strict=True)
+    return np.array([p * (1 if layout == "shared_prefix" else len(s)) + sum(s) for p, s in counted], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -202,24 +188,37 @@ class _Builder:
         names = (*COLUMNS, "group", *_SUMS, PROMPT_NAME, *([DRAW] if self.options.redraw == "epoch" else []))
         return {name: [row[name] for row in rows] for name in names}
 
-    def _rows_of_group(self, group: dict[str, Any], index: int) -> list[dict[str, Any]]:
-        """Return the group's rows with their counts; none if no pair fits, or all that fit have weight 0."""
+    def _rows_of_group(self, group: dict[str, Any], index: int) -> Iterator[dict[str, Any]]:
+        """Yield the group's rows with their counts; none if no pair fits, or all that fit have weight 0."""
         try:
             pairs, weights, pool = self._encode(group, self.chosen[index])
         except EncodingError as error:
             raise EncodingError(f"Group {group['id']!r} (row {index}): {error}") from error
         if sum(weights) <= 0:
-            return []
-        group_row = build_group_row(pairs, self.options.loss_aggregation, weights, **pool)
-        shared = {"group": index, PROMPT_NAME: prompt_name(group["prompt"])}
-        rows = []
-        for part, draw in self._arrange(group_row):
+            return
+        row = build_group_row(pairs, self.options.loss_aggregation, weights, **pool)
+        for part, draw in self._arrange(row):
             # The rows of one draw share a pool, which is counted once.
-            counts = _count(part if draw is None else group_row)
+            counted = part if draw is None else row
+            count, prefix = len(counted["segment_lengths"]), counted["prefix_length"]
+            counts = {
+                "pairs": count,
+                "trained_tokens": sum(label != IGNORE for label in counted["labels"]),
+                "tokens_expanded": count * prefix + sum(counted["segment_lengths"]),
+                "tokens_shared": len(counted["input_ids"]),
+            }
             if draw is not None and draw["first"] > 0:
-                counts = dict.fromkeys(counts, 0)
-            rows.append({**part, **counts, **shared, DRAW: draw})
-        return rows
+                counts = dict.fromkeys(_SUMS, 0)
+            yield {**part, **counts, "group": index, PROMPT_NAME: prompt_name(group["prompt"]), DRAW: draw}
+
+    def _arrange(self, row: GroupRow) -> list[tuple[GroupRow, RowDraw | None]]:
+        """Return the rows of a group, each with its draw per epoch, if it has one."""
+        k, expanded = self.options.k, self.expanded_form
+        if self.options.redraw == "epoch" and len(row["segment_lengths"]) > k:
+            return list(rows_to_draw(row, k, seed=self.seed, row_length=self.row_length, expanded=expanded))
+        if expanded:
+            row = unshare(row)
+        return [(part, None) for part in ([row] if self.row_length is None else split_group(row, self.row_length))]
 
     def _encode(
         self, group: dict[str, Any], chosen: Sequence[int]
@@ -246,25 +245,6 @@ class _Builder:
                 pool["pool_mean_weight"] = sum(drawn_from) / len(drawn_from)
         return [pairs[index] for index in kept], [weights[index] for index in kept], pool
 
-    def _arrange(self, row: GroupRow) -> list[tuple[GroupRow, RowDraw | None]]:
-        """Return the rows of a group, each with its draw per epoch, if it has one."""
-        k, expanded = self.options.k, self.expanded_form
-        if self.options.redraw == "epoch" and len(row["segment_lengths"]) > k:
-            return list(rows_to_draw(row, k, seed=self.seed, row_length=self.row_length, expanded=expanded))
-        if expanded:
-            row = unshare(row)
-        return [(part, None) for part in ([row] if self.row_length is None else split_group(row, self.row_length))]
-
-
-def _count(row: GroupRow) -> dict[str, int]:
-    count, prefix = len(row["segment_lengths"]), row["prefix_length"]
-    return {
-        "pairs": count,
-        "trained_tokens": sum(label != IGNORE for label in row["labels"]),
-        "tokens_expanded": count * prefix + sum(row["segment_lengths"]),
-        "tokens_shared": len(row["input_ids"]),
-    }
-
 
 def _announce(
     report: PrepareReport, options: MultiResponseOptions, length_option: str, max_length: int | None, description: str
@@ -276,42 +256,27 @@ def _announce(
             f"fits {limit}. Raise {length_option}."
         )
     logger.info(
-        "%s: %d groups, %d pairs (%.2f per prompt), %d trained tokens; %d tokens a pass expanded, %d shared (ratio "
-        "%.2f).",
-        description,
-        report.groups,
-        report.pairs,
-        report.pairs / report.groups,
-        report.trained_tokens,
-        report.tokens_expanded,
-        report.tokens_shared,
-        report.token_ratio,
+        f"{description}: {report.groups} groups, {report.pairs} pairs ({report.pairs / report.groups:.2f} per "
+        f"prompt), {report.trained_tokens} trained tokens; {report.tokens_expanded} tokens a pass expanded, "
+        f"{report.tokens_shared} shared (ratio {report.token_ratio:.2f})."
     )
     if options.redraw == "epoch":
         logger.info(
-            "%s: redraw='epoch': these are complete pools; each epoch trains a random %d responses per prompt.",
-            description,
-            options.k,
+            f"{description}: redraw='epoch': these are complete pools; each epoch trains a random {options.k} "
+            "responses per prompt."
         )
     if options.allocation == "adaptive" and options.loss_aggregation != "prompt":
         logger.warning(
-            "%s: with allocation='adaptive' prompts keep different numbers of responses, and under "
-            "loss_aggregation='%s' one with more weighs more. Set loss_aggregation='prompt' to give each one vote.",
-            description,
-            options.loss_aggregation,
+            f"{description}: with allocation='adaptive' prompts keep different numbers of responses, and under "
+            f"loss_aggregation='{options.loss_aggregation}' one with more weighs more. Set loss_aggregation='prompt' "
+            "to give each one vote."
         )
     if report.dropped_pairs:
         share = report.dropped_pairs / (report.dropped_pairs + report.pairs)
         many = f" With more than {100 * MANY_DROPPED:.0f} % gone, the longest responses are not learned."
         logger.warning(
-            "%s: dropped %d pairs longer than %s (%.1f %% of those selected), and with them %d groups that had no "
-            "other.%s Raise %s to keep them.",
-            description,
-            report.dropped_pairs,
-            limit,
-            100 * share,
-            report.dropped_groups,
-            many if share > MANY_DROPPED else "",
-            length_option,
+            f"{description}: dropped {report.dropped_pairs} pairs longer than {limit} ({100 * share:.1f} % of those "
+            f"selected), and with them {report.dropped_groups} groups that had no other."
+            f"{many if share > MANY_DROPPED else ''} Raise {length_option} to keep them.",
             extra={"problem": share > MANY_DROPPED},  # read by `mrt doctor`
         )

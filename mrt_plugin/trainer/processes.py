@@ -1,4 +1,4 @@
-"""Train on several processes: agree on values, pad the data, and refuse what would split a group."""
+"""Train on several processes: agree on values, and pad the data."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, broadcast_object_list, gather_object
 from datasets import Dataset, concatenate_datasets
 from torch.distributed.fsdp import FSDPModule
-from transformers import Trainer
 
 from mrt_plugin.layout.group_row import IGNORE, GroupRow
 from mrt_plugin.trainer.prepare import COLUMNS
@@ -18,34 +17,25 @@ Result = TypeVar("Result")
 
 
 def read_sharding(kind: DistributedType, deepspeed: DeepSpeedPlugin | None = None) -> str | None:
-    """Return the name of what gathers weights for each forward and frees them afterwards.
-
-    Return None if every process keeps all weights.
-    """
+    """Return the name of what gathers weights for each forward; None if every process keeps all weights."""
     if kind == DistributedType.FSDP:
         return "FSDP"
-    if kind == DistributedType.DEEPSPEED and deepspeed is not None and deepspeed.zero_stage == 3:
-        return "DeepSpeed ZeRO-3"
-    return None
+    return (
+        "DeepSpeed ZeRO-3" if kind == DistributedType.DEEPSPEED and deepspeed and deepspeed.zero_stage == 3 else None
+    )
 
 
 def keep_head_gathered(model: torch.nn.Module) -> None:
-    """Keep the weights outside the layers gathered from the forward to the backward pass (FSDP2 only).
-
-    The output head is one of these weights, and it is applied to trained tokens after the model's forward.
-    `fully_shard` keeps the outermost module's weights by default, but accelerate changes this. Without FSDP2 this does
-    nothing.
-    """
+    """Keep the output head gathered from the forward to the backward pass (FSDP2), as it runs after the forward."""
+    # `fully_shard` keeps the outermost module's weights by default, but accelerate changes this.
     if isinstance(model, FSDPModule):
         model.set_reshard_after_forward(False, recurse=False)
 
 
 def stop_sending_buffers(accelerator: Accelerator, args: Any, backend: str) -> None:
-    """Turn off the broadcast of buffers in DistributedDataParallel.
+    """Turn off the broadcast of buffers in DistributedDataParallel, which waits for all processes at every forward.
 
-    It sends the first process's buffers to the others at every forward. The backend runs one forward per group or
-    pair, and processes hold different numbers of these, so they would wait for each other forever. The buffers of
-    a language model are constants (the angles of its positions).
+    The buffers of a language model are constants (the angles of its positions).
     """
     if accelerator.num_processes == 1:
         return
@@ -58,37 +48,8 @@ def stop_sending_buffers(accelerator: Accelerator, args: Any, backend: str) -> N
         accelerator.ddp_handler.broadcast_buffers = False
 
 
-def refuse_parallelism(trainer: Trainer) -> None:
-    """Refuse the kinds of parallelism that would split a group, or that lose the weights of the output head."""
-    accelerator = trainer.accelerator
-    parallelism = accelerator.parallelism_config
-    if trainer.args.n_gpu > 1:
-        raise ValueError(
-            "torch.nn.DataParallel is not supported: start one process per GPU (torchrun or accelerate launch), or "
-            "set CUDA_VISIBLE_DEVICES to one GPU."
-        )
-    if parallelism is not None and parallelism.non_data_parallel_size > 1:
-        raise ValueError(
-            "Context, sequence and tensor parallelism split a row, and a group must stay complete: use DDP, FSDP or "
-            "DeepSpeed ZeRO."
-        )
-    if trainer.is_fsdp_enabled and accelerator.state.fsdp_plugin.fsdp_version == 1:
-        raise ValueError(
-            "FSDP version 1 frees the output head after the model's forward, and the head is applied to the trained "
-            "tokens after that. Set fsdp_version: 2."
-        )
-    if accelerator.dispatch_batches:
-        raise ValueError(
-            "accelerator_config: dispatch_batches=True cuts the first process's batches into equal rows for the "
-            "others, and batches of groups have rows of their own lengths. Remove it."
-        )
-
-
 def first_refusal(accelerator: Accelerator, refusal: str | None) -> str | None:
-    """Return the first refusal of any process.
-
-    All processes must choose the same layout. Otherwise they would wait for each other in different places.
-    """
+    """Return the first refusal of any process, so that all choose the same layout and none waits forever."""
     if accelerator.num_processes == 1:
         return refusal
     return next((reason for reason in gather_object([refusal]) if reason is not None), None)
@@ -103,11 +64,7 @@ def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.
 
 
 def from_main_process(accelerator: Accelerator, compute: Callable[[], Result]) -> Result:
-    """Run `compute` in the main process and hand its result to every process.
-
-    Raises:
-        RuntimeError: in the other processes, if `compute` failed in the main one, so that no process waits forever.
-    """
+    """Run `compute` in the main process, and return its result or raise its failure in every process."""
     if accelerator.num_processes == 1:
         return compute()
     sent: list[Any] = [None, None]

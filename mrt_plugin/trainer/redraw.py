@@ -15,6 +15,37 @@ from mrt_plugin.options import LossAggregation
 DRAW = "draw"
 """Column of a prepared dataset that holds a row's `RowDraw`; null if the row draws nothing."""
 
+ROW_FEATURE = {
+    "input_ids": List(Value("int32")),
+    "labels": List(Value("int32")),
+    "loss_weights": List(Value("float64")),
+    "prefix_length": Value("int64"),
+    "segment_lengths": List(Value("int64")),
+    "segment_units": List(Value("float64")),
+}
+"""The types of a `GroupRow`."""
+
+DRAW_FEATURE = {
+    **{name: Value("int64") for name in ("k", "seed", "first", "last")},
+    "expanded": Value("bool"),
+    "pool": ROW_FEATURE,
+}
+"""The types of a `RowDraw`."""
+
+
+class RowDraw(TypedDict):
+    """What a row of a prepared dataset draws in each epoch."""
+
+    k: int
+    seed: int
+    first: int
+    last: int
+    """The row trains the responses first..last-1 of the K drawn: all K, unless they may be too long for a row."""
+    expanded: bool
+    """Whether the row has no shared prefix. Its segments are then complete pairs."""
+    pool: GroupRow
+    """All responses of the group."""
+
 
 def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
     """Draw K of the row's segments, uniformly without replacement: those with the smallest hashes.
@@ -36,9 +67,8 @@ def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
 def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: LossAggregation) -> GroupRow:
     """Return the row with K of its segments, and with the loss coefficients of a group of these K.
 
-    Under `prompt` the coefficients and units of N responses are multiplied by N/K, so that the group keeps one vote.
-    Their divisors M (mean trained length) and W (mean weight) are means over the complete pool. Under `token` and
-    `response` each response keeps its own coefficients.
+    Under `prompt`, the coefficients and units of N responses are multiplied by N/K: the group keeps one vote. Their
+    divisors M (mean trained length) and W (mean weight) stay means over the complete pool.
     """
     count = len(row["segment_lengths"])
     if count <= k:
@@ -50,40 +80,6 @@ def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: Los
     return drawn
 
 
-class RowDraw(TypedDict):
-    """Describes what a row of a prepared dataset draws in each epoch. Stored in its column `draw`."""
-
-    k: int
-    """Responses of the group per epoch."""
-    seed: int
-    first: int
-    last: int
-    """The row trains the responses first..last-1 of the K drawn. These are all K, unless K responses may be too long
-    for a row."""
-    expanded: bool
-    """Whether the row has no shared prefix. Its segments are then complete pairs."""
-    pool: GroupRow
-    """All responses of the group."""
-
-
-ROW_FEATURE = {
-    "input_ids": List(Value("int32")),
-    "labels": List(Value("int32")),
-    "loss_weights": List(Value("float64")),
-    "prefix_length": Value("int64"),
-    "segment_lengths": List(Value("int64")),
-    "segment_units": List(Value("float64")),
-}
-"""The types of a `GroupRow`."""
-
-DRAW_FEATURE = {
-    **{name: Value("int64") for name in ("k", "seed", "first", "last")},
-    "expanded": Value("bool"),
-    "pool": ROW_FEATURE,
-}
-"""The type of the column `draw`."""
-
-
 def rows_to_draw(
     pool: GroupRow, k: int, *, seed: int, row_length: int | None = None, expanded: bool = False
 ) -> list[tuple[GroupRow, RowDraw]]:
@@ -91,11 +87,7 @@ def rows_to_draw(
 
     A row holds the longest responses that any draw can give it. So packing, length limits and step counts, which are
     computed before training, plan for the longest possible draw. If the K longest responses do not fit `row_length`,
-    the group gets several rows. Each is for a part of the draw that always fits. The number of rows does not depend on
-    the draw.
-
-    Raises:
-        ValueError: if the prompt with one response is longer than `row_length`.
+    the group gets several rows, each for a part of the draw that always fits.
     """
     prefix = pool["prefix_length"]
     lengths = [length + prefix * expanded for length in pool["segment_lengths"]]
@@ -124,20 +116,15 @@ def epoch_begun(state: TrainerState) -> int:
 
 
 class EpochDraws(TrainerCallback):
-    """Reads a row as drawn for the current epoch. As a callback it is notified of every epoch that begins.
-
-    A collator calls it for every row (`GroupedResponseCollator.read_row`), so samplers see an ordinary dataset. The
-    epoch is in shared memory, so workers that outlive an epoch see the next one. A run resumed in the middle of an
-    epoch uses that epoch's draw, because the trainer's state holds the epoch.
-    """
+    """Reads a row as drawn for the current epoch (`GroupedResponseCollator.read_row`)."""
 
     def __init__(self, aggregation: LossAggregation) -> None:
         self.aggregation = aggregation
+        # In shared memory, so that data workers that outlive an epoch see the next one.
         self.epoch: torch.Tensor = torch.zeros((), dtype=torch.int64)
         self.epoch.share_memory_()  # type: ignore[no-untyped-call]
 
     def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Set the epoch to draw for."""
         self.epoch.fill_(epoch_begun(state))
 
     def __call__(self, example: dict[str, Any]) -> GroupRow:

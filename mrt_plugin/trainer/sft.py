@@ -1,18 +1,118 @@
-"""Multi-response training with TRL's `SFTTrainer`."""
+"""Multi-response training with TRL's `SFTTrainer`: its configuration and the trainer."""
 
+import logging
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, DatasetDict
 from transformers.trainer_utils import PredictionOutput
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from mrt_plugin.encoding import prepare_tokenizer
 from mrt_plugin.groups import load_groups
 from mrt_plugin.groups.overlap import refuse_overlap
 from mrt_plugin.layout.collator import GroupedResponseCollator
-from mrt_plugin.trainer.config import MultiResponseSFTConfig
+from mrt_plugin.options import MultiResponseOptions, check_options, unused_options
+from mrt_plugin.selection import get_selector
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
 from mrt_plugin.trainer.prepare import PrepareReport, is_prepared, prepare_groups
+
+logger = logging.getLogger(__name__)
+
+ACCEPTED: list[tuple[str, tuple[Any, ...], str]] = [
+    ("packing", (False,), "groups are packed by row_packing=True and row_length."),
+    ("eval_packing", (None, False), "groups are packed by row_packing=True and row_length."),
+    ("padding_free", (False,), "use row_packing=True, which packs groups into rows without leaks."),
+    ("completion_only_loss", (None, True), "only responses are trained; a prompt is no response to anything."),
+    ("assistant_only_loss", (False,), "leave it out. Every assistant turn of a response is trained, nothing else."),
+    ("loss_type", (None, "nll", "chunked_nll"), "use loss_aggregation; the loss is the negative log-likelihood."),
+    ("label_smoothing_factor", (0,), "the loss is the plain log-likelihood."),
+    ("truncation_mode", ("keep_start",), "pairs over max_length are dropped, never cut."),
+    ("dataset_kwargs", (None, {}), "groups are prepared here, and prepared ones are recognised by their columns."),
+    (
+        "dataset_text_field",
+        ("text",),
+        "groups have the columns prompt and responses; source='fields:prompt=...,responses=...' reads others.",
+    ),
+    ("dataloader_drop_last", (False,), "it would drop held-out groups, and eval_loss is over all held-out tokens."),
+    (
+        "ddp_static_graph",
+        (None, False),
+        "it gathers the gradients of the first step from the model's own output, and the loss is computed from the "
+        "head's input, for trained tokens only.",
+    ),
+    ("batch_eval_metrics", (False,), "the logits that metrics need are never computed."),
+]
+"""Options of `SFTConfig`, the values accepted, and what to do instead of another value."""
+
+REFUSED_ARGUMENTS = {
+    "data_collator": "the collator is built from the options layout, row_length and row_packing.",
+    "formatting_func": "groups are formatted by the tokenizer's chat template; format the data before.",
+    "compute_loss_func": "choose loss_aggregation instead.",
+    "compute_metrics": "the logits that metrics would need never exist; eval_loss and token accuracy are logged.",
+    "preprocess_logits_for_metrics": "the logits of a complete row never exist.",
+}
+"""Arguments of `SFTTrainer` that are not accepted, and what to do instead."""
+
+
+@dataclass
+class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
+    """`trl.SFTConfig` with the options of `mrt_plugin.options.MultiResponseOptions`.
+
+    Batch sizes count groups. `max_length` limits one prompt with one response. A longer pair is dropped, counted and
+    reported. It is never cut, because a cut response teaches the model to stop mid-sentence. Options of `SFTConfig`
+    that a grouped trainer does not support raise an error that names them.
+
+    Raises:
+        ValueError: naming the option and what to do.
+
+    Example:
+
+    ```python
+    from mrt_plugin import MultiResponseSFTConfig
+
+    args = MultiResponseSFTConfig(
+        output_dir="out", selector="random_k", k=4, max_length=2048, row_length=8192, per_device_train_batch_size=2
+    )
+    ```
+    """
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        get_selector(self.selector)
+        for message in unused_options(self).values():
+            logger.warning(message)
+        self._refuse_collisions()
+        if self.row_length is None:
+            self.row_length = self.max_length
+        if self.row_length is not None and (self.max_length is None or self.row_length < self.max_length):
+            raise ValueError(
+                f"row_length={self.row_length} is below max_length={self.max_length}: a row must take at least one "
+                "prompt with one response. Raise row_length or lower max_length."
+            )
+        # TRL's chunked loss patches the model's forward. Ours is computed in chunks anyway and needs no labels.
+        self.loss_type = "nll"
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        if self.use_liger_kernel:
+            # Liger's fused loss is on by default and replaces the model's forward. Its layer kernels stay on.
+            without = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+            self.liger_kernel_config = {**self._liger_kernels(), **without}
+
+    def _liger_kernels(self) -> dict[str, Any]:
+        """Return the kernels that `liger_kernel_config` names: none if it is still unparsed command-line text."""
+        given = self.liger_kernel_config
+        return given if isinstance(given, dict) else {}
+
+    def _refuse_collisions(self) -> None:
+        """Raise ValueError for the first option of `SFTConfig` that would be silently ignored."""
+        refused = [(name, reason) for name, accepted, reason in ACCEPTED if getattr(self, name) not in accepted]
+        if self.train_sampling_strategy == "group_by_length":
+            refused.append(("train_sampling_strategy", "packing makes even rows; use 'random' or 'sequential'."))
+        if any(self._liger_kernels().get(name) for name in ("cross_entropy", "fused_linear_cross_entropy")):
+            reason = "cross_entropy and fused_linear_cross_entropy replace a loss that never runs here. Leave them "
+            refused.append(("liger_kernel_config", reason + "out; rms_norm, rope, swiglu and geglu stay."))
+        for name, reason in refused:
+            raise ValueError(f"MultiResponseSFTConfig does not take {name}={getattr(self, name)!r}: {reason}")
 
 
 class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
@@ -62,7 +162,9 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
             args = MultiResponseSFTConfig()
         if not isinstance(args, MultiResponseSFTConfig):
             raise TypeError(f"args must be a MultiResponseSFTConfig, not {type(args).__name__}: it has k and layout.")
-        _refuse_arguments(kwargs)
+        for name, reason in REFUSED_ARGUMENTS.items():
+            if kwargs.get(name) is not None:
+                raise ValueError(f"MultiResponseSFTTrainer does not take {name}: {reason}")
         if train_dataset is None:
             raise ValueError("train_dataset is required: groups, as mrt_plugin.load_groups returns them.")
         self.prepare_reports: dict[str, PrepareReport] = {}
@@ -101,7 +203,7 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
             dataset_name = f"eval_{dataset_name}"
         prepare_tokenizer(self._tokenizer)
         with args.main_process_first(desc=f"preparing the {dataset_name} groups"):
-            prepared, report = prepare_groups(
+            prepared, self.prepare_reports[dataset_name] = prepare_groups(
                 dataset,
                 self._tokenizer,
                 args,
@@ -111,16 +213,10 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
                 description=dataset_name,
                 held_out=not training,
             )
-        self.prepare_reports[dataset_name] = report
-        if training and args.shuffle_dataset:
-            prepared = prepared.shuffle(seed=args.seed)
-        return prepared
+        return prepared.shuffle(seed=args.seed) if training and args.shuffle_dataset else prepared
 
     def _checked(self, dataset: Any, args: MultiResponseSFTConfig) -> Dataset:
-        """Return prepared rows and groups seen before unchanged, and anything else as validated groups.
-
-        `args.source` is the format of data that is not groups yet.
-        """
+        """Return prepared rows and groups seen before unchanged, and anything else as validated groups."""
         source = args.source
         if isinstance(dataset, Dataset):
             if is_prepared(dataset) or dataset._fingerprint in self._known:
@@ -130,16 +226,3 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
         groups = load_groups(dataset, source=source)
         self._known.add(groups._fingerprint)
         return groups
-
-
-def _refuse_arguments(kwargs: dict[str, Any]) -> None:
-    reasons = {
-        "data_collator": "the collator is built from the options layout, row_length and row_packing.",
-        "formatting_func": "groups are formatted by the tokenizer's chat template; format the data before.",
-        "compute_loss_func": "choose loss_aggregation instead.",
-        "compute_metrics": "the logits that metrics would need never exist; eval_loss and token accuracy are logged.",
-        "preprocess_logits_for_metrics": "the logits of a complete row never exist.",
-    }
-    for name, reason in reasons.items():
-        if kwargs.get(name) is not None:
-            raise ValueError(f"MultiResponseSFTTrainer does not take {name}: {reason}")

@@ -19,8 +19,7 @@ class SameTrainingData(TrainerCallback):
     """Records the training data with every checkpoint, and refuses to resume with other data.
 
     A resumed run skips as many batches as were trained. With other data, or the same data in another order, it would
-    train some groups twice and others never. With `ignore_data_skip` a run skips nothing, and the difference is only
-    logged.
+    train some groups twice and others never. With `ignore_data_skip` a difference is only logged.
     """
 
     def __init__(self, rows: Dataset, columns: list[str]) -> None:
@@ -31,32 +30,29 @@ class SameTrainingData(TrainerCallback):
         if not state.global_step and args.save_strategy == "no":
             return
         records: Any = state.stateful_callbacks
-        found = self._record(args)
-        recorded = records.get(RECORD, found)
-        different = [
-            f"{name}: {recorded[name]} then, {value} now" for name, value in found.items() if recorded[name] != value
-        ]
-        if state.global_step and RECORD not in records:
-            logger.warning("The checkpoint does not say which data it was trained on, so resuming cannot compare it.")
-        if different and not args.ignore_data_skip:
-            raise ValueError(
-                f"The checkpoint of step {state.global_step} was trained on other data, or in other steps "
-                f"({'; '.join(different)}), and a resumed run continues at the same place of the same data. Restore "
-                "what was changed. To train the checkpoint's weights on the data of now, start a new run from them "
-                "(model=, in a recipe base_model or lora_model_dir), or set ignore_data_skip=True."
-            )
-        if different:
-            logger.warning("Resumed with ignore_data_skip and a change: %s.", "; ".join(different))
-        records[RECORD] = found
-
-    def _record(self, args: TrainingArguments) -> dict[str, Any]:
-        return {
+        found = {
             "rows": len(self.rows),
             "content": content_hash(self.rows),
             "rows per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "seed of the order": args.seed if args.data_seed is None else args.data_seed,
             "train_sampling_strategy": str(args.train_sampling_strategy),
         }
+        if state.global_step and RECORD not in records:
+            logger.warning("The checkpoint does not say which data it was trained on, so resuming cannot compare it.")
+        recorded = records.get(RECORD, found)
+        different = "; ".join(
+            f"{name}: {recorded[name]} then, {value} now" for name, value in found.items() if recorded[name] != value
+        )
+        if different and not args.ignore_data_skip:
+            raise ValueError(
+                f"The checkpoint of step {state.global_step} was trained on other data, or in other steps "
+                f"({different}), and a resumed run continues at the same place of the same data. Restore "
+                "what was changed. To train the checkpoint's weights on the data of now, start a new run from them "
+                "(model=, in a recipe base_model or lora_model_dir), or set ignore_data_skip=True."
+            )
+        if different:
+            logger.warning("Resumed with ignore_data_skip and a change: %s.", different)
+        records[RECORD] = found
 
 
 def content_hash(rows: Dataset) -> str:

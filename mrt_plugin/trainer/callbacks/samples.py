@@ -39,8 +39,7 @@ def pick_prompts(rows: Dataset, count: int) -> list[PromptTokens]:
     """Return some prompts of prepared rows: always the same ones, for any order of the rows that are read.
 
     A prompt ends before the first trained token. A reference is the first run of trained tokens; in a response with
-    several assistant turns, this is the first turn. Parts of one split group are merged again. Rows that train nothing
-    are skipped.
+    several assistant turns, this is the first turn.
     """
     found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for number in range(min(len(rows), SEEN_ROWS)):
@@ -58,68 +57,51 @@ def pick_prompts(rows: Dataset, count: int) -> list[PromptTokens]:
     return sorted(prompts, key=lambda prompt: prompt.key)[:count]
 
 
-def answer(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[PromptTokens],
-    *,
-    each: int,
-    max_tokens: int | None,
-    seed: int,
-) -> list[list[Draw]]:
-    """Sample answers from a model in training, with all its weights in this process. Restore its mode afterwards.
-
-    `max_tokens` is by default twice the longest reference, and at least 32. Only `seed` is random, so training
-    continues as if nothing had been drawn.
-    """
-    if max_tokens is None:
-        longest = max(len(reference) for prompt in prompts for reference in prompt.references)
-        max_tokens = max(FEWEST_TOKENS, 2 * longest)
-    settings = SamplingSettings(max_tokens=max_tokens, seed=seed)
-    training = model.training
-    model.eval()
-    try:
-        return [
-            draw_after(
-                model,
-                tokenizer,
-                [list(prompt.tokens)] * each,
-                [draw_seed(settings, prompt.key, number) for number in range(each)],
-                settings,
-            )
-            for prompt in prompts
-        ]
-    finally:
-        model.train(training)
-
-
-@dataclass
-class HeldOutSamples:
-    """Metrics of answers to a few held-out prompts, logged at every evaluation.
-
-    The seed is the same at every evaluation, so that only the model differs.
-    """
+@dataclass(frozen=True)
+class Sampler:
+    """Samples answers from a model in training, without changing how training continues."""
 
     tokenizer: PreTrainedTokenizerBase
+    each: int
+    """Answers per prompt."""
+    max_tokens: int | None
+    """By default twice the longest reference, and at least 32."""
+    seed: int
+    """The same at every evaluation, so that only the model differs."""
+
+    def answer(self, model: Any, prompts: list[PromptTokens]) -> list[list[Draw]]:
+        """Return the answers to each prompt. All of the model's weights must be in this process."""
+        longest = max(len(reference) for prompt in prompts for reference in prompt.references)
+        settings = SamplingSettings(max_tokens=self.max_tokens or max(FEWEST_TOKENS, 2 * longest), seed=self.seed)
+        training = model.training
+        model.eval()
+        try:
+            answers = []
+            for prompt in prompts:
+                seeds = [draw_seed(settings, prompt.key, number) for number in range(self.each)]
+                answers.append(draw_after(model, self.tokenizer, [list(prompt.tokens)] * self.each, seeds, settings))
+            return answers
+        finally:
+            model.train(training)
+
+
+@dataclass(frozen=True)
+class HeldOutSamples:
+    """Metrics of answers to a few held-out prompts, logged at every evaluation."""
+
+    sampler: Sampler
     embed: Callable[[list[str]], np.ndarray]
     prompts: int
-    each: int
-    max_tokens: int | None = None
-    seed: int = 0
 
     def metrics(self, model: Any, rows: Dataset, prefix: str) -> dict[str, float]:
-        """Return the metrics of the answers.
-
-        These are the means over the prompts of coverage, alignment and diversity; the mean length of the answers in
-        tokens; and the share of answers that ended by themselves.
-        """
-        prompts = pick_prompts(rows, self.prompts)
-        answers = answer(model, self.tokenizer, prompts, each=self.each, max_tokens=self.max_tokens, seed=self.seed)
+        """Return means over the prompts, the mean tokens of an answer, and the share that ended by themselves."""
+        prompts, decode, each = pick_prompts(rows, self.prompts), self.sampler.tokenizer.decode, self.sampler.each
+        answers = self.sampler.answer(model, prompts)
         figures = []
         for prompt, draws in zip(prompts, answers, strict=True):
-            references = [str(self.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in prompt.references]
+            references = [str(decode(list(ids), skip_special_tokens=True)) for ids in prompt.references]
             vectors = self.embed([draw.text for draw in draws] + references)
-            sampled, wanted = vectors[: self.each], vectors[self.each :]
+            sampled, wanted = vectors[:each], vectors[each:]
             figures.append((coverage(sampled, wanted), alignment(sampled, wanted), diversity(sampled)))
         all_draws = [draw for draws in answers for draw in draws]
         names = ("coverage", "alignment", "diversity")

@@ -1,6 +1,7 @@
-"""Early stopping on the held-out loss with a minimum improvement; the best checkpoint is loaded at the end."""
+"""Monitoring of the held-out loss: early stopping, and a warning when the gap to the training loss has grown."""
 
 import logging
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,16 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 logger = logging.getLogger(__name__)
 
+TRAIN_ROWS = 64
+"""Number of training rows evaluated next to the held-out rows. They stay the same, so their difficulty cancels."""
+
 
 class HeldOutEarlyStopping(EarlyStoppingCallback):
-    """transformers' `EarlyStoppingCallback` with another reference for the comparison.
+    """transformers' `EarlyStoppingCallback`, which lets small improvements add up.
 
     transformers compares an evaluation with the best one so far. A loss that falls steadily, but by less than the
     threshold each time, therefore stops the run. Here the reference moves only when an evaluation passes the
-    threshold, so small improvements add up. The best checkpoint is still chosen without a threshold.
+    threshold. The best checkpoint is still chosen without a threshold.
     """
 
     def __init__(self, patience: int, min_improvement: float, reference: float | None = None) -> None:
@@ -28,18 +32,15 @@ class HeldOutEarlyStopping(EarlyStoppingCallback):
         self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
     ) -> None:
         """Stop when patience is exhausted. Of several held-out sets, only the one with the metric counts."""
-        if _metric(args) not in metrics:
+        metric = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+        if metric not in metrics:
             return
         super().on_evaluate(args, state, control, metrics, **kwargs)  # type: ignore[no-untyped-call]
         if control.should_training_stop and self.early_stopping_patience_counter >= self.patience:
             logger.warning(
-                "Stopped at step %d: %s has not improved on %.4f by %g for %d evaluations. The best checkpoint is "
-                "loaded.",
-                state.global_step,
-                _metric(args),
-                self.reference,
-                self.min_improvement,
-                self.early_stopping_patience_counter,
+                f"Stopped at step {state.global_step}: {metric} has not improved on {self.reference:.4f} by "
+                f"{self.min_improvement:g} for {self.early_stopping_patience_counter} evaluations. The best "
+                "checkpoint is loaded."
             )
 
     def check_metric_value(self, args: Any, state: Any, control: Any, metric_value: float) -> None:
@@ -55,11 +56,7 @@ class HeldOutEarlyStopping(EarlyStoppingCallback):
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint stores."""
         return {
-            "args": {
-                "patience": self.patience,
-                "min_improvement": self.min_improvement,
-                "reference": self.reference,
-            },
+            "args": {name: getattr(self, name) for name in ("patience", "min_improvement", "reference")},
             "attributes": {"early_stopping_patience_counter": self.early_stopping_patience_counter},
         }
 
@@ -87,6 +84,36 @@ def follow_evaluations(args: TrainingArguments, *, several_sets: bool) -> None:
             args.save_steps = args.eval_steps
 
 
-def _metric(args: TrainingArguments) -> str:
-    name = str(args.metric_for_best_model)
-    return name if name.startswith("eval_") else f"eval_{name}"
+@dataclass
+class Overfitting:
+    """Held-out minus training loss at each evaluation, in nats per token, and its growth.
+
+    The two sets differ in which responses of their pools were kept, and in how hard their prompts are. The gap is
+    therefore compared with the smallest gap of the run, not with 0.
+    """
+
+    limit: float
+    """Growth above which it warns. At 0.2, held-out tokens lost a factor of e^0.2 = 1.22 in probability."""
+    _smallest: dict[str, float] = field(default_factory=dict)
+    _best: dict[str, tuple[float, int]] = field(default_factory=dict)
+    _warned: set[str] = field(default_factory=set)
+
+    def metrics(self, prefix: str, *, held_out: float, train: float, step: int) -> dict[str, float]:
+        """Return the gap to log. Warn once per held-out set when its growth exceeds the limit."""
+        gap = held_out - train
+        smallest = self._smallest[prefix] = min(gap, self._smallest.get(prefix, gap))
+        best, best_step = self._best[prefix] = min((held_out, step), self._best.get(prefix, (held_out, step)))
+        if gap - smallest > self.limit and prefix not in self._warned:
+            self._warned.add(prefix)
+            verdict = (
+                f"The held-out loss itself was best at step {best_step} ({best:.4f}) and is {held_out:.4f} now: stop "
+                "here, or set early_stopping, and keep the best checkpoint"
+                if held_out > best
+                else "The held-out loss itself still falls, so going on is worth it for now"
+            )
+            logger.warning(
+                f"Overfitting: at step {step} the gap between held-out and training loss is {gap:.3f} nats per token, "
+                f"{gap - smallest:.3f} more than at its smallest (overfit_limit={self.limit:g}). {verdict}. Against "
+                "it: fewer epochs, more prompts, more responses per prompt, a smaller learning rate or LoRA rank."
+            )
+        return {f"{prefix}_train_gap": gap}

@@ -1,7 +1,9 @@
-"""Check before training that a model's gradients will be correct."""
+"""Refuse models and kinds of parallelism whose loss or gradients would be wrong, before training."""
 
 import sys
 from typing import Any
+
+from transformers import Trainer
 
 from mrt_plugin.attention.family import refuse_prompt_learning
 
@@ -27,13 +29,11 @@ def check_model(model: Any, args: Any) -> None:
 
 
 def keep_trainable(model: Any) -> None:
-    """Stop bitsandbytes from repacking a model's 4-bit weights for inference.
-
-    On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a 4-bit layer's weights the first time that the layer runs
-    in evaluation mode. It does not undo this for training. From then on the layer's output has no gradient with
-    respect to its input. After one evaluation the adapters of a two-layer Llama had gradients that were wrong by 0.30
-    of their norm. On other hardware this changes nothing.
-    """
+    """Stop bitsandbytes from repacking a model's 4-bit weights for inference."""
+    # On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a 4-bit layer's weights the first time that the layer
+    # runs in evaluation mode. It does not undo this for training, and the layer's output has no gradient with respect
+    # to its input from then on. After one evaluation of a two-layer Llama, the adapters' gradients were wrong by 0.30
+    # of their norm.
     bitsandbytes = sys.modules.get("bitsandbytes")
     if bitsandbytes is None:
         return
@@ -46,3 +46,24 @@ def keep_trainable(model: Any) -> None:
                     "else."
                 )
             module.support_avx512bf16_for_cpu = False
+
+
+def refuse_parallelism(trainer: Trainer) -> None:
+    """Refuse the kinds of parallelism that would split a group, or that lose the weights of the output head."""
+    accelerator = trainer.accelerator
+    parallelism = accelerator.parallelism_config
+    refusals = {
+        "torch.nn.DataParallel is not supported: start one process per GPU (torchrun or accelerate launch), or set "
+        "CUDA_VISIBLE_DEVICES to one GPU.": trainer.args.n_gpu > 1,
+        "Context, sequence and tensor parallelism split a row, and a group must stay complete: use DDP, FSDP or "
+        "DeepSpeed ZeRO.": parallelism is not None and parallelism.non_data_parallel_size > 1,
+        "FSDP version 1 frees the output head after the model's forward, and the head is applied to the trained "
+        "tokens after that. Set fsdp_version: 2.": (
+            trainer.is_fsdp_enabled and accelerator.state.fsdp_plugin.fsdp_version == 1
+        ),
+        "accelerator_config: dispatch_batches=True cuts the first process's batches into equal rows for the others, "
+        "and batches of groups have rows of their own lengths. Remove it.": accelerator.dispatch_batches,
+    }
+    for message, found in refusals.items():
+        if found:
+            raise ValueError(message)
