@@ -168,6 +168,7 @@ class MultiResponseTrainerMixin(Trainer):
             gradient_checkpointing=bool(self.args.gradient_checkpointing) or recomputes(model),
             device_type=accelerator.device.type,
             sharding=processes.read_sharding(accelerator.distributed_type, accelerator.state.deepspeed_plugin),
+            groups_per_batch=self._groups_per_batch(rows),
             agree=lambda refusal: processes.first_refusal(accelerator, refusal),
         )
         with self._token_nll.judging():
@@ -180,6 +181,10 @@ class MultiResponseTrainerMixin(Trainer):
             collator.packing = collator.packing and choice.can_pack
         self.add_callback(SameTrainingData(rows, [*COLUMNS, DRAW]))
         self._watching = watch(self, options, tokenizer)
+
+    def _groups_per_batch(self, rows: Any) -> int:
+        """Return about how many groups a micro-batch has."""
+        return int(self.args.train_batch_size)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
