@@ -47,4 +47,4 @@ def test_shape_and_padding() -> None:
     backend.prepare_model(model)
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         nll = backend.token_nll(model, rows, plain_compute(model))
-    assert nll.shape == rows.labels.shape
+    assert nll.shape == rows.shift_labels.shape

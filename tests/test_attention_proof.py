@@ -150,7 +150,7 @@ class MaskIgnored(DenseBackend):
             "position_ids": rows.position_ids,
             "attention_mask": rows.attention_mask,
         }
-        return compute({**kwargs, "use_cache": False}, rows.labels)
+        return compute({**kwargs, "use_cache": False}, rows.shift_labels)
 
 
 class ReadAsPackedDocuments(TwoPartBackend):
@@ -158,7 +158,7 @@ class ReadAsPackedDocuments(TwoPartBackend):
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
         return compute(
-            {"input_ids": rows.input_ids, "position_ids": rows.position_ids, "use_cache": False}, rows.labels
+            {"input_ids": rows.input_ids, "position_ids": rows.position_ids, "use_cache": False}, rows.shift_labels
         )
 
 

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from helpers.families import PAD, random_group
+from helpers.trees import random_forest
 
 from mrt_plugin.attention.kernels import Explicit
 from mrt_plugin.attention.masks import visible
 from mrt_plugin.attention.plan import find_runs
 from mrt_plugin.attention.varlen import Call, calls, from_tensors, to_tensors, varlen_backward, varlen_forward
+from mrt_plugin.layout.group_row import GroupRow
 from mrt_plugin.layout.rows import build_rows
 
 PACKED = [[random_group(9, [3, 7, 1]), random_group(4, [6])], [random_group(1, [5, 2]), random_group(12, [2, 8])]]
@@ -63,14 +65,18 @@ class PlainVarlen:
         return dq, dk, dv
 
 
+FOREST = [random_forest(seed, depth=5, vocabulary=12) for seed in (1, 2)]
+
+
 @pytest.mark.parametrize("window", [None, 1, 4, 9])
-def test_forward_and_backward(window: int | None) -> None:
+@pytest.mark.parametrize(("packed", "levels"), [(PACKED, 2), (FOREST, 5)])
+def test_forward_and_backward(packed: list[list[GroupRow]], levels: int, window: int | None) -> None:
     torch.manual_seed(0)
-    rows = build_rows(PACKED, PAD)
+    rows = build_rows(packed, PAD)
     count, width = rows.input_ids.shape
     q, k, v = (torch.randn(count, heads, width, 8, requires_grad=True) for heads in (4, 2, 2))
     planned = from_tensors(to_tensors(calls(find_runs(rows), width, torch.device("cpu"), window)))
-    assert len(planned) == (2 if window is None else 1)
+    assert len(planned) == (levels if window is None else 1)
     out, lse = varlen_forward(PlainVarlen(), q.detach(), k.detach(), v.detach(), planned, window)
 
     scores = (q @ k.repeat_interleave(2, 1).mT * 0.6).masked_fill(~visible(rows, window=window), -torch.inf)

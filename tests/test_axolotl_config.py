@@ -110,7 +110,6 @@ def test_a_wrong_type_lists_the_right_ones(read):
             datasets=[{"path": "pool.jsonl", "type": kind}],
         )
     refused(read, "datasets[0]", "no type", datasets=[{"path": "pool.jsonl"}])
-    refused(read, "no dataset is grouped", datasets=[{"path": "pool.jsonl", "type": "alpaca"}])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ pytest.importorskip("axolotl")
 pytestmark = pytest.mark.axolotl
 
 
-def packing(sizes, batch_size=2, **changes):
+def packing(sizes, batch_size=2, families=None, **changes):
     from axolotl.utils.dict import DictDefault
 
     from mrt_plugin.axolotl.trainer import EpochPacking
@@ -33,7 +33,7 @@ def packing(sizes, batch_size=2, **changes):
         "sample_packing_sequentially": None,
         "curriculum_sampling": None,
     }
-    return EpochPacking(np.array(sizes), DictDefault(settings | changes), batch_size)
+    return EpochPacking(np.array(sizes), DictDefault(settings | changes), batch_size, families=families)
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -55,6 +55,20 @@ def test_every_row_is_in_every_epoch(processes, batch_size, in_order):
         assert (rows == list(range(60))) == in_order
         assert batches == again.batches(epoch), "an epoch's packing depends on the seed alone"
     assert (packed.batches(0) == packed.batches(1)) == in_order
+
+
+def test_a_common_beginning_is_counted_once_per_bin():
+    """Of 25 tokens, 20 are common to family 1: a row of 100 has sixteen of these instead of four."""
+    families = np.array([1, 0] * 32), np.array([20, 0] * 32)
+    packed = packing([25] * 64, 1, families)
+    bins = [chosen for batch in packed.batches(0) for chosen in batch]
+    assert sorted(index for chosen in bins for index in chosen) == list(range(64))
+    assert sorted(map(len, bins)) == [4] * 8 + [16] * 2
+    assert all(len({families[0][index] for index in chosen}) == 1 for chosen in bins)
+    assert bins != sorted(bins, key=lambda chosen: families[0][chosen[0]]), "families are mixed over the epoch"
+    assert packed.batches(1) != packed.batches(0)
+    in_order = packing([25] * 64, 1, families, sample_packing_sequentially=True, curriculum_sampling=True)
+    assert [index for batch in in_order.batches(0) for chosen in batch for index in chosen] == list(range(64))
 
 
 def test_epochs_that_max_steps_adds_are_as_long():

@@ -196,8 +196,8 @@ class TestCounts:
         for layout, tokens in (("shared_prefix", counts.tokens_shared), ("expanded", counts.tokens_expanded)):
             collator.layout = layout
             batch = collator(list(dataset))
-            assert int((batch["group_ids"] >= 0).sum()) == tokens
-            assert int((batch["labels"] != -100).sum()) == counts.trained_tokens
+            assert int((batch["ends"] > 0).sum()) == tokens
+            assert int(batch["trained_counts"].sum()) == counts.trained_tokens
         assert counts.ratio == counts.tokens_expanded / counts.tokens_shared > 1
 
     def test_rows_that_are_no_groups(self) -> None:

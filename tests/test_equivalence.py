@@ -6,15 +6,15 @@ import pytest
 import torch
 from helpers import tiny
 from helpers.families import CHUNKED, FAMILIES, STATEFUL, VOCABULARY, build, gradient, plain_compute
+from helpers.trees import random_pairs, shifted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mrt_plugin import GroupedResponseCollator
 from mrt_plugin.attention import ExpandedBackend, NotShareable
 from mrt_plugin.attention.two_part import TwoPartBackend
-from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.extension import load_extension
-from mrt_plugin.layout.group_row import IGNORE, build_group_row
+from mrt_plugin.layout.group_row import build_group_row
 from mrt_plugin.layout.rows import Rows
 from mrt_plugin.loss.token_nll import TokenNLL, step_loss
 from mrt_plugin.options import PREFIX_BACKENDS
@@ -49,47 +49,51 @@ def shares(make_backend, config) -> bool:
 
 @st.composite
 def groups(draw):
-    """A prompt, its responses with their weights, and the mean length of the pool that they are from."""
-    lengths = draw(
-        st.lists(st.integers(1, 12), min_size=1, max_size=6) | st.lists(st.integers(1, 3), min_size=1, max_size=32)
+    """Pairs of a random tree dealt to groups: the pairs of each group, their weights, and the pool's mean length."""
+    seed = draw(st.integers(0, 9999), label="seed")
+    pairs = random_pairs(
+        seed,
+        depth=draw(st.integers(1, 6), label="depth"),
+        fan_out=draw(st.integers(1, 8), label="fan-out"),
+        longest=draw(st.sampled_from([1, 4, 12]), label="longest run"),
+        vocabulary=draw(st.sampled_from([8, VOCABULARY]), label="vocabulary"),
+        most=8,
     )
-    weights = draw(st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=len(lengths), max_size=len(lengths)))
-    weights = weights if any(weights) else [1.0] * len(weights)
-    rng = random.Random(draw(st.integers(0, 99)))
-    prompt = [rng.randrange(3, VOCABULARY) for _ in range(draw(st.integers(1, 20)))]
-    responses = [[rng.randrange(3, VOCABULARY) for _ in range(length)] for length in lengths]
-    return prompt, responses, weights, draw(st.sampled_from([None, 4.0]))
+    rng = random.Random(seed)
+    count = min(len(pairs), draw(st.integers(1, 3), label="groups"))
+    found = []
+    for dealt in (pairs[place::count] for place in range(count)):
+        weights = [rng.choice([0.0, 0.5, 1.0, 3.0]) for _ in dealt]
+        found.append((dealt, weights if any(weights) else [1.0] * len(dealt), rng.choice([None, 4.0])))
+    return found
 
 
 def formula(model, batch, aggregation) -> torch.Tensor:
     """The sums of `docs/loss.md`, over pairs that each have a forward of their own."""
     compute = plain_compute(model)
     total, units = torch.zeros(()), 0.0
-    for prompt, responses, weights, pool_mean in batch:
-        mean = sum(map(len, responses)) / len(responses) if pool_mean is None else pool_mean
-        for response, weight in zip(responses, weights, strict=True):
-            ids = torch.tensor([prompt + response])
-            labels = ids.clone()
-            labels[0, : len(prompt)] = IGNORE
-            nll = compute({"input_ids": ids}, labels).sum()
+    for pairs, weights, pool_mean in batch:
+        mean = sum(pair.trained_length for pair in pairs) / len(pairs) if pool_mean is None else pool_mean
+        for pair, weight in zip(pairs, weights, strict=True):
+            nll = compute({"input_ids": torch.tensor([pair.input_ids])}, shifted(pair)).sum()
             if aggregation == "token":
-                total, units = total + weight * nll, units + weight * len(response)
+                total, units = total + weight * nll, units + weight * pair.trained_length
             elif aggregation == "prompt":
                 total, units = total + weight * nll / (mean * sum(weights)), units + weight / sum(weights)
             else:
-                total, units = total + weight * nll / len(response), units + weight
+                total, units = total + weight * nll / pair.trained_length, units + weight
     return total / units
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_step_is_the_formula_on_one_pair_at_a_time(data):
     name = data.draw(st.sampled_from(sorted(FAMILIES)), label="family")
     make_backend, layout = WAYS[data.draw(st.sampled_from(ways_of(name)), label="way")]
-    batch = data.draw(st.lists(groups(), min_size=1, max_size=3), label="groups")
+    batch = data.draw(groups(), label="groups")
     aggregation = data.draw(st.sampled_from(["token", "prompt", "response"]), label="aggregation")
-    longest = max(len(prompt) + max(map(len, responses)) for prompt, responses, _, _ in batch)
+    longest = max(len(pair.input_ids) for pairs, _, _ in batch for pair in pairs)
     row_length = data.draw(st.sampled_from([longest, longest + 30, 400]), label="row_length")
 
     reference = build(name, attn_implementation="eager")
@@ -102,15 +106,7 @@ def test_a_step_is_the_formula_on_one_pair_at_a_time(data):
     collator = GroupedResponseCollator(
         tokenizer, layout=layout, row_length=row_length, packing=not isinstance(backend, ExpandedBackend)
     )
-    rows = [
-        build_group_row(
-            [Pair(prompt + own, [False] * len(prompt) + [True] * len(own)) for own in responses],
-            aggregation,
-            weights,
-            pool_mean,
-        )
-        for prompt, responses, weights, pool_mean in batch
-    ]
+    rows = [build_group_row(pairs, aggregation, weights, pool_mean) for pairs, weights, pool_mean in batch]
     size = data.draw(st.integers(1, len(rows)), label="groups per micro-batch")
     micro_batches = [Rows.from_batch(collator(rows[i : i + size])) for i in range(0, len(rows), size)]
     units = torch.stack([part.units.sum() for part in micro_batches]).sum()

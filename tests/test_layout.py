@@ -1,5 +1,7 @@
 """Group rows and the collator: the same pairs in both layouts, and units that survive splitting and packing."""
 
+from collections import Counter
+
 import pytest
 import torch
 from helpers import tiny
@@ -29,21 +31,16 @@ def groups(draw):
     return [Pair(prompt + response, [False] * len(prompt) + [True] * len(response)) for response in responses]
 
 
-def pairs_in(rows: Rows) -> list[tuple]:
-    """Every (tokens, labels, weights, positions) that a response of these rows sees, prompt included, by the rule."""
-    found = []
-    for row in range(rows.input_ids.shape[0]):
-        for group in range(int(rows.group_ids[row].max()) + 1):
-            own = rows.group_ids[row] == group
-            for segment in range(1, int(rows.segment_ids[row][own].max()) + 1):
-                seen = own & ((rows.segment_ids[row] == 0) | (rows.segment_ids[row] == segment))
-                found.append(
-                    tuple(
-                        tuple(tensor[row][seen].tolist())
-                        for tensor in (rows.input_ids, rows.labels, rows.loss_weights, rows.position_ids)
-                    )
-                )
-    return sorted(found)
+def votes(rows: Rows) -> dict[tuple, float]:
+    """What the rows train: by the tokens that a prediction sees and its label, the sum of the coefficients."""
+    found: Counter = Counter()
+    for row, ends in enumerate(rows.ends.tolist()):
+        for token in torch.nonzero(rows.shift_labels[row] != IGNORE).flatten().tolist():
+            seen = [key for key in range(token + 1) if token < ends[key]]
+            assert rows.position_ids[row][seen].tolist() == list(range(len(seen)))
+            ids = tuple(rows.input_ids[row][seen].tolist())
+            found[ids, int(rows.shift_labels[row, token])] += rows.loss_weights[row, token].item()
+    return found
 
 
 @settings(deadline=None, max_examples=60)
@@ -65,10 +62,9 @@ def test_both_layouts_hold_the_same_pairs(batch, aggregation, row_length, packin
         assert (mask[:, 1:] <= mask[:, :-1]).all(), "padding is on the right, whatever the tokenizer says"
         if row_length:
             assert made[layout].attention_mask.sum(1).max() <= row_length
-    assert pairs_in(made["expanded"]) == pairs_in(made["shared_prefix"])
-    expected = sorted(tuple(pair.input_ids) for pairs in batch for pair in pairs)
-    assert [pair[0] for pair in pairs_in(made["expanded"])] == expected
-    assert all(pair[3] == tuple(range(len(pair[0]))) for pair in pairs_in(made["shared_prefix"]))
+    assert votes(made["shared_prefix"]) == pytest.approx(votes(made["expanded"]))
+    counts = [int(rows.trained_counts.sum()) for rows in made.values()]
+    assert counts == [sum(sum(pair.trained) for pairs in batch for pair in pairs)] * 2
     assert made["expanded"].units.sum() == pytest.approx(made["shared_prefix"].units.sum().item())
     tokens = sum(len(pair.input_ids) for pairs in batch for pair in pairs)
     assert int(made["expanded"].attention_mask.sum()) == tokens
@@ -146,4 +142,4 @@ def test_padding_to_a_multiple():
     row = build_group_row([Pair([1, 2, 5], [False, False, True])])
     batch = GroupedResponseCollator(TOKENIZER, pad_to_multiple_of=8)([row])
     assert batch["input_ids"].shape == (1, 8)
-    assert torch.equal(batch["group_ids"][0] >= 0, torch.arange(8) < 3)
+    assert torch.equal(batch["ends"][0] > 0, torch.arange(8) < 3)

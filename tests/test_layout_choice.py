@@ -16,10 +16,13 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from mrt_plugin import GroupedResponseCollator
 from mrt_plugin.attention import ExpandedBackend, NotShareable
 from mrt_plugin.attention.fork import recomputes
+from mrt_plugin.encoding.pair import Pair
+from mrt_plugin.layout.group_row import build_group_row
 from mrt_plugin.layout.rows import Rows
+from mrt_plugin.layout.tree import build_tree, sequences_of
 from mrt_plugin.loss.token_nll import TokenNLL
 from mrt_plugin.options import MultiResponseOptions
-from mrt_plugin.trainer.layout_choice import RunSetup, _token_ratio_and_row, choose_layout
+from mrt_plugin.trainer.layout_choice import RunSetup, _row_to_prove, _token_ratio, choose_layout
 from mrt_plugin.trainer.prepare import prepare_groups
 from mrt_plugin.trainer.processes import read_sharding
 
@@ -163,16 +166,37 @@ def test_the_row_of_the_proof_is_packed_and_holds_the_longest_pair(rows):
         for prefix, segments in zip(rows["prefix_length"], rows["segment_lengths"], strict=True)
     ]
     longest = max(map(max, lengths))
-    ratio, row = _token_ratio_and_row(rows, MultiResponseOptions(row_length=1000))
-    shared = sum(map(len, rows["input_ids"]))
-    assert ratio == pytest.approx(sum(map(sum, lengths)) / shared)
+    row = _row_to_prove(rows, MultiResponseOptions(row_length=1000))
     assert len(row) == len(rows), "all four fit"
     assert row[0]["prefix_length"] + max(row[0]["segment_lengths"]) == longest
-    narrow = _token_ratio_and_row(rows, MultiResponseOptions(row_length=longest))[1]
+    narrow = _row_to_prove(rows, MultiResponseOptions(row_length=longest))
     assert max(row[0]["segment_lengths"]) in narrow[0]["segment_lengths"], "the part with the longest pair"
     assert sum(len(group["input_ids"]) for group in narrow) <= longest
     for alone in ({"row_length": 1000, "row_packing": False}, {}):
-        assert len(_token_ratio_and_row(rows, MultiResponseOptions(**alone))[1]) == 1
+        assert len(_row_to_prove(rows, MultiResponseOptions(**alone))) == 1
+
+
+def test_the_token_ratio_is_that_of_micro_batches(rows):
+    """What groups have in common counts where they are in one batch, and may be packed into one row."""
+    every = [sequence for row in rows for sequence in sequences_of(row)]
+    complete = sum(len(sequence.input_ids) for sequence in every)
+    together = complete / len(build_tree(every).input_ids)
+    alone = complete / sum(len(build_tree(sequences_of(row)).input_ids) for row in rows)
+    assert together > alone > 1
+    assert _token_ratio(rows, MultiResponseOptions(), len(rows)) == pytest.approx(together)
+    assert _token_ratio(rows, MultiResponseOptions(row_packing=False), len(rows)) == pytest.approx(alone)
+    assert _token_ratio(rows, MultiResponseOptions(row_length=1000), 1) == pytest.approx(alone)
+
+
+def test_the_row_of_the_proof_has_what_begins_alike():
+    def prepared(first, number):
+        prompt = [first] * 30 + [5, number]
+        return build_group_row([Pair([*prompt, 7, 8], [False] * 32 + [True] * 2)] * (1 if number else 2))
+
+    groups = [prepared(first, number) for number in range(4) for first in (3, 4)]
+    row = _row_to_prove(Dataset.from_list(groups), MultiResponseOptions(row_length=60))
+    assert {group["input_ids"][0] for group in row} == {row[0]["input_ids"][0]}
+    assert len(row) == 4
 
 
 def test_the_proof_can_be_turned_off(rows):
@@ -216,4 +240,4 @@ def test_a_change_of_logits_is_noticed_before_the_first_batch(rows, layout):
     model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.numel() // output.shape[-1]))
     input_ids = torch.tensor([rows[0]["input_ids"][:20]])
     compute(model, {"input_ids": input_ids}, input_ids)
-    assert seen == [19]
+    assert seen == [20]

@@ -56,8 +56,8 @@ def build(name):
 def batch():
     generator = torch.Generator().manual_seed(1)
     input_ids = torch.randint(3, 300, (3, 17), generator=generator)
-    labels = torch.where(torch.rand((3, 17), generator=generator) < 0.6, input_ids, IGNORE)
-    labels[2] = IGNORE
+    labels = torch.where(torch.rand((3, 17), generator=generator) < 0.6, input_ids.roll(-1, 1), IGNORE)
+    labels[:, -1] = labels[2] = IGNORE
     return input_ids, labels
 
 
@@ -66,9 +66,9 @@ def reference(model, input_ids, labels):
     log_probs = logits.log_softmax(-1)
     nll = torch.zeros(labels.shape)
     for row in range(labels.shape[0]):
-        for t in range(1, labels.shape[1]):
+        for t in range(labels.shape[1]):
             if labels[row, t] != IGNORE:
-                nll[row, t] = -log_probs[row, t - 1, labels[row, t]]
+                nll[row, t] = -log_probs[row, t, labels[row, t]]
     return nll
 
 
@@ -90,8 +90,8 @@ def test_nll_and_gradients_are_those_of_the_full_logits(name, chunk):
     (weights * nll).sum().backward()
     assert torch.allclose(nll, expected, rtol=1e-5, atol=1e-5)
     assert (gradient(model) - gradient(plain)).norm() < 1e-5 * gradient(plain).norm()
-    predicted = plain(input_ids=input_ids).logits[:, :-1].argmax(-1)
-    right = ((predicted == labels[:, 1:]) & (labels[:, 1:] != IGNORE)).sum()
+    predicted = plain(input_ids=input_ids).logits.argmax(-1)
+    right = (predicted == labels).sum()
     assert compute.take_correct_tokens() == right
     assert compute.take_correct_tokens() == 0
 
@@ -143,7 +143,7 @@ def test_a_cap_that_the_first_token_does_not_show_is_noticed():
     """A token whose logits are all small looks the same capped and not."""
     input_ids, labels = batch()
     input_ids[:, 0] = 1
-    labels[:, 1] = IGNORE
+    labels[:, 0] = IGNORE
     model = build("llama")
     with torch.no_grad():
         model.model.embed_tokens.weight[1] = 0  # the first position's logits are 0 then
@@ -190,7 +190,7 @@ def test_the_logits_of_a_prompt_never_exist():
     seen = []
     model.lm_head.register_forward_hook(lambda module, args, output: seen.append(output.numel() // output.shape[-1]))
     compute = TokenNLL(model, chunk=4)
-    trained = int((labels[:, 1:] != IGNORE).sum())
+    trained = int((labels != IGNORE).sum())
     compute(model, {"input_ids": input_ids, "use_cache": False}, labels)
     assert max(seen) == trained, "the first call compares all trained tokens"
     seen.clear()
@@ -219,8 +219,8 @@ def test_bfloat16_autocast():
         nll = compute(model, {"input_ids": input_ids, "use_cache": False}, labels)
         full = model(input_ids=input_ids).logits.float().log_softmax(-1)
     assert nll.dtype == torch.float32
-    expected = -full[:, :-1].gather(2, labels[:, 1:].clamp(min=0)[..., None])[..., 0] * (labels[:, 1:] != IGNORE)
-    assert torch.allclose(nll[:, 1:], expected, rtol=1e-2, atol=1e-2)
+    expected = -full.gather(2, labels.clamp(min=0)[..., None])[..., 0] * (labels != IGNORE)
+    assert torch.allclose(nll, expected, rtol=1e-2, atol=1e-2)
 
 
 def test_step_loss_divides_by_the_units_of_the_step():

@@ -135,7 +135,7 @@ class Seen:
 
         def compute_loss(model, inputs, *args, **kwargs):
             epoch = int(trainer.state.epoch + 1e-6)
-            for labels in inputs["labels"].tolist():
+            for labels in inputs["shift_labels"].tolist():
                 self.epochs.setdefault(epoch, []).append(tuple(label for label in labels if label != -100))
             return inner(model, inputs, *args, **kwargs)
 

@@ -399,8 +399,12 @@ def test_the_proof_refuses_a_model_that_ignores_the_layout_and_auto_expands(tmp_
 
 
 def test_auto_expands_where_sharing_buys_nothing(tmp_path):
-    assert one_step(tmp_path, make_groups(4, 1), layout="auto").trainer.layout == "expanded"
-    assert one_step(tmp_path, make_groups(4, 4), layout="auto").trainer.layout == "shared_prefix"
+    alone = {"layout": "auto", "per_device_train_batch_size": 1}
+    assert one_step(tmp_path, make_groups(4, 1), **alone).trainer.layout == "expanded"
+    assert one_step(tmp_path, make_groups(4, 4), **alone).trainer.layout == "shared_prefix"
+    # Prompts begin alike as well, and those of one micro-batch go into one row.
+    together = {"layout": "auto", "per_device_train_batch_size": 4}
+    assert one_step(tmp_path, make_groups(4, 1), **together).trainer.layout == "shared_prefix"
 
 
 def scored_pairs(trainer) -> int:

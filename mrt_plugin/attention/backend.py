@@ -14,14 +14,14 @@ from mrt_plugin.attention.family import (
     set_text_attention,
     text_attention,
 )
-from mrt_plugin.layout.rows import PADDING, Rows
+from mrt_plugin.layout.rows import Rows
 
 logger = logging.getLogger(__name__)
 
 Compute = Callable[[dict[str, Any], Tensor], Tensor]
-"""`compute(forward_kwargs, labels)` runs `model(**forward_kwargs)` once, without labels, and returns the [B, T]
-negative log-likelihood of `labels` [B, T]. `labels[:, t]` is predicted from position t-1. The result is 0 where the
-label is -100, and at t = 0.
+"""`compute(forward_kwargs, shift_labels)` runs `model(**forward_kwargs)` once, without labels, and returns the [B, T]
+negative log-likelihood of `shift_labels` [B, T]. `shift_labels[:, t]` is predicted from position t. The result is 0
+where the label is -100.
 """
 
 
@@ -100,21 +100,22 @@ class OneForward(OwnAttention):
         # The load-balancing loss of a mixture of experts accepts a 2-D mask only. Without labels it has no use.
         if getattr(model.config.get_text_config(), "output_router_logits", False):
             kwargs["output_router_logits"] = False
-        return compute({**kwargs, **self.arguments(model, rows)}, rows.labels)
+        return compute({**kwargs, **self.arguments(model, rows)}, rows.shift_labels)
 
 
 class ExpandedBackend(OwnAttention):
     """Run rows of one pair each, with the usual attention mask. Exact for every family.
 
-    Rows that hold several pairs need a shared-prefix backend. Its rule separates pairs as well: a pair is then a
-    group of one segment without a shared prefix.
+    Rows that hold several pairs need a shared-prefix backend. Its rule separates pairs as well: each is then a tree of
+    one run.
     """
 
     name = "expanded"
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
         """Compute the NLL of all rows in one forward, or raise ValueError if a row holds more than one pair."""
-        if bool((rows.group_ids > 0).any() | (rows.segment_ids == 0).any() | (rows.segment_ids > 1).any()):
+        tokens = rows.attention_mask
+        if bool((rows.ends != tokens * tokens.sum(1, keepdim=True)).any()):
             raise ValueError(
                 "The plain forward needs one pair per row: collate with layout='expanded' and packing=False, or use a "
                 "shared-prefix backend."
@@ -125,7 +126,7 @@ class ExpandedBackend(OwnAttention):
             "position_ids": rows.position_ids,
             "use_cache": False,
         }
-        return compute(kwargs, rows.labels)
+        return compute(kwargs, rows.shift_labels)
 
 
 class OneByOneBackend(ExpandedBackend):
@@ -139,7 +140,7 @@ class OneByOneBackend(ExpandedBackend):
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
         """Compute the NLL in one forward per row."""
-        where = rows.group_ids != PADDING
+        where = rows.attention_mask.bool()
         found = []
         for row in range(len(where)):
             tokens = {name: value[row][where[row]][None] for name, value in rows.to_batch().items() if value.ndim == 2}

@@ -1,6 +1,8 @@
-"""The `fork` backend: run a prompt once, copy its cache, and run its responses as a batch on the copies."""
+"""The `fork` backend: run what sequences share once, copy its cache, and continue on the copies."""
 
+import copy
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from transformers.cache_utils import LinearAttentionLayer
 from mrt_plugin.attention.backend import Compute, OwnAttention
 from mrt_plugin.attention.family import NotShareable
 from mrt_plugin.attention.length_rope import length_ropes
-from mrt_plugin.attention.plan import Run, find_runs, group_runs
+from mrt_plugin.attention.plan import find_runs
 from mrt_plugin.layout.group_row import IGNORE
 from mrt_plugin.layout.rows import Rows
 
@@ -67,11 +69,16 @@ def recomputes(model: torch.nn.Module) -> bool:
     )
 
 
+SHORTEST = 2
+"""The fewest tokens of an inner run that is forked. Shorter ones are computed again in each child: with a single
+token, a model takes its path for one cached step."""
+
+
 class ForkBackend(OwnAttention):
-    """Run one group at a time: the prompt in one forward, its responses as a batch in another.
+    """Run one tree at a time, and copy the cache of each inner run for the runs that continue it.
 
     Gradients flow through the cache. Exact for every family that keeps all its memory of a prompt in transformers'
-    cache, including families with a state along the row. Holds one copy of the prompt's cache per response. Cannot
+    cache, including families with a state along the row. Holds one copy of a run's cache per continuation. Cannot
     run under gradient checkpointing.
     """
 
@@ -81,9 +88,9 @@ class ForkBackend(OwnAttention):
         _new_cache(config)  # refuses what it cannot fork
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
-        """Compute the NLL in two forwards per group.
+        """Compute the NLL in one forward per inner run and one for all its leaves.
 
-        Groups of one pair, and groups without a shared prefix, go together in one forward.
+        Trees of one sequence go together in one forward.
 
         Raises:
             NotShareable: under gradient checkpointing or FSDP, or if the model does not use its cache.
@@ -96,50 +103,56 @@ class ForkBackend(OwnAttention):
                 "DDP, or layout=expanded."
             )
         found: list[tuple[Tensor, Tensor]] = []
-        alone: list[list[Run]] = []
-        for group in group_runs(find_runs(rows)):
-            if group[0].segment == 0 and len(group) > 2:
-                found.append(self._forked(model, rows, group, compute))
-            elif group[0].segment == 0:
-                alone.append(group)
-            else:
-                alone += [[run] for run in group]
+        roots = _forest(rows)
+        alone = [root for root in roots if not root.children]
         if alone:
             inputs, labels, index = _batch(rows, alone)
+            positions = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+            lengths = torch.tensor([len(root.tokens) for root in alone], device=inputs.device)
             kwargs = {
                 "input_ids": inputs,
-                "attention_mask": (index >= 0).long(),
-                "position_ids": torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs),
+                "attention_mask": (positions < lengths[:, None]).long(),
+                "position_ids": positions,
                 "use_cache": False,
             }
             found.append((index, compute(kwargs, labels)))
+        for root in roots:
+            if root.children:
+                found += self._fork(model, rows, root, compute)
         places = torch.cat([index[index >= 0] for index, _ in found])
         values = torch.cat([nll[index >= 0] for index, nll in found])
-        return values.new_zeros(rows.labels.numel()).index_put((places,), values).view(rows.labels.shape)
+        filled = values.new_zeros(rows.input_ids.numel()).index_put((places,), values)
+        return filled.view(rows.input_ids.shape)
 
-    def _forked(self, model: Any, rows: Rows, group: list[Run], compute: Compute) -> tuple[Tensor, Tensor]:
-        prompt, segments = group[0], group[1:]
+    def _fork(self, model: Any, rows: Rows, root: "_Branch", compute: Compute) -> list[tuple[Tensor, Tensor]]:
+        """Return the NLL of a tree's tokens, and their indices in the flattened rows, one pair per forward."""
+        deepest = root.deepest
         for rope in length_ropes(model.config):
-            if prompt.length <= rope.threshold < prompt.length + max(run.length for run in segments):
+            if len(root.tokens) <= rope.threshold < deepest:
                 raise NotShareable(
                     f"prefix_backend=fork: the prompt and its responses lie on two sides of {rope.threshold} tokens, "
                     f"where {rope.kind} changes the rotary angles. Use prefix_backend=sdpa or layout=expanded."
                 )
-        cache = _new_cache(model.config)
-        where = slice(prompt.start, prompt.start + prompt.length)
-        model(
-            input_ids=rows.input_ids[prompt.row, where][None],
-            use_cache=True,
-            logits_to_keep=1,
-            **self._memory(model, cache, rows.position_ids[prompt.row, where][None]),
-        )
-        if not _filled(cache):
-            raise NotShareable("prefix_backend=fork: the model did not fill its cache. Use layout=expanded.")
-        copies = torch.zeros(len(segments), dtype=torch.int64, device=rows.input_ids.device)
-        cache.reorder_cache(copies)  # type: ignore[arg-type]
-        inputs, labels, index = _batch(rows, [[segment] for segment in segments])
-        positions = prompt.length + torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
-        # Responses are padded on the right. A causal model never reads there, so no mask is needed.
+        found = []
+        waiting: list[tuple[_Branch, DynamicCache | None]] = [(root, None)]
+        while waiting:
+            branch, cache = waiting.pop()
+            own = _new_cache(model.config) if cache is None else _copy(cache, 1)
+            found.append(self._continue(model, rows, [branch], own, compute))
+            if not _filled(own):
+                raise NotShareable("prefix_backend=fork: the model did not fill its cache. Use layout=expanded.")
+            waiting += [(child, own) for child in branch.children if child.children]
+            leaves = [child for child in branch.children if not child.children]
+            if leaves:
+                found.append(self._continue(model, rows, leaves, _copy(own, len(leaves)), compute))
+        return found
+
+    def _continue(
+        self, model: Any, rows: Rows, branches: "list[_Branch]", cache: DynamicCache, compute: Compute
+    ) -> tuple[Tensor, Tensor]:
+        inputs, labels, index = _batch(rows, branches)
+        positions = branches[0].position + torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+        # Leaves are padded on the right. A causal model never reads there, so no mask is needed.
         kwargs = {"input_ids": inputs, "use_cache": True, **self._memory(model, cache, positions)}
         return index, compute(kwargs, labels)
 
@@ -149,6 +162,63 @@ class ForkBackend(OwnAttention):
         if "cache_params" in inspect.signature(base.forward).parameters:
             return {"cache_params": cache}  # Mamba, which takes no positions
         return {"past_key_values": cache, "position_ids": positions}
+
+
+@dataclass
+class _Branch:
+    """A run of a tree with what continues it."""
+
+    tokens: list[int]
+    """Indices in the flattened rows."""
+    repeated: int
+    """Number of first tokens that another branch computes as well. Their NLL is taken from that branch."""
+    position: int
+    """Position of the first token."""
+    children: "list[_Branch]"
+
+    @property
+    def deepest(self) -> int:
+        """Tokens of the longest sequence of the tree up to here."""
+        longest, waiting = 0, [self]
+        while waiting:
+            branch = waiting.pop()
+            longest = max(longest, branch.position + len(branch.tokens))
+            waiting += branch.children
+        return longest
+
+
+def _forest(rows: Rows) -> list[_Branch]:
+    """Return the trees of all rows. Inner runs of fewer than `SHORTEST` tokens are copied into their children."""
+    runs, width = find_runs(rows), rows.input_ids.shape[1]
+    inner = {run.parent for run in runs}
+    roots: list[_Branch] = []
+    above: dict[int, _Branch | None] = {-1: None}  # the branch that a run's children continue
+    copied: dict[int, list[int]] = {-1: []}  # the tokens that they repeat
+    taken: set[int] = set()  # those of them that a branch has already
+    for number, run in enumerate(runs):
+        parent, first = above[run.parent], copied[run.parent]
+        tokens = [*first, *range(run.row * width + run.start, run.row * width + run.stop)]
+        if number in inner and len(tokens) < SHORTEST:
+            above[number], copied[number] = parent, tokens
+            continue
+        repeated = sum(index in taken for index in first)
+        taken.update(first)
+        branch = _Branch(tokens, repeated, run.position - len(first), [])
+        (roots if parent is None else parent.children).append(branch)
+        above[number], copied[number] = branch, []
+    return roots
+
+
+def _copy(cache: DynamicCache, count: int) -> DynamicCache:
+    """Return `count` copies of a cache, as one batch. The cache is not changed."""
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in copied.layers:
+        for name, value in vars(layer).items():
+            if isinstance(value, list | dict):
+                setattr(layer, name, copy.copy(value))
+    copied.reorder_cache(torch.zeros(count, dtype=torch.int64))  # type: ignore[arg-type]
+    return copied
 
 
 def _new_cache(config: Any) -> DynamicCache:
@@ -173,19 +243,20 @@ def _filled(cache: DynamicCache) -> bool:
     )
 
 
-def _batch(rows: Rows, sequences: list[list[Run]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Build a right-padded batch from sequences of consecutive runs.
+def _batch(rows: Rows, branches: list[_Branch]) -> tuple[Tensor, Tensor, Tensor]:
+    """Build a right-padded batch from branches.
 
     Returns:
-        [B, L] input ids and labels, and the index of each token in the flattened rows; -1 on padding.
+        [B, L] input ids and shifted labels, and the index of each token in the flattened rows; -1 on padding and on
+        repeated tokens.
     """
-    lengths = [sum(run.length for run in runs) for runs in sequences]
     # At least two tokens: with one token, a model takes its path for a single cached step.
-    index = torch.full((len(sequences), max(2, *lengths)), -1)
-    for number, (runs, length) in enumerate(zip(sequences, lengths, strict=True)):
-        first = runs[0].row * rows.input_ids.shape[1] + runs[0].start
-        index[number, :length] = torch.arange(first, first + length)
-    index = index.to(rows.input_ids.device)
-    taken = index.clamp_min(0)
-    labels = rows.labels.flatten()[taken].masked_fill(index < 0, IGNORE)
-    return rows.input_ids.flatten()[taken], labels, index
+    longest = max(2, *(len(branch.tokens) for branch in branches))
+    tokens = torch.zeros(len(branches), longest, dtype=torch.int64)
+    index = torch.full_like(tokens, -1)
+    for number, branch in enumerate(branches):
+        tokens[number, : len(branch.tokens)] = torch.tensor(branch.tokens)
+        index[number, branch.repeated : len(branch.tokens)] = torch.tensor(branch.tokens[branch.repeated :])
+    tokens, index = tokens.to(rows.input_ids.device), index.to(rows.input_ids.device)
+    labels = rows.shift_labels.flatten()[tokens].masked_fill(index < 0, IGNORE)
+    return rows.input_ids.flatten()[tokens], labels, index

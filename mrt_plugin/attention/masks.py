@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from mrt_plugin.attention.backend import Compute, OneForward
 from mrt_plugin.attention.family import NotShareable, exact_attention, refuse_dropout, text_attention
 from mrt_plugin.layout.group_row import IGNORE
-from mrt_plugin.layout.rows import PADDING, Rows
+from mrt_plugin.layout.rows import Rows
 
 BLOCK = 128
 """FlexAttention's block size. Rows are padded to a multiple of it, so that fewer shapes are compiled."""
@@ -19,9 +19,9 @@ BLOCK = 128
 def visibility(rows: Rows, *, window: int | None = None, chunk: int | None = None) -> Callable[..., Tensor]:
     """Return the rule that every shared-prefix backend implements: which token may attend to which.
 
-    A query sees the keys of its own group that belong to the prompt (segment 0) or to its own segment. A key's
-    position must not be after the query's. Windows of sliding layers and chunks of chunked layers are measured on
-    positions, as if each pair were alone, never on row indices. Padding sees padding, so that no softmax is empty.
+    A query sees its own run of the tree up to itself, and its ancestors' runs: the keys k with `k <= q < ends[k]`
+    (`mrt_plugin.layout.tree.Tree`). Windows of sliding layers and chunks of chunked layers are measured on positions,
+    as if each pair were alone, never on row indices. Padding sees itself, so that no softmax is empty.
 
     Args:
         rows: R rows of T tokens.
@@ -31,13 +31,11 @@ def visibility(rows: Rows, *, window: int | None = None, chunk: int | None = Non
     Returns:
         FlexAttention's `mask_mod`: from indices of row, head, query and key, True where the query sees the key.
     """
-    group, segment, position = rows.group_ids, rows.segment_ids, rows.position_ids
+    ends, position = rows.ends, rows.position_ids
 
     def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         here, there = position[batch, query], position[batch, key]
-        mask = group[batch, query] == group[batch, key]
-        mask = mask & ((segment[batch, key] == 0) | (segment[batch, query] == segment[batch, key]))
-        mask = mask & (there <= here)
+        mask = (key <= query) & (query < ends[batch, key]) | (key == query)
         if window is not None:
             mask = mask & (here - there < window)
         if chunk is not None:
@@ -49,13 +47,13 @@ def visibility(rows: Rows, *, window: int | None = None, chunk: int | None = Non
 
 def visible(rows: Rows, **limits: int | None) -> Tensor:
     """Return the rule as a dense mask, [R, 1, T, T] bool, queries before keys."""
-    batch, index = (torch.arange(size, device=rows.group_ids.device) for size in rows.group_ids.shape)
+    batch, index = (torch.arange(size, device=rows.ends.device) for size in rows.ends.shape)
     return visibility(rows, **limits)(batch[:, None, None, None], None, index[:, None], index)
 
 
 def block_mask(rows: Rows, **limits: int | None) -> BlockMask:
     """Return the rule as a block mask of the rows."""
-    (count, width), device = rows.group_ids.shape, rows.group_ids.device
+    (count, width), device = rows.ends.shape, rows.ends.device
     # Compiled code never holds the full mask. On CPU the mask only serves comparisons, so compiling is not worth it.
     compiled = device.type != "cpu"
     return create_block_mask(visibility(rows, **limits), count, None, width, width, device=device, _compile=compiled)
@@ -118,7 +116,7 @@ class FlexBackend(OneForward):
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
         """Compute the NLL of all rows, padded to full blocks, in one forward."""
         width = rows.input_ids.shape[1]
-        fill = {"group_ids": PADDING, "segment_ids": PADDING, "labels": IGNORE}
+        fill = {"shift_labels": IGNORE}
         padded = {
             name: torch.nn.functional.pad(value, (0, -width % BLOCK), value=fill.get(name, 0))
             for name, value in rows.to_batch().items()

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mrt_plugin.attention.backend import Backend, Compute, ExpandedBackend, OneByOneBackend
 from mrt_plugin.attention.family import set_text_attention, text_attention
-from mrt_plugin.layout.group_row import IGNORE, GroupRow, expand
-from mrt_plugin.layout.rows import Rows, build_rows
+from mrt_plugin.layout.group_row import GroupRow, expand
+from mrt_plugin.layout.rows import Rows, stack
+from mrt_plugin.layout.tree import build_tree, sequences_of
 
 logger = logging.getLogger(__name__)
 
@@ -119,8 +120,8 @@ def _measure(model: Any, pairs: list[GroupRow], compute: Compute, pad_token_id: 
     plain.prepare_model(model)
     try:
         with inference(model):
-            expected = packed_nll(model, alone, rows, compute, pad_token_id)
-            moved = packed_nll(model, plain, rows, compute, pad_token_id, pad_to_multiple_of=longest + PADDED)
+            expected = torch.cat(packed_nll(model, alone, rows, compute, pad_token_id))
+            moved = torch.cat(packed_nll(model, plain, rows, compute, pad_token_id, longest + PADDED))
         attention = text_attention(model)
     finally:
         plain.restore_model(model)
@@ -130,15 +131,21 @@ def _measure(model: Any, pairs: list[GroupRow], compute: Compute, pad_token_id: 
 def packed_nll(
     model: Any,
     backend: Backend,
-    packed: list[list[GroupRow]],
+    packed: Sequence[Sequence[GroupRow]],
     compute: Compute,
     pad_token_id: int,
     pad_to_multiple_of: int | None = None,
-) -> Tensor:
-    """Return the NLL of the trained tokens of rows, in their order: [tokens] float64 on the CPU."""
-    rows = on_device(build_rows(packed, pad_token_id, pad_to_multiple_of=pad_to_multiple_of), model)
-    nll = backend.token_nll(model, rows, compute)
-    return nll[rows.labels != IGNORE].double().cpu()
+) -> list[Tensor]:
+    """Return the NLL of each sequence's trained tokens, in the order of the sequences: float64 on the CPU."""
+    members = [[sequence for group in groups for sequence in sequences_of(group)] for groups in packed]
+    trees = [build_tree(sequences) for sequences in members]
+    rows = on_device(stack(trees, pad_token_id, pad_to_multiple_of=pad_to_multiple_of), model)
+    nll = backend.token_nll(model, rows, compute).double().cpu()
+    return [
+        nll[row, path[:-1][sequence.trained[1:]]]
+        for row, (sequences, tree) in enumerate(zip(members, trees, strict=True))
+        for sequence, path in zip(sequences, tree.paths, strict=True)
+    ]
 
 
 def rms(values: Tensor) -> float:

@@ -1,18 +1,18 @@
 """The attention plan of one batch: which slice of queries attends to which slice of keys.
 
-Every run of tokens attends causally to itself, and every group's segments attend to its prompt. This covers the rule
-of `mrt_plugin.attention.masks` without a mask. The prompt's keys are read once for all segments and never copied.
+Every run of tokens attends causally to itself, and all descendants of a run attend to all of it. In depth-first order
+the descendants are consecutive. This covers the rule of `mrt_plugin.attention.masks` without a mask. No key is copied.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from mrt_plugin.layout.rows import PADDING, Rows
+from mrt_plugin.layout.rows import Rows
 
 WHOLE = 160
 """The most tokens of a run that form one causal square; longer runs are split in half."""
@@ -20,16 +20,23 @@ WHOLE = 160
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive tokens of one group and segment."""
+    """Consecutive tokens of a row that the same tokens see, and that lie on the same paths of the tree."""
 
     row: int
     start: int
     """Index of its first token in the row."""
     length: int
-    group: int
-    segment: int
+    end: int
+    """Index in the row after the run's last descendant, or after the run itself if it has none."""
     position: int
     """Position of its first token."""
+    parent: int
+    """Index of the run that it continues, in the list of runs; -1 for the first run of a tree."""
+
+    @property
+    def stop(self) -> int:
+        """Index in the row after its last token, where its first descendant starts."""
+        return self.start + self.length
 
 
 FULL, CAUSAL, BAND = 0, 1, 2
@@ -59,55 +66,71 @@ class Piece(NamedTuple):
 
 def find_runs(rows: Rows) -> list[Run]:
     """Return the runs of a batch in row order, without padding. On an accelerator this takes one transfer."""
-    group, segment, position = torch.stack([rows.group_ids, rows.segment_ids, rows.position_ids]).cpu().numpy()
-    changed = np.ones_like(group, dtype=bool)
-    changed[:, 1:] = (group[:, 1:] != group[:, :-1]) | (segment[:, 1:] != segment[:, :-1])
-    runs = []
+    ends, positions = torch.stack([rows.ends, rows.position_ids]).cpu().numpy()
+    changed = np.ones_like(ends, dtype=bool)
+    changed[:, 1:] = ends[:, 1:] != ends[:, :-1]
+    runs: list[Run] = []
     for row, starts in enumerate(changed):
+        path: list[int] = []  # the runs that have not ended, from the root down
         for start, stop in pairwise([*np.flatnonzero(starts).tolist(), len(starts)]):
-            if group[row, start] != PADDING:
-                first = (int(ids[row, start]) for ids in (group, segment, position))
-                runs.append(Run(row, start, stop - start, *first))
+            if not ends[row, start]:
+                continue
+            while path and runs[path[-1]].end <= start:
+                path.pop()
+            parent = path[-1] if path else -1
+            path.append(len(runs))
+            runs.append(Run(row, start, stop - start, int(ends[row, start]), int(positions[row, start]), parent))
     return runs
 
 
 def pieces(runs: list[Run], window: int | None = None) -> list[Piece]:
     """Return the pieces of a batch, for a sliding layer that sees `window` positions, or for full attention.
 
-    Every query is in exactly one piece with its own keys, and that piece comes before the query's other pieces.
+    Every query is in exactly one piece with its own keys, and these pieces come before all others.
     """
-    found: list[Piece] = []
-    for group in group_runs(runs):
-        prompt = group[0] if group[0].segment == 0 else None
-        segments = group if prompt is None else group[1:]
-        if prompt is not None and len(segments) == 1:
-            # One response: it forms one ordinary sequence with the prompt.
-            found += _own(prompt.row, prompt.start, prompt.length + segments[0].length, window)
-            continue
-        for run in group:
-            found += _own(run.row, run.start, run.length, window)
-        if prompt is not None and segments:
-            found += _on_prompt(prompt, segments, window)
+    found = [piece for run in runs for piece in _own(run, window)]
+    deepest = [run.position + run.length for run in runs]  # of a run and its descendants
+    for number in range(len(runs) - 1, -1, -1):
+        if (parent := runs[number].parent) >= 0:
+            deepest[parent] = max(deepest[parent], deepest[number])
+    for number, run in enumerate(runs):
+        if run.stop < run.end and (window is None or deepest[number] - run.position <= window):
+            found.append(Piece(run.row, run.stop, run.end - run.stop, run.start, run.length, run.length, FULL))
+        for above in _ancestors(runs, run, window):
+            if deepest[above] - runs[above].position > window:
+                found.append(_reaching(run, runs[above], window))
     return found
 
 
-def group_runs(runs: list[Run]) -> Iterator[list[Run]]:
-    """Yield the runs of each group, the prompt first where there is one."""
-    for _, group in groupby(runs, key=lambda run: (run.row, run.group)):
-        yield list(group)
+def _ancestors(runs: list[Run], run: Run, window: int | None) -> Iterator[int]:
+    """Yield the ancestors of a run that its first token sees in a sliding layer, from the nearest."""
+    above = run.parent
+    while window is not None and above >= 0 and run.position - runs[above].position - runs[above].length + 1 < window:
+        yield above
+        above = runs[above].parent
 
 
-def _own(row: int, start: int, length: int, window: int | None) -> Iterator[Piece]:
+def _reaching(run: Run, above: Run, window: int) -> Piece:
+    """Return the piece of the run's queries and the keys of an ancestor that their window reaches."""
+    skipped = max(0, run.position - window + 1 - above.position)
+    lead = run.position - above.position - skipped
+    queries = min(run.length, above.length - skipped + window - 1 - lead)
+    kind = FULL if run.position + run.length - above.position <= window else BAND
+    return Piece(run.row, run.start, queries, above.start + skipped, above.length - skipped, lead, kind)
+
+
+def _own(run: Run, window: int | None) -> Iterator[Piece]:
     """Yield the pieces of a run's causal attention on itself."""
-    if window is None or length <= window:
-        yield from _causal(row, start, length)
+    if window is None or run.length <= window:
+        yield from _causal(run.row, run.start, run.length)
         return
     # Blocks of queries, each with the keys that its window reaches: far less work than length x length.
     block = max(64, window // 2)
-    for first in range(0, length, block):
-        queries = min(block, length - first)
+    for first in range(0, run.length, block):
+        queries = min(block, run.length - first)
         key = max(0, first - window + 1)
-        yield Piece(row, start + first, queries, start + key, first + queries - key, first - key, BAND)
+        start = run.start
+        yield Piece(run.row, start + first, queries, start + key, first + queries - key, first - key, BAND)
 
 
 def _causal(row: int, start: int, length: int) -> Iterator[Piece]:
@@ -123,16 +146,3 @@ def _causal(row: int, start: int, length: int) -> Iterator[Piece]:
     yield from _causal(row, start, first)
     yield from _causal(row, start + first, length - first)
     yield Piece(row, start + first, length - first, start, first, first, FULL)
-
-
-def _on_prompt(prompt: Run, segments: list[Run], window: int | None) -> Iterator[Piece]:
-    """Yield the pieces of all segments' attention on their prompt."""
-    first, last = segments[0], segments[-1]
-    if window is None or all(run.position + run.length - prompt.position <= window for run in segments):
-        queries = last.start + last.length - first.start
-        yield Piece(prompt.row, first.start, queries, prompt.start, prompt.length, prompt.length, FULL)
-        return
-    reach = min(prompt.length, window - 1)
-    for run in segments if reach else []:
-        key = prompt.start + prompt.length - reach
-        yield Piece(prompt.row, run.start, min(run.length, window - 1), key, reach, reach, BAND)

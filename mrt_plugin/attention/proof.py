@@ -111,10 +111,9 @@ def refusal_of(what: str) -> Iterator[None]:
 def all_logits(model: Any) -> Compute:
     """Return a `compute` that keeps all logits in memory."""
 
-    def compute(forward_kwargs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-        logits = model(**forward_kwargs).logits[:, :-1].float().transpose(1, 2)
-        nll = torch.nn.functional.cross_entropy(logits, labels[:, 1:], ignore_index=IGNORE, reduction="none")
-        return torch.nn.functional.pad(nll, (1, 0))
+    def compute(forward_kwargs: dict[str, Any], shift_labels: torch.Tensor) -> torch.Tensor:
+        logits = model(**forward_kwargs).logits.float().transpose(1, 2)
+        return torch.nn.functional.cross_entropy(logits, shift_labels, ignore_index=IGNORE, reduction="none")
 
     return compute
 
@@ -161,7 +160,7 @@ class _SmallProof:
         losses = []
         for pair in chain.from_iterable(map(expand, groups)):
             rows = on_device(build_rows([[pair]], 0), model)
-            nll = all_logits(model)({"input_ids": rows.input_ids, "use_cache": False}, rows.labels)
+            nll = all_logits(model)({"input_ids": rows.input_ids, "use_cache": False}, rows.shift_labels)
             losses.append((nll * rows.loss_weights).sum())
         return torch.stack(losses).sum()
 
@@ -209,15 +208,26 @@ class _SmallProof:
 
 
 def _random_groups() -> list[GroupRow]:
-    """Build two groups: pairs longer than the window, responses of mixed lengths, and a response of one token."""
+    """Build groups whose tree has every level.
+
+    They share a system text, and two of them a document. Sequences are longer than the window. Responses have mixed
+    lengths, one token among them, and two begin with the same trained tokens.
+    """
     rng = random.Random(0)
+
+    def draw(length: int) -> list[int]:
+        return [rng.randrange(3, VOCABULARY) for _ in range(length)]
+
+    system, document = draw(WINDOW), draw(WINDOW + 3)
     groups = []
-    for prompt, lengths in ((3 * WINDOW, (WINDOW // 2, 2 * WINDOW, 1)), (WINDOW // 2, (3, WINDOW))):
-        shared = [rng.randrange(3, VOCABULARY) for _ in range(prompt)]
-        pairs = []
-        for index, length in enumerate(lengths):
-            own = [10 + index] + [rng.randrange(3, VOCABULARY) for _ in range(length - 1)]
-            pairs.append(Pair(shared + own, [False] * prompt + [True] * length))
+    for prompt, lengths in (
+        (system + document + draw(WINDOW), (WINDOW // 2, 2 * WINDOW, 1)),
+        (system + document + draw(3), (WINDOW,)),
+        (system + draw(WINDOW // 2), (3, WINDOW)),
+    ):
+        responses = [[10 + index, *draw(length - 1)] for index, length in enumerate(lengths)]
+        responses.append([*responses[0][:2], *draw(4)])
+        pairs = [Pair(prompt + own, [False] * len(prompt) + [True] * len(own)) for own in responses]
         groups.append(build_group_row(pairs))
     return groups
 
@@ -227,10 +237,9 @@ def _prove_real(
 ) -> float:
     """Return the root mean square difference of the NLL of real tokens in nats, or refuse the backend."""
     pairs = list(chain.from_iterable(map(expand, row)))
-    trained = [sum(label != IGNORE for label in pair["labels"]) for pair in pairs]
     backend.prepare_model(model)
     with inference(model):
-        every = packed_nll(model, backend, [row], compute, pad_token_id).split(trained)
+        every = packed_nll(model, backend, [row], compute, pad_token_id)
     difference = rms(torch.cat([every[index] for index in compared(pairs)]) - plain.nll)
     if not difference <= plain.tolerance:
         raise NotShareable(

@@ -1,8 +1,8 @@
 """The plan of a batch for kernels that take many sequences of any length in one call, like FlashAttention on CUDA.
 
-Full attention takes two calls: all runs on themselves, and all groups' segments on their prompts. The results are
-merged by their log-sum-exp. A sliding layer takes one call: each segment's keys then include the few prompt keys that
-its window reaches.
+Full attention takes one call for all runs on themselves, and one per level of the tree: the descendants of each inner
+run of that level on its keys. The results are merged by their log-sum-exp, and no key is copied. A sliding layer takes
+one call: each run's keys then include the few keys of its ancestors that its window reaches.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mrt_plugin.attention.kernels import Gradients
-from mrt_plugin.attention.plan import Run, group_runs
+from mrt_plugin.attention.plan import Run
 
 
 class Call(NamedTuple):
@@ -34,23 +34,32 @@ class Call(NamedTuple):
 
 def calls(runs: list[Run], width: int, device: torch.device, window: int | None = None) -> list[Call]:
     """Return the calls of a batch of rows of `width` tokens. The first call contains every query."""
-    first: list[tuple[range, list[range]]] = []
-    second: list[tuple[range, list[range]]] = []
-    for group in group_runs(runs):
-        tokens = [range(run.row * width + run.start, run.row * width + run.start + run.length) for run in group]
-        shared = group[0].segment == 0
-        if shared and len(group) == 2:  # one response: it forms one ordinary sequence with the prompt
-            whole = range(tokens[0].start, tokens[1].stop)
-            first.append((whole, [whole]))
-            continue
-        reach = len(tokens[0]) if window is None else min(len(tokens[0]), window - 1)
-        tail = tokens[0][len(tokens[0]) - reach :]
-        for number, own in enumerate(tokens):
-            together = window is not None and shared and number > 0
-            first.append((own, [tail, own] if together else [own]))
-        if shared and window is None and len(group) > 1:
-            second.append((range(tokens[1].start, tokens[-1].stop), [tokens[0]]))
-    return [_call(sequences, causal, device) for sequences, causal in ((first, True), (second, False)) if sequences]
+    tokens = [range(run.row * width + run.start, run.row * width + run.stop) for run in runs]
+    if window is not None:
+        own = [(mine, [*_reach(runs, tokens, number, window - 1), mine]) for number, mine in enumerate(tokens)]
+        return [_call(own, True, device)]
+    levels: list[list[tuple[range, list[range]]]] = []
+    depths: list[int] = []
+    for number, run in enumerate(runs):
+        depths.append(0 if run.parent < 0 else depths[run.parent] + 1)
+        if run.stop < run.end:
+            levels += [[] for _ in range(depths[number] + 1 - len(levels))]
+            levels[depths[number]].append((range(tokens[number].stop, run.row * width + run.end), [tokens[number]]))
+    return [
+        _call([(mine, [mine]) for mine in tokens], True, device),
+        *(_call(level, False, device) for level in levels),
+    ]
+
+
+def _reach(runs: list[Run], tokens: list[range], number: int, keys: int) -> list[range]:
+    """Return the last tokens of a run's ancestors, at most `keys`, in the order of their positions."""
+    found: list[range] = []
+    above = runs[number].parent
+    while above >= 0 and keys > 0:
+        found.append(tokens[above][-keys:])
+        keys -= len(tokens[above])
+        above = runs[above].parent
+    return found[::-1]
 
 
 def _call(sequences: list[tuple[range, list[range]]], causal: bool, device: torch.device) -> Call:

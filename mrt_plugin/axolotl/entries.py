@@ -95,11 +95,6 @@ def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> No
     trained, tested = _read(cfg, "datasets"), _read(cfg, "test_datasets")
     for entry in (*trained, *tested):
         _check_entry(entry)
-    if not any(entry.selector for entry in trained):
-        raise ValueError(
-            "The plugin is loaded but no dataset is grouped: give one `type: mrt_plugin.axolotl.<selector>`, with one "
-            f"of {', '.join(SELECTORS)}, or remove the plugin."
-        )
     for entry in tested:
         if entry.selector not in (None, "all"):
             raise ValueError(f"{entry.place}: every held-out response is scored; write `type: {PREFIX}all`.")
@@ -182,7 +177,7 @@ def _check_options(block: dict[str, Any], entries: list[_Entry]) -> None:
         unused.append({name: message for name, message in found.items() if name not in entry.own})
         for message in (found[name] for name in entry.own if name in found):
             logger.warning("mrt.datasets (%s): %s", entry.keys.get("path"), message)
-    for name, message in unused[0].items():
+    for name, message in unused[0].items() if unused else ():
         if all(name in others for others in unused):
             logger.warning("mrt.%s", message)
 

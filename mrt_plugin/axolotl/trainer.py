@@ -20,8 +20,9 @@ from transformers import TrainerCallback, TrainerState
 
 from mrt_plugin.axolotl.checks import check_lengths
 from mrt_plugin.groups.overlap import refuse_overlap
+from mrt_plugin.layout.beginnings import common_beginnings
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
-from mrt_plugin.trainer.prepare import is_prepared, row_tokens
+from mrt_plugin.trainer.prepare import beginnings_of, is_prepared, row_tokens
 from mrt_plugin.trainer.redraw import epoch_begun
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,17 @@ class EpochPacking(BatchSampler):
     """Packs all rows in every epoch, each into as many batches as the longest epoch needs: Trainer assumes that
     all epochs are equal."""
 
-    def __init__(self, sizes: np.ndarray, cfg: Any, batch_size: int, epoch: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        cfg: Any,
+        batch_size: int,
+        epoch: Callable[[], int] = lambda: 0,
+        families: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
         self._sizes = np.asarray(sizes, dtype=np.int32)
+        none = np.zeros_like(self._sizes)
+        self._families, self._shared = (none, none) if families is None else families
         self._cfg, self._bins_per_batch, self._epoch = cfg, batch_size, epoch
         self.batch_size = None  # type: ignore[assignment]  # read by accelerate: batches differ in bins
         self.drop_last = False
@@ -53,14 +63,25 @@ class EpochPacking(BatchSampler):
         return most
 
     def _pack(self, epoch: int) -> Bins:
-        cfg, rows = self._cfg, len(self._sizes)
-        shuffled = np.random.default_rng([cfg.seed, epoch]).permutation(rows)
-        order = np.arange(rows) if cfg.curriculum_sampling else shuffled
-        sizes, (_, capacity) = self._sizes[order], check_lengths(cfg, cfg.mrt)
+        """Return the bins of an epoch. A bin has rows of one family, which pays for its common beginning once."""
+        cfg, rng = self._cfg, np.random.default_rng([self._cfg.seed, epoch])
+        order = np.arange(len(self._sizes)) if cfg.curriculum_sampling else rng.permutation(len(self._sizes))
+        if cfg.sample_packing_sequentially or cfg.curriculum_sampling:  # the order of the rows counts more
+            return self._pack_family(order, 0)
+        families = np.unique(self._families)
+        bins: Bins = []
+        for family in families:
+            members = order[self._families[order] == family]
+            bins += self._pack_family(members, int(self._shared[members[0]]))
+        return bins if len(families) == 1 else [bins[place] for place in rng.permutation(len(bins))]
+
+    def _pack_family(self, order: np.ndarray, shared: int) -> Bins:
+        cfg, (_, capacity) = self._cfg, check_lengths(self._cfg, self._cfg.mrt)
+        sizes, capacity = self._sizes[order] - np.int32(shared), capacity - shared
         if cfg.sample_packing_sequentially:
             bins, _, _ = allocate_sequentially(sizes, rank=0, bin_capacity=capacity, num_ranks=1)
         else:
-            parts = math.ceil(rows / cfg.sample_packing_group_size)
+            parts = math.ceil(len(order) / cfg.sample_packing_group_size)
             bins = pack_parallel(
                 sizes,
                 capacity,
@@ -88,9 +109,13 @@ class EpochPacking(BatchSampler):
         return self._length
 
 
-def row_sizes(dataset: Dataset, layout: str, cfg: Any) -> np.ndarray:
-    """Return the tokens that each prepared row will have, [rows]. A group that expands to over a row fills one."""
-    return np.minimum(row_tokens(dataset, layout), check_lengths(cfg, cfg.mrt)[1])
+def pack_epochs(
+    dataset: Dataset, layout: str, cfg: Any, batch_size: int, epoch: Callable[[], int] = lambda: 0
+) -> EpochPacking:
+    """Return the packing of prepared rows. A group that expands to more tokens than a row has fills a row."""
+    sizes = np.minimum(row_tokens(dataset, layout), check_lengths(cfg, cfg.mrt)[1])
+    families = common_beginnings(beginnings_of(dataset)) if layout == "shared_prefix" else None
+    return EpochPacking(sizes, cfg, batch_size, epoch, families)
 
 
 def foresee_steps(cfg: Any, dataset: Dataset, layout: str) -> int:
@@ -98,8 +123,7 @@ def foresee_steps(cfg: Any, dataset: Dataset, layout: str) -> int:
     if cfg.max_steps:
         return int(cfg.max_steps)
     if cfg.sample_packing:
-        packing = EpochPacking(row_sizes(dataset, layout, cfg), cfg, cfg.micro_batch_size)
-        batches = len(packing) // cfg.world_size
+        batches = len(pack_epochs(dataset, layout, cfg, cfg.micro_batch_size)) // cfg.world_size
     else:
         batches = math.ceil(len(dataset) / (cfg.micro_batch_size * cfg.world_size))
     return math.ceil(cfg.num_epochs * math.ceil(batches / cfg.gradient_accumulation_steps))
@@ -162,6 +186,15 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
         cfg: Any = self.axolotl_cfg
         if not cfg.sample_packing:
             return super()._get_train_sampler(train_dataset)
-        sizes = row_sizes(self.train_dataset if train_dataset is None else train_dataset, self.layout, cfg)
-        self._packing = EpochPacking(sizes, cfg, self._train_batch_size, epoch=lambda: epoch_begun(self.state))
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        self._packing = pack_epochs(
+            rows, self.layout, cfg, self._train_batch_size, epoch=lambda: epoch_begun(self.state)
+        )
         return self._packing
+
+    def _groups_per_batch(self, rows: Any) -> int:
+        arguments: Any = self.args
+        if not arguments.sample_packing:
+            return super()._groups_per_batch(rows)
+        row_length, mean = arguments.row_length, row_tokens(rows, "shared_prefix").mean()
+        return int(super()._groups_per_batch(rows) * max(1, row_length // mean))

@@ -6,8 +6,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mrt_plugin.layout.group_row import GroupRow, as_group_row, best_fit_decreasing, expand, split_group
-from mrt_plugin.layout.rows import Rows, build_rows
+from mrt_plugin.layout.group_row import GroupRow, as_group_row, best_fit_decreasing
+from mrt_plugin.layout.packing import pack
+from mrt_plugin.layout.rows import Rows, stack
+from mrt_plugin.layout.tree import TokenSequence, Tree, build_tree, sequences_of
 
 
 @dataclass
@@ -15,7 +17,8 @@ class GroupedResponseCollator:
     """Collate groups into rows of tensors (`mrt_plugin.layout.rows.Rows`, as a dict).
 
     The batch holds the same set of pairs in both layouts, so the layout never changes the meaning of a step. A group
-    longer than `row_length` is split over several rows, each with the prompt.
+    longer than `row_length` is split over several rows, each with the prompt. In `shared_prefix`, sequences that begin
+    alike go into one row where it has room.
 
     Args:
         tokenizer: provides the pad token. Rows are padded on the right; the tokenizer's padding side is ignored.
@@ -64,13 +67,9 @@ class GroupedResponseCollator:
         """Collate groups, given as a list. Where a sampler packs (Axolotl), they are given as one list per row."""
         bins: Any = [examples] if isinstance(examples[0], dict) else examples
         read = [[self.read_row(row) for row in chosen] for chosen in bins]
-        groups = [group for chosen in read for group in chosen]
-        rows = build_rows(
-            [row for chosen in read for row in self._arrange(chosen)],
-            self.tokenizer.pad_token_id,
-            pad_to_multiple_of=self.pad_to_multiple_of,
-        )
-        return {**rows.to_batch(), "stats": self._stats(groups, rows)}
+        trees = [tree for chosen in read for tree in self._arrange(chosen)]
+        rows = stack(trees, self.tokenizer.pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of)
+        return {**rows.to_batch(), "stats": self._stats([group for chosen in read for group in chosen], rows)}
 
     def _stats(self, groups: list[GroupRow], rows: Rows) -> dict[str, int]:
         """Count the batch's contents for the logs. Filler groups, which train nothing, only count as tokens."""
@@ -82,14 +81,20 @@ class GroupedResponseCollator:
         counts = {"groups": len(pairs), "pairs": sum(pairs), "tokens": tokens, "slots": rows.input_ids.numel()}
         return {**counts, "saved_tokens": expanded - tokens}
 
-    def _arrange(self, groups: list[GroupRow]) -> list[list[GroupRow]]:
-        if self.layout == "expanded":
-            items = [pair for group in groups for pair in expand(group)]
-        elif self.row_length is None:
-            items = groups
-        else:
-            items = [part for group in groups for part in split_group(group, self.row_length)]
-        if not self.packing or self.row_length is None:
-            return [[item] for item in items]
-        bins = best_fit_decreasing([len(item["input_ids"]) for item in items], self.row_length)
-        return [[items[index] for index in sorted(chosen)] for chosen in bins]
+    def _arrange(self, groups: list[GroupRow]) -> list[Tree]:
+        share = self.layout == "shared_prefix"
+        packing = self.packing and self.row_length is not None
+        found = []
+        for members in [groups] if packing else [[group] for group in groups]:
+            sequences = [sequence for group in members for sequence in sequences_of(group)]
+            rows = [[sequences[index] for index in chosen] for chosen in self._rows(sequences, share, packing)]
+            found += [build_tree(row, share=share) for row in rows]
+        return found
+
+    def _rows(self, sequences: list[TokenSequence], share: bool, packing: bool) -> list[list[int]]:
+        """Return the sequences of each row, as indices."""
+        if share:
+            return [list(range(len(sequences)))] if self.row_length is None else pack(sequences, self.row_length)
+        if packing and self.row_length is not None:
+            return best_fit_decreasing([len(sequence.input_ids) for sequence in sequences], self.row_length)
+        return [[index] for index in range(len(sequences))]

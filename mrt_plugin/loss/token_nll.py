@@ -67,7 +67,7 @@ class TokenNLL:
 
     ```python
     compute = TokenNLL(model)
-    nll = compute(model, {"input_ids": input_ids}, labels)  # [B, T]; loss = nll.sum() / (labels != -100).sum()
+    nll = compute(model, {"input_ids": input_ids}, shift_labels)  # [B, T], 0 where the label is -100
     ```
     """
 
@@ -98,23 +98,24 @@ class TokenNLL:
             self._judging = False
 
     def bound(self, model: nn.Module) -> Callable[[Mapping[str, Any], torch.Tensor], torch.Tensor]:
-        """Return a `compute(forward_kwargs, labels)` that runs `model`, possibly wrapped for distributed training."""
-        return lambda forward_kwargs, labels: self(model, forward_kwargs, labels)
+        """Return a `compute(forward_kwargs, shift_labels)` that runs `model`, which may be wrapped."""
+        return lambda forward_kwargs, shift_labels: self(model, forward_kwargs, shift_labels)
 
-    def __call__(self, model: nn.Module, forward_kwargs: Mapping[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, model: nn.Module, forward_kwargs: Mapping[str, Any], shift_labels: torch.Tensor
+    ) -> torch.Tensor:
         """Compute the per-token NLL.
 
         Args:
             model: the model given at construction, or its distributed wrapper.
             forward_kwargs: arguments of the model's forward, without labels, for inputs of shape [B, T].
-            labels: [B, T]. The label at t is predicted from position t-1. -100 is not trained, nor is position 0.
+            shift_labels: [B, T]. The label at t is the token that follows position t; -100 is not trained.
 
         Returns:
             [B, T] float32, 0 where the label is -100.
         """
-        targets = labels[:, 1:]
-        where = targets != IGNORE
-        flat_targets = targets[where]
+        where = shift_labels != IGNORE
+        flat_targets = shift_labels[where]
         compare = len(flat_targets) > 0 and (self._own_head is None or (self._judging and not self._own_head))
         own_head = len(flat_targets) > 0 and bool(compare or self._own_head)
         heard = _Heard()
@@ -130,9 +131,8 @@ class TokenNLL:
         else:
             del flat, logits  # frees what only the comparison needed
             flat = self._chunked(heard, flat_targets)
-        nll = torch.zeros(labels.shape, dtype=torch.float32, device=labels.device)
-        shifted = nn.functional.pad(where, (1, 0), value=False)
-        return nll.masked_scatter(shifted, flat)
+        nll = torch.zeros(where.shape, dtype=torch.float32, device=where.device)
+        return nll.masked_scatter(where, flat)
 
     def take_correct_tokens(self) -> torch.Tensor:
         """Return the number of correctly predicted tokens since the last call, and reset it."""
@@ -155,7 +155,7 @@ class TokenNLL:
             device = hidden.device.type
             if torch.is_autocast_enabled(device):
                 heard.autocast = torch.autocast(device, torch.get_autocast_dtype(device))
-            heard.hidden = hidden[:, :-1][where]
+            heard.hidden = hidden[where]
             heard.first = hidden[:1, :1].detach()
             return (heard.hidden.unsqueeze(0),) if own_head else (hidden[:1, :1],)
 

@@ -1,7 +1,6 @@
 """Choose the layout of a run and the attention backend that computes it."""
 
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,8 @@ from mrt_plugin.attention.plain import settle_plain
 from mrt_plugin.attention.proof import prove, refusal_of
 from mrt_plugin.attention.resolve import resolve_backend
 from mrt_plugin.layout.group_row import GroupRow, as_group_row, split_group
+from mrt_plugin.layout.packing import pack
+from mrt_plugin.layout.tree import build_tree, sequences_of, sort_by_beginning
 from mrt_plugin.options import LayoutOptions
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ FORK = "fork"
 
 MANY_FORWARDS = (FORK, OneByOneBackend.name)
 """The backends that run the model once per group or pair. Processes may hold different numbers of these."""
+
+BATCHES = 16
+"""Number of micro-batches from which the token ratio is estimated."""
 
 PACKED_GROUPS = 64
 """Number of longest groups that are candidates for the row of the proof."""
@@ -57,6 +61,8 @@ class RunSetup:
     """The device to train on; by default that of the model."""
     sharding: str | None = None
     """What shards the weights over processes (`processes.read_sharding`), if anything does."""
+    groups_per_batch: int = 1
+    """About how many groups a micro-batch has."""
     agree: Callable[[str | None], str | None] = lambda refusal: refusal
     """Takes why this process cannot share, or None, and returns the first such reason of any process."""
 
@@ -65,7 +71,7 @@ def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
     """Resolve `layout` and `prefix_backend` for a model and its prepared data; `auto` expands where sharing saves
     too little or is refused."""
     options = setup.options
-    ratio, row = _token_ratio_and_row(dataset, options)
+    ratio, row = _token_ratio(dataset, options, setup.groups_per_batch), _row_to_prove(dataset, options)
     share = options.layout == "shared_prefix" or (options.layout == "auto" and ratio >= WORTH_SHARING)
     reason = "as requested" if options.layout == "expanded" else f"the token ratio is {ratio:.2f}"
     if options.layout == "auto" and not share:
@@ -148,26 +154,42 @@ def _depends_on_batch(setup: RunSetup, row: list[GroupRow]) -> str | None:
     return None if plain.steady else f"{setup.model.config.model_type}: {plain.finding}"
 
 
-def _token_ratio_and_row(dataset: Dataset, options: LayoutOptions) -> tuple[float, list[GroupRow]]:
-    """Return the token ratio, and a row for the proof, built as the run builds its rows from the longest pair on."""
-    table = dataset.select_columns(["prefix_length", "segment_lengths"]).with_format("arrow")[:]
-    prefixes = table["prefix_length"].to_numpy()
+def _token_ratio(rows: Dataset, options: LayoutOptions, groups_per_batch: int) -> float:
+    """Return the tokens of complete pairs over those of the trees, in micro-batches drawn at random."""
+    count = min(len(rows), BATCHES * groups_per_batch)
+    chosen = np.random.default_rng(0).permutation(len(rows))[:count].tolist()
+    expanded = shared = 0
+    for start in range(0, count, groups_per_batch):
+        groups = [as_group_row(rows[index]) for index in chosen[start : start + groups_per_batch]]
+        for members in [groups] if options.row_packing else [[group] for group in groups]:
+            sequences = [sequence for group in members for sequence in sequences_of(group)]
+            expanded += sum(len(sequence.input_ids) for sequence in sequences)
+            everything = [list(range(len(sequences)))]
+            packed = everything if options.row_length is None else pack(sequences, options.row_length)
+            shared += sum(len(build_tree([sequences[index] for index in row]).input_ids) for row in packed)
+    return expanded / shared
+
+
+def _row_to_prove(rows: Dataset, options: LayoutOptions) -> list[GroupRow]:
+    """Return a row built as the run builds its rows: from the longest pair on, with what begins like it."""
+    table = rows.select_columns(["prefix_length", "segment_lengths"]).with_format("arrow")[:]
     counts = pc.list_value_length(table["segment_lengths"]).to_numpy()
-    segments = pc.list_flatten(table["segment_lengths"]).to_numpy()
     starts = np.cumsum(counts) - counts
-    totals = np.add.reduceat(segments, starts)
-    longest = prefixes + np.maximum.reduceat(segments, starts)
-    ratio = float((counts * prefixes + totals).sum() / (prefixes + totals).sum())
+    segments = pc.list_flatten(table["segment_lengths"]).to_numpy()
+    longest = table["prefix_length"].to_numpy() + np.maximum.reduceat(segments, starts)
     order = np.lexsort((-longest, counts == 1))  # the first group has several responses if any group has
     packing = options.row_packing and options.row_length is not None
     candidates = [order[0], longest.argmax(), *order[1:PACKED_GROUPS]] if packing else order[:1]
-    row: list[GroupRow] = []
-    room = math.inf if options.row_length is None else options.row_length
-    for index in dict.fromkeys(map(int, candidates)):
-        group = as_group_row(dataset[index])
-        if options.row_length is not None:
-            group = max(split_group(group, options.row_length), key=lambda part: max(part["segment_lengths"]))
-        if len(group["input_ids"]) <= room:
-            row.append(group)
-            room -= len(group["input_ids"])
-    return ratio, row
+    groups = [as_group_row(rows[index]) for index in dict.fromkeys(map(int, candidates))]
+    if options.row_length is None:
+        return groups
+    groups = [max(split_group(g, options.row_length), key=lambda part: max(part["segment_lengths"])) for g in groups]
+    first = sequences_of(groups[0])[0]
+    shared = [sort_by_beginning([first, sequences_of(group)[0]])[1][1] for group in groups]
+    row, sequences = groups[:1], sequences_of(groups[0])
+    for index in sorted(range(1, len(groups)), key=lambda index: (index > 1, -shared[index])):
+        more = [*sequences, *sequences_of(groups[index])]
+        if len(build_tree(more).input_ids) <= options.row_length:
+            row.append(groups[index])
+            sequences = more
+    return row

@@ -168,6 +168,7 @@ class MultiResponseTrainerMixin(Trainer):
             gradient_checkpointing=bool(self.args.gradient_checkpointing) or recomputes(model),
             device_type=accelerator.device.type,
             sharding=processes.read_sharding(accelerator.distributed_type, accelerator.state.deepspeed_plugin),
+            groups_per_batch=self._groups_per_batch(rows),
             agree=lambda refusal: processes.first_refusal(accelerator, refusal),
         )
         with self._token_nll.judging():
@@ -180,6 +181,10 @@ class MultiResponseTrainerMixin(Trainer):
             collator.packing = collator.packing and choice.can_pack
         self.add_callback(SameTrainingData(rows, [*COLUMNS, DRAW]))
         self._watching = watch(self, options, tokenizer)
+
+    def _groups_per_batch(self, rows: Any) -> int:
+        """Return about how many groups a micro-batch has."""
+        return int(self.args.train_batch_size)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -223,7 +228,7 @@ class MultiResponseTrainerMixin(Trainer):
         else:
             units = torch.as_tensor(num_items_in_batch, device=nll.device)
         loss = step_loss(nll, rows.loss_weights, units, self.accelerator.num_processes)
-        trained = (rows.labels != IGNORE).sum()
+        trained = (rows.shift_labels != IGNORE).sum()
         correct = self._token_nll.take_correct_tokens().to(trained.device)
         figures = torch.stack([trained.double(), correct.double(), loss.detach().double()])
         trained, correct, summed = self._sum(figures).tolist()
@@ -247,25 +252,27 @@ class MultiResponseTrainerMixin(Trainer):
         rows = Rows.from_batch(self._prepare_inputs(inputs))
         with torch.no_grad(), self.compute_loss_context_manager():
             nll = self._nll(model, rows)
-        tokens = (rows.labels != IGNORE).sum()
-        sums = torch.stack([nll.double().sum(), tokens.double(), self._token_nll.take_correct_tokens().double()])
+        total, tokens = (nll.double() * rows.trained_counts).sum(), rows.trained_counts.sum()
+        computed = (rows.shift_labels != IGNORE).sum()  # a token that several responses share is computed once
+        correct = self._token_nll.take_correct_tokens()
+        sums = torch.stack([total, tokens.double(), correct.double(), computed.double()])
         self._eval_sums = self._eval_sums.to(sums.device) + sums
-        return nll.sum() / tokens.clamp_min(1), None, None
+        return (total / tokens.clamp_min(1)).float(), None, None
 
     def evaluation_loop(
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """Evaluate as `Trainer` does, with the loss over all tokens and the metrics of the monitoring options."""
         began = time.perf_counter()
-        self._eval_sums = torch.zeros(3, dtype=torch.float64)
+        self._eval_sums = torch.zeros(4, dtype=torch.float64)
         output = super().evaluation_loop(  # type: ignore[misc]
             dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
         )
-        nll, tokens, correct = self._sum(self._eval_sums).tolist()
+        nll, tokens, correct, computed = self._sum(self._eval_sums).tolist()
         if tokens:
             metrics: Any = output.metrics
             metrics[f"{metric_key_prefix}_loss"] = nll / tokens
-            metrics[f"{metric_key_prefix}_mean_token_accuracy"] = correct / tokens
+            metrics[f"{metric_key_prefix}_mean_token_accuracy"] = correct / computed
             metrics[f"{metric_key_prefix}_tokens"] = int(tokens)
             metrics.update(self._watched(dataloader.dataset, nll / tokens, metric_key_prefix))
         self._meter.paused_seconds += time.perf_counter() - began
@@ -288,11 +295,11 @@ class MultiResponseTrainerMixin(Trainer):
         """Return the mean NLL per token of some training rows, the same at every evaluation."""
         prepared: Any = self.train_dataset
         rows = prepared.select(range(0, len(prepared), -(-len(prepared) // TRAIN_ROWS)))
-        self._eval_sums = torch.zeros(3, dtype=torch.float64)
+        self._eval_sums = torch.zeros(4, dtype=torch.float64)
         with torch.random.fork_rng(devices=[]):  # creating a data loader draws a seed
             for batch in self.get_test_dataloader(rows):
                 self.prediction_step(self.model, batch, prediction_loss_only=True)
-        nll, tokens, _ = self._sum(self._eval_sums).tolist()
+        nll, tokens, *_ = self._sum(self._eval_sums).tolist()
         return float(nll / tokens)
 
     def try_longest_rows(self) -> int:

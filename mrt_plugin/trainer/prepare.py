@@ -163,6 +163,14 @@ def row_tokens(rows: Dataset, layout: str) -> np.ndarray:
     return np.array([p * (1 if layout == "shared_prefix" else len(s)) + sum(s) for p, s in counted], dtype=np.int64)
 
 
+def beginnings_of(rows: Dataset) -> Iterator[np.ndarray]:
+    """Yield the tokens that all sequences of each prepared row have in common."""
+    for batch in rows.select_columns(["input_ids", "prefix_length", "segment_lengths"]).iter(1000):
+        columns = (batch["input_ids"], batch["prefix_length"], batch["segment_lengths"])
+        for tokens, prefix, segments in zip(*columns, strict=True):
+            yield np.array(tokens if len(segments) == 1 else tokens[:prefix])
+
+
 @dataclass(frozen=True)
 class _Builder:
     """Builds the rows of a prepared dataset from groups."""

@@ -10,9 +10,10 @@ from mrt_plugin.attention.two_part import TwoPartBackend
 from mrt_plugin.demo.modes import TruthDistance, distance_of
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.layout.group_row import build_group_row
-from mrt_plugin.layout.rows import build_rows
+from mrt_plugin.layout.rows import stack
+from mrt_plugin.layout.tree import build_tree, sequences_of
 from mrt_plugin.loss.token_nll import TokenNLL
-from recipes.claim.world import MODES, RESPONSE, Prompt
+from recipes.claim.world import Prompt
 
 ROW_BATCH = 16
 """Prompts per forward pass."""
@@ -31,12 +32,16 @@ class ExactDistance:
 
     def __init__(self, prompts: Sequence[Prompt], encoder: Encoder) -> None:
         self.prompts = prompts
-        rows = [build_group_row(encoder.encode_group(item.prompt, item.modes)) for item in prompts]
-        pad = encoder.tokenizer.pad_token_id
-        self.batches = [
-            build_rows([[row] for row in rows[start : start + ROW_BATCH]], pad)
-            for start in range(0, len(rows), ROW_BATCH)
+        groups = [sequences_of(build_group_row(encoder.encode_group(item.prompt, item.modes))) for item in prompts]
+        trees = [build_tree(sequences) for sequences in groups]
+        # Of each prompt: where the tokens of its responses are predicted, [modes, R].
+        self.predicting = [
+            np.stack([path[:-1][own.trained[1:]] for path, own in zip(tree.paths, sequences, strict=True)])
+            for tree, sequences in zip(trees, groups, strict=True)
         ]
+        pad = encoder.tokenizer.pad_token_id
+        starts = range(0, len(trees), ROW_BATCH)
+        self.batches = [stack(trees[start : start + ROW_BATCH], pad) for start in starts]
 
     @torch.no_grad()
     def __call__(self, model: PreTrainedModel) -> TruthDistance:
@@ -46,13 +51,9 @@ class ExactDistance:
         model.eval()
         backend.prepare_model(model)
         try:
-            found = []
-            for rows in self.batches:
-                nll = backend.token_nll(model, rows, compute.bound(model)).double()
-                # A segment consists of the last prompt token and the R tokens of a response.
-                segments = nll[:, -MODES * (RESPONSE + 1) :].reshape(len(nll), MODES, RESPONSE + 1)
-                found.append(-segments.sum(dim=2).numpy())
+            rows = [nll for batch in self.batches for nll in backend.token_nll(model, batch, compute.bound(model))]
         finally:
             backend.restore_model(model)
             model.train(training)
-        return distance_of(list(np.concatenate(found)), self.prompts)
+        found = [-nll.double().numpy()[where].sum(1) for nll, where in zip(rows, self.predicting, strict=True)]
+        return distance_of(found, self.prompts)

@@ -23,12 +23,11 @@ def logged(printed, name):
 
 
 def pieces(batch):
-    """The trained tokens of each response in a batch."""
-    found = {}
-    for row, (labels, segments, places) in enumerate(
-        zip(*(batch[name].tolist() for name in ("labels", "segment_ids", "group_ids")), strict=True)
+    """The trained tokens of each response in a batch: those on the way to a token that no other token sees."""
+    for ends, labels, counts in zip(
+        *(batch[name].tolist() for name in ("ends", "shift_labels", "trained_counts")), strict=True
     ):
-        for label, segment, place in zip(labels, segments, places, strict=True):
-            if label != -100:
-                found.setdefault((row, place, segment), []).append(label)
-    return map(tuple, found.values())
+        for last, end in enumerate(ends):
+            if end == last + 1:
+                path = [place for place in range(last + 1) if last < ends[place] and labels[place] != -100]
+                yield from [tuple(labels[place] for place in path)] * min((counts[place] for place in path), default=0)

@@ -163,12 +163,12 @@ def build(name: str, **changes: Any) -> PreTrainedModel:
 def plain_compute(model: torch.nn.Module) -> Compute:
     """A `compute` that holds all logits: slow, short and obviously right."""
 
-    def compute(forward_kwargs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    def compute(forward_kwargs: dict[str, Any], shift_labels: torch.Tensor) -> torch.Tensor:
         logits = model(**forward_kwargs).logits.float()
         nll = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="none"
+            logits.flatten(0, 1), shift_labels.flatten(), ignore_index=IGNORE, reduction="none"
         )
-        return torch.nn.functional.pad(nll.view(labels.shape[0], -1), (1, 0))
+        return nll.view(shift_labels.shape)
 
     return compute
 
@@ -192,7 +192,7 @@ def one_by_one(model: torch.nn.Module, groups: list[GroupRow]) -> torch.Tensor:
     for group in groups:
         for pair in expand(group):
             rows = build_rows([[pair]], PAD)
-            nll = compute({"input_ids": rows.input_ids}, rows.labels)
+            nll = compute({"input_ids": rows.input_ids}, rows.shift_labels)
             total = total + (nll * rows.loss_weights).sum()
     return total
 

@@ -1,0 +1,122 @@
+"""Merge token sequences into a tree: what begins alike becomes one run of tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from mrt_plugin.layout.group_row import IGNORE, GroupRow
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """One sequence of L tokens: a prompt with a response."""
+
+    input_ids: np.ndarray
+    """[L] int64."""
+    trained: np.ndarray
+    """[L] bool: whether the token is predicted in training, from the token before it. False for the first."""
+    loss_weights: np.ndarray
+    """[L] float64: the coefficient c of each token in the loss."""
+    units: float = 0.0
+    """The sequence's share of the units (`docs/loss.md`)."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Sequences merged by common beginnings: T tokens in depth-first order.
+
+    Consecutive tokens with the same `ends` are one run. A token sees the tokens of its own run up to itself, and all
+    tokens of the run's ancestors: token k is seen by the tokens k to `ends[k] - 1`.
+
+    A token that several sequences share has the same next token in all of them, so each token has at most one label.
+    Where sequences part, the last token that they have in common is therefore repeated in each of them.
+    """
+
+    input_ids: np.ndarray
+    """[T] int64."""
+    position_ids: np.ndarray
+    """[T] int64: the token's place in its sequences."""
+    ends: np.ndarray
+    """[T] int64: the index after the last token that sees this token."""
+    shift_labels: np.ndarray
+    """[T] int64: the next token where it is trained, else -100."""
+    loss_weights: np.ndarray
+    """[T] float64: the sum of the coefficients c of the sequences that train this label."""
+    trained_counts: np.ndarray
+    """[T] int64: the number of sequences that train this label."""
+    units: float
+    paths: list[np.ndarray]
+    """For each sequence, in the order given: the index of each of its tokens, [L]."""
+
+
+def sequences_of(row: GroupRow) -> list[TokenSequence]:
+    """Return the sequences of a group, one per segment."""
+    ids, labels = np.asarray(row["input_ids"], dtype=np.int64), np.asarray(row["labels"], dtype=np.int64)
+    weights, prefix = np.asarray(row["loss_weights"], dtype=np.float64), row["prefix_length"]
+    edges = pairwise(accumulate(row["segment_lengths"], initial=prefix))
+    found = []
+    for (start, stop), units in zip(edges, row["segment_units"], strict=True):
+        parts = (np.concatenate([values[:prefix], values[start:stop]]) for values in (ids, labels, weights))
+        tokens, label, weight = parts
+        found.append(TokenSequence(tokens, label != IGNORE, weight, units))
+    return found
+
+
+def sort_by_beginning(sequences: Sequence[TokenSequence]) -> tuple[list[int], list[int]]:
+    """Return the order in which sequences that begin alike are neighbours, and what each shares with the one before.
+
+    Two sequences share the tokens that they have in common together with the token after them; equal sequences share
+    everything. In this order a tree has, of each sequence, the tokens that it does not share with the one before.
+
+    Example:
+
+    >>> abc, abd, x = (TokenSequence(np.array(ids), *[np.zeros(3)] * 2) for ids in ([1, 2, 3], [1, 2, 4], [9, 9, 9]))
+    >>> sort_by_beginning([abd, x, abc])
+    ([2, 0, 1], [0, 1, 0])
+    """
+    # Big-endian bytes compare as the numbers do.
+    keys = [sequence.input_ids.astype(">u4").tobytes() for sequence in sequences]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    shared = [0]
+    for before, after in pairwise(order):
+        one, other = sequences[before].input_ids, sequences[after].input_ids
+        if keys[before] == keys[after]:
+            shared.append(len(one))
+            continue
+        least = min(len(one), len(other))
+        differ = one[:least] != other[:least]
+        common = int(differ.argmax()) if differ.any() else least
+        shared.append(max(common - 1, 0))
+    return order, shared
+
+
+def build_tree(sequences: Sequence[TokenSequence], *, share: bool = True) -> Tree:
+    """Merge sequences into a tree; without `share`, lay them out one after the other."""
+    order, shared = sort_by_beginning(sequences) if share else (list(range(len(sequences))), [0] * len(sequences))
+    lengths = [len(sequences[index].input_ids) for index in order]
+    total = sum(lengths) - sum(shared)
+    input_ids, position_ids, ends = (np.empty(total, dtype=np.int64) for _ in range(3))
+    shift_labels = np.full(total, IGNORE, dtype=np.int64)
+    loss_weights, trained_counts = np.zeros(total), np.zeros(total, dtype=np.int64)
+    paths: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * len(sequences)
+    path = np.empty(max(lengths), dtype=np.int64)  # of the sequence before: the index of its token at each depth
+    start = before = 0
+    for index, depth, length in zip(order, shared, lengths, strict=True):
+        sequence = sequences[index]
+        ends[path[depth:before]] = start  # no later sequence has these tokens
+        stop = start + length - depth
+        path[depth:length] = np.arange(start, stop)
+        input_ids[start:stop] = sequence.input_ids[depth:]
+        position_ids[start:stop] = np.arange(depth, length)
+        paths[index] = path[:length].copy()
+        trained = np.flatnonzero(sequence.trained[1:])
+        predicting = path[trained]
+        shift_labels[predicting] = sequence.input_ids[trained + 1]
+        loss_weights[predicting] += sequence.loss_weights[trained + 1]
+        trained_counts[predicting] += 1
+        start, before = stop, length
+    ends[path[:before]] = start
+    units = sum(sequence.units for sequence in sequences)
+    return Tree(input_ids, position_ids, ends, shift_labels, loss_weights, trained_counts, units, paths)

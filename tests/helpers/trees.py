@@ -1,0 +1,67 @@
+"""Random sequences that begin alike in many ways, and the rule of a tree by definition."""
+
+import random
+
+import torch
+
+from mrt_plugin.encoding.pair import Pair
+from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row
+
+
+def random_pairs(
+    seed: int | str, *, depth: int = 4, fan_out: int = 3, longest: int = 6, most: int = 24, vocabulary: int = 96
+) -> list[Pair]:
+    """Pairs along the paths of a random tree of up to `depth` levels, some equal, some a beginning of others.
+
+    What is trained differs between pairs of a path: some train what others only read.
+    """
+    rng = random.Random(f"pairs {seed}")
+    pairs: list[Pair] = []
+
+    def grow(path: list[int], level: int) -> None:
+        ids = [*path, *(rng.randrange(3, vocabulary) for _ in range(rng.randint(1, longest)))]
+        last = level == depth or rng.random() < 0.15
+        if len(ids) > 1 and (last or rng.random() < 0.2):
+            for _ in range(rng.choice([1, 1, 1, 2])):
+                first = rng.randint(1, len(ids) - 1)
+                stop = rng.choice([len(ids), rng.randint(first + 1, len(ids))])
+                pairs.append(Pair(ids, [first <= place < stop for place in range(len(ids))]))
+        for _ in range(0 if last else rng.randint(1, fan_out)):
+            if len(pairs) < most:
+                grow(ids, level + 1)
+
+    while not pairs:
+        grow([], 1)
+    rng.shuffle(pairs)
+    return pairs[:most]
+
+
+def random_forest(seed: int | str, *, groups: int = 3, aggregation: str = "token", **sizes: int) -> list[GroupRow]:
+    """Groups that share beginnings with each other as well: the pairs of a random tree, dealt at random, weighted."""
+    rng = random.Random(f"forest {seed}")
+    pairs = random_pairs(seed, **sizes)
+    count = min(groups, len(pairs))
+    dealt = [pairs[place::count] for place in range(count)]
+    return [
+        build_group_row(part, aggregation, [rng.choice([0.5, 1.0, 3.0]) for _ in part])  # type: ignore[arg-type]
+        for part in dealt
+    ]
+
+
+def visible_by_definition(sequences: list[list[int]]) -> tuple[dict[tuple[int, ...], int], list[list[int]]]:
+    """Every node of the tree, and for each sequence its nodes.
+
+    A node is a sequence's beginning together with the token that follows it; after the last token, nothing follows.
+    """
+    nodes: dict[tuple[int, ...], int] = {}
+    paths = []
+    for ids in sequences:
+        keys = [(*ids[: place + 2], *([-1] if place + 1 == len(ids) else [])) for place in range(len(ids))]
+        paths.append([nodes.setdefault(key, len(nodes)) for key in keys])
+    return nodes, paths
+
+
+def shifted(pair: Pair) -> torch.Tensor:
+    """The pair's labels at the tokens that predict them, [1, L]."""
+    labels = [token if trained else IGNORE for token, trained in zip(pair.input_ids, pair.trained, strict=True)]
+    return torch.tensor([[*labels[1:], IGNORE]])
