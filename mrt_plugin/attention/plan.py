@@ -96,18 +96,15 @@ def pieces(runs: list[Run], window: int | None = None) -> list[Piece]:
     for number, run in enumerate(runs):
         if run.stop < run.end and (window is None or deepest[number] - run.position <= window):
             found.append(Piece(run.row, run.stop, run.end - run.stop, run.start, run.length, run.length, FULL))
-        for above in _ancestors(runs, run, window):
+        above = run.parent
+        while window is not None and above >= 0:
+            nearest = runs[above].position + runs[above].length - 1
+            if run.position - nearest >= window:
+                break
             if deepest[above] - runs[above].position > window:
                 found.append(_reaching(run, runs[above], window))
+            above = runs[above].parent
     return found
-
-
-def _ancestors(runs: list[Run], run: Run, window: int | None) -> Iterator[int]:
-    """Yield the ancestors of a run that its first token sees in a sliding layer, from the nearest."""
-    above = run.parent
-    while window is not None and above >= 0 and run.position - runs[above].position - runs[above].length + 1 < window:
-        yield above
-        above = runs[above].parent
 
 
 def _reaching(run: Run, above: Run, window: int) -> Piece:

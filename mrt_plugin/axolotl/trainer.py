@@ -44,8 +44,8 @@ class EpochPacking(BatchSampler):
         families: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self._sizes = np.asarray(sizes, dtype=np.int32)
-        none = np.zeros_like(self._sizes)
-        self._families, self._shared = (none, none) if families is None else families
+        none: np.ndarray = np.zeros_like(self._sizes)
+        self._families, self._shared = families or (none, none)
         self._cfg, self._bins_per_batch, self._epoch = cfg, batch_size, epoch
         self.batch_size = None  # type: ignore[assignment]  # read by accelerate: batches differ in bins
         self.drop_last = False

@@ -12,8 +12,8 @@ from mrt_plugin.options import LossAggregation, PaidLayout, PromptFormat, Simila
 
 if TYPE_CHECKING:
     from mrt_plugin.planning.audit import Audit, SelectorCall
-    from mrt_plugin.planning.diversity import Augmented
     from mrt_plugin.planning.budget import Costs
+    from mrt_plugin.planning.diversity import Augmented
     from mrt_plugin.planning.plan import Plan
 
 

@@ -1,12 +1,14 @@
 """Batch sizes, limited by the number of groups and by the size of their text."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow
 import pyarrow.compute
 from datasets import Dataset
+
+Item = TypeVar("Item")
 
 BYTES = 2**25
 """The most text per batch, in bytes (in characters if the text is not encoded). A single group may be larger."""
@@ -29,9 +31,9 @@ def pool_sizes(groups: Dataset) -> list[int]:
     return sizes
 
 
-def chunked(rows: Iterable[dict[str, Any]], most: int) -> Iterator[list[dict[str, Any]]]:
-    """Yield consecutive rows in lists of at most `most`. A list also ends once its text reaches `BYTES`."""
-    held: list[dict[str, Any]] = []
+def chunked(rows: Iterable[Item], most: int) -> Iterator[list[Item]]:
+    """Yield consecutive rows or texts in lists of at most `most`. A list also ends once its text reaches `BYTES`."""
+    held: list[Item] = []
     total = 0
     for row in rows:
         held.append(row)

@@ -33,7 +33,7 @@ class SentenceVectors:
     def prepare(self, texts: Iterable[list[str]]) -> None:
         """Fill the cache with the vectors of all these texts. Memory does not grow with their number."""
         with tqdm(desc=f"Embedding ({self.name})", unit=" texts", delay=2) as bar:
-            for some in chunked(chain.from_iterable(texts), CHUNK, len):
+            for some in chunked(chain.from_iterable(texts), CHUNK):
                 self(some, bar.update)
 
 
