@@ -34,7 +34,7 @@ LEVEL = 0.9
 
 
 class SelectorCall(NamedTuple):
-    """Selector and options of a selection: `alpha`, `similarity` and `embedder`, as for `mrt_plugin.select`."""
+    """Selector and options of a selection: `alpha`, `similarity` and `embedder`."""
 
     selector: str
     options: dict[str, Any]
@@ -42,7 +42,7 @@ class SelectorCall(NamedTuple):
 
 @dataclass(frozen=True)
 class AuditCounts:
-    """Numbers of pools. `audited` counts the pools with some responses kept, but not all."""
+    """Numbers of pools. The audited ones have some responses kept, but not all."""
 
     selected: int
     kept_whole: int
@@ -75,14 +75,13 @@ class CoverageAudit:
 
 @dataclass(frozen=True)
 class LossAudit:
-    """Mean loss of the kept responses compared with their pool's. `emse` is the mean squared difference."""
+    """Mean loss of the kept responses compared with their pool's. EMSE is the mean squared difference."""
 
     prompts: int
     kept_minus_pool: float
     kept_minus_pool_interval: Interval | None
     emse: float
     random_k_emse: float
-    """Expectation of `random_k`, s²/K·(1 - K/N), with s² the variance in the pool of N."""
     emse_difference_interval: Interval | None
 
 
@@ -130,7 +129,7 @@ class SplitAudit:
 
 @dataclass(frozen=True)
 class Audit:
-    """The result of `make_audit`. The last three are None if not measured."""
+    """The result of `make_audit`."""
 
     name: str
     selector: str | None
@@ -143,8 +142,7 @@ class Audit:
     splits: SplitAudit | None = None
 
 
-@dataclass(frozen=True)
-class Kept:
+class Kept(NamedTuple):
     """One selected group: its row in the pool, and the indices of the kept responses there, in rising order."""
 
     row: int
@@ -153,10 +151,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class AuditedGroup:
-    """One audited group, restricted to the N responses that were measured.
-
-    `columns` are the `responses` and maybe the `scores`, `products` those of the gradients, [N, N].
-    """
+    """The N measured responses of a group: `columns` for the selector, and inner products of gradients, [N, N]."""
 
     id: str
     kept: list[int]
@@ -193,22 +188,13 @@ def make_audit(
     chosen = [kept for kept in matched if 0 < len(kept.places) < sizes[kept.row]]
     if not chosen:
         raise ValueError(f"{name} keeps every response of its {len(matched)} pools: there is nothing to audit.")
-    counts = [len(kept.places) for kept in chosen]
-    length, coverage = audit_texts(chosen, pool, embedder, progress)
+    ks, median = [len(kept.places) for kept in chosen], float(np.median([sizes[kept.row] for kept in chosen]))
+    whole = len(matched) - len(chosen)
     audit = Audit(
-        name=name,
-        selector=None if rule is None else rule.selector,
-        groups=AuditCounts(
-            selected=len(matched),
-            kept_whole=len(matched) - len(chosen),
-            audited=len(chosen),
-            pool=len(pool),
-            k_least=min(counts),
-            k_most=max(counts),
-            pool_median=float(np.median([sizes[kept.row] for kept in chosen])),
-        ),
-        length=length,
-        coverage=coverage,
+        name,
+        None if rule is None else rule.selector,
+        AuditCounts(len(matched), whole, len(chosen), len(pool), min(ks), max(ks), median),
+        *audit_texts(chosen, pool, embedder, progress),
         with_model=model is not None,
     )
     if model is None:
@@ -225,13 +211,11 @@ def make_audit(
     found = measure(model, encoder, rows, max_length=max_length, progress=progress)
     row_of, groups, measured = {name: number for number, name in enumerate(rows["id"])}, [], []
     for one, losses in zip(found.groups, found.losses(loss_aggregation), strict=True):
-        row = row_of[one.id]
-        kept = [one.places.index(place) for place in chosen[row].places if place in one.places]
+        row = rows[row_of[one.id]]
+        kept = [one.places.index(place) for place in chosen[row_of[one.id]].places if place in one.places]
         if 0 < len(kept) < len(losses):
-            whole = rows[row]
-            columns = {"responses": [response_text(whole["responses"][place]) for place in one.places]}
-            if "scores" in whole:
-                columns["scores"] = [whole["scores"][place] for place in one.places]
+            columns = {key: [row[key][place] for place in one.places] for key in ("responses", "scores") if key in row}
+            columns["responses"] = list(map(response_text, columns["responses"]))
             groups.append(AuditedGroup(one.id, kept, losses, columns))
             measured.append(one)
     if not groups:
@@ -253,10 +237,7 @@ def make_audit(
 
 
 def match(selection: Dataset, pool: Dataset, name: str = "the selection") -> list[Kept]:
-    """Find every selected response in the pool: groups by id, or by prompt if no id matches, responses by text.
-
-    Scores tell equal responses apart. `name` names the selection in messages.
-    """
+    """Find the selected responses in the pool: groups by id, else by prompt, and responses by text, then score."""
     by_id = {group_id: row for row, group_id in enumerate(pool["id"])}
     by_prompt = {prompt_key(prompt): row for row, prompt in enumerate(pool["prompt"])}
     problems, found = Problems(name), []
@@ -296,39 +277,30 @@ def audit_texts(
     from sklearn.cluster import AgglomerativeClustering
 
     used = load_embedder(embedder)
-    unit, means, errors, shares = "words", [], [], []
-    for number, kept in enumerate(chosen):
-        texts = [response_text(response) for response in pool[kept.row]["responses"]]
+    unit, lengths, shares = "words", [], []
+    for number, (row, places) in enumerate(chosen):
+        texts = [response_text(response) for response in pool[row]["responses"]]
         if any(map(NO_SPACES.search, texts)):
             unit = "words or characters"
-        lengths = np.array([sum(len(word) if NO_SPACES.search(word) else 1 for word in words(text)) for text in texts])
-        size, count = len(texts), len(kept.places)
-        means.append((lengths[kept.places].mean(), lengths.mean()))
-        errors.append(_random_k_error(lengths, count))
-        clusters = max(2, round(math.sqrt(size)))
+        counts = np.array([sum(len(word) if NO_SPACES.search(word) else 1 for word in words(text)) for text in texts])
+        size, k, clusters = len(texts), len(places), max(2, round(math.sqrt(len(texts))))
+        lengths.append((counts[places].mean(), counts.mean(), _random_k_error(counts, k)))
         clustering = AgglomerativeClustering(clusters, metric="precomputed", linkage="average")
         labels = clustering.fit_predict(1 - cosine_matrix(texts, used))
-        sizes, hit = np.bincount(labels), np.unique(labels[kept.places])
-        expected = np.mean([1 - math.comb(size - int(m), count) / math.comb(size, count) for m in sizes])
+        sizes, hit = np.bincount(labels), np.unique(labels[places])
+        expected = np.mean([1 - math.comb(size - int(m), k) / math.comb(size, k) for m in sizes])
         shares.append((len(hit) / clusters, expected, sizes[hit].sum() / size))
         progress("clusters", number + 1, len(chosen))
-    mine, mean = np.mean(means, axis=0).tolist()
-    half = 1.645 * float(np.sqrt(np.sum(errors)) / len(chosen))
+    mine, mean, error = np.mean(lengths, axis=0).tolist()
+    half = 1.645 * math.sqrt(error / len(chosen))
+    length = LengthAudit(unit, mine, mean, mine / mean if mean else 1.0, Interval(mean - half, mean + half))
     covered, usual, weight = np.array(shares).T
-    return (
-        LengthAudit(unit, mine, mean, mine / mean if mean else 1.0, Interval(mean - half, mean + half)),
-        CoverageAudit(
-            embedder=used.name,
-            clusters_covered=float(covered.mean()),
-            random_k=float(usual.mean()),
-            difference_interval=mean_interval(covered - usual),
-            responses_in_covered_clusters=float(weight.mean()),
-        ),
-    )
+    gap, share = mean_interval(covered - usual), float(weight.mean())
+    return length, CoverageAudit(used.name, float(covered.mean()), float(usual.mean()), gap, share)
 
 
 def _random_k_error(values: np.ndarray, k: int) -> float:
-    """Return the variance of the mean of K of N values that are drawn at random without replacement."""
+    """Return the variance of the mean of K of N values drawn without replacement, s²/K·(1 - K/N)."""
     return float(values.var(ddof=1) / k * (1 - k / len(values)))
 
 
@@ -346,7 +318,7 @@ def audit_loss(groups: Sequence[AuditedGroup]) -> LossAudit:
 
 
 def audit_gradient(groups: Sequence[AuditedGroup], seed: int) -> GradientAudit:
-    """Compute the gradient cosine of each prompt, for the kept responses and for 20 random draws of the same size."""
+    """Compare the gradient cosine of each prompt's kept responses with that of 20 random draws of the same size."""
     from mrt_plugin.planning.measure import cosine
 
     cosines = np.empty((2, len(groups)))
@@ -373,8 +345,7 @@ def audit_splits(
 ) -> SplitAudit | None:
     """Run the selector again on random halves of the pools; None if every pool has fewer than K + 3 responses.
 
-    The bias is the mean over splits of the loss of the K kept, minus the pool's mean loss; the variance is taken over
-    splits. bias² is corrected for the noise of a finite number of splits. Gradients are compared with the rest's.
+    bias² is corrected for the noise of a finite number of splits. Gradients are compared with those of the other half.
     """
     able = [group for group in groups if len(group.losses) >= len(group.kept) + 3]
     if not able:
@@ -387,7 +358,7 @@ def audit_splits(
         known.update(zip(new, embedder(new) if new else [], strict=True))
         return np.stack([known[text] for text in texts])
 
-    runs: dict[str, list[np.ndarray]] = {"selection": [], "random_k": []}
+    runs: list[tuple[np.ndarray, np.ndarray]] = []
     for split in range(splits):
         parts = []
         for group in able:
@@ -395,27 +366,22 @@ def audit_splits(
             half = max((count + 1) // 2, len(group.kept) + 1)
             parts.append(sorted(random.permutation(count)[:half].tolist()))
         own = {**rule.options, "embedder": embed, "seed": split}
-        runs["selection"].append(_run(able, parts, rule.selector, own))
-        runs["random_k"].append(_run(able, parts, "random_k", {"seed": seed * splits + split}))
+        usual = _run(able, parts, "random_k", {"seed": seed * splits + split})
+        runs.append((_run(able, parts, rule.selector, own), usual))
         progress("splits", split + 1, splits)
     truth = np.array([group.losses.mean() for group in able])
     traced = np.array([group.products is not None for group in able])
-    found, directions = {}, []
-    for who, drawn in runs.items():
-        losses, cosines = np.stack(drawn, axis=1)
+    found, directions = [], []
+    for losses, cosines in np.moveaxis(np.array(runs), 0, 2):  # [2, n] of each selector and split
         variance = losses.var(axis=0, ddof=1)
         bias = (losses.mean(axis=0) - truth) ** 2 - variance / splits
+        error, emse = float(variance.mean()), float((bias + variance).mean())
         directions.append(cosines.mean(axis=0)[traced])
-        found[who] = SplitErrors(
-            bias_squared=float(bias.mean()),
-            bias_squared_interval=mean_interval(bias),
-            variance=float(variance.mean()),
-            emse=float((bias + variance).mean()),
-            cosine=float(directions[-1].mean()) if traced.any() else None,
-            cosine_interval=mean_interval(directions[-1]) if traced.any() else None,
-        )
-    gap = mean_interval(directions[0] - directions[1]) if traced.any() else None
-    return SplitAudit(len(able), splits, rule.selector, **found, cosine_difference_interval=gap)
+        cosine = float(directions[-1].mean()) if traced.any() else None
+        ends = mean_interval(directions[-1])
+        found.append(SplitErrors(float(bias.mean()), mean_interval(bias), error, emse, cosine, ends))
+    mine, usual_errors = found
+    return SplitAudit(len(able), splits, rule.selector, mine, usual_errors, mean_interval(np.subtract(*directions)))
 
 
 def _run(

@@ -18,37 +18,29 @@ def warnings(audit: Audit) -> list[str]:
     lines = []
     gradient, splits, loss, length, coverage = audit.gradient, audit.splits, audit.loss, audit.length, audit.coverage
     if gradient is not None:
-        line = (
-            f"the mean cosine of a prompt's kept gradient with its pool's is {gradient.cosine:.2f}, where random_k "
-            f"has {gradient.random_k_cosine:.2f}"
-        )
+        cosines = f"the mean gradient cosine is {gradient.cosine:.2f}, that of random_k {gradient.random_k_cosine:.2f}"
         if _below_zero(gradient.cosine_interval):
-            lines.append(f"The selection points away from its pool: {line}. Training on it unlearns part of the pool.")
+            lines.append(f"The selection points away from its pool: {cosines}. Training on it unlearns some of that.")
         elif _below_zero(gradient.difference_interval):
-            lines.append(f"The selection points less along its pool's gradient than random_k: {line}.")
+            lines.append(f"The selection points less along its pool's gradient than random_k: {cosines}.")
     if splits is not None and _below_zero(splits.selection.cosine_interval):
         lines.append(
             f"On halves of the pools, what {splits.selector} keeps points away from the responses it did not see: "
             f"cosine {splits.selection.cosine:.2f}, random_k {splits.random_k.cosine:.2f}."
         )
     if loss is not None and loss.emse_difference_interval is not None and loss.emse_difference_interval.low > 0:
-        lines.append(
-            f"The loss of the kept responses estimates their pool's worse than random_k would: mean squared error "
-            f"{loss.emse:.3g} against {loss.random_k_emse:.3g}."
-        )
+        errors = f"mean squared error {loss.emse:.3g} against {loss.random_k_emse:.3g}"
+        lines.append(f"The loss of the kept responses estimates their pool's worse than random_k would: {errors}.")
     low, high = length.random_k_interval
     if not low <= length.kept <= high:
         side = "longer" if length.ratio > 1 else "shorter"
         lines.append(
-            f"The kept responses are {abs(length.ratio - 1):.0%} {side} than their pools' ({length.kept:.0f} "
-            f"{length.unit} against {length.pool:.0f}; random_k stays within {low:.0f} to {high:.0f}): the "
-            "model will learn that length."
+            f"The model will learn another length: the kept responses are {abs(length.ratio - 1):.0%} {side} than "
+            f"their pools' ({length.kept:.0f} {length.unit}, not {length.pool:.0f}; random_k {low:.0f} to {high:.0f})."
         )
     if _below_zero(coverage.difference_interval):
-        lines.append(
-            f"The kept responses cover {coverage.clusters_covered:.0%} of their pools' clusters, random_k "
-            f"{coverage.random_k:.0%}: kinds of answers are missing."
-        )
+        shares = f"{coverage.clusters_covered:.0%} of their pools' clusters, random_k {coverage.random_k:.0%}"
+        lines.append(f"The kept responses cover {shares}: kinds of answers are missing.")
     return lines
 
 
@@ -65,14 +57,10 @@ def notes(audit: Audit) -> list[str]:
         lines.append(f"{groups.kept_whole:,} pools were kept whole and are left out here.")
     if not audit.with_model:
         lines.append("Without --model nothing is said about loss and gradient.")
+    elif audit.splits is None and audit.selector is None:
+        lines.append("One selection does not show bias and variance separately: give --selector, or a manifest.")
     elif audit.splits is None:
-        lines.append(
-            "One selection does not show bias and variance separately: give --selector, or keep the manifest beside "
-            "the selection."
-            if audit.selector is None
-            else "The selector was not run again on halves of the pools: they hold fewer than K + 3 responses, or no "
-            "scores that it needs."
-        )
+        lines.append("The selector was not run on halves: pools hold fewer than K + 3 responses, or lack scores.")
     return lines
 
 
@@ -96,15 +84,14 @@ def audit_rows(audit: Audit) -> list[tuple[str, ...]]:
 
 
 def split_rows(splits: SplitAudit) -> list[tuple[str, ...]]:
-    both = (splits.selection, splits.random_k)
-    rows = [
-        ("bias²", *(number(one.bias_squared) for one in both)),
-        ("variance", *(number(one.variance) for one in both)),
-        ("EMSE", *(number(one.emse) for one in both)),
-    ]
-    if splits.selection.cosine is not None:
-        rows.append(("gradient cosine with the rest", *(f"{one.cosine:.3f}" for one in both)))
-    return rows
+    names = {
+        "bias_squared": "bias²",
+        "variance": "variance",
+        "emse": "EMSE",
+        "cosine": "gradient cosine with the rest",
+    }
+    both = (vars(splits.selection), vars(splits.random_k))
+    return [(name, *(number(one[key]) for one in both)) for key, name in names.items() if both[0][key] is not None]
 
 
 def audit_report(audit: Audit) -> str:
@@ -123,8 +110,7 @@ def audit_report(audit: Audit) -> str:
         report.heading("The selector on halves of the pools")
         report.text(
             f"{splits.selector} was run again on a random half of each pool, {splits.splits} times over "
-            f"{splits.prompts:,} prompts. bias² is what its loss misses the pool's by on average, variance what it "
-            "scatters by."
+            f"{splits.prompts:,} prompts. bias² is its mean error, squared; variance is its scatter."
         )
         report.table(("", splits.selector, "random_k"), split_rows(splits))
         _splits_figure(report, splits)
@@ -161,8 +147,5 @@ def _gradient_figure(report: Report, gradient: GradientAudit) -> None:
     axis.plot([low, 1], [low, 1], "--", color="0.4", linewidth=1)
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set(xlabel="gradient cosine, random_k", ylabel="gradient cosine, the selection")
-    caption = (
-        "One mark per prompt: below the diagonal random_k points closer to the pool's gradient, below the line at 0 "
-        "the selection points away from it."
-    )
-    report.figure(made, caption)
+    where = "below the diagonal random_k is closer to the pool's gradient, below 0 the selection points away from it"
+    report.figure(made, f"One mark per prompt: {where}.")

@@ -1,9 +1,4 @@
-"""Choose the number of responses per prompt with the smallest variance under a budget, in either layout.
-
-A prompt costs C_p and a response C_r. In the `shared_prefix` layout the prompt is computed once, and K responses to it
-cost C_p + K·C_r. In the `expanded` layout it is copied for each response, and they cost K·(C_p + C_r). There K = 1 is
-best as long as there are more prompts to add.
-"""
+"""Choose the number of responses per prompt with the smallest variance under a budget, in either layout."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +11,7 @@ from mrt_plugin.options import LossAggregation, PaidLayout
 
 @dataclass(frozen=True)
 class Costs:
-    """Cost C_p of a prompt and C_r of a response, in any unit: tokens, seconds or money."""
+    """Cost C_p of a prompt and C_r of a response, in any unit. The `expanded` layout pays C_p for each response."""
 
     prompt: float
     response: float
@@ -30,16 +25,13 @@ class Costs:
 
 @dataclass(frozen=True)
 class BudgetRow:
-    """What a budget buys at one K: n prompts, their pairs and the resulting variance."""
+    """What a budget buys at one K: n prompts, maybe 0, their pairs, and the variance Var[L] of the loss estimate."""
 
     k: int
     prompts: int
-    """n: the number of prompts that the budget pays for, at most the number owned. It may be 0."""
     pairs: float
-    """n times the mean of min(K, N_x), with N_x the pool size of prompt x. Smaller pools keep all their responses."""
     cost: float
     variance: float
-    """Variance of the loss estimate, Var[L], in squared units of the loss; infinite if n = 0."""
 
 
 def best_k_formula(ratio: float, costs: Costs) -> float:

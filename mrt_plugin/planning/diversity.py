@@ -1,18 +1,17 @@
-"""Measure the diversity of prompts and responses without a model, and keep the generated prompts that are new.
-
-These measures do not say how many responses to keep. Topic spread is not loss variance.
-"""
+"""Measure the diversity of prompts and responses without a model, and keep the generated prompts that are new."""
 
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
+from scipy.stats import linregress
 
 from mrt_plugin.groups.messages import response_text
 from mrt_plugin.groups.text import prompt_text
@@ -30,11 +29,9 @@ CUT = 512
 NEAR = 0.9
 """A prompt is redundant if its nearest other prompt has at least this cosine."""
 
-POWERS = tuple(round(0.05 * step, 2) for step in range(41))
-
 
 def words(text: str) -> list[str]:
-    """Split a text into words and single punctuation signs: the tokens used when no tokenizer is given."""
+    """Split a text into words and single punctuation signs: the tokens without a tokenizer."""
     return re.findall(r"\w+|[^\w\s]", text)
 
 
@@ -50,14 +47,12 @@ def ngrams(tokens: Sequence[Any], order: int) -> list[tuple[Any, ...]]:
 
 @dataclass(frozen=True)
 class PromptDiversity:
-    """Diversity of a prompt set, d = r · n^p (arXiv 2403.11124)."""
+    """Diversity of a prompt set, d = r·n^p, with r the share of distinct n-grams (arXiv 2403.11124)."""
 
     d: float
     r: float
-    """Number of distinct n-grams divided by the number of all n-grams, both over all prompts."""
     prompts: int
     order: int
-    """Tokens per n-gram: 2 for the bigrams of the paper."""
     p: float
     distinct: int
     total: int
@@ -80,9 +75,8 @@ def prompt_diversity(
     return PromptDiversity(r * count**p, r, count, order, p, len(distinct), total)
 
 
-@dataclass(frozen=True)
-class DiversityFit:
-    """Line score = slope · r·n^p + intercept, fitted over several training sets."""
+class DiversityFit(NamedTuple):
+    """Line score = slope·r·n^p + intercept, fitted over several training sets."""
 
     p: float
     slope: float
@@ -91,7 +85,7 @@ class DiversityFit:
 
 
 def fit_diversity(
-    sets: Sequence[PromptDiversity], scores: Sequence[float], *, powers: Sequence[float] = POWERS
+    sets: Sequence[PromptDiversity], scores: Sequence[float], *, powers: Sequence[float] = tuple(np.arange(41) / 20)
 ) -> DiversityFit:
     """Fit a line of score on d over several prompt sets, with the p in `powers` of least squared error."""
     if len(sets) != len(scores) or len(sets) < 3:
@@ -101,21 +95,18 @@ def fit_diversity(
     fits = []
     for p in powers:
         d = np.array([item.r * item.prompts**p for item in sets])
-        design = np.stack([d, np.ones_like(d)], axis=1)
-        (slope, intercept), *_ = np.linalg.lstsq(design, np.asarray(scores), rcond=None)
-        mse = np.mean((slope * d + intercept - scores) ** 2)
-        fits.append(DiversityFit(float(p), float(slope), float(intercept), float(mse)))
+        line = linregress(d, scores)
+        mse = np.mean((line.slope * d + line.intercept - scores) ** 2)
+        fits.append(DiversityFit(*map(float, (p, line.slope, line.intercept, mse))))
     return min(fits, key=lambda fit: fit.mse)
 
 
 @dataclass(frozen=True)
 class Redundancy:
-    """Similarity among prompts. Near-duplicate prompts already act like extra responses to one prompt."""
+    """Mean cosine of a prompt with its nearest other, and the `share` of prompts where it is at least `near`."""
 
     nearest: float
-    """Mean cosine between a prompt and its nearest other prompt."""
     share: float
-    """Share of prompts whose nearest other prompt has a cosine of at least `near`."""
     near: float
     prompts: int
 
@@ -142,7 +133,6 @@ class Diversity:
     prompt: PromptDiversity
     redundancy: Redundancy | None
     response_diversity: float | None
-    """1 - mean cosine of a prompt's responses, as a mean over prompts; None if no prompt has two."""
     effective_k: dict[int, float]
     tokens: str
 
@@ -167,8 +157,7 @@ def measure_diversity(groups: Dataset, chosen: Dataset, embedder: str, progress:
     )
 
 
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A generated prompt and the prompts it was generated from, if known."""
 
     prompt: str
@@ -177,10 +166,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Novelty:
+    """Largest Jaccard overlap of a candidate with a support, an owned prompt or a candidate kept earlier."""
+
     prompt: str
     kept: bool
     overlap: float
-    """Largest Jaccard overlap with a support, an owned prompt or a candidate kept earlier."""
     nearest: str | None
 
 
@@ -207,54 +197,39 @@ def filter_candidates(
     """
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold={threshold!r} must be above 0 and at most 1.")
-    known: list[tuple[str, int]] = []
-    where: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    known: list[tuple[str, set[Any]]] = []
+    where: dict[Any, list[int]] = defaultdict(list)
 
-    def grams_of(text: str) -> set[tuple[Any, ...]]:
+    def grams_of(text: str) -> set[Any]:
         return set(ngrams(tokenize(text), order))
 
-    def add(text: str, grams: set[tuple[Any, ...]]) -> None:
+    def add(text: str, grams: set[Any]) -> None:
         for gram in grams:
             where[gram].append(len(known))
-        known.append((text, len(grams)))
+        known.append((text, grams))
 
     for text in owned:
         add(text, grams_of(text))
     verdicts = []
-    for candidate in candidates:
-        grams = grams_of(candidate.prompt)
-        if not grams:
-            verdicts.append(Novelty(candidate.prompt, False, 1.0, None))
-            continue
+    for prompt, supports in candidates:
+        grams = grams_of(prompt)
         # Only prompts that share an n-gram can overlap. The index finds them without comparing all prompts.
-        shared = Counter(place for gram in grams for place in where.get(gram, ()))
-        found = []
-        for place, common in shared.items():
-            text, size = known[place]
-            found.append((common / (len(grams) + size - common), text))
-        for support in candidate.supports:
-            theirs = grams_of(support)
-            found.append((len(grams & theirs) / len(grams | theirs), support))
-        overlap, nearest = max(found, key=lambda item: item[0], default=(0.0, None))
-        kept = overlap < threshold
-        if kept:
-            add(candidate.prompt, grams)
-        verdicts.append(Novelty(candidate.prompt, kept, overlap, nearest if overlap > 0 else None))
+        near = [known[place] for place in dict.fromkeys(place for gram in grams for place in where.get(gram, ()))]
+        near += [(support, grams_of(support)) for support in supports]
+        found = [(len(grams & other) / len(grams | other), text) for text, other in near] if grams else [(1.0, None)]
+        overlap, nearest = max(found, key=itemgetter(0), default=(0.0, None))
+        if overlap < threshold:
+            add(prompt, grams)
+        verdicts.append(Novelty(prompt, overlap < threshold, overlap, nearest if overlap > 0 else None))
     return verdicts
 
 
 def augment_file(
-    candidates: Path,
-    groups: Dataset,
-    output: Path,
-    *,
-    threshold: float = 0.3,
-    p: float = 0.5,
-    **how: Any,
+    candidates: Path, groups: Dataset, output: Path, *, threshold: float = 0.3, p: float = 0.5, **how: Any
 ) -> Augmented:
     """Filter a JSONL file of candidates against the prompts of `groups`, and write the kept rows unchanged.
 
-    A row has `prompt` and optionally `supports`, a list of prompts. `how` are the `order` and `tokenize` of n-grams.
+    `how` are the `order` and `tokenize` of n-grams.
     """
 
     def read(row: Any) -> Candidate:
@@ -263,8 +238,7 @@ def augment_file(
     lines = read_lines(candidates, read, 'is not a candidate: write {"prompt": "...", "supports": ["..."]}.')
     owned = [prompt_text(prompt) for prompt in groups["prompt"]]
     verdicts = filter_candidates([row for _, _, row in lines], owned, threshold=threshold, **how)
-    written = (f"{line}\n" for (_, line, _), item in zip(lines, verdicts, strict=True) if item.kept)
-    write_text(output, "".join(written))
+    write_text(output, "".join(f"{line}\n" for (_, line, _), one in zip(lines, verdicts, strict=True) if one.kept))
     kept = [item.prompt for item in verdicts if item.kept]
     return Augmented(
         candidates=len(lines),

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from scipy.stats import linregress, sem
 from mrt_plugin.groups.problems import Problems
 
 Line = TypeVar("Line")
+
+NOT_A_RUN = 'is not a run: it needs k above 0 and a finite loss, as in {"k": 4, "loss": 1.23, "arm": "equal cost"}.'
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,16 @@ def fit_inverse_k(k: Sequence[float], loss: Sequence[float]) -> InverseFit:
 
 @dataclass(frozen=True)
 class Run:
-    """K and held-out loss of one training run."""
+    """One training run. Runs of one `arm` are fitted together: they share layout, prompts and selector."""
 
     k: float
     loss: float
     arm: str = "all runs"
-    """Name of the runs that are fitted together, which share layout, prompts and selector."""
 
 
 @dataclass(frozen=True)
 class KResult:
-    """Mean held-out loss of the runs at one K, and the difference to the smallest K. Unknown errors are None."""
+    """Mean held-out loss at one K, and its difference to that at the smallest K. Unknown errors are None."""
 
     k: float
     runs: int
@@ -71,8 +71,6 @@ class KResult:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """Results of one arm. The fit is None with only one K so far."""
-
     by_k: list[KResult]
     best_k: float
     fit: InverseFit | None
@@ -80,8 +78,7 @@ class ArmResult:
 
 def read_runs(path: Path) -> list[Run]:
     """Read runs from a JSONL file with `k`, `loss` and optionally `arm`."""
-    runs = read_lines(path, _run, 'is not a run: write {"k": 4, "loss": 1.23}.', _problem)
-    return [run for _, _, run in runs]
+    return [run for _, _, run in read_lines(path, lambda row: _run(row, row["loss"]), NOT_A_RUN)]
 
 
 def read_results(path: Path) -> tuple[list[Run], list[str]]:
@@ -90,36 +87,31 @@ def read_results(path: Path) -> tuple[list[Run], list[str]]:
     If a line has no loss, it is the last one that the trainer saved with a checkpoint in `output_dir`.
     """
 
-    def read(row: dict[str, Any]) -> Run | str | None:
-        loss = row.get("loss")
-        if loss is None and row.get("output_dir") is not None:
-            loss = last_held_out_loss(Path(row["output_dir"]))
-        run = _run(row | {"loss": math.nan if loss is None else loss})
-        return row.get("recipe") if loss is None else run
+    def read(row: dict[str, Any]) -> Run | str:
+        loss, folder = row.get("loss"), row.get("output_dir")
+        if loss is None and folder is not None:
+            loss = last_held_out_loss(Path(folder))
+        run = _run(row, 0 if loss is None else loss)
+        return str(row.get("recipe") or "") if loss is None else run
 
-    expected = 'is not a run: write {"k": 4, "loss": 1.23, "arm": "equal cost"}.'
-    found = read_lines(path, read, expected, _problem)
-    runs = [run for _, _, run in found if isinstance(run, Run)]
-    missing = [str(run or f"line {number}") for number, _, run in found if not isinstance(run, Run)]
-    return runs, list(dict.fromkeys(missing))
+    found = read_lines(path, read, NOT_A_RUN)
+    missing = [run or f"line {number}" for number, _, run in found if isinstance(run, str)]
+    return [run for _, _, run in found if isinstance(run, Run)], list(dict.fromkeys(missing))
 
 
-def _run(row: dict[str, Any]) -> Run:
-    return Run(float(row["k"]), float(row["loss"]), str(row.get("arm", "all runs")))
-
-
-def _problem(run: Run | str | None) -> str | None:
-    fits = not isinstance(run, Run) or (run.k > 0 and math.isfinite(run.loss))
-    return None if fits else "needs k above 0 and a finite loss."
+def _run(row: dict[str, Any], loss: Any) -> Run:
+    run = Run(float(row["k"]), float(loss), str(row.get("arm", "all runs")))
+    if not (run.k > 0 and math.isfinite(run.loss)):
+        raise ValueError(NOT_A_RUN)
+    return run
 
 
 def last_held_out_loss(folder: Path) -> float | None:
     """Return the last `eval_loss` that the transformers trainer logged in a run's folder; None if there is none."""
-    states = {
-        int(re.sub(r"\D", "", path.parent.name)): path for path in folder.glob("checkpoint-*/trainer_state.json")
-    }
-    state = json.loads(states[max(states)].read_text(encoding="utf-8")) if states else {"log_history": []}
-    losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
+    states = folder.glob("checkpoint-*/trainer_state.json")
+    last = max(states, key=lambda path: int(path.parent.name.partition("-")[2]), default=None)
+    history = json.loads(last.read_text(encoding="utf-8"))["log_history"] if last else []
+    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     return float(losses[-1]) if losses else None
 
 
@@ -141,7 +133,6 @@ def fit_runs(runs: Iterable[Run]) -> dict[str, InverseFit]:
 
 
 def weigh_results(runs: Iterable[Run]) -> dict[str, ArmResult]:
-    """Compute for each arm the losses and errors by K, the difference to the smallest K, and the fit."""
     found = {}
     for arm, members in by_arm(runs).items():
         rows: list[KResult] = []
@@ -156,28 +147,14 @@ def weigh_results(runs: Iterable[Run]) -> dict[str, ArmResult]:
     return found
 
 
-def read_lines(
-    path: Path,
-    read: Callable[[Any], Line],
-    expected: str,
-    problem: Callable[[Line], str | None] = lambda line: None,
-) -> list[tuple[int, str, Line]]:
-    """Read a JSONL file: the numbers and texts of its lines that are not empty, and what `read` makes of their JSON.
-
-    `expected` is the message where `read` can build nothing, `problem` returns one for a result that is not allowed.
-    """
+def read_lines(path: Path, read: Callable[[Any], Line], expected: str) -> list[tuple[int, str, Line]]:
+    """Return number, text and `read(its JSON)` of each line that is not empty. `expected` is the message on errors."""
     problems, found = Problems(str(path)), []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            made = read(json.loads(line))
-            wrong = problem(made)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            wrong = expected
-        if wrong is None:
-            found.append((number, line, made))
-        else:
-            problems.add(f"line {number}", None, wrong)
+        if line.strip():
+            try:
+                found.append((number, line, read(json.loads(line))))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                problems.add(f"line {number}", None, expected)
     problems.raise_any()
     return found

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,8 +20,7 @@ Arm = Literal["equal prompts", "equal pairs", "equal cost"]
 ARMS: tuple[Arm, ...] = get_args(Arm)
 TYPE = "mrt_plugin.axolotl."
 RUNS = "runs.jsonl"
-SEED = 42
-"""Axolotl's default seed."""
+SEED = 42  # Axolotl's default
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,6 @@ class GridRun:
 
 @dataclass(frozen=True)
 class Grid:
-    """The possible runs, and one sentence for each run left out, with the reason."""
-
     settings: list[GridRun]
     left_out: list[str]
 
@@ -69,18 +67,17 @@ def make_grid(
             mean = float(np.minimum(sizes, k).mean())
             n = {"equal prompts": prompts, "equal pairs": round(pairs / mean), "equal cost": table[k].prompts}[arm]
             one = costs.of_prompt(mean)
+            why = None
             if n > owned:
-                left_out.append(f"{arm}, K = {k}: it takes {n:,} prompts, and there are {owned:,}.")
+                why = f"it takes {n:,} prompts, and there are {owned:,}"
             elif n < 1:
-                left_out.append(f"{arm}, K = {k}: it leaves less than one prompt.")
+                why = "it leaves less than one prompt"
             elif arm == "equal cost" and n == owned and budget - n * one >= one:
-                left_out.append(
-                    f"{arm}, K = {k}: all {owned:,} prompts cost {n * one:,.0f}, less than the {budget:,.0f} to be "
-                    "spent."
-                )
-            else:
+                why = f"all {owned:,} prompts cost {n * one:,.0f}, less than the {budget:,.0f} to be spent"
+            if why is None:
                 settings.append(GridRun(arm, k, n, n * mean, n * one))
-    for arm in arms:
+            else:
+                left_out.append(f"{arm}, K = {k}: {why}.")
         if sum(row.arm == arm for row in settings) < 2:
             raise ValueError(
                 f"The arm of {arm} has fewer than two settings, and nothing to compare. {' '.join(left_out)} Give "
@@ -94,22 +91,21 @@ def read_recipe(path: Path) -> dict[str, Any]:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
-    entries = recipe.get("datasets") if isinstance(recipe, dict) else None
-    if not isinstance(entries, list) or len(entries) != 1 or not isinstance(entries[0], dict):
-        raise ValueError(f"{path}: a grid needs a recipe with one entry under datasets: the pool.")
-    kind = str(entries[0].get("type"))
-    if not kind.startswith(TYPE) or kind == f"{TYPE}all":
-        raise ValueError(
-            f"{path}: the dataset's type is {kind}; a grid needs a selector that keeps K of the pool, such as "
-            f"{TYPE}random_k."
-        )
-    block = recipe.get("mrt") or {}
+    match recipe:
+        case {"datasets": [{"type": str(kind)}]} if kind.startswith(TYPE) and kind != f"{TYPE}all":
+            block = recipe.get("mrt") or {}
+        case {"datasets": [dict(entry)]}:
+            raise ValueError(
+                f"{path}: the dataset's type is {entry.get('type')}; a grid needs one that keeps K of the pool: "
+                f"{TYPE}random_k, for example."
+            )
+        case _:
+            raise ValueError(f"{path}: a grid needs a recipe with one entry under datasets: the pool.")
     for name in ("curation", "datasets"):
         if block.get(name):
             raise ValueError(
-                f"{path}: with mrt.{name} the number of prompts is known only after it was applied. Apply it first "
-                "(mrt select POOL --output curated.jsonl --selector all --curation ...), and make the grid of the "
-                "result."
+                f"{path}: with mrt.{name} the number of prompts is not known yet. First apply it (mrt select POOL "
+                "--output curated.jsonl --selector all --curation ...), and make the grid of the result."
             )
     return dict(recipe)
 
@@ -133,31 +129,24 @@ def write_grid(
 ) -> list[dict[str, Any]]:
     """Write `runs.jsonl` and return its lines, and with a recipe write `n<prompts>-k<K>-r<repeat>.yaml` for each run.
 
-    The curation rule `sample` draws a run's prompts from the recipe's seed, so a larger n includes those of a smaller
-    n. Each repeat draws other responses. Arms that need the same run share its recipe. No file in `read` is replaced.
+    A run's prompts are drawn from the recipe's seed, so a larger n includes those of a smaller n. Each repeat draws
+    other responses. No file in `read` is replaced.
     """
     listing = output / RUNS
     if listing.exists():
         raise FileExistsError(f"{listing} is there already, and may hold results: choose another --output.")
-    lines = []
-    recipes: dict[Path, str] = {}
-    for setting in settings:
-        for repeat in range(repeats):
-            line: dict[str, Any] = {**asdict(setting), "repeat": repeat, "loss": None}
-            if recipe is not None:
-                name = f"n{setting.prompts}-k{setting.k}-r{repeat}"
-                rules = [{"sample": {"groups": setting.prompts}}]
-                block = {"k": setting.k, "selection_seed": repeat, "curation": rules}
-                folder = str(Path(recipe.get("output_dir") or "./model-out") / name)
-                made = {
-                    **recipe,
-                    "seed": recipe.get("seed") or SEED,
-                    "mrt": {**(recipe.get("mrt") or {}), **block},
-                    "output_dir": folder,
-                }
-                recipes[output / f"{name}.yaml"] = yaml.safe_dump(made, sort_keys=False, allow_unicode=True)
-                line |= {"recipe": f"{name}.yaml", "output_dir": folder}
-            lines.append(line)
+    lines, recipes = [], {}
+    for setting, repeat in product(settings, range(repeats)):
+        line: dict[str, Any] = {**asdict(setting), "repeat": repeat, "loss": None}
+        if recipe is not None:
+            name = f"n{setting.prompts}-k{setting.k}-r{repeat}"
+            rules = [{"sample": {"groups": setting.prompts}}]
+            block = {**(recipe.get("mrt") or {}), "k": setting.k, "selection_seed": repeat, "curation": rules}
+            folder = str(Path(recipe.get("output_dir") or "./model-out") / name)
+            made = {**recipe, "seed": recipe.get("seed") or SEED, "mrt": block, "output_dir": folder}
+            recipes[output / f"{name}.yaml"] = yaml.safe_dump(made, sort_keys=False, allow_unicode=True)
+            line |= {"recipe": f"{name}.yaml", "output_dir": folder}
+        lines.append(line)
     check_paths([("the recipe", path) for path in recipes], read)
     for path, text in recipes.items():
         write_text(path, text)

@@ -1,8 +1,7 @@
 """Measure what planning needs from a model: token counts, and the losses and gradients of responses."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,15 +29,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MeasuredGroup:
-    """One group as encoded and measured for a model, with N responses."""
+    """One group: the pool's indices of the N measured responses, and the summed NLL of each in nats, [N]."""
 
     id: str
     places: list[int]
-    """Indices of the measured responses in the pool."""
     pairs: list[Pair]
     trained_tokens: np.ndarray
     nll: np.ndarray
-    """[N] summed negative log-likelihood (NLL) of each response, in nats."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +52,10 @@ class Measurement:
         return float(nll / np.mean([group.trained_tokens.mean() for group in self.groups]))
 
     def losses(self, aggregation: LossAggregation, *, distinct: bool = False) -> list[np.ndarray]:
-        """Return the loss of each response, [N] per group, as the training loss with this aggregation counts it.
+        """Return the loss of each response, [N] per group, as training counts it. `distinct` leaves out repeats.
 
-        `token` divides the sum of all NLL by the number of all trained tokens, a ratio R. A response with L of them
-        has R + (nll - R·L)/(mean L). The mean of these values is R, and their variance is the large-sample
-        approximation of the ratio's (Cochran, "Sampling Techniques", section 6.3).
-        With `distinct`, each distinct response of a pool counts once.
+        `token` linearises the ratio R of all NLL to all trained tokens: a response with L of them has
+        R + (nll - R·L)/(mean L) (Cochran, "Sampling Techniques", section 6.3).
         """
         rows = [(group.nll, group.trained_tokens) for group in self.groups]
         if distinct:
@@ -95,11 +90,7 @@ def measure(
         if fitting:
             encoded.append((group["id"], fitting, [pairs[place] for place in fitting]))
     if not encoded:
-        raise ValueError(
-            f"No response fits max_length={limit} together with its prompt: raise it, or shorten the data."
-            if left_out
-            else "There are no groups to measure."
-        )
+        raise ValueError(f"No response fits max_length={limit} with its prompt: raise it, or shorten the data.")
     every = [pair for _, _, pairs in encoded for pair in pairs]
     nll = -log_likelihoods(model, every, progress=counting(progress, "losses of responses", len(every)))
     if not np.isfinite(nll).all():
@@ -129,33 +120,13 @@ def gradient_products(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> list[np.ndarray]:
-    """Return the inner products of the gradients of each group's N responses (summed NLL), [N, N] float64.
+    """Return the inner products of the LoRA gradients of each group's N responses (summed NLL), [N, N] float64.
 
-    The gradients are those of LoRA parameters. A model without an adapter temporarily gets an untrained one of rank 8.
-    Its matrix B is zero, so the gradient of B is the full gradient of each linear layer times the random matrix A,
-    drawn by `seed`. On average this preserves angles. The model is unchanged afterwards.
+    A model without an adapter temporarily gets an untrained one. Its B is zero, so the gradient of B is each layer's
+    full gradient times the random matrix A, which preserves angles on average.
     """
-    products = []
-    with _lora(model, seed) as (adapted, parameters):
-        for pairs in groups:
-            rows = torch.stack([_gradient(adapted, pair, parameters) for pair in pairs])
-            products.append((rows @ rows.T).double().cpu().numpy())
-            progress(len(pairs))
-    return products
-
-
-def cosine(products: np.ndarray, one: Sequence[int], other: Sequence[int]) -> float:
-    """Return the cosine between the mean gradients of two sets of responses; NaN if a mean gradient is zero."""
-    inner, *lengths = (float(products[np.ix_(a, b)].mean()) for a, b in ((one, other), (one, one), (other, other)))
-    scale = lengths[0] * lengths[1]
-    return inner / np.sqrt(scale) if scale > 0 else float("nan")
-
-
-@contextmanager
-def _lora(model: Model, seed: int) -> Iterator[tuple[torch.nn.Module, list[torch.nn.Parameter]]]:
-    """Yield the model with only its LoRA parameters requiring gradients, and restore it at the end."""
     training, wanted = model.training, {name: value.requires_grad for name, value in model.named_parameters()}
-    own = not isinstance(model, PeftModel)
+    own, products = not isinstance(model, PeftModel), []
     adapted: torch.nn.Module = model
     if own:
         with torch.random.fork_rng():
@@ -170,13 +141,24 @@ def _lora(model: Model, seed: int) -> Iterator[tuple[torch.nn.Module, list[torch
             raise ValueError(
                 "The model's adapter has no LoRA parameters: audit the base model, or leave gradients out."
             )
-        yield adapted, parameters
+        for pairs in groups:
+            rows = torch.stack([_gradient(adapted, pair, parameters) for pair in pairs])
+            products.append((rows @ rows.T).double().cpu().numpy())
+            progress(len(pairs))
     finally:
         if own:
             adapted.unload()  # type: ignore[operator]
         for name, value in model.named_parameters():
             value.requires_grad_(wanted.get(name, False))
         model.train(training)
+    return products
+
+
+def cosine(products: np.ndarray, one: Sequence[int], other: Sequence[int]) -> float:
+    """Return the cosine between the mean gradients of two sets of responses; NaN if a mean gradient is zero."""
+    inner, *lengths = (float(products[np.ix_(a, b)].mean()) for a, b in ((one, other), (one, one), (other, other)))
+    scale = lengths[0] * lengths[1]
+    return inner / np.sqrt(scale) if scale > 0 else float("nan")
 
 
 def _gradient(model: torch.nn.Module, pair: Pair, parameters: list[torch.nn.Parameter]) -> torch.Tensor:

@@ -22,7 +22,7 @@ class Measured:
     values: np.ndarray
     """[P]; NaN for a prompt that was not measured."""
     weights: np.ndarray
-    """[P]; 1 for a mean over prompts, the number of tokens for a mean over tokens."""
+    """[P]; 1, or the number of tokens for a mean over tokens."""
 
     @classmethod
     def mean(cls, values: np.ndarray) -> "Measured":

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from datasets import Dataset
+from scipy.stats import sem
 
 from mrt_plugin.groups.keys import canonical, digest
 from mrt_plugin.options import LossAggregation, PaidLayout
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.9
 TIMES = (1, 2, 4, 8)
-"""Budgets shown in the outlook, in multiples of an ordinary epoch, in which every prompt has one response."""
-LAYOUTS: tuple[PaidLayout, ...] = ("shared_prefix", "expanded")
+"""Budgets of the outlook, in ordinary epochs, in which every prompt has one response."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class PoolCounts:
 
 @dataclass(frozen=True)
 class PromptLoss:
-    """Mean and variance of the losses of one prompt's responses. The variance is None for one response."""
+    """Mean and variance of the losses of one prompt's responses."""
 
     id: str
     responses: int
@@ -54,7 +54,7 @@ class PromptLoss:
 
 @dataclass(frozen=True)
 class LargestK:
-    """Largest K that the budget buys for every prompt owned, or 0, and the share by which its variance is larger."""
+    """Largest K that the budget buys for every prompt, or 0, and by which share its variance exceeds the best's."""
 
     k: int
     extra: float | None
@@ -67,10 +67,10 @@ class BestRow(BudgetRow):
 
 @dataclass(frozen=True)
 class BestK(BestRow):
+    """Shares by which its variance is below that of K = 1, and would be higher with one vote per prompt."""
+
     saves: float
-    """Share by which its variance is below that of K = 1."""
     one_vote_per_prompt: float
-    """Share by which the variance at this K would be higher with one vote per prompt."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,9 @@ class Outlook(BestRow):
 
 @dataclass(frozen=True)
 class WithoutCopies:
-    """The plan with each distinct response counted once. The variances are None if too few responses are left."""
+    """The plan with each distinct response counted once, if enough are left. `measured` counts the repeats."""
 
     measured: int
-    """Repeated responses among those measured."""
     v_x: float | None
     v_yx: float | None
     k: int
@@ -92,27 +91,29 @@ class WithoutCopies:
 
 @dataclass(frozen=True)
 class SinglePrompts:
-    """Prompts with one response, which the estimates leave out: their mean loss compared with that of the others."""
+    """Prompts with one response, which the estimates leave out: their mean loss, and that of the others.
+
+    With p their share, they add p·(1-p)·gap² to V_x, or nothing if the gap is within 2 standard errors of 0.
+    """
 
     prompts: int
     mean: float
     others: float
     gap_error: float | None
-    """Standard error of the difference; None for one prompt."""
     adds_to_v_x: float
-    """p·(1-p)·gap², with p the share of these prompts; 0 if the gap is within 2 standard errors of 0."""
 
 
 @dataclass(frozen=True)
 class Adaptive:
-    """An allocation with more responses for prompts that vary more, at the same total."""
+    """K by group id, with more responses for prompts that vary more, at the same total.
+
+    The ratio divides the responses' part of the variance by that of a fixed K.
+    """
 
     mean_k: int
     prompts: int
     response_variance_ratio: float | None
-    """The responses' part of the variance, divided by that of a fixed K."""
     allocation: dict[str, int]
-    """K by group id."""
     at_lower_limit: int
     at_upper_limit: int
     total: int
@@ -131,7 +132,6 @@ class ModelPlan:
     level: float
     prompts_differing: int
     v_x: float
-    """The components are those of `VarianceComponents`."""
     v_x_interval: Interval | None = None
     v_yx: float
     v_yx_interval: Interval | None = None
@@ -151,7 +151,6 @@ class ModelPlan:
     all_prompts: LargestK
     best: BestK
     choices: dict[PaidLayout, list[BudgetRow]]
-    """What the budget buys at every K, for both layouts."""
     outlook: list[Outlook]
     cost_unit: str
     copies: WithoutCopies | None
@@ -224,17 +223,9 @@ def make_plan(
     """
     sizes = [len(responses) for responses in groups["responses"]]
     distinct = [len(set(map(canonical, responses))) for responses in groups["responses"]]
-    counts = PoolCounts(
-        name=data,
-        prompts=len(sizes),
-        responses=sum(sizes),
-        pool_least=min(sizes),
-        pool_median=float(np.median(sizes)),
-        pool_most=max(sizes),
-        prompts_with_one_response=sizes.count(1),
-        repeated_responses=sum(sizes) - sum(distinct),
-        prompts_with_repeats=sum(kinds < size for kinds, size in zip(distinct, sizes, strict=True)),
-    )
+    spread, repeated = (min(sizes), float(np.median(sizes)), max(sizes)), np.subtract(sizes, distinct)
+    repeats = (int(repeated.sum()), int((repeated > 0).sum()))
+    counts = PoolCounts(data, len(sizes), sum(sizes), *spread, sizes.count(1), *repeats)
     chosen = groups.select(sample_rows(groups["id"], max_prompts, seed))
     tokenize = words if encoder is None else token_ids(encoder.tokenizer)
     diversity = measure_diversity(groups, chosen, embedder, progress, tokenize=tokenize, order=order, p=p)
@@ -252,21 +243,24 @@ def make_plan(
     ordinary = len(sizes) * paid.of_prompt(1)
     amount = parse_budget(budget, ordinary)
 
-    def table(amount: float, v_x: float = estimate.v_x, v_yx: float = estimate.v_yx, **other: Any) -> list[BudgetRow]:
+    def table(
+        amount: float, parts: tuple[float, float] = (estimate.v_x, estimate.v_yx), **other: Any
+    ) -> list[BudgetRow]:
         own: dict[str, Any] = {"costs": paid, "pool_sizes": sizes, "loss_aggregation": loss_aggregation}
-        return budget_table(v_x, v_yx, budget=amount, **own | other)
+        return budget_table(*parts, budget=amount, **own | other)
 
     def best_of(amount: float) -> dict[str, Any]:
         ends = None
         if ratio is not None:
             # V_x and V_{y|x} matter only up to a common factor. The best K can only rise as their ratio falls.
             parts = ((1.0, 0.0) if end == math.inf else (end, 1.0) for end in (ratio.high, ratio.low))
-            ends = tuple(best_row(table(amount, *part)).k for part in parts)
+            ends = tuple(best_row(table(amount, part)).k for part in parts)
         return asdict(best_row(table(amount))) | {"k_interval": ends}
 
     rows, best = table(amount), BestRow(**best_of(amount))
     every = [row for row in rows if row.prompts == len(sizes)]
-    one_vote = table(amount, loss_aggregation="prompt")[best.k - 1]
+    saves = -_more(best.variance, rows[0].variance)
+    one_vote = _more(table(amount, loss_aggregation="prompt")[best.k - 1].variance, best.variance)
     made = ModelPlan(
         prompts_measured=len(losses),
         responses_measured=sum(map(len, losses)),
@@ -292,12 +286,8 @@ def make_plan(
         k_star=best_k_formula(estimate.ratio, paid),
         k_star_interval=None if ratio is None else Interval(*(best_k_formula(end, paid) for end in ratio[::-1])),
         all_prompts=LargestK(every[-1].k, _more(every[-1].variance, best.variance)) if every else LargestK(0, None),
-        best=BestK(
-            **vars(best),
-            saves=-_more(best.variance, rows[0].variance),
-            one_vote_per_prompt=_more(one_vote.variance, best.variance),
-        ),
-        choices={layout: table(amount, costs=replace(paid, layout=layout)) for layout in LAYOUTS},
+        best=BestK(**vars(best), saves=saves, one_vote_per_prompt=one_vote),
+        choices={name: table(amount, costs=replace(paid, layout=name)) for name in get_args(PaidLayout)},
         outlook=[Outlook(**best_of(times * ordinary), times=times, budget=times * ordinary) for times in TIMES],
         cost_unit="tokens" if costs is None else "the unit of the costs given",
         copies=_without_copies(found, distinct, paid, amount, loss_aggregation),
@@ -340,11 +330,8 @@ def compare_single(losses: Sequence[np.ndarray]) -> SinglePrompts | None:
     if not len(single):
         return None
     gap, share = float(single.mean() - others.mean()), len(single) / len(losses)
-    error = None
-    if len(single) > 1:
-        error = math.sqrt(single.var(ddof=1) / len(single) + others.var(ddof=1) / len(others))
-    clear = error is not None and abs(gap) > 2 * error
-    adds = share * (1 - share) * gap**2 if clear else 0.0
+    error = math.hypot(sem(single), sem(others)) if len(single) > 1 else None
+    adds = share * (1 - share) * gap**2 if error is not None and abs(gap) > 2 * error else 0.0
     return SinglePrompts(len(single), float(single.mean()), float(others.mean()), error, adds)
 
 
@@ -356,8 +343,7 @@ def _more(variance: float, than: float) -> float:
 def estimate_adaptive(found: "Measurement", aggregation: LossAggregation, best_k: int, seed: int) -> Adaptive | None:
     """Estimate the gain from giving more responses to prompts that vary more; None if the pools are too small.
 
-    One half of each pool measures how much a prompt varies, the other half evaluates the allocation. If the same
-    responses did both, noise alone would look like a gain.
+    One half of each pool guides the allocation and the other judges it: on one half, noise would look like a gain.
     """
     rows = []
     for group, losses in zip(found.groups, found.losses(aggregation), strict=True):
@@ -371,18 +357,8 @@ def estimate_adaptive(found: "Measurement", aggregation: LossAggregation, best_k
     mean_k = max(best_k, 2)
     fixed = spread = 0.0
     for guide, judge in ((one, other), (other, one)):
-        same = allocate(guide, sizes, names, mean_k=mean_k, power=0)
-        given = allocate(guide, sizes, names, mean_k=mean_k)
-        fixed += sum(variance / k for variance, k in zip(judge, same.k, strict=True))
-        spread += sum(variance / k for variance, k in zip(judge, given.k, strict=True))
-    final = allocate(variances, sizes, names, mean_k=mean_k)
-    return Adaptive(
-        mean_k=mean_k,
-        prompts=len(names),
-        response_variance_ratio=spread / fixed if fixed else None,
-        allocation=dict(zip(names, final.k, strict=True)),
-        at_lower_limit=final.at_least,
-        at_upper_limit=final.at_most,
-        total=final.total,
-        wanted=final.wanted,
-    )
+        fixed += float(np.divide(judge, allocate(guide, sizes, names, mean_k=mean_k, power=0).k).sum())
+        spread += float(np.divide(judge, allocate(guide, sizes, names, mean_k=mean_k).k).sum())
+    final, ratio = allocate(variances, sizes, names, mean_k=mean_k), spread / fixed if fixed else None
+    counts = (final.at_least, final.at_most, final.total, final.wanted)
+    return Adaptive(mean_k, len(names), ratio, dict(zip(names, final.k, strict=True)), *counts)

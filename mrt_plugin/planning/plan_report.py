@@ -13,7 +13,7 @@ LINES = {
     "shared_prefix": ("o", "-", "black", "prompt computed once (shared_prefix)"),
     "expanded": ("s", "--", "0.45", "prompt copied (expanded)"),
 }
-"""Marker, line style, shade and label of each layout, so that plots are readable without colour."""
+"""Marker, line style, shade and label of each layout."""
 
 OUTLOOK_COLUMNS = ("budget, in ordinary epochs", "K", "interval", "prompts", "variance")
 
@@ -41,15 +41,13 @@ def advise(plan: Plan) -> list[str]:
         ]
     best, prompts = found.best, plan.data.prompts
     lines = [_headline(found, prompts)]
-    if found.v_yx == 0 and found.prompts_differing:
+    if found.v_yx == 0:
         lines.append(
-            "The responses of one prompt alone differ in loss. One prompt is no estimate of V_{y|x}, so it is taken "
+            "Only one prompt has responses that differ in loss. One prompt is no estimate of V_{y|x}, so it is taken "
             "as 0. Sample other responses for more prompts (mrt sample), and plan again."
-        )
-    elif found.v_yx == 0:
-        lines.append(
-            "V_{y|x} is 0: the responses to a prompt do not differ in loss, so a second one adds nothing. Check that "
-            "they are not copies; if they are draws, raise the temperature (mrt sample) before you pay for more."
+            if found.prompts_differing
+            else "V_{y|x} is 0: the responses to a prompt do not differ in loss, so a second one adds nothing. Check "
+            "that they are not copies; if they are draws, raise the temperature (mrt sample) before you pay for more."
         )
     elif best.k == 1:
         later = next((row for row in found.outlook if row.k > 1), None)
@@ -68,9 +66,8 @@ def advise(plan: Plan) -> list[str]:
         )
     if found.v_x <= 0 < found.v_yx:
         lines.append(
-            "V_x came out at or below zero: the prompts' mean losses differ no more than chance differences between "
-            "responses make them. Prompts are not the bottleneck here, responses are, so k* has no upper end and more "
-            "responses win wherever they can be had."
+            "V_x came out at or below zero: the prompts' mean losses differ by chance alone. Prompts are not the "
+            "bottleneck here, responses are: k* has no upper end, and more responses win."
         )
     else:
         if found.v_x_interval is not None and found.v_x_interval.low <= 0:
@@ -94,10 +91,7 @@ def advise(plan: Plan) -> list[str]:
     if plan.data.repeated_responses:
         lines.append(_copies(plan, found))
     if found.layout == "expanded":
-        lines.append(
-            "In the expanded layout every response pays for its own copy of the prompt: K = 1 is the best until every "
-            "prompt is used, and only then does K rise."
-        )
+        lines.append("In the expanded layout each response pays for its prompt: K = 1 is best until all are used.")
     adaptive = found.adaptive
     if adaptive is not None and adaptive.response_variance_ratio is not None:
         gain = 1 - adaptive.response_variance_ratio
@@ -117,12 +111,11 @@ def _headline(found: ModelPlan, prompts: int) -> str:
     if abs(times - 1) < 1e-9:
         cost = "For the cost of an ordinary epoch, every prompt with one response"
     amount = f"{found.budget:,.0f} {'tokens' if found.cost_unit == 'tokens' else 'units of cost'}"
+    what = {0: "no prompt has", 1: "1 prompt has"}.get(count, f"only {count} prompts have")
+    sure = f"no interval: {what} responses that differ in loss, and an interval takes {FEWEST}"
     if best.k_interval is not None:
         low, high = best.k_interval
         sure = f"{found.level:.0%} interval of K: {low}" + (f" to {high}" if high > low else "")
-    else:
-        what = "no prompt has" if count == 0 else "1 prompt has" if count == 1 else f"only {count} prompts have"
-        sure = f"no interval: {what} responses that differ in loss, and an interval takes {FEWEST}"
     return f"{cost} ({amount}), {_keep(best, prompts)} ({sure})."
 
 
@@ -137,8 +130,7 @@ def _copies(plan: Plan, found: ModelPlan) -> str:
     data, copies = plan.data, found.copies
     line = (
         f"{data.repeated_responses:,} of {data.responses:,} responses repeat another of their pool, in "
-        f"{data.prompts_with_repeats:,} of {data.prompts:,} prompts. Each is taken for a draw of its own, which "
-        "is right where one model drew them: keep them then, since a likely answer comes back."
+        f"{data.prompts_with_repeats:,} of {data.prompts:,} prompts. If one model drew them, keep them: draws repeat."
     )
     remedy = "remove them (curation rule duplicate_responses with threshold 1) and plan again"
     if copies is not None:
@@ -167,24 +159,19 @@ def cannot_know(plan: Plan) -> list[str]:
         "The pool is taken for independent draws from the distribution you want to learn. Answers that were filtered, "
         "deduplicated or written by several models are not quite that.",
     ]
+    count, single = f"{found.prompts_measured:,}", found.single
     if found.prompts_sampled:
-        lines.append(
-            f"The model was measured on {found.prompts_measured:,} of {plan.data.prompts:,} prompts, drawn at random."
-        )
-    single = found.single
+        lines.append(f"The model was measured on {count} of {plan.data.prompts:,} prompts, drawn at random.")
     if single is not None:
+        so = "; one prompt does not show whether they differ."
         if single.adds_to_v_x:
-            so = (
-                f": over all prompts V_x is about {single.adds_to_v_x:.3g} larger than {found.v_x:.3g}, and the best "
-                "K no larger than the one advised."
-            )
-        elif single.gap_error is None:
-            so = "; one prompt does not show whether they differ."
-        else:
+            larger = f"V_x is about {single.adds_to_v_x:.3g} larger than {found.v_x:.3g}"
+            so = f": over all prompts {larger}, and the best K no larger than the one advised."
+        elif single.gap_error is not None:
             so = f", a difference within chance (standard error {single.gap_error:.2g})."
         lines.append(
-            f"{single.prompts:,} of {found.prompts_measured:,} prompts measured have one response. They count as "
-            "owned prompts, and V_x and V_{y|x} are estimated without them. "
+            f"{single.prompts:,} of {count} prompts measured have one response. They count as owned prompts, and V_x "
+            "and V_{y|x} are estimated without them. "
             f"Their mean loss is {single.mean:.3g} and that of the others {single.others:.3g}{so}"
         )
     if found.responses_too_long:
@@ -201,20 +188,16 @@ def yaml_block(plan: Plan) -> str | None:
     if found is None:
         return None
     kept, ending = found.best.prompts, data.name.rsplit(".", 1)[-1]
-    lines = [
-        "plugins:",
-        "  - mrt_plugin.axolotl.MultiResponsePlugin",
-        "datasets:",
-        f"  - path: {data.name}"
-        + ("" if kept >= data.prompts else f"   # a random {kept:,} of its {data.prompts:,} prompts"),
-        *([f"    ds_type: {ending.replace('jsonl', 'json')}"] if ending in ("json", "jsonl", "parquet") else []),
-        "    type: mrt_plugin.axolotl.random_k",
-        "mrt:",
-        f"  k: {found.best.k}",
-        f"  layout: {'auto' if found.layout == 'shared_prefix' else 'expanded'}",
-        f"  loss_aggregation: {found.loss_aggregation}",
-    ]
-    return "".join(f"{line}\n" for line in lines)
+    part = "" if kept >= data.prompts else f"   # a random {kept:,} of its {data.prompts:,} prompts"
+    kind = {"json": "json", "jsonl": "json", "parquet": "parquet"}.get(ending)
+    return (
+        "plugins:\n  - mrt_plugin.axolotl.MultiResponsePlugin\n"
+        f"datasets:\n  - path: {data.name}{part}\n"
+        + (f"    ds_type: {kind}\n" if kind else "")
+        + "    type: mrt_plugin.axolotl.random_k\n"
+        f"mrt:\n  k: {found.best.k}\n  layout: {'auto' if found.layout == 'shared_prefix' else 'expanded'}\n"
+        f"  loss_aggregation: {found.loss_aggregation}\n"
+    )
 
 
 def plan_report(plan: Plan) -> str:
@@ -243,10 +226,9 @@ def plan_report(plan: Plan) -> str:
             counts = np.bincount(list(adaptive.allocation.values()))
             report.heading("Adaptive allocation")
             report.text(
-                f"The same {adaptive.total:,} responses (mean K = {adaptive.mean_k}), more of them where losses "
-                "vary more. Responses' part of the variance, cross-fitted: "
-                f"{number(adaptive.response_variance_ratio)} of that of a fixed K. "
-                f"{adaptive.at_lower_limit:,} prompts are at the lower limit of 1, "
+                f"The same {adaptive.total:,} responses (mean K = {adaptive.mean_k}), more of them where losses vary "
+                f"more. Their part of the variance is {number(adaptive.response_variance_ratio)} of that of a fixed K "
+                f"(cross-fitted). {adaptive.at_lower_limit:,} prompts are at the lower limit of 1, "
                 f"{adaptive.at_upper_limit:,} at the size of their pool."
             )
             report.table(("K", "prompts"), [(str(k), f"{count:,}") for k, count in enumerate(counts) if count])
@@ -329,11 +311,7 @@ def _choices_figure(report: Report, found: ModelPlan) -> None:
     axis.set(xlabel="K, responses per prompt", ylabel="predicted variance", ylim=(0, None))
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(frameon=False)
-    caption = (
-        "Predicted variance of the loss estimate. Where a line rises, the prompts given up cost more than the "
-        "responses bring."
-    )
-    report.figure(made, caption)
+    report.figure(made, "Where a line rises, the prompts given up cost more than the responses bring.")
 
 
 def _outlook_figure(report: Report, found: ModelPlan) -> None:

@@ -1,12 +1,7 @@
 """Split the variance of a loss estimate into a part from the prompts and a part from the responses.
 
-The loss of response j to prompt i is l_ij = mu + a_i + e_ij: mean, prompt effect and response effect. V_x is the
-variance of a over prompts. V_{y|x} is the variance of e for one prompt, averaged over prompts. The mean over n prompts
-with K responses each then has the variance
-
-    Var[L] = V_x/n + V_{y|x}/(n·K)                                                     (arXiv 2606.00544, theorem 1)
-
-This is the variance of an estimate of the loss. It is not the test loss.
+The loss of response j to prompt i is mu + a_i + e_ij. With V_x the variance of a, and V_{y|x} that of e given the
+prompt, the mean over n prompts with K responses has Var[L] = V_x/n + V_{y|x}/(n·K) (arXiv 2606.00544, theorem 1).
 """
 
 import math
@@ -19,7 +14,7 @@ import numpy as np
 from mrt_plugin.planning.paired import FEWEST
 
 Losses = Sequence[Sequence[float] | np.ndarray]
-"""The losses of each prompt's responses. Prompts may have different numbers of them."""
+"""The losses of each prompt's responses."""
 
 ROUNDING = float(np.finfo(np.float32).eps)
 """Losses with a smaller relative difference count as equal, because a model computes them in single precision."""
@@ -27,12 +22,10 @@ ROUNDING = float(np.finfo(np.float32).eps)
 
 @dataclass(frozen=True)
 class VarianceComponents:
-    """Unbiased estimates of V_x and V_{y|x}, in squared units of the loss."""
+    """Unbiased estimates of V_x, which can be below 0, and V_{y|x}, in squared units of the loss."""
 
     v_x: float
-    """Variance between prompts. It is unbiased, so when small it can be below 0."""
     v_yx: float
-    """Variance between responses to the same prompt."""
     prompts: int
     """Number of prompts with at least 2 responses. The estimates use only these."""
     left_out: int
@@ -46,7 +39,6 @@ class VarianceComponents:
 
     @property
     def rho(self) -> float:
-        """Return the intraclass correlation of two responses to one prompt, V_x / (V_x + V_{y|x}); at least 0."""
         return rho(self.ratio)
 
 
@@ -64,6 +56,7 @@ class Intervals:
 
 
 def rho(ratio: float) -> float:
+    """Return the correlation of two responses to one prompt, V_x / (V_x + V_{y|x}), from V_x / V_{y|x}; at least 0."""
     return 1.0 if ratio == math.inf else max(ratio, 0.0) / (1 + max(ratio, 0.0))
 
 
