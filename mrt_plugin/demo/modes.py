@@ -1,14 +1,12 @@
 """A dataset with known modes: each right answer to a prompt has a known probability, so distances to it are exact.
 
-A prompt asks for a suggestion ("Suggest a drink for a rainy morning."). Each subject has its own answers, and each
-answer has several wordings. One answer in one wording is a mode, so a prompt has 6 x 3 modes. The probability of a
-mode depends on the prompt: weather and occasion favour some answers and wordings, through latent vectors that are
-drawn once per world (one set of true distributions). So one prompt carries information about the others, as in real
-data.
+A mode is one of 6 answers in one of 3 wordings. Its probability depends on the prompt's weather and occasion, through
+latent vectors drawn once per world, so one prompt carries information about the others.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,21 +67,15 @@ def mode_prompts(seed: int = 0, *, sharpness: float = 1.5) -> list[ModePrompt]:
     wording = random.standard_normal((len(WORDINGS), size))
 
     prompts = []
-    for subject, answers in SUBJECTS.items():
-        for sky, pull_of_weather in weather.items():
-            for event, pull_of_occasion in occasion.items():
-                # The dot product of a sum of two standard normal vectors with one has std sqrt(2 * size).
-                pull = sharpness * (pull_of_weather + pull_of_occasion) / np.sqrt(2 * size)
-                logits = np.array([[pull @ answer[text] + pull @ style for style in wording] for text in answers])
-                weights = np.exp(logits - logits.max()).ravel()
-                prompts.append(
-                    ModePrompt(
-                        id=f"{subject}-{sky}-{event}",
-                        prompt=f"Suggest a {subject} for a {sky} {event}.",
-                        modes=tuple(style.format(text) for text in answers for style in WORDINGS),
-                        probabilities=tuple((weights / weights.sum()).tolist()),
-                    )
-                )
+    for (subject, answers), sky, event in product(SUBJECTS.items(), WEATHER, OCCASIONS):
+        # The dot product of a sum of two standard normal vectors with one has std sqrt(2 * size).
+        pull = sharpness * (weather[sky] + occasion[event]) / np.sqrt(2 * size)
+        logits = np.array([[pull @ answer[text] + pull @ style for style in wording] for text in answers])
+        weights = np.exp(logits - logits.max()).ravel()
+        modes = tuple(style.format(text) for text in answers for style in WORDINGS)
+        chances = tuple((weights / weights.sum()).tolist())
+        question = f"Suggest a {subject} for a {sky} {event}."
+        prompts.append(ModePrompt(f"{subject}-{sky}-{event}", question, modes, chances))
     return prompts
 
 
@@ -119,9 +111,9 @@ class TruthDistance:
     """Distances between a model's distribution q of complete responses and the true p: means over prompts."""
 
     kl: float
-    """KL(p || q) = sum over the modes of p·log(p/q), in nats."""
+    """KL(p || q) over the modes, in nats."""
     elsewhere: float
-    """1 - sum over the modes of q: the probability of a response that is not a mode."""
+    """The model's probability of a response that is not a mode."""
     coverage: float
     """The sum of p over the modes to which the model gives at least half of their true probability."""
 

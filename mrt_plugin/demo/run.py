@@ -1,9 +1,7 @@
 """The demo: QLoRA through Axolotl on K = 1 and on K = 4 responses per prompt, measured against a known truth.
 
-All training data is generated. A tiny chat model is first trained on another world with the same prompts and answers.
-It then knows the format and the possible answers, but not their probabilities in this world. Fine-tuning teaches the
-probabilities from a pool of N draws per prompt, of which each run keeps K. Both runs use the same prompts, settings
-and number of optimizer steps. Only K differs. The truth is known, so the distance to it is exact.
+A tiny chat model learns the format and the possible answers from another world, then the probabilities of this one
+from a pool of N draws per prompt, of which each run keeps K. The runs have the same prompts, settings and steps.
 """
 
 import json
@@ -14,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -82,13 +81,9 @@ def run_demo(
         runs: list[dict[str, Any]] = [{"name": "base model", "k": None, "adapter": None}]
         steps = settings.epochs * math.ceil(settings.train_prompts / 8)
         for k in settings.k:
-            stage = f"axolotl train k{k}.yaml"
-
-            def forward(done: int, stage: str = stage) -> None:
-                progress(stage, done, steps)
-
-            seconds = axolotl_train(work, k, settings.epochs, settings.seed, forward)
-            progress(stage, steps, steps)
+            forward = partial(progress, f"axolotl train k{k}.yaml")
+            seconds = axolotl_train(work, k, settings.epochs, settings.seed, lambda it, to=forward: to(it, steps))
+            forward(steps, steps)
             runs.append({"name": f"K = {k}", "k": k, "adapter": f"k{k}", "seconds": seconds})
         transformers_logging.disable_progress_bar()
         for number, run in enumerate(runs):

@@ -40,20 +40,11 @@ def load_model(
 
     In 4 bit it is NF4 with double quantisation, as in QLoRA training, so an adapter has the same base weights.
     """
-    four_bit = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    base = AutoModelForCausalLM.from_pretrained(
-        model,
-        dtype=dtype,
-        device_map={"": torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))},
-        quantization_config=four_bit if load_in_4bit else None,
-    )
-    loaded = base if adapter is None else _with_adapter(base, adapter, model)
-    return loaded.eval()
+    nf4: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **nf4) if load_in_4bit else None
+    place = {"": torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))}
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, device_map=place, quantization_config=four_bit)
+    return (base if adapter is None else _with_adapter(base, adapter, model)).eval()
 
 
 def load_tokenizer(

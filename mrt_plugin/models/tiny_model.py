@@ -42,10 +42,7 @@ def build_tokenizer(texts: Sequence[str], vocabulary: int = 512) -> PreTrainedTo
 def build_llama(
     tokenizer: PreTrainedTokenizerBase | None = None, seed: int = 0, *, hidden: int = 128, **config: Any
 ) -> LlamaForCausalLM:
-    """Build a randomly initialised Llama in fp32, by default with two layers and grouped-query attention.
-
-    The tokenizer gives the vocabulary size and the special tokens, `config` are other fields of `LlamaConfig`.
-    """
+    """Build a randomly initialised Llama in fp32, for a tokenizer. `config` are other fields of `LlamaConfig`."""
     settings: dict[str, Any] = {
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,

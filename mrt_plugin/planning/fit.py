@@ -19,7 +19,7 @@ NOT_A_RUN = 'is not a run: it needs k above 0 and a finite loss, as in {"k": 4, 
 
 @dataclass(frozen=True)
 class InverseFit:
-    """Curve loss = a + b/K by least squares. Two runs give no errors, equal losses no `r_squared`: these are NaN."""
+    """Curve loss = a + b/K. Two runs give no errors, equal losses no `r_squared`: these are NaN."""
 
     a: float
     b: float
@@ -37,15 +37,9 @@ def fit_inverse_k(k: Sequence[float], loss: Sequence[float]) -> InverseFit:
         raise ValueError("A fit over K needs runs with at least two different K above 0, and finite losses.")
     line, known = linregress(1 / ks, losses), len(ks) > 2
     mse = float(np.mean((losses - line.intercept - line.slope / ks) ** 2))
-    return InverseFit(
-        a=float(line.intercept),
-        b=float(line.slope),
-        a_error=float(line.intercept_stderr) if known else math.nan,
-        b_error=float(line.stderr) if known else math.nan,
-        mse=mse,
-        r_squared=1 - mse / float(losses.var()) if losses.var() > 0 else math.nan,
-        runs=len(ks),
-    )
+    errors = (float(line.intercept_stderr), float(line.stderr)) if known else (math.nan, math.nan)
+    r_squared = 1 - mse / float(losses.var()) if losses.var() > 0 else math.nan
+    return InverseFit(float(line.intercept), float(line.slope), *errors, mse, r_squared, len(ks))
 
 
 @dataclass(frozen=True)

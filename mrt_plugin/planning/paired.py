@@ -12,17 +12,14 @@ FEWEST = 5
 ROUNDING = 1e-6
 """Values with a smaller relative difference count as equal, because the rest of a batch changes the last digits."""
 DRAWS = 2000
-"""Number of bootstrap draws: enough to estimate the 2.5 % point of a distribution."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One measure of one model for each of P prompts. The model's value is sum(values) / sum(weights)."""
+    """One measure of one model for each of P prompts, NaN if not measured: sum(values) / sum(weights), each [P]."""
 
     values: np.ndarray
-    """[P]; NaN for a prompt that was not measured."""
     weights: np.ndarray
-    """[P]; 1, or the number of tokens for a mean over tokens."""
 
     @classmethod
     def mean(cls, values: np.ndarray) -> "Measured":

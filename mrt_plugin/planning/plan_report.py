@@ -1,6 +1,7 @@
 """Show a plan: as sentences, as tables and as an HTML page."""
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -9,11 +10,10 @@ from mrt_plugin.planning.paired import FEWEST
 from mrt_plugin.planning.plan import BestRow, ModelPlan, Plan
 from mrt_plugin.report import Report, figure
 
-LINES = {
-    "shared_prefix": ("o", "-", "black", "prompt computed once (shared_prefix)"),
-    "expanded": ("s", "--", "0.45", "prompt copied (expanded)"),
+LINES: dict[str, dict[str, Any]] = {
+    "shared_prefix": {"marker": "o", "linestyle": "-", "color": "black", "label": "prompt shared (shared_prefix)"},
+    "expanded": {"marker": "s", "linestyle": "--", "color": "0.45", "label": "prompt copied (expanded)"},
 }
-"""Marker, line style, shade and label of each layout."""
 
 OUTLOOK_COLUMNS = ("budget, in ordinary epochs", "K", "interval", "prompts", "variance")
 
@@ -304,8 +304,7 @@ def _choices_figure(report: Report, found: ModelPlan) -> None:
     made, (axis,) = figure()
     for name, rows in found.choices.items():
         known = [(row.k, row.variance) for row in rows if math.isfinite(row.variance)]
-        marker, line, shade, label = LINES[name]
-        axis.plot(*np.reshape(known, (-1, 2)).T, marker=marker, linestyle=line, color=shade, label=label)
+        axis.plot(*np.reshape(known, (-1, 2)).T, **LINES[name])
     star = {"markersize": 18, "markerfacecolor": "white", "markeredgecolor": "black", "zorder": 3}
     axis.plot(found.best.k, found.best.variance, "*", label=f"best: K = {found.best.k}", **star)
     axis.set(xlabel="K, responses per prompt", ylabel="predicted variance", ylim=(0, None))

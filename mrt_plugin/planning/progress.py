@@ -11,7 +11,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def counting(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
-    """Return a function that adds a number of finished steps, and reports the sum and the total."""
+    """Return a function that adds finished steps, and reports their sum."""
     done = 0
 
     def advance(count: int) -> None:

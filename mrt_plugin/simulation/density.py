@@ -1,8 +1,6 @@
-"""Mixture density networks: small models of p(y|x), with many trained at once.
+"""Mixture density networks, as in arXiv 2606.00544: two hidden ReLU layers, and a head for five normal distributions.
 
-A network has two hidden ReLU layers of width 64. Its head gives the weights, means and log standard deviations
-(clamped to [-3, 3]) of five normal distributions, as in the controlled experiments of arXiv 2606.00544. The parameters
-of M networks are stacked, so that one matrix product trains all of them.
+The parameters of M networks are stacked, so that one matrix product trains all of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +18,12 @@ COMPONENTS = 5
 
 @dataclass
 class Densities:
-    """M stacked networks. The head's 15 outputs are logits, means and log standard deviations of the components."""
+    """M stacked networks, as weight [M, in, out] and bias [M, 1, out] of each layer.
+
+    The head's 15 outputs are logits, means and log standard deviations (clamped to [-3, 3]) of the components.
+    """
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]
-    """Weight [M, in, out] and bias [M, 1, out] of the two hidden layers and of the head."""
 
     @classmethod
     def initialised(cls, seeds: Sequence[int]) -> "Densities":
@@ -39,10 +39,6 @@ class Densities:
                 drawn.append([*first, *second, *head])
         stacked = [torch.stack(tensors) for tensors in zip(*drawn, strict=True)]
         return cls(list(zip(stacked[::2], stacked[1::2], strict=True)))
-
-    @property
-    def parameters(self) -> list[torch.Tensor]:
-        return [tensor for layer in self.layers for tensor in layer]
 
     def part(self, number: int) -> "Densities":
         return Densities([(weight[number, None], bias[number, None]) for weight, bias in self.layers])
@@ -79,7 +75,7 @@ def train(
     """Train one network per seed on prompts [M, n, 5] and responses [M, n, K]. `watch` sees every step and the end."""
     model = Densities.initialised(seeds)
     x, y = (torch.tensor(part, dtype=torch.float32) for part in (prompts, responses))
-    parameters = [tensor.requires_grad_(True) for tensor in model.parameters]
+    parameters = [tensor.requires_grad_(True) for layer in model.layers for tensor in layer]
     optimizer = torch.optim.Adam(parameters, lr=0.005)
     for step in range(steps):
         watch(step, model)
@@ -120,10 +116,9 @@ def mode_masses(model: Densities, prompts: np.ndarray) -> np.ndarray:
 def gradient_products(model: Densities, prompts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the outputs of one network, [n, 15], and the inner products J·J^T of their gradients, [n, 15, 15].
 
-    With J the Jacobian of the outputs and delta a loss's gradient with respect to them, the inner product of the full
-    gradients of two losses is delta^T·(J·J^T)·delta'.
+    Two losses with the gradients d and e in the outputs have full gradients with the inner product d^T·J·J^T·e.
     """
-    parameters = tuple(tensor[0].double() for tensor in model.parameters)
+    parameters = tuple(tensor[0].double() for layer in model.layers for tensor in layer)
 
     def outputs(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
         layers = [(values[i][None], values[i + 1][None]) for i in range(0, len(values), 2)]

@@ -1,7 +1,5 @@
-"""Experiments 1 to 6 of arXiv 2606.00544, in a world where the truth is known. Experiment 7 is in `tokens`.
-
-Each function runs one experiment, and returns its numbers as JSON-ready dictionaries. V_x is the variance between
-prompts and V_{y|x} the variance between answers to one prompt. NLL is the negative log-likelihood.
+"""Experiments 1 to 6 of arXiv 2606.00544, in a world where the truth is known, as functions that return JSON-ready
+dictionaries. Experiment 7 is in `tokens`.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +18,8 @@ from mrt_plugin.simulation.density import Densities, output_gradients, true_nll
 from mrt_plugin.simulation.world import SELECTORS
 
 Found = dict[str, Any]
-Step = Callable[[int], object]
-"""Called with the steps of an experiment that just ended."""
+Step = Callable[[int, int], object]
+"""Called with the steps of an experiment that ended, and with their number."""
 
 POOL = 32
 PAPER_SEED = 42
@@ -30,10 +28,8 @@ PAPER_SEED = 42
 COSTS = Costs(prompt=4, response=1)
 BUDGET = 400
 BUDGET_SELECTORS = ("random_k", "diverse_best_k", "filter_then_spread")
-BUDGET_SEED = 42 + 7777
-"""PyTorch seed of the network on which the paper measures V_x and V_{y|x} for its budget."""
-BUDGET_SAMPLE = 300
-"""Number of prompts on which the paper measures them."""
+BUDGET_SEED, BUDGET_SAMPLE = 42 + 7777, 300
+"""PyTorch seed of the network, and number of prompts, that the paper measures V_x and V_{y|x} on for its budget."""
 LOOK = (5, 120)
 """Interval and last step of the NLL measurements. All networks reach their best NLL before step 120."""
 
@@ -42,11 +38,13 @@ PUBLISHED_GRADIENTS = {
     "best_k": {"emse": 0.569, "cosine": -0.096},
     "filter_then_spread": {"emse": 0.132, "cosine": 0.658},
 }
-"""The paper's figures. The paper has none for facility location."""
 BINS = 15
 
 
-def variance(seed: int = 0, *, repeats: int = 2000) -> Found:
+def silent(done: int, total: int) -> None: ...
+
+
+def variance(seed: int = 0, *, repeats: int = 2000, progress: Step = silent) -> Found:
     """Compare the variance of a loss estimate at each K, on 100 prompts, with the formula and the true components.
 
     The loss is the squared error of an untrained network. `one_dataset` is what `mrt plan` would estimate.
@@ -69,9 +67,10 @@ def variance(seed: int = 0, *, repeats: int = 2000) -> Found:
         return (network(torch.tensor(x)).numpy() - responses) ** 2
 
     estimates = np.empty((repeats, len(ks)))
-    for row in estimates:
+    for number, row in enumerate(estimates):
         losses = draw_losses(max(ks))
         row[:] = [losses[:, :k].mean() for k in ks]
+        progress(number + 1, repeats)
     measured = estimates.var(axis=0, ddof=1)
     one = list(draw_losses(8))
     found, intervals = estimate_components(one), bootstrap_intervals(one, seed=seed)
@@ -96,7 +95,7 @@ def variance(seed: int = 0, *, repeats: int = 2000) -> Found:
     }
 
 
-def budget(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Step = lambda done: None) -> Found:
+def budget(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Step = silent) -> Found:
     """Spend one budget on more prompts or more responses, and measure the variance and the trained NLL at each K.
 
     The NLL is measured at each network's best step and, as in the paper, at the last, where all have overfitted.
@@ -119,10 +118,9 @@ def budget(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Step
         n = prompts_at[k]
         curve.clear()
         _train(BUDGET_SELECTORS, prompts[:, :n], pools[:, :n], k, random, steps=steps, watch=watch)
-        progress(1)
+        progress(place + 1, len(ks))
         nll[:, :, place] = np.reshape([curve[-1], np.min(curve, axis=0)], (2, -1, repeats))
-    last, best = (dict(zip(BUDGET_SELECTORS, table.tolist(), strict=True)) for table in nll)
-    return {
+    found: Found = {
         "costs": {"prompt": COSTS.prompt, "response": COSTS.response},
         "budget": BUDGET,
         "repeats": repeats,
@@ -134,11 +132,15 @@ def budget(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Step
         "k": list(ks),
         "prompts": [prompts_at[k] for k in ks],
         "pairs": [k * prompts_at[k] for k in ks],
-        "nll_last_step": last,
-        "nll_best_step": best,
-        "best_k_last_step": {name: _best_shares(np.array(values), random) for name, values in last.items()},
-        "best_k_best_step": {name: _best_shares(np.array(values), random) for name, values in best.items()},
     }
+    for at, tables in zip(("last", "best"), nll, strict=True):
+        shares = found[f"best_k_{at}_step"] = {}
+        for name, table in zip(BUDGET_SELECTORS, tables, strict=True):
+            chosen = random.integers(repeats, size=(1000, repeats))
+            winners = table[:, chosen].mean(axis=2).argmin(axis=0)
+            shares[name] = (np.bincount(winners, minlength=len(ks)) / len(chosen)).tolist()
+        found[f"nll_{at}_step"] = dict(zip(BUDGET_SELECTORS, tables.tolist(), strict=True))
+    return found
 
 
 def _train(
@@ -162,20 +164,10 @@ def _density_components(random: np.random.Generator) -> dict[str, float]:
     losses = density.output_nll(outputs, torch.tensor(world.centre(x)[:, None] + nodes)).numpy()
     means = losses @ weights
     within = (losses - means[:, None]) ** 2 @ weights
-    squared = (means - means.mean()) ** 2
-    return {
-        "v_x": float(means.var(ddof=1)),
-        "v_yx": float(within.mean()),
-        "v_x_error_of_300_prompts": float(squared.std() / np.sqrt(BUDGET_SAMPLE)),
-        "v_yx_error_of_300_prompts": float(within.std() / np.sqrt(BUDGET_SAMPLE)),
-    }
-
-
-def _best_shares(table: np.ndarray, random: np.random.Generator) -> list[float]:
-    """Return for each K how often it has the lowest mean NLL in bootstrap draws of the repeats, from [K, repeats]."""
-    chosen = random.integers(table.shape[1], size=(1000, table.shape[1]))
-    winners = table[:, chosen].mean(axis=2).argmin(axis=0)
-    return (np.bincount(winners, minlength=len(table)) / len(chosen)).tolist()
+    x_error, yx_error = (part.std() / np.sqrt(BUDGET_SAMPLE) for part in ((means - means.mean()) ** 2, within))
+    found = {"v_x": means.var(ddof=1), "v_yx": within.mean()}
+    found |= {"v_x_error_of_300_prompts": x_error, "v_yx_error_of_300_prompts": yx_error}
+    return {name: float(value) for name, value in found.items()}
 
 
 def _mode_errors(model: Densities, prompts: np.ndarray) -> np.ndarray:
@@ -183,27 +175,25 @@ def _mode_errors(model: Densities, prompts: np.ndarray) -> np.ndarray:
     return np.abs(density.mode_masses(model, prompts) - 1 / 3).sum(axis=-1).mean(axis=1) / 2
 
 
-def lottery(seed: int = 0, *, runs: int = 20, steps: int = 400, progress: Step = lambda done: None) -> Found:
+def lottery(seed: int = 0, *, runs: int = 20, steps: int = 400, progress: Step = silent) -> Found:
     """Measure how much NLL and mode error vary between runs with K random answers per prompt: the mode lottery."""
     prompts, ks = 120, (1, 2, 4, 8)
     random = np.random.default_rng([seed, 3])
     test = world.draw_prompts(200, random)
     x, pools = world.draw_sets(runs, prompts, POOL, random)
-    nll, error = [], []
-    for k in ks:
+    tables = np.empty((2, len(ks), runs))
+    for place, k in enumerate(ks):
         _, model = _train(["random_k"], x, pools, k, random, steps=steps)
-        progress(1)
-        nll.append(true_nll(model, test).tolist())
-        error.append(_mode_errors(model, test).tolist())
+        tables[:, place] = true_nll(model, test), _mode_errors(model, test)
+        progress(place + 1, len(ks))
     found: Found = {"k": list(ks), "prompts": prompts, "pool": POOL, "runs": runs, "steps": steps}
-    for name, values in (("nll", nll), ("mode_error", error)):
-        found[name] = values
-        found[f"{name}_mean"] = np.mean(values, axis=1).tolist()
-        found[f"{name}_sd"] = np.std(values, axis=1, ddof=1).tolist()
+    for name, table in zip(("nll", "mode_error"), tables, strict=True):
+        spread = table.std(axis=1, ddof=1)
+        found |= {name: table.tolist(), f"{name}_mean": table.mean(axis=1).tolist(), f"{name}_sd": spread.tolist()}
     return found
 
 
-def by_selector(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: Step = lambda done: None) -> Found:
+def by_selector(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: Step = silent) -> Found:
     """Measure the NLL of new answers and the mode error after training on the answers that each selector keeps."""
     prompts, ks = 150, (1, 2, 4, 8, 16)
     random = np.random.default_rng([seed, 4])
@@ -211,27 +201,29 @@ def by_selector(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: 
     tables = np.empty((2, len(SELECTORS), len(ks), repeats))
     for place, k in enumerate(ks):
         data, model = _train(SELECTORS, x, pools, k, random, steps=steps)
-        progress(1)
         for number, own in enumerate(data):
             one = model.part(number)
             found = true_nll(one, own)[0], _mode_errors(one, own)[0]
             tables[:, number // repeats, place, number % repeats] = found
+        progress(place + 1, len(ks))
     rows = [tables[0], *tables.mean(axis=-1)]
     nll, nll_mean, error_mean = (dict(zip(SELECTORS, table.tolist(), strict=True)) for table in rows)
     settings = {"k": list(ks), "prompts": prompts, "pool": POOL, "repeats": repeats, "steps": steps}
     return settings | {"nll": nll, "nll_mean": nll_mean, "mode_error_mean": error_mean}
 
 
-def gradients(seed: int = 0, *, trials: int = 400, networks: int = 8) -> Found:
+def gradients(seed: int = 0, *, trials: int = 400, networks: int = 8, progress: Step = silent) -> Found:
     """Measure bias, variance and gradient direction of each selector, on the paper's untrained network and others."""
     prompts, k = 30, 4
     random = np.random.default_rng([seed, 5])
     papers = np.random.RandomState(PAPER_SEED).randn(prompts, world.DIMENSION)
     paper = measure_gradients(PAPER_SEED, papers, k, trials, random)
+    progress(1, 2)
     others = [
         measure_gradients(1000 + number, world.draw_prompts(prompts, random), k, trials // 8, random)
         for number in range(networks)
     ]
+    progress(2, 2)
     rows: dict[str, dict[str, Any]] = {}
     for name in SELECTORS:
         rows[name] = {**paper[name], "published": PUBLISHED_GRADIENTS.get(name)}
@@ -246,7 +238,7 @@ def measure_gradients(
 ) -> dict[str, dict[str, float]]:
     """Measure bias², variance, EMSE and gradient cosine of each selector at one network, against the integrated truth.
 
-    The mean of T trials has the variance variance/T, which is subtracted from bias². So this may be below 0.
+    The trials' own noise is subtracted from bias², which may then be below 0.
     """
     outputs, products = density.gradient_products(Densities.initialised([network]), prompts)
     nodes, weights = world.quadrature()
@@ -275,7 +267,7 @@ def measure_gradients(
     return {name: {key: float(found[key][row]) for key in found} for row, name in enumerate(SELECTORS)}
 
 
-def bridge(seed: int = 0) -> Found:
+def bridge(seed: int = 0, progress: Step = silent) -> Found:
     """Compare similarity of answers with similarity of gradients, and compute k_eff by selector."""
     prompts, pool, ks = 50, 16, (2, 4, 8)
     random = np.random.default_rng([seed, 6])
@@ -306,6 +298,7 @@ def bridge(seed: int = 0) -> Found:
             kept = world.choose(name, responses, rewards, k, random)
             tables = [row[np.ix_(chosen, chosen)] for row, chosen in zip(similarities, kept, strict=True)]
             effective[name].append(effective_k(k, float(np.mean([row[np.triu_indices(k, 1)] for row in tables]))))
+    progress(1, 1)
     shown = random.choice(len(cosine), size=400, replace=False)
     return {
         "prompts": prompts,

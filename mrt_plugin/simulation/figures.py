@@ -1,7 +1,4 @@
-"""Draw one figure per experiment from its numbers. Series differ by marker, line and hatch, not by colour.
-
-The captions in `run` say what each shows.
-"""
+"""Draw one figure per experiment from its numbers. Series differ by marker, line and hatch, not by colour."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,14 +20,11 @@ STYLE: dict[str, dict[str, Any]] = {
 }
 HATCHES = {"random_k": "", "best_k": "xx", "diverse_best_k": "//", "filter_then_spread": ".."}
 
-
 NLL: dict[str, Any] = {"ylabel": "NLL", "yscale": "log"}
 MODE_ERROR: dict[str, Any] = {"ylabel": "mode error", "ylim": (0, None)}
 
 
-def _k_axis(
-    axis: Any, k: Sequence[int], places: Sequence[int] | None = None, *, logarithmic: bool = False, **labels: Any
-) -> None:
+def _k_axis(axis: Any, k: Sequence[int], places: Any = None, *, logarithmic: bool = False, **labels: Any) -> None:
     """Label the horizontal axis with the values of K, at `places` if these are given. `labels` go to `axis.set`."""
     if logarithmic:
         axis.set_xscale("log", base=2)

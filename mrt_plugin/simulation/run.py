@@ -4,13 +4,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mrt_plugin.groups.write import whole_file, write_text
-from mrt_plugin.planning.progress import Progress, counting
+from mrt_plugin.planning.progress import Progress
 from mrt_plugin.report import Report
 from mrt_plugin.simulation import experiments, figures
 from mrt_plugin.simulation.tokens import tokens
@@ -20,11 +21,7 @@ COLUMNS = ("experiment", "quantity", "published", "ours", "remark")
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment: how to run it and how to show it."""
-
     title: str
-    steps: int
-    """Number of progress reports. An experiment with one step does not report progress itself."""
     run: Callable[..., dict[str, Any]]
     draw: Callable[[dict[str, Any]], Any]
     caption: str
@@ -33,58 +30,45 @@ class Experiment:
 EXPERIMENTS = {
     "variance": Experiment(
         "variance of the loss estimate against K",
-        1,
         experiments.variance,
         figures.variance,
-        "Marks: measured over repeats. Line: V_x/n + V_{y|x}/(n·K) with the true components. The broken line is the "
-        "limit of many responses.",
+        "Marks: measured. Line: V_x/n + V_{y|x}/(n·K) with the true components. Broken: the limit of many responses.",
     ),
     "budget": Experiment(
         "one budget, prompts or responses",
-        7,
         experiments.budget,
         figures.budget,
-        "Left: NLL after all steps and at each network's best step (random_k). Middle: how often each K is best in "
-        "bootstrap draws of the repeats. Right: the variance that k* minimises.",
+        "Left: NLL. Middle: how often each K is best in bootstrap draws of the repeats. Right: what k* minimises.",
     ),
     "lottery": Experiment(
         "the mode lottery",
-        4,
         experiments.lottery,
         figures.lottery,
-        "Each mark is one run, trained on its own random K of 32 answers per prompt; the bar is the mean. Left: NLL, "
-        "logarithmic. Right: the share of probability on the wrong mode.",
+        "Mark: a run on its own random K of 32 answers. Bar: mean. Left: NLL. Right: probability on the wrong mode.",
     ),
     "by_selector": Experiment(
         "learning a distribution, by selector",
-        5,
         experiments.by_selector,
         figures.by_selector,
         "Left: NLL on fresh answers, logarithmic. Right: the share of probability on the wrong mode.",
     ),
     "gradients": Experiment(
         "bias, variance and gradient direction",
-        1,
         experiments.gradients,
         figures.gradients,
-        "Left: squared bias (grey) and variance (hatched) of the per-prompt loss. Right: cosine with the true "
-        "gradient. Crosses: published.",
+        "Left: bias² (grey) and variance (hatched) of the loss. Right: cosine with the true gradient. x: published.",
     ),
     "bridge": Experiment(
         "similar answers, similar gradients",
-        1,
         experiments.bridge,
         figures.bridge,
-        "Left: pairs of answers to one prompt; the line joins bin means. Right: the heuristic number of different "
-        "answers kept.",
+        "Left: pairs of answers to one prompt; the line joins bin means. Right: the heuristic k_eff of those kept.",
     ),
     "tokens": Experiment(
         "a transformer on discrete tokens, by this package's trainer",
-        40,
         tokens,
         figures.tokens,
-        "Left: KL from the true modes to the model's on new prompts. Right: which modes each selection kept at the "
-        "second and the last K.",
+        "Left: KL from the true modes to the model's on new prompts. Right: modes kept at the second and last K.",
     ),
 }
 
@@ -107,13 +91,8 @@ def run_experiments(
     results: dict[str, Any] = {"seed": seed, "experiments": found, "published": []}
     for name in names:
         one, started = EXPERIMENTS[name], time.perf_counter()
-        advance = counting(progress, one.title, one.steps)
-        advance(0)
-        if one.steps > 1:
-            found[name] = one.run(seed, progress=advance)
-        else:
-            found[name] = one.run(seed)
-            advance(1)
+        progress(one.title, 0, 1)
+        found[name] = one.run(seed, progress=partial(progress, one.title))
         found[name]["seconds"] = time.perf_counter() - started
         results["published"] = compare(found)
         publish(results)
@@ -123,11 +102,8 @@ def run_experiments(
 def write_report(results: dict[str, Any], folder: Path) -> None:
     """Write `results.json`, `report.html` and `<experiment>.png` into `folder`, each atomically."""
     page = Report("Controlled experiments of arXiv 2606.00544")
-    page.text(
-        "Small worlds in which the truth is known: every figure here was computed anew, by this package's selectors "
-        "and, in the last experiment, its trainer.",
-        lead=True,
-    )
+    lead = "Small worlds in which the truth is known, with this package's selectors and, in the last one, its trainer."
+    page.text(lead, lead=True)
     page.heading("Published figures beside ours")
     page.table(COLUMNS, [[row[name] for name in COLUMNS] for row in results["published"]], text_columns=(0, 1, 4))
     for name, found in results["experiments"].items():
@@ -165,32 +141,20 @@ def _budget(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     likely = [str(k) for k, share in zip(ks, shares, strict=True) if share >= 0.05]
     early, late = (np.mean(found[f"nll_{at}_step"]["random_k"], axis=1) for at in ("best", "last"))
     off_x, off_yx = found["v_x_error_of_300_prompts"], found["v_yx_error_of_300_prompts"]
-    for quantity, published, ours, remark in (
-        (
-            "V_x",
-            "0.187",
-            f"{found['v_x']:.3f}",
-            f"Ours is the value over 20,000 prompts; a sample of 300 misses it by {off_x:.3f} (standard error).",
-        ),
-        (
-            "V_{y|x}",
-            "1.33",
-            f"{found['v_yx']:.2f}",
-            f"As above: a sample of 300 prompts has a standard error of {off_yx:.2f}.",
-        ),
-        ("k*", "5.33", f"{found['k_star']:.2f}", "Follows from the two above."),
-        (
-            "best K by test NLL, random_k",
-            "8 to 12",
-            f"{ks[int(late.argmin())]} ({', '.join(likely)} in resamples)",
-            "k* minimises the variance of the loss estimate at one fixed network, which is not test NLL. After "
-            f"{found['steps']} steps every network has overfitted (mean NLL {late.min():.0f} to {late.max():.0f}, at "
-            f"its best step {early.min():.2f} to {early.max():.2f}), most of all where pairs are few "
-            f"({found['pairs'][0]} at K = 1, {found['pairs'][-1]} at K = {ks[-1]}), which favours a larger K; and the "
-            "NLL from K = 4 up is flat within its noise.",
-        ),
-    ):
-        yield "budget", quantity, published, ours, remark
+    noise = "Ours is over 20,000 prompts; a sample of 300 has a standard error of"
+    yield "budget", "V_x", "0.187", f"{found['v_x']:.3f}", f"{noise} {off_x:.3f}."
+    yield "budget", "V_{y|x}", "1.33", f"{found['v_yx']:.2f}", f"{noise} {off_yx:.2f}."
+    yield "budget", "k*", "5.33", f"{found['k_star']:.2f}", "Follows from the two above."
+    yield (
+        "budget",
+        "best K by test NLL, random_k",
+        "8 to 12",
+        f"{ks[int(late.argmin())]} ({', '.join(likely)} in resamples)",
+        "k* minimises the variance of the loss estimate at one fixed network, which is not test NLL. After "
+        f"{found['steps']} steps every network has overfitted (mean NLL {late.min():.0f} to {late.max():.0f}, at its "
+        f"best step {early.min():.2f} to {early.max():.2f}). Few pairs ({found['pairs'][0]} at K = 1, "
+        f"{found['pairs'][-1]} at K = {ks[-1]}) overfit most, which favours a larger K. From K = 4 up NLL is flat.",
+    )
 
 
 def _gradients(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -1,12 +1,12 @@
 """Experiment 7: train a small transformer on discrete tokens, with this package's selections and trainer.
 
-A prompt is four tokens. It has three right answers (modes A, B and C), which are equally likely in truth. The other
-tokens of an answer follow from prompt and mode. But the pool of 32 comes from a generator that writes mode A 95 % of
-the time, B 4 % and C 1 %. The reward is slightly higher for A. Which selector brings the model closest to the truth?
+In truth the three answers to a prompt (modes A, B and C) are equally likely, but the pool comes from a generator that
+prefers A, as does the reward. Which selector brings the model closest to the truth?
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from mrt_plugin.models.log_likelihood import log_likelihoods
 from mrt_plugin.models.tiny_model import build_llama
 from mrt_plugin.planning.progress import quiet
 from mrt_plugin.selection import select
+from mrt_plugin.simulation.experiments import Step, silent
 from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
 
 KS = (1, 2, 4, 8)
@@ -50,26 +51,25 @@ def tokens(
     steps: int = 100,
     ks: Sequence[int] = KS,
     selectors: Sequence[str] = SELECTORS,
-    progress: Callable[[int], object] = lambda done: None,
+    progress: Step = silent,
 ) -> dict[str, Any]:
     """Train one transformer per selector, K and repeat, and measure the `distance` of each on new prompts."""
     tables = np.empty((2, len(selectors), len(ks), repeats))
     kept_modes: dict[str, list[list[float]]] = {name: [] for name in selectors}
-    tokenizer = build_tokenizer()
+    tokenizer, runs = build_tokenizer(), list(product(enumerate(selectors), enumerate(ks)))
     with quiet():
         for repeat in range(repeats):
             random = np.random.default_rng([seed, 7, repeat])
             groups = load_groups(Dataset.from_list([draw_pool(str(number), random) for number in range(PROMPTS)]))
             test = [draw_numbers(random) for _ in range(TEST_PROMPTS)]
-            for row, name in enumerate(selectors):
-                for place, k in enumerate(ks):
-                    chosen = select(groups, name, k=k, seed=seed + repeat, embedder=bag_of_words)
-                    if repeat == 0:
-                        modes = [response.split()[0] for responses in chosen["responses"] for response in responses]
-                        kept_modes[name].append([modes.count(f"m{mode}") / len(modes) for mode in MODES])
-                    model = train(chosen, tokenizer, k, steps, seed=int(random.integers(2**31)))
-                    tables[:, row, place, repeat] = distance(model, tokenizer, test)
-                    progress(1)
+            for done, ((row, name), (place, k)) in enumerate(runs, start=repeat * len(runs) + 1):
+                chosen = select(groups, name, k=k, seed=seed + repeat, embedder=bag_of_words)
+                if repeat == 0:
+                    modes = [response.split()[0] for responses in chosen["responses"] for response in responses]
+                    kept_modes[name].append([modes.count(f"m{mode}") / len(modes) for mode in MODES])
+                model = train(chosen, tokenizer, k, steps, seed=int(random.integers(2**31)))
+                tables[:, row, place, repeat] = distance(model, tokenizer, test)
+                progress(done, repeats * len(runs))
     rows = [tables[0], *tables.mean(axis=-1)]
     mode_kl, kl_mean, nll_mean = (dict(zip(selectors, table.tolist(), strict=True)) for table in rows)
     settings = {"k": list(ks), "prompts": PROMPTS, "pool": POOL, "repeats": repeats, "steps": steps}
@@ -84,7 +84,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def draw_numbers(random: np.random.Generator) -> list[int]:
-    """Draw the four different numbers of a prompt."""
     return random.choice(64, size=PROMPT_TOKENS, replace=False).tolist()
 
 
@@ -98,7 +97,6 @@ def text_of_answer(prompt: Sequence[int], mode: int) -> str:
 
 
 def draw_pool(name: str, random: np.random.Generator) -> dict[str, Any]:
-    """Build a group with the biased generator and the reward."""
     prompt = draw_numbers(random)
     modes = random.choice(len(MODES), size=POOL, p=GENERATED)
     rewards = np.array(REWARD)[modes] + REWARD_NOISE * random.standard_normal(POOL)
@@ -107,7 +105,7 @@ def draw_pool(name: str, random: np.random.Generator) -> dict[str, Any]:
 
 
 def bag_of_words(texts: list[str]) -> np.ndarray:
-    """Return which words each text contains, [n, words]. This is the embedder of the experiment."""
+    """Return which words each text contains, [n, words]."""
     vectors = np.zeros((len(texts), len(WORDS)))
     for row, text in enumerate(texts):
         vectors[row, [PLACE[word] for word in text.split()]] = 1
@@ -149,14 +147,11 @@ def distance(
 ) -> tuple[float, float]:
     """Measure KL(truth || model) over the modes, in nats, and the NLL per token of the three right answers."""
     encoder = Encoder(tokenizer, prompt_format="plain")
-    pairs = [
-        pair
-        for prompt in prompts
-        for pair in encoder.encode_group(text_of_prompt(prompt), [text_of_answer(prompt, mode) for mode in range(3)])
-    ]
-    firsts = []
-    for pair in pairs:
+    pairs, firsts = [], []
+    for prompt, mode in product(prompts, range(len(MODES))):
+        pair = encoder.encode(text_of_prompt(prompt), text_of_answer(prompt, mode))
         first = list(pair.trained).index(True)
+        pairs.append(pair)
         firsts.append(Pair(pair.input_ids[: first + 1], [False] * first + [True]))
     mode_log_probability = log_likelihoods(model, firsts).reshape(-1, len(MODES))
     nll = -log_likelihoods(model, pairs).sum() / sum(pair.trained_length for pair in pairs)

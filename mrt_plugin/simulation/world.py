@@ -1,8 +1,6 @@
 """The data of the controlled experiments (arXiv 2606.00544, section 5), and this package's selectors on it.
 
-A prompt is x in R^5, standard normal. An answer is y = f(x) plus one of three offsets plus noise, with
-f(x) = sin(2·x_1) + x_2/2. The reward -(y - f(x))² is highest for the middle mode, although all three modes are equally
-right.
+A prompt is x in R^5, standard normal. An answer is f(x) = sin(2·x_1) + x_2/2, plus one of three offsets, plus noise.
 """
 
 import numpy as np
