@@ -16,6 +16,7 @@ from mrt_plugin.simulation.density import (
     gradient_products,
     mode_masses,
     output_gradients,
+    output_nll,
     train,
     true_nll,
 )
@@ -45,7 +46,7 @@ def test_densities_are_densities_and_learn(random):
     responses, _ = world.draw_responses(prompts, 16, random)
     first = Densities.initialised([1, 2])
     grid = torch.linspace(-30, 30, 6001)
-    density = torch.exp(-first.nll(torch.zeros(1, 1, 5), grid[None, None]))
+    density = torch.exp(-output_nll(first.outputs(torch.zeros(1, 1, 5)), grid[None, None]))
     assert density.sum(dim=-1).numpy() * 0.01 == pytest.approx(np.ones((2, 1)), abs=2e-3)
     masses = mode_masses(first, prompts)
     assert masses.shape == (2, 60, 3)
@@ -83,7 +84,7 @@ def test_gradient_products_are_those_of_all_parameters(random):
         flat = []
         for j in range(3):
             x, y = torch.tensor(prompts[row])[None, None], torch.tensor(responses[row, j])[None, None, None]
-            loss = Densities(layers).nll(x, y).sum()
+            loss = output_nll(Densities(layers).outputs(x), y).sum()
             assert loss.item() == pytest.approx(losses[row, j])
             flat.append(torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)]))
         exact = (torch.stack(flat) @ torch.stack(flat).T).numpy()

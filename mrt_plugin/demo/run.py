@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -81,9 +80,12 @@ def run_demo(
         runs: list[dict[str, Any]] = [{"name": "base model", "k": None, "adapter": None}]
         steps = settings.epochs * math.ceil(settings.train_prompts / 8)
         for k in settings.k:
-            forward = partial(progress, f"axolotl train k{k}.yaml")
-            seconds = axolotl_train(work, k, settings.epochs, settings.seed, lambda it, to=forward: to(it, steps))
-            forward(steps, steps)
+
+            def forward(done: int, stage: str = f"axolotl train k{k}.yaml") -> None:
+                progress(stage, done, steps)
+
+            seconds = axolotl_train(work, k, settings.epochs, settings.seed, forward)
+            forward(steps)
             runs.append({"name": f"K = {k}", "k": k, "adapter": f"k{k}", "seconds": seconds})
         transformers_logging.disable_progress_bar()
         for number, run in enumerate(runs):

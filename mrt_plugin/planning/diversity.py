@@ -36,7 +36,6 @@ def words(text: str) -> list[str]:
 
 
 def token_ids(tokenizer: Any) -> Tokenize:
-    """Return a function from a text to its token ids, without special tokens."""
     return lambda text: tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
@@ -239,11 +238,6 @@ def augment_file(
     owned = [prompt_text(prompt) for prompt in groups["prompt"]]
     verdicts = filter_candidates([row for _, _, row in lines], owned, threshold=threshold, **how)
     write_text(output, "".join(f"{line}\n" for (_, line, _), one in zip(lines, verdicts, strict=True) if one.kept))
-    kept = [item.prompt for item in verdicts if item.kept]
-    return Augmented(
-        candidates=len(lines),
-        kept=len(kept),
-        dropped=[item for item in verdicts if not item.kept],
-        before=prompt_diversity(owned, p=p, **how),
-        after=prompt_diversity([*owned, *kept], p=p, **how),
-    )
+    kept, dropped = [one.prompt for one in verdicts if one.kept], [one for one in verdicts if not one.kept]
+    before, after = (prompt_diversity(texts, p=p, **how) for texts in (owned, [*owned, *kept]))
+    return Augmented(len(lines), len(kept), dropped, before, after)

@@ -25,8 +25,6 @@ SEED = 42  # Axolotl's default
 
 @dataclass(frozen=True)
 class GridRun:
-    """One run of the grid: n prompts with K responses each, as in `BudgetRow`."""
-
     arm: Arm
     k: int
     prompts: int

@@ -44,8 +44,6 @@ class PoolCounts:
 
 @dataclass(frozen=True)
 class PromptLoss:
-    """Mean and variance of the losses of one prompt's responses."""
-
     id: str
     responses: int
     mean: float

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import datasets
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the steps done and the total number of steps."""
+"""Called with a stage's name, the steps done and the total."""
 
 
 def counting(progress: Progress, stage: str, total: int) -> Callable[[int], None]:

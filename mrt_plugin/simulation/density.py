@@ -12,8 +12,7 @@ from torch import nn
 
 from mrt_plugin.simulation.world import DIMENSION, OFFSETS, centre, quadrature
 
-HIDDEN = 64
-COMPONENTS = 5
+HIDDEN, COMPONENTS = 64, 5
 
 
 @dataclass
@@ -40,9 +39,6 @@ class Densities:
         stacked = [torch.stack(tensors) for tensors in zip(*drawn, strict=True)]
         return cls(list(zip(stacked[::2], stacked[1::2], strict=True)))
 
-    def part(self, number: int) -> "Densities":
-        return Densities([(weight[number, None], bias[number, None]) for weight, bias in self.layers])
-
     def outputs(self, prompts: torch.Tensor) -> torch.Tensor:
         """Compute the head's outputs, [M, S, 15], for prompts [M or 1, S, 5]."""
         value = prompts.expand(len(self.layers[0][0]), -1, -1)
@@ -50,13 +46,9 @@ class Densities:
             value = torch.baddbmm(bias, torch.relu(value) if number else value, weight)
         return value
 
-    def nll(self, prompts: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
-        """Compute -log p(y|x) in nats, [M, S, J], for prompts [M or 1, S, 5] and responses [M or 1, S, J]."""
-        return output_nll(self.outputs(prompts), responses)
-
 
 def output_nll(outputs: torch.Tensor, responses: torch.Tensor) -> torch.Tensor:
-    """Compute -log p(y), [..., J], from the head's outputs [..., 15], for responses [..., J]."""
+    """Compute -log p(y) in nats, [..., J], from the head's outputs [..., 15], for responses [..., J]."""
     logits, means, log_sigmas = outputs[..., None, :].chunk(3, dim=-1)
     log_sigmas = log_sigmas.clamp(-3, 3)
     scaled = (responses[..., None] - means) * torch.exp(-log_sigmas)
@@ -81,7 +73,7 @@ def train(
         watch(step, model)
         optimizer.zero_grad()
         # The networks are independent, so the sum of their losses gives each network its own gradients.
-        model.nll(x, y).mean(dim=(1, 2)).sum().backward()
+        output_nll(model.outputs(x), y).mean(dim=(1, 2)).sum().backward()
         gradients = [tensor.grad for tensor in parameters if tensor.grad is not None]
         squares = torch.stack([gradient.pow(2).sum(dim=(1, 2)) for gradient in gradients]).sum(dim=0)
         scale = (5 / (torch.sqrt(squares) + 1e-6)).clamp(max=1)[:, None, None]

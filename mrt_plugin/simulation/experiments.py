@@ -25,8 +25,7 @@ POOL = 32
 PAPER_SEED = 42
 """PyTorch seed of the paper's networks, and NumPy seed of the prompts of its gradient experiment."""
 
-COSTS = Costs(prompt=4, response=1)
-BUDGET = 400
+COSTS, BUDGET = Costs(prompt=4, response=1), 400
 BUDGET_SELECTORS = ("random_k", "diverse_best_k", "filter_then_spread")
 BUDGET_SEED, BUDGET_SAMPLE = 42 + 7777, 300
 """PyTorch seed of the network, and number of prompts, that the paper measures V_x and V_{y|x} on for its budget."""
@@ -202,7 +201,7 @@ def by_selector(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: 
     for place, k in enumerate(ks):
         data, model = _train(SELECTORS, x, pools, k, random, steps=steps)
         for number, own in enumerate(data):
-            one = model.part(number)
+            one = Densities([(weight[number, None], bias[number, None]) for weight, bias in model.layers])
             found = true_nll(one, own)[0], _mode_errors(one, own)[0]
             tables[:, number // repeats, place, number % repeats] = found
         progress(place + 1, len(ks))
@@ -215,9 +214,8 @@ def by_selector(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: 
 def gradients(seed: int = 0, *, trials: int = 400, networks: int = 8, progress: Step = silent) -> Found:
     """Measure bias, variance and gradient direction of each selector, on the paper's untrained network and others."""
     prompts, k = 30, 4
-    random = np.random.default_rng([seed, 5])
-    papers = np.random.RandomState(PAPER_SEED).randn(prompts, world.DIMENSION)
-    paper = measure_gradients(PAPER_SEED, papers, k, trials, random)
+    random, papers = np.random.default_rng([seed, 5]), np.random.RandomState(PAPER_SEED)
+    paper = measure_gradients(PAPER_SEED, papers.randn(prompts, world.DIMENSION), k, trials, random)
     progress(1, 2)
     others = [
         measure_gradients(1000 + number, world.draw_prompts(prompts, random), k, trials // 8, random)
@@ -277,9 +275,7 @@ def bridge(seed: int = 0, progress: Step = silent) -> Found:
     _, deltas = output_gradients(outputs, responses)
     inner = np.einsum("nid,nde,nje->nij", deltas, products, deltas)
     lengths = np.sqrt(np.einsum("nii->ni", inner))
-    cosines = inner / lengths[:, :, None] / lengths[:, None, :]
-    similarities = world.closeness(responses)
-
+    cosines, similarities = inner / lengths[:, :, None] / lengths[:, None, :], world.closeness(responses)
     above = np.triu_indices(pool, 1)
     similarity, cosine = similarities[:, *above].ravel(), cosines[:, *above].ravel()
     same = (modes[:, :, None] == modes[:, None, :])[:, *above].ravel()

@@ -18,8 +18,6 @@ STYLE: dict[str, dict[str, Any]] = {
     "diverse_best_k": {"marker": "^", "linestyle": "-.", "color": "black", "markerfacecolor": "white"},
     "filter_then_spread": {"marker": "v", "linestyle": ":", "color": "black"},
 }
-HATCHES = {"random_k": "", "best_k": "xx", "diverse_best_k": "//", "filter_then_spread": ".."}
-
 NLL: dict[str, Any] = {"ylabel": "NLL", "yscale": "log"}
 MODE_ERROR: dict[str, Any] = {"ylabel": "mode error", "ylim": (0, None)}
 
@@ -97,8 +95,8 @@ def gradients(found: Mapping[str, Any]) -> "Figure":
     made, (left, right) = figure(10, 4, columns=2)
     rows = found["selectors"]
     stacked_error(left, [(row["bias_squared"], row["variance"]) for row in rows.values()])
-    for place, (name, row) in enumerate(rows.items()):
-        right.bar(place, row["cosine"], color="0.8", edgecolor="black", hatch=HATCHES[name])
+    for place, (row, hatch) in enumerate(zip(rows.values(), ("", "xx", "//", ".."), strict=True)):
+        right.bar(place, row["cosine"], color="0.8", edgecolor="black", hatch=hatch)
         if row["published"] is not None:
             for axis, key in ((left, "emse"), (right, "cosine")):
                 axis.plot(place, row["published"][key], "x", color="black", markersize=10, markeredgewidth=2)

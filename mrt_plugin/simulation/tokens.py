@@ -30,8 +30,7 @@ PROMPTS, TEST_PROMPTS, POOL = 200, 200, 32
 PROMPT_TOKENS, CONTENT_TOKENS = 4, 4
 MODES = ("A", "B", "C")
 GENERATED = (0.95, 0.04, 0.01)
-REWARD = (1.00, 0.97, 0.96)
-REWARD_NOISE = 0.02
+REWARD, REWARD_NOISE = (1.00, 0.97, 0.96), 0.02
 PAIRS_PER_STEP = 64
 SELECTORS = ("random_k", "best_k", "diverse_k", "diverse_best_k", "filter_then_spread")
 

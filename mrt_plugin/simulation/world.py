@@ -10,8 +10,7 @@ from mrt_plugin.selection.pool import Pool
 from mrt_plugin.selection.registry import get_selector
 
 DIMENSION = 5
-OFFSETS = np.array([-1.5, 0.0, 1.5])
-NOISE = 0.1
+OFFSETS, NOISE = np.array([-1.5, 0.0, 1.5]), 0.1
 
 SELECTORS = ("random_k", "best_k", "diverse_best_k", "filter_then_spread")
 """The paper's GRADES is `diverse_best_k` on language-model data, and `filter_then_spread` in its simulator."""
