@@ -10,9 +10,9 @@ from pydantic import Field, field_validator
 from mrt_plugin.curation.near import NearIndex, jaccard_matrix, near_any, prompt_signatures, signature
 from mrt_plugin.curation.rule import Decision, DropOrFlag, GroupRule, GroupView, PoolDecisions, PoolRule, Tools
 from mrt_plugin.groups.keys import canonical, digest
+from mrt_plugin.groups.messages import normalised, prompt_text
 from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.sources import open_source
-from mrt_plugin.groups.text import normalised, prompt_text
 
 
 class DuplicateResponses(GroupRule):

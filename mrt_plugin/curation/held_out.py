@@ -9,8 +9,7 @@ from datasets import Dataset
 from mrt_plugin.curation.near import clusters, near_any, prompt_signatures
 from mrt_plugin.groups.keys import digest, prompt_key
 from mrt_plugin.groups.keys import held_out as draws_held_out
-from mrt_plugin.groups.messages import response_text
-from mrt_plugin.groups.text import normalised
+from mrt_plugin.groups.messages import normalised, response_text
 from mrt_plugin.options import Bounds
 
 SHARE = Bounds(gt=0, lt=1)

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Value, concatenate_datasets
 from pydantic import Field
 
 from mrt_plugin.curation.rule import PoolDecisions, PoolRule, Tools
 from mrt_plugin.groups.keys import digest
-from mrt_plugin.groups.rows import repeat_groups, with_ids
+from mrt_plugin.groups.rows import repeat_groups, with_column
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,9 @@ def combine(datasets: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
     ids = together["id"][:]
     if len(set(ids)) < len(ids):
         logger.warning("Some datasets share ids: all ids get their dataset's name in front.")
-        together = with_ids(together, [f"{owner}/{name}" for owner, name in zip(owners, ids, strict=True)])
+        together = with_column(
+            together, "id", [f"{owner}/{name}" for owner, name in zip(owners, ids, strict=True)], Value("string")
+        )
     return together, owners
 
 

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, List, Value
 from datasketch import MinHash, MinHashLSH
 
 from mrt_plugin.groups.batches import batch_size
-from mrt_plugin.groups.text import normalised, prompt_text
+from mrt_plugin.groups.messages import normalised, prompt_text
 
 PERMUTATIONS = 128
 """The numbers of a signature. An estimated similarity J has a standard deviation of sqrt(J (1 - J) / 128) <= 0.045."""

@@ -11,10 +11,9 @@ from datasets import Dataset, Features, Json, List, Value
 from mrt_plugin.evaluation.cases import Case
 from mrt_plugin.evaluation.result import ReferenceMeans, Sample
 from mrt_plugin.groups import prompt_key
-from mrt_plugin.groups.messages import response_text
+from mrt_plugin.groups.messages import response_text, units
 from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.sources import open_source
-from mrt_plugin.groups.text import units
 from mrt_plugin.groups.write import spelled
 from mrt_plugin.models.named_model import NamedModel
 from mrt_plugin.planning.paired import Measured

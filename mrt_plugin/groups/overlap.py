@@ -14,13 +14,7 @@ PROMPT_NAME = "prompt_name"
 
 
 def prompt_name(prompt: Any) -> str:
-    """Return the key of a prompt, a space, and its beginning for readers. A string is the same as one user message.
-
-    Example:
-
-    >>> prompt_name("What is 2 + 2?") == prompt_name([{"role": "user", "content": "What is 2 + 2?"}])
-    True
-    """
+    """Return the key of a prompt, a space, and its beginning for readers. A string is the same as one user message."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     opening = " ".join(message_text(messages[-1])[:240].split())[:60]
     return f"{prompt_key(messages)} {opening}"

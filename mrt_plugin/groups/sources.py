@@ -20,8 +20,6 @@ Row = tuple[str, dict[str, Any]]
 DEEPEST = 100
 """The deepest nesting of lists and objects. Python's own limit depends on the depth of the call stack."""
 
-TOO_DEEP = "JSON nested too deeply to be a group"
-
 
 @dataclass(frozen=True)
 class RowReader:
@@ -105,20 +103,18 @@ def _parse(text: str) -> Any:
         row = f"line {problem.lineno} column" if "\n" in text.strip() else "character"
         raise ValueError(f"not JSON at {row} {problem.colno} ({problem.msg})") from problem
     except RecursionError:
-        raise ValueError(TOO_DEEP) from None
+        too_deep = True
     except ValueError as problem:  # Python parses no integer of more than 4,300 digits
         raise ValueError("JSON with a whole number of thousands of digits") from problem
-    if text.count("[") + text.count("{") > DEEPEST and _depth_exceeds(value, DEEPEST):
-        raise ValueError(TOO_DEEP)
+    else:
+        level = [value] if text.count("[") + text.count("{") > DEEPEST else []
+        for _ in range(DEEPEST):
+            nested = [item for item in level if isinstance(item, dict | list)]
+            level = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
+        too_deep = any(isinstance(item, dict | list) for item in level)
+    if too_deep:
+        raise ValueError("JSON nested too deeply to be a group")
     return value
-
-
-def _depth_exceeds(value: Any, depth: int) -> bool:
-    level = [value]
-    for _ in range(depth):
-        nested = [item for item in level if isinstance(item, dict | list)]
-        level = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
-    return any(isinstance(item, dict | list) for item in level)
 
 
 def _parquet_rows(path: Path, problems: Problems) -> Iterator[Row]:
@@ -149,11 +145,8 @@ def _loaded_rows(name: str, split: str, problems: Problems) -> Iterator[Row]:
         else:
             dataset = load_dataset(name, split=split)
     except Exception as problem:  # the hub client raises dozens of types; each becomes one message with its cause
-        problems.fail(
-            f"no such file, and it could not be loaded as a dataset (split {split!r}): "
-            f"{type(problem).__name__}: {problem}",
-            problem,
-        )
+        what = f"no such file, and it could not be loaded as a dataset (split {split!r})"
+        problems.fail(f"{what}: {type(problem).__name__}: {problem}", problem)
     yield from open_source(dataset, split).rows(problems)
 
 

@@ -17,7 +17,7 @@ from mrt_plugin.curation.run import curate, reading_entry, write_events
 from mrt_plugin.curation.statistics import statistics
 from mrt_plugin.extension import load_function
 from mrt_plugin.groups import GroupReport, read_groups
-from mrt_plugin.groups.adapters import check_source, source_files
+from mrt_plugin.groups.adapters import parse_source, source_files
 from mrt_plugin.groups.batches import batch_size, pool_sizes
 from mrt_plugin.groups.paths import Named, check_paths
 from mrt_plugin.groups.rows import PER_RESPONSE
@@ -75,7 +75,7 @@ def _check(job: SelectJob) -> None:
     elif job.total is not None:
         raise ValueError("a total needs proportions: give each pool's share.")
     for source in filter(None, [file.source for file in job.pools]):
-        check_source(source)
+        parse_source(source)
     for scorer in scorer_list(job.scorer or []):
         if isinstance(scorer, str) and ":" in scorer:
             load_function(scorer)

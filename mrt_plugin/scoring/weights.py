@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, List, Value
+
+from mrt_plugin.groups.rows import with_column
 
 
 def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
@@ -22,8 +24,5 @@ def weigh_groups(groups: Dataset, temperature: float) -> Dataset:
     """Return the groups with a column `weights` computed from their scores, which replaces an existing one."""
     if "scores" not in groups.column_names:
         raise ValueError("weights='softmax' needs scores: give a column `scores`, or a `scorer`.")
-    weights = {"weights": [softmax_weights(scores, temperature) for scores in groups["scores"]]}
-    columns = list(dict.fromkeys([*groups.column_names, "weights"]))
-    others = groups.select_columns([name for name in columns if name != "weights"])
-    added = Dataset.from_dict(weights, features=Features({"weights": List(Value("float64"))}))
-    return concatenate_datasets([others, added], axis=1).select_columns(columns)
+    weights = [softmax_weights(scores, temperature) for scores in groups["scores"]]
+    return with_column(groups, "weights", weights, List(Value("float64")))
