@@ -1,6 +1,6 @@
 """Split groups into training and held-out ones, by clusters of near-duplicate prompts, and measure what leaks."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,9 +31,6 @@ class SplitReport:
     """Groups that a split by prompt alone would have put on the other side, away from near prompts."""
     parted_clusters: int
     """Clusters that a split by prompt alone would have divided. This split divides none."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
     def summary(self) -> str:
         total = self.train_groups + self.held_out_groups
@@ -76,9 +73,8 @@ def split_held_out(
     if side.all() or not side.any():
         raise ValueError(
             f"a held-out share of {share} leaves {report.train_groups:,} training groups and "
-            f"{report.held_out_groups:,} held-out ones: the {len(groups):,} groups form {len(sizes):,} clusters of "
-            f"near prompts, the largest with {report.largest_cluster:,}. Change the share, or raise the threshold "
-            f"({threshold})."
+            f"{report.held_out_groups:,} held-out ones: they form {len(sizes):,} clusters of near prompts, the "
+            f"largest with {report.largest_cluster:,}. Change the share, or raise the threshold ({threshold})."
         )
     return groups.select(np.flatnonzero(~side)), groups.select(np.flatnonzero(side)), report
 
@@ -93,8 +89,6 @@ class LeakageReport:
     near_held_out_groups: int
     shared_responses: int
     """Held-out responses that are also in the training set, apart from case and white space: often short answers."""
-    examples: list[str]
-    """The ids of up to five of the near training groups."""
 
     def summary(self) -> str:
         return (
@@ -109,15 +103,13 @@ def measure_leakage(
 ) -> LeakageReport:
     """Measure how much of a held-out set is also in the training set. See `split_held_out` for `threshold`."""
     signed_train, signed_held_out = (prompt_signatures(side, num_proc) for side in (train, held_out))
-    near = near_any(signed_train, signed_held_out, threshold)
     answers = {name for batch in train["responses"] for name in map(_answer_key, batch)}
     return LeakageReport(
         len(train),
         len(held_out),
-        int(near.sum()),
+        int(near_any(signed_train, signed_held_out, threshold).sum()),
         int(near_any(signed_held_out, signed_train, threshold).sum()),
         sum(_answer_key(response) in answers for batch in held_out["responses"] for response in batch),
-        [train[int(position)]["id"] for position in np.flatnonzero(near)[:5]],
     )
 
 

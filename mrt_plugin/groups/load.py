@@ -61,9 +61,8 @@ def read_groups(data: Any, *, split: str = "train", source: str | None = None) -
     """Read groups as `load_groups` does, and also return the counts of what was read, kept and dropped."""
     if source is not None:
         parse_source(source)
-    reader = open_source(data, split)
-    problems, report = Problems(reader.name), GroupReport(reader.name)
-    rows = reader.rows(problems)
+    problems, rows = open_source(data, split)
+    report = GroupReport(problems.source)
     if source is None:
         first = list(islice(rows, 1))
         rows, source = chain(first, rows), "alpaca" if first and is_alpaca(first[0][1]) else None

@@ -60,11 +60,9 @@ def read_raw_groups(
     found = first[1].keys()
     shape = next((shape for shape in SHAPES if {shape["prompt"], shape["responses"]} <= found), None)
     if shape is None:
+        wanted = "the columns `prompt` and `responses`, or `prompt` and `completion`, or `messages`"
         names = ", ".join(f"`{name}`" for name in found) or "none"
-        problems.fail(
-            "it needs the columns `prompt` and `responses`, or `prompt` and `completion`, or `messages`; it has "
-            f"{names}. Rename the columns.{guess_source(first[1])}"
-        )
+        problems.fail(f"it needs {wanted}; it has {names}. Rename the columns.{guess_source(first[1])}")
     unused = Unused(shape.values(), problems, report)
     report.regrouped = shape is not SHAPES[0]
     columns = {**SHAPES[0], **parse_source(source)[0].columns} if source else shape
@@ -80,9 +78,9 @@ def read_raw_groups(
         elif not missing:
             try:
                 prompt, response, key = _split_flat(row, shape)
-                empty: dict[str, Any] = {name: [] for name in ("responses", *PER_RESPONSE)}
-                group = groups.setdefault(key, RawGroup(place, {"prompt": prompt, **empty}, columns))
-                for name, item in zip(empty, (response, *map(row.get, PER_RESPONSE.values())), strict=True):
+                lists: dict[str, Any] = {name: [] for name in ("responses", *PER_RESPONSE)}
+                group = groups.setdefault(key, RawGroup(place, {"prompt": prompt, **lists}, columns))
+                for name, item in zip(lists, (response, *map(row.get, PER_RESPONSE.values())), strict=True):
                     group.row[name].append(item)
                 group.places.append(place)
             except ValueError as problem:
@@ -145,18 +143,14 @@ def _converted(rows: Iterable[Row], source: str, problems: Problems, report: Gro
                 elif isinstance(item, dict):
                     yield place, item
                 else:
-                    problems.fail(
-                        f"source {adapter.name!r} gives {kind(item)} for {place}: it must yield dicts with `prompt` "
-                        "and `responses` (or `completion`)."
-                    )
+                    wanted = "it must yield dicts with `prompt` and `responses` (or `completion`)"
+                    problems.fail(f"source {adapter.name!r} gives {kind(item)} for {place}: {wanted}.")
         except Mismatch as mismatch:
             if not number:
                 found = ", ".join(f"`{name}`" for name in row) or "none"
                 expected = f"expects the fields {field_names(adapter.row)}" if adapter.row else "reads other fields"
-                problems.fail(
-                    f"source {adapter.name!r} {expected}; {place} has {found}. "
-                    f"`{mismatch.name}`: {mismatch.what}{guess_source(row)}"
-                )
+                why = f"`{mismatch.name}`: {mismatch.what}{guess_source(row)}"
+                problems.fail(f"source {adapter.name!r} {expected}; {place} has {found}. {why}")
             problems.add(place, mismatch.name, mismatch.what)
         except DataError:
             raise
