@@ -393,7 +393,7 @@ class TestLeakage:
         file.write_text('{"question": "x"}\n')
         with pytest.raises(ValueError, match=r"the row has question.*column"):
             curate(Dataset.from_list(messy.pool(4)), [{"leakage": {"files": [str(file)]}}])
-        with pytest.raises(ValueError, match="there is no file"):
+        with pytest.raises(ValueError, match="there is no such file: nowhere.jsonl"):
             parse_rules([{"leakage": {"files": ["nowhere.jsonl"]}}])
 
 

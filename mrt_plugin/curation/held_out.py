@@ -12,9 +12,6 @@ from mrt_plugin.groups.keys import held_out as draws_held_out
 from mrt_plugin.groups.messages import normalised, response_text
 from mrt_plugin.options import Bounds
 
-SHARE = Bounds(gt=0, lt=1)
-THRESHOLD = Bounds(gt=0, le=1)
-
 
 @dataclass(frozen=True)
 class SplitReport:
@@ -49,8 +46,8 @@ def split_held_out(
     A cluster is held out if `mrt_plugin.groups.held_out` holds out its prompt with the smallest key. So the order of
     the rows does not matter, and new data moves a prompt only by joining its cluster.
     """
-    SHARE.check("held_out", share)
-    THRESHOLD.check("held_out_threshold", threshold)
+    Bounds(gt=0, lt=1).check("held_out", share)
+    Bounds(gt=0, le=1).check("held_out_threshold", threshold)
     members = clusters(prompt_signatures(groups, num_proc), threshold)
     prompts = groups["prompt"][:]
     keys = np.array([prompt_key(prompt) for prompt in prompts])

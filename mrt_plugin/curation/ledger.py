@@ -39,7 +39,6 @@ class Entry:
         return self.responses_in - self.responses_gone + self.responses_added
 
     def count(self, action: str, reason: str, place: str, times: int = 1) -> None:
-        """Count decisions with one reason, and note the place of the first ones."""
         key = f"{action}: {reason}"
         self.reasons[key] += times
         self.examples[key] = [*self.examples.get(key, []), place][:3]

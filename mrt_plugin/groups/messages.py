@@ -66,8 +66,7 @@ def clean_messages(value: list[Any], part: Part, complain: Callable[[str], None]
     """Check the content and order of messages, and return them without empty fields. `complain` gets a problem."""
     messages = without_empty_fields(value)
     for index, message in enumerate(messages):
-        problem = _message_problem(message)
-        if problem:
+        if problem := _message_problem(message):
             complain(f"message {index} {problem}")
             return []
     before = f"start of the {part}"

@@ -110,14 +110,15 @@ def _split_conversation(messages: Any) -> tuple[list[Any], list[Any]]:
     """Split a conversation after its last user message, so that earlier answers are not trained on."""
     if not isinstance(messages, list):
         raise ValueError(f"it is {kind(messages)}; it must be a list of messages.")
-    users = [at for at, item in enumerate(messages) if isinstance(item, dict) and item.get("role") == "user"]
-    if not users:
+    turns = enumerate(messages, start=1)
+    end = max((at for at, item in turns if isinstance(item, dict) and item.get("role") == "user"), default=0)
+    if not end:
         raise ValueError("no message from `user`: a conversation needs a question to answer.")
-    if users[-1] == len(messages) - 1:
+    if end == len(messages):
         raise ValueError("it ends with a user message: the assistant's answer is missing.")
     complaints: list[str] = []
-    prompt = clean_messages(messages[: users[-1] + 1], "prompt", complaints.append)
-    response = clean_messages(messages[users[-1] + 1 :], "response", complaints.append)
+    prompt = clean_messages(messages[:end], "prompt", complaints.append)
+    response = clean_messages(messages[end:], "response", complaints.append)
     if complaints:
         raise ValueError(" ".join(complaints))
     return prompt, response

@@ -91,8 +91,7 @@ def ultrafeedback(
 
 
 def _rating(completion: Any, which: str) -> float | None:
-    field = {"overall": "overall_score", "fine_grained": "fine-grained_score"}.get(which)
-    if field:
+    if field := {"overall": "overall_score", "fine_grained": "fine-grained_score"}.get(which):
         value = completion.get(field)
     else:
         rating = str(((completion.get("annotations") or {}).get(which) or {}).get("Rating"))
