@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, get_args
 
 import pyarrow
@@ -45,8 +46,8 @@ def map_batches(
     """
     batch_size = bounded_size(groups, batch_size)
     if engine == "ray":
-        task = _Task(groups, function, kwargs, features, batch_size, threads, os.getcwd())
-        return _map_on_ray(task, description)
+        call = partial(function, **kwargs)
+        return _map_on_ray(_Task(groups, call, features, batch_size, threads, os.getcwd()), description)
     return groups.map(
         function,
         fn_kwargs=kwargs,
@@ -65,7 +66,6 @@ def map_batches(
 class _Task:
     groups: Dataset
     function: BatchFunction
-    kwargs: dict[str, Any]
     features: Features
     batch_size: int
     threads: int | None
@@ -73,11 +73,9 @@ class _Task:
 
 
 def _map_on_ray(task: _Task, description: str) -> Dataset:
-    """Run a task with Ray Data, on one or more machines: an existing connection (`RAY_ADDRESS`), or this machine.
+    """Run a task with Ray Data, on an existing connection (`RAY_ADDRESS`) or on this machine.
 
-    The driver sends only row numbers. Each worker reads its rows from the datasets cache, which must be on a disk
-    that all machines can read (`HF_DATASETS_CACHE`). Workers are actors that receive the task once, so a model is
-    loaded once per worker. Results are sorted by row. On machines with GPUs, a worker that runs a model gets one.
+    The driver sends only row numbers. Workers read the rows from the datasets cache, on a disk that all can read.
     """
     if importlib.util.find_spec("ray") is None:
         raise ImportError("engine='ray' needs Ray: pip install 'mrt-plugin[ray]'.")
@@ -125,15 +123,11 @@ class _Worker:
             torch.set_num_threads(task.threads)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Return one Arrow stream per start. Arrow keeps nested lists and strings unchanged."""
-        starts = [int(start) for start in batch["start"]]
-        return {"start": starts, "answer": [self._answer(start) for start in starts]}
-
-    def _answer(self, start: int) -> bytes:
-        task = self.task
+        """Return an Arrow stream, which keeps nested lists and strings unchanged."""
+        task, start = self.task, int(batch["start"][0])
         rows = task.groups[start : start + task.batch_size]
-        table = Dataset.from_dict(task.function(rows, **task.kwargs), features=task.features).data.table
+        table = Dataset.from_dict(task.function(rows), features=task.features).data.table
         sink = io.BytesIO()
         with pyarrow.ipc.new_stream(sink, table.schema) as writer:
             writer.write_table(table)
-        return sink.getvalue()
+        return {"start": [start], "answer": [sink.getvalue()]}

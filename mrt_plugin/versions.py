@@ -1,41 +1,29 @@
-"""The supported and the installed versions of the libraries that this package depends on.
+"""The supported versions of libraries, from the installed package's metadata, and the installed versions."""
 
-The supported ranges are defined in one place, the package's requirements in `pyproject.toml`. They are read from the
-installed package's metadata.
-"""
-
-import platform
 from dataclasses import dataclass
 from importlib import metadata
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 
 @dataclass(frozen=True)
 class Library:
-    """A library: its supported versions and its installed version."""
+    """A library: its supported versions (a PEP 440 specifier), its installed version, and the extra that needs it."""
 
     name: str
     supported: str
-    """A PEP 440 specifier such as `>=1.9,<1.17`; empty where any version is supported."""
     found: str | None
-    """The installed version; None where the library is missing."""
     extra: str | None
-    """The extra that requires it; None for a core dependency."""
 
     @property
     def ok(self) -> bool:
         """Whether nothing has to be installed: found in the supported range, or optional and missing."""
-        if self.found is None:
-            return self.extra is not None
-        return self.in_range
+        return self.in_range if self.found is not None else self.extra is not None
 
     @property
     def in_range(self) -> bool:
-        """Whether a version was found and is in the supported range."""
-        return self.found is not None and Requirement(f"{self.name}{self.supported}").specifier.contains(
-            self.found, prereleases=True
-        )
+        return self.found is not None and SpecifierSet(self.supported).contains(self.found, prereleases=True)
 
     @property
     def remedy(self) -> str:
@@ -46,41 +34,15 @@ class Library:
 
 
 def libraries(*, tools: bool = False) -> list[Library]:
-    """Return the libraries in the package's requirements, core ones first.
-
-    Args:
-        tools: include libraries that only testing and development need.
-
-    Example:
-
-    >>> [library.name for library in libraries()][:3]
-    ['torch', 'transformers', 'trl']
-    """
+    """Return the libraries in the package's requirements, core ones first. Only tests and development need `tools`."""
     result = []
+    extras = metadata.metadata("mrt-plugin").get_all("Provides-Extra") or []
     for requirement in map(Requirement, metadata.requires("mrt-plugin") or []):
-        extra = _extra(requirement)
+        marker = requirement.marker
+        core = marker is None or marker.evaluate({"extra": ""})
+        extra = None if core or marker is None else next((e for e in extras if marker.evaluate({"extra": e})), None)
         if tools or extra not in ("test", "dev"):
             bounds = sorted(str(requirement.specifier).split(","), key=lambda bound: bound.startswith("<"))
-            result.append(Library(requirement.name, ",".join(bounds), _installed(requirement.name), extra))
+            found = next((one.version for one in metadata.distributions(name=requirement.name)), None)
+            result.append(Library(requirement.name, ",".join(bounds), found, extra))
     return sorted(result, key=lambda library: library.extra is not None)
-
-
-def python_version() -> str:
-    """Return the running Python's version."""
-    return platform.python_version()
-
-
-def _extra(requirement: Requirement) -> str | None:
-    if requirement.marker is None:
-        return None
-    extras = metadata.metadata("mrt-plugin").get_all("Provides-Extra") or []
-    if requirement.marker.evaluate({"extra": ""}):
-        return None
-    return next((extra for extra in extras if requirement.marker.evaluate({"extra": extra})), None)
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -3,7 +3,7 @@
 import pytest
 from helpers.axolotl_recipe import PLUGIN, groups, write_rows
 
-from mrt_plugin.groups.overlap import prompt_overlap
+from mrt_plugin.groups.overlap import overlap_problem
 
 pytest.importorskip("axolotl")
 pytestmark = pytest.mark.axolotl
@@ -230,9 +230,9 @@ def test_prompts_on_both_sides_are_found_in_prepared_rows_and_refused(read_recip
     test = write_rows(tmp_path / "test.jsonl", groups(14)[8:])
     cfg = read_recipe(test_datasets=[{"path": test, "ds_type": "json", "split": "train", "type": TYPE + "all"}])
     meta = load_datasets(cfg=cfg)
-    overlap = prompt_overlap(meta.train_dataset, meta.eval_dataset)
-    assert (overlap.held_out_prompts, len(overlap.shared)) == (6, 4)
-    assert sorted(overlap.shared)[-1].startswith("Write sentence 9 about")
+    problem = overlap_problem(meta.train_dataset, meta.eval_dataset)
+    assert problem.startswith("4 of the 6 prompts")
+    assert "'Write sentence 8 about" in problem
     with pytest.raises(ValueError, match="4 of the 6 prompts of the evaluation data are also in the training data"):
         setup_model_and_trainer(cfg, meta)
 

@@ -16,7 +16,7 @@ from mrt_plugin.curation.near import NearIndex, bands, clusters, jaccard_matrix,
 from mrt_plugin.curation.statistics import statistics, task_type
 from mrt_plugin.curation.texts import looks_cut, refuses, repeated_share
 from mrt_plugin.groups import load_groups
-from mrt_plugin.groups.text import units
+from mrt_plugin.groups.messages import units
 
 
 def verdicts(rule: str, responses: list, *, tokenizer=None, prompt: str = "A prompt.", options=None, **group) -> list:
@@ -393,7 +393,7 @@ class TestLeakage:
         file.write_text('{"question": "x"}\n')
         with pytest.raises(ValueError, match=r"the row has question.*column"):
             curate(Dataset.from_list(messy.pool(4)), [{"leakage": {"files": [str(file)]}}])
-        with pytest.raises(ValueError, match="there is no file"):
+        with pytest.raises(ValueError, match="there is no such file: nowhere.jsonl"):
             parse_rules([{"leakage": {"files": ["nowhere.jsonl"]}}])
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mrt_plugin.scoring.cosine import alignment, coverage, diversity
+from mrt_plugin.scoring.cosine import coverage, diversity
 
 
 def cosine(a, b):
@@ -24,7 +24,7 @@ def test_the_formulas(vectors):
     assert coverage(samples, references) == pytest.approx(
         np.mean([max(cosine(r, s) for s in samples) for r in references])
     )
-    assert alignment(samples, references) == pytest.approx(
+    assert coverage(references, samples) == pytest.approx(
         np.mean([max(cosine(r, s) for r in references) for s in samples])
     )
     pairs = [cosine(samples[i], samples[j]) for i in range(5) for j in range(5) if i != j]

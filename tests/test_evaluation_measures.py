@@ -47,7 +47,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 EXAMPLES = ["checkers", "samples", "forgetting", "result"]
-OF_OTHER_ROOMS = ["scoring.cosine", "models.named_model", "planning.paired"]
+OF_OTHER_ROOMS = ["models.named_model", "planning.paired"]
 
 
 @pytest.mark.parametrize("module", [*(f"evaluation.{name}" for name in EXAMPLES), *OF_OTHER_ROOMS])

@@ -1,6 +1,5 @@
 """Reading groups: what comes out, what is counted, and that every problem names its row, column and remedy."""
 
-import doctest
 import json
 import logging
 import multiprocessing
@@ -18,14 +17,11 @@ from helpers.processes import start_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mrt_plugin.groups.keys
-import mrt_plugin.groups.messages
-import mrt_plugin.groups.overlap
 from mrt_plugin import load_groups, select
 from mrt_plugin.engine import map_batches
 from mrt_plugin.groups import DataError, batches, held_out, prompt_key, read_groups
 from mrt_plugin.groups.messages import has_text
-from mrt_plugin.groups.overlap import prompt_overlap
+from mrt_plugin.groups.overlap import overlap_problem
 from mrt_plugin.groups.write import write_groups
 
 
@@ -580,17 +576,13 @@ class TestKeys:
     def test_prompts_on_both_sides_are_found_counted_and_named(self) -> None:
         train = load_groups(Dataset.from_list([{"prompt": f"prompt {n}", "responses": ["a"]} for n in range(20)]))
         chats = [{"prompt": [user(f"prompt {n}")], "responses": ["b"]} for n in range(12, 24)]
-        overlap = prompt_overlap(train, load_groups(Dataset.from_list(chats)))
-        assert (overlap.held_out_prompts, overlap.shared) == (12, tuple(f"prompt {n}" for n in range(12, 20)))
-        assert "8 of the 12 prompts" in overlap.message()
-        assert "'prompt 14', ..." in overlap.message()
-        assert not prompt_overlap(train.select(range(12)), load_groups(Dataset.from_list(chats)))
+        problem = overlap_problem(train, load_groups(Dataset.from_list(chats)))
+        assert "8 of the 12 prompts" in problem
+        assert "'prompt 12', 'prompt 13', 'prompt 14', ..." in problem
+        assert not overlap_problem(train.select(range(12)), load_groups(Dataset.from_list(chats)))
 
-    @pytest.mark.parametrize("module", [mrt_plugin.groups.keys, mrt_plugin.groups.messages, mrt_plugin.groups.overlap])
-    def test_examples(self, module: Any) -> None:
-        result = doctest.testmod(module)
-        assert result.attempted
-        assert not result.failed
+    def test_the_held_out_prompts_stay_the_same(self) -> None:
+        assert sum(held_out(f"prompt {number}", share=0.1) for number in range(1000)) == 112
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=12)

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from mrt_plugin.groups import DataError
-from mrt_plugin.groups.text import prompt_text
+from mrt_plugin.groups.messages import prompt_text
 from mrt_plugin.options import SelectionOptions
 from mrt_plugin.planning.diversity import (
     Candidate,

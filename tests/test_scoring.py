@@ -27,10 +27,10 @@ from transformers import (
 
 from mrt_plugin import load_groups, select
 from mrt_plugin.scoring import CacheError, ScoreCache, score_groups, softmax_weights
-from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.cache import cache_directory
 from mrt_plugin.scoring.fixed_shapes import fixed_batches, padded_length
 from mrt_plugin.scoring.reward_model import RewardModel
+from mrt_plugin.scoring.scores import rank_agreement
 
 
 @pytest.fixture(autouse=True)
@@ -365,10 +365,10 @@ class TestFunctions:
 
 
 def test_agreement() -> None:
-    same = rank_agreement([[1, 2, 3], [1, 1]], [[5, 6, 9], [0, 1]])
-    assert (same.correlation, same.groups, same.same_best) == (1.0, 1, 1.0)
-    assert rank_agreement([[1, 2, 3]], [[3, 2, 1]]).correlation == -1.0
-    assert "no group" in rank_agreement([[1]], [[2]]).summary("a", "b")
+    same = rank_agreement("a", [[1, 2, 3], [1, 1]], "b", [[5, 6, 9], [0, 1]])
+    assert same == "b agrees with a: rank correlation 1.00 inside a group (mean of 1), the same best response in 100%."
+    assert "rank correlation -1.00 inside" in rank_agreement("a", [[1, 2, 3]], "b", [[3, 2, 1]])
+    assert "no group" in rank_agreement("a", [[1]], "b", [[2]])
 
 
 class TestWeights:

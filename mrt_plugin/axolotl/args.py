@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from mrt_plugin.curation import parse_rules
 from mrt_plugin.extension import is_extension
-from mrt_plugin.groups.adapters import check_source
+from mrt_plugin.groups.adapters import parse_source
 from mrt_plugin.options import DataOptions, MultiResponseOptions, SelectionOptions, names_of
 
 DATASET_KEYS = ("path", "name", "split", "type", "ds_type", "data_files", "revision")
@@ -76,7 +76,7 @@ def parse_block(block: Any) -> dict[str, Any]:
     options = parsed.model_dump(exclude_none=True)
     for holder in (options, *options.get("datasets", [])):
         if "source" in holder:
-            check_source(holder["source"])
+            parse_source(holder["source"])
         if not is_extension(holder.get("selector", "file.py:name")):
             raise ValueError(
                 f"mrt.selector: {holder['selector']!r} is not an option here: the dataset names it, "

@@ -57,30 +57,26 @@ def parse_rules(specs: str | Sequence[RuleSpec] | None) -> list[CurationRule]:
 def _parse(spec: Any, place: int) -> CurationRule:
     spec = {spec: None} if isinstance(spec, str) else spec
     if not isinstance(spec, dict) or len(spec) != 1:
-        raise ValueError(
-            f"curation[{place}] must be the name of a rule, or one name with its options as in "
-            f"`- refusals: {{action: drop}}`, not {spec!r}."
-        )
+        form = "the name of a rule, or one name with its options as in `- refusals: {action: drop}`"
+        raise ValueError(f"curation[{place}] must be {form}, not {spec!r}.")
     name, options = next(iter(spec.items()))
     where = f"curation[{place}] ({name})"
     if options is not None and not isinstance(options, dict):
         raise ValueError(f"{where}: the options must be `name: value` pairs, not {options!r}.")
     try:
         return load_rule(name, options or {}) if is_extension(str(name)) else rule_class(str(name))(**(options or {}))
-    except ValidationError as error:
-        kind = load_extension(RULES.get(name, name))
-        raise ValueError("\n".join(_readable(where, kind, item) for item in error.errors())) from None
-
-
-def _readable(where: str, kind: type[CurationRule], error: Any) -> str:
-    option = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = ", ".join(kind.model_fields) or "none"
-        return f"{where} has no option {option!r}: its options are {known}."
-    if error["type"] == "missing":
-        return f"{where} needs the option {option!r}: {kind.model_fields[option].description or ''}"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {option}={error['input']!r}: {message}"
+    except ValidationError as invalid:
+        known = load_extension(RULES.get(name, name)).model_fields
+        lines = []
+        for error in invalid.errors():
+            option = ".".join(map(str, error["loc"]))
+            what = f"{where}: {option}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+            if error["type"] == "extra_forbidden":
+                what = f"{where} has no option {option!r}: its options are {', '.join(known) or 'none'}."
+            elif error["type"] == "missing":
+                what = f"{where} needs the option {option!r}: {known[option].description or ''}"
+            lines.append(what)
+        raise ValueError("\n".join(lines)) from None
 
 
 def markdown(name: str) -> str:

@@ -10,9 +10,9 @@ from pydantic import Field, field_validator
 from mrt_plugin.curation.near import NearIndex, jaccard_matrix, near_any, prompt_signatures, signature
 from mrt_plugin.curation.rule import Decision, DropOrFlag, GroupRule, GroupView, PoolDecisions, PoolRule, Tools
 from mrt_plugin.groups.keys import canonical, digest
-from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.messages import normalised, prompt_text
 from mrt_plugin.groups.sources import open_source
-from mrt_plugin.groups.text import normalised, prompt_text
+from mrt_plugin.places import check_data
 
 
 class DuplicateResponses(GroupRule):
@@ -62,11 +62,9 @@ class DuplicatePrompts(PoolRule):
                 decisions.dropped[position] = "repeats another prompt"
                 continue
             seen.add(exact[position])
-            if signatures is None:
-                continue
-            if index.near(signatures[position]):
+            if signatures is not None and index.near(signatures[position]):
                 decisions.dropped[position] = "near another prompt"
-            else:
+            elif signatures is not None:
                 index.insert(position, signatures[position])
         return decisions
 
@@ -85,8 +83,7 @@ class Leakage(PoolRule):
     @classmethod
     def _exist(cls, files: list[str]) -> list[str]:
         for file in files:
-            if Path(file).suffix and not Path(file).exists():
-                raise ValueError(f"there is no file {file} (looked in {Path(file).absolute().parent}).")
+            check_data(file)
         return files
 
     def reads(self) -> list[Path]:
@@ -100,8 +97,9 @@ class Leakage(PoolRule):
 
 
 def _prompts(file: str, column: str) -> list[str]:
-    problems, texts = Problems(file), []
-    for place, row in open_source(file, "train").rows(problems):
+    texts = []
+    problems, rows = open_source(file)
+    for place, row in rows:
         if isinstance(row.get(column), str | list):
             texts.append(prompt_text(row[column]))
         else:

@@ -1,6 +1,6 @@
 """Split groups into training and held-out ones, by clusters of near-duplicate prompts, and measure what leaks."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,12 +9,8 @@ from datasets import Dataset
 from mrt_plugin.curation.near import clusters, near_any, prompt_signatures
 from mrt_plugin.groups.keys import digest, prompt_key
 from mrt_plugin.groups.keys import held_out as draws_held_out
-from mrt_plugin.groups.messages import response_text
-from mrt_plugin.groups.text import normalised
+from mrt_plugin.groups.messages import normalised, response_text
 from mrt_plugin.options import Bounds
-
-SHARE = Bounds(gt=0, lt=1)
-THRESHOLD = Bounds(gt=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -33,9 +29,6 @@ class SplitReport:
     parted_clusters: int
     """Clusters that a split by prompt alone would have divided. This split divides none."""
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     def summary(self) -> str:
         total = self.train_groups + self.held_out_groups
         return (
@@ -53,8 +46,8 @@ def split_held_out(
     A cluster is held out if `mrt_plugin.groups.held_out` holds out its prompt with the smallest key. So the order of
     the rows does not matter, and new data moves a prompt only by joining its cluster.
     """
-    SHARE.check("held_out", share)
-    THRESHOLD.check("held_out_threshold", threshold)
+    Bounds(gt=0, lt=1).check("held_out", share)
+    Bounds(gt=0, le=1).check("held_out_threshold", threshold)
     members = clusters(prompt_signatures(groups, num_proc), threshold)
     prompts = groups["prompt"][:]
     keys = np.array([prompt_key(prompt) for prompt in prompts])
@@ -77,9 +70,8 @@ def split_held_out(
     if side.all() or not side.any():
         raise ValueError(
             f"a held-out share of {share} leaves {report.train_groups:,} training groups and "
-            f"{report.held_out_groups:,} held-out ones: the {len(groups):,} groups form {len(sizes):,} clusters of "
-            f"near prompts, the largest with {report.largest_cluster:,}. Change the share, or raise the threshold "
-            f"({threshold})."
+            f"{report.held_out_groups:,} held-out ones: they form {len(sizes):,} clusters of near prompts, the "
+            f"largest with {report.largest_cluster:,}. Change the share, or raise the threshold ({threshold})."
         )
     return groups.select(np.flatnonzero(~side)), groups.select(np.flatnonzero(side)), report
 
@@ -94,8 +86,6 @@ class LeakageReport:
     near_held_out_groups: int
     shared_responses: int
     """Held-out responses that are also in the training set, apart from case and white space: often short answers."""
-    examples: list[str]
-    """The ids of up to five of the near training groups."""
 
     def summary(self) -> str:
         return (
@@ -110,15 +100,13 @@ def measure_leakage(
 ) -> LeakageReport:
     """Measure how much of a held-out set is also in the training set. See `split_held_out` for `threshold`."""
     signed_train, signed_held_out = (prompt_signatures(side, num_proc) for side in (train, held_out))
-    near = near_any(signed_train, signed_held_out, threshold)
     answers = {name for batch in train["responses"] for name in map(_answer_key, batch)}
     return LeakageReport(
         len(train),
         len(held_out),
-        int(near.sum()),
+        int(near_any(signed_train, signed_held_out, threshold).sum()),
         int(near_any(signed_held_out, signed_train, threshold).sum()),
         sum(_answer_key(response) in answers for batch in held_out["responses"] for response in batch),
-        [train[int(position)]["id"] for position in np.flatnonzero(near)[:5]],
     )
 
 

@@ -20,7 +20,6 @@ class Entry:
     responses_dropped_with_group: int = 0
     responses_added: int = 0
     responses_changed: int = 0
-    """Changed responses are kept. A response that two rules change is counted by both."""
     flagged: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     """The number of decisions for each `action: reason`."""
@@ -40,7 +39,6 @@ class Entry:
         return self.responses_in - self.responses_gone + self.responses_added
 
     def count(self, action: str, reason: str, place: str, times: int = 1) -> None:
-        """Count decisions with one reason, and note the place of the first ones."""
         key = f"{action}: {reason}"
         self.reasons[key] += times
         self.examples[key] = [*self.examples.get(key, []), place][:3]
@@ -64,7 +62,7 @@ class Ledger:
     groups_out: int = 0
     responses_out: int = 0
     responses_unchanged: int = 0
-    """The responses of the result that are as they were read. Counted from the result, not from the entries."""
+    """Counted from the result, not from the entries."""
     responses_changed: int = 0
 
     @property
@@ -81,10 +79,8 @@ class Ledger:
         ]
         last = self.entries[-1] if self.entries else self.first
         if (last.groups_out, last.responses_out) != (self.groups_out, self.responses_out):
-            problems.append(
-                f"{last.groups_out} groups and {last.responses_out} responses by the entries, {self.groups_out} "
-                f"and {self.responses_out} in the result"
-            )
+            by_entries = f"{last.groups_out} groups and {last.responses_out} responses by the entries"
+            problems.append(f"{by_entries}, {self.groups_out} and {self.responses_out} in the result")
         if self.responses_unchanged + self.responses_changed != self.responses_out:
             problems.append("unchanged and changed responses are not all")
         if problems:
@@ -102,17 +98,11 @@ class Ledger:
 
     def table(self) -> tuple[list[str], list[tuple[str, ...]]]:
         """Return column names and rows for display: the groups, then the responses of each rule."""
-        columns = {
-            "groups": "groups_in",
-            "responses": "responses_in",
-            "dropped": "responses_gone",
-            "added": "responses_added",
-            "changed": "responses_changed",
-            "flagged": "flagged",
-            "left": "responses_out",
-        }
-        rows = [(entry.rule, *(f"{getattr(entry, name):,}" for name in columns.values())) for entry in self.entries]
-        return ["rule", *columns], rows
+        rows = []
+        for one in self.entries:
+            counts = (one.groups_in, one.responses_in, one.responses_gone, one.responses_added, one.responses_changed)
+            rows.append((one.rule, *(f"{count:,}" for count in (*counts, one.flagged, one.responses_out))))
+        return ["rule", "groups", "responses", "dropped", "added", "changed", "flagged", "left"], rows
 
     def lines(self) -> list[str]:
         """Return one line per rule, and one with the sum."""
@@ -125,9 +115,6 @@ class Ledger:
             )
         dropped = sum(entry.responses_gone for entry in self.entries)
         added = sum(entry.responses_added for entry in self.entries)
-        lines.append(
-            f"{self.first.responses_in:,} in"
-            + (f" + {added:,} added" if added else "")
-            + f" = {self.responses_unchanged:,} kept + {self.responses_changed:,} changed + {dropped:,} dropped."
-        )
-        return lines
+        total = f"{self.first.responses_in:,} in" + (f" + {added:,} added" if added else "")
+        left = f"{self.responses_unchanged:,} kept + {self.responses_changed:,} changed"
+        return [*lines, f"{total} = {left} + {dropped:,} dropped."]

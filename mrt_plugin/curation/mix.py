@@ -4,26 +4,16 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Value, concatenate_datasets
 from pydantic import Field
 
 from mrt_plugin.curation.rule import PoolDecisions, PoolRule, Tools
 from mrt_plugin.groups.keys import digest
-from mrt_plugin.groups.rows import repeat_groups, with_ids
+from mrt_plugin.groups.rows import repeat_groups, with_column
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class MixPart:
-    """One dataset of a mix: the groups that it has, and those in the mix, copies included."""
-
-    name: str
-    have: int
-    take: int
 
 
 def check_proportions(names: Iterable[str], proportions: Mapping[str, float], max_repeats: int) -> None:
@@ -42,8 +32,8 @@ def check_proportions(names: Iterable[str], proportions: Mapping[str, float], ma
 
 def plan_mix(
     sizes: Mapping[str, int], proportions: Mapping[str, float], *, total: int | None = None, max_repeats: int = 4
-) -> list[MixPart]:
-    """Return the number of groups from each dataset. By default the `total` is as large as possible.
+) -> dict[str, int]:
+    """Return the number of groups from each dataset, copies included. By default the `total` is as large as possible.
 
     Data repeated up to four times is nearly as good as new data (Muennighoff et al., arXiv 2305.16264, section 6).
     """
@@ -65,12 +55,11 @@ def plan_mix(
                 f"it has {sizes[name]:,}, and each may occur at most {max_repeats} times. Lower the total to "
                 f"{int(most):,}, lower the proportion of {name}, raise max_repeats, or add data."
             )
-    empty = next((name for name, take in takes.items() if not take), None)
-    if empty is not None:
-        raise ValueError(
-            f"a mix of {total:,} groups has room for none from {empty}: raise the total, or leave it out."
-        )
-    return [MixPart(name, sizes[name], takes[name]) for name in sizes if name in takes]
+        if not take:
+            raise ValueError(
+                f"a mix of {total:,} groups has room for none from {name}: raise the total, or leave it out."
+            )
+    return takes
 
 
 class Mix(PoolRule):
@@ -85,27 +74,27 @@ class Mix(PoolRule):
         ids = groups["id"][:]
         owners = [self.owners[name] for name in ids]
         sizes = dict.fromkeys(self.owners.values(), 0) | Counter(owners)
-        parts = plan_mix(sizes, self.proportions, total=self.total, max_repeats=self.max_repeats)
-        taken = Counter(_mix_positions(ids, owners, parts, tools.seed))
-        return PoolDecisions(
-            dropped={place: "not drawn" for place in range(len(ids)) if place not in taken},
-            repeated={place: times - 1 for place, times in taken.items()},
-        )
+        takes = plan_mix(sizes, self.proportions, total=self.total, max_repeats=self.max_repeats)
+        return _decide(ids, owners, takes, tools.seed)
 
 
-def _mix_positions(ids: Sequence[str], owners: Sequence[str], parts: Sequence[MixPart], seed: int) -> list[int]:
+def _draw(ids: Sequence[str], owners: Sequence[str], takes: Mapping[str, int], seed: int) -> list[int]:
     """Return the positions of the groups of a mix, ascending. The draw does not depend on the order of the groups."""
     taken: list[int] = []
-    for part in parts:
-        own = [place for place, owner in enumerate(owners) if owner == part.name]
-        rounds, rest = divmod(part.take, len(own))
-        taken += own * rounds + [own[index] for index in _shuffled([ids[place] for place in own], seed)[:rest]]
+    for name, take in takes.items():
+        own = [place for place, owner in enumerate(owners) if owner == name]
+        rounds, rest = divmod(take, len(own))
+        shuffled = sorted(own, key=lambda place: digest(b"sample", str(seed).encode(), ids[place].encode()))
+        taken += own * rounds + shuffled[:rest]
     return sorted(taken)
 
 
-def _shuffled(ids: list[str], seed: int) -> list[int]:
-    """Return the positions in an order that depends on the ids and the seed only, not on the given order."""
-    return sorted(range(len(ids)), key=lambda place: digest(b"sample", str(seed).encode(), ids[place].encode()))
+def _decide(ids: Sequence[str], owners: Sequence[str], takes: Mapping[str, int], seed: int) -> PoolDecisions:
+    taken = Counter(_draw(ids, owners, takes, seed))
+    return PoolDecisions(
+        dropped={place: "not drawn" for place in range(len(ids)) if place not in taken},
+        repeated={place: times - 1 for place, times in taken.items()},
+    )
 
 
 def combine(datasets: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
@@ -131,7 +120,9 @@ def combine(datasets: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
     ids = together["id"][:]
     if len(set(ids)) < len(ids):
         logger.warning("Some datasets share ids: all ids get their dataset's name in front.")
-        together = with_ids(together, [f"{owner}/{name}" for owner, name in zip(owners, ids, strict=True)])
+        together = with_column(
+            together, "id", [f"{owner}/{name}" for owner, name in zip(owners, ids, strict=True)], Value("string")
+        )
     return together, owners
 
 
@@ -142,16 +133,16 @@ def mix(
     total: int | None = None,
     max_repeats: int = 4,
     seed: int = 0,
-) -> tuple[Dataset, list[MixPart]]:
-    """Combine datasets by proportions of groups, as `plan_mix` plans. Return the mix, and the part of each dataset.
+) -> Dataset:
+    """Combine datasets by proportions of groups, as `plan_mix` plans.
 
     The copies of a group have their own ids (`#2`, `#3`, ...), so that a random selector keeps other responses in
     each. The draw depends on the seed and the ids, not on the order of the rows.
     """
     sizes = {name: len(one) for name, one in datasets.items()}
-    parts = plan_mix(sizes, proportions, total=total, max_repeats=max_repeats)
+    takes = plan_mix(sizes, proportions, total=total, max_repeats=max_repeats)
     together, owners = combine(datasets)
-    return repeat_groups(together, _mix_positions(together["id"][:], owners, parts, seed)), parts
+    return repeat_groups(together, _draw(together["id"][:], owners, takes, seed))
 
 
 class Sample(PoolRule):
@@ -166,11 +157,7 @@ class Sample(PoolRule):
         most = len(groups) * self.max_repeats
         if self.groups > most:
             raise ValueError(
-                f"curation rule `sample` cannot make {self.groups:,} groups of {len(groups):,}, each at most "
-                f"{self.max_repeats} times: that is at most {most:,}. Lower groups, raise max_repeats, or add data."
+                f"curation rule `sample` cannot make {self.groups:,} groups of {len(groups):,}, but at most "
+                f"{most:,}, each {self.max_repeats} times at most. Lower groups, raise max_repeats, or add data."
             )
-        rounds, rest = divmod(self.groups, len(groups))
-        order = _shuffled(groups["id"], tools.seed)
-        if rounds == 0:
-            return PoolDecisions(dropped=dict.fromkeys(order[rest:], "not drawn"))
-        return PoolDecisions(repeated={place: rounds - (number >= rest) for number, place in enumerate(order)})
+        return _decide(groups["id"][:], [""] * len(groups), {"": self.groups}, tools.seed)

@@ -1,8 +1,4 @@
-"""Find texts that are nearly the same, by the Jaccard similarity of their character 5-grams.
-
-Characters work in every script. For many texts the similarity is estimated by MinHash, and candidates are found by
-LSH. They are then compared by their signatures, so the other texts make no difference.
-"""
+"""Find texts that are nearly the same, by the Jaccard similarity of their character 5-grams."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -13,7 +9,7 @@ from datasets import Dataset, Features, List, Value
 from datasketch import MinHash, MinHashLSH
 
 from mrt_plugin.groups.batches import batch_size
-from mrt_plugin.groups.text import normalised, prompt_text
+from mrt_plugin.groups.messages import normalised, prompt_text
 
 PERMUTATIONS = 128
 """The numbers of a signature. An estimated similarity J has a standard deviation of sqrt(J (1 - J) / 128) <= 0.045."""
@@ -44,8 +40,7 @@ def jaccard_matrix(texts: Sequence[str]) -> np.ndarray:
     members = csr_matrix((np.ones(len(columns), dtype=np.int64), columns, ends), shape=shape)
     common = (members @ members.T).toarray()
     union = sizes[:, None] + sizes[None, :] - common
-    similarity: np.ndarray = np.where(union > 0, common / np.maximum(union, 1), 1.0)
-    return similarity
+    return np.asarray(np.where(union > 0, common / np.maximum(union, 1), 1.0))
 
 
 def signature(text: str) -> np.ndarray:
@@ -54,8 +49,7 @@ def signature(text: str) -> np.ndarray:
     found = shingles(text)
     for start in range(0, len(found), 20_000):  # 10 MiB at a time
         sketch.update_batch(found[start : start + 20_000].tolist())
-    values: np.ndarray = sketch.hashvalues
-    return values
+    return np.asarray(sketch.hashvalues)
 
 
 def prompt_signatures(groups: Dataset, num_proc: int | None = None) -> np.ndarray:
@@ -122,16 +116,14 @@ def clusters(signatures: np.ndarray, threshold: float) -> np.ndarray:
         index.insert(number, signed)
     pairs = np.array(found, dtype=np.int64).reshape(-1, 2)
     graph = coo_matrix((np.ones(len(pairs), dtype=np.int8), pairs.T), shape=(len(distinct), len(distinct)))
-    labels: np.ndarray = connected_components(graph, directed=False)[1]
-    return labels[member_of.reshape(-1)]
+    return np.asarray(connected_components(graph, directed=False)[1])[member_of.reshape(-1)]
 
 
 @cache
 def bands(threshold: float) -> tuple[int, int]:
-    """Return the bands b and rows r of the index: the most rows that still find `RECALL` of the pairs.
+    """Return the bands and rows of the index: the most rows that still find `RECALL` of the pairs.
 
-    A pair of similarity J shares a band with probability 1 - (1 - J^r)^b (Leskovec, Rajaraman and Ullman, Mining of
-    Massive Datasets, section 3.4).
+    Formula: Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4.
     """
     for rows in range(PERMUTATIONS // 2, 1, -1):
         count = PERMUTATIONS // rows

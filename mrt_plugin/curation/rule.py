@@ -73,7 +73,7 @@ class CurationRule(BaseModel, ABC):
         return []
 
     def dependencies(self) -> list[Path]:
-        """Return the files that the decisions depend on: those it reads, and a user's own code."""
+        """Return the files that it reads, and a user's own code."""
         return [*(extension_files(self._extension) if self._extension else []), *self.reads()]
 
     def check_tools(self, tools: Tools) -> None:

@@ -64,10 +64,8 @@ class Curated:
         kept: list[list[int]] = judged["kept"][:]
         new: dict[tuple[int, int], Any] = {}
         for place, (changes, events) in enumerate(zip(judged["changes"][:], judged["events"][:], strict=True)):
-            if changes:
-                new.update(((place, index), response) for index, response in json.loads(changes))
-            if events:
-                self._account(place, json.loads(events), entries)
+            new.update(((place, index), response) for index, response in json.loads(changes))
+            self._account(place, json.loads(events), entries)
         for before, entry in pairwise(entries):
             entry.groups_in, entry.responses_in = before.groups_out, before.responses_out
         self.ledger.entries += entries
@@ -206,14 +204,14 @@ def judge_batch(batch: dict[str, list[Any]], *, rules: Sequence[GroupRule], tool
     """Return the decisions of rules on a batch of groups. Stateless: each group is judged separately.
 
     The result has the columns of `JUDGEMENT`: the indices of the kept responses, and as JSON the changed responses
-    `[[index, response], ...]` and the events `[[rule, action, reason, index], ...]`, empty for none.
+    `[[index, response], ...]` and the events `[[rule, action, reason, index], ...]`.
     """
     answer: dict[str, list[Any]] = {name: [] for name in JUDGEMENT}
     for values in zip(*batch.values(), strict=True):
         kept, changes, events = _judge(GroupView(**dict(zip(batch, values, strict=True))), rules, tools)
         answer["kept"].append(kept)
-        for name, found in (("changes", sorted(changes.items())), ("events", events)):
-            answer[name].append(json.dumps(found, ensure_ascii=False) if found else "")
+        answer["changes"].append(json.dumps(sorted(changes.items()), ensure_ascii=False))
+        answer["events"].append(json.dumps(events, ensure_ascii=False))
     return answer
 
 
@@ -255,11 +253,10 @@ def _judge(
 
 def write_events(path: Path | str, groups: Dataset, curated: Curated) -> None:
     """Write every decision as one JSON line, with its response. `groups` is the dataset before curation."""
-    names = [entry.rule for entry in curated.ledger.entries]
     with whole_file(path) as file:
-        for row, (rule, action, reason, index) in curated.events:
-            group = groups[row]
-            line = {"id": group["id"], "rule": names[rule], "action": action, "reason": reason, "response": index}
-            text = {} if index is None else {"text": group["responses"][index]}
-            line |= {"prompt": group["prompt"], **text}
+        for row, (number, action, reason, index) in curated.events:
+            group, rule = groups[row], curated.ledger.entries[number].rule
+            line = {"id": group["id"], "rule": rule, "action": action, "reason": reason, "response": index}
+            line["prompt"] = group["prompt"]
+            line |= {} if index is None else {"text": group["responses"][index]}
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from mrt_plugin.curation.rule import Decision, DropOrFlag, GroupRule, GroupView, Tools
 from mrt_plugin.encoding import Encoder, EncodingError
 from mrt_plugin.extension import extension_files, load_function
-from mrt_plugin.groups.text import prompt_text
+from mrt_plugin.groups.messages import prompt_text
 from mrt_plugin.options import PromptFormat
 
 

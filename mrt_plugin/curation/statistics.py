@@ -8,8 +8,7 @@ import numpy as np
 from datasets import Dataset
 
 from mrt_plugin.curation.run_rules import token_counts
-from mrt_plugin.groups.messages import response_text
-from mrt_plugin.groups.text import prompt_text
+from mrt_plugin.groups.messages import prompt_text, response_text
 from mrt_plugin.groups.write import rows_of
 
 _KINDS = {

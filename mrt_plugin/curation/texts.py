@@ -2,15 +2,14 @@
 
 import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
 from mrt_plugin.curation.rule import Decision, DropOrFlag, GroupRule, GroupView, Tools
 from mrt_plugin.encoding.encoder import special_token_texts
-from mrt_plugin.groups.messages import message_text, response_text
-from mrt_plugin.groups.text import edit_response, prompt_text, units
+from mrt_plugin.groups.messages import message_text, prompt_text, response_text, units
 
 CONTROL_TOKENS = (
     "<|im_start|> <|im_end|> <|endoftext|> <|begin_of_text|> <|end_of_text|> <|start_header_id|> <|end_header_id|> "
@@ -50,8 +49,8 @@ class Format(GroupRule):
         elif any(thinks) and not all(thinks):
             yield Decision("flag", "thinking in some responses only")
         for index, (response, text) in enumerate(zip(group.responses, group.texts, strict=True)):
-            cleaned = edit_response(response, lambda said: clean(said, tokens))
-            said = text if cleaned is response else response_text(cleaned)
+            cleaned = _cleaned(response, tokens)
+            said = text if cleaned == response else response_text(cleaned)
             if not said.strip():
                 yield Decision("drop", "nothing left", index)
             elif any(token in said for token in inside):
@@ -66,6 +65,17 @@ class Format(GroupRule):
                 yield Decision("flag", "runs on into another turn", index)
             elif _MOJIBAKE.search(said):
                 yield Decision("flag", "looks wrongly decoded", index)
+
+
+def _cleaned(response: Any, tokens: list[str]) -> Any:
+    if isinstance(response, str):
+        return clean(response, tokens)
+    return [
+        {**message, "content": clean(message["content"], tokens)}
+        if message["role"] == "assistant" and isinstance(message.get("content"), str)
+        else message
+        for message in response
+    ]
 
 
 def clean(text: str, tokens: list[str]) -> str:

@@ -1,5 +1,6 @@
 """Installed libraries, the device, and what `auto` means on this machine."""
 
+import platform
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -9,7 +10,7 @@ from transformers import LlamaConfig
 
 from mrt_plugin.attention import resolve_backend
 from mrt_plugin.options import MultiResponseOptions
-from mrt_plugin.versions import Library, libraries, python_version
+from mrt_plugin.versions import Library, libraries
 
 GIB = 2**30
 
@@ -53,7 +54,7 @@ def inspect_machine() -> Machine:
     device, defaults = find_device(), MultiResponseOptions()
     backend = resolve_backend("auto", LlamaConfig(), device_type=device.kind, gradient_checkpointing=True)
     embeddings = find_spec("sentence_transformers") is not None
-    return Machine(python_version(), libraries(), device, backend.name, defaults.embedder, embeddings)
+    return Machine(platform.python_version(), libraries(), device, backend.name, defaults.embedder, embeddings)
 
 
 def find_device() -> Device:

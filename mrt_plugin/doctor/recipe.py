@@ -19,7 +19,7 @@ from mrt_plugin.attention import NotShareable, resolve_backend
 from mrt_plugin.doctor.keys import recipe_slips
 from mrt_plugin.doctor.machine import Device, find_device
 from mrt_plugin.doctor.memory import MemoryEstimate, Method, estimate_memory
-from mrt_plugin.groups.overlap import prompt_overlap
+from mrt_plugin.groups.overlap import overlap_problem
 from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.trainer.layout_choice import WORTH_SHARING
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared, row_tokens
@@ -125,9 +125,8 @@ def _load_data(report: RecipeReport, cfg: Any) -> None:
     report.steps = foresee_steps(cfg, meta.train_dataset, layout)
     if meta.eval_dataset is not None:
         report.held_out = count(meta.eval_dataset)
-        overlap = prompt_overlap(meta.train_dataset, meta.eval_dataset)
-        if overlap:
-            report.problems.append(f"data: {overlap.message()}")
+        if overlap := overlap_problem(meta.train_dataset, meta.eval_dataset):
+            report.problems.append(f"data: {overlap}")
     if not report.steps:
         report.problems.append(f"data: no optimizer step: num_epochs is {cfg.num_epochs}. Raise it.")
     row_length = report.options.get("row_length") or cfg.sequence_len

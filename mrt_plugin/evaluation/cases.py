@@ -8,7 +8,6 @@ from typing import Any
 from mrt_plugin.groups import load_groups, prompt_key
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.messages import response_text
-from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.sources import open_source
 from mrt_plugin.groups.write import rows_of
 from mrt_plugin.sampling.prompts import read_prompts
@@ -67,8 +66,7 @@ def read_cases(
     if source is None and isinstance(data, str | Path) and Path(data).suffix == ".txt":
         have = [False]
     elif source is None:
-        opened = open_source(data, split)
-        have = [_has_reference(row) for _, row in opened.rows(Problems(opened.name))]
+        have = [_has_reference(row) for _, row in open_source(data, split)[1]]
     if any(have):
         for group in rows_of(load_groups(data, split=split, source=source)):
             case = cases.setdefault(prompt_key(group["prompt"]), Case(group["id"], group["prompt"]))

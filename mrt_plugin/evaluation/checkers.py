@@ -8,7 +8,7 @@ from typing import Any
 
 from mrt_plugin.evaluation.cases import Case
 from mrt_plugin.extension import load_function
-from mrt_plugin.groups.text import normalised
+from mrt_plugin.groups.messages import normalised
 
 NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 

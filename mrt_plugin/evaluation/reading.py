@@ -9,7 +9,7 @@ from mrt_plugin.evaluation.cases import Case
 from mrt_plugin.evaluation.result import Evaluation, Key, Outputs, ProbeChange, TaskChange, label
 from mrt_plugin.evaluation.subject import Subject, same_tokens
 from mrt_plugin.groups.keys import digest
-from mrt_plugin.groups.text import prompt_text
+from mrt_plugin.groups.messages import prompt_text
 from mrt_plugin.planning.paired import FEWEST, LEVEL
 
 FEW = 30

@@ -11,10 +11,8 @@ from datasets import Dataset, Features, Json, List, Value
 from mrt_plugin.evaluation.cases import Case
 from mrt_plugin.evaluation.result import ReferenceMeans, Sample
 from mrt_plugin.groups import prompt_key
-from mrt_plugin.groups.messages import response_text
-from mrt_plugin.groups.problems import Problems
+from mrt_plugin.groups.messages import response_text, units
 from mrt_plugin.groups.sources import open_source
-from mrt_plugin.groups.text import units
 from mrt_plugin.groups.write import spelled
 from mrt_plugin.models.named_model import NamedModel
 from mrt_plugin.planning.paired import Measured
@@ -42,10 +40,9 @@ def read_samples(pool: Any, cases: Sequence[Case]) -> list[list[Sample]]:
 
     In an extended pool (`mrt sample --extend`), only the draws of the last model count as samples.
     """
-    opened = open_source(pool, "train")
-    problems = Problems(opened.name)
+    problems, rows = open_source(pool)
     found: dict[str, list[Sample]] = {}
-    for place, row in opened.rows(problems):
+    for place, row in rows:
         if row.get("prompt") is None or not isinstance(row.get("responses"), list):
             problems.add(place, "responses", "samples are rows with `prompt` and `responses`, as mrt sample writes.")
             continue

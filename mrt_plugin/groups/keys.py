@@ -42,11 +42,6 @@ def held_out(prompt: Any, share: float, seed: int = 0) -> bool:
     """Return whether a prompt belongs to the held-out `share`, in [0, 1], of all distinct prompts.
 
     The result depends only on the prompt and the seed. So equal prompts are on the same side, also in new data.
-
-    Example:
-
-    >>> sum(held_out(f"prompt {number}", share=0.1) for number in range(1000))
-    112
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share={share!r} must be between 0 and 1.")

@@ -13,10 +13,10 @@ import datasets
 import pyarrow
 from datasets import Dataset, Features, Json, List, Value
 
-from mrt_plugin.groups.adapters import check_source, is_alpaca
+from mrt_plugin.groups.adapters import is_alpaca, parse_source
 from mrt_plugin.groups.batches import chunked
 from mrt_plugin.groups.problems import GroupReport, Problems
-from mrt_plugin.groups.shapes import GroupChecker, read_raw_groups, read_source
+from mrt_plugin.groups.shapes import GroupChecker, read_raw_groups
 from mrt_plugin.groups.sources import open_source
 from mrt_plugin.groups.write import CHUNK, arrow_table, scratch_file, spelled
 
@@ -60,16 +60,14 @@ def load_groups(data: Any, *, split: str = "train", source: str | None = None) -
 def read_groups(data: Any, *, split: str = "train", source: str | None = None) -> tuple[Dataset, GroupReport]:
     """Read groups as `load_groups` does, and also return the counts of what was read, kept and dropped."""
     if source is not None:
-        check_source(source)
-    reader = open_source(data, split)
-    problems, report = Problems(reader.name), GroupReport(reader.name)
-    rows = reader.rows(problems)
+        parse_source(source)
+    problems, rows = open_source(data, split)
+    report = GroupReport(problems.source)
     if source is None:
         first = list(islice(rows, 1))
         rows, source = chain(first, rows), "alpaca" if first and is_alpaca(first[0][1]) else None
-    raw = read_source(rows, source, problems, report) if source else read_raw_groups(rows, problems, report)
     # After the first problem the later groups are still checked, but not written.
-    checked = map(GroupChecker(problems, report).check, raw)
+    checked = map(GroupChecker(problems, report).check, read_raw_groups(rows, source, problems, report))
     path = _store((group for group in checked if group is not None and not problems.found), problems)
     if path is None:
         dropped = report.groups_without_responses.count

@@ -1,7 +1,8 @@
-"""Check the messages of a prompt or a response. All fields are kept unchanged for the chat template."""
+"""Check the messages of a prompt or a response, and read their text."""
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -29,18 +30,18 @@ _VISIBLE = re.compile(
     r"\U000e0000-\U000e0fff]"
 )
 """Any character except white space, controls, the blank Braille cell and Unicode's default ignorable code points."""
+_SPACES = re.compile(r"\s+")
+_UNIT = re.compile(r"\w+")
+NO_SPACES = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+)
+"""Scripts written without spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters."""
 
 SURROGATE = "it holds half of a surrogate pair (a broken emoji, most likely): repair or remove it."
 
 
 def has_text(text: str) -> bool:
-    """Return whether a text has visible characters. White space, controls and zero-width characters do not count.
-
-    Example:
-
-    >>> has_text("\\u200b \\x00"), has_text("0")
-    (False, True)
-    """
+    """Return whether a text has visible characters. White space, controls and zero-width characters do not count."""
     return _VISIBLE.search(text) is not None
 
 
@@ -65,8 +66,7 @@ def clean_messages(value: list[Any], part: Part, complain: Callable[[str], None]
     """Check the content and order of messages, and return them without empty fields. `complain` gets a problem."""
     messages = without_empty_fields(value)
     for index, message in enumerate(messages):
-        problem = _message_problem(message)
-        if problem:
+        if problem := _message_problem(message):
             complain(f"message {index} {problem}")
             return []
     before = f"start of the {part}"
@@ -76,19 +76,15 @@ def clean_messages(value: list[Any], part: Part, complain: Callable[[str], None]
             hint = "merge or reorder the messages"
             if part == "response" and index == 0:
                 hint = "a response starts with the assistant's turn; what comes before it belongs to the prompt"
-            complain(
-                f"message {index} is from `{message['role']}` {after}, where only "
-                f"{' or '.join(f'`{role}`' for role in FOLLOWERS[before])} can be: {hint}."
-            )
+            only = " or ".join(f"`{role}`" for role in FOLLOWERS[before])
+            complain(f"message {index} is from `{message['role']}` {after}, where only {only} can be: {hint}.")
             return []
         before = message["role"]
-    if not messages:
-        return []
     if part == "prompt" and before == "assistant":
         complain("the prompt ends with an assistant turn: move that turn into the responses.")
     elif part == "prompt" and before in ("system", "developer"):
         complain("the prompt has no user message: add one.")
-    elif part == "response" and before != "assistant":
+    elif part == "response" and before not in ("assistant", "start of the response"):
         complain(f"the response ends with a message from `{before}`: it must end with an assistant turn.")
     return messages
 
@@ -141,6 +137,24 @@ def response_text(response: str | list[Message]) -> str:
             said.append(message_text(message))
             said += [json.dumps(call, sort_keys=True, ensure_ascii=False) for call in message.get("tool_calls") or []]
     return "\n".join(part for part in said if part)
+
+
+def prompt_text(prompt: Any) -> str:
+    """Return the text of a prompt (string or messages), one message after the other."""
+    return prompt if isinstance(prompt, str) else "\n".join(map(message_text, prompt))
+
+
+def normalised(text: str) -> str:
+    """Remove differences that readers ignore: case, repeated white space and compatibility forms (NFKC)."""
+    return _SPACES.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
+
+
+def units(text: str) -> list[str]:
+    """Return the words of a text, or its characters in scripts without spaces."""
+    found = _UNIT.findall(text.casefold())
+    if not NO_SPACES.search(text):
+        return found
+    return [unit for word in found for unit in (list(word) if NO_SPACES.search(word) else [word])]
 
 
 def kind(value: Any) -> str:

@@ -21,30 +21,27 @@ def check_paths(
 
     A folder that is read includes everything in it, a model's folder only its own files. Hub ids are ignored.
     """
-    taken = [
-        (f"{what} {path}", path) for what, text in read if text is not None and (path := _existing(text)) is not None
-    ]
+    taken = [(f"{what} {path}", path) for what, text in read if text is not None and (path := _existing(text))]
     folders = [Path(folder).resolve() for folder in models if folder is not None and Path(folder).is_dir()]
     for what, text in written:
         if text is None:
             continue
         path = Path(text)
         place = f"{what} {path}"
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{place} is no ordinary file, and cannot be replaced by one: write to another place.")
         above = next(folder for folder in path.absolute().parents if folder.exists())
-        if not above.is_dir():
-            raise ValueError(f"{place}: {above} is a file, not a folder: write to another place.")
+        problems = [
+            (path.exists() and not path.is_file(), f"{place} is no ordinary file, and cannot be replaced by one")
+        ]
+        problems += [(not above.is_dir(), f"{place}: {above} is a file, not a folder")]
         for name, other in taken:
-            if same_file(path, other):
-                raise ValueError(f"{place} is the same file as {name}: write to another place.")
-            if _real(other) in _real(path).parents:
-                raise ValueError(f"{place} lies in {name}: write to another place.")
-            if _real(path) in _real(other).parents:
-                raise ValueError(f"{name} lies in {place}: write to another place.")
+            problems += [(same_file(path, other), f"{place} is the same file as {name}")]
+            problems += [(_real(other) in _real(path).parents, f"{place} lies in {name}")]
+            problems += [(_real(path) in _real(other).parents, f"{name} lies in {place}")]
         for folder in folders:
-            if _real(path).suffix in MODEL_FILES and folder in _real(path).parents:
-                raise ValueError(f"{place} would be one of the files of the model {folder}: write to another place.")
+            ours = _real(path).suffix in MODEL_FILES and folder in _real(path).parents
+            problems += [(ours, f"{place} would be one of the files of the model {folder}")]
+        if found := next((what for wrong, what in problems if wrong), None):
+            raise ValueError(f"{found}: write to another place.")
         # A written file gets its final name only at the end. Its temporary name is reserved too.
         taken += [(f"{what} {name}", name) for name in (path, partial_path(path))]
 

@@ -9,7 +9,7 @@ LIMIT = 20
 
 @dataclass(frozen=True)
 class Problem:
-    """One problem in the data. `place` is `line N` (from 1), `row N` (from 0), or empty for the source as such."""
+    """One problem. `place` is `line N` (from 1), `row N` (from 0), or empty for the source as such."""
 
     place: str
     column: str | None
@@ -98,12 +98,6 @@ class GroupReport:
     left_out: dict[str, Tally] = field(default_factory=dict)
     """What a source skipped on purpose, by reason."""
 
-    def count_group(self, responses: int) -> None:
-        self.groups += 1
-        self.responses += responses
-        self.smallest = min(self.smallest or responses, responses)
-        self.largest = max(self.largest, responses)
-
     def summary(self) -> str:
         counts = f"{plural(self.groups, 'group')}, {plural(self.responses, 'response')}"
         sizes = str(self.smallest) if self.smallest == self.largest else f"{self.smallest} to {self.largest}"
@@ -125,7 +119,5 @@ class GroupReport:
         ]
         for what, tally in self.left_out.items():
             lines.append(f"{self.source}: left out: {tally.count:,} {what} (first: {tally.first}).")
-        if self.unused:
-            found = ", ".join(f"{name} ({plural(tally.count, 'row')})" for name, tally in self.unused.items())
-            lines.append(f"{self.source}: these columns are not used: {found}.")
-        return lines
+        found = ", ".join(f"{name} ({plural(tally.count, 'row')})" for name, tally in self.unused.items())
+        return [*lines, f"{self.source}: these columns are not used: {found}."] if found else lines

@@ -1,12 +1,12 @@
 """Remove or replace responses of groups directly in Arrow's buffers, without decoding."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow
-from datasets import Dataset, Features
+from datasets import Dataset, Features, Value, concatenate_datasets
 
 from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.keys import digest
@@ -43,21 +43,15 @@ def keep_responses(
             table = table.set_column(table.column_names.index(name), name, lists)
         return table
 
-    return _map_tables(groups, keep, [kept, sorted(changed.items())], "Keeping responses")
-
-
-def _map_tables(
-    groups: Dataset, function: Callable[[pyarrow.Table, list[int]], pyarrow.Table], content: list[Any], text: str
-) -> Dataset:
-    """Apply a function to Arrow tables. `content` is what the result depends on, besides the groups."""
+    content = json.dumps([kept, sorted(changed.items())]).encode()
     mapped = groups.with_format("arrow").map(
-        function,
+        keep,
         with_indices=True,
         batched=True,
         batch_size=batch_size(groups, 1000),
         features=groups.features,
-        new_fingerprint=digest(groups._fingerprint.encode(), *(json.dumps(part).encode() for part in content)).hex(),
-        desc=text,
+        new_fingerprint=digest(groups._fingerprint.encode(), content).hex(),
+        desc="Keeping responses",
     )
     return mapped.with_format(None)
 
@@ -76,14 +70,12 @@ def repeat_groups(groups: Dataset, positions: Sequence[int]) -> Dataset:
     clash = next((name for name in ids if "#" in name and name in taken), None)
     if clash is not None:
         raise ValueError(f"a copy of a group would be named {clash!r}, which is the id of another: rename that one.")
-    return with_ids(repeated, ids)
+    return with_column(repeated, "id", ids, Value("string"))
 
 
-def with_ids(groups: Dataset, ids: Sequence[str]) -> Dataset:
-    place = groups.column_names.index("id")
-    column = pyarrow.array(list(ids), groups.features["id"].pa_type)
-
-    def rename(table: pyarrow.Table, indices: list[int]) -> pyarrow.Table:
-        return table.set_column(place, "id", column.take(pyarrow.array(indices, pyarrow.int64())))
-
-    return _map_tables(groups, rename, [list(ids)], "Naming copies")
+def with_column(groups: Dataset, name: str, values: Sequence[Any], feature: Any) -> Dataset:
+    """Return the groups with a new column, or with other values in the place of the old one."""
+    columns = list(dict.fromkeys([*groups.column_names, name]))
+    others = groups.select_columns([column for column in columns if column != name])
+    added = Dataset.from_dict({name: values}, features=Features({name: feature}))
+    return concatenate_datasets([others, added], axis=1).select_columns(columns)

@@ -1,6 +1,6 @@
 """Convert rows to checked groups. A row is already a group, or it is flat and regrouped by its prompt."""
 
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -37,12 +37,11 @@ SHAPES = (
 
 @dataclass
 class RawGroup:
-    """A group as it was read, not yet checked."""
+    """A group as it was read, not yet checked. `columns` has the source's names of its parts."""
 
     place: str
     row: dict[str, Any]
-    columns: Mapping[str, str] = field(default_factory=lambda: SHAPES[0])
-    """The source's names for `prompt`, `responses`, `scores`, `weights`, `finish_reasons` and `id`."""
+    columns: Mapping[str, str]
     places: list[str] = field(default_factory=list)
     """The place of each response, if they are not all in one row."""
 
@@ -50,22 +49,23 @@ class RawGroup:
         return self.places[response] if self.places else f"{self.place}, response {response}"
 
 
-def read_raw_groups(rows: Iterable[Row], problems: Problems, report: GroupReport) -> Iterator[RawGroup]:
+def read_raw_groups(
+    rows: Iterable[Row], source: str | None, problems: Problems, report: GroupReport
+) -> Iterator[RawGroup]:
     """Yield groups in the order of their first row. The first row's columns decide the shape of all rows."""
-    rows = iter(rows)
+    rows = _converted(rows, source, problems, report) if source else iter(rows)
     first = next(rows, None)
     if first is None:
         return
     found = first[1].keys()
     shape = next((shape for shape in SHAPES if {shape["prompt"], shape["responses"]} <= found), None)
     if shape is None:
+        wanted = "the columns `prompt` and `responses`, or `prompt` and `completion`, or `messages`"
         names = ", ".join(f"`{name}`" for name in found) or "none"
-        problems.fail(
-            "it needs the columns `prompt` and `responses`, or `prompt` and `completion`, or `messages`; it has "
-            f"{names}. Rename the columns.{guess_source(first[1])}"
-        )
+        problems.fail(f"it needs {wanted}; it has {names}. Rename the columns.{guess_source(first[1])}")
     unused = Unused(shape.values(), problems, report)
     report.regrouped = shape is not SHAPES[0]
+    columns = {**SHAPES[0], **parse_source(source)[0].columns} if source else shape
     groups: dict[bytes, RawGroup] = {}  # all data in memory, since the prompt of a flat row may recur at any time
     for place, row in chain([first], rows):
         report.rows += 1
@@ -74,10 +74,15 @@ def read_raw_groups(rows: Iterable[Row], problems: Problems, report: GroupReport
         for name in missing:
             problems.add(place, name, f"it is missing, though the first row has it; this row has {', '.join(row)}.")
         if not missing and not report.regrouped:
-            yield RawGroup(place, row)
+            yield RawGroup(place, row, columns)
         elif not missing:
             try:
-                _add_flat(groups, place, row, shape)
+                prompt, response, key = _split_flat(row, shape)
+                lists: dict[str, Any] = {name: [] for name in ("responses", *PER_RESPONSE)}
+                group = groups.setdefault(key, RawGroup(place, {"prompt": prompt, **lists}, columns))
+                for name, item in zip(lists, (response, *map(row.get, PER_RESPONSE.values())), strict=True):
+                    group.row[name].append(item)
+                group.places.append(place)
             except ValueError as problem:
                 problems.add(place, shape["prompt"], str(problem))
     for group in groups.values():
@@ -86,8 +91,8 @@ def read_raw_groups(rows: Iterable[Row], problems: Problems, report: GroupReport
         yield group
 
 
-def _add_flat(groups: dict[bytes, RawGroup], place: str, row: dict[str, Any], shape: Mapping[str, str]) -> None:
-    """Add a row of one response to the group of its prompt, or raise ValueError with the problem."""
+def _split_flat(row: dict[str, Any], shape: Mapping[str, str]) -> tuple[Any, Any, bytes]:
+    """Return the prompt of a flat row, its response, and the prompt's key, or raise ValueError with the problem."""
     if shape["prompt"] == "messages":
         prompt, response = _split_conversation(row["messages"])
     else:
@@ -96,40 +101,27 @@ def _add_flat(groups: dict[bytes, RawGroup], place: str, row: dict[str, Any], sh
         raise ValueError(f"it is {kind(prompt)}; it must be a string or a list of messages.")
     prompt = without_empty_fields(prompt) if isinstance(prompt, list) else prompt
     try:
-        key = digest(canonical(prompt), size=16)
+        return prompt, response, digest(canonical(prompt), size=16)
     except (TypeError, ValueError) as problem:
         raise ValueError(f"it cannot be written as JSON ({problem}): use strings.") from None
-    columns: dict[str, Any] = {name: [] for name in ("responses", *PER_RESPONSE)}
-    group = groups.setdefault(key, RawGroup(place, {"prompt": prompt, **columns}, shape, []))
-    group.row["responses"].append(response)
-    for ours, name in PER_RESPONSE.items():
-        group.row[ours].append(row.get(name))
-    group.places.append(place)
 
 
 def _split_conversation(messages: Any) -> tuple[list[Any], list[Any]]:
     """Split a conversation after its last user message, so that earlier answers are not trained on."""
     if not isinstance(messages, list):
         raise ValueError(f"it is {kind(messages)}; it must be a list of messages.")
-    users = [at for at, item in enumerate(messages) if isinstance(item, dict) and item.get("role") == "user"]
-    if not users:
+    turns = enumerate(messages, start=1)
+    end = max((at for at, item in turns if isinstance(item, dict) and item.get("role") == "user"), default=0)
+    if not end:
         raise ValueError("no message from `user`: a conversation needs a question to answer.")
-    if users[-1] == len(messages) - 1:
+    if end == len(messages):
         raise ValueError("it ends with a user message: the assistant's answer is missing.")
     complaints: list[str] = []
-    prompt = clean_messages(messages[: users[-1] + 1], "prompt", complaints.append)
-    response = clean_messages(messages[users[-1] + 1 :], "response", complaints.append)
+    prompt = clean_messages(messages[:end], "prompt", complaints.append)
+    response = clean_messages(messages[end:], "response", complaints.append)
     if complaints:
         raise ValueError(" ".join(complaints))
     return prompt, response
-
-
-def read_source(rows: Iterable[Row], source: str, problems: Problems, report: GroupReport) -> Iterator[RawGroup]:
-    """Yield groups from the rows of a named source."""
-    columns = {**SHAPES[0], **parse_source(source)[0].columns}
-    for group in read_raw_groups(_converted(rows, source, problems, report), problems, report):
-        group.columns = columns
-        yield group
 
 
 def _converted(rows: Iterable[Row], source: str, problems: Problems, report: GroupReport) -> Iterator[Row]:
@@ -152,18 +144,14 @@ def _converted(rows: Iterable[Row], source: str, problems: Problems, report: Gro
                 elif isinstance(item, dict):
                     yield place, item
                 else:
-                    problems.fail(
-                        f"source {adapter.name!r} gives {kind(item)} for {place}: it must yield dicts with `prompt` "
-                        "and `responses` (or `completion`)."
-                    )
+                    wanted = "it must yield dicts with `prompt` and `responses` (or `completion`)"
+                    problems.fail(f"source {adapter.name!r} gives {kind(item)} for {place}: {wanted}.")
         except Mismatch as mismatch:
             if not number:
                 found = ", ".join(f"`{name}`" for name in row) or "none"
                 expected = f"expects the fields {field_names(adapter.row)}" if adapter.row else "reads other fields"
-                problems.fail(
-                    f"source {adapter.name!r} {expected}; {place} has {found}. "
-                    f"`{mismatch.name}`: {mismatch.what}{guess_source(row)}"
-                )
+                why = f"`{mismatch.name}`: {mismatch.what}{guess_source(row)}"
+                problems.fail(f"source {adapter.name!r} {expected}; {place} has {found}. {why}")
             problems.add(place, mismatch.name, mismatch.what)
         except DataError:
             raise
@@ -176,8 +164,7 @@ class GroupChecker:
     """Check groups one by one, and remember what must be consistent between them."""
 
     def __init__(self, problems: Problems, report: GroupReport) -> None:
-        self.problems = problems
-        self.report = report
+        self.problems, self.report = problems, report
         self.forms: dict[str, tuple[str, str]] = {}
         self.prompts: set[str] = set()
         self.ids: dict[str, int] = {}
@@ -200,7 +187,7 @@ class GroupChecker:
         if "weights" in row and not sum(row["weights"]) > 0:
             what = "all weights are 0: give at least one response a positive weight."
             self.problems.add(raw.place, raw.columns["weights"], what)
-        responses = [responses[index] for index in kept]
+        responses = [response for response in responses if response is not None]
         spelled = sorted(map(canonical, responses))
         for _ in range(len(spelled) - len(set(spelled))):
             self.report.duplicate_responses.add(raw.place)
@@ -208,7 +195,9 @@ class GroupChecker:
         if key in self.prompts:
             self.report.duplicate_prompts.add(raw.place)
         self.prompts.add(key)
-        self.report.count_group(len(responses))
+        self.report.groups, self.report.responses = self.report.groups + 1, self.report.responses + len(responses)
+        self.report.smallest = min(self.report.smallest or len(responses), len(responses))
+        self.report.largest = max(self.report.largest, len(responses))
         return {"id": self._id(raw, prompt, spelled), "prompt": prompt, "responses": responses, **row}
 
     def _responses(self, raw: RawGroup) -> list[Any]:
@@ -288,9 +277,7 @@ class GroupChecker:
             return name if self.ids[name] == 1 else f"{name}-{self.ids[name]}"
         name, problem = str(given), id_problem(given)
         if not problem and name in self.ids:
-            problem = (
-                f"{name!r} is the id of an earlier row too: ids must differ. Remove the column to have them made."
-            )
+            problem = f"{name!r} is the id of an earlier row too: make ids differ, or remove the column to make them."
         if problem:
             self.problems.add(raw.place, "id", problem)
         self.ids[name] = 1
@@ -315,10 +302,6 @@ def _value_problem(name: str, value: Any) -> str | None:
         return f"the {one} is missing: give one for each response, or none at all."
     if isinstance(value, bool) or not isinstance(value, int | float):
         return f"the {one} is {kind(value)}; it must be a number."
-    try:
-        finite = math.isfinite(value)
-    except OverflowError:  # an integer too large for a float
-        finite = False
-    if not finite:
+    if not abs(value) <= sys.float_info.max:  # also refuses NaN, and integers too large for a float
         return f"the {one} is {str(value)[:24]}; it must be finite. Remove the response or score it again."
     return f"the weight is {value}; it must be at least 0." if name == "weights" and value < 0 else None

@@ -1,8 +1,7 @@
 """Read rows, as dicts with their place, from a file, the hub or a dataset in memory."""
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +19,29 @@ Row = tuple[str, dict[str, Any]]
 DEEPEST = 100
 """The deepest nesting of lists and objects. Python's own limit depends on the depth of the call stack."""
 
-TOO_DEEP = "JSON nested too deeply to be a group"
 
-
-@dataclass(frozen=True)
-class RowReader:
-    """Rows to read from a file, the hub or a dataset, and its name for messages."""
-
-    name: str
-    rows: Callable[[Problems], Iterator[Row]]
-
-
-def open_source(source: Any, split: str) -> RowReader:
-    """Determine the type of `source` without reading it yet. Raises DataError if it cannot be read."""
+def open_source(source: Any, split: str = "train") -> tuple[Problems, Iterator[Row]]:
+    """Return the rows of a file, the hub or a dataset, and where to report problems. Reads no row yet."""
     if isinstance(source, DatasetDict):
         if split not in source:
             Problems("the dataset").fail(f"it has no split {split!r}: choose one of {', '.join(source)}.")
         source = source[split]
     if isinstance(source, Dataset | IterableDataset):
-        dataset = source
-        return RowReader("the dataset", lambda problems: _dataset_rows(dataset))
+        return Problems("the dataset"), _dataset_rows(source)
     if not isinstance(source, str | Path):
         Problems("load_groups").fail(f"{type(source).__name__} cannot be read: give a path, a hub id or a Dataset.")
 
     check_name(source)
-    name, path = str(source), Path(source).expanduser()
+    problems, path = Problems(str(source)), Path(source).expanduser()
     readers = {".jsonl": _line_rows, ".ndjson": _line_rows, ".json": _json_rows, ".parquet": _parquet_rows}
     reader = readers.get(path.suffix.lower())
     if path.is_file():
         if reader is None:
-            Problems(name).fail(f"the file type is unknown: it must end in one of {', '.join(readers)}.")
-        return RowReader(name, lambda problems: reader(path, problems))
+            problems.fail(f"the file type is unknown: it must end in one of {', '.join(readers)}.")
+        return problems, reader(path, problems)
     if reader is not None:
-        Problems(name).fail(f"there is no such file (looked in {path.absolute().parent}).")
-    return RowReader(name, lambda problems: _loaded_rows(name, split, problems))
+        problems.fail(f"there is no such file (looked in {path.absolute().parent}).")
+    return problems, _loaded_rows(str(source), split, problems)
 
 
 def _line_rows(path: Path, problems: Problems) -> Iterator[Row]:
@@ -105,20 +93,18 @@ def _parse(text: str) -> Any:
         row = f"line {problem.lineno} column" if "\n" in text.strip() else "character"
         raise ValueError(f"not JSON at {row} {problem.colno} ({problem.msg})") from problem
     except RecursionError:
-        raise ValueError(TOO_DEEP) from None
+        too_deep = True
     except ValueError as problem:  # Python parses no integer of more than 4,300 digits
         raise ValueError("JSON with a whole number of thousands of digits") from problem
-    if text.count("[") + text.count("{") > DEEPEST and _depth_exceeds(value, DEEPEST):
-        raise ValueError(TOO_DEEP)
+    else:
+        level = [value] if text.count("[") + text.count("{") > DEEPEST else []
+        for _ in range(DEEPEST):
+            nested = [item for item in level if isinstance(item, dict | list)]
+            level = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
+        too_deep = any(isinstance(item, dict | list) for item in level)
+    if too_deep:
+        raise ValueError("JSON nested too deeply to be a group")
     return value
-
-
-def _depth_exceeds(value: Any, depth: int) -> bool:
-    level = [value]
-    for _ in range(depth):
-        nested = [item for item in level if isinstance(item, dict | list)]
-        level = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
-    return any(isinstance(item, dict | list) for item in level)
 
 
 def _parquet_rows(path: Path, problems: Problems) -> Iterator[Row]:
@@ -149,12 +135,9 @@ def _loaded_rows(name: str, split: str, problems: Problems) -> Iterator[Row]:
         else:
             dataset = load_dataset(name, split=split)
     except Exception as problem:  # the hub client raises dozens of types; each becomes one message with its cause
-        problems.fail(
-            f"no such file, and it could not be loaded as a dataset (split {split!r}): "
-            f"{type(problem).__name__}: {problem}",
-            problem,
-        )
-    yield from open_source(dataset, split).rows(problems)
+        what = f"no such file, and it could not be loaded as a dataset (split {split!r})"
+        problems.fail(f"{what}: {type(problem).__name__}: {problem}", problem)
+    yield from open_source(dataset, split)[1]
 
 
 def _without_filler(row: dict[str, Any], features: Features) -> dict[str, Any]:

@@ -35,16 +35,12 @@ class Unused:
                 continue
             self.report.unused.setdefault(name, Tally()).add(place)
             wanted = self.refuse and name not in self.refused and _changes_meaning(name.casefold(), value)
-            if wanted and not self._is_copy(row, value):
+            used = [row[read] for read in self.read & row.keys()] if wanted else []
+            messages = [item for part in used if isinstance(part, list) for item in part if isinstance(item, dict)]
+            if wanted and value not in [*used, *(message.get("content") for message in messages)]:  # no copy
                 self.refused.add(name)
                 what = f"it would be left out, though it changes what is learned. {_how_to_read(row, name)}"
                 self.problems.add(place, name, what)
-
-    def _is_copy(self, row: dict[str, Any], value: Any) -> bool:
-        """Return whether a value equals a value that is read, or the content of one of its messages."""
-        values = [row[name] for name in self.read & row.keys()]
-        messages = [item for value in values if isinstance(value, list) for item in value if isinstance(item, dict)]
-        return value in values or value in [message.get("content") for message in messages]
 
 
 def _how_to_read(row: dict[str, Any], column: str) -> str:

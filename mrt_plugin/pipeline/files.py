@@ -1,5 +1,6 @@
 """Select from pool files, write a file that is ready to train on and its manifest, and make it again from that."""
 
+import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -17,7 +18,7 @@ from mrt_plugin.curation.run import curate, reading_entry, write_events
 from mrt_plugin.curation.statistics import statistics
 from mrt_plugin.extension import load_function
 from mrt_plugin.groups import GroupReport, read_groups
-from mrt_plugin.groups.adapters import check_source, source_files
+from mrt_plugin.groups.adapters import parse_source, source_files
 from mrt_plugin.groups.batches import batch_size, pool_sizes
 from mrt_plugin.groups.paths import Named, check_paths
 from mrt_plugin.groups.rows import PER_RESPONSE
@@ -30,7 +31,7 @@ from mrt_plugin.scoring.cache import cache_file
 from mrt_plugin.scoring.scores import scorer_list, scorer_name
 from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.run import run_selection
-from mrt_plugin.versions import libraries, python_version
+from mrt_plugin.versions import libraries
 
 
 def written_by(job: SelectJob) -> list[Named]:
@@ -75,7 +76,7 @@ def _check(job: SelectJob) -> None:
     elif job.total is not None:
         raise ValueError("a total needs proportions: give each pool's share.")
     for source in filter(None, [file.source for file in job.pools]):
-        check_source(source)
+        parse_source(source)
     for scorer in scorer_list(job.scorer or []):
         if isinstance(scorer, str) and ":" in scorer:
             load_function(scorer)
@@ -233,12 +234,12 @@ class _Execution:
                 {rule.name: {name: _named(value) for name, value in rule.model_dump().items()}} for rule in self.rules
             ],
             "mix": job.proportions and {name: getattr(job, name) for name in ("proportions", "total", "max_repeats")},
-            "held_out": self.split and self.split.as_dict(),
+            "held_out": self.split and asdict(self.split),
             "columns": list(self.selected.features),
             "output": file_entry(output, job.output),
             "held_out_output": aside and file_entry(aside, job.output),
             "ledger": self.ledger.as_dict(),
-            "versions": {"python": python_version(), **versions},
+            "versions": {"python": platform.python_version(), **versions},
         }
 
     def _lines(self) -> Iterator[dict[str, Any]]:

@@ -12,9 +12,8 @@ import numpy as np
 from datasets import Dataset
 
 from mrt_plugin.groups.keys import canonical, prompt_key
-from mrt_plugin.groups.messages import response_text
+from mrt_plugin.groups.messages import NO_SPACES, response_text
 from mrt_plugin.groups.problems import Problems
-from mrt_plugin.groups.text import NO_SPACES
 from mrt_plugin.options import LossAggregation
 from mrt_plugin.planning.diversity import words
 from mrt_plugin.planning.paired import Bootstrap, Measured

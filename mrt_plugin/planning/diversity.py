@@ -13,8 +13,7 @@ import numpy as np
 from datasets import Dataset
 from scipy.stats import linregress
 
-from mrt_plugin.groups.messages import response_text
-from mrt_plugin.groups.text import prompt_text
+from mrt_plugin.groups.messages import prompt_text, response_text
 from mrt_plugin.groups.write import write_text
 from mrt_plugin.planning.fit import read_lines
 from mrt_plugin.planning.progress import Progress

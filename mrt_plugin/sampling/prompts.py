@@ -34,10 +34,10 @@ def read_prompts(data: Any, *, split: str = "train", source: str | None = None) 
     found: dict[str, Any] = {}
     repeated = 0
     first: tuple[str, str] | None = None
-    problems = Problems(str(data) if isinstance(data, str | Path) else "the dataset")
+    problems, rows = _open(data, split)
     report = GroupReport(problems.source)
     unused = Unused({*GROUPED, "messages", *POOLS, *PAIR}, problems, report)
-    for place, row in _rows(data, split, problems):
+    for place, row in rows:
         unused.look(place, row)
         column, prompt = _prompt(place, row, problems)
         if prompt is None:
@@ -66,14 +66,16 @@ def read_prompts(data: Any, *, split: str = "train", source: str | None = None) 
     return list(found.items()), repeated
 
 
-def _rows(data: Any, split: str, problems: Problems) -> Iterator[Row]:
+def _open(data: Any, split: str) -> tuple[Problems, Iterator[Row]]:
     if not isinstance(data, str | Path) or Path(data).suffix != ".txt":
-        return open_source(data, split).rows(problems)
+        return open_source(data, split)
+    problems = Problems(str(data))
     try:
         lines = Path(data).read_text(encoding="utf-8-sig").split("\n")  # splitlines() would also split at U+2028
     except UnicodeDecodeError as problem:
         problems.fail(f"not UTF-8 text ({problem}): convert the file.", problem)
-    return ((f"line {number}", {"prompt": line}) for number, line in enumerate(lines, start=1) if has_text(line))
+    numbered = enumerate(lines, start=1)
+    return problems, ((f"line {number}", {"prompt": line}) for number, line in numbered if has_text(line))
 
 
 def _prompt(place: str, row: dict[str, Any], problems: Problems) -> tuple[str, Any]:
@@ -107,9 +109,8 @@ class Pool:
         self.as_messages = isinstance(self.groups[0]["responses"][0], list)
         self.written: dict[str, dict[str, Any]] = {}
         if source is None:
-            opened = open_source(data, split)
             columns = ("prompt", "responses", "samples", "truncated", *BEFORE)
-            for _, row in opened.rows(Problems(opened.name)):
+            for _, row in open_source(data, split)[1]:
                 if _is_written_by_us(row):
                     self.written[str(row["id"])] = {name: row[name] for name in columns if name in row}
 

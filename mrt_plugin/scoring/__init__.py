@@ -2,7 +2,6 @@
 
 from mrt_plugin.scoring.cache import CacheError, ScoreCache
 from mrt_plugin.scoring.embedders import Embedder, load_embedder
-from mrt_plugin.scoring.scores import score_groups
-from mrt_plugin.scoring.weights import softmax_weights
+from mrt_plugin.scoring.scores import score_groups, softmax_weights
 
 __all__ = ["CacheError", "Embedder", "ScoreCache", "load_embedder", "score_groups", "softmax_weights"]

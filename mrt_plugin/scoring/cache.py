@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -46,9 +45,8 @@ def cache_file(directory: str | Path | None = None) -> Path:
 class ScoreCache:
     """A persistent file of float32 arrays by key.
 
-    Entries of a finished `put` survive `kill -9` of the process: each call is a transaction, with a write-ahead log.
-    Any number of processes on one machine may share the file. A network file system does not work, because SQLite's
-    log needs shared memory. A damaged entry counts as absent. A damaged file is renamed and a new one is created.
+    Each `put` is one transaction. Processes of one machine may share the file, but not on a network file system.
+    A damaged entry counts as absent. A damaged file is renamed and a new one is created.
     """
 
     def __init__(self, directory: str | Path | None = None) -> None:
@@ -89,11 +87,8 @@ class ScoreCache:
         with self._errors() as connection:
             return int(connection.execute("SELECT count(*) FROM entry").fetchone()[0])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.path, self._connection, self._process = state["path"], None, os.getpid()
+    def __reduce__(self) -> tuple[type["ScoreCache"], tuple[Path]]:
+        return ScoreCache, (self.path.parent,)
 
     @contextmanager
     def _errors(self) -> Iterator[sqlite3.Connection]:

@@ -85,19 +85,8 @@ def _scale(block: np.ndarray) -> None:
 
 
 def coverage(samples: np.ndarray, references: np.ndarray) -> float:
-    """Return the mean over references [R, dim] of the best cosine to a sample [M, dim] (arXiv 2606.00544).
-
-    Example:
-
-    >>> coverage(np.array([[1.0, 0.0]]), np.array([[2.0, 0.0], [0.0, 1.0]]))
-    0.5
-    """
+    """Return the mean over references [R, dim] of the best cosine to a sample [M, dim] (arXiv 2606.00544)."""
     return float(cosines(references, samples).max(axis=1).mean())
-
-
-def alignment(samples: np.ndarray, references: np.ndarray) -> float:
-    """Return the mean over samples [M, dim] of the best cosine to a reference [R, dim]."""
-    return coverage(references, samples)
 
 
 def diversity(samples: np.ndarray) -> float:

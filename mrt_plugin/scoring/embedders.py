@@ -45,19 +45,15 @@ class Embedder:
     def shaped(self, texts: list[str]) -> np.ndarray:
         vectors = np.asarray(self.embed(texts))
         if vectors.ndim != 2 or len(vectors) != len(texts):
-            raise ValueError(
-                f"The embedder {self.name} gave an array of shape {vectors.shape} for {len(texts)} texts: it must "
-                f"give [{len(texts)}, dim]."
-            )
+            given = f"gave an array of shape {vectors.shape} for {len(texts)} texts"
+            raise ValueError(f"The embedder {self.name} {given}: it must give [{len(texts)}, dim].")
         return vectors
 
     def check_finite(self, vectors: np.ndarray, texts: list[str]) -> None:
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
-            raise ValueError(
-                f"The embedder {self.name} gave a vector that is not finite, for the text "
-                f"{texts[int(np.argmin(finite))][:80]!r}."
-            )
+            text = texts[int(np.argmin(finite))][:80]
+            raise ValueError(f"The embedder {self.name} gave a vector that is not finite, for the text {text!r}.")
 
 
 def load_embedder(embedder: str | Callable[[list[str]], Any], *, score_cache: str | Path | None = None) -> Embedder:

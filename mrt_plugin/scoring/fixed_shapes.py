@@ -1,11 +1,7 @@
 """Results of a model for texts, from the cache or computed in batches of fixed shapes.
 
-The shape of a matrix product decides which kernel computes it, and so the last digits of the result. Therefore a text
-is always padded to a length that depends only on its own length, and a batch of that length always has the same number
-of rows. A text then gets the same numbers, bit for bit, on the same machine with the same number of threads.
-
-The number of rows is 1, or a power of two that is at least 4. Kernels process rows in blocks and compute the remaining
-rows differently: with 2, 3, 5, 21, 42 or 85 rows, the last row differed from the first in the last digit.
+The shape of a matrix product decides its kernel, and so the last digits. Therefore a text's own length decides the
+padded length, and that the number of rows. With 2, 3, 5, 21, 42 or 85 rows, the last row's last digit differed.
 """
 
 import hashlib
@@ -30,10 +26,9 @@ def through_cache(
     run: Callable[[list[T]], Iterable[tuple[list[int], np.ndarray]]],
     advance: Callable[[int], Any] = lambda count: None,
 ) -> dict[bytes, np.ndarray]:
-    """Return each item's result by key, from the cache where it has it.
+    """Return each item's result by key, from the cache where it has it, else from `run` (indices and results).
 
-    `run` yields indices and results, batch by batch. Every finished batch is stored immediately, so that a run that
-    was killed does not compute it again. Results that are not finite are never stored. `advance` counts the results.
+    Each finished batch is stored at once, for a run that is killed. Results that are not finite are never stored.
     """
     found = store.get(list(items))
     advance(len(found))

@@ -21,11 +21,9 @@ Conversation = tuple[Any, Any]
 
 
 class RewardModel:
-    """Scores responses with a reward model.
+    """Scores conversations, or pairs of texts if the tokenizer has no chat template.
 
-    With a chat template, prompt and response form one conversation. Without one, they are the two texts of a pair, as
-    for cross-encoders. A conversation that is longer than the model's limit loses its beginning, so that the end of
-    the response is always seen. `cut` counts such conversations.
+    A conversation longer than the model's limit loses its beginning. `cut` counts such conversations.
     """
 
     def __init__(self, name: str, store: ScoreCache, *, trust_remote_code: bool = False) -> None:
@@ -83,8 +81,7 @@ def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
     if config.num_labels != 1:
         raise ValueError(
             f"scorer={name!r} has {config.num_labels} labels ({', '.join(map(str, config.id2label.values()))}), and a "
-            "reward model has one. If one of them is the score you want, write a function "
-            "`score(prompt, responses)` that returns it and give its name: scorer='my_module:score'."
+            "reward model has one. To use one of them, give your own function: scorer='my_module:score'."
         )
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -98,8 +95,8 @@ def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     # Decoders read the score at the last token that is not padding, by this id.
-    if model.config.get_text_config().pad_token_id is None:
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    elif tokenizer.pad_token_id != model.config.get_text_config().pad_token_id:
-        tokenizer.pad_token_id = model.config.get_text_config().pad_token_id
+    text_config = model.config.get_text_config()
+    if text_config.pad_token_id is None:
+        text_config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.pad_token_id = text_config.pad_token_id
     return model.eval(), tokenizer

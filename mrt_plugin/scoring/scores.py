@@ -1,20 +1,20 @@
-"""Scores of responses, from a reward model or from a user's function."""
+"""Scores of responses from reward models and functions, how well scorers agree, and weights made of scores."""
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
-from tqdm.auto import tqdm
+from scipy.stats import rankdata
 
 from mrt_plugin.engine import check_engine, map_batches
 from mrt_plugin.extension import load_function
-from mrt_plugin.groups.batches import batch_size
+from mrt_plugin.groups.rows import with_column
 from mrt_plugin.options import Engine
-from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.cache import ScoreCache, cache_directory
 
 logger = logging.getLogger(__name__)
@@ -43,22 +43,14 @@ def score_groups(
             as `scorer(prompt, responses)`. Several scorers are given as a list, or as a string with commas. Then the
             first gives the scores, and the log reports how well the others agree with it.
         num_proc: number of processes that call a function. A reward model uses all cores in one process.
-        engine: `local`, or `ray` to run functions and reward models on its workers, with the same scores.
-        score_cache: the directory of the cache of a reward model's scores; by default $MRT_CACHE or
+        score_cache: the directory of the cache of a reward model's scores. By default $MRT_CACHE or
             ~/.cache/mrt-plugin.
         trust_remote_code: run code that comes with a reward model.
+        engine: `local`, or `ray` to run functions and reward models on its workers, with the same scores.
 
     Raises:
         CacheError: if the cache cannot be used.
-        ValueError: if the scorer does not give one finite number per response; the message names the group. Also if
-            there is no such model, or it has several labels.
-
-    Example:
-
-    ```python
-    shortest_first = score_groups(groups, lambda prompt, responses: [-len(response) for response in responses])
-    judged = score_groups(groups, "path/to/reward-model")
-    ```
+        ValueError: if there is no such model, it has several labels, or a group gets no finite score per response.
     """
     columns = score_columns(
         groups,
@@ -70,7 +62,7 @@ def score_groups(
     )
     (name, first), *others = columns.items()
     for other, column in others:
-        logger.info(rank_agreement(first["scores"], column["scores"]).summary(name, other))
+        logger.info(rank_agreement(name, first["scores"], other, column["scores"]))
     return with_scores(groups, first)
 
 
@@ -86,14 +78,29 @@ def score_columns(
     """Return a dataset with the column `scores` for each scorer by name. Takes the arguments of `score_groups`."""
     check_engine(engine)
     columns: dict[str, Dataset] = {}
+    groups = groups.select_columns(["id", "prompt", "responses"])
     for one in scorer_list(scorer):
         name = scorer_name(one)
         if name in columns:
             raise ValueError(f"The scorer {name} is named twice.")
+        shown: dict[str, Any] = {"description": f"Scoring ({name})", "engine": engine}
         if isinstance(one, str) and ":" not in one:
-            columns[name] = _by_model(groups, one, score_cache, trust_remote_code, engine)
+            import torch
+
+            shown |= {"batch_size": MODEL_BATCH, "threads": torch.get_num_threads()}
+            directory = str(cache_directory(score_cache).absolute())
+            model = {"name": one, "directory": directory, "trust": trust_remote_code}
+            answered = map_batches(groups, score_batch, model, _MODEL_SCORES, **shown)
+            _reward_model.cache_clear()  # later steps need its memory
+            if any(answered["cut"]):
+                what = "%s: %d conversations are longer than the %d tokens that it takes, and lost their beginning."
+                logger.warning(what, name, sum(answered["cut"]), answered["limit"][0])
+            columns[name] = answered.select_columns(["scores"])
         else:
-            columns[name] = _by_function(groups, one, num_proc, engine)
+            if isinstance(one, str):
+                load_function(one)  # a wrong name raises here, not in a worker
+            shown |= {"batch_size": BATCH, "num_proc": num_proc}
+            columns[name] = map_batches(groups, ask_batch, {"scorer": one}, _SCORES, **shown)
     if not columns:
         raise ValueError("scorer is empty: name a reward model, or a function.")
     return columns
@@ -117,7 +124,7 @@ def scorer_name(scorer: Scorer) -> str:
 
 
 _SCORES = Features({"scores": List(Value("float64"))})
-_MODEL_SCORES = Features({**_SCORES, "cut": Value("int64")})
+_MODEL_SCORES = Features({**_SCORES, "cut": Value("int64"), "limit": Value("int64")})
 
 BATCH = 32
 """Groups per batch of a function: between two steps of the progress bar, and per message to a worker."""
@@ -125,80 +132,26 @@ MODEL_BATCH = 256
 """Groups per batch of a model: enough texts of similar length to fill the model's batches."""
 
 
-def _by_model(
-    groups: Dataset, name: str, score_cache: str | Path | None, trust_remote_code: bool, engine: Engine
-) -> Dataset:
-    wanted = groups.select_columns(["id", "prompt", "responses"])
-    cut_message = "%s: %d conversations are longer than%s it takes, and lost their beginning."
-    if engine == "ray":
-        import torch
-
-        answered = map_batches(
-            wanted,
-            score_batch,
-            {"name": name, "directory": str(cache_directory(score_cache).absolute()), "trust": trust_remote_code},
-            _MODEL_SCORES,
-            batch_size=MODEL_BATCH,
-            description=f"Scoring ({name})",
-            engine=engine,
-            threads=torch.get_num_threads(),
-        )
-        if any(answered["cut"]):
-            logger.warning(cut_message, name, sum(answered["cut"]), "")
-        return answered.select_columns(["scores"])
-    from mrt_plugin.scoring.reward_model import RewardModel
-
-    model = RewardModel(name, ScoreCache(score_cache), trust_remote_code=trust_remote_code)
-    scores: list[list[float]] = []
-    with tqdm(desc=f"Scoring ({name})", unit=" groups", total=len(groups), delay=2) as bar:
-        for batch in wanted.iter(batch_size(wanted, MODEL_BATCH)):
-            scores += _score_with(model, batch, name)
-            bar.update(len(scores) - bar.n)
-    if model.cut:
-        logger.warning(cut_message, name, model.cut, f" the {model.longest} tokens that")
-    return Dataset.from_dict({"scores": scores}, features=_SCORES)
-
-
 def score_batch(batch: dict[str, list[Any]], *, name: str, directory: str, trust: bool) -> dict[str, list[Any]]:
     """Score the columns `id`, `prompt` and `responses` with a reward model. Stateless except for its cache.
 
-    Returns the columns `scores` and `cut`: in the first row the conversations of the batch that lost their beginning.
+    Returns the columns `scores`, `cut` (in the first row the conversations of the batch that lost their beginning)
+    and `limit` (the tokens that the model takes).
     """
     model = _reward_model(name, directory, trust)
     before = model.cut
-    scores = _score_with(model, batch, name)
-    return {"scores": scores, "cut": [model.cut - before] + [0] * (len(scores) - 1)}
+    groups = zip(batch["prompt"], batch["responses"], strict=True)
+    given = model.score([(prompt, response) for prompt, responses in groups for response in responses])
+    scores = np.split(given, np.cumsum([len(responses) for responses in batch["responses"]])[:-1])
+    cut = [model.cut - before] + [0] * (len(scores) - 1)
+    return {"scores": _checked(scores, batch, name), "cut": cut, "limit": [model.longest] * len(scores)}
 
 
-@cache  # a worker loads its model once
+@cache  # a process loads its model once
 def _reward_model(name: str, directory: str, trust: bool) -> Any:
     from mrt_plugin.scoring.reward_model import RewardModel
 
     return RewardModel(name, ScoreCache(directory), trust_remote_code=trust)
-
-
-def _score_with(model: Any, batch: Any, name: str) -> list[list[float]]:
-    groups = list(zip(batch["prompt"], batch["responses"], strict=True))
-    given = model.score([(prompt, response) for prompt, responses in groups for response in responses])
-    scores = np.split(given, np.cumsum([len(responses) for _, responses in groups])[:-1])
-    for group, (_, responses), some in zip(batch["id"], groups, scores, strict=True):
-        _check(some, len(responses), name, group)
-    return [some.tolist() for some in scores]
-
-
-def _by_function(groups: Dataset, scorer: Scorer, num_proc: int | None, engine: Engine) -> Dataset:
-    if isinstance(scorer, str):
-        load_function(scorer)  # a wrong name raises here, not in a worker
-    return map_batches(
-        groups.select_columns(["id", "prompt", "responses"]),
-        ask_batch,
-        {"scorer": scorer},
-        _SCORES,
-        batch_size=BATCH,
-        description="Scoring",
-        num_proc=num_proc,
-        engine=engine,
-    )
 
 
 def ask_batch(batch: dict[str, list[Any]], *, scorer: Scorer) -> dict[str, list[Any]]:
@@ -207,17 +160,61 @@ def ask_batch(batch: dict[str, list[Any]], *, scorer: Scorer) -> dict[str, list[
     Returns the column `scores`. A function that is loaded by name does not have to be pickled for a worker.
     """
     function = load_function(scorer) if isinstance(scorer, str) else scorer
-    answer = []
-    for name, prompt, responses in zip(batch["id"], batch["prompt"], batch["responses"], strict=True):
-        scores = np.asarray(function(prompt, responses), dtype=np.float64)
-        _check(scores, len(responses), "The scorer", name)
-        answer.append(scores.tolist())
-    return {"scores": answer}
+    groups = zip(batch["prompt"], batch["responses"], strict=True)
+    return {
+        "scores": _checked((np.asarray(function(*group), dtype=np.float64) for group in groups), batch, "The scorer")
+    }
 
 
-def _check(scores: np.ndarray, count: int, name: str, group: str) -> None:
-    if scores.shape != (count,) or not np.isfinite(scores).all():
-        raise ValueError(
-            f"{name} gave {scores.tolist()} for the {count} responses of group {group}: "
-            "it must give one finite number for each."
-        )
+def _checked(scores: Iterable[np.ndarray], batch: dict[str, list[Any]], scorer: str) -> list[list[float]]:
+    found = []
+    for given, responses, group in zip(scores, batch["responses"], batch["id"], strict=True):
+        if given.shape != (len(responses),) or not np.isfinite(given).all():
+            raise ValueError(
+                f"{scorer} gave {given.tolist()} for the {len(responses)} responses of group {group}: "
+                "it must give one finite number for each."
+            )
+        found.append(given.tolist())
+    return found
+
+
+def rank_agreement(
+    first: str, scores: Iterable[Sequence[float]], other: str, others: Iterable[Sequence[float]]
+) -> str:
+    """Return one line: the mean of Spearman's rank correlation in each group, and how often the best is the same."""
+    correlations: list[float] = []
+    same = 0
+    for a, b in zip(scores, others, strict=True):
+        x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+        if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+            continue
+        correlations.append(float(np.corrcoef(rankdata(x), rankdata(y))[0, 1]))
+        same += bool(((x == x.max()) & (y == y.max())).any())
+    count = len(correlations)
+    if not count:
+        return f"{other} and {first}: no group has responses that both score apart."
+    mean = round(math.fsum(correlations) / count, 12) + 0.0
+    return (
+        f"{other} agrees with {first}: rank correlation {mean:.2f} inside a group (mean of {count:,}), the same best "
+        f"response in {same / count:.0%}."
+    )
+
+
+def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:
+    """Return K weights with mean 1: w_j = K · exp(score_j / T) / sum_i exp(score_i / T), for a temperature T > 0."""
+    if not temperature > 0:
+        raise ValueError(f"weight_temperature={temperature!r} must be above 0.")
+    if not len(scores):
+        return []
+    given = np.asarray(scores, dtype=np.float64)
+    with np.errstate(over="ignore", under="ignore"):
+        powers = np.exp((given - given.max()) / temperature)
+    return list((powers * (len(given) / powers.sum())).tolist())
+
+
+def weigh_groups(groups: Dataset, temperature: float) -> Dataset:
+    """Return the groups with a column `weights` computed from their scores, which replaces an existing one."""
+    if "scores" not in groups.column_names:
+        raise ValueError("weights='softmax' needs scores: give a column `scores`, or a `scorer`.")
+    weights = [softmax_weights(scores, temperature) for scores in groups["scores"]]
+    return with_column(groups, "weights", weights, List(Value("float64")))

@@ -14,10 +14,8 @@ from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.problems import plural
 from mrt_plugin.groups.rows import keep_responses
 from mrt_plugin.options import Engine, SelectionOptions, check_options, names_of, take_options
-from mrt_plugin.scoring.agreement import rank_agreement
 from mrt_plugin.scoring.embedders import load_embedder
-from mrt_plugin.scoring.scores import score_columns, with_scores
-from mrt_plugin.scoring.weights import weigh_groups
+from mrt_plugin.scoring.scores import rank_agreement, score_columns, weigh_groups, with_scores
 from mrt_plugin.selection.allocation import SPREAD, Allocation, allocate, spread_batch
 from mrt_plugin.selection.decide import COUNTS, DECISION, choose_batch, embed_first
 from mrt_plugin.selection.pool import candidate_texts
@@ -242,7 +240,7 @@ class _Chooser:
         first, *rest = scores or [""]
         for name in rest:
             other = scores[name]
-            remarks.append(rank_agreement(scores[first]["scores"], other["scores"]).summary(first, name))
+            remarks.append(rank_agreement(first, scores[first]["scores"], name, other["scores"]))
             if strategy.needs_scores:
                 others = self._decide(with_scores(groups, other), allocated)["picked"][:]
                 changed = sum(len(set(ours) - set(theirs)) for ours, theirs in zip(picks, others, strict=True))

@@ -54,17 +54,10 @@ def parse_source(source: str) -> tuple[Adapter, dict[str, Any]]:
             raise ValueError(f"source {name!r} is no function. Write one that takes a row and yields groups.")
         adapter = found if isinstance(found, Adapter) else Adapter(name, found)
     else:
-        close = get_close_matches(name, SOURCES, n=1)
-        meant = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"source={name!r} is unknown.{meant} Known: {', '.join(SOURCES)}, or your own as file.py:name."
-        )
+        meant = "".join(f" Did you mean {close!r}?" for close in get_close_matches(name, SOURCES, n=1))
+        known = f"{', '.join(SOURCES)}, or your own as file.py:name"
+        raise ValueError(f"source={name!r} is unknown.{meant} Known: {known}.")
     return adapter, adapter.parse_options(options)
-
-
-def check_source(source: str) -> None:
-    """Raise ValueError unless the source and its options are known and valid. Reads no data."""
-    parse_source(source)
 
 
 def source_files(source: str | None) -> list[Path]:

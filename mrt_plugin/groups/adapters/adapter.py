@@ -1,6 +1,7 @@
 """The class of a source: a function from a row of a public format to rows that `load_groups` reads."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import Parameter, signature
@@ -67,9 +68,7 @@ class Adapter:
         for part in filter(None, (part.strip() for part in text.split(","))):
             option, equals, value = (word.strip() for word in part.partition("="))
             if not equals:
-                raise ValueError(
-                    f"source={f'{self.name}:{text}'!r}: {part!r} is no option: write option=value. {self._described()}"
-                )
+                raise ValueError(f"source {self.name!r}: write option=value, not {part!r}. {self._described()}")
             if option not in self.options:
                 raise ValueError(f"source {self.name!r} has no option {option!r}. {self._described()}")
             try:
@@ -86,8 +85,7 @@ class Adapter:
         described = []
         for name, (hint, default) in self.options.items():
             values = "|".join(get_args(hint)) if get_origin(hint) is Literal else "..."
-            shown = "" if default in (Parameter.empty, "") else f" (default {default})"
-            described.append(f"{name}={values}{shown}")
+            described.append(f"{name}={values}" + f" (default {default})" * (default not in (Parameter.empty, "")))
         return f"Its options: {', '.join(described)}." if described else "It has none."
 
     def check_row(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -100,11 +98,9 @@ class Adapter:
             raise _mismatch(error, row) from None
 
     def fits(self, row: dict[str, Any]) -> bool:
-        try:
-            self.check_row(row)
-        except Mismatch:
-            return False
-        return self.row is not None
+        with suppress(ValidationError):
+            return self.row is not None and bool(self._validator.validate_python(row))
+        return False
 
 
 def adapter(**columns: str) -> Callable[[Callable[..., Converted]], Adapter]:
@@ -119,11 +115,10 @@ def _mismatch(error: ValidationError, row: dict[str, Any]) -> Mismatch:
     steps = _steps(first["loc"], row)
     name = str(steps[0]) if steps else "row"
     if first["type"] == "missing":
-        holder = first["input"]
         if len(steps) == 1:
             return Mismatch(name, "the field is missing.")
-        found = ", ".join(f"`{key}`" for key in holder) if isinstance(holder, dict) else kind(holder)
-        return Mismatch(name, f"`{_path(steps[:-1])}` has no `{steps[-1]}`; it has {found or 'no fields'}.")
+        found = ", ".join(f"`{key}`" for key in first["input"]) or "no fields"
+        return Mismatch(name, f"`{_path(steps[:-1])}` has no `{steps[-1]}`; it has {found}.")
     allowed = [other["msg"].removeprefix("Input should be ") for other in errors if _steps(other["loc"], row) == steps]
     return Mismatch(name, f"`{_path(steps)}` is {kind(first['input'])}, but it must be {' or '.join(allowed)}.")
 

@@ -91,8 +91,7 @@ def ultrafeedback(
 
 
 def _rating(completion: Any, which: str) -> float | None:
-    field = {"overall": "overall_score", "fine_grained": "fine-grained_score"}.get(which)
-    if field:
+    if field := {"overall": "overall_score", "fine_grained": "fine-grained_score"}.get(which):
         value = completion.get(field)
     else:
         rating = str(((completion.get("annotations") or {}).get(which) or {}).get("Rating"))
@@ -282,9 +281,7 @@ def fields(
 ) -> Converted:
     """Yield a group or one response from the named fields. A dotted path goes into each item of a list."""
     if bool(responses) == bool(completion):
-        raise ValueError(
-            "source 'fields' needs either responses= (rows that hold a pool) or completion= (rows of one response)."
-        )
+        raise ValueError("source 'fields' needs either responses= (rows with a pool) or completion= (one response).")
     names = {"prompt": prompt, "responses": responses, "scores": scores, "weights": weights}
     if completion:
         names = {"prompt": prompt, "completion": completion, "score": score, "weight": weight}

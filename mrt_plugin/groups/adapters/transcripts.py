@@ -55,7 +55,7 @@ def _turns(parts: list[str]) -> list[Message] | None:
 
 
 def _has_empty_turn(turns: list[Message]) -> bool:
-    """Return whether a turn is empty. Chat templates cannot render such a turn sensibly."""
+    """Return whether a turn is empty, so that chat templates cannot render it sensibly."""
     return not all(has_text(turn["content"]) for turn in turns)
 
 

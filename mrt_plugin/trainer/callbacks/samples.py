@@ -13,7 +13,7 @@ from mrt_plugin.layout.group_row import IGNORE, as_group_row, segment_runs
 from mrt_plugin.sampling.local import draw_after
 from mrt_plugin.sampling.options import SamplingSettings
 from mrt_plugin.sampling.settings import Draw, draw_seed
-from mrt_plugin.scoring.cosine import alignment, coverage, diversity
+from mrt_plugin.scoring.cosine import coverage, diversity
 
 SEEN_ROWS = 2000
 """Number of rows from which the prompts are chosen."""
@@ -99,7 +99,7 @@ class HeldOutSamples:
             references = [str(decode(list(ids), skip_special_tokens=True)) for ids in prompt.references]
             vectors = self.embed([draw.text for draw in draws] + references)
             sampled, wanted = vectors[:each], vectors[each:]
-            figures.append((coverage(sampled, wanted), alignment(sampled, wanted), diversity(sampled)))
+            figures.append((coverage(sampled, wanted), coverage(wanted, sampled), diversity(sampled)))
         all_draws = [draw for draws in answers for draw in draws]
         names = ("coverage", "alignment", "diversity")
         return {
