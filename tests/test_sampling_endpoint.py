@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mrt_plugin import load_groups
 from mrt_plugin.evaluation.cases import read_cases
-from mrt_plugin.evaluation.samples import read_samples
+from mrt_plugin.evaluation.subject import read_samples
 from mrt_plugin.groups import DataError
 from mrt_plugin.pipeline.files import select_file
 from mrt_plugin.pipeline.job import PoolFile, SelectJob

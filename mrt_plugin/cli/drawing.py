@@ -161,22 +161,21 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         check_folders(models)
     for pool in [one.pool for one in models if one.pool is not None]:
         check_file(pool)
-    from mrt_plugin.evaluation.samples import sample_files
     from mrt_plugin.groups.paths import Named, check_paths
+    from mrt_plugin.sampling.journal import journal_path
     from mrt_plugin.scoring.cache import cache_file
 
-    drawn = [one for one in models if given.m and one.path is not None and one.pool is None]
-    written = [(f"the samples of {one.name}", path) for one in drawn for path in sample_files(given.output, one)]
+    written: list[Named] = []
+    for one in [one for one in models if given.m and one.path is not None and one.pool is None]:
+        samples = given.output / f"{one.file_name}.jsonl"
+        written += [(f"the samples of {one.name}", path) for path in (samples, journal_path(samples))]
     inputs: list[Named] = [("--data", given.data), *(("--pool", one.pool) for one in models)]
     inputs += [("--scorer", given.scorer), ("--checker", given.checker), ("--lm-eval-include", given.lm_eval_include)]
     folders = [given.tokenizer, given.embedder, *(path for one in models for path in (one.path, one.adapter))]
     cache = cache_file(given.score_cache)
     check_paths([*written, ("--report", given.report), ("the score cache", cache)], inputs, folders)
-    from mrt_plugin.evaluation.cases import read_cases
-    from mrt_plugin.evaluation.checkers import load_checker
-    from mrt_plugin.evaluation.evaluate_report import evaluation_report
+    from mrt_plugin.evaluation import How, evaluation_report, load_checker, read_cases
     from mrt_plugin.evaluation.forgetting import check_tasks
-    from mrt_plugin.evaluation.subject import How
     from mrt_plugin.scoring import load_embedder
 
     options |= vars(given) | {"max_tokens": given.max_tokens or None, "stop": tuple(given.stop or ())}
