@@ -24,7 +24,7 @@ from mrt_plugin.pipeline.files import select_file
 from mrt_plugin.pipeline.job import PoolFile, SelectJob
 from mrt_plugin.sampling import Endpoint, EndpointError, SamplingSettings, Unfinished, sample_pool
 from mrt_plugin.sampling.journal import Journal
-from mrt_plugin.sampling.settings import Draw, Reply
+from mrt_plugin.sampling.options import Draw, Reply
 
 PROMPTS = [
     {"prompt": [{"role": "user", "content": "Name a colour."}]},

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class MeasureOptions:
     """A model, and how it is measured."""
 
-    model: str | None = flag(None, "The model to fine-tune; without it no K.", "model")
+    model: str | None = flag(None, "The model to fine-tune, which measures loss and variance.", "model")
     adapter: str | None = flag(None, "Folder of an adapter to put on the model.", "adapter")
     tokenizer: str | None = flag(None, "Folder or name; the model's by default.", "tokenizer")
     loss_aggregation: LossAggregation = flag("token", "Of your training loss: token, prompt or response.")
@@ -131,26 +131,21 @@ def _show_plan(found: "Plan") -> None:
     if model is None:
         return say(f"\nNext: mrt plan {name} --model path/or/name")
     say("\nFor your recipe:\n", tell.yaml_block(found) or "")
-    say(
-        f"Next: mrt select {name} --selector random_k --k {model.best.k} --held-out 0.1 --output chosen.jsonl, or "
-        "train on this recipe.",
-    )
+    again = f"mrt select {name} --selector random_k --k {model.best.k} --held-out 0.1 --output chosen.jsonl"
+    say(f"Next: {again}, or train on this recipe.")
 
 
 @dataclass(kw_only=True)
 class AuditOptions(MeasureOptions):
     selection: str = argument(..., "The selected groups: JSONL, JSON or Parquet.", "data")
     pool: str = flag(..., "The groups they were selected from.", "data")
-    model: str | None = flag(None, "For loss and gradient: folder or name.", "model")
     selector: str | None = flag(None, "How the selection was made, if no manifest lies beside it.")
     alpha: float = training("alpha")
     similarity: Similarity = training("similarity")
-    embedder: str = flag("lexical", "For clusters: lexical, sentence-transformers, or a model.", "embedder")
     max_prompts: int = flag(200, "Prompts whose losses are measured.", min=2)
     gradient_prompts: int = flag(50, "Prompts whose gradients are; 0 for none.", min=0)
     splits: int = flag(20, "Halvings of each pool.", min=2)
     report: Path | None = flag(None, "Write the audit as one HTML file, to open offline.", "report")
-    seed: int = flag(0, "Of the draws.", min=0)
     json: bool = switch("Print the audit as JSON.")
 
 
@@ -337,7 +332,18 @@ def grid(given: GridOptions) -> None:
     title = f"{len(groups):,} prompts; a prompt costs {costs.prompt:.4g}, a response {costs.response:.4g}"
     table(("arm", "K", "prompts n", "pairs", "cost of an epoch"), rows, title=f"{title} ({costs.layout})")
     say(*(f"Left out: {line}" for line in found.left_out))
-    _say_next(output, lines, base is not None)
+    if output is None:
+        return say(
+            "Next: add --output grid to write the list of runs, and --recipe recipe.yaml for a recipe for each."
+        )
+    if base is not None:
+        count = len({line["recipe"] for line in lines})
+        say(f"{count} recipes and {output / RUNS}. What two arms have in common is trained once.")
+        say(f'Next: for recipe in {output}/*.yaml; do axolotl train "$recipe"; done')
+    else:
+        say("Next: train each with k=K on n prompts, load_groups(...).shuffle(seed=0).select(range(n)), and write its")
+        say(f"held-out loss into {output / RUNS}")
+    say(f"then: mrt grid --results {output / RUNS}")
 
 
 def _planned(plan: Path) -> "tuple[Costs, float]":
@@ -356,10 +362,8 @@ def _token_costs(groups: Any, base: dict[str, Any] | None, given: GridOptions) -
     recipe = base or {}
     tokenizer = given.tokenizer or recipe.get("tokenizer_config") or recipe.get("base_model")
     if tokenizer is None:
-        raise ValueError(
-            "Equal cost needs costs: --tokenizer (token counts), --plan (of `mrt plan --json`), or --cost-prompt and "
-            "--cost-response."
-        )
+        ways = "--tokenizer (token counts), --plan (of `mrt plan --json`), or --cost-prompt and --cost-response"
+        raise ValueError(f"Equal cost needs costs: {ways}.")
     from transformers import AutoTokenizer
 
     from mrt_plugin.encoding import Encoder, prepare_tokenizer
@@ -372,32 +376,14 @@ def _token_costs(groups: Any, base: dict[str, Any] | None, given: GridOptions) -
     return token_costs((encoder.encode_group(one["prompt"], one["responses"]) for one in some), given.layout)
 
 
-def _say_next(output: Path | None, lines: list[dict[str, Any]], recipes: bool) -> None:
-    if output is None:
-        return say(
-            "Next: add --output grid to write the list of runs, and --recipe recipe.yaml for a recipe for each."
-        )
-    listing = output / "runs.jsonl"
-    if recipes:
-        count = len({line["recipe"] for line in lines})
-        say(f"{count} recipes and {listing}. What two arms have in common is trained once.")
-        say(f'Next: for recipe in {output}/*.yaml; do axolotl train "$recipe"; done')
-        say(f"then: mrt grid --results {listing}")
-    else:
-        say("Next: train each with k=K on n prompts, load_groups(...).shuffle(seed=0).select(range(n)), and write its")
-        say(f"held-out loss into {listing}; then: mrt grid --results {listing}")
-
-
 def _show_results(path: Path, as_document: bool) -> None:
     from mrt_plugin.planning.fit import read_results, weigh_results
 
     runs, missing = read_results(path)
     shown = ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
     if missing and not runs:
-        raise ValueError(
-            f"{path}: no run has a result yet ({shown}). Train them, with val_set_size and an evaluation in the "
-            "recipe, or write each one's held-out `loss` into its line."
-        )
+        remedy = "Train them with val_set_size in the recipe, or write each one's held-out `loss` into its line."
+        raise ValueError(f"{path}: no run has a result yet ({shown}). {remedy}")
     found = weigh_results(runs)
     if as_document:
         return as_json({"arms": json_ready(found), "missing": missing})

@@ -15,7 +15,7 @@ from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.sources import open_source
 from mrt_plugin.groups.text import normalised
 from mrt_plugin.groups.write import rows_of
-from mrt_plugin.sampling.prompts import read_prompts
+from mrt_plugin.sampling.run import read_prompts
 
 NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 

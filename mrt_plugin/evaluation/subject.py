@@ -28,9 +28,8 @@ from mrt_plugin.models.named_model import NamedModel
 from mrt_plugin.planning.paired import Measured
 from mrt_plugin.planning.progress import Progress, counting
 from mrt_plugin.sampling.local import LocalModel
-from mrt_plugin.sampling.options import LocalOptions, SamplingSettings
+from mrt_plugin.sampling.options import Draw, LocalOptions, Sampler, SamplingSettings
 from mrt_plugin.sampling.run import sample_pool
-from mrt_plugin.sampling.settings import Draw, Sampler
 from mrt_plugin.scoring.cosine import cosines, diversity
 from mrt_plugin.scoring.embedders import Embedder
 from mrt_plugin.scoring.scores import Scorer, score_columns, scorer_list
