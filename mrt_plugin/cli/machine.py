@@ -169,10 +169,9 @@ def bench(given: BenchOptions) -> None:
 
 
 def _show_bench(result: "BenchResult") -> None:
-    machine = result.machine
     say(
-        f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, load {machine['load']} before; "
-        f"torch {machine['torch']}, transformers {machine['transformers']}, trl {machine['trl']}."
+        "{device}, {cores} cores, {threads} threads, load {load} before; torch {torch}, transformers {transformers}, "
+        "trl {trl}.".format_map(result.machine)
     )
     columns = ("", "batch", "pairs/s", "vs TRL", "of ratio", "peak MiB", "step MiB")
     for found in result.shapes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import mrt_plugin
 from mrt_plugin.cli.option import argument, command, flag, numbers, switch, training
 from mrt_plugin.cli.show import as_json, finish, json_ready, say, show_fits, stages, table, with_error
+from mrt_plugin.models.named_model import parse_models
 from mrt_plugin.options import LossAggregation, PaidLayout, PromptFormat, Similarity
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class MeasureOptions:
-    """A model, and how it is measured."""
-
     model: str | None = flag(None, "The model to fine-tune, which measures loss and variance.", "model")
     adapter: str | None = flag(None, "Folder of an adapter to put on the model.", "adapter")
     tokenizer: str | None = flag(None, "Folder or name; the model's by default.", "tokenizer")
@@ -33,12 +32,9 @@ class MeasureOptions:
     seed: int = flag(0, "Of the prompts drawn and of the bootstrap.", min=0)
 
     def _named(self) -> Any:
-        from mrt_plugin.models.named_model import parse_models
-
         return None if self.model is None else parse_models([self.model], adapter=self.adapter)[0]
 
     def folders(self) -> list[str | None]:
-        """Return the folders that models are read from."""
         named = self._named()
         return [self.tokenizer, self.embedder, *((named.path, named.adapter) if named else ())]
 
@@ -56,14 +52,11 @@ class MeasureOptions:
 
 @dataclass(kw_only=True)
 class CostOptions:
-    """What a prompt and a response cost."""
-
     layout: PaidLayout = flag("shared_prefix", "The layout you will train in: shared_prefix or expanded.")
     cost_prompt: float | None = flag(None, "C_p as you measured it, in any unit; with C_r.", gt=0)
     cost_response: float | None = flag(None, "C_r, likewise.", gt=0)
 
     def costs(self) -> "Costs | None":
-        """Return the costs that the user gave, or None. ValueError if only one of the two is given."""
         from mrt_plugin.planning.budget import Costs
 
         if (self.cost_prompt is None) != (self.cost_response is None):
@@ -303,9 +296,8 @@ def grid(given: GridOptions) -> None:
     stated, output = given.costs(), given.output
     ks = numbers(given.k, f"--k {given.k}: give whole numbers of at least 1 with commas, such as 1,2,4,8.")
     arms: Any = ARMS if given.arm is None else [name.strip() for name in given.arm.split(",")]
-    for name in arms:
-        if name not in ARMS:
-            raise ValueError(f"--arm {name!r} is unknown: choose of {', '.join(ARMS)}.")
+    for name in set(arms) - set(ARMS):
+        raise ValueError(f"--arm {name!r} is unknown: choose of {', '.join(ARMS)}.")
     inputs: list[Named] = [("the data", given.data), ("--recipe", given.recipe), ("--plan", given.plan)]
     if output is not None:
         check_paths([("the list of runs", output / RUNS)], inputs, [given.tokenizer])
@@ -347,7 +339,6 @@ def grid(given: GridOptions) -> None:
 
 
 def _planned(plan: Path) -> "tuple[Costs, float]":
-    """Return the costs and the budget of a plan."""
     from mrt_plugin.planning.budget import Costs
 
     try:

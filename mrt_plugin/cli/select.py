@@ -76,7 +76,6 @@ def _pools(data: list[str], sources: list[str]) -> list[PoolFile]:
 
 
 def _rules(text: str | None) -> Any:
-    """Return `default`, the rules in a YAML file, or rules given as YAML text."""
     if text is None or text == "default":
         return text
     import yaml

@@ -88,6 +88,8 @@ class Endpoint(EndpointOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.requests_per_minute is not None and not self.requests_per_minute > 0:
+            raise ValueError(f"requests_per_minute={self.requests_per_minute!r} must be above 0.")
         self.shown = mask_typed(str(self.url))
         try:
             address = httpx2.URL(self.url)
@@ -118,7 +120,7 @@ class Endpoint(EndpointOptions):
         _run(_Requests(self, task.report).draw_all(task))
 
     def _clean(self, body: bytes, at_least: int = 1) -> bytes:
-        """Mask secrets of `at_least` characters in a complete body, before it is cut or parsed."""
+        """Mask secrets of `at_least` characters in a complete body."""
         secrets = [secret for secret in self._secrets if len(secret) >= at_least]
         return mask(body.decode("latin-1"), secrets).encode("latin-1") if secrets else body
 
@@ -144,15 +146,14 @@ class _Requests:
             raise errors.exceptions[0] from None  # the first is the cause
 
     async def only_model(self) -> str:
-        place = self.endpoint.shown
-        async with self._client() as client:
-            try:
-                body = await self._send(client, "GET", "/models", None, lambda content: content)
-                names = [str(entry["id"]) for entry in json.loads(body)["data"]]
-            except (_Failed, ValueError, KeyError, TypeError, RecursionError) as problem:
-                raise EndpointError(f"{place}: it does not say which models it has ({problem}).") from None
+        try:
+            async with self._client() as client:
+                body = await self._send(client, "GET", "/models", None, bytes)
+            names = [str(entry["id"]) for entry in json.loads(body)["data"]]
+        except (_Failed, ValueError, KeyError, TypeError, RecursionError) as problem:
+            raise EndpointError(f"{self.endpoint.shown}: it does not say which models it has ({problem}).") from None
         if len(names) != 1:
-            raise EndpointError(f"{place} has {len(names)} models; name one: {', '.join(names[:20])}.")
+            raise EndpointError(f"{self.endpoint.shown} has {len(names)} models; name one: {', '.join(names[:20])}.")
         return names[0]
 
     @asynccontextmanager
@@ -264,13 +265,11 @@ class _Requests:
 
 def asked_wait(retry_after: str | None) -> float | None:
     """Return the seconds that a `Retry-After` header (a number or a date) requests, or None if it is invalid."""
-    if not retry_after:
-        return None
     try:
-        seconds = float(retry_after)
+        seconds = float(retry_after or "")
     except ValueError:
         try:
-            seconds = (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
+            seconds = (parsedate_to_datetime(retry_after or "") - datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError):
             return None
     return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else None

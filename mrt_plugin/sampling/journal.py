@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -92,10 +92,7 @@ class Journal(AbstractContextManager["Journal"]):
         return [found[first + index] for index in range(min(count, self.have(key, first)))]
 
     def _read(self, settings: dict[str, Any]) -> int:
-        """Index the existing lines and return the length of the complete part; 0 to restart the journal.
-
-        Draws made with other settings are refused. A journal without draws is restarted.
-        """
+        """Index the lines and return the length of the complete part; 0 to restart a journal without draws."""
         place, made = 0, settings
         with os.fdopen(os.dup(self._file), "rb") as file:
             file.seek(0)
@@ -120,14 +117,12 @@ class Journal(AbstractContextManager["Journal"]):
         return 0 if changed else place
 
     def _header(self, line: bytes) -> dict[str, Any]:
-        try:
+        with suppress(ValueError, KeyError, TypeError):
             header = json.loads(line)
-            made, version = dict(header["settings"]), header["journal"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{self.path}: this is not the journal of a sampling run; write elsewhere.") from None
-        if version != VERSION:
-            raise ValueError(f"{self.path}: a journal of version {version}; this is version {VERSION}. Remove it.")
-        return made
+            if header["journal"] == VERSION:
+                return dict(header["settings"])
+        what = f"this is not the journal of a sampling run of version {VERSION}"
+        raise ValueError(f"{self.path}: {what}; remove it, or write elsewhere.")
 
     def _index(self, replies: list[Reply], place: int) -> None:
         for number, reply in enumerate(replies):

@@ -95,11 +95,11 @@ class LocalModel(LocalOptions):
         if task.settings.max_tokens is None:
             raise ValueError("max_tokens is needed for a local model: it ends a response that rambles on.")
         model, encoder = self.load()
-        name = str(self.path) if self.adapter is None else f"{self.path}+{self.adapter}"
+        name = "+".join(str(part) for part in (self.path, self.adapter) if part is not None)
         plan = [(job, number) for job in task.jobs for number in range(job.first, job.first + job.wanted)]
         for start in range(0, len(plan), self.batch_size):
-            batch = plan[start : start + self.batch_size]
-            batch = [(job, number) for job, number in batch if number >= job.first + job.have]
+            planned = plan[start : start + self.batch_size]
+            batch = [(job, number) for job, number in planned if number >= job.first + job.have]
             if not batch:
                 continue
             task.report.requests += 1

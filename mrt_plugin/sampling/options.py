@@ -66,11 +66,6 @@ class EndpointOptions(_Checked):
     requests_per_minute: float | None = None
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.requests_per_minute is not None and not self.requests_per_minute > 0:
-            raise ValueError(f"requests_per_minute={self.requests_per_minute!r} must be above 0.")
-
 
 @dataclass(kw_only=True)
 class LocalOptions(_Checked):
@@ -172,8 +167,6 @@ class SamplingTask:
 
 
 class Sampler(Protocol):
-    """Anything that draws responses: an `Endpoint` or a `LocalModel`."""
-
     def identity(self) -> dict[str, Any]:
         """Return what the draws depend on besides the settings."""
 

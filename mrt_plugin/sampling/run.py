@@ -149,11 +149,6 @@ def sample_pool(
                     file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             if file.tell() == 0:
                 raise ValueError(f"There is nothing to write: no prompt got a response. {report.first_rejection}")
-    _log(report, keep_cut_off)
-    return report
-
-
-def _log(report: SampleReport, keep_cut_off: bool) -> None:
     total = report.whole + report.cut_off + report.unknown
     logger.info("%s: %d draws for %d prompts (%d from before).", report.output, total, report.prompts, report.reused)
     advice = "Raise max_tokens" + ("." if keep_cut_off else ": without them the pool favours short responses.")
@@ -165,6 +160,7 @@ def _log(report: SampleReport, keep_cut_off: bool) -> None:
     ):
         if count:
             logger.warning("%d %s", count, warning)
+    return report
 
 
 def read_prompts(data: Any, *, split: str = "train", source: str | None = None) -> tuple[list[tuple[str, Any]], int]:
@@ -191,9 +187,8 @@ def read_prompts(data: Any, *, split: str = "train", source: str | None = None) 
         if form != first[0]:
             problems.add(place, column, f"it is {form}, but {first[1]} has {first[0]}: use one form for all prompts.")
         given = row.get("id")
-        problem = None if given is None else id_problem(given)
         name = prompt_key(prompt) if given is None else str(given)
-        if problem:
+        if given is not None and (problem := id_problem(given)):
             problems.add(place, "id", problem)
         elif name not in found:
             found[name] = prompt
@@ -243,7 +238,7 @@ def _prompt(place: str, row: dict[str, Any], problems: Problems) -> tuple[str, A
 
 
 class Pool:
-    """The groups of a pool, and the columns of `mrt sample` that `load_groups` does not read, by the row's id."""
+    """The groups of a pool, and the columns of `mrt sample` that `load_groups` does not read, by row id."""
 
     def __init__(self, data: Any, split: str, source: str | None) -> None:
         self.groups = load_groups(data, split=split, source=source)
@@ -269,10 +264,7 @@ class Pool:
         return jobs
 
     def rows(self, *, rename: bool) -> Iterator[dict[str, Any]]:
-        """Yield the rows before any additions; with `rename`, scores and weights get the names in `BEFORE`.
-
-        Rows whose draws were all cut off come last, since `load_groups` skips them.
-        """
+        """Yield the rows without additions, last those that `load_groups` skips, whose draws were all cut off."""
         skipped = dict(self.written)
         for group in rows_of(self.groups):
             skipped.pop(group["id"], None)
@@ -303,7 +295,7 @@ def _aligned(responses: list[Any], written: dict[str, Any], column: str) -> list
 
 
 def _is_written_by_us(row: dict[str, Any]) -> bool:
-    """Return whether a row has the columns of `mrt sample`. Other data may use the same names with other meanings."""
+    """Return whether a row has the columns of `mrt sample`. Other data may give these names other meanings."""
     lists = [row.get(name) for name in ("responses", "samples", "truncated")]
     if not {"id", "prompt"} <= row.keys() or not all(isinstance(column, list) for column in lists):
         return False

@@ -74,7 +74,7 @@ class Pool:
     def scores(self) -> np.ndarray:
         """[N] float64, finite, in descending order. ValueError if the groups have none."""
         if self._scores is None:
-            raise ValueError("The selector needs scores: give the groups a column `scores`, or give a scorer.")
+            raise ValueError("The selector needs scores, and the groups have none: give `scores`, or a scorer.")
         return self._scores
 
     @property
