@@ -37,10 +37,8 @@ def check_prefix_backend(name: str) -> None:
     """Raise ValueError unless `name` is `auto`, a backend of the package, or the place of a user's own class."""
     known = ("auto", *PREFIX_BACKENDS)
     if name not in known and not is_extension(name):
-        raise ValueError(
-            f"prefix_backend={name!r} is unknown: choose one of {', '.join(known)}, or give your own class as "
-            "package.module:name or file.py:name."
-        )
+        own = "your own class as package.module:name or file.py:name"
+        raise ValueError(f"prefix_backend={name!r} is unknown: choose one of {', '.join(known)}, or {own}.")
     if name not in known and not isinstance(load_extension(name), type):
         raise ValueError(f"prefix_backend={name!r}: this is no class.")
 
@@ -293,24 +291,26 @@ _KINDS: dict[type, tuple[type, str]] = {
 
 
 def check_options(options: SelectionOptions | MultiResponseOptions) -> None:
-    """Check every option against its type and bounds, and against the options that it needs. Raises ValueError."""
+    """Raise ValueError for an option outside its type or bounds, or without the options that it needs."""
     part = MultiResponseOptions if isinstance(options, MultiResponseOptions) else type(options)
-    hints = get_type_hints(part)
-    for item in fields(part):
-        if "bounds" in item.metadata:
-            _check_value(item.name, getattr(options, item.name), hints[item.name], item.metadata["bounds"])
+    check_values(options, part)
     if isinstance(options, MultiResponseOptions):
         check_prefix_backend(options.prefix_backend)
     else:
         names = names_of(SelectionOptions)
         options = MultiResponseOptions(**{name: getattr(options, name) for name in names})
-    for reason, wrong in _contradictions(options).items():
-        if wrong:
-            raise ValueError(reason)
     unused = unused_options(options)
-    for name in _BUDGET:
-        if name in unused:
-            raise ValueError(unused[name])
+    reasons = [reason for reason, wrong in _contradictions(options).items() if wrong]
+    for reason in [*reasons, *(unused[name] for name in _BUDGET if name in unused)]:
+        raise ValueError(reason)
+
+
+def check_values(options: Any, part: type) -> None:
+    """Check the options that the dataclass `part` defines with `option`, each against its type and bounds."""
+    hints = get_type_hints(part)
+    for item in fields(part):
+        if "bounds" in item.metadata:
+            _check_value(item.name, getattr(options, item.name), hints[item.name], item.metadata["bounds"])
 
 
 def _check_value(name: str, value: Any, hint: Any, bounds: Bounds) -> None:
@@ -417,8 +417,7 @@ NEEDS = [
 
 
 def unused_options(options: MultiResponseOptions, given: Collection[str] | None = None) -> dict[str, str]:
-    """Return a message with the remedy for each option that has no effect, of those `given` by the user (by default
-    those whose value is not the default)."""
+    """Return a message for each option without effect, of those `given` (by default those with another value)."""
     if given is None:
         names = names_of(MultiResponseOptions)
         given = [name for name in names if getattr(options, name) != getattr(MultiResponseOptions, name)]
@@ -432,7 +431,7 @@ def unused_options(options: MultiResponseOptions, given: Collection[str] | None 
 
 
 def markdown() -> str:
-    """Return the reference page `docs/options.md`, one entry per option."""
+    """Return the reference page `docs/options.md`."""
     hints = get_type_hints(MultiResponseOptions)
     head = "Fields of `MultiResponseSFTConfig` and keys of a recipe's `mrt:` block, with type or values and default. "
     lines = ["# Options", "", head + "Made by `python -m mrt_plugin.options`.", ""]

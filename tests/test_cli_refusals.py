@@ -47,7 +47,7 @@ REFUSED: list[tuple[str, str]] = [
     ("sample pool.jsonl --model m --temperature nan", "'--temperature': nan must be"),
     ("sample pool.jsonl --endpoint http://localhost/v1 --timeout inf", "'--timeout': inf must be"),
     ("sample pool.jsonl --endpoint http://localhost/v1 --api talk", "'talk' is not one of 'chat', 'completions'"),
-    ("sample pool.jsonl --endpoint http://localhost/v1 --extra [1]", "must be an object"),
+    ("sample pool.jsonl --endpoint http://localhost/v1 --extra [1]", "is not JSON as in"),
     ("plan pool.jsonl --model m --budget double", "'--budget': budget='double' is neither a number of tokens"),
     ("plan pool.jsonl --model m --budget nanx", "'--budget': budget='nanx'"),
     ("plan pool.jsonl --model m --layout packed", "'packed' is not one of 'shared_prefix', 'expanded'"),

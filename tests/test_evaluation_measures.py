@@ -2,6 +2,7 @@
 
 import doctest
 import json
+from decimal import Decimal
 from importlib import import_module
 from itertools import combinations
 from pathlib import Path
@@ -13,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from interval_coverage import KEYS, null_verdicts
 
-from mrt_plugin.evaluation.cases import Case, read_cases
-from mrt_plugin.evaluation.checkers import last_number, load_checker
+from mrt_plugin.evaluation.cases import Case, last_number, load_checker, read_cases
 from mrt_plugin.evaluation.evaluate import differences
 from mrt_plugin.evaluation.forgetting import (
     Score,
@@ -25,7 +25,8 @@ from mrt_plugin.evaluation.forgetting import (
     verdict,
 )
 from mrt_plugin.evaluation.result import ReferenceMeans, Sample, label, outcome
-from mrt_plugin.evaluation.samples import (
+from mrt_plugin.evaluation.subject import (
+    Subject,
     add_rewards,
     best_of,
     closeness,
@@ -34,7 +35,6 @@ from mrt_plugin.evaluation.samples import (
     read_samples,
     reference_means,
 )
-from mrt_plugin.evaluation.subject import Subject
 from mrt_plugin.groups import DataError
 from mrt_plugin.models.named_model import NamedModel, add_pools, parse_models
 from mrt_plugin.planning.paired import Bootstrap, Measured
@@ -46,15 +46,20 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-EXAMPLES = ["checkers", "samples", "forgetting", "result"]
-OF_OTHER_ROOMS = ["models.named_model", "planning.paired"]
-
-
-@pytest.mark.parametrize("module", [*(f"evaluation.{name}" for name in EXAMPLES), *OF_OTHER_ROOMS])
+@pytest.mark.parametrize("module", ["evaluation.cases", "models.named_model", "planning.paired"])
 def test_the_examples_are_true(module: str) -> None:
     tried = doctest.testmod(import_module(f"mrt_plugin.{module}"))
     assert tried.attempted
     assert not tried.failed
+
+
+def test_small_values() -> None:
+    assert expected_best(np.array([3.0, 1.0, 2.0]), 2) == pytest.approx(8 / 3)  # of (3, 1), (3, 2) and (1, 2)
+    assert points_of_nll(2.0, 2.05) == pytest.approx(4.88, abs=0.005)
+    assert last_number("He pays 3 x $1,250.50 = $3,751.50.") == Decimal("3751.50")
+    assert outcome("coverage", [0.01, 0.03]) == "better"
+    assert outcome("nll_per_token", [0.01, 0.03]) == "worse"
+    assert outcome("length", [-1.0, 2.0]) == "unclear"
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -15,14 +15,12 @@ from typer.testing import CliRunner
 
 from mrt_plugin.cli import app
 from mrt_plugin.encoding import Encoder
-from mrt_plugin.evaluation.cases import Case, read_cases
-from mrt_plugin.evaluation.checkers import load_checker
+from mrt_plugin.evaluation.cases import Case, load_checker, read_cases
 from mrt_plugin.evaluation.evaluate import evaluate
 from mrt_plugin.evaluation.evaluate_report import evaluation_report
 from mrt_plugin.evaluation.held_out import held_out_nll, response_nll
 from mrt_plugin.evaluation.result import Evaluation, Sample
-from mrt_plugin.evaluation.samples import add_rewards
-from mrt_plugin.evaluation.subject import How
+from mrt_plugin.evaluation.subject import How, add_rewards
 from mrt_plugin.models.load import load_model, load_tokenizer
 from mrt_plugin.models.named_model import NamedModel, add_pools, parse_models
 from mrt_plugin.sampling import LocalModel, SamplingSettings
@@ -114,9 +112,9 @@ class TestSideBySide:
             model = load_model(folder / "base", adapter)
             encoder = Encoder(load_tokenizer(folder / "base"))
             groups = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
-            whole = held_out_nll(model, encoder, groups)
-            assert value(result, name, "nll_per_token") == pytest.approx(whole.nll_per_token, rel=1e-6)
-            assert value(result, name, "nll_per_response") == pytest.approx(whole.nll_per_response, rel=1e-6)
+            per_token, per_response = held_out_nll(model, encoder, groups)
+            assert value(result, name, "nll_per_token") == pytest.approx(per_token.value, rel=1e-6)
+            assert value(result, name, "nll_per_response") == pytest.approx(per_response.value, rel=1e-6)
         assert value(result, "base", "nll_per_token") != pytest.approx(
             value(result, "tuned", "nll_per_token"), abs=1e-4
         )
@@ -383,12 +381,12 @@ def command(*arguments: str) -> Any:
 def test_a_quantised_base_with_its_adapter(folder: Path, tmp_path: Path, cases: list[Case]) -> None:
     how = How(tmp_path, m=2, settings=SHORT, local=LocalOptions(load_in_4bit=True), embedder=load_embedder("lexical"))
     found = evaluated(cases, parse_models([f"{folder}/base", f"tuned={folder}/base+{folder}/run"]), how)
-    whole = held_out_nll(
+    whole, _ = held_out_nll(
         load_model(folder / "base", load_in_4bit=True),
         Encoder(load_tokenizer(folder / "base")),
         [{"prompt": case.prompt, "responses": case.references} for case in cases],
     )
-    assert value(found, "base", "nll_per_token") == pytest.approx(whole.nll_per_token, rel=1e-5)
+    assert value(found, "base", "nll_per_token") == pytest.approx(whole.value, rel=1e-5)
     (row,) = found["forgetting"]
     assert row["probe"][0]["before"] != row["probe"][0]["after"]
     assert found["how"]["load_in_4bit"] is True

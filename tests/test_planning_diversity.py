@@ -182,21 +182,6 @@ def test_allocation_does_not_depend_on_the_order_of_prompts():
     assert [one.k[i] for i in order] == other.k
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({}, "either target_total or mean_k"),
-        ({"mean_k": 2, "target_total": 4}, "either target_total or mean_k"),
-        ({"mean_k": 2, "min_k": 3, "max_k": 2}, "min_k <= max_k"),
-        ({"mean_k": math.inf}, "finite number"),
-        ({"mean_k": math.nan}, "finite number"),
-    ],
-)
-def test_allocation_refuses_options_that_contradict_each_other(options, words):
-    with pytest.raises(ValueError, match=words):
-        allocate([1.0], [4], ["a"], **options)
-
-
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), -0.5])
 def test_allocation_refuses_a_score_that_is_no_spread(score):
     with pytest.raises(ValueError, match=r"Group b has the allocation score .* at least 0"):

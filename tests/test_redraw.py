@@ -205,6 +205,7 @@ class TestOptions:
             ({"mean_k": 3.0}, "needs allocation='adaptive'"),
             ({"allocation": "adaptive", "mean_k": 3.0, "target_total": 9}, "give one of them"),
             ({"allocation": "adaptive", "min_k": 3, "max_k": 2}, "max_k is below min_k"),
+            ({"allocation": "adaptive", "mean_k": float("inf")}, "finite number"),
             ({"selector": "all", "n": 3}, "keeps every response"),
             ({"weights": "softmax", "weight_temperature": 0.0}, "finite number, above 0"),
         ],

@@ -19,7 +19,7 @@ from mrt_plugin.cli import app
 from mrt_plugin.encoding import Encoder, prepare_tokenizer
 from mrt_plugin.sampling import LocalModel, SamplingSettings, sample_pool
 from mrt_plugin.sampling.local import _Picker, draw_after
-from mrt_plugin.sampling.settings import Draw, Job, draw_seed
+from mrt_plugin.sampling.options import Draw, Job, draw_seed
 
 SHORT = SamplingSettings(max_tokens=6)
 

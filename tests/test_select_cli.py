@@ -482,7 +482,10 @@ class TestTheCommand:
             (["POOL", "--output", "c.jsonl", "--held-out", "2"], "above 0 and below 1"),
             (["POOL", "POOL", "--output", "c.jsonl"], "two pools are called pool"),
             (["POOL", "--output", "c.jsonl", "--proportion", "pool"], "write it as in --proportion chat=0.7"),
-            (["POOL", "--output", "c.jsonl", "--proportion", "pool=x"], "'x' is not a number"),
+            (
+                ["POOL", "--output", "c.jsonl", "--proportion", "pool=x"],
+                "pool=x: write it as in --proportion",
+            ),
             (["POOL", "--output", "c.jsonl", "--proportion", "other=1"], "give one for each"),
             (["POOL", "--output", "c.jsonl", "--proportion", "pool=1", "--total", "1000"], "Lower the total to 160"),
             (["POOL", "--output", "c.jsonl", "--total", "10"], "needs --proportion"),

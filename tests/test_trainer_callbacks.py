@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, Tr
 from mrt_plugin import MultiResponseSFTTrainer
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.options import MultiResponseOptions
-from mrt_plugin.sampling.settings import Draw
+from mrt_plugin.sampling.options import Draw
 from mrt_plugin.trainer.callbacks.held_out import HeldOutEarlyStopping, Overfitting
 from mrt_plugin.trainer.callbacks.samples import pick_prompts
 from mrt_plugin.trainer.callbacks.smoke import SmokeTestFailed, fault_of, trend

@@ -22,9 +22,7 @@ class SampleOptions:
     prompts: str | None = argument(None, "Prompts: JSONL, JSON, Parquet, a hub id, or .txt with one per line.", "data")
     output: Path = flag(Path("pool.jsonl"), "The pool to write, .jsonl. Also writes OUTPUT.journal.")
     endpoint: str | None = flag(None, "An OpenAI-compatible server, http://localhost:8000/v1 for example.")
-    model: str | None = flag(
-        None, "With --endpoint, the name of one of its models. Else a local model's path or name."
-    )
+    model: str | None = flag(None, "With --endpoint, one of its models. Else a local model's path or name.")
     n: int = flag(16, "Responses per prompt.", min=1)
     extend: str | None = flag(None, "A pool to fill up to --to responses per prompt.", "data")
     to: int | None = flag(None, "With --extend: responses that each prompt must have.", min=1)
@@ -53,7 +51,14 @@ def sample(given: SampleOptions, **options: Any) -> None:
     if (given.extend is None) != (given.to is None):
         raise ValueError("--extend POOL and --to N go together.")
     options |= vars(given) | {"max_tokens": given.max_tokens or None, "stop": tuple(given.stop or ())}
-    options["extra"] = _extra(given.extra)
+    try:
+        options["extra"] = json.loads(given.extra)
+    except ValueError:
+        options["extra"] = None
+    if not isinstance(options["extra"], dict):
+        from mrt_plugin.sampling.masking import mask_typed
+
+        raise ValueError(f'--extra {mask_typed(given.extra)!r} is not JSON as in {{"top_k": 20}}.')
     if given.model is not None and given.endpoint is None:
         check_folders(parse_models([given.model]))
     from mrt_plugin.sampling import Endpoint, sample_pool
@@ -82,23 +87,11 @@ def sample(given: SampleOptions, **options: Any) -> None:
     say(f"Next: mrt select {given.output} --output chosen.jsonl")
 
 
-def _extra(text: str) -> dict[str, Any]:
-    from mrt_plugin.sampling.masking import mask_typed
-
-    try:
-        value = json.loads(text)
-    except ValueError as problem:
-        raise ValueError(f"--extra {mask_typed(text)!r} is not JSON: {problem}.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f'--extra {mask_typed(text)!r} must be an object, {{"top_k": 20}} for example.')
-    return value
-
-
 @dataclass(kw_only=True)
 class EvaluateOptions:
     data: str = flag(..., "Held-out groups: prompts, with references if there are any.", "data")
     model: list[str] | None = flag(
-        None, "PATH, BASE+ADAPTER, or NAME= before either; may be repeated. With --endpoint, its models' names."
+        None, "[NAME=]PATH or [NAME=]BASE+ADAPTER; may be repeated. With --endpoint: names."
     )
     adapter: str | None = flag(None, "Folder of an adapter for the only --model.", "adapter")
     pool: list[str] | None = flag(None, "[NAME=]FILE of existing samples (mrt sample); none are drawn.")
@@ -108,11 +101,7 @@ class EvaluateOptions:
     max_prompts: int | None = flag(None, "The most prompts to evaluate on, drawn by a hash.", min=1)
     m: int = flag(16, "Samples per prompt; 0 for the NLL alone.", min=0)
     at: str | None = flag(None, "Numbers of samples to report at, with commas; by default 1,2,4,... up to M.")
-    embedder: str = flag(
-        "lexical",
-        "lexical, sentence-transformers, a model's name or path, or none.",
-        "embedder",
-    )
+    embedder: str = flag("lexical", "lexical, sentence-transformers, a model's name or path, or none.", "embedder")
     scorer: str | None = flag(None, "For the reward: a reward model's path or name, or module:function.", "scorer")
     score_cache: Path | None = flag(None, "Folder of the cache of vectors and scores.")
     checker: str | None = flag(None, "For pass@M: exact, numeric, module:function or file.py:function.")
@@ -140,11 +129,9 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
     Example: `mrt evaluate --model path/to/base --model path/to/base+outputs/run --data held_out.jsonl --m 8 --report
     evaluation.html`
     """
-    counts = None
-    if given.at is not None:
-        counts = numbers(given.at, f"--at {given.at}: write numbers with commas, each at least 1, as in --at 1,4,16.")
-    serve = None
-    url = given.endpoint
+    refusal = f"--at {given.at}: write numbers with commas, each at least 1, as in --at 1,4,16."
+    counts = None if given.at is None else numbers(given.at, refusal)
+    serve, url = None, given.endpoint
     if url is not None:
         from mrt_plugin.sampling import Endpoint
 
@@ -161,22 +148,21 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         check_folders(models)
     for pool in [one.pool for one in models if one.pool is not None]:
         check_file(pool)
-    from mrt_plugin.evaluation.samples import sample_files
     from mrt_plugin.groups.paths import Named, check_paths
+    from mrt_plugin.sampling.journal import journal_path
     from mrt_plugin.scoring.cache import cache_file
 
-    drawn = [one for one in models if given.m and one.path is not None and one.pool is None]
-    written = [(f"the samples of {one.name}", path) for one in drawn for path in sample_files(given.output, one)]
+    written: list[Named] = []
+    for one in [one for one in models if given.m and one.path is not None and one.pool is None]:
+        samples = given.output / f"{one.file_name}.jsonl"
+        written += [(f"the samples of {one.name}", path) for path in (samples, journal_path(samples))]
     inputs: list[Named] = [("--data", given.data), *(("--pool", one.pool) for one in models)]
     inputs += [("--scorer", given.scorer), ("--checker", given.checker), ("--lm-eval-include", given.lm_eval_include)]
     folders = [given.tokenizer, given.embedder, *(path for one in models for path in (one.path, one.adapter))]
     cache = cache_file(given.score_cache)
     check_paths([*written, ("--report", given.report), ("the score cache", cache)], inputs, folders)
-    from mrt_plugin.evaluation.cases import read_cases
-    from mrt_plugin.evaluation.checkers import load_checker
-    from mrt_plugin.evaluation.evaluate_report import evaluation_report
+    from mrt_plugin.evaluation import How, evaluation_report, load_checker, read_cases
     from mrt_plugin.evaluation.forgetting import check_tasks
-    from mrt_plugin.evaluation.subject import How
     from mrt_plugin.scoring import load_embedder
 
     options |= vars(given) | {"max_tokens": given.max_tokens or None, "stop": tuple(given.stop or ())}

@@ -34,8 +34,7 @@ def doctor(given: DoctorOptions) -> None:
     """
     from mrt_plugin.doctor.machine import inspect_machine
 
-    machine = inspect_machine()
-    report = None
+    machine, report = inspect_machine(), None
     if given.recipe is not None:
         from mrt_plugin.doctor.recipe import inspect_recipe
 
@@ -79,14 +78,12 @@ def _show_recipe(report: "RecipeReport") -> None:
             rows.append((name, *(f"{count:,}" for count in counts), f"{part.ratio:.2f}"))
     if rows:
         table(("data", "rows", "pairs", "trained", "expanded", "shared prefix", "ratio"), rows)
-        say("A row is a group, or part of a long one. Tokens are those of one forward pass.")
-        say("The ratio is expanded over shared tokens.")
+        say("A row is a group, or part of a long one. Tokens: of one forward pass; ratio: expanded over shared.")
     if report.steps is not None:
         say(f"{report.steps:,} optimizer steps on one process.")
     if report.layout is not None:
         say(f"layout: {report.layout} expected, backend {report.backend or 'none'}; training proves it first.")
-    if report.memory:
-        _show_memory(report)
+    _show_memory(report)
     say(*(f"note: {note}" for note in report.notes), *(f"problem: {problem}" for problem in report.problems))
     if report.problems:
         say(f"Next: fix {'this' if len(report.problems) == 1 else 'these'}, then mrt doctor {report.recipe}")
@@ -95,6 +92,8 @@ def _show_recipe(report: "RecipeReport") -> None:
 
 
 def _show_memory(report: "RecipeReport") -> None:
+    if not report.memory:
+        return
     rows = []
     for layout, found in report.memory.items():
         batch, length = report.batch[layout]
@@ -170,10 +169,9 @@ def bench(given: BenchOptions) -> None:
 
 
 def _show_bench(result: "BenchResult") -> None:
-    machine = result.machine
     say(
-        f"{machine['device']}, {machine['cores']} cores, {machine['threads']} threads, load {machine['load']} before; "
-        f"torch {machine['torch']}, transformers {machine['transformers']}, trl {machine['trl']}."
+        "{device}, {cores} cores, {threads} threads, load {load} before; torch {torch}, transformers {transformers}, "
+        "trl {trl}.".format_map(result.machine)
     )
     columns = ("", "batch", "pairs/s", "vs TRL", "of ratio", "peak MiB", "step MiB")
     for found in result.shapes:
@@ -241,9 +239,7 @@ def demo(given: DemoOptions) -> None:
 @dataclass(kw_only=True)
 class SimulateOptions:
     output: Path = flag(Path("simulation"), "Folder for results.json, report.html and a PNG per experiment.")
-    only: str | None = flag(
-        None, "Names with commas: variance, budget, lottery, by_selector, gradients, bridge, tokens."
-    )
+    only: str | None = flag(None, "With commas: variance, budget, lottery, by_selector, gradients, bridge, tokens.")
     seed: int = flag(0, "Of every draw; the paper's networks keep their own.", min=0)
     fit: Path | None = flag(None, "Instead: fit a + b/K to JSONL of `k`, `loss`, maybe `arm`.", "file")
     json: bool = switch("Print the results as JSON.")
@@ -263,12 +259,7 @@ def simulate(given: SimulateOptions) -> None:
     if given.fit is not None:
         from mrt_plugin.planning.fit import fit_runs, read_runs
 
-        fits = fit_runs(read_runs(given.fit))
-        if given.json:
-            as_json(json_ready(fits))
-        else:
-            show_fits(fits)
-        return
+        return finish(given, fit_runs(read_runs(given.fit)), json_ready, show_fits)
     from mrt_plugin.groups.paths import check_paths
     from mrt_plugin.simulation.run import COLUMNS, EXPERIMENTS, run_experiments, write_report
 

@@ -1,7 +1,4 @@
-"""Define the options of commands, and check their values before a command starts.
-
-Types, defaults, help and bounds of training options come from `mrt_plugin.options`.
-"""
+"""Define the options of commands, and check their values before a command starts."""
 
 from collections.abc import Callable
 from dataclasses import MISSING, Field, field, fields
@@ -26,13 +23,7 @@ Kind = Literal["option", "switch", "argument"]
 
 
 def flag(
-    default: Any,
-    help: str,
-    check: str = "",
-    *names: str,
-    kind: Kind = "option",
-    min: int | None = None,
-    **bounds: float,
+    default: Any, help: str, check: str = "", *names: str, kind: Kind = "option", min: int | None = None, **bounds: Any
 ) -> Any:
     """Define a field that is an option, with a check of `CHECKS` or `Bounds`. With `...` as default it is required."""
     said = {"help": help, "bounds": Bounds(**bounds), "check": check, "names": names, "kind": kind, "min": min}
@@ -44,16 +35,12 @@ argument = partial(flag, kind="argument")
 
 
 def training(name: str) -> Any:
-    """Define a field that is the training option `name`."""
     item = MultiResponseOptions.__dataclass_fields__[name]
     return field(default=item.default, metadata=item.metadata)
 
 
 def command(own: type, *parts: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a function of the options `own`, so that Typer takes them by the names of the fields.
-
-    The options of `parts` that `own` does not define come as keyword arguments.
-    """
+    """Give Typer the options `own` of a function, and as its keyword arguments what `parts` define besides."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
@@ -83,12 +70,11 @@ def _typer(item: Field[Any]) -> Any:
     callback = _callback(CHECKS.get(said["check"], partial(_check_bounds, said["bounds"])))
     if kind == "argument":
         return typer.Argument(help=said["help"], callback=callback)
-    names = [f"--{item.name.replace('_', '-')}"] if kind == "switch" else said["names"]
+    names = [_flag(item.name)] if kind == "switch" else said["names"]
     return typer.Option(*names, help=said["help"], callback=callback, min=said["min"])
 
 
 def part_of(part: type, options: dict[str, Any]) -> dict[str, Any]:
-    """Return those of the options that are fields of a dataclass."""
     return {item.name: options[item.name] for item in fields(part) if item.name in options}
 
 
@@ -130,7 +116,6 @@ def _check_budget(text: str) -> None:
 
 
 def _check_code(name: str) -> None:
-    """Check that the file of a user's `file.py:name` exists."""
     place = name.rpartition(":")[0]
     if is_extension(name) and place.endswith(".py"):
         check_file(place)
@@ -174,7 +159,6 @@ def _flag(name: str) -> str:
 
 
 def _with(names: tuple[str, ...], *others: str) -> Need:
-    """Return the need of the options `names` for one of the options `others`."""
     return Need(names, lambda o: any(getattr(o, other) for other in others), " or ".join(map(_flag, others)))
 
 
@@ -247,20 +231,15 @@ LOGGING = ("sample", "select", "plan", "audit", "evaluate", "grid")
 
 
 class CheckedCommand(TyperCommand):
-    """Refuse options that were given and have no effect. Defaults never count as given.
-
-    Every error that the user can fix is one line, with exit status 1.
-    """
+    """Refuse options that were given and have no effect. What the user can fix is one line, with exit status 1."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the options and check their values."""
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as problem:
             raise_plainly(problem.format_message())
 
     def invoke(self, ctx: Any) -> Any:
-        """Check, and run the command."""
         command, values = str(ctx.info_name), SimpleNamespace(**{**vars(MultiResponseOptions()), **ctx.params})
         given = [item for item in self.params if ctx.get_parameter_source(item.name).name != "DEFAULT"]
         alone, beside = ALONE.get(command, ("", ()))

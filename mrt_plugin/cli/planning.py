@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import mrt_plugin
 from mrt_plugin.cli.option import argument, command, flag, numbers, switch, training
 from mrt_plugin.cli.show import as_json, finish, json_ready, say, show_fits, stages, table, with_error
+from mrt_plugin.models.named_model import parse_models
 from mrt_plugin.options import LossAggregation, PaidLayout, PromptFormat, Similarity
 
 if TYPE_CHECKING:
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class MeasureOptions:
-    """A model, and how it is measured."""
-
-    model: str | None = flag(None, "The model to fine-tune; without it no K.", "model")
+    model: str | None = flag(None, "The model to fine-tune, which measures loss and variance.", "model")
     adapter: str | None = flag(None, "Folder of an adapter to put on the model.", "adapter")
     tokenizer: str | None = flag(None, "Folder or name; the model's by default.", "tokenizer")
     loss_aggregation: LossAggregation = flag("token", "Of your training loss: token, prompt or response.")
@@ -33,12 +32,9 @@ class MeasureOptions:
     seed: int = flag(0, "Of the prompts drawn and of the bootstrap.", min=0)
 
     def _named(self) -> Any:
-        from mrt_plugin.models.named_model import parse_models
-
         return None if self.model is None else parse_models([self.model], adapter=self.adapter)[0]
 
     def folders(self) -> list[str | None]:
-        """Return the folders that models are read from."""
         named = self._named()
         return [self.tokenizer, self.embedder, *((named.path, named.adapter) if named else ())]
 
@@ -56,14 +52,11 @@ class MeasureOptions:
 
 @dataclass(kw_only=True)
 class CostOptions:
-    """What a prompt and a response cost."""
-
     layout: PaidLayout = flag("shared_prefix", "The layout you will train in: shared_prefix or expanded.")
     cost_prompt: float | None = flag(None, "C_p as you measured it, in any unit; with C_r.", gt=0)
     cost_response: float | None = flag(None, "C_r, likewise.", gt=0)
 
     def costs(self) -> "Costs | None":
-        """Return the costs that the user gave, or None. ValueError if only one of the two is given."""
         from mrt_plugin.planning.budget import Costs
 
         if (self.cost_prompt is None) != (self.cost_response is None):
@@ -131,26 +124,21 @@ def _show_plan(found: "Plan") -> None:
     if model is None:
         return say(f"\nNext: mrt plan {name} --model path/or/name")
     say("\nFor your recipe:\n", tell.yaml_block(found) or "")
-    say(
-        f"Next: mrt select {name} --selector random_k --k {model.best.k} --held-out 0.1 --output chosen.jsonl, or "
-        "train on this recipe.",
-    )
+    again = f"mrt select {name} --selector random_k --k {model.best.k} --held-out 0.1 --output chosen.jsonl"
+    say(f"Next: {again}, or train on this recipe.")
 
 
 @dataclass(kw_only=True)
 class AuditOptions(MeasureOptions):
     selection: str = argument(..., "The selected groups: JSONL, JSON or Parquet.", "data")
     pool: str = flag(..., "The groups they were selected from.", "data")
-    model: str | None = flag(None, "For loss and gradient: folder or name.", "model")
     selector: str | None = flag(None, "How the selection was made, if no manifest lies beside it.")
     alpha: float = training("alpha")
     similarity: Similarity = training("similarity")
-    embedder: str = flag("lexical", "For clusters: lexical, sentence-transformers, or a model.", "embedder")
     max_prompts: int = flag(200, "Prompts whose losses are measured.", min=2)
     gradient_prompts: int = flag(50, "Prompts whose gradients are; 0 for none.", min=0)
     splits: int = flag(20, "Halvings of each pool.", min=2)
     report: Path | None = flag(None, "Write the audit as one HTML file, to open offline.", "report")
-    seed: int = flag(0, "Of the draws.", min=0)
     json: bool = switch("Print the audit as JSON.")
 
 
@@ -308,9 +296,8 @@ def grid(given: GridOptions) -> None:
     stated, output = given.costs(), given.output
     ks = numbers(given.k, f"--k {given.k}: give whole numbers of at least 1 with commas, such as 1,2,4,8.")
     arms: Any = ARMS if given.arm is None else [name.strip() for name in given.arm.split(",")]
-    for name in arms:
-        if name not in ARMS:
-            raise ValueError(f"--arm {name!r} is unknown: choose of {', '.join(ARMS)}.")
+    for name in set(arms) - set(ARMS):
+        raise ValueError(f"--arm {name!r} is unknown: choose of {', '.join(ARMS)}.")
     inputs: list[Named] = [("the data", given.data), ("--recipe", given.recipe), ("--plan", given.plan)]
     if output is not None:
         check_paths([("the list of runs", output / RUNS)], inputs, [given.tokenizer])
@@ -337,11 +324,21 @@ def grid(given: GridOptions) -> None:
     title = f"{len(groups):,} prompts; a prompt costs {costs.prompt:.4g}, a response {costs.response:.4g}"
     table(("arm", "K", "prompts n", "pairs", "cost of an epoch"), rows, title=f"{title} ({costs.layout})")
     say(*(f"Left out: {line}" for line in found.left_out))
-    _say_next(output, lines, base is not None)
+    if output is None:
+        return say(
+            "Next: add --output grid to write the list of runs, and --recipe recipe.yaml for a recipe for each."
+        )
+    if base is not None:
+        count = len({line["recipe"] for line in lines})
+        say(f"{count} recipes and {output / RUNS}. What two arms have in common is trained once.")
+        say(f'Next: for recipe in {output}/*.yaml; do axolotl train "$recipe"; done')
+    else:
+        say("Next: train each with k=K on n prompts, load_groups(...).shuffle(seed=0).select(range(n)), and write its")
+        say(f"held-out loss into {output / RUNS}")
+    say(f"then: mrt grid --results {output / RUNS}")
 
 
 def _planned(plan: Path) -> "tuple[Costs, float]":
-    """Return the costs and the budget of a plan."""
     from mrt_plugin.planning.budget import Costs
 
     try:
@@ -356,10 +353,8 @@ def _token_costs(groups: Any, base: dict[str, Any] | None, given: GridOptions) -
     recipe = base or {}
     tokenizer = given.tokenizer or recipe.get("tokenizer_config") or recipe.get("base_model")
     if tokenizer is None:
-        raise ValueError(
-            "Equal cost needs costs: --tokenizer (token counts), --plan (of `mrt plan --json`), or --cost-prompt and "
-            "--cost-response."
-        )
+        ways = "--tokenizer (token counts), --plan (of `mrt plan --json`), or --cost-prompt and --cost-response"
+        raise ValueError(f"Equal cost needs costs: {ways}.")
     from transformers import AutoTokenizer
 
     from mrt_plugin.encoding import Encoder, prepare_tokenizer
@@ -372,32 +367,14 @@ def _token_costs(groups: Any, base: dict[str, Any] | None, given: GridOptions) -
     return token_costs((encoder.encode_group(one["prompt"], one["responses"]) for one in some), given.layout)
 
 
-def _say_next(output: Path | None, lines: list[dict[str, Any]], recipes: bool) -> None:
-    if output is None:
-        return say(
-            "Next: add --output grid to write the list of runs, and --recipe recipe.yaml for a recipe for each."
-        )
-    listing = output / "runs.jsonl"
-    if recipes:
-        count = len({line["recipe"] for line in lines})
-        say(f"{count} recipes and {listing}. What two arms have in common is trained once.")
-        say(f'Next: for recipe in {output}/*.yaml; do axolotl train "$recipe"; done')
-        say(f"then: mrt grid --results {listing}")
-    else:
-        say("Next: train each with k=K on n prompts, load_groups(...).shuffle(seed=0).select(range(n)), and write its")
-        say(f"held-out loss into {listing}; then: mrt grid --results {listing}")
-
-
 def _show_results(path: Path, as_document: bool) -> None:
     from mrt_plugin.planning.fit import read_results, weigh_results
 
     runs, missing = read_results(path)
     shown = ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
     if missing and not runs:
-        raise ValueError(
-            f"{path}: no run has a result yet ({shown}). Train them, with val_set_size and an evaluation in the "
-            "recipe, or write each one's held-out `loss` into its line."
-        )
+        remedy = "Train them with val_set_size in the recipe, or write each one's held-out `loss` into its line."
+        raise ValueError(f"{path}: no run has a result yet ({shown}). {remedy}")
     found = weigh_results(runs)
     if as_document:
         return as_json({"arms": json_ready(found), "missing": missing})

@@ -1,11 +1,12 @@
 """`mrt select`: choose responses, and write a file that is ready to train on, with its manifest."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrt_plugin.cli.option import argument, command, flag, switch
-from mrt_plugin.cli.show import as_json, finish, json_ready, say, table
+from mrt_plugin.cli.show import finish, json_ready, say, table
 from mrt_plugin.pipeline.job import PoolFile, SelectJob
 
 if TYPE_CHECKING:
@@ -17,9 +18,7 @@ class SelectOptions:
     data: list[str] | None = argument(None, "The pools: JSONL, JSON or Parquet files, or hub ids.", "data")
     output: Path | None = flag(None, "The file to write: .jsonl or .parquet.", "", "--output", "--out")
     source: list[str] | None = flag(None, "The public format of the pools, by name. Give it once, or once per pool.")
-    curation: str | None = flag(
-        None, "Rules: `default`, a .yaml file (a list, or a recipe's mrt.curation), or YAML as text."
-    )
+    curation: str | None = flag(None, "Rules: `default`, a .yaml file (a list, or a recipe's mrt.curation), or YAML.")
     tokenizer: str | None = flag(None, "Counts tokens in rules and statistics. Estimated by default.", "tokenizer")
     proportion: list[str] | None = flag(None, "NAME=SHARE for each pool. NAME is the file's name without its ending.")
     export: list[str] | None = flag(None, "Also write sft=FILE.jsonl or dpo=FILE.jsonl.")
@@ -43,14 +42,11 @@ def select(given: SelectOptions, **options: Any) -> None:
     if given.from_manifest is not None:
         from mrt_plugin.pipeline.files import remake
 
-        held_out_output, pools = options["held_out_output"], given.data or []
-        files = remake(given.from_manifest, given.output, held_out_output=held_out_output, pools=pools)
-        if given.json:
-            as_json({"files": json_ready(files)})
-        for written in [] if given.json else files:
-            counts = f"{written.groups:,} groups, {written.responses:,} responses"
-            say(f"{written.path}: {counts}, the same bytes as before.")
-        return
+        aside, pools = options["held_out_output"], given.data or []
+        files = remake(given.from_manifest, given.output, held_out_output=aside, pools=pools)
+        lines = [f"{one.path}: {one.groups:,} groups, {one.responses:,} responses" for one in files]
+        again = [f"{line}, the same bytes as before." for line in lines]
+        return finish(given, {"files": files}, json_ready, lambda found: say(*again))
     if not given.data:
         raise ValueError("say what to select from: a pool's file, or --from-manifest.")
     from mrt_plugin.pipeline.files import check_job_paths, select_file
@@ -58,8 +54,8 @@ def select(given: SelectOptions, **options: Any) -> None:
     job = SelectJob(
         pools=_pools(given.data, given.source or []),
         output=given.output,
-        proportions=_shares(given.proportion),
-        exports={kind: Path(path) for kind, path in _pairs(given.export, "--export", "sft=FILE.jsonl")},
+        proportions=_pairs(given.proportion, float, "--proportion", "chat=0.7") or None,
+        exports=_pairs(given.export, Path, "--export", "sft=FILE.jsonl"),
         also_read=[path for path in (given.curation, given.tokenizer) if path is not None],
         **options,
     )
@@ -80,7 +76,6 @@ def _pools(data: list[str], sources: list[str]) -> list[PoolFile]:
 
 
 def _rules(text: str | None) -> Any:
-    """Return `default`, the rules in a YAML file, or rules given as YAML text."""
     if text is None or text == "default":
         return text
     import yaml
@@ -95,23 +90,16 @@ def _rules(text: str | None) -> Any:
     return rules
 
 
-def _shares(texts: list[str] | None) -> dict[str, float] | None:
-    shares = {}
-    for name, value in _pairs(texts, "--proportion", "chat=0.7"):
-        try:
-            shares[name] = float(value)
-        except ValueError:
-            raise ValueError(f"--proportion {name}={value}: {value!r} is not a number.") from None
-    return shares or None
-
-
-def _pairs(texts: list[str] | None, option: str, example: str) -> list[tuple[str, str]]:
-    pairs = []
+def _pairs(texts: list[str] | None, read: Callable[[str], Any], option: str, example: str) -> dict[str, Any]:
+    pairs = {}
     for text in texts or []:
         name, _, value = text.partition("=")
+        try:
+            pairs[name] = read(value)
+        except ValueError:
+            value = ""
         if not value:
             raise ValueError(f"{option} {text}: write it as in {option} {example}.")
-        pairs.append((name, value))
     return pairs
 
 

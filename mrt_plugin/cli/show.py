@@ -1,16 +1,16 @@
 """Show results on stdout, and progress and errors on stderr."""
 
-import dataclasses
 import errno
 import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -23,7 +23,6 @@ Made = Callable[[Any], Any]
 
 
 def say(*lines: str) -> None:
-    """Write lines for people."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for line in lines:
         console.print(line)
@@ -44,17 +43,8 @@ def as_json(result: Any) -> None:
     print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def json_ready(value: Any) -> Any:
-    """Return dataclasses as dictionaries, tuples as lists and paths as strings. Infinity and NaN become None."""
-    if dataclasses.is_dataclass(value):
-        value = {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {name: json_ready(part) for name, part in value.items()}
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, list | tuple):
-        return [json_ready(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+json_ready = partial(to_jsonable_python, inf_nan_mode="null")
+"""Return dataclasses as dictionaries, tuples as lists and paths as strings. Infinity and NaN become None."""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
@@ -109,27 +99,22 @@ def plain_errors() -> Iterator[None]:
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        raise_plainly(f"{error}{_remedy(error)}", error)
+        message, full = str(error), (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if isinstance(error, OSError) and (error.errno in full or "No space left" in message):
+            import datasets
+
+            message += (
+                ". Free some space and run the same command again: finished work is kept. Besides its results, a "
+                f"command writes to {datasets.config.HF_DATASETS_CACHE} (HF_DATASETS_CACHE), to the cache of scores "
+                "(MRT_CACHE) and to the folder for temporary files (TMPDIR)."
+            )
+        raise_plainly(message, error)
 
 
 def raise_plainly(message: str, cause: Exception | None = None) -> NoReturn:
     """Write one error message and exit with status 1."""
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"error: {message}")
     raise typer.Exit(1) from cause
-
-
-def _remedy(error: Exception) -> str:
-    """Return what to do after a library found a full disk, since its own message does not say."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if not isinstance(error, OSError) or (error.errno not in full and "No space left" not in str(error)):
-        return ""
-    import datasets
-
-    return (
-        ". Free some space and run the same command again: finished work is kept. Besides its results, a command "
-        f"writes to {datasets.config.HF_DATASETS_CACHE} (HF_DATASETS_CACHE), to the cache of scores (MRT_CACHE) and "
-        "to the folder for temporary files (TMPDIR)."
-    )
 
 
 @contextmanager

@@ -91,12 +91,12 @@ def run_demo(
         for number, run in enumerate(runs):
             adapter = None if run["adapter"] is None else work / run["adapter"]
             model = load_model(work / "model", adapter, load_in_4bit=True)
-            nll = held_out_nll(model, encoder, groups)
+            per_token, per_response = held_out_nll(model, encoder, groups)
             distance, seen = truth_distance(model, encoder, held_out), truth_distance(model, encoder, train)
             run.update(
-                held_out_nll=nll.nll_per_token,
-                held_out_nll_per_response=nll.nll_per_response,
-                held_out_tokens=nll.tokens,
+                held_out_nll=per_token.value,
+                held_out_nll_per_response=per_response.value,
+                held_out_tokens=int(per_token.weights.sum()),
                 kl=distance.kl,
                 coverage=distance.coverage,
                 elsewhere=distance.elsewhere,

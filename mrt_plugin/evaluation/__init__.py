@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 from mrt_plugin.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mrt_plugin.evaluation.cases import read_cases
-    from mrt_plugin.evaluation.checkers import load_checker
+    from mrt_plugin.evaluation.cases import load_checker, read_cases
     from mrt_plugin.evaluation.evaluate_report import evaluation_report
     from mrt_plugin.evaluation.subject import How
 
@@ -17,7 +16,7 @@ __getattr__ = lazy_names(
     {
         "How": ".subject",
         "evaluation_report": ".evaluate_report",
-        "load_checker": ".checkers",
+        "load_checker": ".cases",
         "read_cases": ".cases",
     },
 )

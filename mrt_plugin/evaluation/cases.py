@@ -1,16 +1,21 @@
-"""Read the cases of an evaluation: prompts, each with its reference responses, if any."""
+"""Read the cases of an evaluation (prompts with references, if any), and check whether responses to them are right."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from mrt_plugin.extension import load_function
 from mrt_plugin.groups import load_groups, prompt_key
 from mrt_plugin.groups.keys import digest
-from mrt_plugin.groups.messages import response_text
+from mrt_plugin.groups.messages import normalised, response_text
 from mrt_plugin.groups.sources import open_source
 from mrt_plugin.groups.write import rows_of
-from mrt_plugin.sampling.prompts import read_prompts
+from mrt_plugin.sampling.run import read_prompts
+
+NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
 @dataclass
@@ -90,3 +95,70 @@ def _has_reference(row: Mapping[str, Any]) -> bool:
         return isinstance(last, dict) and last.get("role") == "assistant"
     responses = row.get("responses", row.get("completion"))
     return any(bool(response) for response in responses) if isinstance(responses, list) else bool(responses)
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Check whether a response to a case is right; None if the case has nothing to compare with."""
+
+    name: str
+    check: Callable[[Case, str], bool | None]
+
+    def __call__(self, case: Case, response: str) -> bool | None:
+        return self.check(case, response)
+
+
+def load_checker(checker: str | Callable[[Any, str, list[Any]], Any]) -> Checker:
+    """Load a checker by name.
+
+    Args:
+        checker: `exact`: the response equals a reference, ignoring case, white space and compatibility forms of
+            characters. `numeric`: its last number equals the last number of a reference (as in `A: 18`, `#### 18.0`,
+            `\\boxed{18}`). Otherwise `package.module:function`, `file.py:function` or a function of (prompt, response,
+            references) that returns whether the response is right. If the data has scores, `exact` and `numeric` use
+            only the references with the highest score of their prompt.
+
+    Raises:
+        ValueError: for an unknown name, and at the check for a function that fails or returns another value.
+
+    Example:
+
+    >>> check = load_checker("numeric")
+    >>> check(Case("1", "What is 6 x 200?", ["#### 1,200"]), "6 times 200 is 1200.00.")
+    True
+    """
+    if checker == "exact":
+        return Checker("exact", _exact)
+    if checker == "numeric":
+        return Checker("numeric", _numeric)
+    if isinstance(checker, str) and ":" not in checker:
+        raise ValueError(f"checker={checker!r} is unknown: choose exact, numeric, or a function as module:function.")
+    name = checker if isinstance(checker, str) else getattr(checker, "__qualname__", type(checker).__name__)
+    function = load_function(checker) if isinstance(checker, str) else checker
+
+    def call(case: Case, response: str) -> bool:
+        try:
+            right = function(case.prompt, response, case.references)
+        except Exception as error:  # user code may raise any exception
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"The checker {name} failed on prompt {case.id}: {what}") from error
+        if right not in (True, False):  # also accepts 0, 1 and NumPy booleans
+            raise ValueError(f"The checker {name} gave {right!r} for prompt {case.id}: it must give True or False.")
+        return bool(right)
+
+    return Checker(name, call)
+
+
+def last_number(text: str) -> Decimal | None:
+    """Return the last number in a text, without thousands separators."""
+    found = NUMBER.findall(text)
+    return Decimal(found[-1].replace(",", "").replace("−", "-")) if found else None
+
+
+def _exact(case: Case, response: str) -> bool | None:
+    return normalised(response) in {normalised(text) for text in case.right} if case.references else None
+
+
+def _numeric(case: Case, response: str) -> bool | None:
+    wanted = {number for text in case.right if (number := last_number(text)) is not None}
+    return last_number(response) in wanted if wanted else None

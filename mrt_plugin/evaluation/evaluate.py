@@ -1,32 +1,42 @@
-"""Evaluate several models on the same prompts, and compare each with a baseline."""
+"""Evaluate several models on the same prompts, compare each with a baseline, and say what to read of the numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from mrt_plugin.evaluation.cases import Case
 from mrt_plugin.evaluation.forgetting import FLAGGED, SIGNIFICANT, compare_probe, compare_tasks
-from mrt_plugin.evaluation.reading import choose_outputs, next_step, notes
 from mrt_plugin.evaluation.result import (
     CaseCounts,
     Difference,
     Evaluation,
     Forgetting,
+    Key,
     ModelResult,
+    Outputs,
+    ProbeChange,
     SampleCounts,
+    TaskChange,
     Value,
+    label,
     order,
     outcome,
 )
-from mrt_plugin.evaluation.samples import reference_means
-from mrt_plugin.evaluation.subject import How, Subject, measure_subject, same_tokens, share_references
+from mrt_plugin.evaluation.subject import How, Subject, measure_subject, reference_means, same_tokens, share_references
 from mrt_plugin.extension import load_function
+from mrt_plugin.groups.keys import digest
+from mrt_plugin.groups.messages import prompt_text
 from mrt_plugin.models.named_model import NamedModel, check_names
-from mrt_plugin.planning.paired import DRAWS, LEVEL, Bootstrap, holm
+from mrt_plugin.planning.paired import DRAWS, FEWEST, LEVEL, Bootstrap, holm
 from mrt_plugin.planning.progress import Progress
 from mrt_plugin.scoring.scores import scorer_name
+
+FEW = 30
+"""Number of prompts below which intervals are too wide to decide much."""
+REFERENCES_SHOWN = 3
+"""Number of references shown next to a prompt's outputs."""
 
 
 def evaluate(
@@ -77,8 +87,7 @@ def evaluate(
     if baseline is not None and baseline not in names:
         raise ValueError(f"baseline={baseline!r} is none of the models: {', '.join(names)}.")
     if how.tasks and (how.endpoint is not None or not any(model.path for model in models)):
-        what = "an endpoint or a file of samples cannot be scored on them."
-        raise ValueError(f"Tasks need a model on this machine: {what}")
+        raise ValueError("Tasks need a model on this machine: not an endpoint, nor only a file of samples.")
     if (how.scorer or how.checker) and not how.m and not any(model.pool for model in models):
         raise ValueError("A scorer or a checker needs samples: ask for some (--m), or give a file of them.")
     if isinstance(how.scorer, str) and ":" in how.scorer:
@@ -97,7 +106,7 @@ def evaluate(
         models=[_model(subject, boot) for subject in subjects],
         references=reference_means(cases, how.embedder),
         differences=differences(subjects, base, boot),
-        forgetting=_forgetting(subjects, base, seed),
+        forgetting=[row for subject in subjects if (row := _forgetting(subject, base, seed)) is not None],
         outputs=choose_outputs(cases, subjects, outputs, seed),
         per_prompt=[
             {
@@ -162,20 +171,16 @@ def differences(subjects: Sequence[Subject], base: Subject, boot: Bootstrap) -> 
     return [replace(row, outcome=outcome(row.measure, row.interval, row.p_corrected)) for row in rows]
 
 
-def _forgetting(subjects: Sequence[Subject], base: Subject, seed: int) -> list[Forgetting]:
-    """Compare each model with itself, its adapter off, or with the baseline if it has no adapter."""
-    found = []
-    for subject in subjects:
-        name, before, after = str(subject.model.path), subject.before, subject.general
-        if before is None:
-            name, before = base.model.name, base.general
-        if before is after:
-            continue
-        probe = compare_probe(before.probe, after.probe, seed=seed)
-        tasks = compare_tasks(before.tasks, after.tasks, seed=seed)
-        if probe is not None or tasks:
-            found.append(Forgetting(subject.model.name, name, probe, tasks))
-    return found
+def _forgetting(subject: Subject, base: Subject, seed: int) -> Forgetting | None:
+    """Compare a model with itself, its adapter off, or with the baseline if it has no adapter."""
+    name, before, after = str(subject.model.path), subject.before, subject.general
+    if before is None:
+        name, before = base.model.name, base.general
+    if before is after:
+        return None
+    probe = compare_probe(before.probe, after.probe, seed=seed)
+    tasks = compare_tasks(before.tasks, after.tasks, seed=seed)
+    return Forgetting(subject.model.name, name, probe, tasks) if probe is not None or tasks else None
 
 
 def _values(subject: Subject, place: int) -> dict[str, float | None]:
@@ -185,3 +190,117 @@ def _values(subject: Subject, place: int) -> dict[str, float | None]:
         found = float(measured.values[place] / (measured.weights[place] or 1))
         values[name if m is None else f"{name}@{m}"] = found if math.isfinite(found) else None
     return values
+
+
+def choose_outputs(cases: Sequence[Case], subjects: Sequence[Subject], outputs: int, seed: int) -> list[Outputs]:
+    """Choose about `outputs` outputs over all models together: the first draws of every model on some prompts.
+
+    The prompts are drawn by a hash of (seed, id), among those for which every sampled model has samples.
+    """
+    sampled = [(subject, subject.samples) for subject in subjects if subject.samples is not None]
+    able = [place for place in range(len(cases)) if all(samples[place] for _, samples in sampled)]
+    if not sampled or not able or not outputs:
+        return []
+    each = math.ceil(outputs / len(sampled))
+    able = sorted(able, key=lambda place: digest(b"read", str(seed).encode(), cases[place].id.encode()))[:each]
+    draws = math.ceil(each / len(able))
+    found = []
+    for place in able:
+        models = {subject.model.name: samples[place][:draws] for subject, samples in sampled}
+        texts = cases[place].texts
+        shown, more = texts[:REFERENCES_SHOWN], max(0, len(texts) - REFERENCES_SHOWN)
+        found.append(Outputs(cases[place].id, prompt_text(cases[place].prompt), shown, more, models))
+    return found
+
+
+def notes(cases: Sequence[Case], subjects: Sequence[Subject], base: Subject, result: Evaluation) -> Iterator[str]:
+    """Yield notes that are needed to read the numbers correctly, starting with what was forgotten."""
+    yield from (_dropped(row.model, row.before, part) for row in result.forgetting for part in row.losses)
+    yield from (note for subject in subjects for note in subject.notes)
+    counted = [(model.name, model.samples) for model in result.models if model.samples]
+    for name, counts in counted:
+        if counts.cut_off:
+            cut_off = f"{counts.cut_off:,} of {counts.draws:,} samples were cut off, and are measured as they are"
+            yield f"{name}: {cut_off}. Raise --max-tokens."
+        if counts.least < counts.most:
+            spread = f"{counts.least} to {counts.most} samples"
+            yield f"{name}: prompts have {spread}; a prompt with fewer than M has no value at M."
+    if counted and max(counts.most for _, counts in counted) < 2:
+        yield "Diversity needs at least 2 samples per prompt (--m), and is left out."
+    prompts: dict[Key, set[int]] = {}
+    for row in (row for model in result.models for row in model.measures):
+        prompts.setdefault((row.measure, row.m), set()).add(row.prompts)
+    apart = ", ".join(label(*key) for key, numbers in prompts.items() if len(numbers) > 1)
+    if apart:
+        yield f"Not all models were measured on the same prompts in {apart}: compare the differences."
+    without, what = sum(not case.references for case in cases), "NLL, coverage and alignment"
+    if without == len(cases):
+        yield f"No prompt has references, which {what} need: left out."
+    elif without:
+        yield f"{without:,} of {len(cases):,} prompts have no references: {what} leave them out."
+    checked = next((subject.samples for subject in subjects if subject.samples is not None), [])
+    unchecked = sum(any(one.right is None for one in some) for some in checked)
+    if unchecked and result.how["checker"]:
+        yield f"{unchecked:,} prompts give the checker nothing to compare with, and are left out of pass@M."
+    for subject in subjects:
+        yield from _about_model(subject, base, without < len(cases))
+    if len(cases) < FEWEST:
+        yield f"Fewer than {FEWEST} prompts have no intervals, and so no verdict."
+    elif len(cases) < FEW:
+        yield f"{len(cases)} prompts are few: the intervals are wide."
+    tested = [row for row in result.differences if row.p is not None]
+    ends = [row.interval for row in tested if row.outcome == "unclear" and row.interval is not None]
+    alone = sum(not low <= 0 <= high for low, high in ends)
+    if len(tested) > 1:
+        yield (
+            f"Better, worse and different are corrected for {len(tested)} comparisons (Holm): by chance, any of them "
+            f"stands in at most about {1 - LEVEL:.0%} of evaluations. Intervals are those of each comparison alone"
+            + (f"; {alone} exclude 0 and are still unclear." if alone else ".")
+        )
+
+
+def _about_model(subject: Subject, base: Subject, references: bool) -> Iterator[str]:
+    name, other = subject.model.name, base.model.name
+    key: Key = ("nll_per_token", None)
+    if subject.model.path is None:
+        yield f"{name} has only samples: no held-out NLL."
+    elif key not in subject.measured and references:
+        yield f"{name}: no held-out NLL, since an endpoint does not give it."
+    if key in subject.measured and key in base.measured and not same_tokens(subject, base):
+        yield f"{name} and {other} split the references into different tokens: compare the NLL per response."
+    mine, theirs = subject.general.probe, base.general.probe
+    if subject.before is None and mine and theirs and not np.array_equal(mine.weights, theirs.weights):
+        yield f"{name} has another tokenizer than {other}: no before and after on the probe."
+
+
+def _beyond_chance(part: ProbeChange | TaskChange) -> bool:
+    return part.interval is None or part.interval[0] > 0
+
+
+def _dropped(model: str, before: str | None, part: ProbeChange | TaskChange) -> str:
+    where = "the general probe" if isinstance(part, ProbeChange) else f"{part.task} ({part.metric})"
+    word = "a significant drop" if part.verdict == "significant" else "a drop"
+    chance = "" if _beyond_chance(part) else " It may be chance: the interval holds 0."
+    return f"{model}: {word} of {part.points:.1f} points on {where}, against {before}.{chance}"
+
+
+def next_step(result: Evaluation) -> str:
+    """Return the recommended next step."""
+    data, model = result.data, result.models[0]
+    lost = next((row.model for row in result.forgetting if any(map(_beyond_chance, row.losses))), None)
+    worse = [row.model for row in result.differences if row.outcome == "worse" and row.measure == "coverage"]
+    if lost is not None:
+        remedy = "mix 5 to 10 % general data into its training (mrt select --proportion), or train fewer steps"
+        return f"Next: {lost} lost general ability: {remedy}, and evaluate again."
+    if len(result.models) == 1:
+        base = model.path if model.adapter else "BASE"
+        itself = "+".join(part for part in (model.path, model.adapter) if part)
+        given = f"--model {itself}" if itself else f"--pool {model.name}={model.pool}"
+        again = f"mrt evaluate --model {base} {given} --data {data.name}"
+        return f"Next: compare it with the model before training: {again}"
+    if data.prompts < FEW:
+        return f"Next: evaluate on more held-out prompts: {data.prompts} decide little."
+    if worse:
+        ask = f"ask whether more responses per prompt would pay: mrt plan POOL --model {model.path or 'PATH'}"
+        return f"Next: {worse[0]} covers the references less than {result.baseline}: {ask}"
+    return "Next: read the outputs beside their references before you trust the numbers: --report evaluation.html"

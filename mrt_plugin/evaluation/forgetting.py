@@ -65,7 +65,7 @@ def check_tasks(tasks: Sequence[str], include: str | Path | None = None) -> Any:
         raise ImportError('Tasks need the lm-evaluation-harness: pip install "lm_eval[hf]", or leave out --lm-eval.')
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=None if include is None else str(include))  # reads some thousand names
+    manager = TaskManager(include_path=None if include is None else str(include))
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise ValueError(f"The lm-evaluation-harness has no task {', '.join(unknown)}: `lm-eval ls tasks` lists them.")
@@ -115,15 +115,7 @@ def run_tasks(
 
 
 def points_of_nll(before: float, after: float) -> float:
-    """Return the points lost on the probe, 100·(1 - exp(before - after)), for NLL in nats per token.
-
-    A point is one per cent of the probability that the model gives to a token (geometric mean).
-
-    Example:
-
-    >>> round(points_of_nll(2.0, 2.05), 2)
-    4.88
-    """
+    """Return the points lost on the probe: per cent of a token's probability (geometric mean), from nats per token."""
     return 100 * (1 - math.exp(before - after))
 
 
@@ -132,10 +124,7 @@ def verdict(points: float) -> str:
 
 
 def compare_probe(before: Measured | None, after: Measured | None, *, seed: int = 0) -> list[ProbeChange] | None:
-    """Compare the probe before and after fine-tuning, over all texts and for each kind, by a bootstrap over the texts.
-
-    The result is None without both, or if the tokenizers split the texts differently.
-    """
+    """Compare the probe over all texts and for each kind, by a bootstrap. None if the tokenizers differ."""
     if before is None or after is None or not np.array_equal(before.weights, after.weights):
         return None
     kinds = np.array([text["kind"] for text in probe()])
@@ -153,11 +142,9 @@ def compare_probe(before: Measured | None, after: Measured | None, *, seed: int 
 
 
 def compare_tasks(before: Scores, after: Scores, *, seed: int = 0) -> list[TaskChange]:
-    """Compare scores of tasks before and after fine-tuning.
+    """Compare scores of tasks. Only scores between 0 and 1 that are better when higher have points.
 
-    Only scores between 0 and 1 that are better when higher have points. The interval comes from a bootstrap over the
-    documents. Without documents (a group of tasks) it is 1.96 standard errors of the difference of independent runs,
-    which is usually too wide.
+    The interval is a bootstrap's over the documents; for a group of tasks, 1.96 standard errors of independent runs.
     """
     rows = []
     for task, metric in ((task, metric) for task, metrics in after.items() for metric in metrics):

@@ -12,17 +12,6 @@ from mrt_plugin.planning.paired import Measured
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Held-out NLL in nats: over all tokens (like `eval_loss`), and the mean over prompts of a response's mean NLL."""
-
-    nll_per_token: float
-    nll_per_response: float
-    prompts: int
-    pairs: int
-    tokens: int
-
-
-@dataclass(frozen=True)
 class ResponseNLL:
     """NLL in nats of each of R responses to P prompts, each array [R]. The responses of a prompt are consecutive."""
 
@@ -61,16 +50,11 @@ def response_nll(
     return ResponseNLL(nll, tokens, fits, owner, len(encoded), max_length)
 
 
-def held_out_nll(model: Model, encoder: Encoder, groups: Iterable[Mapping[str, Any]], **how: Any) -> HeldOut:
-    """Measure a model on groups it was not trained on. Takes the arguments of `response_nll`."""
+def held_out_nll(
+    model: Model, encoder: Encoder, groups: Iterable[Mapping[str, Any]], **how: Any
+) -> tuple[Measured, Measured]:
+    """Measure the NLL per token (like `eval_loss`) and per response on held-out groups, as `response_nll` does."""
     found = response_nll(model, encoder, groups, **how)
-    per_token, per_response = found.measured(found.fits)
-    if per_token.value is None or per_response.value is None:
+    if not found.fits.any():
         raise ValueError("There is nothing to evaluate: the held-out data has no groups.")
-    return HeldOut(
-        nll_per_token=per_token.value,
-        nll_per_response=per_response.value,
-        prompts=int(per_token.known.sum()),
-        pairs=int(found.fits.sum()),
-        tokens=int(per_token.weights.sum()),
-    )
+    return found.measured(found.fits)

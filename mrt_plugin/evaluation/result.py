@@ -63,10 +63,7 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class Difference:
-    """A model minus the baseline in one measure, on the prompts on which both were measured.
-
-    `scaled` has the low end, the value and the high end in units of half the interval, for a plot of all measures.
-    """
+    """A model minus the baseline in one measure. `scaled` is low end, value and high end in half intervals."""
 
     model: str
     measure: str
@@ -208,13 +205,7 @@ def label(name: str, m: int | None = None) -> str:
 
 
 def outcome(name: str, interval: Interval, chance: float | None = None) -> str:
-    """Classify a difference as better, worse, different or unclear, by its interval and its corrected p-value.
-
-    Example:
-
-    >>> outcome("coverage", [0.01, 0.03]), outcome("nll_per_token", [0.01, 0.03]), outcome("length", [-1.0, 2.0])
-    ('better', 'worse', 'unclear')
-    """
+    """Classify a difference as better, worse, different or unclear, by its interval and its corrected p-value."""
     if interval is None or interval[0] <= 0 <= interval[1] or (chance is not None and chance > 1 - LEVEL):
         return "unclear"
     _, better = MEASURES[name]

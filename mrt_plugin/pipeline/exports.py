@@ -11,20 +11,16 @@ from mrt_plugin.groups.write import whole_file
 
 @dataclass(frozen=True)
 class Exported:
-    """An exported file."""
+    """An exported file. `skipped` groups give no pair: one response, or all scores equal."""
 
     kind: str
     path: Path
     rows: int
     skipped: int
-    """Groups that give no pair: one response, or all scores equal."""
 
 
 def export(rows: Iterable[dict[str, Any]], kind: str, path: str | Path) -> Exported:
-    """Write selected groups as JSON lines that TRL and others read.
-
-    `sft` writes one row per response; `dpo` one per group, with its best and its worst response.
-    """
+    """Write JSON lines: `sft` one per response; `dpo` one per group, with its best and its worst response."""
     path = Path(path)
     check_export(kind, path)
     written = skipped = 0
@@ -39,7 +35,6 @@ def export(rows: Iterable[dict[str, Any]], kind: str, path: str | Path) -> Expor
 
 
 def check_export(kind: str, path: Path) -> None:
-    """Raise ValueError for an unknown kind or ending."""
     if kind not in ("sft", "dpo"):
         raise ValueError(f"there is no export {kind!r}: choose one of sft, dpo.")
     if path.suffix != ".jsonl":
@@ -47,7 +42,6 @@ def check_export(kind: str, path: Path) -> None:
 
 
 def check_scores(columns: Mapping[str, Any]) -> None:
-    """Raise ValueError if a group, or the features of groups, has no scores."""
     if columns.get("scores") is None:
         raise ValueError("pairs for DPO need scores, and the groups have none: leave the export out, or score them.")
 

@@ -35,7 +35,6 @@ from mrt_plugin.versions import libraries
 
 
 def written_by(job: SelectJob) -> list[Named]:
-    """Return every file that the job writes."""
     return [
         ("--output", job.output),
         ("the manifest", manifest_path(job.output)),
@@ -56,10 +55,11 @@ def check_job_paths(job: SelectJob) -> None:
     check_paths(written_by(job), inputs, models=named)
     stale = left_over(job.output, written_by(job))
     if stale is not None and not job.overwrite:
-        raise ValueError(
-            f"{stale} holds the groups that an earlier run held out of {job.output}, and this run would train on "
-            "them. Hold them out again, write to another --output, or remove them with --overwrite."
+        what = (
+            f"{stale} holds the groups that an earlier run held out of {job.output}, and this run would train on them"
         )
+        remedy = "Hold them out again, write to another --output, or remove them with --overwrite."
+        raise ValueError(f"{what}. {remedy}")
 
 
 def _check(job: SelectJob) -> None:
@@ -84,7 +84,7 @@ def _check(job: SelectJob) -> None:
 
 @dataclass(frozen=True)
 class SelectResult:
-    """The result of `select_file`, with lines for people to read."""
+    """The result of `select_file`; `summary` is for people, `statistics` of the `pool` and the `selected` groups."""
 
     output: Written
     manifest: Path
@@ -93,7 +93,6 @@ class SelectResult:
     held_out: Written | None
     exports: list[Exported]
     statistics: dict[str, Any] | None
-    """Statistics of the `pool` and of the `selected` groups."""
 
 
 def select_file(job: SelectJob) -> SelectResult:
@@ -188,9 +187,7 @@ class _Execution:
 
     def write(self) -> SelectResult:
         """Write all files, the manifest last."""
-        job = self.job
-        aside: Written | None = None
-        found: dict[str, Any] | None = None
+        job, aside, found = self.job, None, None
         if "dpo" in job.exports:
             check_scores(self.selected.features)
         summary = [self.chosen.report.summary(), *self.chosen.report.remarks]
@@ -220,12 +217,11 @@ class _Execution:
         job = self.job
         elsewhere = ("scorer", "score_cache", "weights", "weight_temperature")
         decisive = [name for name in (*names_of(SelectionOptions), "seed") if name not in elsewhere]
+        pools = zip(job.pools, self.pools.sha256, strict=True)
         versions = {library.name: library.found for library in libraries() if library.found is not None}
         return {
             "mrt_plugin": mrt_plugin.__version__,
-            "pools": [
-                {**asdict(file), "sha256": digest} for file, digest in zip(job.pools, self.pools.sha256, strict=True)
-            ],
+            "pools": [{**asdict(file), "sha256": digest} for file, digest in pools],
             "selection": {name: _named(getattr(job, name)) for name in decisive},
             "scorers": [scorer_name(scorer) for scorer in scorer_list(job.scorer or [])],
             "weights": job.weights if job.weights == "column" else {job.weights: job.weight_temperature},
@@ -261,10 +257,9 @@ class _Execution:
             line = origin(place_of[train_ids[curated.row[position]]], row.pop("id"))
             line["kept"] = [curated.origin[position][index] for index in picked]
             line.update(row)
-            changed = {str(number): curated.changed.get((position, index)) for number, index in enumerate(picked)}
-            if any(response is not None for response in changed.values()):
-                line["changed"] = {number: response for number, response in changed.items() if response is not None}
-            yield line
+            given = [(str(number), curated.changed.get((position, index))) for number, index in enumerate(picked)]
+            changed = {number: response for number, response in given if response is not None}
+            yield line | {"changed": changed} if changed else line
         for name in [] if self.held_out is None else self.held_out["id"]:
             yield {**origin(place_of[name], name), "part": "held_out"}
 
@@ -309,14 +304,15 @@ def remake(
 
 
 def _pool_files(header: dict[str, Any], paths: Sequence[str]) -> list[PoolFile]:
-    """Return the pools of the manifest, checked to be unchanged."""
     recorded = header["pools"]
     if len(paths) != len(recorded):
         raise ValueError(f"the selection was made from {len(recorded)} pools; {len(paths)} are given.")
     for path, pool in zip(paths, recorded, strict=True):
-        if pool["sha256"] is not None and not Path(path).is_file():
+        if pool["sha256"] is None:
+            continue
+        if not Path(path).is_file():
             raise ValueError(f"the pool {path} is not there: say where it is (`mrt select POOL --from-manifest ...`).")
-        if pool["sha256"] is not None and sha256_of(path) != pool["sha256"]:
+        if sha256_of(path) != pool["sha256"]:
             raise ValueError(f"{path} is not the file that was selected from: its content has changed since.")
     return [PoolFile(path, pool["source"]) for path, pool in zip(paths, recorded, strict=True)]
 

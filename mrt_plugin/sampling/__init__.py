@@ -11,20 +11,9 @@ if TYPE_CHECKING:
     from mrt_plugin.sampling.endpoint import Endpoint, EndpointError
     from mrt_plugin.sampling.local import LocalModel
     from mrt_plugin.sampling.options import SamplingSettings
-    from mrt_plugin.sampling.prompts import read_prompts
     from mrt_plugin.sampling.run import Unfinished, sample_pool
-    from mrt_plugin.sampling.settings import SampleReport
 
-__all__ = [
-    "Endpoint",
-    "EndpointError",
-    "LocalModel",
-    "SampleReport",
-    "SamplingSettings",
-    "Unfinished",
-    "read_prompts",
-    "sample_pool",
-]
+__all__ = ["Endpoint", "EndpointError", "LocalModel", "SamplingSettings", "Unfinished", "sample_pool"]
 
 __getattr__ = lazy_names(
     __name__,
@@ -32,10 +21,8 @@ __getattr__ = lazy_names(
         "Endpoint": ".endpoint",
         "EndpointError": ".endpoint",
         "LocalModel": ".local",
-        "SampleReport": ".settings",
         "SamplingSettings": ".options",
         "Unfinished": ".run",
-        "read_prompts": ".prompts",
         "sample_pool": ".run",
     },
 )

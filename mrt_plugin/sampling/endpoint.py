@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -14,12 +15,20 @@ from functools import partial
 from typing import Any, TypeVar
 
 import httpx2
+from pydantic import BaseModel, Field, ValidationError
 
 from mrt_plugin.options import Api
 from mrt_plugin.sampling.masking import LONG, mask, mask_fields, mask_typed, masked_log, secrets_in
-from mrt_plugin.sampling.options import EndpointOptions, SamplingSettings
-from mrt_plugin.sampling.reply import Garbage, read_reply, shown
-from mrt_plugin.sampling.settings import Job, Reply, SampleReport, SamplingTask, draw_seed
+from mrt_plugin.sampling.options import (
+    Draw,
+    EndpointOptions,
+    Job,
+    Reply,
+    SampleReport,
+    SamplingSettings,
+    SamplingTask,
+    draw_seed,
+)
 
 T = TypeVar("T")
 
@@ -46,6 +55,10 @@ class _Failed(Exception):
 
 class _Rejected(_Failed):
     """The endpoint rejected this prompt."""
+
+
+class _Garbage(Exception):
+    """The body of a reply does not follow the protocol. The message names the problem."""
 
 
 @dataclass
@@ -75,12 +88,13 @@ class Endpoint(EndpointOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.requests_per_minute is not None and not self.requests_per_minute > 0:
+            raise ValueError(f"requests_per_minute={self.requests_per_minute!r} must be above 0.")
         self.shown = mask_typed(str(self.url))
         try:
             address = httpx2.URL(self.url)
-        except (httpx2.InvalidURL, TypeError) as problem:
-            why = mask_typed(str(problem))
-            raise EndpointError(f"endpoint {self.shown!r} is not an address: {why}.") from None
+        except (httpx2.InvalidURL, TypeError):
+            address = httpx2.URL()
         if address.scheme not in ("http", "https") or not address.host:
             raise EndpointError(f"endpoint {self.shown!r} is not an address: write http://HOST:PORT/v1 for instance.")
         if address.userinfo:
@@ -91,8 +105,7 @@ class Endpoint(EndpointOptions):
         self._base = address.copy_with(path=path)
         self._key = None if self.api_key_env is None else os.environ.get(self.api_key_env, "").strip()
         if self._key is not None and not (self._key and self._key.isascii() and self._key.isprintable()):
-            empty = "there is no such environment variable, or it is empty"
-            why = "what it holds cannot be a key" if self._key else empty
+            why = "what it holds cannot be a key" if self._key else "no such environment variable, or it is empty"
             raise EndpointError(f"api_key_env={self.api_key_env!r}: {why}.")
         self._secrets = [*secrets_in(self.url, self.extra), *([self._key] if self._key else [])]
 
@@ -107,7 +120,7 @@ class Endpoint(EndpointOptions):
         _run(_Requests(self, task.report).draw_all(task))
 
     def _clean(self, body: bytes, at_least: int = 1) -> bytes:
-        """Mask secrets of `at_least` characters in a complete body, before it is cut or parsed."""
+        """Mask secrets of `at_least` characters in a complete body."""
         secrets = [secret for secret in self._secrets if len(secret) >= at_least]
         return mask(body.decode("latin-1"), secrets).encode("latin-1") if secrets else body
 
@@ -133,15 +146,14 @@ class _Requests:
             raise errors.exceptions[0] from None  # the first is the cause
 
     async def only_model(self) -> str:
-        place = self.endpoint.shown
-        async with self._client() as client:
-            try:
-                body = await self._send(client, "GET", "/models", None, lambda content: content)
-                names = [str(entry["id"]) for entry in json.loads(body)["data"]]
-            except (_Failed, ValueError, KeyError, TypeError, RecursionError) as problem:
-                raise EndpointError(f"{place}: it does not say which models it has ({problem}).") from None
+        try:
+            async with self._client() as client:
+                body = await self._send(client, "GET", "/models", None, bytes)
+            names = [str(entry["id"]) for entry in json.loads(body)["data"]]
+        except (_Failed, ValueError, KeyError, TypeError, RecursionError) as problem:
+            raise EndpointError(f"{self.endpoint.shown}: it does not say which models it has ({problem}).") from None
         if len(names) != 1:
-            raise EndpointError(f"{place} has {len(names)} models; name one: {', '.join(names[:20])}.")
+            raise EndpointError(f"{self.endpoint.shown} has {len(names)} models; name one: {', '.join(names[:20])}.")
         return names[0]
 
     @asynccontextmanager
@@ -164,7 +176,7 @@ class _Requests:
             try:
                 while start < end:
                     asked = min(end - start, self.endpoint.per_request or job.wanted)
-                    read = partial(read_reply, api=api, asked=asked)
+                    read = partial(_read_reply, api=api, asked=asked)
                     body = self._body(job, start, asked, task.settings)
                     draws, model = await self._send(client, "POST", PATHS[api], body, read)
                     self.succeeded, self.failures = True, 0
@@ -179,10 +191,8 @@ class _Requests:
                 report.first_failure = report.first_failure or str(problem)
                 self.failures += 1
                 if self.failures >= GIVE_UP:
-                    raise EndpointError(
-                        f"{self.endpoint.shown}: {self.failures} requests in a row failed; the last: {problem} What "
-                        "was drawn is kept: the same command goes on from there."
-                    ) from None
+                    what = f"{self.endpoint.shown}: {self.failures} requests in a row failed; the last: {problem}"
+                    raise EndpointError(f"{what} The same command goes on from there.") from None
 
     def _body(self, job: Job, start: int, asked: int, settings: SamplingSettings) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -220,7 +230,7 @@ class _Requests:
                     response = await client.request(method, url, json=body)
                 if response.is_success:
                     return read(endpoint._clean(response.content, at_least=LONG))
-                why = f"HTTP {response.status_code}: {shown(endpoint._clean(response.content))}"
+                why = f"HTTP {response.status_code}: {_shown(endpoint._clean(response.content))}"
                 status = response.status_code
                 if status < 400 or status in MISTAKEN:
                     what = HINTS.get(status, "check the address and the model's name")
@@ -234,8 +244,8 @@ class _Requests:
                 why = f"no answer within {endpoint.timeout:g} s."
             except (httpx2.TransportError, httpx2.DecodingError) as problem:
                 why = f"{type(problem).__name__}: {problem}."
-            except Garbage as problem:
-                begins = shown(endpoint._clean(response.content))
+            except _Garbage as problem:
+                begins = _shown(endpoint._clean(response.content))
                 why = f"a reply that makes no sense: {problem}; it begins {begins}."
             if attempt < endpoint.retries:
                 # Random, so that requests that failed together are not retried together.
@@ -255,13 +265,11 @@ class _Requests:
 
 def asked_wait(retry_after: str | None) -> float | None:
     """Return the seconds that a `Retry-After` header (a number or a date) requests, or None if it is invalid."""
-    if not retry_after:
-        return None
     try:
-        seconds = float(retry_after)
+        seconds = float(retry_after or "")
     except ValueError:
         try:
-            seconds = (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds()
+            seconds = (parsedate_to_datetime(retry_after or "") - datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError):
             return None
     return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else None
@@ -275,3 +283,78 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
+
+
+class _Token(BaseModel):
+    logprob: float | None = None
+
+
+class _Logprobs(BaseModel):
+    content: list[_Token] | None = None  # of a chat
+    token_logprobs: list[float | None] | None = None  # of a text completion
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[Any] | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message | None = None  # of a chat
+    text: str | None = None  # of a text completion
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Usage(BaseModel):
+    completion_tokens: int | None = None
+
+
+class _Body(BaseModel):
+    model: str | int | None = None
+    choices: list[_Choice] = Field(min_length=1)
+    usage: _Usage | None = None
+
+
+def _read_reply(body: bytes, api: Api, asked: int) -> tuple[list[Draw], str | None]:
+    """Return the draws in a body, at most `asked`, and the model that made them."""
+    try:
+        parsed = _Body.model_validate(json.loads(body))
+    except ValidationError as problem:
+        first = problem.errors(include_url=False)[0]
+        where = ".".join(str(step) for step in first["loc"]) or "the body"
+        raise _Garbage(f"{where}: {first['msg']}") from None
+    except (ValueError, RecursionError):
+        raise _Garbage("not JSON") from None
+    draws = [_draw(choice, api) for choice in parsed.choices[:asked]]
+    used = parsed.usage.completion_tokens if parsed.usage else None
+    for draw in draws:
+        draw.tokens = len(draw.logprobs) if draw.logprobs else used if len(parsed.choices) == 1 else None
+    return draws, None if parsed.model is None else _sound(str(parsed.model))
+
+
+def _draw(choice: _Choice, api: Api) -> Draw:
+    given, message = choice.logprobs or _Logprobs(), choice.message
+    text, thought, logprobs = choice.text, "", given.token_logprobs
+    if api == "chat" and message is not None:
+        if message.content is None and message.tool_calls:
+            raise _Garbage("a choice is a tool call, though no tools were offered")
+        text, thought = message.content or "", message.reasoning_content or message.reasoning or ""
+        logprobs = None if given.content is None else [token.logprob for token in given.content]
+    elif api == "chat" or text is None:
+        raise _Garbage(f"a choice has no {'message' if api == 'chat' else 'text'}")
+    finite = logprobs and [value if value is not None and math.isfinite(value) else None for value in logprobs]
+    reason = choice.finish_reason
+    return Draw(_sound(text), reason and _sound(reason), logprobs=finite, reasoning=_sound(thought) or None)
+
+
+def _shown(body: bytes, length: int = 200) -> str:
+    """Return the beginning of a body for a message. Its secrets must already be masked."""
+    return repr(body[:length].decode("utf-8", "replace")) + ("..." if len(body) > length else "")
+
+
+def _sound(text: str) -> str:
+    """Replace halves of surrogate pairs by U+FFFD: JSON can hold them, a file cannot."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,20 +1,16 @@
-"""The journal of a sampling run. Every reply is on disk before the next request, so a killed process loses nothing.
-
-Each write adds one line, a JSON list of replies. A line counts only if it is complete. An incomplete line from a
-killed process is removed when the journal is opened again.
-"""
+"""The journal of a sampling run: one line per write, a JSON list of replies, on disk before the next request."""
 
 import json
 import logging
 import os
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mrt_plugin.sampling.settings import Draw, Reply
+from mrt_plugin.sampling.options import Draw, Reply
 
 try:
     import fcntl
@@ -29,7 +25,6 @@ SYNC_EVERY = 1.0
 
 
 def journal_path(pool: Path) -> Path:
-    """Return the path of a pool's journal."""
     return pool.with_name(f"{pool.name}.journal")
 
 
@@ -44,7 +39,7 @@ def draws_made(path: Path) -> dict[str, int]:
 
 
 class Journal(AbstractContextManager["Journal"]):
-    """The replies of a run, appended one by one and indexed by their prompt. The file is created if missing."""
+    """The replies of a run, indexed by their prompt. A line that a killed process did not finish is removed."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path = path
@@ -57,8 +52,7 @@ class Journal(AbstractContextManager["Journal"]):
                 if fcntl is not None:
                     fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                what = "another process is sampling into it; wait for it, or write elsewhere."
-                raise OSError(f"{path}: {what}") from None
+                raise OSError(f"{path}: another process is sampling into it; write elsewhere, or wait.") from None
             self._end = self._read(settings)
             os.ftruncate(self._file, self._end)
             self._synced = time.monotonic()
@@ -98,10 +92,7 @@ class Journal(AbstractContextManager["Journal"]):
         return [found[first + index] for index in range(min(count, self.have(key, first)))]
 
     def _read(self, settings: dict[str, Any]) -> int:
-        """Index the existing lines and return the length of the complete part; 0 to restart the journal.
-
-        Draws made with other settings are refused. A journal without draws is restarted.
-        """
+        """Index the lines and return the length of the complete part; 0 to restart a journal without draws."""
         place, made = 0, settings
         with os.fdopen(os.dup(self._file), "rb") as file:
             file.seek(0)
@@ -119,22 +110,19 @@ class Journal(AbstractContextManager["Journal"]):
         changed = [name for name in {**made, **settings} if made.get(name) != settings.get(name)]
         if changed and self._places:
             how = ", ".join(f"{name} was {made.get(name)!r} and is {settings.get(name)!r}" for name in changed)
-            raise ValueError(
-                f"{self.path}: it holds draws made with other settings ({how}). Choose another output, or remove it."
-            )
+            what = f"it holds draws made with other settings ({how})"
+            raise ValueError(f"{self.path}: {what}. Choose another output, or remove it.")
         if changed:
             self.rejected.clear()
         return 0 if changed else place
 
     def _header(self, line: bytes) -> dict[str, Any]:
-        try:
+        with suppress(ValueError, KeyError, TypeError):
             header = json.loads(line)
-            made, version = dict(header["settings"]), header["journal"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{self.path}: this is not the journal of a sampling run; write elsewhere.") from None
-        if version != VERSION:
-            raise ValueError(f"{self.path}: a journal of version {version}; this is version {VERSION}. Remove it.")
-        return made
+            if header["journal"] == VERSION:
+                return dict(header["settings"])
+        what = f"this is not the journal of a sampling run of version {VERSION}"
+        raise ValueError(f"{self.path}: {what}; remove it, or write elsewhere.")
 
     def _index(self, replies: list[Reply], place: int) -> None:
         for number, reply in enumerate(replies):

@@ -1,8 +1,4 @@
-"""Draw responses from a local Transformers model.
-
-Each draw has its own random numbers, one per token, from (seed, prompt, number of the draw). So a draw depends neither
-on the rest of its batch nor on earlier draws.
-"""
+"""Draw responses from a local model, each with its own random numbers from (seed, prompt, number of the draw)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,12 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
@@ -26,11 +20,9 @@ from mrt_plugin.encoding import Encoder
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.paths import MODEL_FILES
 from mrt_plugin.models.load import open_model
+from mrt_plugin.models.log_likelihood import Model
 from mrt_plugin.models.named_model import parse_models
-from mrt_plugin.sampling.options import LocalOptions, SamplingSettings
-from mrt_plugin.sampling.settings import Draw, Reply, SamplingTask, draw_seed
-
-Model = PreTrainedModel | PeftModel
+from mrt_plugin.sampling.options import Draw, LocalOptions, Reply, SamplingSettings, SamplingTask, draw_seed
 
 
 @dataclass
@@ -70,10 +62,7 @@ class LocalModel(LocalOptions):
         self.path, self.adapter = str(self._named.path), self._named.adapter
 
     def identity(self) -> dict[str, Any]:
-        """Return what the draws depend on besides the settings.
-
-        `files` is a hash of the names, sizes and times of a local model's files, so it changes with further training.
-        """
+        """Return what the draws depend on besides the settings. `files` changes when a local model is trained on."""
         found = [
             f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}"
             for folder in (self.path, self.adapter)
@@ -104,13 +93,13 @@ class LocalModel(LocalOptions):
     def draw(self, task: SamplingTask) -> None:
         """Draw the missing responses in batches that are planned over all jobs, so that a resumed run has the same."""
         if task.settings.max_tokens is None:
-            raise ValueError("max_tokens is needed for a local model: nothing else ends a response that rambles on.")
+            raise ValueError("max_tokens is needed for a local model: it ends a response that rambles on.")
         model, encoder = self.load()
-        name = str(self.path) if self.adapter is None else f"{self.path}+{self.adapter}"
+        name = "+".join(str(part) for part in (self.path, self.adapter) if part is not None)
         plan = [(job, number) for job in task.jobs for number in range(job.first, job.first + job.wanted)]
         for start in range(0, len(plan), self.batch_size):
-            batch = plan[start : start + self.batch_size]
-            batch = [(job, number) for job, number in batch if number >= job.first + job.have]
+            planned = plan[start : start + self.batch_size]
+            batch = [(job, number) for job, number in planned if number >= job.first + job.have]
             if not batch:
                 continue
             task.report.requests += 1
@@ -133,10 +122,9 @@ def draw_after(
     seeds: Sequence[int],
     settings: SamplingSettings,
 ) -> list[Draw]:
-    """Draw one response for each prompt, given as token ids, from a model in evaluation mode, without gradients.
+    """Draw one response for each prompt of token ids and its seed, from a model in evaluation mode.
 
-    A draw's seed is its only source of randomness. Log-probabilities are the model's own, before temperature and
-    top_p. `max_tokens` must be set.
+    Log-probabilities are the model's own, before temperature and top_p. `max_tokens` must be set.
     """
     width = max(map(len, prompts))
     pad = tokenizer.pad_token_id

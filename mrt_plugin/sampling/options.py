@@ -1,19 +1,20 @@
-"""Define the options of sampling. The commands take them from these dataclasses."""
+"""Define the options of sampling, from which the commands take theirs, and its jobs, draws, replies and counters."""
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
 
-from mrt_plugin.options import Api, PromptFormat, option
+from mrt_plugin.groups.keys import canonical, digest
+from mrt_plugin.options import Api, PromptFormat, check_values, option
+
+WHOLE = set("stop eos eos_token stop_sequence end_turn complete tool_calls function_call tool_use".split())
+"""The `finish_reason`s of OpenAI, vLLM, TGI, Anthropic and Cohere for an answer that the model ended itself."""
 
 
 class _Checked:
-    """Check every option against its bounds."""
-
     def __post_init__(self) -> None:
-        for item in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, item.name)
-            if "bounds" in item.metadata and isinstance(value, int | float):
-                item.metadata["bounds"].check(item.name, value)
+        check_values(self, type(self))
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,13 @@ class SamplingSettings(_Checked):
 
     temperature: float = option(1.0, "1 is the model's own distribution. 0 takes the likeliest token.", ge=0, le=10)
     top_p: float = option(1.0, "Draw from the likeliest tokens that together reach this probability.", gt=0, le=1)
-    max_tokens: int | None = 1024
+    max_tokens: int | None = option(1024, "Most tokens of one response.", ge=1)
     stop: tuple[str, ...] = ()
     seed: int = option(0, "Another seed gives other draws.", ge=0)
     logprobs: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ValueError(f"max_tokens={self.max_tokens!r} must be at least 1.")
         if not all(self.stop):
             raise ValueError("stop must hold no empty text.")
 
@@ -67,13 +66,6 @@ class EndpointOptions(_Checked):
     requests_per_minute: float | None = None
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.api not in get_args(Api):
-            raise ValueError(f"api={self.api!r} is unknown: choose one of {', '.join(get_args(Api))}.")
-        if self.requests_per_minute is not None and not self.requests_per_minute > 0:
-            raise ValueError(f"requests_per_minute={self.requests_per_minute!r} must be above 0.")
-
 
 @dataclass(kw_only=True)
 class LocalOptions(_Checked):
@@ -82,3 +74,107 @@ class LocalOptions(_Checked):
     load_in_4bit: bool = option(False, "Load a local model in 4 bit, as QLoRA trains it.")
     batch_size: int = option(32, "Responses that a local model draws at a time.", ge=1)
     prompt_format: PromptFormat = option("auto", "Local model: chat, plain, or auto (chat if it has a template).")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prompt (a string or messages), and the draws `wanted` for it, numbered from `first`, of which some exist."""
+
+    id: str
+    prompt: Any
+    wanted: int
+    first: int = 0
+    others: bytes = b""
+    """Hash of existing responses whose draws are unknown, so that those draws are not repeated."""
+    have: int = 0
+
+    @cached_property
+    def key(self) -> str:
+        """The key in the journal. A changed prompt has another key, so it never gets old responses."""
+        others = [self.others] if self.others else []
+        return digest(b"sample", self.id.encode(), canonical(self.prompt), *others, size=16).hex()
+
+
+@dataclass
+class Draw:
+    """One drawn response. `logprobs` has each token's log-probability in nats, or None if it is not finite."""
+
+    text: str
+    finish_reason: str | None
+    tokens: int | None = None
+    logprobs: list[float | None] | None = None
+    reasoning: str | None = None
+
+    @property
+    def about(self) -> dict[str, Any]:
+        known = {"tokens": self.tokens, "reasoning": self.reasoning, "logprobs": self.logprobs}
+        return {name: value for name, value in known.items() if value is not None}
+
+    @property
+    def ending(self) -> Literal["whole", "cut off", "unknown"]:
+        """Whether the model ended the response itself, judged only by its `finish_reason`."""
+        reason = self.finish_reason
+        return "unknown" if reason is None else "whole" if reason.lower() in WHOLE else "cut off"
+
+
+@dataclass
+class Reply:
+    """Draws of one prompt, numbered from `start`, or the reason why the prompt was rejected."""
+
+    key: str
+    start: int
+    draws: list[Draw] = field(default_factory=list)
+    model: str | None = None
+    rejected: str | None = None
+
+
+@dataclass
+class SampleReport:
+    """The counts of a run. The pool has `whole + cut_off + unknown` draws; an endpoint may not say why a draw ended.
+
+    `reused` counts draws of earlier runs, `rejected` prompts, and `unfinished` failed draws.
+    """
+
+    prompts: int = 0
+    wanted: int = 0
+    whole: int = 0
+    cut_off: int = 0
+    unknown: int = 0
+    reused: int = 0
+    rejected: int = 0
+    unfinished: int = 0
+    requests: int = 0
+    retries: int = 0
+    repeated_prompts: int = 0
+    first_rejection: str = ""
+    first_failure: str = ""
+    output: str = ""
+
+    def count(self, draw: Draw) -> None:
+        self.whole += draw.ending == "whole"
+        self.cut_off += draw.ending == "cut off"
+        self.unknown += draw.ending == "unknown"
+
+
+@dataclass(frozen=True)
+class SamplingTask:
+    """What a sampler has to draw. It calls `record` with every reply before the next request."""
+
+    jobs: Sequence[Job]
+    settings: SamplingSettings
+    record: Callable[[list[Reply]], None]
+    report: SampleReport
+
+
+class Sampler(Protocol):
+    def identity(self) -> dict[str, Any]:
+        """Return what the draws depend on besides the settings."""
+
+    def draw(self, task: SamplingTask) -> None:
+        """Draw the missing responses of each job, and record every reply."""
+
+
+def draw_seed(settings: SamplingSettings, key: str, start: int) -> int:
+    """Return the seed of one request, in [0, 2^31), from the run's seed, the prompt and the first draw's number."""
+    parts = (b"draw", str(settings.seed).encode(), key.encode(), str(start).encode())
+    return int.from_bytes(digest(*parts), "little") % 2**31

@@ -1,9 +1,7 @@
 """Adaptive allocation: distribute a budget of responses over prompts whose responses vary by different amounts.
 
-Prompt x has k_x responses, and their losses have variance u_x. The mean over n prompts then has the variance
-sum(u_x/k_x)/n². One more response for prompt x reduces it by u_x·(1/k_x - 1/(k_x+1))/n², which gets smaller with each
-response. So it is optimal to give each next response to the prompt with the largest reduction. With unequal k_x, train
-with `loss_aggregation: prompt`: under `token`, a prompt with more responses would have more weight.
+If the losses of prompt x's k_x responses have variance u_x, the mean over n prompts has the variance sum(u_x/k_x)/n².
+One more response reduces it by u_x·(1/k_x - 1/(k_x+1))/n², less each time, so the greedy choice is optimal.
 """
 
 import heapq
@@ -30,18 +28,15 @@ FLOOR = 1e-6
 
 @dataclass(frozen=True)
 class Allocation:
-    """The number of responses that each prompt keeps, in the order of the input, and the effect of the limits."""
+    """The responses that each prompt keeps, and the number of prompts at their lower and upper limit."""
 
     k: list[int]
     wanted: int
     total: int
     at_least: int
-    """Number of prompts at their lower limit whose upper limit is higher: other prompts had a larger gain."""
     at_most: int
-    """Number of prompts at their upper limit: max_k, or the size of their pool."""
 
     def summary(self) -> str:
-        """Return one line for the log."""
         line = f"adaptive allocation: {self.total:,} responses over {len(self.k):,} prompts"
         if self.total != self.wanted:
             side = "least" if self.total > self.wanted else "most"
@@ -63,26 +58,14 @@ def allocate(
     """Give each next response to the prompt where u_x·(1/k_x - 1/(k_x+1)) is largest, with a heap.
 
     Here u_x = max(FLOOR, score / the largest score)^power, and min(min_k, N_x) <= k_x <= min(max_k, N_x) for a pool of
-    N_x. A hash of the prompt's name decides ties. ValueError for limits that contradict each other, and for scores
-    that are negative or not finite.
+    N_x. A hash of the prompt's name decides ties. The budget is `target_total`, or else `mean_k` per prompt.
     """
-    if not len(scores) == len(pool_sizes) == len(names):
-        raise ValueError(f"{len(scores)} scores, {len(pool_sizes)} pools and {len(names)} names: give one per prompt.")
-    if (target_total is None) == (mean_k is None):
-        raise ValueError("Give either target_total or mean_k: how many responses there are to spread.")
-    if mean_k is not None and not 0 < mean_k < math.inf:
-        raise ValueError(f"mean_k={mean_k!r} must be a finite number above 0.")
-    if min_k < 1 or (max_k is not None and max_k < min_k):
-        raise ValueError(f"min_k={min_k} and max_k={max_k}: they must satisfy 1 <= min_k <= max_k.")
     for name, score in zip(names, scores, strict=True):
         if not 0 <= score < math.inf:
             raise ValueError(
-                f"Group {name} has the allocation score {score!r}: a score says how much a prompt's responses vary. "
-                "It must be a finite number, at least 0."
+                f"Group {name} has the allocation score {score!r}: it must be a finite number, at least 0."
             )
-    wanted = round(mean_k * len(scores)) if target_total is None and mean_k is not None else target_total
-    assert wanted is not None
-
+    wanted = round((mean_k or 0) * len(scores)) if target_total is None else target_total
     lowest = [min(min_k, size) for size in pool_sizes]
     highest = [size if max_k is None else min(max_k, size) for size in pool_sizes]
     k, left = list(lowest), wanted - sum(lowest)

@@ -22,16 +22,13 @@ def _best_k(pools: Sequence[Pool], options: SelectionOptions) -> list[Picks]:
 
 
 def _all(pools: Sequence[Pool], options: SelectionOptions) -> list[Picks]:
-    """Choose all N responses and ignore K. For groups that are already selected."""
     return [Picks(list(range(pool.size))) for pool in pools]
 
 
 def _filter_then_spread(pools: Sequence[Pool], options: SelectionOptions) -> list[Picks]:
     """Drop the worse half, choose the best, then repeatedly the response whose nearest pick is farthest.
 
-    The simulator of arXiv 2606.00544 runs this algorithm under the name GRADES. The published gradient cosine of 0.66
-    and EMSE (bias² plus variance of the loss estimate) of 0.132 belong to it. For language-model data, the paper uses
-    `diverse_best_k`.
+    The simulator of arXiv 2606.00544 calls this GRADES; its published cosine of 0.66 and EMSE of 0.132 belong to it.
     """
     return [_spread(pool, options.k) for pool in pools]
 

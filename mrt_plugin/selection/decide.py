@@ -18,10 +18,7 @@ DECISION = Features({"picked": List(Value("int64")), **{name: Value("int64") for
 
 
 def embed_first(batch: dict[str, list[Any]], *, function: Any, least: int, **kwargs: Any) -> dict[str, list[Any]]:
-    """Compute the vectors of groups with more than `least` candidates, then run `function`, which finds them cached.
-
-    Used on a worker whose cache has no vectors yet: a model is fastest with many texts of similar length.
-    """
+    """Compute all vectors of a batch at once, which is fastest, then run `function`, which finds them cached."""
     least = min(batch["k"]) if "k" in batch else least
     texts = candidate_texts(batch, n=kwargs["options"].n, seed=kwargs["seed"], at_least=least + 1)
     kwargs["embedder"].prepare([texts])
@@ -30,21 +27,11 @@ def embed_first(batch: dict[str, list[Any]], *, function: Any, least: int, **kwa
 
 
 def choose_batch(
-    batch: dict[str, list[Any]],
-    *,
-    selector: Selector,
-    options: SelectionOptions,
-    seed: int,
-    embedder: Embedder | None,
+    batch: dict[str, list[Any]], *, selector: Selector, options: SelectionOptions, seed: int, embedder: Embedder | None
 ) -> dict[str, list[Any]]:
     """Choose responses for a batch of groups, each separately, and return the columns of `DECISION`.
 
-    Args:
-        batch: the columns `id` and `responses`, and `scores`, `weights` and `k` (one K per group) if they exist.
-        selector: the selector.
-        options: its options. Their `k` applies to batches without the column `k`.
-        seed: the seed of the hashes.
-        embedder: for a selector that needs embeddings.
+    The columns of the batch are `id`, `responses`, and optionally `scores`, `weights` and `k` (one K per group).
     """
     decisions: dict[str, list[Any]] = {name: [0] * len(batch["id"]) for name in DECISION}
     waiting: dict[int, list[tuple[int, Pool]]] = {}
@@ -65,9 +52,8 @@ def choose_batch(
 
     cells = 0
     # A batch of `datasets` is slow to access, and it reads other columns only when they are used.
-    columns: dict[str, Any] = {
-        name: batch[name] for name in ("id", "responses", "scores", "weights", "k") if name in batch
-    }
+    names = ("id", "responses", "scores", "weights", "k")
+    columns: dict[str, Any] = {name: batch[name] for name in names if name in batch}
     for row, responses in enumerate(columns["responses"]):
         candidates = candidates_of(columns, row, n=options.n, seed=seed)
         weightless = sum(weight <= 0 for weight in columns["weights"][row]) if "weights" in columns else 0

@@ -1,12 +1,8 @@
 """`diverse_k` (DKoN) and `diverse_best_k` (DBKoN): greedy facility location, many pools at a time.
 
-The objective F of a set S of candidates is (arXiv 2606.00544, section on selection, and the authors' code)
-
-    F(S) = sum_i b_i · max_{j in S} w_j · s_ij
-
-with the similarity s_ij of candidates i and j, the weights w_j and b_i = max(w_i, 1e-4). Each of K greedy steps adds
-the candidate that increases F most. F is monotone and submodular, so the result reaches at least (1 - 1/e) of the best
-F of any K candidates.
+F(S) = sum_i b_i · max_{j in S} w_j · s_ij (arXiv 2606.00544 and the authors' code) with the similarity s_ij of
+candidates i and j, the weights w_j and b_i = max(w_i, 1e-4). F is monotone and submodular, so K greedy steps reach at
+least (1 - 1/e) of the best F of any K candidates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,22 +16,19 @@ FLOOR = 1e-4
 """The minimum weight of a candidate, before and after the exponent."""
 
 UNIT = 2.0**-40
-"""The terms of F are rounded to multiples of this.
-
-Sums of up to 8,192 terms are then exact in float64, so gains do not depend on the order of summation. The picks are
-the same in a batch of any size and shape, and equal gains compare as equal."""
+"""The terms of F are rounded to multiples of this: sums of up to 8,192 terms are exact in float64 in any order, so
+the picks are the same in a batch of any size and shape, and equal gains compare as equal."""
 
 BATCH_CELLS = 2**17
 """Number of similarities processed at once: 1 MiB of float64, which stays in the processor's cache."""
 
 
 def _diverse_k(pools: Sequence[Pool], options: SelectionOptions) -> list[Picks]:
-    """Choose by greedy facility location with all weights 1. Scores only decide ties."""
+    """Choose with all weights 1. Scores only decide ties."""
     return maximise(pools, [np.ones(pool.size) for pool in pools], options)
 
 
 def _diverse_best_k(pools: Sequence[Pool], options: SelectionOptions) -> list[Picks]:
-    """Choose by greedy facility location, weighted by score."""
     scores = np.zeros((len(pools), max(pool.size for pool in pools)))
     for row, pool in zip(scores, pools, strict=True):
         row[: pool.size] = pool.scores

@@ -74,9 +74,7 @@ class Pool:
     def scores(self) -> np.ndarray:
         """[N] float64, finite, in descending order. ValueError if the groups have none."""
         if self._scores is None:
-            raise ValueError(
-                "The selector needs scores, and the groups have none: give a column `scores` or a scorer."
-            )
+            raise ValueError("The selector needs scores, and the groups have none: give `scores`, or a scorer.")
         return self._scores
 
     @property
@@ -145,10 +143,7 @@ class Selector:
 
 
 def candidates_of(batch: Mapping[str, Sequence[Any]], row: int, *, n: int | None, seed: int) -> list[int]:
-    """Return the indices of one group's candidates: a random `n` of the responses with a weight above 0.
-
-    The draw depends only on (seed, group id, response text), so a larger `n` adds candidates and removes none.
-    """
+    """Return the indices of a group's candidates: `n` of its responses with weight, by a hash. More `n` adds some."""
     responses = batch["responses"][row]
     candidates = list(range(len(responses)))
     if "weights" in batch:
@@ -177,7 +172,6 @@ def make_pool(
     seed: int,
     embedder: Embedder | None,
 ) -> Pool:
-    """Return the pool of a group's candidates. `given` are the scores of all its responses."""
     scores = keys = None
     if given is not None:
         scores = np.array(given, dtype=np.float64)
@@ -201,10 +195,7 @@ def make_pool(
 def tie_keys(
     name: str, responses: Sequence[Any], scores: np.ndarray | None, seed: int, purpose: bytes = b"select"
 ) -> np.ndarray:
-    """Return the hashes of (seed, group id, response text), [N] uint64.
-
-    Repeated texts get different hashes by their rank in score, or by their place if there are no scores.
-    """
+    """Return the hashes of (seed, group id, text), [N] uint64; repeated texts differ by their rank in score."""
     seen: Counter[bytes] = Counter()
     endings = []
     by_score = np.arange(len(responses)) if scores is None else np.argsort(-scores, kind="stable")

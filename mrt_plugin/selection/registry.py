@@ -20,10 +20,8 @@ SELECTORS = {
 def get_selector(name: str) -> Selector:
     """Return a selector of this package, or a `Selector` or function of (pool, k) from outside, by its place."""
     if name not in SELECTORS and not is_extension(name):
-        raise ValueError(
-            f"selector={name!r} is unknown: choose one of {', '.join(SELECTORS)}, or name your own function as "
-            "package.module:function or file.py:function."
-        )
+        own = "your own as package.module:function or file.py:function"
+        raise ValueError(f"selector={name!r} is unknown: choose one of {', '.join(SELECTORS)}, or {own}.")
     found = load_extension(SELECTORS.get(name, name))
     if isinstance(found, Selector):
         return found
@@ -43,9 +41,7 @@ class EachPool:
         for pool in pools:
             found = [int(position) for position in function(pool, k)]
             if len(set(found)) != k or len(found) != k or not all(0 <= position < pool.size for position in found):
-                raise ValueError(
-                    f"selector={self.name!r} gave {found} for group {pool.metadata['id']}: it must give {k} different "
-                    f"positions from 0 to {pool.size - 1}."
-                )
+                what = f"selector={self.name!r} gave {found} for group {pool.metadata['id']}"
+                raise ValueError(f"{what}: it must give {k} different positions from 0 to {pool.size - 1}.")
             picks.append(Picks(found))
         return picks

@@ -100,7 +100,11 @@ def _select(groups: Dataset, selector: str, k: int | None, how: dict[str, Any], 
 
 @dataclass
 class SelectionReport:
-    """The counts of one selection. `k` is `k=4`, or `their own k` for groups that differ in it."""
+    """The counts of one selection. `k` is in words: `k=4`, or `their own k` for groups that differ in it.
+
+    `whole` groups have N <= K and `short` ones N < K. `left_out` responses are beyond n candidates. `later_picks` are
+    those after a group's first, for selectors whose picks have gains; `zero_gain` of them have a gain of 0.
+    """
 
     selector: str
     k: str
@@ -109,25 +113,18 @@ class SelectionReport:
     candidates: int = 0
     kept: int = 0
     whole: int = 0
-    """Groups with N <= K, which keep all responses."""
     short: int = 0
-    """Groups with N < K."""
     weightless: int = 0
     left_out: int = 0
-    """Responses left out by the limit on candidates."""
     later_picks: int = 0
-    """Picks after a group's first, for selectors whose picks have gains; `zero_gain` of them have a gain of 0."""
     zero_gain: int = 0
     remarks: list[str] = field(default_factory=list)
-    """Lines for the log about the allocation and the agreement of scorers."""
 
     @property
     def zero_gain_share(self) -> float:
-        """The share of picks after the first that covered nothing new."""
         return self.zero_gain / self.later_picks if self.later_picks else 0.0
 
     def summary(self) -> str:
-        """Return one line with the kept responses."""
         responses, groups = plural(self.candidates, "response"), plural(self.groups, "group")
         line = f"{self.selector}: kept {self.kept:,} of {responses} of {groups}"
         if self.whole:
@@ -138,7 +135,6 @@ class SelectionReport:
         return line + "."
 
     def notes(self) -> list[str]:
-        """Return one line for each warning."""
         counts = (
             (f"pools smaller than {self.k}, kept whole", self.short),
             ("responses of weight 0, never kept", self.weightless),
@@ -147,14 +143,11 @@ class SelectionReport:
         lines = [f"{self.selector}: {words}: {count:,}." for words, count in counts if count]
         if self.zero_gain_share > 0.5:
             hint = " similarity='rescaled' leaves later picks more to gain." if self.similarity == "paper" else ""
-            lines.append(
-                f"{self.selector}: {self.zero_gain_share:.0%} of the picks after a group's first gained nothing: the "
-                f"first ones cover the pool, and the rest went by score, then by chance.{hint}"
-            )
+            what = f"{self.selector}: {self.zero_gain_share:.0%} of the picks after a group's first gained nothing"
+            lines.append(f"{what}: the first ones cover the pool, and the rest went by score, then by chance.{hint}")
         return lines
 
     def log(self) -> None:
-        """Log the summary, and a warning for each note."""
         for line in [*self.remarks, self.summary()]:
             logger.info(line)
         for line in self.notes():
@@ -196,18 +189,15 @@ def run_selection(
     strategy = get_selector(options.selector)
     scores: dict[str, Dataset] = {}
     if options.scorer is not None:
-        scores = score_columns(
-            groups, options.scorer, num_proc=num_proc, score_cache=options.score_cache, engine=engine
-        )
+        how: dict[str, Any] = {"num_proc": num_proc, "score_cache": options.score_cache, "engine": engine}
+        scores = score_columns(groups, options.scorer, **how)
         groups = with_scores(groups, next(iter(scores.values())))
     missing = [name for name in ("id", "prompt", "responses") if name not in groups.column_names]
     if missing:
         raise ValueError(f"The groups have no column {' or '.join(missing)}: read them with `load_groups` first.")
     if strategy.needs_scores and "scores" not in groups.column_names:
-        raise ValueError(
-            f"selector={options.selector!r} needs scores, and the groups have none: give a column `scores` with one "
-            "number per response, or a `scorer`; or choose random_k or diverse_k."
-        )
+        remedy = "give a column `scores` with one number per response, or a `scorer`; or choose random_k or diverse_k"
+        raise ValueError(f"selector={options.selector!r} needs scores, and the groups have none: {remedy}.")
     return _Chooser(options, seed, num_proc, engine).select(groups, scores)
 
 
@@ -229,12 +219,8 @@ class _Chooser:
         options, strategy = self.options, self.strategy
         if self.embedder is not None and self.embedder.prepare is not None and self.engine == "local":
             self.embedder.prepare(self._texts(groups))  # on Ray, each worker prepares its own groups
-        remarks: list[str] = []
-        allocated = None
-        if self.adaptive:
-            allocation = self._allocate(groups)
-            remarks.append(allocation.summary())
-            allocated = allocation.k
+        allocation = self._allocate(groups) if self.adaptive else None
+        allocated, remarks = (allocation.k, [allocation.summary()]) if allocation else (None, [])
         decided = self._decide(groups, allocated)
         picks: list[list[int]] = decided["picked"][:]
         first, *rest = scores or [""]
@@ -245,10 +231,8 @@ class _Chooser:
                 others = self._decide(with_scores(groups, other), allocated)["picked"][:]
                 changed = sum(len(set(ours) - set(theirs)) for ours, theirs in zip(picks, others, strict=True))
                 total = max(sum(map(len, picks)), 1)
-                remarks.append(
-                    f"With the scores of {name}, {options.selector} would change {changed:,} of {total:,} picks "
-                    f"({changed / total:.1%})."
-                )
+                what = f"{changed:,} of {total:,} picks ({changed / total:.1%})"
+                remarks.append(f"With the scores of {name}, {options.selector} would change {what}.")
         report = SelectionReport(
             options.selector,
             "their own k" if strategy.keeps_all or allocated is not None else f"k={options.k}",
@@ -267,10 +251,8 @@ class _Chooser:
         """Compute a score for every prompt, then the allocation. The result does not depend on the row order."""
         options, known, name = self.options, groups.column_names, self.options.allocation_score
         if name not in ("diversity", "length", *known):
-            raise ValueError(
-                f"allocation_score={name!r} is neither `diversity` nor `length`, nor a column of the groups "
-                f"({', '.join(known)})."
-            )
+            what = f"`diversity`, `length`, nor a column of the groups ({', '.join(known)})"
+            raise ValueError(f"allocation_score={name!r} is neither {what}.")
         wanted = _read(groups, () if name in ("diversity", "length") else (name,))
         measured = self._map(wanted, spread_batch, SPREAD, "Measuring how responses differ", self.spread, 0)
         limits = {name: getattr(options, name) for name in ("target_total", "mean_k", "min_k", "max_k")}

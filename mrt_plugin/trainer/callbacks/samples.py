@@ -11,8 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.layout.group_row import IGNORE, as_group_row, segment_runs
 from mrt_plugin.sampling.local import draw_after
-from mrt_plugin.sampling.options import SamplingSettings
-from mrt_plugin.sampling.settings import Draw, draw_seed
+from mrt_plugin.sampling.options import Draw, SamplingSettings, draw_seed
 from mrt_plugin.scoring.cosine import coverage, diversity
 
 SEEN_ROWS = 2000

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from mrt_plugin.curation.texts import repeated_share
 from mrt_plugin.groups.messages import units
-from mrt_plugin.sampling.settings import Draw
+from mrt_plugin.sampling.options import Draw
 from mrt_plugin.trainer.callbacks.samples import PromptTokens, Sampler
 from mrt_plugin.trainer.processes import from_main_process, sum_over_processes
 
