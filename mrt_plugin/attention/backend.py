@@ -57,17 +57,13 @@ class OwnAttention:
             set_text_attention(model, attention)
 
     def restore_model(self, model: Any) -> None:
-        """Restore the model's previous attention."""
         if self._before is not None:
             set_text_attention(model, self._before)
             self._before = None
 
 
 class OneForward(OwnAttention):
-    """The base of backends that set the model's attention and run all rows in one forward.
-
-    A subclass gives `attention`, the name of the implementation to set, and `arguments`, what it adds to the forward.
-    """
+    """The base of backends that set the model's attention to `attention` and run all rows in one forward."""
 
     name: str
     attention: str
@@ -82,7 +78,6 @@ class OneForward(OwnAttention):
             )
 
     def prepare_model(self, model: Any) -> None:
-        """Set the text model to this backend's attention."""
         if model._is_stateful:  # declared by the class, where the configuration lists no such layer
             raise NotShareable(
                 f"prefix_backend={self.name}: {model.config.model_type} carries a state along the row, which an "
@@ -95,7 +90,6 @@ class OneForward(OwnAttention):
         raise NotImplementedError
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
-        """Compute the NLL of all rows in one forward."""
         kwargs = {"input_ids": rows.input_ids, "position_ids": rows.position_ids, "use_cache": False}
         # The load-balancing loss of a mixture of experts accepts a 2-D mask only. Without labels it has no use.
         if getattr(model.config.get_text_config(), "output_router_logits", False):
@@ -113,7 +107,6 @@ class ExpandedBackend(OwnAttention):
     name = "expanded"
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
-        """Compute the NLL of all rows in one forward, or raise ValueError if a row holds more than one pair."""
         tokens = rows.attention_mask
         if bool((rows.ends != tokens * tokens.sum(1, keepdim=True)).any()):
             raise ValueError(
@@ -132,14 +125,12 @@ class ExpandedBackend(OwnAttention):
 class OneByOneBackend(ExpandedBackend):
     """Run rows of one pair each: every pair in its own forward, without padding.
 
-    For models whose plain forward depends on the shape of its batch. Slow; the optimizer steps are the same as with
-    any other backend.
+    For models whose plain forward depends on the shape of its batch. Slow; the steps are the same.
     """
 
     name = "one_by_one"
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
-        """Compute the NLL in one forward per row."""
         where = rows.attention_mask.bool()
         found = []
         for row in range(len(where)):

@@ -31,7 +31,6 @@ class CPUFlash:
         self.scale = scale
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, seen: Mask) -> tuple[Tensor, Tensor]:
-        """Return the output and its log-sum-exp over this piece's keys."""
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, causal, attn_mask=_additive(seen, q), scale=self.scale
         )
@@ -40,7 +39,6 @@ class CPUFlash:
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, seen: Mask
     ) -> Gradients:
-        """Return the gradients, from the output and the log-sum-exp of the complete softmax."""
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, causal, attn_mask=_additive(seen, q), scale=self.scale
         )
@@ -65,7 +63,6 @@ class Explicit:
         self.softcap = softcap
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, *, causal: bool, seen: Mask) -> tuple[Tensor, Tensor]:
-        """Return the output and its log-sum-exp over this piece's keys."""
         k, v = k[0].float(), v[0].float()
         outs, lses = [], []
         for start in range(0, q.shape[2], self.block):
@@ -78,7 +75,6 @@ class Explicit:
     def backward(
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, seen: Mask
     ) -> Gradients:
-        """Return the gradients, from the output and the log-sum-exp of the complete softmax."""
         keys, values = k[0].float(), v[0].float()
         dk, dv = torch.zeros_like(keys), torch.zeros_like(values)
         dqs = []

@@ -22,14 +22,7 @@ def visibility(rows: Rows, *, window: int | None = None, chunk: int | None = Non
     A query sees its own run of the tree up to itself, and its ancestors' runs: the keys k with `k <= q < ends[k]`
     (`mrt_plugin.layout.tree.Tree`). Windows of sliding layers and chunks of chunked layers are measured on positions,
     as if each pair were alone, never on row indices. Padding sees itself, so that no softmax is empty.
-
-    Args:
-        rows: R rows of T tokens.
-        window: number of positions that a sliding layer sees, including the query's own.
-        chunk: positions per chunk of a chunked layer.
-
-    Returns:
-        FlexAttention's `mask_mod`: from indices of row, head, query and key, True where the query sees the key.
+    Returns FlexAttention's `mask_mod`: from indices of row, head, query and key, True where the query sees the key.
     """
     ends, position = rows.ends, rows.position_ids
 
@@ -52,7 +45,6 @@ def visible(rows: Rows, **limits: int | None) -> Tensor:
 
 
 def block_mask(rows: Rows, **limits: int | None) -> BlockMask:
-    """Return the rule as a block mask of the rows."""
     (count, width), device = rows.ends.shape, rows.ends.device
     # Compiled code never holds the full mask. On CPU the mask only serves comparisons, so compiling is not worth it.
     compiled = device.type != "cpu"
@@ -60,10 +52,9 @@ def block_mask(rows: Rows, **limits: int | None) -> BlockMask:
 
 
 class DenseBackend(OneForward):
-    """Run shared-prefix rows through transformers' `sdpa` or `eager` attention with a T x T mask per row.
+    """Run rows through transformers' `sdpa` or `eager` attention with a T x T mask per row of T tokens.
 
-    Exact for every family whose layers are all attention, including attention dropout. Time and memory grow with the
-    square of the row length T. Use it as a reference, or for short rows.
+    Exact for every family whose layers are all attention, including attention dropout. Use it as a reference.
     """
 
     name = "dense"
@@ -74,7 +65,6 @@ class DenseBackend(OneForward):
         super().prepare_model(model)
 
     def arguments(self, model: Any, rows: Rows) -> dict[str, Any]:
-        """Return the masks."""
         dtype = model.dtype if text_attention(model) == "eager" else None
         return _by_kind({kind: self._mask(kind, rows, dtype) for kind in self.family.kinds})
 
@@ -101,7 +91,6 @@ class FlexBackend(OneForward):
         refuse_dropout(self.family, self.name)
 
     def prepare_model(self, model: Any) -> None:
-        """Set the text model to `flex_attention`."""
         if not model._supports_flex_attn and not model._is_stateful:
             raise NotShareable(
                 f"prefix_backend=flex: transformers has no flex_attention for {self.family.model_type}. Use "
@@ -110,11 +99,9 @@ class FlexBackend(OneForward):
         super().prepare_model(model)
 
     def arguments(self, model: Any, rows: Rows) -> dict[str, Any]:
-        """Return the block masks."""
         return _by_kind({kind: block_mask(rows, **self.family.limits(kind)) for kind in self.family.kinds})
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
-        """Compute the NLL of all rows, padded to full blocks, in one forward."""
         width = rows.input_ids.shape[1]
         fill = {"shift_labels": IGNORE}
         padded = {

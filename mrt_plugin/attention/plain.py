@@ -40,32 +40,28 @@ class PlainForward:
     """The NLL of some pairs through the plain forward, and how much it changes with the shape of the batch."""
 
     attention: str
-    """The attention implementation of the measurement."""
     nll: Tensor
     """[tokens] float64: the NLL of the trained tokens, each pair in its own forward."""
     noise: float
     """Root mean square of the change over those tokens, in nats."""
     spacing: float
-    """Distance from 1 to the next larger number in the precision that the model computes in."""
+    """Distance from 1 to the next larger number that the model computes with."""
 
     @property
     def ceiling(self) -> float:
-        """The largest change that rounding explains, in nats."""
+        """The largest change in nats that rounding explains."""
         return max(CEILING_FLOOR, CEILING * self.spacing)
 
     @property
     def steady(self) -> bool:
-        """Whether the change with the shape of the batch is within rounding. False for NaN."""
         return self.noise <= self.ceiling
 
     @property
     def tolerance(self) -> float:
-        """The difference that a comparison with `nll` allows, in nats."""
         return min(max(NOISE_FACTOR * self.noise, NOISE_FLOOR, ROUNDING * self.spacing), self.ceiling)
 
     @property
     def finding(self) -> str:
-        """The measurement as a clause for a message."""
         return (
             f"with attn_implementation={self.attention}, the per-token NLL of a real group moves by {self.noise:.1e} "
             f"nats with the shape of the batch and its padding, where rounding explains {self.ceiling:.1e}"
@@ -73,25 +69,15 @@ class PlainForward:
 
 
 def compared(pairs: Sequence[GroupRow]) -> list[int]:
-    """Return the indices of the pairs that are compared: the longest pairs of a row, and the last."""
+    """Return the indices of the pairs that are compared."""
     ranked = sorted(range(len(pairs)), key=lambda index: -len(pairs[index]["input_ids"]))
     return sorted({*ranked[:LONGEST], len(pairs) - 1})
 
 
 def settle_plain(model: Any, row: Sequence[GroupRow], compute: Compute, pad_token_id: int) -> PlainForward:
-    """Measure whether the plain forward depends on the shape of its batch.
+    """Measure whether the plain forward depends on the shape of its batch. Use `eager` if only that does not.
 
-    If it does, and with `eager` attention it does not, set the model to `eager`.
-
-    Args:
-        model: the model with its own attention.
-        row: the groups of one row, preferably with pairs of several lengths.
-        compute: see `mrt_plugin.attention.Compute`.
-        pad_token_id: any token id; padding does not affect the result.
-
-    Returns:
-        The measurement of the attention that the model is left with. If it is not `steady`, no attention helps: train
-        one pair per forward.
+    If the result is not `steady`, no attention helps: train one pair per forward.
     """
     every = list(chain.from_iterable(map(expand, row)))
     pairs = [every[index] for index in compared(every)]
@@ -149,12 +135,10 @@ def packed_nll(
 
 
 def rms(values: Tensor) -> float:
-    """Return the root mean square."""
     return float(values.square().mean().sqrt())
 
 
 def on_device(rows: Rows, model: Any) -> Rows:
-    """Return the rows on the model's device."""
     return Rows.from_batch({name: value.to(model.device) for name, value in rows.to_batch().items()})
 
 

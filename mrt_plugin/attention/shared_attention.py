@@ -21,27 +21,12 @@ def shared_attention(
     softcap: float | None = None,
     sink: Tensor | None = None,
 ) -> Tensor:
-    """Compute attention for R rows of T tokens, where queries see only the keys in the plan's pieces.
+    """Compute attention for R rows of T tokens, where queries see only the keys in the plan's pieces: [R, T, H, E].
 
-    Saves the same tensors for the backward pass as FlashAttention: the inputs, the output and one number per query
-    and head.
-
-    Args:
-        query: [R, H, T, D], with H heads of dimension D.
-        key: [R, G, T, D], with G key heads; H is a multiple of G.
-        value: [R, G, T, E], with heads of dimension E.
-        plan: first the table of `mrt_plugin.attention.plan.Piece`s, [pieces, 7] int64 on the CPU. For the CUDA
-            kernels, then the result of `mrt_plugin.attention.varlen.to_tensors` for the same rows.
-        scale: factor of the dot products.
-        window: number of positions that a query of a BAND piece sees.
-        softcap: scores become softcap · tanh(score / softcap).
-        sink: [H] scores of a key that takes part in the softmax and has no value (GPT-OSS).
-
-    Returns:
-        [R, T, H, E]; 0 where the query is in no piece (padding).
-
-    Raises:
-        TypeError: if query, key and value have different dtypes, as for `scaled_dot_product_attention`.
+    Shapes: query [R, H, T, D], key [R, G, T, D], value [R, G, T, E]; H is a multiple of G. `plan` has first the table
+    of `plan.Piece`s, [pieces, 7] int64 on the CPU, then the tensors of `varlen.to_tensors` for the CUDA kernels.
+    `window` is that of the BAND pieces. Scores become softcap · tanh(score / softcap). `sink` [H] are scores of a key
+    without a value (GPT-OSS). Queries in no piece (padding) get 0.
     """
     if not query.dtype == key.dtype == value.dtype:
         raise TypeError(
@@ -63,7 +48,6 @@ def _kernel(query: Tensor, value: Tensor, scale: float, softcap: float) -> CPUFl
 
 
 def _cut(piece: Piece, window: int, device: torch.device) -> tuple[slice, slice, slice, dict[str, Any]]:
-    """Return the piece's row, queries and keys, and what its queries see, as a kernel's arguments."""
     seen = None
     if piece.kind == BAND:
         query = torch.arange(piece.lead, piece.lead + piece.queries, device=device)
@@ -91,7 +75,7 @@ def _pieces_forward(
 
 
 def _merge(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor) -> None:
-    """Merge a part of the softmax in place: out and part [1, H, n, E], lse and part_lse [1, H, n]."""
+    """Merge a part of the softmax in place."""
     weight = torch.sigmoid(part_lse - lse)[..., None]
     if out.dtype == torch.float32:
         out.lerp_(part, weight)

@@ -85,7 +85,6 @@ def to_tensors(planned: list[Call]) -> list[Tensor]:
 
 
 def from_tensors(tensors: list[Tensor]) -> list[Call]:
-    """Rebuild the calls from the result of `to_tensors`."""
     found = [tensors[start : start + 5] for start in range(0, len(tensors), 5)]
     return [Call(*numbers.tolist(), *indices) for numbers, *indices in found]
 
@@ -93,10 +92,7 @@ def from_tensors(tensors: list[Tensor]) -> list[Call]:
 def varlen_forward(
     kernel: "CUDAFlash", query: Tensor, key: Tensor, value: Tensor, planned: list[Call], window: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the output [R, T, H, D] and the log-sum-exp [R, H, T].
-
-    Queries are [R, H, T, D]; keys and values are [R, G, T, D].
-    """
+    """Return the output [R, T, H, D] and the log-sum-exp [R, H, T] for queries [R, H, T, D] and keys [R, G, T, D]."""
     rows, heads, width, size = query.shape
     q, k, v = _flat(query), _flat(key), _flat(value)
     out = torch.zeros_like(q, memory_format=torch.contiguous_format)
@@ -140,7 +136,6 @@ def varlen_backward(
 
 
 def _flat(x: Tensor) -> Tensor:
-    """Reshape [R, H, T, D] to [R·T, H, D]."""
     return x.transpose(1, 2).flatten(0, 1)
 
 
@@ -150,10 +145,9 @@ def _like(flat: Tensor, x: Tensor) -> Tensor:
 
 
 class CUDAFlash:
-    """PyTorch's FlashAttention on CUDA, which `torch.nn.attention.varlen` uses, for bfloat16 and float16.
+    """PyTorch's FlashAttention on CUDA for one call: q, out [n, H, D], k, v [m, G, D], lse [H, n] in fp32.
 
-    It computes one call. Shapes: q [n, H, D], k and v [m, G, D], out [n, H, D], lse [H, n] in fp32. As in
-    `mrt_plugin.attention.kernels`, the backward takes the output and the log-sum-exp (lse) of the complete softmax.
+    As in `mrt_plugin.attention.kernels`, the backward takes the output and the log-sum-exp of the complete softmax.
     """
 
     def __init__(self, scale: float) -> None:
@@ -161,7 +155,6 @@ class CUDAFlash:
 
     @staticmethod
     def takes(query: Tensor, value: Tensor, softcap: float) -> bool:
-        """Return whether the kernel can compute these tensors."""
         if query.device.type != "cuda" or query.dtype not in (torch.bfloat16, torch.float16) or softcap:
             return False
         size, capability = query.shape[-1], torch.cuda.get_device_capability(query.device)
@@ -175,7 +168,6 @@ class CUDAFlash:
         return capability >= (8, 0) and head_size % 8 == 0 and head_size <= largest
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, call: Call, window: int | None) -> tuple[Tensor, Tensor]:
-        """Return the output and its log-sum-exp over this call's keys."""
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             *(q, k, v, call.query_ends, call.key_ends, call.longest_query, call.longest_key),
             0.0,
@@ -197,7 +189,6 @@ class CUDAFlash:
         call: Call,
         window: int | None,
     ) -> Gradients:
-        """Return the gradients, from the output and the log-sum-exp of the complete softmax."""
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
             *(grad, q, k, v, out, lse, call.query_ends, call.key_ends, call.longest_query, call.longest_key),
             0.0,

@@ -18,17 +18,8 @@ logger = logging.getLogger(__name__)
 def step_loss(nll: torch.Tensor, loss_weights: torch.Tensor, units: torch.Tensor, processes: int = 1) -> torch.Tensor:
     """Return this micro-batch's part of the step's loss: sum(c · nll) divided by the step's units (`docs/loss.md`).
 
-    The sum over the micro-batches of a step, averaged over processes, is the loss of the step as one batch.
-    Distributed training averages gradients over processes in the same way.
-
-    Args:
-        nll: [R, T] per-token negative log-likelihood.
-        loss_weights: [R, T] coefficients c.
-        units: scalar; the units of all micro-batches of the step on all processes.
-        processes: the number of processes over which the gradients are averaged.
-
-    Returns:
-        A scalar. 0 where the step has no units, which is a step of filler rows only.
+    nll and the coefficients c are [R, T]; `units` is the sum over all micro-batches of the step on all processes.
+    Gradients are averaged over `processes`. A step of filler rows only has no units and the loss 0.
 
     Example:
 
@@ -39,40 +30,23 @@ def step_loss(nll: torch.Tensor, loss_weights: torch.Tensor, units: torch.Tensor
 
 
 def chunk_tokens(vocabulary: int) -> int:
-    """Return the number of trained tokens whose logits exist at the same time.
-
-    It is 256, which a GPU computes efficiently, or more with a small vocabulary: up to 16 MiB of logits in fp32.
-
-    Example:
-
-    >>> chunk_tokens(1_000), chunk_tokens(128_256)
-    (4194, 256)
-    """
+    """Return how many tokens have logits at the same time: 256, or more for up to 16 MiB of logits in fp32."""
     return max(256, 2**22 // vocabulary)
 
 
 class TokenNLL:
     """Run a causal language model once and return the NLL of its labels.
 
-    The output head is applied to trained positions only, `chunk` of them at a time. Its logits are recomputed in the
-    backward pass. So the logits of a prompt never exist, and the logits of the responses never exist all at once. The
-    logits of the last chunk are kept: the backward pass begins with them, so recomputing them would save nothing. The
-    model gets no labels, so a forward that a kernel library replaced does not compute its own loss.
+    The output head runs on trained positions only, `chunk` of them at a time, and its logits are recomputed in the
+    backward pass (those of the last chunk are kept: the backward pass begins with them). So the logits of a prompt
+    never exist. The model gets no labels, so a forward that a kernel library replaced computes no loss of its own.
 
-    A model's forward may change the logits by more than the known transformations (`logit_transform`). This is
-    detected by comparing the NLL of all trained tokens, in every call within `judging()`, otherwise in the first call.
-    Such a model then runs its own head on the trained positions.
-
-    Example:
-
-    ```python
-    compute = TokenNLL(model)
-    nll = compute(model, {"input_ids": input_ids}, shift_labels)  # [B, T], 0 where the label is -100
-    ```
+    A forward may change the logits by more than the known transformations (`logit_transform`). The NLL of all trained
+    tokens is compared to detect this, in every call within `judging()`, otherwise in the first. Such a model runs its
+    own head on the trained positions.
     """
 
     def __init__(self, model: nn.Module, chunk: int | None = None) -> None:
-        """Read the model's head and logit transformation."""
         self.head: nn.Module = model.get_output_embeddings()  # type: ignore[operator]
         if self.head is None:
             raise ValueError(f"{type(model).__name__} has no output embeddings: a causal language model is needed.")
@@ -87,10 +61,7 @@ class TokenNLL:
 
     @contextmanager
     def judging(self) -> Iterator[None]:
-        """Compare the known transformation with the model's own logits in every call, for the proof before training.
-
-        All logits of a call's trained tokens then exist at once.
-        """
+        """Compare the known transformation with the model's own logits in every call, for the proof."""
         self._judging = True
         try:
             yield
@@ -104,15 +75,10 @@ class TokenNLL:
     def __call__(
         self, model: nn.Module, forward_kwargs: Mapping[str, Any], shift_labels: torch.Tensor
     ) -> torch.Tensor:
-        """Compute the per-token NLL.
+        """Return the NLL [B, T] float32 of `shift_labels` [B, T]; 0 where the label is -100.
 
-        Args:
-            model: the model given at construction, or its distributed wrapper.
-            forward_kwargs: arguments of the model's forward, without labels, for inputs of shape [B, T].
-            shift_labels: [B, T]. The label at t is the token that follows position t; -100 is not trained.
-
-        Returns:
-            [B, T] float32, 0 where the label is -100.
+        `model` is that of the construction or its distributed wrapper. `forward_kwargs` are its arguments, without
+        labels.
         """
         where = shift_labels != IGNORE
         flat_targets = shift_labels[where]
@@ -135,7 +101,7 @@ class TokenNLL:
         return nll.masked_scatter(where, flat)
 
     def take_correct_tokens(self) -> torch.Tensor:
-        """Return the number of correctly predicted tokens since the last call, and reset it."""
+        """Return the number of correctly predicted tokens, and reset it."""
         taken = self.correct_tokens
         self.correct_tokens = torch.zeros_like(taken)
         return taken
@@ -146,8 +112,8 @@ class TokenNLL:
     ) -> Iterator[None]:
         """Record the head's input at the trained positions.
 
-        With `own_head`, the model's own head runs on these positions; otherwise it runs on one position only.
-        `compared` are the targets whose head output is read before the model's forward changes it.
+        With `own_head`, the model's head runs there, otherwise on one position. `compared` are the targets whose head
+        output is read before the model's forward changes it.
         """
 
         def before_head(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -207,10 +173,7 @@ class TokenNLL:
     def _from_logits(
         self, logits: torch.Tensor, targets: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
     ) -> torch.Tensor:
-        """Return the NLL [n] of targets [n] from existing logits [n, V].
-
-        `change` and the conversion to fp32 are applied one chunk at a time.
-        """
+        """Return the NLL [n] of targets [n] from logits [n, V], one chunk at a time."""
         pieces = zip(torch.split(logits, self.chunk), torch.split(targets, self.chunk), strict=True)
         return torch.cat(
             [nn.functional.cross_entropy(change(part).float(), target, reduction="none") for part, target in pieces]
