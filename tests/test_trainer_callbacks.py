@@ -220,7 +220,7 @@ def test_an_adapter_under_gradient_checkpointing_trains_on_as_before(tmp_path):
 
 
 def test_sampling_needs_held_out_prompts(tmp_path):
-    with pytest.raises(ValueError, match="sample_prompts answers held-out prompts, and there are none"):
+    with pytest.raises(ValueError, match="sample_prompts needs held-out prompts: give an eval_dataset"):
         build(tmp_path, sample_prompts=2)
 
 

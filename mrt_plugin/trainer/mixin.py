@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,30 +41,6 @@ OUT_OF_MEMORY = (
 _COUNTED = ("groups", "pairs", "tokens", "slots", "saved_tokens")
 """Counts of a collated batch that are logged. Slots are tokens with padding; saved tokens are those that the expanded
 layout would have computed in addition."""
-
-
-@dataclass
-class Meter:
-    """Counts since the last log, over all processes."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    paused_seconds: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
-
-    def read(self) -> dict[str, float]:
-        """Return the metrics to log. Rates are per second of wall time, without the time of evaluations."""
-        counts = self.counts
-        seconds = max(time.perf_counter() - self.started - self.paused_seconds, 1e-9)
-        figures = {
-            "tokens_per_second": counts["tokens"] / seconds,
-            "pairs_per_second": counts["pairs"] / seconds,
-            "responses_per_prompt": counts["pairs"] / max(counts["groups"], 1),
-            "padding_share": 1 - counts["tokens"] / max(counts["slots"], 1),
-            "prompt_tokens_saved_share": counts["saved_tokens"] / max(counts["tokens"] + counts["saved_tokens"], 1),
-        }
-        if counts["trained_tokens"]:
-            figures["mean_token_accuracy"] = counts["correct_tokens"] / counts["trained_tokens"]
-        return figures
 
 
 @contextmanager
@@ -120,7 +95,7 @@ class MultiResponseTrainerMixin(Trainer):
     model: Any
     _signature_columns: Any
     _eval_sums: torch.Tensor
-    """Over the tokens of an evaluation [3]: the NLL, the tokens, and the correct ones."""
+    """Over an evaluation [4]: the NLL, its tokens, and of the tokens computed the correct ones and all."""
 
     def set_up_groups(self, options: MultiResponseOptions, collators: list[GroupedResponseCollator]) -> None:
         """Choose the layout, prove that it is exact on the model and the data, and set it in the collators.
@@ -138,7 +113,7 @@ class MultiResponseTrainerMixin(Trainer):
         if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
             logger.warning(
                 "fp16 has no effect on a CPU: accelerate trains in fp32 there. Set bf16=True for half precision, or "
-                "fp16=False. (Axolotl makes fp16 of `bf16: auto` where no GPU has bf16.)"
+                "fp16=False. (Axolotl makes fp16 of `bf16: auto`.)"
             )
         self.model_accepts_loss_kwargs = True  # read by transformers < 5.19: the loss is already divided by the units
         model = accelerator.unwrap_model(self.model)
@@ -147,7 +122,7 @@ class MultiResponseTrainerMixin(Trainer):
         for name, dataset in {"training": self.train_dataset, **held_out}.items():
             self._refuse_split_angles(dataset, name)
         self._token_nll = TokenNLL(model)
-        self._meter = Meter()
+        self._start_counting()
         rows: Any = self.train_dataset
         if DRAW in rows.column_names:
             draws = EpochDraws(options.loss_aggregation)
@@ -156,8 +131,7 @@ class MultiResponseTrainerMixin(Trainer):
                 collator.read_row = draws
         elif options.redraw == "epoch":
             raise ValueError(
-                "redraw='epoch': the training data was prepared without it, so there is nothing to draw from. Give "
-                "the groups themselves, or data prepared with redraw='epoch'."
+                "redraw='epoch': the training data was prepared without it. Give groups, or data prepared with it."
             )
         tokenizer: Any = collators[0].tokenizer
         setup = RunSetup(
@@ -183,7 +157,6 @@ class MultiResponseTrainerMixin(Trainer):
         self._watching = watch(self, options, tokenizer)
 
     def _groups_per_batch(self, rows: Any) -> int:
-        """Return about how many groups a micro-batch has."""
         return int(self.args.train_batch_size)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -214,7 +187,7 @@ class MultiResponseTrainerMixin(Trainer):
             sums += torch.tensor([batch["units"].double().sum().item(), *counts], dtype=torch.float64)
         sums = self._sum(sums)
         # After an evaluation the model is still in evaluation mode here. Only training asks for a step's units.
-        self._meter.counts.update({name: int(total) for name, total in zip(_COUNTED, sums[1:], strict=True)})
+        self._counts.update({name: int(total) for name, total in zip(_COUNTED, sums[1:], strict=True)})
         return sums[0].float().to(device)
 
     def compute_loss(
@@ -232,9 +205,9 @@ class MultiResponseTrainerMixin(Trainer):
         correct = self._token_nll.take_correct_tokens().to(trained.device)
         figures = torch.stack([trained.double(), correct.double(), loss.detach().double()])
         trained, correct, summed = self._sum(figures).tolist()
-        self._meter.counts.update(trained_tokens=int(trained), correct_tokens=int(correct))
+        self._counts.update(trained_tokens=int(trained), correct_tokens=int(correct))
         if self._watching.smoke is not None:
-            self._watching.smoke.add_loss(summed / self.accelerator.num_processes)
+            self._watching.smoke.pending_loss += summed / self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
     def _nll(self, model: torch.nn.Module, rows: Rows) -> torch.Tensor:
@@ -271,36 +244,30 @@ class MultiResponseTrainerMixin(Trainer):
         nll, tokens, correct, computed = self._sum(self._eval_sums).tolist()
         if tokens:
             metrics: Any = output.metrics
-            metrics[f"{metric_key_prefix}_loss"] = nll / tokens
-            metrics[f"{metric_key_prefix}_mean_token_accuracy"] = correct / computed
-            metrics[f"{metric_key_prefix}_tokens"] = int(tokens)
+            figures = {"loss": nll / tokens, "mean_token_accuracy": correct / computed, "tokens": int(tokens)}
+            metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
             metrics.update(self._watched(dataloader.dataset, nll / tokens, metric_key_prefix))
-        self._meter.paused_seconds += time.perf_counter() - began
+        self._counting_since += time.perf_counter() - began
         return output
 
     def _watched(self, rows: Any, loss: float, prefix: str) -> dict[str, float]:
-        """Return the gap to the training loss, and the metrics of sampled answers to held-out prompts."""
+        """Return the gap to the loss of some training rows, and the metrics of sampled answers to held-out prompts."""
         metrics: dict[str, float] = {}
         overfitting, samples = self._watching.overfitting, self._watching.samples
         if overfitting is not None and self.is_in_train:
-            step = self.state.global_step
-            metrics |= overfitting.metrics(prefix, held_out=loss, train=self._train_nll(), step=step)
+            prepared: Any = self.train_dataset
+            trained = prepared.select(range(0, len(prepared), -(-len(prepared) // TRAIN_ROWS)))
+            self._eval_sums = torch.zeros(4, dtype=torch.float64)
+            with torch.random.fork_rng(devices=[]):  # creating a data loader draws a seed
+                for batch in self.get_test_dataloader(trained):
+                    self.prediction_step(self.model, batch, prediction_loss_only=True)
+            nll, tokens, *_ = self._sum(self._eval_sums).tolist()
+            metrics |= overfitting.metrics(prefix, held_out=loss, train=nll / tokens, step=self.state.global_step)
         if samples is not None:
             model = self.accelerator.unwrap_model(self.model)
             with self.compute_loss_context_manager():
                 metrics |= processes.from_main_process(self.accelerator, lambda: samples.metrics(model, rows, prefix))
         return metrics
-
-    def _train_nll(self) -> float:
-        """Return the mean NLL per token of some training rows, the same at every evaluation."""
-        prepared: Any = self.train_dataset
-        rows = prepared.select(range(0, len(prepared), -(-len(prepared) // TRAIN_ROWS)))
-        self._eval_sums = torch.zeros(4, dtype=torch.float64)
-        with torch.random.fork_rng(devices=[]):  # creating a data loader draws a seed
-            for batch in self.get_test_dataloader(rows):
-                self.prediction_step(self.model, batch, prediction_loss_only=True)
-        nll, tokens, *_ = self._sum(self._eval_sums).tolist()
-        return float(nll / tokens)
 
     def try_longest_rows(self) -> int:
         """Run a forward and backward pass of the micro-batch that needs the most memory, at the end of a run, and
@@ -321,9 +288,23 @@ class MultiResponseTrainerMixin(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add throughput, token accuracy and the share of prompt tokens saved to the training logs."""
         if "loss" in logs:
-            logs.update(self._meter.read())
-            self._meter = Meter()
+            counts = self._counts
+            seconds = max(time.perf_counter() - self._counting_since, 1e-9)
+            logs["tokens_per_second"] = counts["tokens"] / seconds
+            logs["pairs_per_second"] = counts["pairs"] / seconds
+            logs["responses_per_prompt"] = counts["pairs"] / max(counts["groups"], 1)
+            logs["padding_share"] = 1 - counts["tokens"] / max(counts["slots"], 1)
+            expanded = counts["tokens"] + counts["saved_tokens"]
+            logs["prompt_tokens_saved_share"] = counts["saved_tokens"] / max(expanded, 1)
+            if counts["trained_tokens"]:
+                logs["mean_token_accuracy"] = counts["correct_tokens"] / counts["trained_tokens"]
+            self._start_counting()
         super().log(logs, *args, **kwargs)
+
+    def _start_counting(self) -> None:
+        """Count from zero over all processes. The time of evaluations is added to the start, so rates leave it out."""
+        self._counts: Counter[str] = Counter()
+        self._counting_since = time.perf_counter()
 
 
 def _as_trained(dataset: Any) -> Any:

@@ -18,11 +18,9 @@ Result = TypeVar("Result")
 
 def read_sharding(kind: DistributedType, deepspeed: DeepSpeedPlugin | None = None) -> str | None:
     """Return the name of what gathers weights for each forward; None if every process keeps all weights."""
-    if kind == DistributedType.FSDP:
-        return "FSDP"
-    return (
-        "DeepSpeed ZeRO-3" if kind == DistributedType.DEEPSPEED and deepspeed and deepspeed.zero_stage == 3 else None
-    )
+    if kind == DistributedType.DEEPSPEED and deepspeed and deepspeed.zero_stage == 3:
+        return "DeepSpeed ZeRO-3"
+    return "FSDP" if kind == DistributedType.FSDP else None
 
 
 def keep_head_gathered(model: torch.nn.Module) -> None:
@@ -38,8 +36,8 @@ def stop_sending_buffers(accelerator: Accelerator, args: Any, backend: str) -> N
         return
     if args.ddp_broadcast_buffers:
         raise ValueError(
-            f"ddp_broadcast_buffers=True: the backend {backend} runs the model once per group or pair, and processes "
-            "have different numbers of these, so they would wait for each other forever. Remove it."
+            f"ddp_broadcast_buffers=True: with the backend {backend} processes run the model unequally often, and "
+            "would wait for each other forever. Remove it."
         )
     if accelerator.ddp_handler is not None:
         accelerator.ddp_handler.broadcast_buffers = False

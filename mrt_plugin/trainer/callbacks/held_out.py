@@ -95,12 +95,10 @@ class Overfitting:
         best, best_step = self._best[prefix] = min((held_out, step), self._best.get(prefix, (held_out, step)))
         if gap - smallest > self.limit and prefix not in self._warned:
             self._warned.add(prefix)
-            verdict = (
-                f"The held-out loss itself was best at step {best_step} ({best:.4f}) and is {held_out:.4f} now: stop "
-                "here, or set early_stopping, and keep the best checkpoint"
-                if held_out > best
-                else "The held-out loss itself still falls, so going on is worth it for now"
-            )
+            verdict = "The held-out loss itself still falls, so going on is worth it for now"
+            if held_out > best:
+                verdict = f"The held-out loss was best at step {best_step} ({best:.4f}) and is {held_out:.4f} now: "
+                verdict += "stop here, or set early_stopping, and keep the best checkpoint"
             logger.warning(
                 f"Overfitting: at step {step} the gap between held-out and training loss is {gap:.3f} nats per token, "
                 f"{gap - smallest:.3f} more than at its smallest (overfit_limit={self.limit:g}). {verdict}. Against "

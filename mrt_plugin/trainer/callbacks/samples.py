@@ -31,7 +31,7 @@ class PromptTokens:
 
     @property
     def key(self) -> str:
-        """Return the prompt's name. Its draws depend on this name and the seed alone."""
+        """Return the prompt's name, on which its draws depend."""
         return digest(b"prompt", np.asarray(self.tokens, dtype=np.int64).tobytes(), size=16).hex()
 
 

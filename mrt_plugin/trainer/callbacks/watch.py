@@ -38,10 +38,7 @@ def watch(trainer: Any, options: MultiResponseOptions, tokenizer: PreTrainedToke
     samples = smoke = None
     if options.sample_prompts:
         if held_out is None:
-            raise ValueError(
-                "sample_prompts answers held-out prompts, and there are none: give an eval_dataset (in Axolotl "
-                "val_set_size), or remove it."
-            )
+            raise ValueError("sample_prompts needs held-out prompts: give an eval_dataset (in Axolotl val_set_size).")
         if not all_weights:
             raise ValueError(
                 "sample_prompts needs all weights in one process, which FSDP and ZeRO-3 do not give: remove it, "
