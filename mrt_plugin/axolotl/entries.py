@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,6 @@ class Mark:
     """Share of prompts that is held out; 0 if all prompts are on one side."""
     fingerprint: str
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of this dataset alone, from mrt.datasets."""
     file: str | None = None
     """A JSON file that `load_groups` reads in place of Axolotl's rows."""
     wrapped: dict[str, Any] | None = None
@@ -51,13 +51,11 @@ class Mark:
 
 @dataclass
 class _Entry:
-    """A dataset entry while the recipe is read."""
+    """A dataset entry while the recipe is read: its place, for messages, its keys, and the options of it alone."""
 
     place: str
-    """Where it stands, for messages."""
     keys: dict[str, Any]
     own: dict[str, Any] = field(default_factory=dict)
-    """Options of this dataset alone, from mrt.datasets."""
     fingerprint: str = ""
 
     @property
@@ -79,10 +77,12 @@ class _Entry:
         else:
             if part == "held_out":  # every held-out response is scored
                 keys["type"] = PREFIX + "all"
-            if _is_json_file(keys):
+            path = Path(str(keys.get("path")))
+            complete = keys.get("split") in (None, "train") and not keys.get("shards") and not keys.get("data_files")
+            if complete and path.suffix.lower() in (".json", ".jsonl", ".ndjson") and path.is_file():
                 # Arrow requires one schema for all messages, and its errors name no line. So Axolotl reads lines of
                 # text, and `load_groups` reads the file again.
-                if Path(str(keys["path"])).stat().st_size == 0:
+                if path.stat().st_size == 0:
                     raise ValueError(f"{keys['path']}: it is empty: write at least one row.")
                 mark = replace(mark, file=str(keys["path"]))
                 keys["ds_type"] = "text"
@@ -94,7 +94,8 @@ def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> No
     of the prompt. (Axolotl would split prepared rows, so parts of one group could end up on both sides.)"""
     trained, tested = _read(cfg, "datasets"), _read(cfg, "test_datasets")
     for entry in (*trained, *tested):
-        _check_entry(entry)
+        for problem in _entry_problems(entry.keys, entry.selector):
+            raise ValueError(f"{entry.place}: {problem}")
     for entry in tested:
         if entry.selector not in (None, "all"):
             raise ValueError(f"{entry.place}: every held-out response is scored; write `type: {PREFIX}all`.")
@@ -126,39 +127,29 @@ def _read(cfg: Any, key: str) -> list[_Entry]:
     return entries
 
 
-def _check_entry(entry: _Entry) -> None:
-    place, keys = entry.place, entry.keys
+def _entry_problems(keys: dict[str, Any], selector: str | None) -> Iterator[str]:
     try:
         check_data(str(keys.get("path")))
     except ValueError as problem:
-        raise ValueError(f"{place}: {problem}") from None
+        yield str(problem)
     kind = keys.get("type")
     if not kind:
-        raise ValueError(f"{place} has no type: write `type: {PREFIX}<selector>`, with one of {', '.join(SELECTORS)}.")
+        yield f"it has no type: write `type: {PREFIX}<selector>`, with one of {', '.join(SELECTORS)}."
     if kind == "_synthetic":
-        raise ValueError(f"{place}: synthetic data cannot be mixed with groups.")
-    if isinstance(kind, str) and "mrt_plugin" in kind and entry.selector not in (*SELECTORS, OUTSIDE):
-        raise ValueError(
-            f"{place}: type {kind!r} is unknown. Known: {', '.join(PREFIX + name for name in SELECTORS)}."
-        )
+        yield "synthetic data cannot be mixed with groups."
+    if isinstance(kind, str) and "mrt_plugin" in kind and selector not in (*SELECTORS, OUTSIDE):
+        yield f"type {kind!r} is unknown. Known: {', '.join(PREFIX + name for name in SELECTORS)}."
     if keys.get("conversation"):
-        raise ValueError(f"{place}: the key conversation is used by this plugin; remove it.")
-    if entry.selector is None:
+        yield "the key conversation is used by this plugin; remove it."
+    if selector is None:
         if isinstance(kind, str) and find_strategy(kind) is None:
-            raise ValueError(
-                f"{place}: type {kind!r} is neither one of Axolotl's nor a module with a function `load`.{meant(kind)}"
-            )
+            yield f"type {kind!r} is neither one of Axolotl's nor a module with a function `load`.{meant(kind)}"
         return
     for key in (key for key, value in keys.items() if key not in OWN_KEYS and value is not None):
         if key in DATASET_OPTIONS:
-            raise ValueError(
-                f"{place}: Axolotl drops {key} here. Write under mrt:  datasets: [{{path: {keys.get('path')}, "
-                f"{key}: {keys[key]}}}]."
-            )
-        raise ValueError(
-            f"{place}: {key} has no meaning for grouped data (columns prompt and responses, formatted by the "
-            f"tokenizer's chat template). Remove it; the keys that have one are {', '.join(sorted(OWN_KEYS))}."
-        )
+            own = f"{{path: {keys.get('path')}, {key}: {keys[key]}}}"
+            yield f"Axolotl drops {key} here. Write under mrt:  datasets: [{own}]."
+        yield f"{key} has no meaning for groups. Remove it; the keys that have one are {', '.join(sorted(OWN_KEYS))}."
 
 
 def _check_options(block: dict[str, Any], entries: list[_Entry]) -> None:
@@ -202,9 +193,3 @@ def _match_overrides(overrides: list[dict[str, Any]], entries: list[_Entry]) -> 
             if twice:
                 raise ValueError(f"mrt.datasets: {', '.join(twice)} of {entry.keys.get('path')} is given twice.")
             entry.own.update(own)
-
-
-def _is_json_file(entry: dict[str, Any]) -> bool:
-    path = Path(str(entry.get("path")))
-    complete = entry.get("split") in (None, "train") and not entry.get("shards") and not entry.get("data_files")
-    return complete and path.suffix.lower() in (".json", ".jsonl", ".ndjson") and path.is_file()

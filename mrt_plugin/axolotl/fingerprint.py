@@ -101,7 +101,7 @@ def entry_fingerprint(entry: dict[str, Any], place: int, recipe: str) -> str:
             "place": place,
             "entry": dict(entry),
             "content": data or "unknown",
-            "code": strategy and _function_content(strategy),
+            "code": strategy and f"{strategy} {_content(extension_files(strategy))}",
         }
     )
 
@@ -116,11 +116,7 @@ def local_files(entry: dict[str, Any]) -> list[Path]:
     if patterns:
         files = {Path(name) for pattern in patterns for name in glob(pattern, recursive=True)}
         return sorted(file for file in files if file.is_file())
-    return _files_in(path)
-
-
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
 
 
 def _known(what: str, read: Callable[[], str]) -> str | None:
@@ -133,14 +129,15 @@ def _known(what: str, read: Callable[[], str]) -> str | None:
 
 
 def _tokenizer_content(name: str, revision: str | None) -> str:
-    patterns = list(TOKENIZER_FILES)
     folder: str | None = name
     if not Path(name).is_dir():
-        what = f"The content of tokenizer {name}"
-        folder = _known(what, lambda: str(snapshot_download(name, revision=revision, allow_patterns=patterns)))
+        what, only = f"The content of tokenizer {name}", list(TOKENIZER_FILES)
+        folder = _known(what, lambda: str(snapshot_download(name, revision=revision, allow_patterns=only)))
     if folder is None:
         return f"{name}@{revision}"
-    return _content(sorted({file for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file()}))
+    return _content(
+        sorted({file for pattern in TOKENIZER_FILES for file in Path(folder).glob(pattern) if file.is_file()})
+    )
 
 
 def _scoring_content(holder: dict[str, Any]) -> list[str]:
@@ -153,22 +150,18 @@ def _scoring_content(holder: dict[str, Any]) -> list[str]:
         names.append(str(embedder))
     if "selector" in holder:
         names.append(str(holder["selector"]))
-    return [_function_content(name) if is_extension(name) else _model_content(name) for name in names]
-
-
-def _function_content(name: str) -> str:
-    """Return the content of the file or module in a name, and of the module that defines the function."""
-    return f"{name} {_content(extension_files(name))}"
+    return [
+        f"{name} {_content(extension_files(name))}" if is_extension(name) else _model_content(name) for name in names
+    ]
 
 
 def _model_content(name: str) -> str:
     """Return the content of a model's folder, or its newest commit on the hub, or the commit on this machine."""
     if Path(name).is_dir():
-        return _content(_files_in(Path(name)))
+        return _content(local_files({"path": name}))
     newest = _known(f"The newest commit of {name}", lambda: str(HfApi().model_info(name).sha))
-    commit = newest or _known(
-        f"The content of {name}", lambda: Path(snapshot_download(name, local_files_only=True)).name
-    )
+    here = "The commit on this machine of"
+    commit = newest or _known(f"{here} {name}", lambda: Path(snapshot_download(name, local_files_only=True)).name)
     return f"{name} {commit}" if commit else name
 
 

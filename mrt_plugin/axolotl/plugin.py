@@ -58,10 +58,22 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         set_seed(cfg.seed)
 
     def post_model_build(self, cfg: Any, model: Any) -> None:
-        """Give the model the weights that a QLoRA adapter was trained on, before the adapter is merged."""
-        if cfg.merge_lora and cfg.adapter == "qlora":
-            layers = round_to_4bit(model, cfg.bnb_config_kwargs)
-            logger.info("%d linear layers have their 4-bit values.", layers)
+        """Give the model the 4-bit values that a QLoRA adapter was trained on, before the adapter is merged. Axolotl
+        (0.19.0, `memory_efficient`) also rounds the head and the embeddings, and quantizes constants once."""
+        if not (cfg.merge_lora and cfg.adapter == "qlora"):
+            return
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+        chosen = cfg.bnb_config_kwargs or {}
+        kind, double = chosen.get("bnb_4bit_quant_type", "nf4"), chosen.get("bnb_4bit_use_double_quant", True)
+        skipped, rounded = set(chosen.get("llm_int8_skip_modules") or []), 0
+        for name, module in model.named_modules():
+            head = module is model.get_output_embeddings()
+            if isinstance(module, torch.nn.Linear) and not head and not skipped & set(name.split(".")):
+                quantized, state = quantize_4bit(module.weight.data, quant_type=kind, compress_statistics=double)
+                module.weight.data = dequantize_4bit(quantized, state).to(module.weight.dtype)
+                rounded += 1
+        logger.info("%d linear layers have their 4-bit values.", rounded)
 
     def get_input_args(self) -> str:
         return "mrt_plugin.axolotl.args.MultiResponseArgs"
@@ -78,7 +90,6 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         return {**vars(options), **steps}
 
     def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> tuple[type, dict[str, Any]]:
-        """Return the collator's class and arguments. The trainer sets the layout later."""
         row_length = check_lengths(cfg, cfg.mrt)[1]
         return GroupedResponseCollator, {"row_length": row_length, "packing": cfg.mrt.row_packing}
 
@@ -134,22 +145,3 @@ def give_kernels_to_new_models(cfg: Any) -> None:
         attention: Any = lora_kernels.get_attention_cls_from_config(cfg)
         attention.apply_qkv = lora_kernels.original_apply_qkv_optional_v
         attention.apply_o = lora_kernels.original_apply_o
-
-
-def round_to_4bit(model: torch.nn.Module, bnb_config_kwargs: dict[str, Any] | None = None) -> int:
-    """Round the weights that QLoRA quantizes, in place, and return the number of layers. Unlike Axolotl's merging
-    (0.19.0, `memory_efficient`), it leaves out the head and the embeddings, and quantizes constants twice."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    chosen = bnb_config_kwargs or {}
-    skipped = set(chosen.get("llm_int8_skip_modules") or [])
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    rounded = 0
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear) or module is head or skipped & set(name.split(".")):
-            continue
-        kind, double = chosen.get("bnb_4bit_quant_type", "nf4"), chosen.get("bnb_4bit_use_double_quant", True)
-        quantized, state = quantize_4bit(module.weight.data, quant_type=kind, compress_statistics=double)
-        module.weight.data = dequantize_4bit(quantized, state).to(module.weight.dtype)
-        rounded += 1
-    return rounded

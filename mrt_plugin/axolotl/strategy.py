@@ -92,14 +92,12 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
         )
         if report.dropped_pairs and self._cfg.excess_length_strategy == "raise":
             raise ValueError(
-                f"Pairs longer than {self._max_length} tokens: {report.dropped_pairs}, and excess_length_strategy is "
-                f"`raise`. Raise {limit}, or drop them with `drop`."
+                f"Pairs longer than {self._max_length} tokens: {report.dropped_pairs}. Raise {limit}, or set "
+                "excess_length_strategy: drop."
             )
         if report.rows > report.groups:
-            logger.info(
-                f"Groups longer than {options.row_length} tokens were split: {report.groups} groups are "
-                f"{report.rows} rows, and micro_batch_size counts rows."
-            )
+            split = f"Groups longer than {options.row_length} tokens were split: {report.groups} groups are"
+            logger.info(f"{split} {report.rows} rows, and micro_batch_size counts rows.")
         return prepared.map(
             _complete,
             fn_kwargs={"missing": [name for name in self._features if name not in prepared.column_names]},
@@ -164,14 +162,10 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
                 num_proc=process_count,
                 desc=f"Finding the {self._mark.part} rows",
             )
+        options = {"aggregation": self._cfg.mrt.loss_aggregation, "max_length": self._max_length}
         prepared = part.map(
             _as_group,
-            fn_kwargs={
-                "tokenizer": self._tokenizer,
-                "aggregation": self._cfg.mrt.loss_aggregation,
-                "max_length": self._max_length,
-                "names": list(self._features),
-            },
+            fn_kwargs={"tokenizer": self._tokenizer, "names": list(self._features), **options},
             batched=True,
             remove_columns=tokenized.column_names,
             features=self._features,
@@ -187,7 +181,6 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
 
 
 def _complete(batch: dict[str, list[Any]], *, missing: list[str]) -> dict[str, list[Any]]:
-    """Add the columns that all datasets of a run must share."""
     masks = [[1] * len(tokens) for tokens in batch["input_ids"]]
     return {**{name: [None] * len(masks) for name in missing}, "attention_mask": masks}
 
