@@ -183,7 +183,8 @@ class TestMemory:
 def prepared() -> tuple[Dataset, GroupedResponseCollator]:
     tokenizer = tiny.tokenizer()
     encoder = Encoder(tokenizer)
-    groups = [("Name a fruit.", ["An apple.", "A pear."]), ("Write one sentence about the sea.", ["It is calm."] * 3)]
+    sea = ["It is calm.", "Waves roll.", "Salt and wind."]  # no two responses begin alike, so only prompts are shared
+    groups = [("Name a fruit.", ["An apple.", "Pears."]), ("Write one sentence about the sea.", sea)]
     rows = [dict(build_group_row(encoder.encode_group(prompt, responses))) for prompt, responses in groups]
     return Dataset.from_list(rows), GroupedResponseCollator(tokenizer)
 

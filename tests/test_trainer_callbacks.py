@@ -15,9 +15,9 @@ from mrt_plugin import MultiResponseSFTTrainer
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.sampling.settings import Draw
-from mrt_plugin.trainer.callbacks.held_out import HeldOutEarlyStopping, Overfitting
 from mrt_plugin.trainer.callbacks.samples import pick_prompts
 from mrt_plugin.trainer.callbacks.smoke import SmokeTestFailed, fault_of, trend
+from mrt_plugin.trainer.callbacks.watch import HeldOutEarlyStopping, Overfitting
 from mrt_plugin.trainer.mixin import out_of_memory_advice
 from mrt_plugin.trainer.prepare import prepare_groups
 

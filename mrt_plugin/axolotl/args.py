@@ -36,7 +36,6 @@ def _fields(*, per_dataset: bool) -> dict[str, Any]:
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _KEYS: dict[str, Any] = dict.fromkeys(DATASET_KEYS, (str | list[str] | None, None))
-
 DatasetOverride = create_model("DatasetOverride", __config__=_STRICT, **_KEYS, **_fields(per_dataset=True))
 MrtBlock = create_model(
     "MrtBlock",
@@ -72,11 +71,6 @@ def parse_block(block: Any) -> dict[str, Any]:
         if "curation" in holder:
             parse_rules(holder["curation"])
     return options
-
-
-def redraws(block: dict[str, Any]) -> bool:
-    """Return whether any dataset of the run draws its responses again in every epoch."""
-    return any(holder.get("redraw") == "epoch" for holder in (block, *(block.get("datasets") or [])))
 
 
 def plain(value: Any) -> Any:

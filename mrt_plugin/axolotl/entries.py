@@ -18,15 +18,13 @@ from mrt_plugin.selection import SELECTORS, get_selector
 logger = logging.getLogger(__name__)
 
 ORDINARY = "ordinary"
-
 OWN_KEYS = {*DATASET_KEYS, "trust_remote_code", "shards", "shards_idx"}
 """Keys of an entry that a grouped dataset supports."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How to prepare an entry, stored as text in its `conversation` field, which these types do not use otherwise
-    and which is part of the prepared dataset's name."""
+    """How to prepare an entry: text in its otherwise unused field `conversation`, part of the dataset's name."""
 
     part: str
     """`train`, `held_out` (from val_set_size) or `test` (from test_datasets)."""
@@ -39,12 +37,8 @@ class Mark:
     wrapped: dict[str, Any] | None = None
     """For a dataset of Axolotl's own types: the entry as the user wrote it."""
 
-    def as_text(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
-
     @classmethod
     def of(cls, entry: Any) -> "Mark | None":
-        """Return the mark of an entry, or None if the plugin has not seen the entry."""
         text = entry.get("conversation")
         return cls(**json.loads(text)) if text else None
 
@@ -86,7 +80,7 @@ class _Entry:
                     raise ValueError(f"{keys['path']}: it is empty: write at least one row.")
                 mark = replace(mark, file=str(keys["path"]))
                 keys["ds_type"] = "text"
-        return {**keys, "conversation": mark.as_text()}
+        return {**keys, "conversation": json.dumps(asdict(mark), sort_keys=True)}
 
 
 def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> None:
@@ -178,16 +172,11 @@ def _match_overrides(overrides: list[dict[str, Any]], entries: list[_Entry]) -> 
     for override in overrides:
         keys = {name: value for name, value in override.items() if name in DATASET_KEYS}
         own = {name: value for name, value in override.items() if name in DATASET_OPTIONS}
-        matched = [
-            entry
-            for entry in entries
-            if entry.selector and all(entry.keys.get(name) == value for name, value in keys.items())
-        ]
+        grouped = [entry for entry in entries if entry.selector]
+        matched = [entry for entry in grouped if all(entry.keys.get(name) == keys[name] for name in keys)]
         if not keys or not matched:
-            raise ValueError(
-                f"mrt.datasets: {override} matches no grouped dataset: its keys ({', '.join(DATASET_KEYS)}) must "
-                "equal those of an entry of datasets."
-            )
+            keys_that_match = ", ".join(DATASET_KEYS)
+            raise ValueError(f"mrt.datasets: {override} matches no grouped dataset by its keys ({keys_that_match}).")
         for entry in matched:
             twice = [name for name in own if name in entry.own]
             if twice:

@@ -43,13 +43,12 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         if cfg.get("merge_lora") and cfg.get("adapter") == "qlora" and cfg.get("merge_method") is None:
             cfg["merge_method"] = "legacy"
             logger.info(
-                "merge_method: legacy, into the model's linear layers as they were in 4 bit. Axolotl's default, "
-                "memory_efficient, rounds the embeddings and the output head to 4 bit too; set it if memory is short."
+                "merge_method: legacy. Axolotl's default, memory_efficient, rounds embeddings and output head to 4 "
+                "bit too; set it if memory is short."
             )
         if cfg.get("inference") and not cfg.get("chat_template") and block["prompt_format"] != "plain":
             logger.warning(
-                "`axolotl inference` hands your text to the model as it is. Set chat_template: tokenizer_default to "
-                "format it as in training."
+                "`axolotl inference` does not format your text as training does: set chat_template: tokenizer_default."
             )
 
     def pre_model_load(self, cfg: Any) -> None:
@@ -101,9 +100,9 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         if not isinstance(trainer, MultiResponseTrainerMixin):
+            name = type(trainer).__name__
             raise ValueError(
-                f"{type(trainer).__name__} is another plugin's trainer: list mrt_plugin.axolotl.MultiResponsePlugin "
-                "first, or remove the other plugin."
+                f"{name} is another plugin's trainer: list MultiResponsePlugin first, or remove the other."
             )
 
     def post_train_unload(self, cfg: Any) -> None:

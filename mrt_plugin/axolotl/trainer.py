@@ -1,8 +1,7 @@
 """Axolotl's trainer for groups: its packing, its number of steps, and the rows that each step trains.
 
-Axolotl 0.19.0 rounds the steps of all epochs together, but Trainer counts them per epoch, so a run on small data ends
-early. Axolotl's packing drops the last incomplete batch, and cuts every epoch to the shortest of four draws. So the
-plugin leaves the number of steps to Trainer, and packs by a function of the seed and the epoch.
+The plugin leaves the number of steps to Trainer, as Axolotl 0.19.0 ends runs on small data early. It packs by a
+function of the seed and the epoch, as Axolotl's packing drops rows.
 """
 
 import logging

@@ -25,16 +25,11 @@ WORTH_SHARING = 1.05
 """`layout: auto` shares the prompt if the token ratio (expanded over shared tokens) is at least this."""
 
 FORK = "fork"
-"""The backend that runs one prompt at a time. Packed rows give it no advantage."""
-
 MANY_FORWARDS = (FORK, OneByOneBackend.name)
 """The backends that run the model once per group or pair. Processes may hold different numbers of these."""
 
-BATCHES = 16
-"""Number of micro-batches from which the token ratio is estimated."""
-
-PACKED_GROUPS = 64
-"""Number of longest groups that are candidates for the row of the proof."""
+BATCHES, PACKED_GROUPS = 16, 64
+"""Micro-batches from which the token ratio is estimated, and longest groups that may be in the row of the proof."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +59,7 @@ class RunSetup:
 
 
 def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
-    """Resolve `layout` and `prefix_backend` for a model and its prepared data; `auto` expands where sharing saves
-    too little or is refused."""
+    """Resolve `layout` and `prefix_backend`; `auto` expands where sharing saves too little or is refused."""
     options = setup.options
     ratio, row = _token_ratio(dataset, options, setup.groups_per_batch), _row_to_prove(dataset, options)
     share = options.layout == "shared_prefix" or (options.layout == "auto" and ratio >= WORTH_SHARING)
@@ -84,7 +78,7 @@ def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
                 logger.warning("The prompt is copied for every response (layout expanded): %s", refusal)
                 choice = replace(choice, reason=str(refusal))
         else:
-            if share or backend.name != FORK:
+            if share or backend.name != FORK:  # the fork runs one prompt at a time: it gains nothing from packing
                 choice = LayoutChoice("shared_prefix" if share else "expanded", backend, True, reason)
             else:
                 backend.restore_model(setup.model)

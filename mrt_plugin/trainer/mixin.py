@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
@@ -21,9 +22,8 @@ from mrt_plugin.layout.rows import Rows
 from mrt_plugin.loss.token_nll import TokenNLL, step_loss
 from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.trainer import processes
-from mrt_plugin.trainer.callbacks.held_out import TRAIN_ROWS
 from mrt_plugin.trainer.callbacks.resuming import SameTrainingData
-from mrt_plugin.trainer.callbacks.watch import watch
+from mrt_plugin.trainer.callbacks.watch import TRAIN_ROWS, watch
 from mrt_plugin.trainer.checks import check_model, refuse_parallelism
 from mrt_plugin.trainer.layout_choice import MANY_FORWARDS, RunSetup, choose_layout
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared, row_tokens
@@ -33,9 +33,8 @@ logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = (
     "Out of memory. Lower, in this order: per_device_train_batch_size (in Axolotl micro_batch_size) while raising "
-    "gradient_accumulation_steps, which leaves a step what it is; row_length and max_length; k. Or save memory: "
-    "gradient_checkpointing, a 4-bit base model (QLoRA), an 8-bit optimizer; of sampled answers, samples_per_prompt "
-    "and sample_tokens. `mrt doctor recipe.yaml` estimates what a recipe needs."
+    "gradient_accumulation_steps; row_length and max_length; k; samples_per_prompt and sample_tokens. Or save memory: "
+    "gradient_checkpointing, QLoRA, an 8-bit optimizer. `mrt doctor recipe.yaml` estimates what a recipe needs."
 )
 
 _COUNTED = ("groups", "pairs", "tokens", "slots", "saved_tokens")
@@ -143,13 +142,19 @@ class MultiResponseTrainerMixin(Trainer):
             device_type=accelerator.device.type,
             sharding=processes.read_sharding(accelerator.distributed_type, accelerator.state.deepspeed_plugin),
             groups_per_batch=self._groups_per_batch(rows),
-            agree=lambda refusal: processes.first_refusal(accelerator, refusal),
+            agree=lambda refusal: next((reason for reason in gather_object([refusal]) if reason is not None), None),
         )
         with self._token_nll.judging():
             choice = choose_layout(setup, _as_trained(rows))
         self.layout, self._backend = choice.layout, choice.backend
-        if choice.backend.name in MANY_FORWARDS:
-            processes.stop_sending_buffers(accelerator, self.args, choice.backend.name)
+        if choice.backend.name in MANY_FORWARDS and accelerator.num_processes > 1:
+            if self.args.ddp_broadcast_buffers:
+                raise ValueError(
+                    f"ddp_broadcast_buffers=True: with the backend {choice.backend.name} processes run the model "
+                    "unequally often, and would wait for each other forever. Remove it."
+                )
+            if accelerator.ddp_handler is not None:
+                accelerator.ddp_handler.broadcast_buffers = False
         for collator in collators:
             collator.layout = choice.layout
             collator.packing = collator.packing and choice.can_pack
@@ -236,38 +241,39 @@ class MultiResponseTrainerMixin(Trainer):
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """Evaluate as `Trainer` does, with the loss over all tokens and the metrics of the monitoring options."""
-        began = time.perf_counter()
+        began, prefix = time.perf_counter(), metric_key_prefix
         self._eval_sums = torch.zeros(4, dtype=torch.float64)
         output = super().evaluation_loop(  # type: ignore[misc]
-            dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            dataloader, *args, metric_key_prefix=prefix, **kwargs
         )
         nll, tokens, correct, computed = self._sum(self._eval_sums).tolist()
         if tokens:
             metrics: Any = output.metrics
             figures = {"loss": nll / tokens, "mean_token_accuracy": correct / computed, "tokens": int(tokens)}
-            metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
-            metrics.update(self._watched(dataloader.dataset, nll / tokens, metric_key_prefix))
+            metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
+            overfitting, samples = self._watching.overfitting, self._watching.samples
+            if overfitting is not None and self.is_in_train:
+                train, step = self._train_nll(), self.state.global_step
+                metrics.update(overfitting.metrics(prefix, held_out=nll / tokens, train=train, step=step))
+            if samples is not None:
+                model, rows = self.accelerator.unwrap_model(self.model), dataloader.dataset
+                with self.compute_loss_context_manager():
+                    metrics.update(
+                        processes.from_main_process(self.accelerator, lambda: samples.metrics(model, rows, prefix))
+                    )
         self._counting_since += time.perf_counter() - began
         return output
 
-    def _watched(self, rows: Any, loss: float, prefix: str) -> dict[str, float]:
-        """Return the gap to the loss of some training rows, and the metrics of sampled answers to held-out prompts."""
-        metrics: dict[str, float] = {}
-        overfitting, samples = self._watching.overfitting, self._watching.samples
-        if overfitting is not None and self.is_in_train:
-            prepared: Any = self.train_dataset
-            trained = prepared.select(range(0, len(prepared), -(-len(prepared) // TRAIN_ROWS)))
-            self._eval_sums = torch.zeros(4, dtype=torch.float64)
-            with torch.random.fork_rng(devices=[]):  # creating a data loader draws a seed
-                for batch in self.get_test_dataloader(trained):
-                    self.prediction_step(self.model, batch, prediction_loss_only=True)
-            nll, tokens, *_ = self._sum(self._eval_sums).tolist()
-            metrics |= overfitting.metrics(prefix, held_out=loss, train=nll / tokens, step=self.state.global_step)
-        if samples is not None:
-            model = self.accelerator.unwrap_model(self.model)
-            with self.compute_loss_context_manager():
-                metrics |= processes.from_main_process(self.accelerator, lambda: samples.metrics(model, rows, prefix))
-        return metrics
+    def _train_nll(self) -> float:
+        """Return the mean NLL per token of some training rows, the same at every evaluation."""
+        prepared: Any = self.train_dataset
+        rows = prepared.select(range(0, len(prepared), -(-len(prepared) // TRAIN_ROWS)))
+        self._eval_sums = torch.zeros(4, dtype=torch.float64)
+        with torch.random.fork_rng(devices=[]):  # creating a data loader draws a seed
+            for batch in self.get_test_dataloader(rows):
+                self.prediction_step(self.model, batch, prediction_loss_only=True)
+        nll, tokens, *_ = self._sum(self._eval_sums).tolist()
+        return float(nll / tokens)
 
     def try_longest_rows(self) -> int:
         """Run a forward and backward pass of the micro-batch that needs the most memory, at the end of a run, and

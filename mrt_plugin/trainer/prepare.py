@@ -144,7 +144,7 @@ def prepare_groups(
     kept_groups = len(set(counts["group"]))
     dropped = sum(map(len, chosen)) - sums["pairs"]
     report = PrepareReport(kept_groups, len(prepared), dropped, len(groups) - kept_groups, **sums)
-    _announce(report, options, length_option, max_length, description)
+    _announce(report, options, f"{length_option}={max_length}", description)
     return prepared.remove_columns([name for name in counts if name in prepared.column_names]), report
 
 
@@ -171,10 +171,8 @@ class _Builder:
     encoder: Encoder
     options: MultiResponseOptions
     chosen: Sequence[Sequence[int]]
-    """For each group, the indices of its chosen responses."""
     max_length: int | None
     row_length: int | None
-    """Groups longer than this are split over several rows."""
     expanded_form: bool
     seed: int
 
@@ -241,15 +239,11 @@ class _Builder:
         return build_group_row([pairs[index] for index in kept], options.loss_aggregation, votes, **pool)
 
 
-def _announce(
-    report: PrepareReport, options: MultiResponseOptions, length_option: str, max_length: int | None, description: str
-) -> None:
-    limit = f"{length_option}={max_length}"
+def _announce(report: PrepareReport, options: MultiResponseOptions, limit: str, description: str) -> None:
+    option = limit.partition("=")[0]
     if report.groups == 0:
-        raise ValueError(
-            f"Every group of the {description} data was dropped: none of the {report.dropped_pairs} selected pairs "
-            f"fits {limit}. Raise {length_option}."
-        )
+        what = f"none of the {report.dropped_pairs} selected pairs fits {limit}. Raise {option}."
+        raise ValueError(f"Every group of the {description} data was dropped: {what}")
     logger.info(
         f"{description}: {report.groups} groups, {report.pairs} pairs ({report.pairs / report.groups:.2f} per "
         f"prompt), {report.trained_tokens} trained tokens; {report.tokens_expanded} tokens a pass expanded, "
@@ -268,6 +262,6 @@ def _announce(
         logger.warning(
             f"{description}: dropped {report.dropped_pairs} pairs longer than {limit} ({100 * share:.1f} % of those "
             f"selected), and with them {report.dropped_groups} groups that had no other."
-            f"{many if share > MANY_DROPPED else ''} Raise {length_option} to keep them.",
+            f"{many if share > MANY_DROPPED else ''} Raise {option} to keep them.",
             extra={"problem": share > MANY_DROPPED},  # read by `mrt doctor`
         )

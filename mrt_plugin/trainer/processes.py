@@ -1,19 +1,17 @@
 """Train on several processes: agree on values, and pad the data."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import DeepSpeedPlugin, DistributedType, broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 from torch.distributed.fsdp import FSDPModule
 
 from mrt_plugin.layout.group_row import IGNORE
 from mrt_plugin.trainer.prepare import COLUMNS
 from mrt_plugin.trainer.redraw import DRAW
-
-Result = TypeVar("Result")
 
 
 def read_sharding(kind: DistributedType, deepspeed: DeepSpeedPlugin | None = None) -> str | None:
@@ -30,26 +28,6 @@ def keep_head_gathered(model: torch.nn.Module) -> None:
         model.set_reshard_after_forward(False, recurse=False)
 
 
-def stop_sending_buffers(accelerator: Accelerator, args: Any, backend: str) -> None:
-    """Turn off DistributedDataParallel's broadcast of buffers, for which all processes meet at every forward."""
-    if accelerator.num_processes == 1:
-        return
-    if args.ddp_broadcast_buffers:
-        raise ValueError(
-            f"ddp_broadcast_buffers=True: with the backend {backend} processes run the model unequally often, and "
-            "would wait for each other forever. Remove it."
-        )
-    if accelerator.ddp_handler is not None:
-        accelerator.ddp_handler.broadcast_buffers = False
-
-
-def first_refusal(accelerator: Accelerator, refusal: str | None) -> str | None:
-    """Return the first refusal of any process, so that all choose the same layout and none waits forever."""
-    if accelerator.num_processes == 1:
-        return refusal
-    return next((reason for reason in gather_object([refusal]) if reason is not None), None)
-
-
 def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:
     """Return the sum of each value over all processes, on the device of `values`."""
     if accelerator.num_processes == 1:
@@ -58,10 +36,8 @@ def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.
     return summed.to(values.device)
 
 
-def from_main_process(accelerator: Accelerator, compute: Callable[[], Result]) -> Result:
+def from_main_process(accelerator: Accelerator, compute: Callable[[], Any]) -> Any:
     """Run `compute` in the main process, and return its result or raise its failure in every process."""
-    if accelerator.num_processes == 1:
-        return compute()
     sent: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
@@ -72,8 +48,7 @@ def from_main_process(accelerator: Accelerator, compute: Callable[[], Result]) -
     broadcast_object_list(sent, from_process=0)
     if sent[1] is not None:
         raise RuntimeError(f"The main process failed: {sent[1]}")
-    result: Result = sent[0]
-    return result
+    return sent[0]
 
 
 def with_fillers(dataset: Dataset, multiple: int) -> Dataset:

@@ -58,8 +58,7 @@ def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
 
 
 def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: LossAggregation) -> GroupRow:
-    """Return the row with K of its N segments; under `prompt`, coefficients and units are multiplied by N/K, so that
-    the group keeps one vote."""
+    """Return the row with K of its N segments. Under `prompt` it keeps one vote: its weights are multiplied by N/K."""
     count = len(row["segment_lengths"])
     if count <= k:
         return row

@@ -43,7 +43,6 @@ REFUSED_ARGUMENTS = {
     "compute_metrics": "the logits that metrics would need never exist; eval_loss and token accuracy are logged.",
     "preprocess_logits_for_metrics": "the logits of a complete row never exist.",
 }
-"""Arguments of `SFTTrainer` that are not accepted, and what to do instead."""
 
 
 @dataclass

@@ -15,11 +15,8 @@ from mrt_plugin.sampling.options import SamplingSettings
 from mrt_plugin.sampling.settings import Draw, draw_seed
 from mrt_plugin.scoring.cosine import alignment, coverage, diversity
 
-SEEN_ROWS = 2000
-"""Number of rows from which the prompts are chosen."""
-
-FEWEST_TOKENS = 32
-"""Minimum of an answer's length limit if the limit is derived from the references."""
+SEEN_ROWS, FEWEST_TOKENS = 2000, 32
+"""Rows from which the prompts are chosen, and the least that `Sampler.max_tokens` is by default."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +57,8 @@ class Sampler:
 
     tokenizer: PreTrainedTokenizerBase
     each: int
-    """Answers per prompt."""
     max_tokens: int | None
-    """By default twice the longest reference, and at least 32."""
+    """By default twice the longest reference."""
     seed: int
     """The same at every evaluation, so that only the model differs."""
 

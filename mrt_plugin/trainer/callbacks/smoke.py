@@ -20,20 +20,15 @@ from mrt_plugin.trainer.processes import from_main_process, sum_over_processes
 
 logger = logging.getLogger(__name__)
 
-FEWEST = 10
-"""Smallest number of steps for which a trend is tested."""
+FEWEST, PROMPTS = 10, 8
+"""Smallest number of steps for which a trend is tested, and number of prompts, each answered once."""
 
-PROMPTS = 8
-"""Number of prompts, each answered once."""
-
-WELL_FORMED = 0.5
-"""Minimum share of well-formed answers. After a hundred steps not every sampled answer ends by itself."""
+WELL_FORMED = 0.5  # of the answers: after a hundred steps not every sampled one ends by itself
 
 LOOP = 0.6
 """A looping answer repeats runs of fifteen words in at least this share, as in the curation rule `repetition`."""
 
-SIGNIFICANT = 0.05
-"""One-sided significance level of the tests."""
+SIGNIFICANT = 0.05  # one-sided
 
 
 class SmokeTestFailed(RuntimeError):
@@ -52,7 +47,6 @@ class SmokeTest(TrainerCallback):
         """The step's loss so far, over all processes. The trainer adds to it."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Reset the losses. A resumed run is tested from the step at which it continues."""
         self._begin, self.pending_loss, self._losses = state.global_step, 0.0, []
         logger.info("Smoke test: %d steps, then a verdict.", self._steps)
 
@@ -63,8 +57,7 @@ class SmokeTest(TrainerCallback):
         if not math.isfinite(loss):
             raise SmokeTestFailed(
                 f"Smoke test failed at step {step}: the loss is {loss}. Look for a learning rate that is too high, "
-                "for fp16 where bf16 is possible, and for damaged weights (load the model and look at its loss before "
-                "training)."
+                "for fp16 where bf16 is possible, and for damaged weights (a high loss before training)."
             )
         # Under fp16 the loss scale first searches for its range.
         searching = args.fp16 and step - self._begin <= self._steps // 2
@@ -153,7 +146,6 @@ class Trend:
     falls: bool
     rises: bool
     p_falls: float
-    """Probability of at least so many falling pairs if the order were random."""
 
 
 def trend(values: Sequence[float]) -> Trend:
