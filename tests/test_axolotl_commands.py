@@ -92,7 +92,7 @@ def test_inference_answers_in_the_format_of_training(run):
         text="Write a sentence about the sea",
     )
     assert "<|im_start|>user\nWrite a sentence about the sea<|im_end|>\n<|im_start|>assistant" in printed
-    assert "hands your text to the model as it is" not in printed
+    assert "does not format your text" not in printed
 
 
 def test_sample_packing(run, tiny_model_dir):

@@ -167,7 +167,8 @@ def test_bins_of_a_sampler_are_rows(chat_tokenizer):
     from mrt_plugin.layout.group_row import build_group_row
 
     def row(tokens):
-        return dict(build_group_row([Pair([5] * tokens, [False] + [True] * (tokens - 1))], "token"))
+        pair = Pair([tokens] * tokens, [False] + [True] * (tokens - 1))  # no two rows begin alike
+        return dict(build_group_row([pair], "token"))
 
     sizes = [[9, 7, 4], [8, 10, 2]]
     collator = GroupedResponseCollator(chat_tokenizer, row_length=20)

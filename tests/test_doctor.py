@@ -183,7 +183,8 @@ class TestMemory:
 def prepared() -> tuple[Dataset, GroupedResponseCollator]:
     tokenizer = tiny.tokenizer()
     encoder = Encoder(tokenizer)
-    groups = [("Name a fruit.", ["An apple.", "A pear."]), ("Write one sentence about the sea.", ["It is calm."] * 3)]
+    sea = ["It is calm.", "Waves roll.", "Salt and wind."]  # no two responses begin alike, so only prompts are shared
+    groups = [("Name a fruit.", ["An apple.", "Pears."]), ("Write one sentence about the sea.", sea)]
     rows = [dict(build_group_row(encoder.encode_group(prompt, responses))) for prompt, responses in groups]
     return Dataset.from_list(rows), GroupedResponseCollator(tokenizer)
 
@@ -195,9 +196,9 @@ class TestCounts:
         assert (counts.rows, counts.pairs) == (2, 5)
         for layout, tokens in (("shared_prefix", counts.tokens_shared), ("expanded", counts.tokens_expanded)):
             collator.layout = layout
-            batch = collator(list(dataset))
-            assert int((batch["ends"] > 0).sum()) == tokens
-            assert int(batch["trained_counts"].sum()) == counts.trained_tokens
+            batches = [collator([row]) for row in dataset]  # what groups have in common is not counted
+            assert sum(int((batch["ends"] > 0).sum()) for batch in batches) == tokens
+            assert sum(int(batch["trained_counts"].sum()) for batch in batches) == counts.trained_tokens
         assert counts.ratio == counts.tokens_expanded / counts.tokens_shared > 1
 
     def test_rows_that_are_no_groups(self) -> None:
@@ -207,7 +208,7 @@ class TestCounts:
     def test_the_largest_batch(self, prepared: tuple[Dataset, GroupedResponseCollator]) -> None:
         dataset, collator = prepared
         cfg = SimpleNamespace(sample_packing=False, micro_batch_size=1, sequence_len=256)
-        longest = max(len(tokens) for tokens in dataset["input_ids"])
+        longest = max(int((collator([row])["ends"] > 0).sum()) for row in dataset)
         assert largest_batch(dataset, collator, "shared_prefix", cfg) == (1, longest)
         assert largest_batch(dataset, collator, "expanded", cfg)[0] == 3
         packed = SimpleNamespace(sample_packing=True, micro_batch_size=2, sequence_len=256)

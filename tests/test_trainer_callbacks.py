@@ -15,9 +15,9 @@ from mrt_plugin import MultiResponseSFTTrainer
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.sampling.options import Draw
-from mrt_plugin.trainer.callbacks.held_out import HeldOutEarlyStopping, Overfitting
 from mrt_plugin.trainer.callbacks.samples import pick_prompts
 from mrt_plugin.trainer.callbacks.smoke import SmokeTestFailed, fault_of, trend
+from mrt_plugin.trainer.callbacks.watch import HeldOutEarlyStopping, Overfitting
 from mrt_plugin.trainer.mixin import out_of_memory_advice
 from mrt_plugin.trainer.prepare import prepare_groups
 
@@ -220,7 +220,7 @@ def test_an_adapter_under_gradient_checkpointing_trains_on_as_before(tmp_path):
 
 
 def test_sampling_needs_held_out_prompts(tmp_path):
-    with pytest.raises(ValueError, match="sample_prompts answers held-out prompts, and there are none"):
+    with pytest.raises(ValueError, match="sample_prompts needs held-out prompts: give an eval_dataset"):
         build(tmp_path, sample_prompts=2)
 
 

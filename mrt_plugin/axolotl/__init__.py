@@ -1,7 +1,6 @@
 """The Axolotl plugin: `plugins: [mrt_plugin.axolotl.MultiResponsePlugin]`.
 
-Every registered selector is a dataset type, `type: mrt_plugin.axolotl.<selector>`. Axolotl imports a type as a module
-and calls its `load`. So a module with that one function is created here for each selector.
+Every selector is a dataset type. Axolotl imports a type as a module, so each gets a module with the function `load`.
 """
 
 import sys

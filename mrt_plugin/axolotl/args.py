@@ -24,43 +24,28 @@ OUTSIDE = "selector"
 
 def _fields(*, per_dataset: bool) -> dict[str, Any]:
     hints = get_type_hints(MultiResponseOptions)
-    help = "Rules that are applied before selection, in order; see docs/curation.md."
-    found: dict[str, Any] = {"curation": (list[Any] | str | None, Field(None, description=help))}
+    found: dict[str, Any] = {"curation": (list[Any] | str | None, None)}
     for item in fields(MultiResponseOptions):
         if item.name in DATASET_OPTIONS or not per_dataset:
             hint, default, limits = hints[item.name], item.default, asdict(item.metadata["bounds"])
             if per_dataset or item.name == "selector":
                 hint, default = hint | None, None
-            found[item.name] = (hint, Field(default, description=item.metadata["help"], **limits))
+            found[item.name] = (hint, Field(default, **limits))
     return found
 
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _KEYS: dict[str, Any] = dict.fromkeys(DATASET_KEYS, (str | list[str] | None, None))
-
 DatasetOverride = create_model("DatasetOverride", __config__=_STRICT, **_KEYS, **_fields(per_dataset=True))
 MrtBlock = create_model(
     "MrtBlock",
     __config__=_STRICT,
     **_fields(per_dataset=False),
-    max_length=(
-        int | None,
-        Field(None, ge=2, description="Tokens that one prompt with one response may have; sequence_len by default."),
-    ),
-    held_out_threshold=(
-        float | None,
-        Field(
-            None,
-            gt=0,
-            le=1,
-            description="With val_set_size: prompts whose character 5-grams have at least this Jaccard similarity "
-            "stay on one side. By default 0.8 where there is curation; without it the split goes by prompt alone.",
-        ),
-    ),
-    datasets=(
-        list[DatasetOverride] | None,  # type: ignore[valid-type]
-        Field(None, description="Options of single datasets, matched by the keys given."),
-    ),
+    max_length=(int | None, Field(None, ge=2)),  # of a pair, by default sequence_len
+    # With val_set_size: prompts whose character 5-grams have at least this Jaccard similarity stay on one side. By
+    # default 0.8 where there is curation; without it the split goes by prompt alone.
+    held_out_threshold=(float | None, Field(None, gt=0, le=1)),
+    datasets=(list[DatasetOverride] | None, Field(None)),  # type: ignore[valid-type]
 )
 
 
@@ -88,11 +73,6 @@ def parse_block(block: Any) -> dict[str, Any]:
     return options
 
 
-def redraws(block: dict[str, Any]) -> bool:
-    """Return whether any dataset of the run draws its responses again in every epoch."""
-    return any(holder.get("redraw") == "epoch" for holder in (block, *(block.get("datasets") or [])))
-
-
 def plain(value: Any) -> Any:
     """Convert Axolotl's DictDefault, which has every attribute that pydantic looks for, to plain dicts and lists."""
     if isinstance(value, dict):
@@ -114,7 +94,7 @@ def _readable(error: Any) -> str:
 
 
 class MultiResponseArgs(BaseModel):
-    mrt: dict[str, Any] | None = Field(None, description="Options of multi-response training.")
+    mrt: dict[str, Any] | None = None
 
     @field_validator("mrt", mode="before")
     @classmethod

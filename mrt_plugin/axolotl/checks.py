@@ -14,9 +14,7 @@ from mrt_plugin.axolotl.args import MrtBlock
 from mrt_plugin.places import check_model
 
 _PACKS = "Groups are packed by sample_packing, or by mrt.row_packing without it."
-_OWN_LOSS = (
-    "The loss is computed in chunks from the trained tokens alone; this replaces one that never runs. Remove it."
-)
+_OWN_LOSS = "It replaces a loss that never runs: it is computed in chunks, from trained tokens alone. Remove it."
 _OWN_TRAINER = "It brings its own trainer. Remove it, or this plugin."
 _DISTILLS = "Distillation brings its own trainer. Remove it, or this plugin."
 _ONE_PER_ROW = "It reads one example per row. Use `axolotl inference` after training."
@@ -36,9 +34,10 @@ _IF_SET = {
     **dict.fromkeys(("chunked_cross_entropy", "flash_attn_cross_entropy", "cut_cross_entropy"), _OWN_LOSS),
     **dict.fromkeys(("use_eaft", "orpo_alpha", "liger_cross_entropy", "liger_use_token_scaling"), _OWN_LOSS),
     "liger_fused_linear_cross_entropy": _OWN_LOSS + " liger_rms_norm, liger_glu_activation and liger_rope stay.",
-    "scaling_softmax": "It changes the attention scores of transformers' flex_attention, which shared rows do not go "
-    "through. Remove it.",
+    "scaling_softmax": "It changes transformers' flex_attention, which shared rows do not go through. Remove it.",
     "min_sample_len": "It would count the tokens of a complete group. Remove it; mrt.curation filters responses.",
+    "eval_sample_packing": "It drops the last incomplete batch, and eval_loss is over all held-out tokens. Remove it.",
+    "dataloader_drop_last": "It drops held-out groups, and eval_loss is over all held-out tokens. Remove it.",
     "kd_trainer": _DISTILLS,
     "trainer_cls": "This plugin brings its own trainer. Remove it.",
     "processor_type": "Groups are text. Remove it.",
@@ -59,32 +58,18 @@ REFUSED: list[tuple[str, Callable[[Any], bool], str]] = [
     (
         "excess_length_strategy",
         lambda value: str(value).lower() == "truncate",
-        "A response cut short teaches the model to stop mid-sentence, and the rows' other columns would not be cut. "
-        "Use `drop` (pairs over mrt.max_length are dropped and counted) or `raise`.",
-    ),
-    (
-        "eval_sample_packing",
-        lambda value: value is True,
-        "Axolotl's packing drops the last incomplete batch, and eval_loss is over all held-out tokens. Remove it: "
-        "held-out groups are packed by mrt.row_packing.",
-    ),
-    (
-        "dataloader_drop_last",
-        lambda value: value is True,
-        "It would drop held-out groups, and eval_loss is over all held-out tokens. Remove it.",
+        "A response cut short teaches the model to stop mid-sentence. Use `drop` (which counts the pairs) or `raise`.",
     ),
     ("multipack_real_batches", lambda value: value is not None, "Rows are rebuilt by the collator. Remove it."),
     (
         "accelerator_config",
         lambda value: isinstance(value, dict) and bool(value.get("dispatch_batches")),
-        "dispatch_batches cuts a batch into equal rows, and batches of groups have rows of their own lengths. Remove "
-        "dispatch_batches.",
+        "It cuts a batch into equal rows, and groups have rows of their own lengths. Remove dispatch_batches.",
     ),
     (
         "fsdp_version",
         lambda value: str(value) == "1",
-        "It frees the output head after the model's forward, and the head is applied to trained tokens after that. "
-        "Set fsdp_version: 2.",
+        "It frees the output head before it is applied to the trained tokens. Set fsdp_version: 2.",
     ),
 ]
 """A key of the recipe, a test for the values that are refused, and what to do instead."""
@@ -107,17 +92,7 @@ def refuse_options(cfg: Any) -> None:
         remedy = REFUSED_PLUGINS.get(str(plugin).rsplit(".", 1)[-1])
         if remedy:
             found.append(f"  plugins: {plugin} cannot be combined with this plugin. {remedy}")
-    if cfg.get("sample_packing") and (cfg.get("accelerator_config") or {}).get("split_batches"):
-        found.append(
-            "  accelerator_config: split_batches cannot be combined with sample_packing: it cuts a batch into equal "
-            "parts, and packed batches hold unequally many rows. Remove split_batches."
-        )
-    if cfg.get("tiled_mlp") and not cfg.get("tiled_mlp_num_shards"):
-        found.append(
-            "  tiled_mlp: true without tiled_mlp_num_shards cannot be combined with this plugin: at every MLP the "
-            "processes then wait for each other, and they may run the model unequally often. Set tiled_mlp_num_shards."
-        )
-    found += [f"  {problem}" for problem in (*_misplaced(cfg), *_missing(cfg), *output_slips(cfg))]
+    found += [f"  {problem}" for problem in (*_slips(cfg), *output_slips(cfg))]
     if found:
         raise ValueError("Options of the recipe that grouped training cannot honour:\n" + "\n".join(found))
 
@@ -142,29 +117,31 @@ def fields_of(models: Iterable[type[BaseModel]]) -> dict[str, Any]:
     return {key: item.annotation for name, item in items for key in (name, item.alias) if key is not None}
 
 
-def _misplaced(cfg: Any) -> Iterator[str]:
-    """Yield options of `mrt:` that are written outside it, where Axolotl drops them, and plugins listed twice."""
+def _slips(cfg: Any) -> Iterator[str]:
+    """Yield misplaced options (Axolotl drops them), contradictions, and what is missing, before anything loads."""
     known = fields_of(schemas(cfg.get("plugins") or []))
     for key, value in cfg.items():
         if key == "selector" and key not in known:
             yield f"selector: a dataset names it, `type: mrt_plugin.axolotl.{value}`."
         elif key in MrtBlock.model_fields and key not in known and value is not None:
             yield f"{key}: {value!r} is an option of multi-response training: write it under `mrt:`."
-    counts = Counter(map(str, cfg.get("plugins") or []))
-    for name in (name for name, count in counts.items() if count > 1):
-        yield f"plugins: {name} is listed {counts[name]} times. List it once."
-
-
-def _missing(cfg: Any) -> Iterator[str]:
-    """Yield options that lack held-out prompts, and a model that is not there, before Axolotl loads anything."""
+    for name, count in Counter(map(str, cfg.get("plugins") or [])).items():
+        if count > 1:
+            yield f"plugins: {name} is listed {count} times. List it once."
+    if cfg.get("sample_packing") and (cfg.get("accelerator_config") or {}).get("split_batches"):
+        yield "accelerator_config: split_batches would cut batches of unequal rows (sample_packing). Remove it."
+    if cfg.get("tiled_mlp") and not cfg.get("tiled_mlp_num_shards"):
+        yield (
+            "tiled_mlp: at every MLP processes would wait for each other, and they may run the model unequally often. "
+            "Set tiled_mlp_num_shards."
+        )
     if not cfg.get("val_set_size") and not cfg.get("test_datasets"):
         for name in ("early_stopping", "sample_prompts"):
             if (cfg.get("mrt") or {}).get(name):
                 yield f"mrt.{name} needs held-out prompts: set val_set_size or test_datasets."
-    model = str(cfg.get("base_model") or "")
     try:
-        if model:
-            check_model(model, None if cfg.get("base_model_config") else "config.json")
+        if cfg.get("base_model"):
+            check_model(str(cfg["base_model"]), None if cfg.get("base_model_config") else "config.json")
     except ValueError as problem:
         yield f"base_model: {problem}"
 
@@ -192,8 +169,8 @@ def check_lengths(cfg: Any, block: dict[str, Any]) -> tuple[int, int]:
         )
     if max_length > row_length:
         raise ValueError(
-            f"mrt.max_length={max_length} is above the {row_length} tokens of a row: a row must take at least one "
-            "prompt with one response. Lower mrt.max_length, or raise sequence_len."
+            f"mrt.max_length={max_length} is above the {row_length} tokens of a row, which must take at least one "
+            "pair. Lower mrt.max_length, or raise sequence_len."
         )
     if cfg.get("sample_packing") and not block["row_packing"]:
         raise ValueError("mrt.row_packing: false contradicts sample_packing: true. Remove one of them.")

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,13 @@ from mrt_plugin.selection import SELECTORS, get_selector
 logger = logging.getLogger(__name__)
 
 ORDINARY = "ordinary"
-
 OWN_KEYS = {*DATASET_KEYS, "trust_remote_code", "shards", "shards_idx"}
 """Keys of an entry that a grouped dataset supports."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """How to prepare an entry, stored as text in its `conversation` field, which these types do not use otherwise
-    and which is part of the prepared dataset's name."""
+    """How to prepare an entry: text in its otherwise unused field `conversation`, part of the dataset's name."""
 
     part: str
     """`train`, `held_out` (from val_set_size) or `test` (from test_datasets)."""
@@ -33,31 +32,24 @@ class Mark:
     """Share of prompts that is held out; 0 if all prompts are on one side."""
     fingerprint: str
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of this dataset alone, from mrt.datasets."""
     file: str | None = None
     """A JSON file that `load_groups` reads in place of Axolotl's rows."""
     wrapped: dict[str, Any] | None = None
     """For a dataset of Axolotl's own types: the entry as the user wrote it."""
 
-    def as_text(self) -> str:
-        return json.dumps(asdict(self), sort_keys=True)
-
     @classmethod
     def of(cls, entry: Any) -> "Mark | None":
-        """Return the mark of an entry, or None if the plugin has not seen the entry."""
         text = entry.get("conversation")
         return cls(**json.loads(text)) if text else None
 
 
 @dataclass
 class _Entry:
-    """A dataset entry while the recipe is read."""
+    """A dataset entry while the recipe is read: its place, for messages, its keys, and the options of it alone."""
 
     place: str
-    """Where it stands, for messages."""
     keys: dict[str, Any]
     own: dict[str, Any] = field(default_factory=dict)
-    """Options of this dataset alone, from mrt.datasets."""
     fingerprint: str = ""
 
     @property
@@ -79,14 +71,16 @@ class _Entry:
         else:
             if part == "held_out":  # every held-out response is scored
                 keys["type"] = PREFIX + "all"
-            if _is_json_file(keys):
+            path = Path(str(keys.get("path")))
+            complete = keys.get("split") in (None, "train") and not keys.get("shards") and not keys.get("data_files")
+            if complete and path.suffix.lower() in (".json", ".jsonl", ".ndjson") and path.is_file():
                 # Arrow requires one schema for all messages, and its errors name no line. So Axolotl reads lines of
                 # text, and `load_groups` reads the file again.
-                if Path(str(keys["path"])).stat().st_size == 0:
+                if path.stat().st_size == 0:
                     raise ValueError(f"{keys['path']}: it is empty: write at least one row.")
                 mark = replace(mark, file=str(keys["path"]))
                 keys["ds_type"] = "text"
-        return {**keys, "conversation": mark.as_text()}
+        return {**keys, "conversation": json.dumps(asdict(mark), sort_keys=True)}
 
 
 def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> None:
@@ -94,7 +88,8 @@ def mark_entries(cfg: Any, block: dict[str, Any], recipe_fingerprint: str) -> No
     of the prompt. (Axolotl would split prepared rows, so parts of one group could end up on both sides.)"""
     trained, tested = _read(cfg, "datasets"), _read(cfg, "test_datasets")
     for entry in (*trained, *tested):
-        _check_entry(entry)
+        for problem in _entry_problems(entry.keys, entry.selector):
+            raise ValueError(f"{entry.place}: {problem}")
     for entry in tested:
         if entry.selector not in (None, "all"):
             raise ValueError(f"{entry.place}: every held-out response is scored; write `type: {PREFIX}all`.")
@@ -126,39 +121,29 @@ def _read(cfg: Any, key: str) -> list[_Entry]:
     return entries
 
 
-def _check_entry(entry: _Entry) -> None:
-    place, keys = entry.place, entry.keys
+def _entry_problems(keys: dict[str, Any], selector: str | None) -> Iterator[str]:
     try:
         check_data(str(keys.get("path")))
     except ValueError as problem:
-        raise ValueError(f"{place}: {problem}") from None
+        yield str(problem)
     kind = keys.get("type")
     if not kind:
-        raise ValueError(f"{place} has no type: write `type: {PREFIX}<selector>`, with one of {', '.join(SELECTORS)}.")
+        yield f"it has no type: write `type: {PREFIX}<selector>`, with one of {', '.join(SELECTORS)}."
     if kind == "_synthetic":
-        raise ValueError(f"{place}: synthetic data cannot be mixed with groups.")
-    if isinstance(kind, str) and "mrt_plugin" in kind and entry.selector not in (*SELECTORS, OUTSIDE):
-        raise ValueError(
-            f"{place}: type {kind!r} is unknown. Known: {', '.join(PREFIX + name for name in SELECTORS)}."
-        )
+        yield "synthetic data cannot be mixed with groups."
+    if isinstance(kind, str) and "mrt_plugin" in kind and selector not in (*SELECTORS, OUTSIDE):
+        yield f"type {kind!r} is unknown. Known: {', '.join(PREFIX + name for name in SELECTORS)}."
     if keys.get("conversation"):
-        raise ValueError(f"{place}: the key conversation is used by this plugin; remove it.")
-    if entry.selector is None:
+        yield "the key conversation is used by this plugin; remove it."
+    if selector is None:
         if isinstance(kind, str) and find_strategy(kind) is None:
-            raise ValueError(
-                f"{place}: type {kind!r} is neither one of Axolotl's nor a module with a function `load`.{meant(kind)}"
-            )
+            yield f"type {kind!r} is neither one of Axolotl's nor a module with a function `load`.{meant(kind)}"
         return
     for key in (key for key, value in keys.items() if key not in OWN_KEYS and value is not None):
         if key in DATASET_OPTIONS:
-            raise ValueError(
-                f"{place}: Axolotl drops {key} here. Write under mrt:  datasets: [{{path: {keys.get('path')}, "
-                f"{key}: {keys[key]}}}]."
-            )
-        raise ValueError(
-            f"{place}: {key} has no meaning for grouped data (columns prompt and responses, formatted by the "
-            f"tokenizer's chat template). Remove it; the keys that have one are {', '.join(sorted(OWN_KEYS))}."
-        )
+            own = f"{{path: {keys.get('path')}, {key}: {keys[key]}}}"
+            yield f"Axolotl drops {key} here. Write under mrt:  datasets: [{own}]."
+        yield f"{key} has no meaning for groups. Remove it; the keys that have one are {', '.join(sorted(OWN_KEYS))}."
 
 
 def _check_options(block: dict[str, Any], entries: list[_Entry]) -> None:
@@ -187,24 +172,13 @@ def _match_overrides(overrides: list[dict[str, Any]], entries: list[_Entry]) -> 
     for override in overrides:
         keys = {name: value for name, value in override.items() if name in DATASET_KEYS}
         own = {name: value for name, value in override.items() if name in DATASET_OPTIONS}
-        matched = [
-            entry
-            for entry in entries
-            if entry.selector and all(entry.keys.get(name) == value for name, value in keys.items())
-        ]
+        grouped = [entry for entry in entries if entry.selector]
+        matched = [entry for entry in grouped if all(entry.keys.get(name) == keys[name] for name in keys)]
         if not keys or not matched:
-            raise ValueError(
-                f"mrt.datasets: {override} matches no grouped dataset: its keys ({', '.join(DATASET_KEYS)}) must "
-                "equal those of an entry of datasets."
-            )
+            keys_that_match = ", ".join(DATASET_KEYS)
+            raise ValueError(f"mrt.datasets: {override} matches no grouped dataset by its keys ({keys_that_match}).")
         for entry in matched:
             twice = [name for name in own if name in entry.own]
             if twice:
                 raise ValueError(f"mrt.datasets: {', '.join(twice)} of {entry.keys.get('path')} is given twice.")
             entry.own.update(own)
-
-
-def _is_json_file(entry: dict[str, Any]) -> bool:
-    path = Path(str(entry.get("path")))
-    complete = entry.get("split") in (None, "train") and not entry.get("shards") and not entry.get("data_files")
-    return complete and path.suffix.lower() in (".json", ".jsonl", ".ndjson") and path.is_file()

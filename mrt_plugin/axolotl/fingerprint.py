@@ -1,8 +1,5 @@
-"""Fingerprints of everything that a prepared dataset depends on and that Axolotl's cache ignores.
-
-Axolotl 0.19.0 names a prepared dataset by a hash that does not cover plugin options, the bytes of the data file, the
-seed, or the tokenizer's files. So Axolotl would silently reuse an old dataset.
-"""
+"""Fingerprints of everything that a prepared dataset depends on and that Axolotl's cache (0.19.0) ignores: options of
+plugins, the bytes of files, the seed. Without them Axolotl would silently reuse an old dataset."""
 
 import hashlib
 import json
@@ -72,6 +69,12 @@ def recipe_fingerprint(cfg: Any, block: dict[str, Any]) -> str:
     holders = [block, *(block.get("datasets") or [])]
     files = [rule.dependencies() for holder in holders for rule in parse_rules(holder.get("curation"))]
     files += [source_files(holder.get("source")) for holder in holders]
+    scoring = []  # the content behind the names of scorers, embedders and selectors
+    for holder in holders:
+        embedder = holder.get("embedder") or "lexical"
+        embedder = SENTENCE_TRANSFORMERS_DEFAULT if embedder == "sentence-transformers" else embedder
+        names = map(str, [*scorer_list(holder.get("scorer") or []), embedder, holder.get("selector", "lexical")])
+        scoring.append([_named_content(name) for name in names if name != "lexical"])
     return _digest(
         {
             "mrt_plugin": mrt_plugin.__version__,
@@ -81,29 +84,23 @@ def recipe_fingerprint(cfg: Any, block: dict[str, Any]) -> str:
             "recipe": fields,
             "tokenizer": _tokenizer_content(str(tokenizer), cfg.get("revision_of_model")),
             "chat_template": _content([Path(template)]) if in_file else template,
-            "scoring": [_scoring_content(holder) for holder in holders],
+            "scoring": scoring,
         }
     )
 
 
 def entry_fingerprint(entry: dict[str, Any], place: int, recipe: str) -> str:
-    """Return a fingerprint of one dataset entry, its data, the code of its type, its place and the recipe. (The
-    place counts because Axolotl's hash sorts the entries.)"""
+    """Return a fingerprint of an entry, its data, the code of its type, its place (Axolotl's hash sorts the entries)
+    and the recipe."""
     kind, name, files = entry.get("type"), str(entry.get("path")), local_files(entry)
     strategy = find_strategy(kind) if isinstance(kind, str) else None
     data: str | None = _content(files) if files else None
     if data is None:  # the commit on the hub that the revision points to
         revision = entry.get("revision")
         data = _known(f"The content of dataset {name}", lambda: str(HfApi().dataset_info(name, revision=revision).sha))
-    return _digest(
-        {
-            "recipe": recipe,
-            "place": place,
-            "entry": dict(entry),
-            "content": data or "unknown",
-            "code": strategy and _function_content(strategy),
-        }
-    )
+    code = strategy and f"{strategy} {_content(extension_files(strategy))}"
+    content = {"recipe": recipe, "place": place, "entry": dict(entry), "content": data or "unknown", "code": code}
+    return _digest(content)
 
 
 def local_files(entry: dict[str, Any]) -> list[Path]:
@@ -116,15 +113,11 @@ def local_files(entry: dict[str, Any]) -> list[Path]:
     if patterns:
         files = {Path(name) for pattern in patterns for name in glob(pattern, recursive=True)}
         return sorted(file for file in files if file.is_file())
-    return _files_in(path)
-
-
-def _files_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else []
 
 
 def _known(what: str, read: Callable[[], str]) -> str | None:
-    """Return what `read` finds on the hub, or None for any error: what loads it next reports what is wrong."""
+    """Return what `read` finds on the hub, or None for any error: what loads it next reports the error."""
     try:
         return read()
     except Exception as error:
@@ -133,42 +126,26 @@ def _known(what: str, read: Callable[[], str]) -> str | None:
 
 
 def _tokenizer_content(name: str, revision: str | None) -> str:
-    patterns = list(TOKENIZER_FILES)
     folder: str | None = name
     if not Path(name).is_dir():
-        what = f"The content of tokenizer {name}"
-        folder = _known(what, lambda: str(snapshot_download(name, revision=revision, allow_patterns=patterns)))
+        what, only = f"The content of tokenizer {name}", list(TOKENIZER_FILES)
+        folder = _known(what, lambda: str(snapshot_download(name, revision=revision, allow_patterns=only)))
     if folder is None:
         return f"{name}@{revision}"
-    return _content(sorted({file for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file()}))
-
-
-def _scoring_content(holder: dict[str, Any]) -> list[str]:
-    """Return the content behind the names of a selector, scorers and an embedder: source files, a model's files."""
-    names = [str(name) for name in scorer_list(holder.get("scorer") or [])]
-    embedder = holder.get("embedder")
-    if embedder == "sentence-transformers":
-        embedder = SENTENCE_TRANSFORMERS_DEFAULT
-    if embedder not in (None, "lexical"):
-        names.append(str(embedder))
-    if "selector" in holder:
-        names.append(str(holder["selector"]))
-    return [_function_content(name) if is_extension(name) else _model_content(name) for name in names]
-
-
-def _function_content(name: str) -> str:
-    """Return the content of the file or module in a name, and of the module that defines the function."""
-    return f"{name} {_content(extension_files(name))}"
-
-
-def _model_content(name: str) -> str:
-    """Return the content of a model's folder, or its newest commit on the hub, or the commit on this machine."""
-    if Path(name).is_dir():
-        return _content(_files_in(Path(name)))
-    newest = _known(f"The newest commit of {name}", lambda: str(HfApi().model_info(name).sha))
-    commit = newest or _known(
-        f"The content of {name}", lambda: Path(snapshot_download(name, local_files_only=True)).name
+    return _content(
+        sorted({file for pattern in TOKENIZER_FILES for file in Path(folder).glob(pattern) if file.is_file()})
     )
+
+
+def _named_content(name: str) -> str:
+    """Return the content of a user's own code or a model's folder, or the model's commit on the hub or here."""
+    if is_extension(name):
+        return f"{name} {_content(extension_files(name))}"
+    if Path(name).is_dir():
+        return _content(local_files({"path": name}))
+    newest = _known(f"The newest commit of {name}", lambda: str(HfApi().model_info(name).sha))
+    here = "The commit on this machine of"
+    commit = newest or _known(f"{here} {name}", lambda: Path(snapshot_download(name, local_files_only=True)).name)
     return f"{name} {commit}" if commit else name
 
 

@@ -43,13 +43,12 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         if cfg.get("merge_lora") and cfg.get("adapter") == "qlora" and cfg.get("merge_method") is None:
             cfg["merge_method"] = "legacy"
             logger.info(
-                "merge_method: legacy, into the model's linear layers as they were in 4 bit. Axolotl's default, "
-                "memory_efficient, rounds the embeddings and the output head to 4 bit too; set it if memory is short."
+                "merge_method: legacy. Axolotl's default, memory_efficient, rounds embeddings and output head to 4 "
+                "bit too; set it if memory is short."
             )
         if cfg.get("inference") and not cfg.get("chat_template") and block["prompt_format"] != "plain":
             logger.warning(
-                "`axolotl inference` hands your text to the model as it is. Set chat_template: tokenizer_default to "
-                "format it as in training."
+                "`axolotl inference` does not format your text as training does: set chat_template: tokenizer_default."
             )
 
     def pre_model_load(self, cfg: Any) -> None:
@@ -58,10 +57,22 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         set_seed(cfg.seed)
 
     def post_model_build(self, cfg: Any, model: Any) -> None:
-        """Give the model the weights that a QLoRA adapter was trained on, before the adapter is merged."""
-        if cfg.merge_lora and cfg.adapter == "qlora":
-            layers = round_to_4bit(model, cfg.bnb_config_kwargs)
-            logger.info("%d linear layers have their 4-bit values.", layers)
+        """Give the model the 4-bit values that a QLoRA adapter was trained on, before the adapter is merged. Axolotl
+        (0.19.0, `memory_efficient`) also rounds the head and the embeddings, and quantizes constants once."""
+        if not (cfg.merge_lora and cfg.adapter == "qlora"):
+            return
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+        chosen = cfg.bnb_config_kwargs or {}
+        kind, double = chosen.get("bnb_4bit_quant_type", "nf4"), chosen.get("bnb_4bit_use_double_quant", True)
+        skipped, rounded = set(chosen.get("llm_int8_skip_modules") or []), 0
+        for name, module in model.named_modules():
+            head = module is model.get_output_embeddings()
+            if isinstance(module, torch.nn.Linear) and not head and not skipped & set(name.split(".")):
+                quantized, state = quantize_4bit(module.weight.data, quant_type=kind, compress_statistics=double)
+                module.weight.data = dequantize_4bit(quantized, state).to(module.weight.dtype)
+                rounded += 1
+        logger.info("%d linear layers have their 4-bit values.", rounded)
 
     def get_input_args(self) -> str:
         return "mrt_plugin.axolotl.args.MultiResponseArgs"
@@ -78,7 +89,6 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         return {**vars(options), **steps}
 
     def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> tuple[type, dict[str, Any]]:
-        """Return the collator's class and arguments. The trainer sets the layout later."""
         row_length = check_lengths(cfg, cfg.mrt)[1]
         return GroupedResponseCollator, {"row_length": row_length, "packing": cfg.mrt.row_packing}
 
@@ -90,9 +100,9 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         if not isinstance(trainer, MultiResponseTrainerMixin):
+            name = type(trainer).__name__
             raise ValueError(
-                f"{type(trainer).__name__} is another plugin's trainer: list mrt_plugin.axolotl.MultiResponsePlugin "
-                "first, or remove the other plugin."
+                f"{name} is another plugin's trainer: list MultiResponsePlugin first, or remove the other."
             )
 
     def post_train_unload(self, cfg: Any) -> None:
@@ -134,22 +144,3 @@ def give_kernels_to_new_models(cfg: Any) -> None:
         attention: Any = lora_kernels.get_attention_cls_from_config(cfg)
         attention.apply_qkv = lora_kernels.original_apply_qkv_optional_v
         attention.apply_o = lora_kernels.original_apply_o
-
-
-def round_to_4bit(model: torch.nn.Module, bnb_config_kwargs: dict[str, Any] | None = None) -> int:
-    """Round the weights that QLoRA quantizes, in place, and return the number of layers. Unlike Axolotl's merging
-    (0.19.0, `memory_efficient`), it leaves out the head and the embeddings, and quantizes constants twice."""
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
-    chosen = bnb_config_kwargs or {}
-    skipped = set(chosen.get("llm_int8_skip_modules") or [])
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    rounded = 0
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear) or module is head or skipped & set(name.split(".")):
-            continue
-        kind, double = chosen.get("bnb_4bit_quant_type", "nf4"), chosen.get("bnb_4bit_use_double_quant", True)
-        quantized, state = quantize_4bit(module.weight.data, quant_type=kind, compress_statistics=double)
-        module.weight.data = dequantize_4bit(quantized, state).to(module.weight.dtype)
-        rounded += 1
-    return rounded

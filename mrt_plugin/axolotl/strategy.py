@@ -12,7 +12,7 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.datasets import SFTDataset
 from datasets import Dataset, Features, List, Value
 
-from mrt_plugin.axolotl.args import options_of, plain, redraws
+from mrt_plugin.axolotl.args import options_of, plain
 from mrt_plugin.axolotl.checks import check_lengths
 from mrt_plugin.axolotl.dataset_types import PREFIX
 from mrt_plugin.axolotl.entries import ORDINARY, Mark
@@ -60,14 +60,12 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
         self._held_out = mark.part == "held_out"
         self._max_length, self._row_length = check_lengths(cfg, cfg.mrt)
         # All datasets of a run have the same columns, as Axolotl concatenates them.
-        self._features = Features({**_FEATURES, DRAW: DRAW_FEATURE} if redraws(cfg.mrt) else _FEATURES)
+        redraws = any(holder.get("redraw") == "epoch" for holder in (cfg.mrt, *(cfg.mrt.get("datasets") or [])))
+        self._features = Features({**_FEATURES, DRAW: DRAW_FEATURE} if redraws else _FEATURES)
 
     def wrap_dataset(self, dataset: Dataset, process_count: int | None = None, **kwargs: Any) -> Dataset:
-        prepare = self._ordinary if self._kind == ORDINARY else self._grouped
-        return prepare(dataset, process_count)
-
-    def _grouped(self, dataset: Dataset, process_count: int | None) -> Dataset:
-        """Select, encode and lay out groups."""
+        if self._kind == ORDINARY:
+            return self._ordinary(dataset, process_count)
         prepare_tokenizer(self._tokenizer)
         own = {**self._cfg.mrt, **self._mark.options}
         options = options_of(own, selector=self._kind, row_length=self._row_length)
@@ -92,14 +90,12 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
         )
         if report.dropped_pairs and self._cfg.excess_length_strategy == "raise":
             raise ValueError(
-                f"Pairs longer than {self._max_length} tokens: {report.dropped_pairs}, and excess_length_strategy is "
-                f"`raise`. Raise {limit}, or drop them with `drop`."
+                f"Pairs longer than {self._max_length} tokens: {report.dropped_pairs}. Raise {limit}, or set "
+                "excess_length_strategy: drop."
             )
         if report.rows > report.groups:
-            logger.info(
-                f"Groups longer than {options.row_length} tokens were split: {report.groups} groups are "
-                f"{report.rows} rows, and micro_batch_size counts rows."
-            )
+            split = f"Groups longer than {options.row_length} tokens were split: {report.groups} groups are"
+            logger.info(f"{split} {report.rows} rows, and micro_batch_size counts rows.")
         return prepared.map(
             _complete,
             fn_kwargs={"missing": [name for name in self._features if name not in prepared.column_names]},
@@ -144,7 +140,7 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
         wrapped = self._mark.wrapped or {}
         entry = DictDefault(SFTDataset(**wrapped).model_dump(exclude_none=True))
         if entry.type == "chat_template" and not wrapped.get("chat_template") and self._cfg.chat_template:
-            # Axolotl does the same for entries of this type (`normalize_cfg_datasets`).
+            # as Axolotl does (`normalize_cfg_datasets`)
             entry.chat_template = self._cfg.chat_template
             entry.chat_template_jinja = self._cfg.chat_template_jinja
         base, _, style = entry.type.partition(":") if isinstance(entry.type, str) else (None, "", None)
@@ -164,36 +160,29 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
                 num_proc=process_count,
                 desc=f"Finding the {self._mark.part} rows",
             )
+        options = {"aggregation": self._cfg.mrt.loss_aggregation, "max_length": self._max_length}
         prepared = part.map(
             _as_group,
-            fn_kwargs={
-                "tokenizer": self._tokenizer,
-                "aggregation": self._cfg.mrt.loss_aggregation,
-                "max_length": self._max_length,
-                "names": list(self._features),
-            },
+            fn_kwargs={"tokenizer": self._tokenizer, "names": list(self._features), **options},
             batched=True,
             remove_columns=tokenized.column_names,
             features=self._features,
             num_proc=process_count,
             desc="Making groups of one",
         )
+        dropped = f"{len(part) - len(prepared)} dropped, over {self._max_length} tokens or with nothing to train"
         logger.info(
-            f"{entry.path} (type {entry.type}), {self._mark.part} part: {len(prepared)} rows are groups of one "
-            f"response; {len(part) - len(prepared)} dropped, longer than {self._max_length} tokens or with nothing to "
-            "train."
+            f"{entry.path} ({entry.type}), {self._mark.part} part: {len(prepared)} groups of one response; {dropped}."
         )
         return prepared
 
 
 def _complete(batch: dict[str, list[Any]], *, missing: list[str]) -> dict[str, list[Any]]:
-    """Add the columns that all datasets of a run must share."""
     masks = [[1] * len(tokens) for tokens in batch["input_ids"]]
     return {**{name: [None] * len(masks) for name in missing}, "attention_mask": masks}
 
 
 def _in_part(row: dict[str, Any], *, wanted: bool, share: float, seed: int) -> bool:
-    """Return whether the row's prompt is on the wanted side."""
     prompt = _prompt_tokens(row["input_ids"], row["labels"])
     return held_out(" ".join(map(str, prompt)), share, seed) == wanted
 

@@ -1,8 +1,7 @@
 """Axolotl's trainer for groups: its packing, its number of steps, and the rows that each step trains.
 
-Axolotl 0.19.0 rounds the steps of all epochs together, but Trainer counts them per epoch, so a run on small data ends
-early. Axolotl's packing drops the last incomplete batch, and cuts every epoch to the shortest of four draws. So the
-plugin leaves the number of steps to Trainer, and packs by a function of the seed and the epoch.
+The plugin leaves the number of steps to Trainer, as Axolotl 0.19.0 ends runs on small data early. It packs by a
+function of the seed and the epoch, as Axolotl's packing drops rows.
 """
 
 import logging
@@ -46,21 +45,17 @@ class EpochPacking(BatchSampler):
         self._sizes = np.asarray(sizes, dtype=np.int32)
         none: np.ndarray = np.zeros_like(self._sizes)
         self._families, self._shared = families or (none, none)
-        self._cfg, self._bins_per_batch, self._epoch = cfg, batch_size, epoch
+        self._cfg, self._epoch = cfg, epoch
         self.batch_size = None  # type: ignore[assignment]  # read by accelerate: batches differ in bins
         self.drop_last = False
-        self._length = self._most_batches()
-
-    def _most_batches(self) -> int:
-        """Return the number of batches of the longest epoch, a multiple of the number of processes."""
-        processes = self._cfg.world_size
-        taken = (self._cfg.max_steps or 0) * self._cfg.gradient_accumulation_steps * processes
-        most = epoch = 0
-        while most * epoch < taken if taken else epoch < max(1, math.ceil(self._cfg.num_epochs)):
-            batches = math.ceil(len(self._pack(epoch)) / self._bins_per_batch)
-            most = max(most, math.ceil(batches / processes) * processes)
-            epoch += 1
-        return most
+        # The number of batches of the longest epoch, a multiple of the number of processes.
+        self._length = epoch_number = 0
+        processes, end = cfg.world_size, max(1, math.ceil(cfg.num_epochs))
+        taken = (cfg.max_steps or 0) * cfg.gradient_accumulation_steps * processes
+        while self._length * epoch_number < taken if taken else epoch_number < end:
+            batches = math.ceil(len(self._pack(epoch_number)) / batch_size)
+            self._length = max(self._length, math.ceil(batches / processes) * processes)
+            epoch_number += 1
 
     def _pack(self, epoch: int) -> Bins:
         """Return the bins of an epoch. A bin has rows of one family, which pays for its common beginning once."""
@@ -142,21 +137,18 @@ class Announcement(TrainerCallback):
         part = rest * args.gradient_accumulation_steps
         epochs = whole + part / batches
         fewer = epochs < args.num_train_epochs
-        never = 0 if whole else self._rows - self._reached(part * args.world_size, args)
+        packing, taken = self._packing(), part * args.world_size
+        reached = min(self._rows, taken * args.per_device_train_batch_size)
+        if packing is not None:  # fillers have larger indices
+            rows = [index for batch in packing.batches(0)[:taken] for chosen in batch for index in chosen]
+            reached = sum(index < self._rows for index in rows)
+        never = 0 if whole else self._rows - reached
         logger.log(
             logging.WARNING if fewer else logging.INFO,
             f"This run trains {epochs:.4g} of {args.num_train_epochs:g} epochs, {never} of {self._rows} groups never: "
             f"{state.max_steps} steps, {per_epoch} in an epoch."
             f"{' Raise or remove max_steps to train the rest.' if fewer else ''}",
         )
-
-    def _reached(self, batches: int, args: Any) -> int:
-        """Return the number of rows in the first `batches` of the first epoch, over all processes."""
-        packing = self._packing()
-        if packing is None:
-            return min(self._rows, batches * args.per_device_train_batch_size)
-        rows = [index for batch in packing.batches(0)[:batches] for chosen in batch for index in chosen]
-        return sum(index < self._rows for index in rows)  # fillers have larger indices
 
 
 class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  # type: ignore[misc]
@@ -169,8 +161,8 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
             if dataset is None or (is_prepared(dataset) and not dataset.data.column("prefix_length").null_count):
                 continue
             raise ValueError(
-                "A dataset of the recipe is tokenized already (columns input_ids, attention_mask, labels), so Axolotl "
-                "did not hand it to the plugin. Give its text, with a dataset type of Axolotl or of this plugin."
+                "A dataset of the recipe is tokenized already (column input_ids), so Axolotl did not hand it to the "
+                "plugin. Give its text, with a dataset type of Axolotl or of this plugin."
             )
         refuse_overlap(self.train_dataset, self.eval_dataset)
         # The plugin provides both: the training arguments have its mixin, and the collators are of its class.
@@ -182,7 +174,6 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
         self.add_callback(Announcement(len(rows), lambda: self._packing))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Return a sampler that packs every row in every epoch, if `sample_packing` is set."""
         cfg: Any = self.axolotl_cfg
         if not cfg.sample_packing:
             return super()._get_train_sampler(train_dataset)
@@ -192,9 +183,9 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
         )
         return self._packing
 
-    def _groups_per_batch(self, rows: Any) -> int:
+    def groups_per_batch(self, rows: Any) -> int:
         arguments: Any = self.args
         if not arguments.sample_packing:
-            return super()._groups_per_batch(rows)
+            return super().groups_per_batch(rows)
         row_length, mean = arguments.row_length, row_tokens(rows, "shared_prefix").mean()
-        return int(super()._groups_per_batch(rows) * max(1, row_length // mean))
+        return int(super().groups_per_batch(rows) * max(1, row_length // mean))

@@ -15,10 +15,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model to use, and how to load and train it."""
-
     path: str | None = None
-    """A path or hub id; None for the random Llama."""
+    """A path or hub id; by default the random Llama."""
     vocabulary: int = 1000
     """Of the random Llama. At 1,000 its output head is 9 % of its body, as in an 8B model."""
     dtype: str = "auto"
@@ -58,12 +56,11 @@ def load_model(choice: ModelChoice, device: str, *, gradient_checkpointing: bool
         model.to(device, dtype)
     else:
         tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(choice.path))
-        more = {}
+        how: dict[str, Any] = {"dtype": dtype, "device_map": device}
         if choice.load_in_4bit:
-            more["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-            )
-        model = AutoModelForCausalLM.from_pretrained(choice.path, dtype=dtype, device_map=device, **more)
+            in_4bit: dict[str, Any] = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+            how["quantization_config"] = BitsAndBytesConfig(**in_4bit, bnb_4bit_compute_dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(choice.path, **how)
     if choice.lora or choice.load_in_4bit:
         model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
     return BenchModel(model, tokenizer, dtype == torch.bfloat16, gradient_checkpointing)

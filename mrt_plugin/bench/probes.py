@@ -4,19 +4,10 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-
-
-class Probe(Protocol):
-    """An observer of one optimizer step, started right after the previous step."""
-
-    def start(self, model: Any, optimizer: Any) -> None: ...
-
-    def stop(self) -> None: ...
-
 
 MIB = 2**20
 
@@ -26,10 +17,8 @@ class PeakMemory:
     CPU the peak of the running sum of the allocations that PyTorch's profiler records."""
 
     def __init__(self) -> None:
-        self.resting = 0
-        """Bytes of weights and optimizer state, in use before and after the step."""
-        self.step = 0
-        """Additional bytes at the peak: activations, gradients, logits, the batch."""
+        self.resting = self.step = 0
+        """Bytes of weights and optimizer state, and additional bytes at the peak of the step."""
         self._profile: profile | None = None
 
     def start(self, model: Any, optimizer: Any) -> None:
@@ -82,8 +71,7 @@ class StepProfile:
     """Observes one optimizer step and sorts its operations (on CUDA: their kernels) into `PIECES`."""
 
     def __init__(self, vocabulary: int) -> None:
-        self.vocabulary = vocabulary
-        """Number of rows of the output head. It identifies the head's operations."""
+        self.vocabulary = vocabulary  # the rows of the output head, which identify its operations
         self.seconds: dict[str, float] = {}
         """Seconds by piece. They add up to the step's time under the profiler, which slows small operations down."""
 

@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,14 +26,14 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}
 """Largest relative difference of loss and gradient norm at which an arm still counts as the same training."""
 
 SLOWER = 1.15
-"""Larger micro-batches are no longer tried once one takes this many times as long as the best."""
+"""Larger micro-batches are not tried once one takes this many times as long as the best."""
 
 
 @dataclass(frozen=True)
 class BenchSettings:
     shapes: Sequence[Shape] = DEFAULT_SHAPES
     mixed: bool = False
-    """Draw log-normal lengths with the means of a shape, instead of equal lengths."""
+    """Draw log-normal lengths with the means of a shape."""
     model: ModelChoice = field(default_factory=ModelChoice)
     prefix_backends: Sequence[str] = ("auto",)
     only: str = ""
@@ -61,10 +62,9 @@ class ArmResult:
     name: str
     trl: bool
     size: int | None = None
-    """The fastest micro-batch size: `pairs` for TRL, `groups` for ours, as `size_counts` says."""
+    """The fastest micro-batch size, in what `size_counts` says: pairs for TRL, groups for ours."""
     size_counts: str | None = None
     step_seconds: list[list[float]] | None = None
-    """Seconds of every step, by round."""
     pairs_per_second: float = math.nan
     loss: float | None = None
     gradient_norm: float | None = None
@@ -84,7 +84,7 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Seconds of each piece of a step, and the share of the token ratio that each piece loses."""
+    """Seconds of each piece of a step, and the share of the token ratio that it loses."""
 
     theirs: dict[str, float]
     ours: dict[str, float]
@@ -133,8 +133,6 @@ def run_bench(settings: BenchSettings, progress: Progress = lambda stage, done, 
 
 
 class _Measurement:
-    """The measurement of one shape."""
-
     def __init__(self, shape: Shape, settings: BenchSettings, trained: BenchModel, progress: Progress) -> None:
         self.shape, self.settings, self.trained, self.progress = shape, settings, trained, progress
         self.vocabulary: int = trained.model.config.get_text_config().vocab_size
@@ -142,7 +140,11 @@ class _Measurement:
         count = settings.groups * self.steps
         self.groups = draw_groups(shape, count, self.vocabulary, mixed=settings.mixed, seed=settings.seed)
         self.data = make_data(self.groups, settings.groups)
-        self.arms = [arm for arm in all_arms(_backends(settings, trained)) if settings.only in arm.name]
+        device, checkpointing = trained.model.device.type, settings.gradient_checkpointing
+        chosen = partial(resolve_backend, device_type=device, gradient_checkpointing=checkpointing)
+        names = settings.prefix_backends
+        backends = [chosen(name, trained.model.config).name if name == "auto" else name for name in names]
+        self.arms = [arm for arm in all_arms(list(dict.fromkeys(backends))) if settings.only in arm.name]
         if not self.arms:
             raise ValueError(f"only={settings.only!r}: no trainer's name contains it.")
         self.turns_done = 0
@@ -151,8 +153,7 @@ class _Measurement:
     def run(self) -> ShapeResult:
         settings = self.settings
         self.progress(str(self.shape), 0, self.turns)
-        sizes: dict[Arm, int] = {}
-        errors: dict[Arm, str] = {}
+        sizes, errors = dict[Arm, int](), dict[Arm, str]()
         for arm in self.arms:
             try:
                 sizes[arm] = self._best_size(arm)
@@ -166,8 +167,7 @@ class _Measurement:
                 self._advance()
         found = {arm: ArmResult(arm.name, arm.trl, error=error) for arm, error in errors.items()}
         found |= {arm: self._summarise(arm, size, turns[arm]) for arm, size in sizes.items()}
-        # Only the timed steps, without the warm-up step.
-        ratio = token_ratio(self.groups[settings.groups :])
+        ratio = token_ratio(self.groups[settings.groups :])  # without the warm-up step
         results = _compare([found[arm] for arm in self.arms], ratio, TOLERANCE[self.trained.dtype])
         breakdown = self._break_down(results, sizes) if settings.breakdown else None
         self.progress(str(self.shape), self.turns, self.turns)
@@ -232,20 +232,17 @@ class _Measurement:
         return Breakdown(**medians, lost=losses(**medians, token_ratio=ratio))
 
 
-def _backends(settings: BenchSettings, trained: BenchModel) -> list[str]:
-    """Return the requested backends, with `auto` resolved to a name."""
-    config, device, names = trained.model.config, trained.model.device.type, list(settings.prefix_backends)
-    if "auto" in names:
-        checkpointing = settings.gradient_checkpointing
-        auto = resolve_backend("auto", config, device_type=device, gradient_checkpointing=checkpointing).name
-        names = [auto if name == "auto" else name for name in names]
-    return list(dict.fromkeys(names))
-
-
 def _compare(arms: list[ArmResult], ratio: float, tolerance: float) -> list[ArmResult]:
     """Set the speed-up, or the error of an arm that did not train the same thing as the first."""
     ran = [arm for arm in arms if arm.loss is not None]
-    checked = [arm if arm.loss is None else replace(arm, error=_difference(arm, ran[0], tolerance)) for arm in arms]
+    checked = []
+    for arm in arms:
+        error = arm.error
+        for name in ("loss", "gradient_norm") if arm.loss is not None else ():
+            value, expected = getattr(arm, name), getattr(ran[0], name)
+            if error is None and abs(value - expected) > tolerance * abs(expected):
+                error = f"{name} {value:.6g}, {ran[0].name} has {expected:.6g}: not the same training"
+        checked.append(replace(arm, error=error))
     theirs = max((arm.pairs_per_second for arm in checked if arm.trl and arm.error is None), default=None)
     if theirs is None:
         return checked
@@ -254,14 +251,6 @@ def _compare(arms: list[ArmResult], ratio: float, tolerance: float) -> list[ArmR
         arm if arm.error is not None else replace(arm, speedup=gain, fraction=gain / ratio)
         for arm, gain in zip(checked, gains, strict=True)
     ]
-
-
-def _difference(arm: ArmResult, first: ArmResult, tolerance: float) -> str | None:
-    for name in ("loss", "gradient_norm"):
-        value, expected = getattr(arm, name), getattr(first, name)
-        if abs(value - expected) > tolerance * abs(expected):
-            return f"{name} {value:.6g}, {first.name} has {expected:.6g}: not the same training"
-    return None
 
 
 def describe_machine(device: str) -> dict[str, Any]:

@@ -43,21 +43,18 @@ def draw_groups(shape: Shape, count: int, vocabulary: int, *, mixed: bool = Fals
     for number in range(count):
         key = digest(b"bench", str(seed).encode(), str(shape).encode(), str(number).encode())
         rng = np.random.default_rng(int.from_bytes(key, "little"))
-        prompt = _tokens(rng, max(2, _length(rng, shape.prompt, mixed)), vocabulary)
-        responses = [_tokens(rng, _length(rng, shape.response, mixed), vocabulary) for _ in range(shape.k)]
+        prompt, *responses = [
+            _tokens(rng, mean, least, vocabulary, mixed)
+            for mean, least in ((shape.prompt, 2), *[(shape.response, 1)] * shape.k)
+        ]
         prompt_mask = [False] * len(prompt)
         groups.append([Pair(prompt + response, prompt_mask + [True] * len(response)) for response in responses])
     return groups
 
 
-def _tokens(rng: np.random.Generator, length: int, vocabulary: int) -> list[int]:
+def _tokens(rng: np.random.Generator, mean: int, least: int, vocabulary: int, mixed: bool) -> list[int]:
+    length = max(least, round(rng.lognormal(np.log(mean) - SPREAD**2 / 2, SPREAD))) if mixed else mean
     return [int(token) for token in rng.integers(3, vocabulary, length)]
-
-
-def _length(rng: np.random.Generator, mean: int, mixed: bool) -> int:
-    if not mixed:
-        return mean
-    return max(1, round(rng.lognormal(np.log(mean) - SPREAD**2 / 2, SPREAD)))
 
 
 def token_ratio(groups: Sequence[Sequence[Pair]]) -> float:

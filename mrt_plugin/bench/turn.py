@@ -18,10 +18,12 @@ from trl import SFTConfig, SFTTrainer
 
 from mrt_plugin.attention.family import set_text_attention, text_attention
 from mrt_plugin.bench.model import BenchModel
-from mrt_plugin.bench.probes import Probe
+from mrt_plugin.bench.probes import PeakMemory, StepProfile
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import IGNORE, build_group_row
 from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
+
+Probe = PeakMemory | StepProfile
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,6 @@ class Data:
     """The same groups, in the form that each trainer takes."""
 
     pairs: Dataset
-    """`input_ids` and `labels`, one pair per row, group after group."""
     groups: Dataset
     """`GroupRow`s."""
     k: int
@@ -65,7 +66,11 @@ def make_data(groups: Sequence[Sequence[Pair]], groups_per_step: int) -> Data:
 def all_arms(prefix_backends: Sequence[str]) -> list[Arm]:
     """Return TRL's modes, then ours. The packed arm is TRL's `padding_free`, which passes to the model what TRL's
     packing does."""
-    losses = list(dict.fromkeys(_loss_type(name) for name in ("nll", "chunked_nll")))
+    with warnings.catch_warnings():  # the names that the installed TRL uses
+        warnings.simplefilter("ignore", FutureWarning)
+        unused: dict[str, Any] = {"output_dir": "unused", "bf16": False, "use_cpu": True}
+        configs = [SFTConfig(loss_type=name, **unused) for name in ("nll", "chunked_nll")]
+    losses = list(dict.fromkeys(str(config.loss_type) for config in configs))
     shared = [(backend, (("layout", "shared_prefix"), ("prefix_backend", backend))) for backend in prefix_backends]
     return [
         *(Arm(f"trl {loss}", True, (("loss_type", loss),)) for loss in losses),
@@ -75,29 +80,20 @@ def all_arms(prefix_backends: Sequence[str]) -> list[Arm]:
     ]
 
 
-def _loss_type(name: str) -> str:
-    """Return the loss type that the installed TRL uses for a name."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return str(SFTConfig(output_dir="unused", loss_type=name, bf16=False, use_cpu=True).loss_type)
-
-
 @dataclass(frozen=True)
 class Turn:
     seconds: list[float]
     """Of every optimizer step except the first."""
     loss: float
-    """Mean over all steps, including the first, in nats per token."""
+    """Mean over all steps, in nats per token."""
     gradient_norm: float
-    """At the last step."""
 
 
 class _StepEnds(TrainerCallback):
     """Records when optimizer steps end, which counts loading and bookkeeping. A probe observes the second step."""
 
     def __init__(self, probe: Probe | None) -> None:
-        self.ends: list[float] = []
-        self.probe = probe
+        self.ends, self.probe = list[float](), probe
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if torch.cuda.is_available():
@@ -113,8 +109,35 @@ def take_turn(arm: Arm, trained: BenchModel, data: Data, size: int, *, steps: in
     """Train `steps` steps, of which the first is a warm-up, with `size` pairs (TRL) or groups (ours) per micro-batch,
     and restore the model's weights."""
     ends = _StepEnds(probe)
-    with _unchanged(trained.model), _quietly(), tempfile.TemporaryDirectory() as folder:
-        trainer = _build_trainer(arm, trained, data, size, steps, folder)
+    with _unchanged(trained.model), tempfile.TemporaryDirectory() as folder:
+        common: dict[str, Any] = {
+            "output_dir": folder,
+            "report_to": "none",
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": trained.model.device.type == "cpu",
+            "bf16": trained.bf16,
+            "gradient_checkpointing": trained.gradient_checkpointing,
+            "max_steps": steps,
+            "logging_steps": steps,
+            "learning_rate": 1e-4,
+            "lr_scheduler_type": "constant",
+            "train_sampling_strategy": "sequential",
+            "per_device_train_batch_size": size,
+            "gradient_accumulation_steps": data.groups_per_step * (data.k if arm.trl else 1) // size,
+            **dict(arm.options),
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            make: Any = SFTTrainer if arm.trl else MultiResponseSFTTrainer
+            rows = data.pairs if arm.trl else data.groups
+            if arm.trl:
+                config = SFTConfig(**common, max_length=None)
+            else:
+                length = size * data.tokens_per_group  # a micro-batch is one row, in either layout
+                common |= {"selector": "all", "prefix_check": False, "max_length": length, "row_length": length}
+                config = MultiResponseSFTConfig(**common)
+            trainer = make(trained.model, config, train_dataset=rows, processing_class=trained.tokenizer)
         trainer.add_callback(ends)
         trainer.remove_callback(PrinterCallback)
         try:
@@ -126,48 +149,12 @@ def take_turn(arm: Arm, trained: BenchModel, data: Data, size: int, *, steps: in
     return Turn(seconds, float(log["loss"]), float(log["grad_norm"]))
 
 
-def _build_trainer(arm: Arm, trained: BenchModel, data: Data, size: int, steps: int, folder: str) -> SFTTrainer:
-    common: dict[str, Any] = {
-        "output_dir": folder,
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "use_cpu": trained.model.device.type == "cpu",
-        "bf16": trained.bf16,
-        "gradient_checkpointing": trained.gradient_checkpointing,
-        "max_steps": steps,
-        "logging_steps": steps,
-        "learning_rate": 1e-4,
-        "lr_scheduler_type": "constant",
-        "train_sampling_strategy": "sequential",
-        "per_device_train_batch_size": size,
-        "gradient_accumulation_steps": data.groups_per_step * (data.k if arm.trl else 1) // size,
-        **dict(arm.options),
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if arm.trl:
-            config = SFTConfig(**common, max_length=None)
-            return SFTTrainer(trained.model, config, train_dataset=data.pairs, processing_class=trained.tokenizer)
-        length = size * data.tokens_per_group  # a micro-batch is one row, in either layout
-        common |= {"selector": "all", "prefix_check": False, "max_length": length, "row_length": length}
-        ours = MultiResponseSFTConfig(**common)
-        return MultiResponseSFTTrainer(trained.model, ours, data.groups, processing_class=trained.tokenizer)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
 @contextmanager
 def _unchanged(model: Any) -> Iterator[None]:
-    """Restore what trainers change in a model: weights, forward method, attention, caching, gradients."""
+    """Silence the logs, and restore what trainers change in a model: weights, forward method, attention, caching,
+    gradients."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     before = {name: weight.detach().cpu().clone() for name, weight in trained.items()}
     causal_model = model.get_base_model() if hasattr(model, "peft_config") else model
@@ -179,6 +166,7 @@ def _unchanged(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        logging.disable(level)
         for part, kept in attributes:
             for name in methods:
                 vars(part).pop(name, None)

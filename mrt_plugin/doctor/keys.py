@@ -34,7 +34,18 @@ def recipe_slips(path: Path) -> list[str]:
     recipe = loader.get_single_data()
     if not isinstance(recipe, dict):
         return [f"{path} holds no options, one `name: value` per line."]
-    return [*loader.twice, *_unknown(recipe), *_idle(recipe), *output_slips(recipe)]
+    slips = [*loader.twice, *_unknown(recipe)]
+    entries = [entry for entry in recipe.get("datasets") or [] if isinstance(entry, dict)]
+    read = [{key: value for key, value in entry.items() if key != "type"} for entry in entries]
+    for place, source in enumerate(read):
+        if source in read[:place]:
+            again = f"datasets[{place}] reads what datasets[{read.index(source)}] reads"
+            slips.append(f"{again}: its prompts are trained twice.")
+    for need in NEEDS:
+        idle = [key for key in need.names if recipe.get(key) is not None]
+        if idle and not need.used(recipe):
+            slips.append(f"{', '.join(idle)}: this has no effect here: it needs {need.words}.")
+    return slips + list(output_slips(recipe))
 
 
 class _Loader(yaml.SafeLoader):
@@ -49,8 +60,9 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if key.value in seen:
-                lines = f"line {seen[key.value]} and again in line {line}"
-                self.twice.append(f"{key.value} is given in {lines}, and only the last counts. Keep one.")
+                self.twice.append(
+                    f"{key.value} is given in lines {seen[key.value]} and {line}, and only the last counts."
+                )
             seen[key.value] = line
         return super().construct_mapping(node, deep)
 
@@ -91,17 +103,3 @@ def _models(hint: Any) -> list[type[BaseModel]]:
     parts = get_args(hint)
     mapping = any(part is dict or get_origin(part) is dict for part in (hint, *parts))
     return [] if mapping else [model for part in parts for model in _models(part)]
-
-
-def _idle(recipe: dict[str, Any]) -> Iterator[str]:
-    """Yield data that is read twice, and options without effect."""
-    entries = [entry for entry in recipe.get("datasets") or [] if isinstance(entry, dict)]
-    read = [{key: value for key, value in entry.items() if key != "type"} for entry in entries]
-    for place, source in enumerate(read):
-        if source in read[:place]:
-            yield f"datasets[{place}] reads what datasets[{read.index(source)}] reads: its prompts are trained twice."
-
-    for need in NEEDS:
-        idle = [key for key in need.names if recipe.get(key) is not None]
-        if idle and not need.used(recipe):
-            yield f"{', '.join(idle)}: this has no effect here: it needs {need.words}."

@@ -23,7 +23,6 @@ class Device:
     name: str
     memory_gib: float | None
     bf16: bool
-    """Whether the hardware supports bfloat16 training."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +33,12 @@ class Machine:
     prefix_backend: str
     """Meaning of `prefix_backend: auto` here for a model with attention only (Llama, Qwen3, Mistral ...)."""
     embedder: str
-    """Default embedder of the diverse selectors."""
     sentence_transformers: bool
 
     @property
     def problems(self) -> list[str]:
-        return [
-            f"{library.name} {library.found or 'is missing'}: supported is {library.supported}. {library.remedy}"
-            for library in self.libraries
-            if not library.ok
-        ]
+        bad = [library for library in self.libraries if not library.ok]
+        return [f"{lib.name} {lib.found or 'is missing'}: supported is {lib.supported}. {lib.remedy}" for lib in bad]
 
     def as_dict(self) -> dict[str, Any]:
         libraries = [{**asdict(library), "ok": library.ok} for library in self.libraries]

@@ -19,12 +19,8 @@ QUANTISED_BYTES = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1.0}
 
 @dataclass(frozen=True)
 class Method:
-    """How a model is fine-tuned, as far as it affects memory."""
-
     bits: int | None = None
-    """4 or 8 if the linear layers are quantised."""
     lora_rank: int | None = None
-    """None for full fine-tuning."""
     lora_targets: str | Sequence[str] = "all-linear"
     dtype: torch.dtype = torch.bfloat16
     optimizer_bytes: float = 8.0
@@ -34,16 +30,14 @@ class Method:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Estimated peak memory of a training step in GiB, by component."""
+    """Estimated peak memory of a training step in GiB: the training state has gradients, optimizer state and adapters,
+    the logits are of one chunk of trained tokens, dequantised is the largest quantised layer."""
 
     weights: float
     training_state: float
-    """Gradients, optimizer state, and the weights of an adapter."""
     activations: float
     logits: float
-    """Those of one chunk of trained tokens with their gradient, in fp32."""
     dequantised: float
-    """The largest quantised layer, once, in the compute dtype."""
     parameters: int
     trained_parameters: int
 

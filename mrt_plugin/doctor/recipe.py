@@ -21,16 +21,18 @@ from mrt_plugin.doctor.machine import Device, find_device
 from mrt_plugin.doctor.memory import MemoryEstimate, Method, estimate_memory
 from mrt_plugin.groups.overlap import overlap_problem
 from mrt_plugin.layout.collator import GroupedResponseCollator
+from mrt_plugin.layout.group_row import as_group_row
+from mrt_plugin.layout.tree import build_tree, sequences_of
 from mrt_plugin.trainer.layout_choice import WORTH_SHARING
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared, row_tokens
 
 
 @dataclass(frozen=True)
 class DataCounts:
-    """Counts of one part of the data, with the tokens of one forward pass in either layout."""
+    """Counts of one part of the data, with the tokens of one forward pass in either layout. A row is a group, or a
+    part of one that is too long."""
 
     rows: int
-    """Groups; a group longer than a row counts once per part."""
     pairs: int
     trained_tokens: int
     tokens_expanded: int
@@ -48,15 +50,12 @@ class RecipeReport:
     recipe: str
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """Warnings that are not problems, such as counts of dropped pairs."""
     model: str | None = None
     method: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    """The `mrt:` block with its defaults."""
     train: DataCounts | None = None
     held_out: DataCounts | None = None
     steps: int | None = None
-    """Optimizer steps of the complete run on one process."""
     layout: str | None = None
     """The expected layout. Under `layout: auto` the proof on the loaded model makes the final decision."""
     backend: str | None = None
@@ -81,58 +80,47 @@ def inspect_recipe(recipe: str | Path) -> RecipeReport:
     recipe = Path(recipe)
     if not recipe.is_file():
         raise FileNotFoundError(f"{recipe} is not a file: give the path of an Axolotl recipe.")
-    report = RecipeReport(str(recipe), device=find_device())
+    device, stage = find_device(), "recipe"
+    report = RecipeReport(str(recipe), device=device)
     with _quiet(report), tempfile.TemporaryDirectory() as scratch:
-        stage = "recipe"
         try:
+            from axolotl.cli.config import load_cfg
+            from axolotl.common.datasets import load_datasets
+            from axolotl.loaders import load_tokenizer
+
+            from mrt_plugin.axolotl.trainer import foresee_steps
+
             report.problems += [f"recipe: {slip}" for slip in recipe_slips(recipe)]
-            cfg = _load_config(report, recipe, scratch)
+            elsewhere = {"output_dir": scratch, "dataset_prepared_path": scratch}
+            cfg = load_cfg(str(recipe), **elsewhere)
+            layout = "auto" if cfg.mrt is None else cfg.mrt.layout
+            if layout == "expanded":  # both layouts are counted on rows in shared-prefix form
+                cfg = load_cfg(str(recipe), **elsewhere, mrt__layout="auto")
+            report.model, report.method = str(cfg.base_model), cfg.adapter or "full fine-tuning"
+            if not any("mrt_plugin" in str(plugin) for plugin in cfg.plugins or []):
+                raise ValueError("the plugin is not loaded. Add `plugins: [mrt_plugin.axolotl.MultiResponsePlugin]`.")
+            report.options = {**cfg.mrt, "layout": layout}
             stage = "data"
-            _load_data(report, cfg)
+            meta = load_datasets(cfg=cfg)
+            report.train = count(meta.train_dataset)
+            form = "expanded" if layout == "expanded" else "shared_prefix"
+            report.steps = foresee_steps(cfg, meta.train_dataset, form)
+            if meta.eval_dataset is not None:
+                report.held_out = count(meta.eval_dataset)
+                if overlap := overlap_problem(meta.train_dataset, meta.eval_dataset):
+                    report.problems.append(f"data: {overlap}")
+            if not report.steps:
+                report.problems.append(f"data: no optimizer step: num_epochs is {cfg.num_epochs}. Raise it.")
+            row_length = report.options.get("row_length") or cfg.sequence_len
+            collator = GroupedResponseCollator(load_tokenizer(cfg), row_length=row_length)
+            for form in ("shared_prefix", "expanded"):
+                report.batch[form] = largest_batch(meta.train_dataset, collator, form, cfg)
             stage = "model"
-            _estimate(report, cfg)
+            _estimate(report, cfg, report.train.ratio, device.kind)
         except Exception as error:  # any failure is a finding for the user
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             report.problems.append(f"{stage}: {kind}{error}")
     return report
-
-
-def _load_config(report: RecipeReport, recipe: Path, scratch: str) -> Any:
-    from axolotl.cli.config import load_cfg
-
-    elsewhere = {"output_dir": scratch, "dataset_prepared_path": scratch}
-    cfg = load_cfg(str(recipe), **elsewhere)
-    layout = "auto" if cfg.mrt is None else cfg.mrt.layout
-    if layout == "expanded":  # both layouts are counted on rows in shared-prefix form
-        cfg = load_cfg(str(recipe), **elsewhere, mrt__layout="auto")
-    report.model = str(cfg.base_model)
-    report.method = cfg.adapter or "full fine-tuning"
-    if not any("mrt_plugin" in str(plugin) for plugin in cfg.plugins or []):
-        raise ValueError("the plugin is not loaded. Add `plugins: [mrt_plugin.axolotl.MultiResponsePlugin]`.")
-    report.options = {**cfg.mrt, "layout": layout}
-    return cfg
-
-
-def _load_data(report: RecipeReport, cfg: Any) -> None:
-    from axolotl.common.datasets import load_datasets
-    from axolotl.loaders import load_tokenizer
-
-    from mrt_plugin.axolotl.trainer import foresee_steps
-
-    meta = load_datasets(cfg=cfg)
-    report.train = count(meta.train_dataset)
-    layout = "expanded" if report.options["layout"] == "expanded" else "shared_prefix"
-    report.steps = foresee_steps(cfg, meta.train_dataset, layout)
-    if meta.eval_dataset is not None:
-        report.held_out = count(meta.eval_dataset)
-        if overlap := overlap_problem(meta.train_dataset, meta.eval_dataset):
-            report.problems.append(f"data: {overlap}")
-    if not report.steps:
-        report.problems.append(f"data: no optimizer step: num_epochs is {cfg.num_epochs}. Raise it.")
-    row_length = report.options.get("row_length") or cfg.sequence_len
-    collator = GroupedResponseCollator(load_tokenizer(cfg), row_length=row_length)
-    for layout in ("shared_prefix", "expanded"):
-        report.batch[layout] = largest_batch(meta.train_dataset, collator, layout, cfg)
 
 
 def count(dataset: Dataset) -> DataCounts:
@@ -141,7 +129,8 @@ def count(dataset: Dataset) -> DataCounts:
         raise ValueError("its rows are no groups: give a dataset `type: mrt_plugin.axolotl.<selector>`.")
     pairs = sum(map(len, dataset["segment_lengths"]))
     trained = sum(sum(label != -100 for label in labels) for labels in dataset["labels"])
-    expanded, shared = (int(row_tokens(dataset, layout).sum()) for layout in ("expanded", "shared_prefix"))
+    expanded = int(row_tokens(dataset, "expanded").sum())
+    shared = sum(len(build_tree(sequences_of(as_group_row(row))).input_ids) for row in dataset)
     return DataCounts(len(dataset), pairs, trained, expanded, shared)
 
 
@@ -152,32 +141,13 @@ def largest_batch(dataset: Dataset, collator: GroupedResponseCollator, layout: s
     lengths = [len(tokens) for tokens in dataset["input_ids"]]
     longest = sorted(range(len(lengths)), key=lambda index: -lengths[index])[: cfg.micro_batch_size]
     collator.layout, collator.packing = layout, layout == "shared_prefix"
-    batch = collator([{name: dataset[index][name] for name in COLUMNS} for index in longest])
-    rows, tokens = batch["input_ids"].shape
+    rows, tokens = collator([{name: dataset[i][name] for name in COLUMNS} for i in longest])["input_ids"].shape
     return rows, tokens
 
 
-def _estimate(report: RecipeReport, cfg: Any) -> None:
-    """Report the expected layout and backend, and the estimated memory."""
-    assert report.train is not None
-    assert report.device is not None
+def _estimate(report: RecipeReport, cfg: Any, ratio: float, device: str) -> None:
     name = cfg.base_model_config or cfg.base_model
     config = AutoConfig.from_pretrained(name, trust_remote_code=bool(cfg.trust_remote_code))
-    method, device = method_of(cfg), report.device.kind
-    try:
-        wanted, checkpointing = cfg.mrt.prefix_backend, method.gradient_checkpointing
-        report.backend = resolve_backend(wanted, config, device_type=device, gradient_checkpointing=checkpointing).name
-        report.layout = report.options["layout"]
-        if report.layout == "auto":
-            report.layout = "shared_prefix" if report.train.ratio >= WORTH_SHARING else "expanded"
-    except NotShareable as refusal:
-        report.notes.append(str(refusal))
-        report.layout = "expanded"
-    for layout, (rows, tokens) in report.batch.items():
-        report.memory[layout] = estimate_memory(config, method, rows=rows, length=tokens)
-
-
-def method_of(cfg: Any) -> Method:
     optimizer = str(cfg.optimizer or "adamw")
     two_moments = "adam" in optimizer or optimizer == "ademamix"
     # Others have one moment (SGD with momentum, Lion, Muon); Adafactor needs less.
@@ -185,30 +155,36 @@ def method_of(cfg: Any) -> Method:
     bits = 4 if cfg.load_in_4bit else 8 if cfg.load_in_8bit else None
     targets = "all-linear" if cfg.lora_target_linear else (cfg.lora_target_modules or "all-linear")
     rank, dtype = cfg.lora_r if cfg.adapter else None, cfg.torch_dtype or torch.float32
-    return Method(bits, rank, targets, dtype, state, bool(cfg.gradient_checkpointing))
-
-
-class _Notes(logging.Handler):
-    """Stores the package's warnings as notes, or as problems if they are marked so."""
-
-    def __init__(self, report: RecipeReport) -> None:
-        super().__init__(logging.WARNING)
-        self.report = report
-
-    def emit(self, record: logging.LogRecord) -> None:
-        note = record.getMessage()
-        if vars(record).get("problem"):
-            self.report.problems.append(f"data: {note}")
-        elif note not in self.report.notes:  # train and held-out prompts often come from one file
-            self.report.notes.append(note)
+    method = Method(bits, rank, targets, dtype, state, bool(cfg.gradient_checkpointing))
+    try:
+        wanted, checkpointing = cfg.mrt.prefix_backend, method.gradient_checkpointing
+        report.backend = resolve_backend(wanted, config, device_type=device, gradient_checkpointing=checkpointing).name
+        report.layout = report.options["layout"]
+        if report.layout == "auto":
+            report.layout = "shared_prefix" if ratio >= WORTH_SHARING else "expanded"
+    except NotShareable as refusal:
+        report.notes.append(str(refusal))
+        report.layout = "expanded"
+    for layout, (rows, tokens) in report.batch.items():
+        report.memory[layout] = estimate_memory(config, method, rows=rows, length=tokens)
 
 
 @contextmanager
 def _quiet(report: RecipeReport) -> Iterator[None]:
-    """Silence Axolotl's messages and progress bars, and collect the package's own warnings in the report."""
+    """Silence Axolotl's messages and progress bars, and collect the package's own warnings in the report, as notes or
+    as problems if they are marked so."""
     for name, value in (("AXOLOTL_DO_NOT_TRACK", "1"), ("AXOLOTL_LOG_LEVEL", "ERROR"), ("LOG_LEVEL", "ERROR")):
         os.environ.setdefault(name, value)
-    ours, handler = logging.getLogger("mrt_plugin"), _Notes(report)
+
+    def keep(record: logging.LogRecord) -> None:
+        note = record.getMessage()
+        if vars(record).get("problem"):
+            report.problems.append(f"data: {note}")
+        elif note not in report.notes:  # train and held-out prompts often come from one file
+            report.notes.append(note)
+
+    ours, handler = logging.getLogger("mrt_plugin"), logging.Handler(logging.WARNING)
+    handler.emit = keep  # type: ignore[method-assign]
     propagate, level = ours.propagate, ours.level
     ours.propagate = False
     ours.setLevel(logging.WARNING)

@@ -24,15 +24,13 @@ Tools = Sequence[dict[str, Any]] | str | None
 """Tool schemas, or their JSON."""
 
 Turns = str | Sequence[Message]
-"""A prompt or a response: a string or chat messages."""
 
 
 def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
     if not tokenizer.is_fast:
         raise EncodingError(
-            f"{type(tokenizer).__name__} is a slow tokenizer, without the character offsets that locate a response's "
-            "tokens. Load the fast one: AutoTokenizer.from_pretrained(..., use_fast=True), after converting it if the "
-            "model has no tokenizer.json."
+            f"{type(tokenizer).__name__} is a slow tokenizer, which gives no character offsets. Load the fast one: "
+            "AutoTokenizer.from_pretrained(..., use_fast=True), after converting it if there is no tokenizer.json."
         )
 
 
@@ -43,8 +41,7 @@ def prepare_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokeni
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise EncodingError(
-                "The tokenizer has neither a pad nor an EOS token: set tokenizer.pad_token (and tokenizer.eos_token, "
-                "which ends a response) to tokens of its vocabulary."
+                "The tokenizer has neither a pad nor an EOS token: set tokenizer.pad_token and tokenizer.eos_token."
             )
         tokenizer.pad_token = tokenizer.eos_token
         logger.info("The tokenizer has no pad token: its EOS %r pads. EOS stays trained.", tokenizer.eos_token)
@@ -145,8 +142,7 @@ class Encoder:
         has_messages = not all(isinstance(value, str) for value in (prompt, *responses))
         if self.prompt_format == "plain" and has_messages:
             raise EncodingError(
-                "prompt_format='plain' takes strings, but this group has messages. Use prompt_format='auto' or "
-                "'chat', or turn the messages into text."
+                "prompt_format='plain' takes strings, but this group has messages. Use prompt_format='auto' or text."
             )
         if has_messages:
             self._need_template("The data holds messages")
@@ -155,9 +151,8 @@ class Encoder:
     def _need_template(self, what: str) -> None:
         if not self.tokenizer.chat_template:
             raise EncodingError(
-                f"{what}, but the tokenizer has no chat template. Use the model's instruction-tuned tokenizer, set "
-                "tokenizer.chat_template (TRL: chat_template_path; Axolotl: chat_template), or give prompts and "
-                "responses as strings with prompt_format='plain'."
+                f"{what}, but the tokenizer has no chat template. Set tokenizer.chat_template (TRL: "
+                "chat_template_path; Axolotl: chat_template), or give strings with prompt_format='plain'."
             )
 
     def _encode_chat(self, prompt: Turns, responses: Sequence[Turns], tools: Tools) -> list[Pair]:

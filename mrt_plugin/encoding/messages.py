@@ -49,7 +49,8 @@ def response_messages(response: str | Sequence[Message]) -> list[Message]:
                 "them."
             )
     for index, message in enumerate(messages):
-        if message["role"] == "assistant" and not any(texts(message)):
+        texts = [content_text(message), *(message.get(key) or "" for key in REASONING), *called_functions(message)]
+        if message["role"] == "assistant" and not any(map(str.strip, texts)):
             raise EncodingError(
                 f"The assistant's turn in message {index} of the response is empty: there is nothing to train on. "
                 "Drop the response or give the turn its text."
@@ -90,12 +91,6 @@ def content_text(message: Message) -> str:
 def called_functions(message: Message) -> list[str]:
     calls = [call.get("function", call) for call in message.get("tool_calls") or []]
     return [call["name"] for call in calls if "name" in call]
-
-
-def texts(message: Message) -> list[str]:
-    """Return the texts of a turn: content, thinking and called functions, without surrounding whitespace."""
-    found = [content_text(message), *(message.get(key) or "" for key in REASONING), *called_functions(message)]
-    return [text.strip() for text in found]
 
 
 def marked(message: Message, mark: Callable[[], str]) -> Message:

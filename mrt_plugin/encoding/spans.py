@@ -1,8 +1,5 @@
-"""Locate the assistant's turns in a rendered conversation.
-
-Cutting at the length of the prompt rendered alone is wrong for many templates, whose prompt is not a prefix of the
-conversation: some drop or add think blocks, move the system text, or end a generation prompt with `<think>`.
-"""
+"""Locate the assistant's turns in a rendered conversation. The prompt rendered alone is not its prefix for templates
+that drop or add think blocks, move the system text, or end a generation prompt with `<think>`."""
 
 import re
 from bisect import bisect_left
@@ -52,12 +49,11 @@ class Conversation:
 
     messages: Sequence[Message]
     text: str
-    """The messages, rendered."""
     render: Callable[[Sequence[Message], bool], str]
     """Renders other messages the same way. The flag adds the generation prompt."""
     special_tokens: Sequence[str]
     warn: Callable[[str, str], None]
-    """Logs a message once per topic, about cases that are unusual but work."""
+    """Logs a message once per topic."""
 
     def find_spans(self, first: int, prompt_text: str) -> list[Span]:
         """Return the spans of the assistant's turns from message `first` on, each from its header to its end token.
@@ -73,11 +69,20 @@ class Conversation:
             if self.text.startswith(before):
                 start = len(before)
             else:
-                self._warn_of_context(before)
+                agree = _common_length(before, self.text)
+                self.warn(
+                    "context",
+                    "The chat template renders what comes before a response differently with the response than alone, "
+                    f"as at inference: {_short(before[agree:])} became {_short(self.text[agree:])}. So the model is "
+                    "trained after a context that inference does not have. The template's options "
+                    "(`chat_template_kwargs`, for example enable_thinking) can often make the two agree.",
+                )
                 content = self._locate(index)
                 start = self._start_before(content[0], index)
-            if self.text.startswith(through):
-                span = self._close_at_end(start, len(through))
+            if self.text.startswith(through):  # the turn ends there, or with its special token if that comes last
+                stop = start + len(self.text[start : len(through)].rstrip())
+                closed = self.text.endswith(tuple(self.special_tokens), start, stop)
+                span = Span(start, stop if closed else len(through), closed)
             else:
                 span = self._close_after(start, *(content or self._locate(index))[1:])
             self._check_turn(self.messages[index], self.text[span.start : span.stop], index == last)
@@ -117,22 +122,6 @@ class Conversation:
         if not self.text.endswith(frame, 0, content):
             return content
         return content - (len(frame) - _common_length(header, frame))
-
-    def _warn_of_context(self, before: str) -> None:
-        agree = _common_length(before, self.text)
-        self.warn(
-            "context",
-            "The chat template renders what comes before a response differently with the response than alone, as at "
-            f"inference: {_short(before[agree:])} became {_short(self.text[agree:])}. Only the assistant's own words "
-            "are trained, but after a context that inference does not have. The template's options "
-            "(`chat_template_kwargs`, for example enable_thinking) can often make the two agree.",
-        )
-
-    def _close_at_end(self, start: int, end: int) -> Span:
-        """Return the span of a turn that fills `text[start:end]`, up to its special token if that comes last."""
-        stop = start + len(self.text[start:end].rstrip())
-        closed = self.text.endswith(tuple(self.special_tokens), start, stop)
-        return Span(start, stop if closed else end, closed)
 
     def _close_after(self, start: int, content_stop: int, closing: str) -> Span:
         """Return the span of a turn up to the text that the template writes after a last turn, or to another end token

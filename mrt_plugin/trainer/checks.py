@@ -13,9 +13,8 @@ def check_model(model: Any, args: Any) -> None:
     config = model.config.get_text_config().to_dict()
     if config.get("output_router_logits"):
         raise ValueError(
-            "The load-balancing loss of a mixture of experts counts tokens, and a shared prompt is there once instead "
-            "of K times: it is not computed for groups. Set router_aux_loss_coef=0.0 (TRL), or output_router_logits: "
-            "false in the model's config, to train without it."
+            "The load-balancing loss of a mixture of experts is not computed for groups, whose shared prompt counts "
+            "once. Set router_aux_loss_coef=0.0 (TRL), or output_router_logits: false in the model's config."
         )
     refuse_prompt_learning(model)
     # Such layers pass keys and values on next to their outputs, and reentrant checkpointing loses their gradient.
@@ -29,10 +28,8 @@ def check_model(model: Any, args: Any) -> None:
 
 def keep_trainable(model: Any) -> None:
     """Stop bitsandbytes from repacking a model's 4-bit weights for inference."""
-    # On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a 4-bit layer's weights the first time that the layer
-    # runs in evaluation mode. It does not undo this for training, and the layer's output has no gradient with respect
-    # to its input from then on. After one evaluation of a two-layer Llama, the adapters' gradients were wrong by 0.30
-    # of their norm.
+    # On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a 4-bit layer's weights when the layer first runs in
+    # evaluation mode. From then on its output has no gradient with respect to its input, in training too.
     bitsandbytes = sys.modules.get("bitsandbytes")
     if bitsandbytes is None:
         return
@@ -40,9 +37,8 @@ def keep_trainable(model: Any) -> None:
         if isinstance(module, bitsandbytes.nn.Linear4bit) and module.weight.device.type == "cpu":
             if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
                 raise ValueError(
-                    "This 4-bit model has run in evaluation mode on CPU, and bitsandbytes repacked its weights for "
-                    "inference only: its gradients would be wrong. Load the model again and train it before anything "
-                    "else."
+                    "This 4-bit model has run in evaluation mode on CPU, so bitsandbytes repacked its weights and its "
+                    "gradients would be wrong. Load the model again and train it before anything else."
                 )
             module.support_avx512bf16_for_cpu = False
 
@@ -56,12 +52,11 @@ def refuse_parallelism(trainer: Trainer) -> None:
         "CUDA_VISIBLE_DEVICES to one GPU.": trainer.args.n_gpu > 1,
         "Context, sequence and tensor parallelism split a row, and a group must stay complete: use DDP, FSDP or "
         "DeepSpeed ZeRO.": parallelism is not None and parallelism.non_data_parallel_size > 1,
-        "FSDP version 1 frees the output head after the model's forward, and the head is applied to the trained "
-        "tokens after that. Set fsdp_version: 2.": (
+        "FSDP version 1 frees the output head before it is applied to the trained tokens. Set fsdp_version: 2.": (
             trainer.is_fsdp_enabled and accelerator.state.fsdp_plugin.fsdp_version == 1
         ),
-        "accelerator_config: dispatch_batches=True cuts the first process's batches into equal rows for the others, "
-        "and batches of groups have rows of their own lengths. Remove it.": accelerator.dispatch_batches,
+        "accelerator_config: dispatch_batches=True cuts batches into equal rows, and batches of groups have rows of "
+        "their own lengths. Remove it.": accelerator.dispatch_batches,
     }
     for message, found in refusals.items():
         if found:

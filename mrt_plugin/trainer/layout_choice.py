@@ -25,16 +25,11 @@ WORTH_SHARING = 1.05
 """`layout: auto` shares the prompt if the token ratio (expanded over shared tokens) is at least this."""
 
 FORK = "fork"
-"""The backend that runs one prompt at a time. Packed rows give it no advantage."""
-
 MANY_FORWARDS = (FORK, OneByOneBackend.name)
 """The backends that run the model once per group or pair. Processes may hold different numbers of these."""
 
-BATCHES = 16
-"""Number of micro-batches from which the token ratio is estimated."""
-
-PACKED_GROUPS = 64
-"""Number of longest groups that are candidates for the row of the proof."""
+BATCHES, PACKED_GROUPS = 16, 64
+"""Micro-batches from which the token ratio is estimated, and longest groups that may be in the row of the proof."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +43,23 @@ class LayoutChoice:
 
 @dataclass(frozen=True)
 class RunSetup:
-    """What the choice of a layout depends on, apart from the data."""
+    """What the choice of a layout depends on, apart from the data. `model` is unwrapped."""
 
     model: Any
-    """The unwrapped model."""
     options: LayoutOptions
     compute: Compute
     pad_token_id: int
     gradient_checkpointing: bool
-    """Whether activations are recomputed in the backward pass."""
     device_type: str | None = None
-    """The device to train on; by default that of the model."""
     sharding: str | None = None
     """What shards the weights over processes (`processes.read_sharding`), if anything does."""
     groups_per_batch: int = 1
-    """About how many groups a micro-batch has."""
     agree: Callable[[str | None], str | None] = lambda refusal: refusal
     """Takes why this process cannot share, or None, and returns the first such reason of any process."""
 
 
 def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
-    """Resolve `layout` and `prefix_backend` for a model and its prepared data; `auto` expands where sharing saves
-    too little or is refused."""
+    """Resolve `layout` and `prefix_backend`; `auto` expands where sharing saves too little or is refused."""
     options = setup.options
     ratio, row = _token_ratio(dataset, options, setup.groups_per_batch), _row_to_prove(dataset, options)
     share = options.layout == "shared_prefix" or (options.layout == "auto" and ratio >= WORTH_SHARING)
@@ -88,13 +78,20 @@ def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
                 logger.warning("The prompt is copied for every response (layout expanded): %s", refusal)
                 choice = replace(choice, reason=str(refusal))
         else:
-            if share or backend.name != FORK:
+            if share or backend.name != FORK:  # the fork runs one prompt at a time: it gains nothing from packing
                 choice = LayoutChoice("shared_prefix" if share else "expanded", backend, True, reason)
             else:
                 backend.restore_model(setup.model)
     if choice.backend.name == ExpandedBackend.name:
         if options.prefix_check and setup.sharding is None:
-            finding = setup.agree(_depends_on_batch(setup, row))
+            finding = None
+            try:
+                plain = settle_plain(setup.model, row, setup.compute, setup.pad_token_id)
+                finding = None if plain.steady else f"{setup.model.config.model_type}: {plain.finding}"
+            except Exception as error:  # if it matters, training raises it too
+                kind = type(error).__name__
+                logger.warning("The plain forward could not be compared with itself: %s: %s", kind, error)
+            finding = setup.agree(finding)
             if finding is not None:
                 logger.warning("One pair per forward, which is slow but exact: %s.", finding)
                 choice = replace(choice, backend=OneByOneBackend(), reason=finding)
@@ -106,52 +103,37 @@ def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
 
 def _agreed_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
     """Return the backend that every process found exact."""
+    model, options, sharding = setup.model, setup.options, setup.sharding
+    device, recomputed = setup.device_type or model.device.type, setup.gradient_checkpointing
     try:
-        with refusal_of(f"prefix_backend={setup.options.prefix_backend} for {setup.model.config.model_type}"):
-            backend = _proved_backend(setup, row)
+        with refusal_of(f"prefix_backend={options.prefix_backend} for {model.config.model_type}"):
+            refuse_row_adapters(model)
+            backend = resolve_backend(
+                options.prefix_backend, model.config, device_type=device, gradient_checkpointing=recomputed
+            )
+            if backend.name == FORK and sharding is not None:
+                raise NotShareable(
+                    f"prefix_backend=fork: {sharding} gathers weights for each forward and frees them after it, and "
+                    "the fork needs them over two forwards. Use DDP, or layout=expanded."
+                )
+            if options.prefix_check and sharding is not None:
+                raise NotShareable(
+                    f"{sharding} takes the weights apart before they meet the accelerator, so the shared prefix "
+                    "cannot be proved on the loaded model. Prove it on one accelerator (one step, of a smaller model "
+                    "of the family if need be) and then set prefix_check=False, or use layout=expanded."
+                )
+            backend.prepare_model(model)
+            if options.prefix_check:
+                reach, pad = options.row_length, setup.pad_token_id
+                prove(model, backend, row[0], beside=row[1:], reach=reach, compute=setup.compute, pad_token_id=pad)
     except NotShareable as refusal:
         setup.agree(str(refusal))
         raise
     elsewhere = setup.agree(None)
     if elsewhere is not None:
-        backend.restore_model(setup.model)
+        backend.restore_model(model)
         raise NotShareable(f"another process found: {elsewhere}")
     return backend
-
-
-def _proved_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
-    model, options, sharding = setup.model, setup.options, setup.sharding
-    refuse_row_adapters(model)
-    device, recomputed = setup.device_type or model.device.type, setup.gradient_checkpointing
-    backend = resolve_backend(
-        options.prefix_backend, model.config, device_type=device, gradient_checkpointing=recomputed
-    )
-    if backend.name == FORK and sharding is not None:
-        raise NotShareable(
-            f"prefix_backend=fork: {sharding} gathers weights for each forward and frees them after it, and the fork "
-            "needs them over two forwards, as often as a process has groups. Use DDP, or layout=expanded."
-        )
-    if options.prefix_check and sharding is not None:
-        raise NotShareable(
-            f"{sharding} takes the weights apart before they meet the accelerator, so the shared prefix cannot be "
-            "proved on the loaded model. Prove it without that (one step on one accelerator, of a smaller model of "
-            "the family where this one does not fit) and then set prefix_check=False, or use layout=expanded."
-        )
-    backend.prepare_model(model)
-    if options.prefix_check:
-        reach, pad = options.row_length, setup.pad_token_id
-        prove(model, backend, row[0], beside=row[1:], reach=reach, compute=setup.compute, pad_token_id=pad)
-    return backend
-
-
-def _depends_on_batch(setup: RunSetup, row: list[GroupRow]) -> str | None:
-    """Return why the plain forward of this model needs every pair alone, or None if it does not."""
-    try:
-        plain = settle_plain(setup.model, row, setup.compute, setup.pad_token_id)
-    except Exception as error:  # if it matters, training raises it too
-        logger.warning("The plain forward could not be compared with itself: %s: %s", type(error).__name__, error)
-        return None
-    return None if plain.steady else f"{setup.model.config.model_type}: {plain.finding}"
 
 
 def _token_ratio(rows: Dataset, options: LayoutOptions, groups_per_batch: int) -> float:

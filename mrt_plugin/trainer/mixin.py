@@ -5,11 +5,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
@@ -22,9 +22,8 @@ from mrt_plugin.layout.rows import Rows
 from mrt_plugin.loss.token_nll import TokenNLL, step_loss
 from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.trainer import processes
-from mrt_plugin.trainer.callbacks.held_out import TRAIN_ROWS
 from mrt_plugin.trainer.callbacks.resuming import SameTrainingData
-from mrt_plugin.trainer.callbacks.watch import watch
+from mrt_plugin.trainer.callbacks.watch import TRAIN_ROWS, watch
 from mrt_plugin.trainer.checks import check_model, refuse_parallelism
 from mrt_plugin.trainer.layout_choice import MANY_FORWARDS, RunSetup, choose_layout
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared, row_tokens
@@ -34,38 +33,13 @@ logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = (
     "Out of memory. Lower, in this order: per_device_train_batch_size (in Axolotl micro_batch_size) while raising "
-    "gradient_accumulation_steps, which leaves a step what it is; row_length and max_length; k. Or save memory: "
-    "gradient_checkpointing, a 4-bit base model (QLoRA), an 8-bit optimizer; of sampled answers, samples_per_prompt "
-    "and sample_tokens. `mrt doctor recipe.yaml` estimates what a recipe needs."
+    "gradient_accumulation_steps; row_length and max_length; k; samples_per_prompt and sample_tokens. Or save memory: "
+    "gradient_checkpointing, QLoRA, an 8-bit optimizer. `mrt doctor recipe.yaml` estimates what a recipe needs."
 )
 
 _COUNTED = ("groups", "pairs", "tokens", "slots", "saved_tokens")
 """Counts of a collated batch that are logged. Slots are tokens with padding; saved tokens are those that the expanded
 layout would have computed in addition."""
-
-
-@dataclass
-class Meter:
-    """Counts since the last log, over all processes."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    paused_seconds: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
-
-    def read(self) -> dict[str, float]:
-        """Return the metrics to log. Rates are per second of wall time, without the time of evaluations."""
-        counts = self.counts
-        seconds = max(time.perf_counter() - self.started - self.paused_seconds, 1e-9)
-        figures = {
-            "tokens_per_second": counts["tokens"] / seconds,
-            "pairs_per_second": counts["pairs"] / seconds,
-            "responses_per_prompt": counts["pairs"] / max(counts["groups"], 1),
-            "padding_share": 1 - counts["tokens"] / max(counts["slots"], 1),
-            "prompt_tokens_saved_share": counts["saved_tokens"] / max(counts["tokens"] + counts["saved_tokens"], 1),
-        }
-        if counts["trained_tokens"]:
-            figures["mean_token_accuracy"] = counts["correct_tokens"] / counts["trained_tokens"]
-        return figures
 
 
 @contextmanager
@@ -120,7 +94,7 @@ class MultiResponseTrainerMixin(Trainer):
     model: Any
     _signature_columns: Any
     _eval_sums: torch.Tensor
-    """Over the tokens of an evaluation [3]: the NLL, the tokens, and the correct ones."""
+    """Over an evaluation [4]: the NLL, its tokens, and of the tokens computed the correct ones and all."""
 
     def set_up_groups(self, options: MultiResponseOptions, collators: list[GroupedResponseCollator]) -> None:
         """Choose the layout, prove that it is exact on the model and the data, and set it in the collators.
@@ -138,7 +112,7 @@ class MultiResponseTrainerMixin(Trainer):
         if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
             logger.warning(
                 "fp16 has no effect on a CPU: accelerate trains in fp32 there. Set bf16=True for half precision, or "
-                "fp16=False. (Axolotl makes fp16 of `bf16: auto` where no GPU has bf16.)"
+                "fp16=False. (Axolotl makes fp16 of `bf16: auto`.)"
             )
         self.model_accepts_loss_kwargs = True  # read by transformers < 5.19: the loss is already divided by the units
         model = accelerator.unwrap_model(self.model)
@@ -147,7 +121,7 @@ class MultiResponseTrainerMixin(Trainer):
         for name, dataset in {"training": self.train_dataset, **held_out}.items():
             self._refuse_split_angles(dataset, name)
         self._token_nll = TokenNLL(model)
-        self._meter = Meter()
+        self._start_counting()
         rows: Any = self.train_dataset
         if DRAW in rows.column_names:
             draws = EpochDraws(options.loss_aggregation)
@@ -156,8 +130,7 @@ class MultiResponseTrainerMixin(Trainer):
                 collator.read_row = draws
         elif options.redraw == "epoch":
             raise ValueError(
-                "redraw='epoch': the training data was prepared without it, so there is nothing to draw from. Give "
-                "the groups themselves, or data prepared with redraw='epoch'."
+                "redraw='epoch': the training data was prepared without it. Give groups, or data prepared with it."
             )
         tokenizer: Any = collators[0].tokenizer
         setup = RunSetup(
@@ -168,22 +141,27 @@ class MultiResponseTrainerMixin(Trainer):
             gradient_checkpointing=bool(self.args.gradient_checkpointing) or recomputes(model),
             device_type=accelerator.device.type,
             sharding=processes.read_sharding(accelerator.distributed_type, accelerator.state.deepspeed_plugin),
-            groups_per_batch=self._groups_per_batch(rows),
-            agree=lambda refusal: processes.first_refusal(accelerator, refusal),
+            groups_per_batch=self.groups_per_batch(rows),
+            agree=lambda refusal: next((reason for reason in gather_object([refusal]) if reason is not None), None),
         )
         with self._token_nll.judging():
             choice = choose_layout(setup, _as_trained(rows))
         self.layout, self._backend = choice.layout, choice.backend
-        if choice.backend.name in MANY_FORWARDS:
-            processes.stop_sending_buffers(accelerator, self.args, choice.backend.name)
+        if choice.backend.name in MANY_FORWARDS and accelerator.num_processes > 1:
+            if self.args.ddp_broadcast_buffers:
+                raise ValueError(
+                    f"ddp_broadcast_buffers=True: with the backend {choice.backend.name} processes run the model "
+                    "unequally often, and would wait for each other forever. Remove it."
+                )
+            if accelerator.ddp_handler is not None:
+                accelerator.ddp_handler.broadcast_buffers = False
         for collator in collators:
             collator.layout = choice.layout
             collator.packing = collator.packing and choice.can_pack
         self.add_callback(SameTrainingData(rows, [*COLUMNS, DRAW]))
         self._watching = watch(self, options, tokenizer)
 
-    def _groups_per_batch(self, rows: Any) -> int:
-        """Return about how many groups a micro-batch has."""
+    def groups_per_batch(self, rows: Any) -> int:
         return int(self.args.train_batch_size)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -214,7 +192,7 @@ class MultiResponseTrainerMixin(Trainer):
             sums += torch.tensor([batch["units"].double().sum().item(), *counts], dtype=torch.float64)
         sums = self._sum(sums)
         # After an evaluation the model is still in evaluation mode here. Only training asks for a step's units.
-        self._meter.counts.update({name: int(total) for name, total in zip(_COUNTED, sums[1:], strict=True)})
+        self._counts.update({name: int(total) for name, total in zip(_COUNTED, sums[1:], strict=True)})
         return sums[0].float().to(device)
 
     def compute_loss(
@@ -232,9 +210,9 @@ class MultiResponseTrainerMixin(Trainer):
         correct = self._token_nll.take_correct_tokens().to(trained.device)
         figures = torch.stack([trained.double(), correct.double(), loss.detach().double()])
         trained, correct, summed = self._sum(figures).tolist()
-        self._meter.counts.update(trained_tokens=int(trained), correct_tokens=int(correct))
+        self._counts.update(trained_tokens=int(trained), correct_tokens=int(correct))
         if self._watching.smoke is not None:
-            self._watching.smoke.add_loss(summed / self.accelerator.num_processes)
+            self._watching.smoke.pending_loss += summed / self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
     def _nll(self, model: torch.nn.Module, rows: Rows) -> torch.Tensor:
@@ -263,33 +241,28 @@ class MultiResponseTrainerMixin(Trainer):
         self, dataloader: Any, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """Evaluate as `Trainer` does, with the loss over all tokens and the metrics of the monitoring options."""
-        began = time.perf_counter()
+        began, prefix = time.perf_counter(), metric_key_prefix
         self._eval_sums = torch.zeros(4, dtype=torch.float64)
         output = super().evaluation_loop(  # type: ignore[misc]
-            dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs
+            dataloader, *args, metric_key_prefix=prefix, **kwargs
         )
         nll, tokens, correct, computed = self._sum(self._eval_sums).tolist()
         if tokens:
             metrics: Any = output.metrics
-            metrics[f"{metric_key_prefix}_loss"] = nll / tokens
-            metrics[f"{metric_key_prefix}_mean_token_accuracy"] = correct / computed
-            metrics[f"{metric_key_prefix}_tokens"] = int(tokens)
-            metrics.update(self._watched(dataloader.dataset, nll / tokens, metric_key_prefix))
-        self._meter.paused_seconds += time.perf_counter() - began
+            figures = {"loss": nll / tokens, "mean_token_accuracy": correct / computed, "tokens": int(tokens)}
+            metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
+            overfitting, samples = self._watching.overfitting, self._watching.samples
+            if overfitting is not None and self.is_in_train:
+                train, step = self._train_nll(), self.state.global_step
+                metrics.update(overfitting.metrics(prefix, held_out=nll / tokens, train=train, step=step))
+            if samples is not None:
+                model, rows = self.accelerator.unwrap_model(self.model), dataloader.dataset
+                with self.compute_loss_context_manager():
+                    metrics.update(
+                        processes.from_main_process(self.accelerator, lambda: samples.metrics(model, rows, prefix))
+                    )
+        self._counting_since += time.perf_counter() - began
         return output
-
-    def _watched(self, rows: Any, loss: float, prefix: str) -> dict[str, float]:
-        """Return the gap to the training loss, and the metrics of sampled answers to held-out prompts."""
-        metrics: dict[str, float] = {}
-        overfitting, samples = self._watching.overfitting, self._watching.samples
-        if overfitting is not None and self.is_in_train:
-            step = self.state.global_step
-            metrics |= overfitting.metrics(prefix, held_out=loss, train=self._train_nll(), step=step)
-        if samples is not None:
-            model = self.accelerator.unwrap_model(self.model)
-            with self.compute_loss_context_manager():
-                metrics |= processes.from_main_process(self.accelerator, lambda: samples.metrics(model, rows, prefix))
-        return metrics
 
     def _train_nll(self) -> float:
         """Return the mean NLL per token of some training rows, the same at every evaluation."""
@@ -321,9 +294,23 @@ class MultiResponseTrainerMixin(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add throughput, token accuracy and the share of prompt tokens saved to the training logs."""
         if "loss" in logs:
-            logs.update(self._meter.read())
-            self._meter = Meter()
+            counts = self._counts
+            seconds = max(time.perf_counter() - self._counting_since, 1e-9)
+            logs["tokens_per_second"] = counts["tokens"] / seconds
+            logs["pairs_per_second"] = counts["pairs"] / seconds
+            logs["responses_per_prompt"] = counts["pairs"] / max(counts["groups"], 1)
+            logs["padding_share"] = 1 - counts["tokens"] / max(counts["slots"], 1)
+            expanded = counts["tokens"] + counts["saved_tokens"]
+            logs["prompt_tokens_saved_share"] = counts["saved_tokens"] / max(expanded, 1)
+            if counts["trained_tokens"]:
+                logs["mean_token_accuracy"] = counts["correct_tokens"] / counts["trained_tokens"]
+            self._start_counting()
         super().log(logs, *args, **kwargs)
+
+    def _start_counting(self) -> None:
+        """Count from zero over all processes. The time of evaluations is added to the start, so rates leave it out."""
+        self._counts: Counter[str] = Counter()
+        self._counting_since = time.perf_counter()
 
 
 def _as_trained(dataset: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, Value
 
-from mrt_plugin.encoding import Encoder, EncodingError, Pair
+from mrt_plugin.encoding import Encoder, EncodingError
 from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
 from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, split_group, unshare
@@ -30,26 +30,21 @@ MANY_DROPPED = 0.05
 """Share of dropped pairs above which the trained data no longer represents the dataset."""
 
 _SUMS = ("pairs", "trained_tokens", "tokens_expanded", "tokens_shared")
-"""Counts of a `PrepareReport` that are summed over the rows."""
 
 
 @dataclass
 class PrepareReport:
-    """Counts of a preparation. Dropped and other groups are all groups read; dropped and other pairs are all
-    responses selected."""
+    """Counts of a preparation. Dropped pairs are longer than max_length; dropped groups have no pair left."""
 
     groups: int
     rows: int
     dropped_pairs: int
-    """Pairs longer than max_length."""
     dropped_groups: int
-    """Groups with no pair left."""
     pairs: int
     trained_tokens: int
     tokens_expanded: int
-    """Tokens of a forward pass if the prompt is copied for each response."""
+    """Tokens of a forward pass if the prompt is copied for each response; shared, if each row holds it once."""
     tokens_shared: int
-    """Tokens of a forward pass if each row holds the prompt once."""
 
     @property
     def token_ratio(self) -> float:
@@ -149,7 +144,7 @@ def prepare_groups(
     kept_groups = len(set(counts["group"]))
     dropped = sum(map(len, chosen)) - sums["pairs"]
     report = PrepareReport(kept_groups, len(prepared), dropped, len(groups) - kept_groups, **sums)
-    _announce(report, options, length_option, max_length, description)
+    _announce(report, options, f"{length_option}={max_length}", description)
     return prepared.remove_columns([name for name in counts if name in prepared.column_names]), report
 
 
@@ -173,15 +168,11 @@ def beginnings_of(rows: Dataset) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True)
 class _Builder:
-    """Builds the rows of a prepared dataset from groups."""
-
     encoder: Encoder
     options: MultiResponseOptions
     chosen: Sequence[Sequence[int]]
-    """For each group, the indices of its chosen responses."""
     max_length: int | None
     row_length: int | None
-    """Groups longer than this are split over several rows."""
     expanded_form: bool
     seed: int
 
@@ -192,15 +183,22 @@ class _Builder:
         return {name: [row[name] for row in rows] for name in names}
 
     def _rows_of_group(self, group: dict[str, Any], index: int) -> Iterator[dict[str, Any]]:
-        """Yield the group's rows with their counts; none if no pair fits, or all that fit have weight 0."""
+        """Yield the group's rows with their counts."""
         try:
-            pairs, weights, pool = self._encode(group, self.chosen[index])
+            row = self._encode(group, self.chosen[index])
         except EncodingError as error:
             raise EncodingError(f"Group {group['id']!r} (row {index}): {error}") from error
-        if sum(weights) <= 0:
+        if row is None:
             return
-        row = build_group_row(pairs, self.options.loss_aggregation, weights, **pool)
-        for part, draw in self._arrange(row):
+        k, expanded = self.options.k, self.expanded_form
+        rows: list[tuple[GroupRow, RowDraw | None]]
+        if self.options.redraw == "epoch" and len(row["segment_lengths"]) > k:
+            rows = list(rows_to_draw(row, k, seed=self.seed, row_length=self.row_length, expanded=expanded))
+        else:
+            row = unshare(row) if expanded else row
+            parts = [row] if self.row_length is None else split_group(row, self.row_length)
+            rows = [(part, None) for part in parts]
+        for part, draw in rows:
             # The rows of one draw share a pool, which is counted once.
             counted = part if draw is None else row
             count, prefix = len(counted["segment_lengths"]), counted["prefix_length"]
@@ -214,19 +212,8 @@ class _Builder:
                 counts = dict.fromkeys(_SUMS, 0)
             yield {**part, **counts, "group": index, PROMPT_NAME: prompt_name(group["prompt"]), DRAW: draw}
 
-    def _arrange(self, row: GroupRow) -> list[tuple[GroupRow, RowDraw | None]]:
-        """Return the rows of a group, each with its draw per epoch, if it has one."""
-        k, expanded = self.options.k, self.expanded_form
-        if self.options.redraw == "epoch" and len(row["segment_lengths"]) > k:
-            return list(rows_to_draw(row, k, seed=self.seed, row_length=self.row_length, expanded=expanded))
-        if expanded:
-            row = unshare(row)
-        return [(part, None) for part in ([row] if self.row_length is None else split_group(row, self.row_length))]
-
-    def _encode(
-        self, group: dict[str, Any], chosen: Sequence[int]
-    ) -> tuple[list[Pair], list[float], dict[str, float]]:
-        """Return the chosen pairs that fit, their weights, and the means over the pool if the loss needs them."""
+    def _encode(self, group: dict[str, Any], chosen: Sequence[int]) -> GroupRow | None:
+        """Return the row of the chosen pairs that fit, or None if none fits or all that fit have weight 0."""
         options, responses = self.options, group["responses"]
         weights = group.get("weights") or [1.0] * len(responses)
         if options.weights == "softmax":
@@ -246,33 +233,28 @@ class _Builder:
                 # For K uniform draws, dividing by the mean weight of their pool keeps each response's expected vote.
                 drawn_from = [weights[index] for index in fitting if weights[index] > 0]
                 pool["pool_mean_weight"] = sum(drawn_from) / len(drawn_from)
-        return [pairs[index] for index in kept], [weights[index] for index in kept], pool
+        votes = [weights[index] for index in kept]
+        if sum(votes) <= 0:
+            return None
+        return build_group_row([pairs[index] for index in kept], options.loss_aggregation, votes, **pool)
 
 
-def _announce(
-    report: PrepareReport, options: MultiResponseOptions, length_option: str, max_length: int | None, description: str
-) -> None:
-    limit = f"{length_option}={max_length}"
+def _announce(report: PrepareReport, options: MultiResponseOptions, limit: str, description: str) -> None:
+    option = limit.partition("=")[0]
     if report.groups == 0:
-        raise ValueError(
-            f"Every group of the {description} data was dropped: none of the {report.dropped_pairs} selected pairs "
-            f"fits {limit}. Raise {length_option}."
-        )
+        what = f"none of the {report.dropped_pairs} selected pairs fits {limit}. Raise {option}."
+        raise ValueError(f"Every group of the {description} data was dropped: {what}")
     logger.info(
         f"{description}: {report.groups} groups, {report.pairs} pairs ({report.pairs / report.groups:.2f} per "
         f"prompt), {report.trained_tokens} trained tokens; {report.tokens_expanded} tokens a pass expanded, "
         f"{report.tokens_shared} shared (ratio {report.token_ratio:.2f})."
     )
     if options.redraw == "epoch":
-        logger.info(
-            f"{description}: redraw='epoch': these are complete pools; each epoch trains a random {options.k} "
-            "responses per prompt."
-        )
+        logger.info(f"{description}: these are complete pools: each epoch trains {options.k} random responses.")
     if options.allocation == "adaptive" and options.loss_aggregation != "prompt":
         logger.warning(
-            f"{description}: with allocation='adaptive' prompts keep different numbers of responses, and under "
-            f"loss_aggregation='{options.loss_aggregation}' one with more weighs more. Set loss_aggregation='prompt' "
-            "to give each one vote."
+            f"{description}: with allocation='adaptive' and loss_aggregation={options.loss_aggregation!r}, a prompt "
+            "with more responses weighs more. Set loss_aggregation='prompt' to give each one vote."
         )
     if report.dropped_pairs:
         share = report.dropped_pairs / (report.dropped_pairs + report.pairs)
@@ -280,6 +262,6 @@ def _announce(
         logger.warning(
             f"{description}: dropped {report.dropped_pairs} pairs longer than {limit} ({100 * share:.1f} % of those "
             f"selected), and with them {report.dropped_groups} groups that had no other."
-            f"{many if share > MANY_DROPPED else ''} Raise {length_option} to keep them.",
+            f"{many if share > MANY_DROPPED else ''} Raise {option} to keep them.",
             extra={"problem": share > MANY_DROPPED},  # read by `mrt doctor`
         )

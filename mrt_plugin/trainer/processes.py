@@ -1,11 +1,11 @@
 """Train on several processes: agree on values, and pad the data."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DeepSpeedPlugin, DistributedType, broadcast_object_list, gather_object
+from accelerate.utils import DeepSpeedPlugin, DistributedType, broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 from torch.distributed.fsdp import FSDPModule
 
@@ -13,16 +13,12 @@ from mrt_plugin.layout.group_row import IGNORE
 from mrt_plugin.trainer.prepare import COLUMNS
 from mrt_plugin.trainer.redraw import DRAW
 
-Result = TypeVar("Result")
-
 
 def read_sharding(kind: DistributedType, deepspeed: DeepSpeedPlugin | None = None) -> str | None:
     """Return the name of what gathers weights for each forward; None if every process keeps all weights."""
-    if kind == DistributedType.FSDP:
-        return "FSDP"
-    return (
-        "DeepSpeed ZeRO-3" if kind == DistributedType.DEEPSPEED and deepspeed and deepspeed.zero_stage == 3 else None
-    )
+    if kind == DistributedType.DEEPSPEED and deepspeed and deepspeed.zero_stage == 3:
+        return "DeepSpeed ZeRO-3"
+    return "FSDP" if kind == DistributedType.FSDP else None
 
 
 def keep_head_gathered(model: torch.nn.Module) -> None:
@@ -30,26 +26,6 @@ def keep_head_gathered(model: torch.nn.Module) -> None:
     # `fully_shard` keeps the outermost module's weights by default, but accelerate changes this.
     if isinstance(model, FSDPModule):
         model.set_reshard_after_forward(False, recurse=False)
-
-
-def stop_sending_buffers(accelerator: Accelerator, args: Any, backend: str) -> None:
-    """Turn off DistributedDataParallel's broadcast of buffers, for which all processes meet at every forward."""
-    if accelerator.num_processes == 1:
-        return
-    if args.ddp_broadcast_buffers:
-        raise ValueError(
-            f"ddp_broadcast_buffers=True: the backend {backend} runs the model once per group or pair, and processes "
-            "have different numbers of these, so they would wait for each other forever. Remove it."
-        )
-    if accelerator.ddp_handler is not None:
-        accelerator.ddp_handler.broadcast_buffers = False
-
-
-def first_refusal(accelerator: Accelerator, refusal: str | None) -> str | None:
-    """Return the first refusal of any process, so that all choose the same layout and none waits forever."""
-    if accelerator.num_processes == 1:
-        return refusal
-    return next((reason for reason in gather_object([refusal]) if reason is not None), None)
 
 
 def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:
@@ -60,10 +36,8 @@ def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.
     return summed.to(values.device)
 
 
-def from_main_process(accelerator: Accelerator, compute: Callable[[], Result]) -> Result:
+def from_main_process(accelerator: Accelerator, compute: Callable[[], Any]) -> Any:
     """Run `compute` in the main process, and return its result or raise its failure in every process."""
-    if accelerator.num_processes == 1:
-        return compute()
     sent: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
@@ -74,8 +48,7 @@ def from_main_process(accelerator: Accelerator, compute: Callable[[], Result]) -
     broadcast_object_list(sent, from_process=0)
     if sent[1] is not None:
         raise RuntimeError(f"The main process failed: {sent[1]}")
-    result: Result = sent[0]
-    return result
+    return sent[0]
 
 
 def with_fillers(dataset: Dataset, multiple: int) -> Dataset:

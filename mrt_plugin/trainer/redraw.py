@@ -23,28 +23,24 @@ ROW_FEATURE = {
     "segment_lengths": List(Value("int64")),
     "segment_units": List(Value("float64")),
 }
-"""The types of a `GroupRow`."""
 
 DRAW_FEATURE = {
     **{name: Value("int64") for name in ("k", "seed", "first", "last")},
     "expanded": Value("bool"),
     "pool": ROW_FEATURE,
 }
-"""The types of a `RowDraw`."""
 
 
 class RowDraw(TypedDict):
-    """What a row of a prepared dataset draws in each epoch."""
+    """What a row draws in each epoch: from all responses of its group, those `first` to `last - 1` of K drawn."""
 
     k: int
     seed: int
     first: int
     last: int
-    """The row trains the responses first..last-1 of the K drawn: all K, unless they may be too long for a row."""
     expanded: bool
     """Whether the row has no shared prefix. Its segments are then complete pairs."""
     pool: GroupRow
-    """All responses of the group."""
 
 
 def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
@@ -62,8 +58,7 @@ def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
 
 
 def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: LossAggregation) -> GroupRow:
-    """Return the row with K of its N segments; under `prompt`, coefficients and units are multiplied by N/K, so that
-    the group keeps one vote."""
+    """Return the row with K of its N segments. Under `prompt` it keeps one vote: its weights are multiplied by N/K."""
     count = len(row["segment_lengths"])
     if count <= k:
         return row

@@ -29,18 +29,9 @@ ACCEPTED: list[tuple[str, tuple[Any, ...], str]] = [
     ("label_smoothing_factor", (0,), "the loss is the plain log-likelihood."),
     ("truncation_mode", ("keep_start",), "pairs over max_length are dropped, never cut."),
     ("dataset_kwargs", (None, {}), "groups are prepared here, and prepared ones are recognised by their columns."),
-    (
-        "dataset_text_field",
-        ("text",),
-        "groups have the columns prompt and responses; source='fields:prompt=...,responses=...' reads others.",
-    ),
+    ("dataset_text_field", ("text",), "source='fields:prompt=...,responses=...' reads columns of other names."),
     ("dataloader_drop_last", (False,), "it would drop held-out groups, and eval_loss is over all held-out tokens."),
-    (
-        "ddp_static_graph",
-        (None, False),
-        "it gathers the gradients of the first step from the model's own output, and the loss is computed from the "
-        "head's input, for trained tokens only.",
-    ),
+    ("ddp_static_graph", (None, False), "the loss is computed from the head's input, not from the model's output."),
     ("batch_eval_metrics", (False,), "the logits that metrics need are never computed."),
 ]
 """Options of `SFTConfig`, the values accepted, and what to do instead of another value."""
@@ -52,7 +43,6 @@ REFUSED_ARGUMENTS = {
     "compute_metrics": "the logits that metrics would need never exist; eval_loss and token accuracy are logged.",
     "preprocess_logits_for_metrics": "the logits of a complete row never exist.",
 }
-"""Arguments of `SFTTrainer` that are not accepted, and what to do instead."""
 
 
 @dataclass
@@ -82,37 +72,30 @@ class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
         get_selector(self.selector)
         for message in unused_options(self).values():
             logger.warning(message)
-        self._refuse_collisions()
+        given = self.liger_kernel_config
+        kernels: dict[str, Any] = given if isinstance(given, dict) else {}  # still text if it is from a command line
+        without = dict.fromkeys(("cross_entropy", "fused_linear_cross_entropy"), False)
+        refused = [(name, reason) for name, accepted, reason in ACCEPTED if getattr(self, name) not in accepted]
+        if self.train_sampling_strategy == "group_by_length":
+            refused.append(("train_sampling_strategy", "packing makes even rows; use 'random' or 'sequential'."))
+        if any(map(kernels.get, without)):
+            reason = f"{' and '.join(without)} replace a loss that never runs here. Leave them out; the others stay."
+            refused.append(("liger_kernel_config", reason))
+        for name, reason in refused:
+            raise ValueError(f"MultiResponseSFTConfig does not take {name}={getattr(self, name)!r}: {reason}")
         if self.row_length is None:
             self.row_length = self.max_length
         if self.row_length is not None and (self.max_length is None or self.row_length < self.max_length):
             raise ValueError(
                 f"row_length={self.row_length} is below max_length={self.max_length}: a row must take at least one "
-                "prompt with one response. Raise row_length or lower max_length."
+                "pair. Raise row_length or lower max_length."
             )
         # TRL's chunked loss patches the model's forward. Ours is computed in chunks anyway and needs no labels.
         self.loss_type = "nll"
         super().__post_init__()  # type: ignore[no-untyped-call]
         if self.use_liger_kernel:
             # Liger's fused loss is on by default and replaces the model's forward. Its layer kernels stay on.
-            without = {"cross_entropy": False, "fused_linear_cross_entropy": False}
-            self.liger_kernel_config = {**self._liger_kernels(), **without}
-
-    def _liger_kernels(self) -> dict[str, Any]:
-        """Return the kernels that `liger_kernel_config` names: none if it is still unparsed command-line text."""
-        given = self.liger_kernel_config
-        return given if isinstance(given, dict) else {}
-
-    def _refuse_collisions(self) -> None:
-        """Raise ValueError for the first option of `SFTConfig` that would be silently ignored."""
-        refused = [(name, reason) for name, accepted, reason in ACCEPTED if getattr(self, name) not in accepted]
-        if self.train_sampling_strategy == "group_by_length":
-            refused.append(("train_sampling_strategy", "packing makes even rows; use 'random' or 'sequential'."))
-        if any(self._liger_kernels().get(name) for name in ("cross_entropy", "fused_linear_cross_entropy")):
-            reason = "cross_entropy and fused_linear_cross_entropy replace a loss that never runs here. Leave them "
-            refused.append(("liger_kernel_config", reason + "out; rms_norm, rope, swiglu and geglu stay."))
-        for name, reason in refused:
-            raise ValueError(f"MultiResponseSFTConfig does not take {name}={getattr(self, name)!r}: {reason}")
+            self.liger_kernel_config = {**kernels, **without}
 
 
 class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):

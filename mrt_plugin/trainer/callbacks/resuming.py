@@ -11,8 +11,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
-RECORD = "mrt_training_data"
-"""Name of the record in a checkpoint's `trainer_state.json`, under `stateful_callbacks`."""
+RECORD = "mrt_training_data"  # in a checkpoint's `trainer_state.json`, under `stateful_callbacks`
 
 
 class SameTrainingData(TrainerCallback):
@@ -36,15 +35,13 @@ class SameTrainingData(TrainerCallback):
         if state.global_step and RECORD not in records:
             logger.warning("The checkpoint does not say which data it was trained on, so resuming cannot compare it.")
         recorded = records.get(RECORD, found)
-        different = "; ".join(
-            f"{name}: {recorded[name]} then, {value} now" for name, value in found.items() if recorded[name] != value
-        )
+        changed = [name for name in found if recorded[name] != found[name]]
+        different = "; ".join(f"{name}: {recorded[name]} then, {found[name]} now" for name in changed)
         if different and not args.ignore_data_skip:
             raise ValueError(
                 f"The checkpoint of step {state.global_step} was trained on other data, or in other steps "
-                f"({different}), and a resumed run continues at the same place of the same data. Restore "
-                "what was changed. To train the checkpoint's weights on the data of now, start a new run from them "
-                "(model=, in a recipe base_model or lora_model_dir), or set ignore_data_skip=True."
+                f"({different}). Restore what was changed. To train its weights on the data of now, start a new run "
+                "from them (model=, in a recipe base_model or lora_model_dir), or set ignore_data_skip=True."
             )
         if different:
             logger.warning("Resumed with ignore_data_skip and a change: %s.", different)

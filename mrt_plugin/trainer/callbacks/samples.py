@@ -14,11 +14,8 @@ from mrt_plugin.sampling.local import draw_after
 from mrt_plugin.sampling.options import Draw, SamplingSettings, draw_seed
 from mrt_plugin.scoring.cosine import coverage, diversity
 
-SEEN_ROWS = 2000
-"""Number of rows from which the prompts are chosen."""
-
-FEWEST_TOKENS = 32
-"""Minimum of an answer's length limit if the limit is derived from the references."""
+SEEN_ROWS, FEWEST_TOKENS = 2000, 32
+"""Rows from which the prompts are chosen, and the least that `Sampler.max_tokens` is by default."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class PromptTokens:
 
     @property
     def key(self) -> str:
-        """Return the prompt's name. Its draws depend on this name and the seed alone."""
+        """Return the prompt's name, on which its draws depend."""
         return digest(b"prompt", np.asarray(self.tokens, dtype=np.int64).tobytes(), size=16).hex()
 
 
@@ -59,9 +56,8 @@ class Sampler:
 
     tokenizer: PreTrainedTokenizerBase
     each: int
-    """Answers per prompt."""
     max_tokens: int | None
-    """By default twice the longest reference, and at least 32."""
+    """By default twice the longest reference."""
     seed: int
     """The same at every evaluation, so that only the model differs."""
 

@@ -20,20 +20,15 @@ from mrt_plugin.trainer.processes import from_main_process, sum_over_processes
 
 logger = logging.getLogger(__name__)
 
-FEWEST = 10
-"""Smallest number of steps for which a trend is tested."""
+FEWEST, PROMPTS = 10, 8
+"""Smallest number of steps for which a trend is tested, and number of prompts, each answered once."""
 
-PROMPTS = 8
-"""Number of prompts, each answered once."""
-
-WELL_FORMED = 0.5
-"""Minimum share of well-formed answers. After a hundred steps not every sampled answer ends by itself."""
+WELL_FORMED = 0.5  # of the answers: after a hundred steps not every sampled one ends by itself
 
 LOOP = 0.6
 """A looping answer repeats runs of fifteen words in at least this share, as in the curation rule `repetition`."""
 
-SIGNIFICANT = 0.05
-"""One-sided significance level of the tests."""
+SIGNIFICANT = 0.05  # one-sided
 
 
 class SmokeTestFailed(RuntimeError):
@@ -47,32 +42,29 @@ class SmokeTest(TrainerCallback):
     def __init__(self, trainer: Any, steps: int, prompts: list[PromptTokens], sampler: Sampler) -> None:
         """`prompts` are empty if no process holds all weights."""
         self._trainer, self._steps, self._prompts, self._sampler = trainer, steps, prompts, sampler
-        self._begin, self._pending = 0, 0.0
-        self._losses: list[float] = []
-
-    def add_loss(self, loss: float) -> None:
-        """Add a micro-batch's part of the step's loss, over all processes."""
-        self._pending += loss
+        self._begin, self._losses = 0, list[float]()
+        self.pending_loss = 0.0
+        """The step's loss so far, over all processes. The trainer adds to it."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Reset the losses. A resumed run is tested from the step at which it continues."""
-        self._begin = state.global_step
-        self._pending, self._losses = 0.0, []
+        self._begin, self.pending_loss, self._losses = state.global_step, 0.0, []
         logger.info("Smoke test: %d steps, then a verdict.", self._steps)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        step, loss = state.global_step + 1, self._pending
+        step, loss = state.global_step + 1, self.pending_loss
         self._losses.append(loss)
-        self._pending = 0.0
+        self.pending_loss = 0.0
         if not math.isfinite(loss):
             raise SmokeTestFailed(
                 f"Smoke test failed at step {step}: the loss is {loss}. Look for a learning rate that is too high, "
-                "for fp16 where bf16 is possible, and for damaged weights (load the model and look at its loss before "
-                "training)."
+                "for fp16 where bf16 is possible, and for damaged weights (a high loss before training)."
             )
         # Under fp16 the loss scale first searches for its range.
         searching = args.fp16 and step - self._begin <= self._steps // 2
-        if not searching and self._not_finite(model):
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+        bad = float(bool(local) and not torch.isfinite(torch.nn.utils.get_total_norm(local)))
+        if not searching and sum_over_processes(self._trainer.accelerator, torch.tensor(bad)):
             raise SmokeTestFailed(
                 f"Smoke test failed at step {step}: the loss is {loss:.4f}, but its gradient is not finite. Lower the "
                 "learning rate, or use bf16 or fp32 for fp16."
@@ -91,7 +83,12 @@ class SmokeTest(TrainerCallback):
             control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        findings = [self._loss_finding(), self._memory_finding(), self._answers_finding()]
+        # Running out of memory here ends the run with advice, as anywhere in training.
+        tokens, peak = self._trainer.try_longest_rows(), ""
+        if torch.cuda.is_available():
+            peak = f"; peak memory of this process {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+        memory = True, f"the longest rows fit ({tokens:,} tokens in one micro-batch{peak})."
+        findings = [self._loss_finding(), memory, self._answers_finding()]
         lines = "\n".join(f"  {'ok' if passed else 'FAILED'}: {text}" for passed, text in findings)
         steps = state.global_step - self._begin
         if not all(passed for passed, _ in findings):
@@ -100,13 +97,6 @@ class SmokeTest(TrainerCallback):
             f"Smoke test passed after {steps} steps. Remove smoke_steps to train; what is saved now is a model of "
             f"{state.global_step} steps.\n{lines}"
         )
-
-    def _not_finite(self, model: torch.nn.Module) -> bool:
-        """Return whether a gradient in any process is not finite."""
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-        bad = float(bool(local) and not torch.isfinite(torch.nn.utils.get_total_norm(local)))
-        return bool(sum_over_processes(self._trainer.accelerator, torch.tensor(bad)))
 
     def _loss_finding(self) -> tuple[bool, str]:
         if len(self._losses) < FEWEST:
@@ -119,14 +109,6 @@ class SmokeTest(TrainerCallback):
             return False, f"the loss rises, {line}: lower the learning rate, or look at the data."
         noise = f"the loss does not fall by more than its noise, {line}, Mann-Kendall p = {found.p_falls:.2f}: "
         return False, noise + "raise smoke_steps or the batch, shorten the warm-up, or raise the learning rate."
-
-    def _memory_finding(self) -> tuple[bool, str]:
-        """Try the longest rows. Running out of memory here ends the run with advice, as anywhere in training."""
-        tokens = self._trainer.try_longest_rows()
-        peak = ""
-        if torch.cuda.is_available():
-            peak = f"; peak memory of this process {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-        return True, f"the longest rows fit ({tokens:,} tokens in one micro-batch{peak})."
 
     def _answers_finding(self) -> tuple[bool, str]:
         if not self._prompts:
@@ -164,7 +146,6 @@ class Trend:
     falls: bool
     rises: bool
     p_falls: float
-    """Probability of at least so many falling pairs if the order were random."""
 
 
 def trend(values: Sequence[float]) -> Trend:
