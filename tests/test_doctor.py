@@ -208,6 +208,7 @@ class TestCounts:
     def test_the_largest_batch(self, prepared: tuple[Dataset, GroupedResponseCollator]) -> None:
         dataset, collator = prepared
         cfg = SimpleNamespace(sample_packing=False, micro_batch_size=1, sequence_len=256)
+        collator.layout = "shared_prefix"
         longest = max(int((collator([row])["ends"] > 0).sum()) for row in dataset)
         assert largest_batch(dataset, collator, "shared_prefix", cfg) == (1, longest)
         assert largest_batch(dataset, collator, "expanded", cfg)[0] == 3
