@@ -139,7 +139,7 @@ def test_a_source_and_a_rule_of_the_users_and_their_changes(prepare, tmp_path):
         (["refusal"], "did you mean refusals"),
         ([{"repetition": {"share": 3}}], r"curation\[0\] \(repetition\): share=3"),
         ("everything", "there is no curation rule 'everything'"),
-        ([{"leakage": {"files": ["nowhere.jsonl"]}}], "there is no file nowhere.jsonl"),
+        ([{"leakage": {"files": ["nowhere.jsonl"]}}], "there is no such file: nowhere.jsonl"),
     ],
 )
 def test_what_is_wrong_stops_the_recipe_at_once(prepare, curation, message):

@@ -174,3 +174,46 @@ def test_bins_of_a_sampler_are_rows(chat_tokenizer):
     collator = GroupedResponseCollator(chat_tokenizer, row_length=20)
     assert len(collator([[row(size) for size in chosen] for chosen in sizes])["input_ids"]) == 2
     assert len(collator([row(size) for chosen in sizes for size in chosen])["input_ids"]) == 3
+
+
+def test_a_selector_from_outside_chooses_what_is_trained(train, tmp_path, chat_tokenizer):
+    file = tmp_path / "shortest.py"
+    file.write_text("def shortest_k(pool, k):\n    return pool.lengths.argsort(kind='stable')[:k]\n")
+    entry = {"path": "pool.jsonl", "ds_type": "json", "type": "mrt_plugin.axolotl.selector"}
+    options = {"k": 2, "prefix_check": False, "selector": f"{file}:shortest_k"}
+    seen, trainer, _ = train(6, num_epochs=1, datasets=[entry], mrt=options)
+    assert seen == [1] * 6
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    found = {chat_tokenizer.decode(piece).replace("<|im_end|>", "").strip() for piece in pieces(batch)}
+    shortest = {text for row in groups(6) for text in sorted(row["responses"], key=lambda text: len(text.split()))[:2]}
+    assert found == shortest
+
+
+def test_a_recipe_without_groups_shares_a_common_system_text(train, tmp_path):
+    """Axolotl's own dataset type and the plugin's line: the same losses, fewer tokens."""
+    system = "Answer in one short sentence, name no source, and never repeat the question. " * 4
+    chats = [
+        [
+            {"role": "system", "content": system},
+            {"role": "user", "content": f"What is {n}?"},
+            {"role": "assistant", "content": f"It is {n} of course."},
+        ]
+        for n in range(8)
+    ]
+    entry = {"path": write_rows(tmp_path / "chats.jsonl", [{"messages": chat} for chat in chats]), "ds_type": "json"}
+    entry |= {"type": "chat_template", "field_messages": "messages"}
+    plain = {"datasets": [entry], "chat_template": "tokenizer_default", "num_epochs": 2, "micro_batch_size": 4}
+    plain |= {"sequence_len": 512, "logging_steps": 1}
+    runs = {
+        layout: train(1, **plain, mrt={"layout": layout, "row_packing": layout == "auto"})[1]
+        for layout in ("auto", "expanded")
+    }
+    assert runs["auto"].layout == "shared_prefix"
+    losses, saved = (
+        {layout: [log[name] for log in run.state.log_history if name in log] for layout, run in runs.items()}
+        for name in ("loss", "prompt_tokens_saved_share")
+    )
+    assert len(losses["auto"]) > 1
+    assert losses["auto"] == pytest.approx(losses["expanded"], rel=1e-4)
+    assert min(saved["auto"]) > 0.5
+    assert set(saved["expanded"]) == {0.0}

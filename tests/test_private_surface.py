@@ -34,18 +34,11 @@ def sources() -> dict[str, ast.Module]:
 
 def table() -> list[list[str]]:
     """The entries of the page: what, library, where, why, test."""
-    rows: list[list[str]] = []
-    library = where = ""
-    for line in PAGE.read_text(encoding="utf-8").replace("\n  ", " ").splitlines():
-        if line.startswith("## "):
-            library, where = line.removeprefix("## "), ""
-        elif line.startswith("In `"):
-            where = line
-        elif line.startswith("- "):
-            entry = re.fullmatch(r"- (`.+?): (.+) \((`tests/[^)]+`)\)", line)
-            assert where, line
-            assert entry, line
-            rows.append([entry[1], library, where, entry[2], entry[3]])
+    rows = []
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        if line.startswith("|") and not line.startswith(("|library|", "|---|")):
+            library, where, what, why, test = line.strip("|").split("|")
+            rows.append([what, library, where, why, test])
     return rows
 
 

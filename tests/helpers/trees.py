@@ -19,7 +19,8 @@ def random_pairs(
     pairs: list[Pair] = []
 
     def grow(path: list[int], level: int) -> None:
-        ids = [*path, *(rng.randrange(3, vocabulary) for _ in range(rng.randint(1, longest)))]
+        least = 1 if path else 2  # the first token of a pair is not trained
+        ids = [*path, *(rng.randrange(3, vocabulary) for _ in range(rng.randint(least, max(longest, least))))]
         last = level == depth or rng.random() < 0.15
         if len(ids) > 1 and (last or rng.random() < 0.2):
             for _ in range(rng.choice([1, 1, 1, 2])):
