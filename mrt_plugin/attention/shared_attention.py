@@ -25,7 +25,7 @@ def shared_attention(
 
     Shapes: query [R, H, T, D], key [R, G, T, D], value [R, G, T, E]; H is a multiple of G. `plan` has first the table
     of `plan.Piece`s, [pieces, 7] int64 on the CPU, then the tensors of `varlen.to_tensors` for the CUDA kernels.
-    `window` is that of the BAND pieces. Scores become softcap · tanh(score / softcap). `sink` [H] are scores of a key
+    `window` applies to the BAND pieces. Scores become softcap · tanh(score / softcap). `sink` [H] are scores of a key
     without a value (GPT-OSS). Queries in no piece (padding) get 0.
     """
     if not query.dtype == key.dtype == value.dtype:

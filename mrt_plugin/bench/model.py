@@ -39,7 +39,7 @@ class BenchModel:
 
 
 def load_model(choice: ModelChoice, device: str, *, gradient_checkpointing: bool = False) -> BenchModel:
-    """Return the model on its device, and a tokenizer, of which only the special tokens are used."""
+    """Return the model on its device, and a tokenizer. Only the special tokens of the tokenizer are used."""
     name = choice.dtype
     if name == "auto":
         name = "bfloat16" if device == "cuda" and torch.cuda.is_bf16_supported(False) else "float32"

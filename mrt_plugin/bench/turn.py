@@ -106,8 +106,10 @@ class _StepEnds(TrainerCallback):
 
 
 def take_turn(arm: Arm, trained: BenchModel, data: Data, size: int, *, steps: int, probe: Probe | None = None) -> Turn:
-    """Train `steps` steps, of which the first is a warm-up, with `size` pairs (TRL) or groups (ours) per micro-batch,
-    and restore the model's weights."""
+    """Train `steps` steps with `size` pairs (TRL) or groups (ours) per micro-batch, and restore the model's weights.
+
+    The first step is a warm-up.
+    """
     ends = _StepEnds(probe)
     with _unchanged(trained.model), tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {

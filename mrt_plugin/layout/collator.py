@@ -17,8 +17,8 @@ class GroupedResponseCollator:
     """Collate groups into rows of tensors (`mrt_plugin.layout.rows.Rows`, as a dict).
 
     The batch holds the same set of pairs in both layouts, so the layout never changes the meaning of a step. A group
-    longer than `row_length` is split over several rows, each with the prompt. In `shared_prefix`, sequences that begin
-    alike go into one row where it has room.
+    longer than `row_length` is split over several rows, each with the prompt. In `shared_prefix`, sequences with a
+    common beginning go into one row if it has room.
 
     Args:
         tokenizer: provides the pad token. Rows are padded on the right; the tokenizer's padding side is ignored.

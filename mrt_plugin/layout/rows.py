@@ -54,7 +54,7 @@ def build_rows(
     share: bool = True,
     pad_to_multiple_of: int | None = None,
 ) -> Rows:
-    """Build the tensors of rows. Each row holds the groups in `packed[row]`, with what begins alike once.
+    """Build the tensors of rows. Each row holds the groups in `packed[row]`, with common beginnings once.
 
     Without `share`, every pair of a row is complete, as in the expanded layout.
     """

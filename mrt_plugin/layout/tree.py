@@ -1,4 +1,4 @@
-"""Merge token sequences into a tree: what begins alike becomes one run of tokens."""
+"""Merge token sequences into a tree: a common beginning becomes one run of tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def sequences_of(row: GroupRow) -> list[TokenSequence]:
 
 
 def sort_by_beginning(sequences: Sequence[TokenSequence]) -> tuple[list[int], list[int]]:
-    """Return the order in which sequences that begin alike are neighbours, and what each shares with the one before.
+    """Return the sorted order of sequences, and how many tokens each shares with the one before it.
 
     Two sequences share the tokens that they have in common together with the token after them; equal sequences share
     everything. In this order a tree has, of each sequence, the tokens that it does not share with the one before.

@@ -77,7 +77,7 @@ class TokenNLL:
     ) -> torch.Tensor:
         """Return the NLL [B, T] float32 of `shift_labels` [B, T]; 0 where the label is -100.
 
-        `model` is that of the construction or its distributed wrapper. `forward_kwargs` are its arguments, without
+        `model` is that given at construction, or its distributed wrapper. `forward_kwargs` are its arguments, without
         labels.
         """
         where = shift_labels != IGNORE
