@@ -5,7 +5,9 @@ No test looks at a time.
 
 import gc
 import json
+import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ from mrt_plugin.bench.probes import (
     losses,
 )
 from mrt_plugin.bench.run import ArmResult, BenchResult, BenchSettings, ShapeResult, run_bench
-from mrt_plugin.bench.shapes import DEFAULT_SHAPES, Shape, draw_groups, token_ratio
+from mrt_plugin.bench.shapes import DEFAULT_SHAPES, Shape, TurnShape, draw_groups, parse_shape, token_ratio
 from mrt_plugin.bench.turn import all_arms, make_data, take_turn
 from mrt_plugin.cli import app
 
@@ -54,8 +56,11 @@ def make_groups(mixed=True, count=6):
 
 
 def test_the_token_ratios_are_those_of_the_issue():
-    found = [token_ratio(draw_groups(shape, 1, 1000)) for shape in DEFAULT_SHAPES]
+    found = [token_ratio(draw_groups(shape, 2, 1000), 2) for shape in DEFAULT_SHAPES]
     assert [round(ratio, 2) for ratio in found] == [5.64, 4.47, 3.32, 1.59, 1.17, 1.0]
+    deep = [("1024,64,64,1", 16), ("512,128,64,4", 8), ("2048,128,128,4", 4), ("20x64,128,16", 1)]
+    found = [token_ratio(draw_groups(parse_shape(text), groups, 1000), groups) for text, groups in deep]
+    assert found == pytest.approx([18432 / 3087, 22528 / 3615, 36864 / 4623, 19360 / 4483], rel=1e-3)
 
 
 def test_a_group_depends_on_the_seed_and_its_number_alone():
@@ -72,22 +77,80 @@ def test_mixed_lengths_have_the_mean_of_the_shape_and_differ():
     assert len(set(responses)) > 20
 
 
-@pytest.mark.parametrize("text", ["512,64", "a,b,c", "512,64,0", "1,64,8", "512,0,8", ""])
+def test_the_token_ratio_is_that_of_each_steps_beginnings():
+    """Against sets of beginnings: a token counts once with the token that follows it."""
+    for shape in (SHAPE, Shape(6, 3, 2, system=40), TurnShape(4, 5, 6, 3)):
+        groups = draw_groups(shape, 6, 20, mixed=True)
+        pairs = [[tuple(pair.input_ids) for pair in group] for group in groups]
+        expanded = shared = 0
+        for step in (pairs[:3], pairs[3:]):
+            step = [ids for group in step for ids in group]
+            expanded += sum(map(len, step))
+            shared += len({(*ids, -1)[: place + 2] for ids in step for place in range(len(ids))})
+        assert token_ratio(groups, 3) == expanded / shared, shape
+
+
+def test_all_prompts_have_the_system_text_and_then_differ():
+    first, second = draw_groups(Shape(30, 5, 2, system=50), 2, 1000, mixed=True)
+    assert first[0].input_ids[:50] == second[0].input_ids[:50]
+    assert first[0].input_ids[:52] == first[1].input_ids[:52] != second[0].input_ids[:52]
+    assert not any(first[0].trained[:51])
+
+
+def test_a_turns_context_has_the_answers_of_earlier_turns_without_their_thinking():
+    (pairs,) = draw_groups(TurnShape(3, 10, 7, 4), 1, 1000)
+    assert [len(pair.input_ids) for pair in pairs] == [21, 35, 49]
+    assert [pair.trained for pair in pairs] == [[False] * n + [True] * 11 for n in (10, 24, 38)]
+    for before, after in pairwise(pairs):
+        context = before.input_ids[:-11] + before.input_ids[-4:]
+        assert after.input_ids[: len(context)] == context
+    assert len({token for pair in pairs for token in pair.input_ids[-11:]}) > 25
+
+
+@pytest.mark.parametrize("text", ["512,64,8", "1024,64,64,1", "20x64,128,16", "2x2,0,1"])
+def test_a_shape_is_written_as_it_is_read(text):
+    assert str(parse_shape(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("512,64", "a,b,c", "512,64,0", "1,64,8", "512,0,8", "", "-1,512,64,8", "9,0,64,8", "1,2,3,4,5"),
+        *("x64,128,16", "0x64,128,16", "20x64,128", "20x1,128,16", "20x64,-1,16", "20x64,128,0", "2x2x64,128,16"),
+    ],
+)
 def test_what_is_no_shape_is_refused(text):
-    with pytest.raises(ValueError, match="is no shape"):
-        Shape.parse(text)
+    with pytest.raises(ValueError, match="is no shape: "):
+        parse_shape(text)
+
+
+@pytest.mark.parametrize(("groups", "pairs"), [(16, 1), (8, 4), (1, 20), (2, 8), (60, 1), (1, 1)])
+def test_few_micro_batch_sizes_are_tried(groups, pairs):
+    theirs, ours = all_arms(["sdpa"])[0], all_arms(["sdpa"])[-1]
+    for arm, total in ((theirs, groups * pairs), (ours, groups)):
+        sizes = arm.sizes(pairs, groups)
+        assert (sizes[0], sizes[-1]) == (1, total)
+        assert all(total % size == 0 for size in sizes)
+        assert len(sizes) <= 1 + math.log2(total)
+    assert theirs.sizes(1, 16) == ours.sizes(1, 16) == [1, 2, 4, 8, 16]
+    assert theirs.sizes(20, 1) == [1, 2, 5, 10, 20]
 
 
 # ------------------------------------------------------------------ arms
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_all_arms_train_the_same(checkpointing):
+@pytest.mark.parametrize(
+    ("shape", "checkpointing"),
+    [(SHAPE, False), (SHAPE, True), (Shape(6, 5, 1, system=20), False), (TurnShape(3, 6, 5, 3), False)],
+    ids=str,
+)
+def test_all_arms_train_the_same(shape, checkpointing):
     """The mean loss over the steps and the last step's gradient, at every micro-batch size, on mixed lengths."""
-    setting, data = make_model(gradient_checkpointing=checkpointing), make_data(make_groups(), 2)
+    groups = draw_groups(shape, 6, 250, mixed=True)
+    setting, data = make_model(gradient_checkpointing=checkpointing), make_data(groups, 2)
     found = {}
     for arm in all_arms(["sdpa", "dense"]):
-        for size in (arm.sizes(SHAPE.k, 2)[0], arm.sizes(SHAPE.k, 2)[-1]):
+        for size in (arm.sizes(shape.pairs, 2)[0], arm.sizes(shape.pairs, 2)[-1]):
             turn = take_turn(arm, setting, data, size, steps=3)
             assert len(turn.seconds) == 2
             found[arm.name, size] = (turn.loss, turn.gradient_norm)
@@ -261,6 +324,10 @@ def test_the_table_and_the_errors_of_the_command():
     assert table.exit_code == 0, table.output
     assert "mrt shared sdpa" in table.stdout
     assert "token ratio 1.00" in table.stdout
+    for shape, title in (("20,8,4,1", "S 20, P 8, R 4, K 1"), ("2x8,4,2", "T 2, U 8, H 4, A 2")):
+        found = runner.invoke(app, ["bench", "--shape", shape, "--groups", "2", "--steps", "1", "--rounds", "1"])
+        assert found.exit_code == 0, found.output
+        assert f"{title}: token ratio" in found.stdout
     for wrong in (["--shape", "8,4"], ["--dtype", "int3"], ["--load-in-4bit"]):
         failed = runner.invoke(app, ["bench", *wrong])
         assert failed.exit_code == 1

@@ -140,6 +140,10 @@ def test_prices_from_a_benchmark():
         fit_bench({**bench, "shapes": bench["shapes"][:1]})
     with pytest.raises(ValueError, match="without --mixed"):
         fit_bench({**bench, "settings": {"mixed": True}})
+    turns = {"shape": "20x64,128,16", "turns": 20, "user": 64, "thinking": 128, "answer": 16, "arms": []}
+    for other in (turns, {"shape": "9,64,256,4", "system": 9, **shape(64, 256, 4)}):
+        with pytest.raises(ValueError, match="is not P,R,K"):
+            fit_bench({**bench, "shapes": [*bench["shapes"], other]})
     tokens = token_price(64)
     assert tokens.fit(ARMS["k8"], 8, "shared_prefix") == 63 + 8 * 65
     assert tokens.fit(ARMS["k8"], 8, "expanded") == 8 * (64 + 64)

@@ -32,8 +32,8 @@ def plot(result: BenchResult, path: Path) -> None:
     for place, found in enumerate(result.shapes):
         label = "token ratio" if place == 0 else "_"  # matplotlib leaves `_` out of the legend
         axis.hlines(found.token_ratio, place - 0.45, place + 0.45, color="black", linestyle="--", label=label)
-    shapes = [found.shape for found in result.shapes]
-    axis.set_xticks(places, [f"P {shape.prompt}\nR {shape.response}\nK {shape.k}" for shape in shapes])
+    shapes = [found.shape.lengths.items() for found in result.shapes]
+    axis.set_xticks(places, ["\n".join(f"{symbol} {number}" for symbol, number in shape) for shape in shapes])
     axis.set_ylabel("pairs per second over TRL's fastest")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8)

@@ -16,7 +16,7 @@ import torch
 from mrt_plugin.attention import NotShareable, resolve_backend
 from mrt_plugin.bench.model import BenchModel, ModelChoice, load_model
 from mrt_plugin.bench.probes import MIB, PeakMemory, StepProfile, losses
-from mrt_plugin.bench.shapes import DEFAULT_SHAPES, Shape, draw_groups, token_ratio
+from mrt_plugin.bench.shapes import DEFAULT_SHAPES, AnyShape, draw_groups, token_ratio
 from mrt_plugin.bench.turn import Arm, Turn, all_arms, make_data, take_turn
 from mrt_plugin.versions import libraries
 
@@ -31,7 +31,7 @@ SLOWER = 1.15
 
 @dataclass(frozen=True)
 class BenchSettings:
-    shapes: Sequence[Shape] = DEFAULT_SHAPES
+    shapes: Sequence[AnyShape] = DEFAULT_SHAPES
     mixed: bool = False
     """Draw log-normal lengths with the means of a shape."""
     model: ModelChoice = field(default_factory=ModelChoice)
@@ -66,6 +66,7 @@ class ArmResult:
     size_counts: str | None = None
     step_seconds: list[list[float]] | None = None
     pairs_per_second: float = math.nan
+    """In a multi-turn shape each turn is a pair."""
     loss: float | None = None
     gradient_norm: float | None = None
     peak_mib: float | None = None
@@ -93,7 +94,7 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class ShapeResult:
-    shape: Shape
+    shape: AnyShape
     token_ratio: float
     arms: list[ArmResult]
     breakdown: Breakdown | None
@@ -133,7 +134,7 @@ def run_bench(settings: BenchSettings, progress: Progress = lambda stage, done, 
 
 
 class _Measurement:
-    def __init__(self, shape: Shape, settings: BenchSettings, trained: BenchModel, progress: Progress) -> None:
+    def __init__(self, shape: AnyShape, settings: BenchSettings, trained: BenchModel, progress: Progress) -> None:
         self.shape, self.settings, self.trained, self.progress = shape, settings, trained, progress
         self.vocabulary: int = trained.model.config.get_text_config().vocab_size
         self.steps = settings.steps + 1
@@ -167,7 +168,7 @@ class _Measurement:
                 self._advance()
         found = {arm: ArmResult(arm.name, arm.trl, error=error) for arm, error in errors.items()}
         found |= {arm: self._summarise(arm, size, turns[arm]) for arm, size in sizes.items()}
-        ratio = token_ratio(self.groups[settings.groups :])  # without the warm-up step
+        ratio = token_ratio(self.groups[settings.groups :], settings.groups)  # without the warm-up step
         results = _compare([found[arm] for arm in self.arms], ratio, TOLERANCE[self.trained.dtype])
         breakdown = self._break_down(results, sizes) if settings.breakdown else None
         self.progress(str(self.shape), self.turns, self.turns)
@@ -180,7 +181,7 @@ class _Measurement:
     def _best_size(self, arm: Arm) -> int:
         """Return the fastest micro-batch size. Sizes are tried in ascending order."""
         best, best_time = 0, float("inf")
-        for size in arm.sizes(self.shape.k, self.settings.groups):
+        for size in arm.sizes(self.shape.pairs, self.settings.groups):
             try:
                 turn = take_turn(arm, self.trained, self.data, size, steps=min(3, self.steps))
             except torch.OutOfMemoryError:
@@ -198,7 +199,7 @@ class _Measurement:
         """Return the arm's times over its turns, and the memory of one more turn."""
         seconds = [turn.seconds for turn in turns]
         typical = [median(step) for step in zip(*seconds, strict=True)]
-        speed = self.settings.groups * self.shape.k * len(typical) / sum(typical)
+        speed = self.settings.groups * self.shape.pairs * len(typical) / sum(typical)
         memory = PeakMemory()
         take_turn(arm, self.trained, self.data, size, steps=2, probe=memory)
         self._advance()
@@ -228,7 +229,7 @@ class _Measurement:
         medians = {
             side: {piece: median(turn[piece] for turn in turns) for piece in turns[0]} for side, turns in found.items()
         }
-        ratio = token_ratio(self.groups[self.settings.groups : 2 * self.settings.groups])
+        ratio = token_ratio(self.groups[self.settings.groups : 2 * self.settings.groups], self.settings.groups)
         return Breakdown(**medians, lost=losses(**medians, token_ratio=ratio))
 
 

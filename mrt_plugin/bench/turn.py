@@ -34,10 +34,15 @@ class Arm:
     trl: bool
     options: tuple[tuple[str, Any], ...]
 
-    def sizes(self, k: int, groups: int) -> list[int]:
-        """Return the micro-batch sizes that divide a step: in pairs for TRL, in groups for ours."""
-        total = groups * k if self.trl else groups
-        return [size for size in range(1, total + 1) if total % size == 0]
+    def sizes(self, pairs_per_group: int, groups: int) -> list[int]:
+        """Return micro-batch sizes that divide a step, in pairs for TRL and in groups for ours.
+
+        From the complete step down, each is the next divisor that is at most half as large.
+        """
+        sizes = [groups * pairs_per_group if self.trl else groups]
+        while sizes[-1] > 1:
+            sizes.append(next(size for size in range(sizes[-1] // 2, 0, -1) if sizes[0] % size == 0))
+        return sizes[::-1]
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,10 @@ class Data:
     pairs: Dataset
     groups: Dataset
     """`GroupRow`s."""
-    k: int
+    pairs_per_group: int
     groups_per_step: int
     tokens_per_group: int
-    """Tokens of the longest group, with its prompt copied for each response."""
+    """Tokens of the longest group as complete pairs."""
 
 
 def make_data(groups: Sequence[Sequence[Pair]], groups_per_step: int) -> Data:
@@ -126,7 +131,7 @@ def take_turn(arm: Arm, trained: BenchModel, data: Data, size: int, *, steps: in
             "lr_scheduler_type": "constant",
             "train_sampling_strategy": "sequential",
             "per_device_train_batch_size": size,
-            "gradient_accumulation_steps": data.groups_per_step * (data.k if arm.trl else 1) // size,
+            "gradient_accumulation_steps": data.groups_per_step * (data.pairs_per_group if arm.trl else 1) // size,
             **dict(arm.options),
         }
         with warnings.catch_warnings():

@@ -112,10 +112,12 @@ def _show_memory(report: "RecipeReport") -> None:
 
 BACKENDS = f"auto, {', '.join(PREFIX_BACKENDS)}, or your own file.py:class. Repeat for several."
 
+SHAPES = "P,R,K or S,P,R,K or TxU,H,A (see above). Repeat for several."
+
 
 @dataclass(kw_only=True)
 class BenchOptions:
-    shape: list[str] | None = flag(None, "P,R,K: prompt tokens, response tokens, responses. Repeat for several.")
+    shape: list[str] | None = flag(None, SHAPES)
     mixed: bool = flag(False, "Log-normal lengths with these means, as in real data.")
     model: str | None = flag(None, "Path or hub id of a causal model. By default a random 4-layer Llama.", "base")
     vocabulary: int = flag(1000, "Of the random Llama.", min=16)
@@ -124,9 +126,9 @@ class BenchOptions:
     load_in_4bit: bool = switch("QLoRA: 4-bit weights, LoRA adapters.")
     prefix_backend: list[str] | None = flag(None, BACKENDS, "backend")
     only: str = flag("", "Only the trainers whose name contains this, such as 'mrt shared'.")
-    groups: int = flag(2, "Groups per optimizer step; TRL gets their pairs.", min=1)
-    steps: int = flag(3, "Timed steps in a turn.", min=1)
-    rounds: int = flag(5, "Turns of every trainer.", min=1)
+    groups: int = flag(2, "Groups (prompts, conversations) per optimizer step; TRL gets their pairs.", min=1)
+    steps: int = flag(3, "Timed steps of a trainer in a round.", min=1)
+    rounds: int = flag(5, "Rounds. In each, every trainer runs once.", min=1)
     gradient_checkpointing: bool = flag(False, "Recompute activations, in every trainer.")
     breakdown: bool = flag(False, "Also measure where the rest of the token ratio goes.")
     threads: int | None = flag(None, "CPU threads; by default as PyTorch chooses.", min=1)
@@ -139,14 +141,22 @@ class BenchOptions:
 def bench(given: BenchOptions) -> None:
     """Train the same pairs with TRL's SFTTrainer and with ours, in turn, and compare speed and peak memory.
 
+    A shape is P,R,K: prompt tokens, response tokens, responses. S,P,R,K adds a system text of S tokens, the same for
+    all prompts. TxU,H,A is a conversation of T turns: U user tokens, H thinking tokens, A answer tokens. Each of its
+    turns is a pair of its own, in a context without earlier thinking, as at inference.
+
     Needs a quiet machine: ratios of times mean little beside other work.
 
     Example: `mrt bench --shape 512,64,8 --breakdown`
+
+    Long system text: `mrt bench --shape 1024,64,64,1 --groups 16`
+
+    Thinking turns: `mrt bench --shape 20x64,128,16 --groups 1`
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own messages
     from mrt_plugin.bench.model import ModelChoice
     from mrt_plugin.bench.run import BenchSettings, run_bench
-    from mrt_plugin.bench.shapes import DEFAULT_SHAPES, Shape
+    from mrt_plugin.bench.shapes import DEFAULT_SHAPES, parse_shape
     from mrt_plugin.groups.paths import check_paths
 
     check_paths([("--plot", given.plot)], models=[given.model])
@@ -155,7 +165,7 @@ def bench(given: BenchOptions) -> None:
 
         torch.set_num_threads(given.threads)
     options = vars(given) | {
-        "shapes": [Shape.parse(text) for text in given.shape] if given.shape else DEFAULT_SHAPES,
+        "shapes": [parse_shape(text) for text in given.shape] if given.shape else DEFAULT_SHAPES,
         "model": ModelChoice(given.model, given.vocabulary, given.dtype, given.load_in_4bit, given.lora),
         "prefix_backends": given.prefix_backend or ["auto"],
     }
@@ -175,8 +185,8 @@ def _show_bench(result: "BenchResult") -> None:
     )
     columns = ("", "batch", "pairs/s", "vs TRL", "of ratio", "peak MiB", "step MiB")
     for found in result.shapes:
-        title = f"P,R,K = {found.shape}: token ratio {found.token_ratio:.2f}"
-        table(columns, [_row(arm) for arm in found.arms], title)
+        title = ", ".join(f"{symbol} {number}" for symbol, number in found.shape.lengths.items())
+        table(columns, [_row(arm) for arm in found.arms], f"{title}: token ratio {found.token_ratio:.2f}")
         say(*(f"{arm.name}: {arm.error}" for arm in found.arms if arm.error is not None))
         if found.breakdown is not None:
             pieces = found.breakdown
@@ -187,6 +197,7 @@ def _show_bench(result: "BenchResult") -> None:
             ]
             table(("ms, under the profiler", "TRL", "shared prefix", "of the ratio lost"), rows)
     say("batch: the micro-batch at which the trainer was fastest, in pairs (TRL) or groups (ours).")
+    say("A pair is a prompt with a response; in a multi-turn shape, a turn with the context that it had at inference.")
     say("vs TRL: pairs per second over those of TRL's fastest mode; of ratio: that, over the token ratio.")
     say("peak MiB: the peak memory of an optimizer step; step MiB: without weights and optimizer state.")
 

@@ -120,12 +120,14 @@ def fit_bench(bench: dict[str, Any]) -> BenchFit:
     segment each. One fit over all shapes is less sensitive to timing noise than a line through two K.
 
     Raises:
-        ValueError: for random lengths (`--mixed`), or with fewer than three measurements.
+        ValueError: for random lengths (`--mixed`), for other shapes than P,R,K, or with fewer than three measurements.
     """
     if bench["settings"]["mixed"]:
         raise ValueError("A benchmark of mixed lengths has no one P: run mrt bench without --mixed.")
     measured, work = [], []
     for shape in bench["shapes"]:
+        if "prompt" not in shape or shape.get("system"):
+            raise ValueError(f"The shape {shape['shape']} is not P,R,K: run mrt bench on such shapes only.")
         p, r, k = shape["prompt"], shape["response"], shape["k"]
         for arm in shape["arms"]:
             if not arm["name"].startswith("mrt") or "pairs_per_second" not in arm:
