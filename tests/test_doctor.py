@@ -17,7 +17,7 @@ from helpers.processes import run_python
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config
+from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config
 
 from mrt_plugin.attention import resolve_backend
 from mrt_plugin.doctor.machine import Device, Machine, inspect_machine
@@ -27,6 +27,7 @@ from mrt_plugin.encoding import Encoder
 from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.layout.group_row import build_group_row
 from mrt_plugin.loss.token_nll import TokenNLL
+from mrt_plugin.options import LayoutOptions
 from mrt_plugin.versions import Library, libraries
 
 
@@ -192,7 +193,7 @@ def prepared() -> tuple[Dataset, GroupedResponseCollator]:
 class TestCounts:
     def test_are_those_of_the_collated_rows(self, prepared: tuple[Dataset, GroupedResponseCollator]) -> None:
         dataset, collator = prepared
-        counts = count(dataset)
+        counts = count(dataset, LayoutOptions(), lambda rows: [[0], [1]])
         assert (counts.rows, counts.pairs) == (2, 5)
         for layout, tokens in (("shared_prefix", counts.tokens_shared), ("expanded", counts.tokens_expanded)):
             collator.layout = layout
@@ -203,7 +204,19 @@ class TestCounts:
 
     def test_rows_that_are_no_groups(self) -> None:
         with pytest.raises(ValueError, match="rows are no groups"):
-            count(Dataset.from_dict({"input_ids": [[1]], "labels": [[1]]}))
+            count(Dataset.from_dict({"input_ids": [[1]], "labels": [[1]]}), LayoutOptions(), lambda rows: [[0]])
+
+    def test_many_groups_are_estimated_from_some(
+        self, prepared: tuple[Dataset, GroupedResponseCollator], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        dataset, _ = prepared
+        whole = count(dataset, LayoutOptions(), lambda rows: [[1], [0]])
+        for most in (0, 1):
+            monkeypatch.setattr("mrt_plugin.doctor.recipe.COUNTED", most)
+            found = count(dataset, LayoutOptions(), lambda rows: [[1], [0]])
+            assert (found.rows, found.pairs, found.tokens_expanded) == (2, 5, whole.tokens_expanded)
+            assert found.sharing == count(dataset.select([1]), LayoutOptions(), lambda rows: [[0]]).sharing
+            assert found.tokens_shared == round(whole.tokens_expanded / found.ratio) != whole.tokens_shared
 
     def test_the_largest_batch(self, prepared: tuple[Dataset, GroupedResponseCollator]) -> None:
         dataset, collator = prepared
@@ -291,6 +304,20 @@ CHANGES = {
         "val_set_size: 0.2",
         "evals_per_epoch: many",
     ),
+    "ordinary": (
+        "pool.jsonl",
+        "chats.jsonl",
+        "type: mrt_plugin.axolotl.random_k",
+        "type: chat_template\nchat_template: tokenizer_default",
+        "  k: 2\n",
+        "",
+        "sequence_len: 128",
+        "sequence_len: 512",
+        "micro_batch_size: 2",
+        "micro_batch_size: 1\nsample_packing: true",
+        "val_set_size: 0.2",
+        "weight_decay: 0",
+    ),
     "leak": (
         "val_set_size: 0.2",
         f"test_datasets:\n  - {{{DATA}, split: train, type: mrt_plugin.axolotl.all}}",
@@ -340,6 +367,29 @@ class TestRecipe:
         assert reports["expanded"]["train"] == reports["good"]["train"]
 
     @pytest.mark.processes
+    def test_what_sharing_saves_is_counted_by_level(self, reports: dict[str, Any], folder: Path) -> None:
+        train = reports["good"]["train"]
+        found = train["sharing"]
+        assert (found["groups"], found["expanded"]) == (train["rows"], train["tokens_expanded"])
+        assert train["tokens_shared"] == found["expanded"] - sum(found["saved"].values())
+        assert found["saved"]["system"] > 0  # "Name a fruit that grows on trees"
+        assert found["saved"]["prompt"] > 0
+        assert found["saved"]["turns"] == 0
+
+        report = reports["ordinary"]
+        assert (report["problems"], report["layout"]) == ([], "shared_prefix")
+        train, tokenizer = report["train"], AutoTokenizer.from_pretrained(folder / "model")
+        lines = (folder / "chats.jsonl").read_text().splitlines()
+        chats = [json.loads(line)["messages"] for line in lines]
+        encoded = [tokenizer.apply_chat_template(chat, return_dict=False) for chat in chats]
+        assert (train["rows"], train["pairs"], train["tokens_expanded"]) == (12, 12, sum(map(len, encoded)))
+        # All twelve fit one packed row. The token before the questions part is in each of them.
+        system = next(place for place, tokens in enumerate(zip(*encoded, strict=False)) if len(set(tokens)) > 1)
+        nothing = dict.fromkeys(("document", "prompt", "turns", "responses"), 0)
+        assert train["sharing"]["saved"] == {"system": 11 * (system - 1), **nothing}
+        assert train["ratio"] > 2
+
+    @pytest.mark.processes
     @pytest.mark.parametrize(
         ("name", "words"),
         [
@@ -385,7 +435,7 @@ class TestRecipe:
 
     @pytest.mark.processes
     def test_nothing_is_written(self, reports: dict[str, Any], folder: Path) -> None:
-        data = ("pool.jsonl", "bad.jsonl", "long.jsonl", "few_long.jsonl")
+        data = ("chats.jsonl", "pool.jsonl", "bad.jsonl", "long.jsonl", "few_long.jsonl")
         known = {"model", *data, "script.py", *(f"{name}.yaml" for name in CHANGES)}
         assert {path.name for path in folder.iterdir()} == known
 
@@ -402,6 +452,8 @@ class TestRecipe:
         done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "good.yaml")
         assert done.returncode == 0
         assert done.stdout.endswith("No problem found.\nNext: axolotl train good.yaml\n")
+        assert "What sharing saves, in" in done.stdout
+        assert "prompt: once for all responses of a group" in done.stdout
 
 
 def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -421,6 +473,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, number in (("long", 20), ("few_long", 1)):
         some = [{**group, "responses": ["dog " * 200, "dog"]} for group in groups[:number]] + groups[number:]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(group) + "\n" for group in some))
+    system = {"role": "system", "content": "You name fruit. Answer with one word that names a fruit of trees. " * 2}
+    chats = [
+        [system, {"role": "user", "content": f"{letter} fruit?"}, {"role": "assistant", "content": "apple"}]
+        for letter in "ABCDEFGHIJKL"
+    ]
+    (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
     (folder / "bad.jsonl").write_text('{"prompt": "a", "responses": ["b"]}\n{"prompt": "a", "responses": "b"}\n')
     recipe = RECIPE.format(model="model", pool="pool.jsonl")
     for name, changes in CHANGES.items():

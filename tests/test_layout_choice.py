@@ -22,7 +22,7 @@ from mrt_plugin.layout.rows import Rows
 from mrt_plugin.layout.tree import build_tree, sequences_of
 from mrt_plugin.loss.token_nll import TokenNLL
 from mrt_plugin.options import MultiResponseOptions
-from mrt_plugin.trainer.layout_choice import RunSetup, _row_to_prove, _token_ratio, choose_layout
+from mrt_plugin.trainer.layout_choice import RunSetup, _row_to_prove, choose_layout, draw_batches, sharing_of
 from mrt_plugin.trainer.prepare import prepare_groups
 from mrt_plugin.trainer.processes import read_sharding
 
@@ -176,6 +176,13 @@ def test_the_row_of_the_proof_is_packed_and_holds_the_longest_pair(rows):
         assert len(_row_to_prove(rows, MultiResponseOptions(**alone))) == 1
 
 
+def test_all_rows_are_drawn_once_in_batches():
+    batches = draw_batches(10, 4)
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    order = [index for batch in batches for index in batch]
+    assert sorted(order) == list(range(10)) != order
+
+
 def test_the_token_ratio_is_that_of_micro_batches(rows):
     """What groups have in common counts where they are in one batch, and may be packed into one row."""
     every = [sequence for row in rows for sequence in sequences_of(row)]
@@ -183,9 +190,29 @@ def test_the_token_ratio_is_that_of_micro_batches(rows):
     together = complete / len(build_tree(every).input_ids)
     alone = complete / sum(len(build_tree(sequences_of(row)).input_ids) for row in rows)
     assert together > alone > 1
-    assert _token_ratio(rows, MultiResponseOptions(), len(rows)) == pytest.approx(together)
-    assert _token_ratio(rows, MultiResponseOptions(row_packing=False), len(rows)) == pytest.approx(alone)
-    assert _token_ratio(rows, MultiResponseOptions(row_length=1000), 1) == pytest.approx(alone)
+
+    def ratio(size, **options):
+        return sharing_of(rows, MultiResponseOptions(**options), draw_batches(len(rows), size)).ratio
+
+    assert ratio(len(rows), row_length=1000) == pytest.approx(together)
+    assert ratio(len(rows), row_length=1000, row_packing=False) == pytest.approx(alone)
+    assert ratio(len(rows)) == pytest.approx(alone), "rows without a limit hold one group"
+    assert ratio(1, row_length=1000) == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("layout", ["auto", "expanded"])
+def test_what_sharing_saves_is_logged_level_by_level(rows, layout, caplog):
+    with caplog.at_level(logging.INFO, logger="mrt_plugin"):
+        choose(rows, layout=layout, row_length=1000)
+    found = sharing_of(rows, MultiResponseOptions(row_length=1000), draw_batches(len(rows), 1))
+    (line,) = (message for message in caplog.messages if "of the training data" in message)
+    share = 100 * (1 - found.shared / found.expanded)
+    verb = "would save" if layout == "expanded" else "saves"
+    assert f"sharing {verb} {share:.1f} % (" in line
+    for level in ("system", "prompt"):
+        assert f"{level} {100 * found.saved[level] / found.expanded:.1f} %" in line
+    assert "turns" not in line
+    assert line.endswith("in 4 micro-batches of the training data.")
 
 
 def test_the_row_of_the_proof_has_what_begins_alike():

@@ -20,11 +20,15 @@ from transformers import TrainerCallback, TrainerState
 from mrt_plugin.axolotl.checks import check_lengths
 from mrt_plugin.groups.overlap import refuse_overlap
 from mrt_plugin.layout.beginnings import common_beginnings
+from mrt_plugin.trainer.layout_choice import draw_batches
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
 from mrt_plugin.trainer.prepare import beginnings_of, is_prepared, row_tokens
 from mrt_plugin.trainer.redraw import epoch_begun
 
 logger = logging.getLogger(__name__)
+
+SAMPLED = 1000
+"""Rows from which the number of groups in a packed row is estimated."""
 
 Bins = list[list[int]]
 """For each packed row, or bin: the indices of the rows in it."""
@@ -124,6 +128,14 @@ def foresee_steps(cfg: Any, dataset: Dataset, layout: str) -> int:
     return math.ceil(cfg.num_epochs * math.ceil(batches / cfg.gradient_accumulation_steps))
 
 
+def foresee_batches(cfg: Any, dataset: Dataset) -> list[list[int]]:
+    """Return the prepared rows of each packed row of the first epoch, or of each micro-batch."""
+    if not cfg.sample_packing:
+        return draw_batches(len(dataset), cfg.micro_batch_size)
+    batches = pack_epochs(dataset, "shared_prefix", cfg, cfg.micro_batch_size).batches(0)
+    return [chosen for batch in batches for chosen in batch]
+
+
 class Announcement(TrainerCallback):
     """Logs before the first step how much of the data the run trains."""
 
@@ -187,5 +199,8 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
         arguments: Any = self.args
         if not arguments.sample_packing:
             return super().groups_per_batch(rows)
-        row_length, mean = arguments.row_length, row_tokens(rows, "shared_prefix").mean()
-        return int(super().groups_per_batch(rows) * max(1, row_length // mean))
+        sample = rows.select(range(0, len(rows), -(-len(rows) // SAMPLED)))
+        shared = common_beginnings(beginnings_of(sample))[1]
+        room = arguments.row_length - int(np.median(shared))
+        mean = (row_tokens(sample, "shared_prefix") - shared).mean()
+        return int(super().groups_per_batch(rows) * max(1, room // mean))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mrt_plugin.bench.run import ArmResult, BenchResult
     from mrt_plugin.doctor.machine import Machine
     from mrt_plugin.doctor.recipe import RecipeReport
+    from mrt_plugin.layout.sharing import Sharing
 
 
 @dataclass(kw_only=True)
@@ -79,6 +80,8 @@ def _show_recipe(report: "RecipeReport") -> None:
     if rows:
         table(("data", "rows", "pairs", "trained", "expanded", "shared prefix", "ratio"), rows)
         say("A row is a group, or part of a long one. Tokens: of one forward pass; ratio: expanded over shared.")
+    if report.train is not None:
+        _show_sharing(report.train.sharing)
     if report.steps is not None:
         say(f"{report.steps:,} optimizer steps on one process.")
     if report.layout is not None:
@@ -89,6 +92,25 @@ def _show_recipe(report: "RecipeReport") -> None:
         say(f"Next: fix {'this' if len(report.problems) == 1 else 'these'}, then mrt doctor {report.recipe}")
     else:
         say(f"No problem found.\nNext: axolotl train {report.recipe}")
+
+
+LEVELS = {
+    "system": "system text: what all prompts begin with",
+    "document": "document: what several prompts begin with",
+    "prompt": "prompt: once for all responses of a group",
+    "turns": "turns: the earlier turns of a conversation",
+    "responses": "responses: equal first words",
+}
+
+
+def _show_sharing(sharing: "Sharing") -> None:
+    rows = [
+        (LEVELS[level], f"{saved:,}", f"{100 * sharing.shares[level]:.1f} %") for level, saved in sharing.saved.items()
+    ]
+    everything = sharing.expanded - sharing.shared
+    rows.append(("all", f"{everything:,}", f"{100 * everything / max(sharing.expanded, 1):.1f} %"))
+    title = f"What sharing saves, in {sharing.groups:,} groups drawn as in training"
+    table(("level", "tokens saved", "of expanded"), rows, title=title)
 
 
 def _show_memory(report: "RecipeReport") -> None:

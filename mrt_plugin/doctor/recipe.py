@@ -3,10 +3,11 @@
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from io import StringIO
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,35 @@ from mrt_plugin.doctor.machine import Device, find_device
 from mrt_plugin.doctor.memory import MemoryEstimate, Method, estimate_memory
 from mrt_plugin.groups.overlap import overlap_problem
 from mrt_plugin.layout.collator import GroupedResponseCollator
-from mrt_plugin.layout.group_row import as_group_row
-from mrt_plugin.layout.tree import build_tree, sequences_of
-from mrt_plugin.trainer.layout_choice import WORTH_SHARING
+from mrt_plugin.layout.sharing import Sharing
+from mrt_plugin.options import LayoutOptions
+from mrt_plugin.trainer.layout_choice import WORTH_SHARING, draw_batches, sharing_of
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared, row_tokens
+
+COUNTED = 20_000
+"""Groups from which the saving of a dataset is counted, at most."""
 
 
 @dataclass(frozen=True)
 class DataCounts:
-    """Counts of one part of the data, with the tokens of one forward pass in either layout. A row is a group, or a
-    part of one that is too long."""
+    """Counts of one part of the data. A row is a group, or a part of one that is too long."""
 
     rows: int
     pairs: int
     trained_tokens: int
     tokens_expanded: int
-    tokens_shared: int
+    """Tokens of one forward pass over all pairs."""
+    sharing: Sharing
+    """What sharing saves, in at most `COUNTED` groups."""
+
+    @property
+    def tokens_shared(self) -> int:
+        """Tokens of one forward pass if micro-batches share as those that were counted do."""
+        return round(self.tokens_expanded / self.ratio)
 
     @property
     def ratio(self) -> float:
-        return self.tokens_expanded / max(self.tokens_shared, 1)
+        return self.sharing.ratio
 
 
 @dataclass
@@ -70,7 +80,7 @@ class RecipeReport:
             plain["memory"][layout]["total"] = estimate.total
         for part, counts in (("train", self.train), ("held_out", self.held_out)):
             if counts is not None:
-                plain[part]["ratio"] = counts.ratio
+                plain[part] |= {"tokens_shared": counts.tokens_shared, "ratio": counts.ratio}
         return plain
 
 
@@ -88,7 +98,7 @@ def inspect_recipe(recipe: str | Path) -> RecipeReport:
             from axolotl.common.datasets import load_datasets
             from axolotl.loaders import load_tokenizer
 
-            from mrt_plugin.axolotl.trainer import foresee_steps
+            from mrt_plugin.axolotl.trainer import foresee_batches, foresee_steps
 
             report.problems += [f"recipe: {slip}" for slip in recipe_slips(recipe)]
             elsewhere = {"output_dir": scratch, "dataset_prepared_path": scratch}
@@ -102,16 +112,18 @@ def inspect_recipe(recipe: str | Path) -> RecipeReport:
             report.options = {**cfg.mrt, "layout": layout}
             stage = "data"
             meta = load_datasets(cfg=cfg)
-            report.train = count(meta.train_dataset)
+            row_length = report.options.get("row_length") or cfg.sequence_len
+            sharing = LayoutOptions(row_length=row_length, row_packing=cfg.mrt.row_packing)
+            report.train = count(meta.train_dataset, sharing, lambda rows: foresee_batches(cfg, rows))
             form = "expanded" if layout == "expanded" else "shared_prefix"
             report.steps = foresee_steps(cfg, meta.train_dataset, form)
             if meta.eval_dataset is not None:
-                report.held_out = count(meta.eval_dataset)
+                size = cfg.eval_batch_size or cfg.micro_batch_size
+                report.held_out = count(meta.eval_dataset, sharing, lambda rows: draw_batches(len(rows), size))
                 if overlap := overlap_problem(meta.train_dataset, meta.eval_dataset):
                     report.problems.append(f"data: {overlap}")
             if not report.steps:
                 report.problems.append(f"data: no optimizer step: num_epochs is {cfg.num_epochs}. Raise it.")
-            row_length = report.options.get("row_length") or cfg.sequence_len
             collator = GroupedResponseCollator(load_tokenizer(cfg), row_length=row_length)
             for form in ("shared_prefix", "expanded"):
                 report.batch[form] = largest_batch(meta.train_dataset, collator, form, cfg)
@@ -123,15 +135,18 @@ def inspect_recipe(recipe: str | Path) -> RecipeReport:
     return report
 
 
-def count(dataset: Dataset) -> DataCounts:
-    """Count the rows, pairs and tokens of prepared rows. Raise ValueError for rows that are not groups."""
+def count(dataset: Dataset, options: LayoutOptions, draw: Callable[[Dataset], list[list[int]]]) -> DataCounts:
+    """Count the rows, pairs and tokens of prepared rows, and what sharing saves in the micro-batches that `draw`
+    returns. Raise ValueError for rows that are not groups."""
     if not is_prepared(dataset):
         raise ValueError("its rows are no groups: give a dataset `type: mrt_plugin.axolotl.<selector>`.")
     pairs = sum(map(len, dataset["segment_lengths"]))
     trained = sum(sum(label != -100 for label in labels) for labels in dataset["labels"])
     expanded = int(row_tokens(dataset, "expanded").sum())
-    shared = sum(len(build_tree(sequences_of(as_group_row(row))).input_ids) for row in dataset)
-    return DataCounts(len(dataset), pairs, trained, expanded, shared)
+    batches = draw(dataset)
+    groups = accumulate(map(len, batches))
+    counted = max(1, sum(number <= COUNTED for number in groups))
+    return DataCounts(len(dataset), pairs, trained, expanded, sharing_of(dataset, options, batches[:counted]))
 
 
 def largest_batch(dataset: Dataset, collator: GroupedResponseCollator, layout: str, cfg: Any) -> tuple[int, int]:

@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mrt_plugin.layout.group_row import GroupRow, as_group_row, best_fit_decreasing
-from mrt_plugin.layout.packing import pack
+from mrt_plugin.layout.group_row import GroupRow, as_group_row
+from mrt_plugin.layout.packing import fill_rows
 from mrt_plugin.layout.rows import Rows, stack
-from mrt_plugin.layout.tree import TokenSequence, Tree, build_tree, sequences_of
+from mrt_plugin.layout.tree import Tree, build_tree, sequences_of
 
 
 @dataclass
@@ -82,19 +82,6 @@ class GroupedResponseCollator:
         return {**counts, "saved_tokens": expanded - tokens}
 
     def _arrange(self, groups: list[GroupRow]) -> list[Tree]:
-        share = self.layout == "shared_prefix"
-        packing = self.packing and self.row_length is not None
-        found = []
-        for members in [groups] if packing else [[group] for group in groups]:
-            sequences = [sequence for group in members for sequence in sequences_of(group)]
-            rows = [[sequences[index] for index in chosen] for chosen in self._rows(sequences, share, packing)]
-            found += [build_tree(row, share=share) for row in rows]
-        return found
-
-    def _rows(self, sequences: list[TokenSequence], share: bool, packing: bool) -> list[list[int]]:
-        """Return the sequences of each row, as indices."""
-        if share:
-            return [list(range(len(sequences)))] if self.row_length is None else pack(sequences, self.row_length)
-        if packing and self.row_length is not None:
-            return best_fit_decreasing([len(sequence.input_ids) for sequence in sequences], self.row_length)
-        return [[index] for index in range(len(sequences))]
+        sequences, share = [sequences_of(group) for group in groups], self.layout == "shared_prefix"
+        rows = fill_rows(sequences, self.row_length, packing=self.packing, share=share)
+        return [build_tree([sequences[group][place] for group, place in row], share=share) for row in rows]

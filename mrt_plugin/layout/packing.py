@@ -1,12 +1,39 @@
 """Distribute sequences over rows of limited length, so that rows share as much as possible."""
 
 from collections.abc import Sequence
+from itertools import chain
 
 from mrt_plugin.layout.group_row import best_fit_decreasing
 from mrt_plugin.layout.tree import TokenSequence, sort_by_beginning
 
 _Part = tuple[int, list[int]]
 """The tokens of a part of the tree, with its path from the root, and its sequences."""
+
+
+def fill_rows(
+    groups: Sequence[Sequence[TokenSequence]], row_length: int | None, *, packing: bool, share: bool = True
+) -> list[list[tuple[int, int]]]:
+    """Distribute the sequences of a batch's groups over rows.
+
+    Return for each row its sequences, each as the number of its group and its place in the group. Rows hold several
+    groups (without `share`: several sequences) if `packing` is set and rows have a limit.
+
+    Raises:
+        ValueError: if one sequence is longer than `row_length`.
+    """
+    packing = packing and row_length is not None
+    places = [[(group, place) for place in range(len(sequences))] for group, sequences in enumerate(groups)]
+    rows = []
+    for members in [list(chain.from_iterable(places))] if packing else places:
+        sequences = [groups[group][place] for group, place in members]
+        if share:
+            chosen = [list(range(len(members)))] if row_length is None else pack(sequences, row_length)
+        elif packing and row_length is not None:
+            chosen = best_fit_decreasing([len(sequence.input_ids) for sequence in sequences], row_length)
+        else:
+            chosen = [[index] for index in range(len(members))]
+        rows += [[members[index] for index in row] for row in chosen]
+    return rows
 
 
 def pack(sequences: Sequence[TokenSequence], row_length: int) -> list[list[int]]:

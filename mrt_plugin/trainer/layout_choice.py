@@ -1,7 +1,7 @@
 """Choose the layout of a run and the attention backend that computes it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from mrt_plugin.attention.plain import settle_plain
 from mrt_plugin.attention.proof import prove, refusal_of
 from mrt_plugin.attention.resolve import resolve_backend
 from mrt_plugin.layout.group_row import GroupRow, as_group_row, split_group
-from mrt_plugin.layout.packing import pack
+from mrt_plugin.layout.sharing import Sharing, measure_sharing
 from mrt_plugin.layout.tree import build_tree, sequences_of, sort_by_beginning
 from mrt_plugin.options import LayoutOptions
 
@@ -61,7 +61,9 @@ class RunSetup:
 def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
     """Resolve `layout` and `prefix_backend`; `auto` expands where sharing saves too little or is refused."""
     options = setup.options
-    ratio, row = _token_ratio(dataset, options, setup.groups_per_batch), _row_to_prove(dataset, options)
+    batches = draw_batches(len(dataset), setup.groups_per_batch)[:BATCHES]
+    sharing, row = sharing_of(dataset, options, batches), _row_to_prove(dataset, options)
+    ratio = sharing.ratio
     share = options.layout == "shared_prefix" or (options.layout == "auto" and ratio >= WORTH_SHARING)
     reason = "as requested" if options.layout == "expanded" else f"the token ratio is {ratio:.2f}"
     if options.layout == "auto" and not share:
@@ -98,6 +100,13 @@ def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
         choice.backend.prepare_model(setup.model)
     packed = "rows packed" if choice.can_pack and options.row_packing else "rows not packed"
     logger.info("Layout %s, backend %s, %s: %s.", choice.layout, choice.backend.name, packed, choice.reason)
+    logger.info(
+        "Of the tokens of complete sequences, sharing %s %.1f %% (%s), in %d micro-batches of the training data.",
+        "saves" if choice.layout == "shared_prefix" else "would save",
+        100 * sum(sharing.shares.values()),
+        sharing.describe(),
+        len(batches),
+    )
     return choice
 
 
@@ -136,20 +145,19 @@ def _agreed_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
     return backend
 
 
-def _token_ratio(rows: Dataset, options: LayoutOptions, groups_per_batch: int) -> float:
-    """Return the tokens of complete pairs over those of the trees, in micro-batches drawn at random."""
-    count = min(len(rows), BATCHES * groups_per_batch)
-    chosen = np.random.default_rng(0).permutation(len(rows))[:count].tolist()
-    expanded = shared = 0
-    for start in range(0, count, groups_per_batch):
-        groups = [as_group_row(rows[index]) for index in chosen[start : start + groups_per_batch]]
-        for members in [groups] if options.row_packing else [[group] for group in groups]:
-            sequences = [sequence for group in members for sequence in sequences_of(group)]
-            expanded += sum(len(sequence.input_ids) for sequence in sequences)
-            everything = [list(range(len(sequences)))]
-            packed = everything if options.row_length is None else pack(sequences, options.row_length)
-            shared += sum(len(build_tree([sequences[index] for index in row]).input_ids) for row in packed)
-    return expanded / shared
+def draw_batches(count: int, size: int) -> list[list[int]]:
+    """Return all rows in micro-batches drawn at random."""
+    order = np.random.default_rng(0).permutation(count).tolist()
+    return [order[start : start + size] for start in range(0, count, size)]
+
+
+def sharing_of(rows: Dataset, options: LayoutOptions, batches: Sequence[Sequence[int]]) -> Sharing:
+    """Return what sharing saves in micro-batches of prepared rows, collated as in training."""
+
+    def read(index: int) -> GroupRow:
+        return as_group_row(rows[index])
+
+    return measure_sharing(read, batches, row_length=options.row_length, packing=options.row_packing)
 
 
 def _row_to_prove(rows: Dataset, options: LayoutOptions) -> list[GroupRow]:
