@@ -21,8 +21,8 @@ from mrt_plugin.doctor.machine import Device, find_device
 from mrt_plugin.doctor.memory import MemoryEstimate, Method, estimate_memory
 from mrt_plugin.groups.overlap import overlap_problem
 from mrt_plugin.layout.collator import GroupedResponseCollator
-from mrt_plugin.layout.group_row import as_group_row
-from mrt_plugin.layout.tree import build_tree, sequences_of
+from mrt_plugin.layout.group_row import as_group_row, sequences_of
+from mrt_plugin.layout.tree import build_tree
 from mrt_plugin.trainer.layout_choice import WORTH_SHARING
 from mrt_plugin.trainer.prepare import COLUMNS, is_prepared, row_tokens
 
@@ -127,7 +127,7 @@ def count(dataset: Dataset) -> DataCounts:
     """Count the rows, pairs and tokens of prepared rows. Raise ValueError for rows that are not groups."""
     if not is_prepared(dataset):
         raise ValueError("its rows are no groups: give a dataset `type: mrt_plugin.axolotl.<selector>`.")
-    pairs = sum(map(len, dataset["segment_lengths"]))
+    pairs = sum(numbers[-1] + 1 for numbers in dataset["segment_responses"])
     trained = sum(sum(label != -100 for label in labels) for labels in dataset["labels"])
     expanded = int(row_tokens(dataset, "expanded").sum())
     shared = sum(len(build_tree(sequences_of(as_group_row(row))).input_ids) for row in dataset)
