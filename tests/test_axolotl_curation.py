@@ -6,6 +6,8 @@ import pytest
 from helpers import messy
 from helpers.axolotl_recipe import write_rows
 
+from mrt_plugin.layout.group_row import prompt_length
+
 pytest.importorskip("axolotl")
 pytestmark = pytest.mark.axolotl
 
@@ -83,7 +85,7 @@ def test_held_out_prompts_are_taken_first_and_by_cluster(prepare, tmp_path, chat
     assert all(len(row["segment_lengths"]) == 2 for row in held_out), "not curated"
     sides = []
     for side in (train, held_out):
-        prompts = [chat_tokenizer.decode(row["input_ids"][: row["prefix_length"]]) for row in side]
+        prompts = [chat_tokenizer.decode(row["input_ids"][: prompt_length(row)]) for row in side]
         sides.append({prompt.split("user\n")[1].split("<|im_end|>")[0].replace(" Thanks.", "") for prompt in prompts})
     assert not sides[0] & sides[1]
     assert len(held_out) % 2 == 0

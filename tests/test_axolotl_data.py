@@ -4,6 +4,7 @@ import pytest
 from helpers.axolotl_recipe import PLUGIN, groups, write_rows
 
 from mrt_plugin.groups.overlap import overlap_problem
+from mrt_plugin.layout.group_row import sequences_of
 
 pytest.importorskip("axolotl")
 pytestmark = pytest.mark.axolotl
@@ -23,14 +24,9 @@ def texts(dataset, tokenizer):
     """Of every row: its prompt, and what is trained of each response."""
     found = []
     for row in dataset:
-        start, pieces = row["prefix_length"], []
-        for length in row["segment_lengths"]:
-            run = slice(start, start + length)
-            pieces.append(tokenizer.decode([t for t in row["labels"][run] if t != -100]))
-            first = row["input_ids"][: row["prefix_length"]] + row["input_ids"][run]
-            labels = [-100] * row["prefix_length"] + row["labels"][run]
-            prompt = tokenizer.decode([t for t, label in zip(first, labels, strict=True) if label == -100])
-            start += length
+        sequences = sequences_of(row)
+        pieces = [tokenizer.decode(sequence.input_ids[sequence.trained]) for sequence in sequences]
+        prompt = tokenizer.decode(sequences[-1].input_ids[~sequences[-1].trained])
         found.append((prompt.split("user\n")[1].split("<|im_end|>")[0], pieces))
     return found
 
@@ -132,8 +128,8 @@ def test_packed_rows_fit_and_have_their_lengths(prepare, layout):
     expanded = layout == "expanded"
     assert max(meta.train_dataset["length"]) <= 160
     for row in meta.train_dataset:
-        assert row["length"] == len(row["input_ids"]) == row["prefix_length"] + sum(row["segment_lengths"])
-        assert (row["prefix_length"] == 0) == expanded
+        assert row["length"] == len(row["input_ids"]) == sum(row["segment_lengths"])
+        assert (sum(row["shared_lengths"]) == 0) == (expanded or len(row["segment_lengths"]) == 1)
     assert sum(len(lengths) for lengths in meta.train_dataset["segment_lengths"]) == 100, "20 groups of 5"
 
 

@@ -6,6 +6,7 @@ import pytest
 from helpers.axolotl_recipe import groups, write_rows
 from helpers.axolotl_runs import pieces
 
+from mrt_plugin.layout.group_row import count_responses
 from mrt_plugin.trainer.redraw import DRAW, EpochDraws
 
 pytest.importorskip("axolotl")
@@ -49,8 +50,9 @@ def test_rows_have_room_for_every_draw(load, tmp_path, packed, layout):
         drawn = [redraw(row) for row in data]
         for row, part in zip(data, drawn, strict=True):
             assert len(part["input_ids"]) <= len(row["input_ids"]) <= 112
-            assert (part["prefix_length"] == 0) == (layout == "expanded" and packed)
-        assert sum(len(part["segment_lengths"]) for part in drawn) == 12 * 2 + 4 * 3
+            alone = (layout == "expanded" and packed) or count_responses(part) == 1
+            assert (sum(part["shared_lengths"]) == 0) == alone
+        assert sum(map(count_responses, drawn)) == 12 * 2 + 4 * 3
     assert {row[DRAW]["k"] for row in data} == {2, 3}
     assert {len(row[DRAW]["pool"]["segment_lengths"]) for row in data} == {4, 5}
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers import tiny
+from helpers.trees import visible_by_definition
 from typer.testing import CliRunner
 
 from mrt_plugin.bench.model import BenchModel, ModelChoice, load_model
@@ -78,15 +79,14 @@ def test_mixed_lengths_have_the_mean_of_the_shape_and_differ():
 
 
 def test_the_token_ratio_is_that_of_each_steps_beginnings():
-    """Against sets of beginnings: a token counts once with the token that follows it."""
     for shape in (SHAPE, Shape(6, 3, 2, system=40), TurnShape(4, 5, 6, 3)):
         groups = draw_groups(shape, 6, 20, mixed=True)
-        pairs = [[tuple(pair.input_ids) for pair in group] for group in groups]
+        pairs = [[pair.input_ids for pair in group] for group in groups]
         expanded = shared = 0
         for step in (pairs[:3], pairs[3:]):
             step = [ids for group in step for ids in group]
             expanded += sum(map(len, step))
-            shared += len({(*ids, -1)[: place + 2] for ids in step for place in range(len(ids))})
+            shared += len(visible_by_definition(step)[0])
         assert token_ratio(groups, 3) == expanded / shared, shape
 
 

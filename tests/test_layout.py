@@ -1,6 +1,7 @@
 """Group rows and the collator: the same pairs in both layouts, and units that survive splitting and packing."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,10 +16,16 @@ from mrt_plugin.layout.group_row import (
     best_fit_decreasing,
     build_group_row,
     expand,
-    shared_length,
+    prompt_length,
+    responses_of,
+    sequence_lengths,
+    sequences_of,
     split_group,
+    take_responses,
+    unshare,
 )
 from mrt_plugin.layout.rows import Rows
+from mrt_plugin.layout.tree import build_tree
 
 TOKENIZER = tiny.tokenizer()
 
@@ -89,8 +96,8 @@ def test_the_formulas_of_each_aggregation(aggregation, coefficients, units):
 def test_the_shared_prefix_stops_at_the_first_trained_token():
     """Responses that begin alike do not lengthen the prompt, and the last prompt token is repeated."""
     pairs = [Pair([1, 2, 9, 4], [False, False, True, True]), Pair([1, 2, 9, 5], [False, False, True, True])]
-    assert shared_length(pairs) == 2
     row = build_group_row(pairs)
+    assert (row["shared_lengths"], row["segment_lengths"], prompt_length(row)) == ([0, 1], [4, 3], 1)
     assert row["input_ids"] == [1, 2, 9, 4, 2, 9, 5]
     assert row["labels"] == [IGNORE, IGNORE, 9, 4, IGNORE, 9, 5]
 
@@ -98,7 +105,7 @@ def test_the_shared_prefix_stops_at_the_first_trained_token():
 def test_a_prompt_that_differs_is_shared_as_far_as_it_goes():
     """A merge across the prompt's end, or a template that looks ahead, gives pairs that part before the response."""
     pairs = [Pair([1, 2, 3, 9], [False, False, False, True]), Pair([1, 2, 4, 9], [False, False, False, True])]
-    assert shared_length(pairs) == 2
+    assert build_group_row(pairs)["shared_lengths"] == [0, 1]
     assert [pair["input_ids"] for pair in expand(build_group_row(pairs))] == [[1, 2, 3, 9], [1, 2, 4, 9]]
 
 
@@ -123,6 +130,84 @@ def test_a_long_group_is_split_and_keeps_its_units_and_its_prompt():
         split_group(row, 6)
 
 
+@st.composite
+def turns(draw):
+    """A group whose responses have one or several sequences, each with its own context and last turn trained."""
+    prompt = draw(st.lists(st.integers(5, 30), min_size=1, max_size=8))
+    runs = st.lists(st.integers(5, 7), min_size=1, max_size=5)
+    responses = []
+    for _ in range(draw(st.integers(1, 5))):
+        sequences, context = [], prompt
+        for _ in range(draw(st.integers(1, 3))):
+            said, kept, asked = draw(runs), draw(runs), draw(runs)
+            sequences.append(Pair(context + said, [False] * len(context) + [True] * len(said)))
+            context = context + (said if draw(st.booleans()) else kept) + asked
+        responses.append(sequences)
+    return responses
+
+
+def pairs_in(row) -> list[list[tuple]]:
+    """The sequences of each response with what they train, by their values."""
+    return [
+        [(item.input_ids.tolist(), item.trained.tolist(), item.loss_weights.tolist(), item.units) for item in own]
+        for own in responses_of(row)
+    ]
+
+
+@settings(deadline=None, max_examples=100)
+@given(turns(), st.data())
+def test_what_a_row_stores_is_what_went_in(responses, data):
+    weights = [data.draw(st.sampled_from([0.5, 1.0, 3.0])) for _ in responses]
+    row = build_group_row(responses, "response", weights)
+    whole = pairs_in(row)
+    ids = [[(list(pair.input_ids), list(pair.trained)) for pair in own] for own in responses]
+    assert [[item[:2] for item in own] for own in whole] == ids
+    for own, weight in zip(whole, weights, strict=True):
+        assert sum(item[3] for item in own) == pytest.approx(weight)
+        assert sum(sum(item[2]) for item in own) == pytest.approx(weight), "one vote over all its sequences"
+    assert pairs_in(unshare(row)) == whole
+    assert unshare(row)["segment_lengths"] == sequence_lengths(row)
+    assert [pairs_in(single)[0] for single in expand(row)] == [[item] for own in whole for item in own]
+    chosen = data.draw(st.lists(st.sampled_from(range(len(responses))), unique=True, min_size=1))
+    assert pairs_in(take_responses(row, chosen)) == [whole[index] for index in chosen]
+
+
+@settings(deadline=None, max_examples=100)
+@given(turns(), st.sampled_from([0, 3, 10]))
+def test_a_row_is_as_long_as_its_tree_but_for_shared_trained_tokens(responses, room):
+    row = build_group_row(responses)
+    tree = build_tree(sequences_of(row))
+    trained = sum(sequence.trained.sum() for sequence in sequences_of(row))
+    merged = trained - (tree.shift_labels != IGNORE).sum()  # labels that several sequences have in common
+    assert len(tree.input_ids) <= len(row["input_ids"])
+    if not merged and all(len(own) == 1 for own in responses):
+        assert len(tree.input_ids) == len(row["input_ids"])
+    # Split, each part has the length asked for, and together they train what the row trains.
+    row_length = max(sequence_lengths(row)) + room
+    parts = split_group(row, row_length)
+    assert all(len(part["input_ids"]) <= row_length for part in parts)
+    found = sorted(pair for part in parts for own in pairs_in(part) for pair in own)
+    assert found == sorted(pair for own in pairs_in(row) for pair in own)
+    for part in parts:
+        numbers = part["segment_responses"]
+        assert numbers[0] == 0
+        assert all(after - before in (0, 1) for before, after in pairwise(numbers))
+
+
+def test_a_response_is_split_only_if_it_fits_no_row():
+    def response(first, *lengths):
+        sequences = [[1, 2, 3, first + place, *range(100, 99 + n)] for place, n in enumerate(lengths)]
+        return [Pair(ids, [False] * 3 + [True] * (len(ids) - 3)) for ids in sequences]
+
+    row = build_group_row([response(10, 4, 4), response(30, 5), response(50, 3, 3, 3)])
+    # Without the two shared tokens of the prompt, the responses have 10, 6 and 12.
+    parts = split_group(row, 2 + 12)
+    assert [part["segment_responses"] for part in parts] == [[0, 0, 0], [0, 0], [0]]
+    parts = split_group(row, 2 + 9)
+    found = sorted((part["segment_lengths"], part["segment_responses"]) for part in parts)
+    assert found == [([6, 4], [0, 0]), ([7], [0]), ([7, 4], [0, 1]), ([8], [0])]
+
+
 @given(st.lists(st.integers(1, 20), max_size=30), st.integers(20, 40))
 def test_bins_hold_every_item_once_and_never_overflow(lengths, room):
     bins = best_fit_decreasing(lengths, room)
@@ -136,6 +221,9 @@ def test_the_collator_takes_the_lists_of_axolotls_sampler():
     assert collator([rows[:2], rows[2:]])["units"].sum() == 3
     with pytest.raises(ValueError, match="prepared group"):
         collator([{"input_ids": [1, 2]}])
+    old = {name: value for name, value in rows[0].items() if name not in ("shared_lengths", "segment_responses")}
+    with pytest.raises(ValueError, match=r"earlier version.*Prepare the groups again"):
+        collator([{**old, "prefix_length": 1}])
 
 
 def test_padding_to_a_multiple():

@@ -17,9 +17,9 @@ from mrt_plugin import GroupedResponseCollator
 from mrt_plugin.attention import ExpandedBackend, NotShareable
 from mrt_plugin.attention.fork import recomputes
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.layout.group_row import build_group_row
+from mrt_plugin.layout.group_row import build_group_row, sequence_lengths, sequences_of
 from mrt_plugin.layout.rows import Rows
-from mrt_plugin.layout.tree import build_tree, sequences_of
+from mrt_plugin.layout.tree import build_tree
 from mrt_plugin.loss.token_nll import TokenNLL
 from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.trainer.layout_choice import RunSetup, _row_to_prove, choose_layout, draw_batches, sharing_of
@@ -161,16 +161,12 @@ def test_a_model_that_reads_padding_shares_with_the_attention_that_does_not(rows
 
 
 def test_the_row_of_the_proof_is_packed_and_holds_the_longest_pair(rows):
-    lengths = [
-        [prefix + length for length in segments]
-        for prefix, segments in zip(rows["prefix_length"], rows["segment_lengths"], strict=True)
-    ]
-    longest = max(map(max, lengths))
+    longest = max(max(sequence_lengths(row)) for row in rows)
     row = _row_to_prove(rows, MultiResponseOptions(row_length=1000))
     assert len(row) == len(rows), "all four fit"
-    assert row[0]["prefix_length"] + max(row[0]["segment_lengths"]) == longest
+    assert max(sequence_lengths(row[0])) == longest
     narrow = _row_to_prove(rows, MultiResponseOptions(row_length=longest))
-    assert max(row[0]["segment_lengths"]) in narrow[0]["segment_lengths"], "the part with the longest pair"
+    assert max(sequence_lengths(narrow[0])) == longest, "the part with the longest pair"
     assert sum(len(group["input_ids"]) for group in narrow) <= longest
     for alone in ({"row_length": 1000, "row_packing": False}, {}):
         assert len(_row_to_prove(rows, MultiResponseOptions(**alone))) == 1

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from mrt_plugin.attention.masks import visible
 from mrt_plugin.attention.plan import find_runs, pieces
+from mrt_plugin.layout.group_row import TokenSequence, sequence_lengths, sequences_of
 from mrt_plugin.layout.packing import pack
 from mrt_plugin.layout.rows import build_rows, stack
-from mrt_plugin.layout.tree import TokenSequence, build_tree, sequences_of
+from mrt_plugin.layout.tree import build_tree
 
 
 def sequence(ids, trained=None, weight=1.0) -> TokenSequence:
@@ -99,9 +100,14 @@ def test_a_common_beginning_goes_into_one_row():
 
 
 def test_a_sequence_that_is_the_beginning_of_another():
+    """Its last token has no next token of its own, so one continuation goes on from it."""
     tree = build_tree([sequence([5, 6, 7]), sequence([5, 6, 7, 8])])
-    assert tree.input_ids.tolist() in ([5, 6, 7, 7, 8], [5, 6, 7, 8, 7])
-    assert tree.trained_counts.sum() == 5
+    assert tree.input_ids.tolist() == [5, 6, 7, 8]
+    assert tree.shift_labels.tolist() == [6, 7, 8, -100]
+    assert tree.trained_counts.tolist() == [2, 2, 1, 0]
+    tree = build_tree([sequence([5, 6, 7, 9]), sequence([5, 6, 7]), sequence([5, 6, 7, 8])])
+    assert tree.input_ids.tolist() == [5, 6, 7, 8, 7, 9]
+    assert [path.tolist() for path in tree.paths] == [[0, 1, 4, 5], [0, 1, 2], [0, 1, 2, 3]]
 
 
 def test_equal_sequences_are_one_with_the_sum_of_their_weights():
@@ -117,19 +123,28 @@ def test_a_pair_that_does_not_fit_names_the_option():
 
 
 def test_a_very_deep_tree_takes_a_plan_of_linear_size():
-    """Each sequence continues the one before by three tokens: 1,000 levels, and no recursion."""
+    """Each sequence leaves the longest one three tokens later: 1,000 levels, and no recursion."""
     ids = list(range(3, 3003))
-    sequences = [sequence(ids[: 3 * level]) for level in range(1, 1001)]
+    sequences = [sequence([*ids[: 3 * level], 5000]) for level in range(1, 1000)] + [sequence(ids)]
     assert [len(row) for row in pack(sequences, 10_000)] == [1000]
-    assert len(pack(sequences, 3_500)) == 2
+    assert len(pack(sequences, 3_500)) == 3
     rows = stack([build_tree(sequences)], 0)
-    assert rows.input_ids.shape[1] == 3000 + 999
+    assert rows.input_ids.shape[1] == 3000 + 2 * 999
     assert len(pieces(find_runs(rows))) == 1000 + 999 + 999  # runs, leaves, and what each inner run's descendants read
     assert len(pieces(find_runs(rows), window=30)) < 30 * 2000
 
 
+def test_sequences_that_each_continue_the_one_before_are_one_run():
+    ids = list(range(3, 3003))
+    sequences = [sequence(ids[: 3 * level]) for level in range(1, 1001)]
+    assert pack(sequences, 3000) == [list(range(1000))]
+    rows = stack([build_tree(sequences)], 0)
+    assert rows.input_ids.tolist() == [ids]
+    assert rows.trained_counts.sum() == sum(3 * level - 1 for level in range(1, 1001))
+    assert len(find_runs(rows)) == 1
+
+
 def test_sequences_of_a_group_are_its_pairs():
     for row in random_forest(3):
-        lengths = [row["prefix_length"] + own for own in row["segment_lengths"]]
-        assert [len(item.input_ids) for item in sequences_of(row)] == lengths
+        assert [len(item.input_ids) for item in sequences_of(row)] == sequence_lengths(row)
         assert [item.units for item in sequences_of(row)] == row["segment_units"]

@@ -9,12 +9,12 @@ from helpers import tiny
 
 from mrt_plugin import MultiResponseSFTConfig, MultiResponseSFTTrainer, load_groups, select
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.layout.group_row import build_group_row, expand, take_segments
+from mrt_plugin.layout.group_row import build_group_row, count_responses, expand, sequence_lengths, take_responses
 from mrt_plugin.options import MultiResponseOptions, check_options
 from mrt_plugin.scoring import softmax_weights
 from mrt_plugin.trainer.prepare import prepare_groups
 from mrt_plugin.trainer.processes import with_fillers
-from mrt_plugin.trainer.redraw import DRAW, EpochDraws, draw_group, draw_segments, rows_to_draw
+from mrt_plugin.trainer.redraw import DRAW, EpochDraws, draw_group, draw_responses, rows_to_draw
 
 WORDS = ["apple", "pear", "plum", "cherry", "small brown dog", "calm sea tonight", "bright moon over the water"]
 
@@ -42,23 +42,23 @@ def pairs_of(count: int) -> list[Pair]:
 class TestDraw:
     def test_every_response_has_the_same_chance(self) -> None:
         row = build_group_row(pairs_of(6))
-        drawn = Counter(index for epoch in range(3000) for index in draw_segments(row, 2, seed=1, epoch=epoch))
+        drawn = Counter(index for epoch in range(3000) for index in draw_responses(row, 2, seed=1, epoch=epoch))
         assert set(drawn) == set(range(6))
         assert all(900 < count < 1100 for count in drawn.values())
 
     def test_it_depends_on_nothing_else(self) -> None:
         row = build_group_row(pairs_of(6))
-        shuffled = take_segments(row, [3, 5, 0, 1, 4, 2])
+        shuffled = take_responses(row, [3, 5, 0, 1, 4, 2])
         for epoch in range(20):
             ours = draw_group(row, 3, seed=7, epoch=epoch, aggregation="token")
             theirs = draw_group(shuffled, 3, seed=7, epoch=epoch, aggregation="token")
-            assert sorted(ours["segment_lengths"]) == sorted(theirs["segment_lengths"])
-        assert draw_segments(row, 3, seed=7, epoch=0) != draw_segments(row, 3, seed=8, epoch=0)
-        assert draw_segments(row, 6, seed=7, epoch=0) == list(range(6))
+            assert sorted(sequence_lengths(ours)) == sorted(sequence_lengths(theirs))
+        assert draw_responses(row, 3, seed=7, epoch=0) != draw_responses(row, 3, seed=8, epoch=0)
+        assert draw_responses(row, 6, seed=7, epoch=0) == list(range(6))
 
     def test_repeated_responses_are_told_apart(self) -> None:
         row = build_group_row([Pair([1, 2, 3], [False, False, True])] * 5)
-        assert len(draw_segments(row, 2, seed=0, epoch=0)) == 2
+        assert len(draw_responses(row, 2, seed=0, epoch=0)) == 2
 
     @pytest.mark.parametrize("aggregation", ["token", "prompt", "response"])
     def test_the_loss_is_that_of_the_group_drawn(self, aggregation: str) -> None:
@@ -66,7 +66,7 @@ class TestDraw:
         means = (sum(pair.trained_length for pair in pairs) / 5, sum(weights) / 5)
         whole = build_group_row(pairs, aggregation, weights, *means)  # type: ignore[arg-type]
         for epoch in range(5):
-            chosen = draw_segments(whole, 2, seed=0, epoch=epoch)
+            chosen = draw_responses(whole, 2, seed=0, epoch=epoch)
             drawn = draw_group(whole, 2, seed=0, epoch=epoch, aggregation=aggregation)  # type: ignore[arg-type]
             alone = build_group_row([pairs[j] for j in chosen], aggregation, [weights[j] for j in chosen], *means)  # type: ignore[arg-type]
             # Which of the prompt's tokens are shared may differ; what is trained, and what it weighs, may not.
@@ -83,17 +83,17 @@ class TestDraw:
         for epoch in range(30):
             redraw.epoch.fill_(epoch)
             parts = [redraw({**row, DRAW: draw}) for row, draw in rows]
-            assert sum(len(part["segment_lengths"]) for part in parts) == 3
+            assert sum(map(count_responses, parts)) == 3
             assert sum(sum(part["segment_units"]) for part in parts) == pytest.approx(1)
             drawn = draw_group(pool, 3, seed=5, epoch=epoch, aggregation="prompt")
             labels = [label for part in parts for label in part["labels"] if label != -100]
             assert labels == [label for label in drawn["labels"] if label != -100]
             for part, (row, _) in zip(parts, rows, strict=True):
                 assert len(part["input_ids"]) <= len(row["input_ids"]) <= (row_length or 100)
-                assert (part["prefix_length"] == 0) == expanded
+                assert (sum(part["shared_lengths"]) == 0) == (expanded or len(part["segment_lengths"]) == 1)
 
     def test_a_pair_that_fits_no_row(self) -> None:
-        with pytest.raises(ValueError, match="A pair of 10 tokens does not fit row_length=9"):
+        with pytest.raises(ValueError, match="A response of 10 tokens with its prompt does not fit row_length=9"):
             rows_to_draw(build_group_row(pairs_of(6)), 3, seed=0, row_length=9)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mrt_plugin.attention.backend import Backend, Compute, ExpandedBackend, OneByOneBackend
 from mrt_plugin.attention.family import set_text_attention, text_attention
-from mrt_plugin.layout.group_row import GroupRow, expand
+from mrt_plugin.layout.group_row import GroupRow, expand, sequences_of
 from mrt_plugin.layout.rows import Rows, stack
-from mrt_plugin.layout.tree import build_tree, sequences_of
+from mrt_plugin.layout.tree import build_tree
 
 logger = logging.getLogger(__name__)
 

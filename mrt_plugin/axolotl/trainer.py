@@ -170,7 +170,7 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
         super().__init__(*args, **kwargs)
         datasets: Any = (self.train_dataset, self.eval_dataset)
         for dataset in datasets:
-            if dataset is None or (is_prepared(dataset) and not dataset.data.column("prefix_length").null_count):
+            if dataset is None or (is_prepared(dataset) and not dataset.data.column("shared_lengths").null_count):
                 continue
             raise ValueError(
                 "A dataset of the recipe is tokenized already (column input_ids), so Axolotl did not hand it to the "

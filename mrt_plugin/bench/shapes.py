@@ -7,8 +7,8 @@ import numpy as np
 
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.groups.keys import digest
-from mrt_plugin.layout.group_row import build_group_row
-from mrt_plugin.layout.tree import build_tree, sequences_of
+from mrt_plugin.layout.group_row import build_group_row, sequences_of
+from mrt_plugin.layout.tree import build_tree
 
 SPREAD = 0.5
 """Standard deviation of the logarithm of mixed lengths: nine in ten are within a factor of 2.3 of the median."""

@@ -140,7 +140,7 @@ def count(dataset: Dataset, options: LayoutOptions, draw: Callable[[Dataset], li
     returns. Raise ValueError for rows that are not groups."""
     if not is_prepared(dataset):
         raise ValueError("its rows are no groups: give a dataset `type: mrt_plugin.axolotl.<selector>`.")
-    pairs = sum(map(len, dataset["segment_lengths"]))
+    pairs = sum(numbers[-1] + 1 for numbers in dataset["segment_responses"])
     trained = sum(sum(label != -100 for label in labels) for labels in dataset["labels"])
     expanded = int(row_tokens(dataset, "expanded").sum())
     batches = draw(dataset)

@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mrt_plugin.layout.group_row import GroupRow, as_group_row
+from mrt_plugin.layout.group_row import GroupRow, as_group_row, count_responses, sequence_lengths, sequences_of
 from mrt_plugin.layout.packing import fill_rows
 from mrt_plugin.layout.rows import Rows, stack
-from mrt_plugin.layout.tree import Tree, build_tree, sequences_of
+from mrt_plugin.layout.tree import Tree, build_tree
 
 
 @dataclass
@@ -73,11 +73,9 @@ class GroupedResponseCollator:
 
     def _stats(self, groups: list[GroupRow], rows: Rows) -> dict[str, int]:
         """Count the batch's contents for the logs. Filler groups, which train nothing, only count as tokens."""
-        pairs = [len(group["segment_lengths"]) for group in groups if any(group["segment_units"])]
+        pairs = [count_responses(group) for group in groups if any(group["segment_units"])]
         tokens = int(rows.attention_mask.sum())
-        expanded = sum(
-            len(group["segment_lengths"]) * group["prefix_length"] + sum(group["segment_lengths"]) for group in groups
-        )
+        expanded = sum(sum(sequence_lengths(group)) for group in groups)
         counts = {"groups": len(pairs), "pairs": sum(pairs), "tokens": tokens, "slots": rows.input_ids.numel()}
         return {**counts, "saved_tokens": expanded - tokens}
 

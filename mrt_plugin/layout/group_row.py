@@ -1,8 +1,11 @@
-"""The tokens of one group: the prompt once, then one segment per response, with each token's weight in the loss."""
+"""The tokens of one group: the sequences of its responses, each without what it takes from the sequence before it."""
 
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, TypedDict, cast
+
+import numpy as np
 
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.options import LossAggregation
@@ -11,12 +14,27 @@ IGNORE = -100
 """The label of a token that is not trained."""
 
 
-class GroupRow(TypedDict):
-    """One group, or a part of one, in shared-prefix form: a row of a prepared dataset.
+@dataclass(frozen=True)
+class TokenSequence:
+    """One sequence of L tokens: a prompt with a response, or with the turns of one up to a trained turn."""
 
-    The tokens are the first P-1 of the shared prompt's P tokens, then one segment per response. A segment starts with
-    the last prompt token p_P, so that ordinary next-token labels work inside it. Where nothing is shared,
-    `prefix_length` is 0 and every segment is a complete pair.
+    input_ids: np.ndarray
+    """[L] int64."""
+    trained: np.ndarray
+    """[L] bool: whether the token is predicted in training, from the token before it. False for the first."""
+    loss_weights: np.ndarray
+    """[L] float64: the coefficient c of each token in the loss."""
+    units: float = 0.0
+    """The sequence's share of the units (`docs/loss.md`)."""
+
+
+class GroupRow(TypedDict):
+    """One group, or a part of one: a row of a prepared dataset.
+
+    A response has one sequence or, if its turns are trained in different contexts, several. Each of the S sequences
+    takes tokens from the beginning of the one before it in the row, and stores its other tokens. With one sequence per
+    response, these are the P tokens of the shared prompt with the first response, then p_P and the response for each
+    further one. The last prompt token p_P is stored again because it predicts the first trained token.
     """
 
     input_ids: list[int]
@@ -25,30 +43,18 @@ class GroupRow(TypedDict):
     """T labels: the token's own id where it is trained, else -100. Each is predicted from the token before it."""
     loss_weights: list[float]
     """T coefficients c of the labels in the loss; 0 where the token is not trained."""
-    prefix_length: int
-    """P-1, the number of tokens before the first segment."""
+    shared_lengths: list[int]
+    """S numbers of tokens that a sequence takes from the one before it, which it does not train; 0 for the first."""
     segment_lengths: list[int]
-    """Tokens of each segment; they sum to T - prefix_length."""
+    """S numbers of tokens that a sequence stores; they sum to T."""
     segment_units: list[float]
-    """Each response's share of the units. The step's loss is divided by the sum of the units."""
-
-
-def shared_length(pairs: Sequence[Pair]) -> int:
-    """Return P, the length of the pairs' longest common token prefix. It ends before the first trained token of any.
-
-    Example:
-
-    >>> shared_length([Pair([5, 6, 7], [False, False, True]), Pair([5, 6, 8, 9], [False, False, True, True])])
-    2
-    """
-    untrained = [list(pair.input_ids)[: [*pair.trained, True].index(True)] for pair in pairs]
-    least, most = min(untrained), max(untrained)  # in dictionary order, so what these two share, all share
-    differing = (place for place, (one, other) in enumerate(zip(least, most, strict=False)) if one != other)
-    return next(differing, len(least))
+    """S shares of the units. The step's loss is divided by the sum of the units."""
+    segment_responses: list[int]
+    """S numbers of the response that a sequence belongs to, ascending from 0."""
 
 
 def build_group_row(
-    pairs: Sequence[Pair],
+    responses: Sequence[Pair | Sequence[Pair]],
     aggregation: LossAggregation = "token",
     weights: Sequence[float] | None = None,
     pool_mean_length: float | None = None,
@@ -56,116 +62,195 @@ def build_group_row(
 ) -> GroupRow:
     """Lay out one group and set the coefficients c and the units of its loss (`docs/loss.md`).
 
-    w_j is the weight of response j and L_j its number of trained tokens. M and W are the mean trained length and the
-    mean weight of the prompt's complete pool:
+    w_j is the weight of response j and L_j its number of trained tokens, over all its sequences. M and W are the mean
+    trained length and the mean weight of the prompt's complete pool:
 
     * `token`: c = w_j, units w_j·L_j;
     * `prompt`: c = w_j / (M·K·W), units 1 / K;
     * `response`: c = w_j / L_j, units w_j.
 
     Args:
-        pairs: the K encoded pairs of the group, each with at least one trained token.
+        responses: for each of the K responses its encoded sequences (a single one may stand alone), each with at least
+            one trained token.
         aggregation: what has one vote in the mean: each `token`, `prompt` or `response`.
         weights: K weights, at least 0 and not all 0; 1 each by default.
-        pool_mean_length: M in tokens; by default the mean over `pairs`.
-        pool_mean_weight: W; by default the mean over `pairs`.
+        pool_mean_length: M in tokens; by default the mean over `responses`.
+        pool_mean_weight: W; by default the mean over `responses`.
 
     Example:
 
     >>> row = build_group_row([Pair([5, 6, 7], [False, False, True]), Pair([5, 6, 8], [False, False, True])])
-    >>> row["input_ids"], row["prefix_length"], row["segment_lengths"]
-    ([5, 6, 7, 6, 8], 1, [2, 2])
+    >>> row["input_ids"], row["shared_lengths"], row["segment_lengths"]
+    ([5, 6, 7, 6, 8], [0, 1], [3, 2])
     """
-    # The first token of a pair cannot be trained: no token before it predicts it.
-    pairs = [Pair(pair.input_ids, [False, *pair.trained[1:]]) for pair in pairs]
-    lengths = [pair.trained_length for pair in pairs]
-    if min(lengths) == 0:
+    encoded = [[item] if isinstance(item, Pair) else list(item) for item in responses]
+    # The first token of a sequence cannot be trained: no token before it predicts it.
+    counts = [[pair.trained_length - bool(pair.trained[0]) for pair in pairs] for pairs in encoded]
+    if min(min(own, default=0) for own in counts) == 0:
         raise ValueError("A response without trained tokens cannot be laid out: drop it before.")
-    weights = [1.0] * len(pairs) if weights is None else list(weights)
+    lengths = [sum(own) for own in counts]
+    weights = [1.0] * len(encoded) if weights is None else list(weights)
     total = sum(weights)
-    if len(weights) != len(pairs) or min(weights) < 0 or total <= 0:
-        raise ValueError(f"weights={weights} must be {len(pairs)} numbers, at least 0 and not all 0.")
+    if len(weights) != len(encoded) or min(weights) < 0 or total <= 0:
+        raise ValueError(f"weights={weights} must be {len(encoded)} numbers, at least 0 and not all 0.")
 
     if aggregation == "token":
         coefficients = weights
         units = [weight * length for weight, length in zip(weights, lengths, strict=True)]
     elif aggregation == "prompt":
         mean_length = sum(lengths) / len(lengths) if pool_mean_length is None else pool_mean_length
-        mean_weight = total / len(pairs) if pool_mean_weight is None else pool_mean_weight
-        coefficients = [weight / (mean_length * len(pairs) * mean_weight) for weight in weights]
-        units = [1 / len(pairs)] * len(pairs)
+        mean_weight = total / len(encoded) if pool_mean_weight is None else pool_mean_weight
+        coefficients = [weight / (mean_length * len(encoded) * mean_weight) for weight in weights]
+        units = [1 / len(encoded)] * len(encoded)
     elif aggregation == "response":
         coefficients = [weight / length for weight, length in zip(weights, lengths, strict=True)]
         units = weights
     else:
         raise ValueError(f"loss_aggregation={aggregation!r} is unknown: choose one of token, prompt, response.")
 
-    start = max(shared_length(pairs) - 1, 0)
-    row = GroupRow(
-        input_ids=list(pairs[0].input_ids[:start]),
-        labels=[IGNORE] * start,
-        loss_weights=[0.0] * start,
-        prefix_length=start,
-        segment_lengths=[len(pair.input_ids) - start for pair in pairs],
-        segment_units=units,
+    return encode_sequences(
+        [
+            [_sequence(pair, coefficient, share * count / length) for pair, count in zip(pairs, own, strict=True)]
+            for pairs, own, length, coefficient, share in zip(
+                encoded, counts, lengths, coefficients, units, strict=True
+            )
+        ]
     )
-    for pair, coefficient in zip(pairs, coefficients, strict=True):
-        for token, trained in zip(pair.input_ids[start:], pair.trained[start:], strict=True):
-            row["input_ids"].append(token)
-            row["labels"].append(token if trained else IGNORE)
-            row["loss_weights"].append(coefficient if trained else 0.0)
+
+
+def _sequence(pair: Pair, coefficient: float, units: float) -> TokenSequence:
+    trained = np.array(pair.trained, dtype=bool)
+    trained[0] = False
+    return TokenSequence(np.array(pair.input_ids, dtype=np.int64), trained, coefficient * trained, units)
+
+
+def encode_sequences(responses: Sequence[Sequence[TokenSequence]], *, share: bool = True) -> GroupRow:
+    """Store the sequences of each response as a row. Without `share`, each sequence is stored whole."""
+    row = GroupRow(
+        input_ids=[],
+        labels=[],
+        loss_weights=[],
+        shared_lengths=[],
+        segment_lengths=[],
+        segment_units=[],
+        segment_responses=[],
+    )
+    before: TokenSequence | None = None
+    for number, sequences in enumerate(responses):
+        for sequence in sequences:
+            shared = 0
+            if share and before is not None:
+                # The token before the first trained one stays, as it predicts that one.
+                shared = min(shared_tokens(before.input_ids, sequence.input_ids), int(sequence.trained.argmax()) - 1)
+                shared = max(shared, 0)
+            own = sequence.input_ids[shared:]
+            row["input_ids"] += own.tolist()
+            row["labels"] += np.where(sequence.trained[shared:], own, IGNORE).tolist()
+            row["loss_weights"] += sequence.loss_weights[shared:].tolist()
+            row["shared_lengths"].append(shared)
+            row["segment_lengths"].append(len(own))
+            row["segment_units"].append(sequence.units)
+            row["segment_responses"].append(number)
+            before = sequence
     return row
 
 
-def segment_runs(row: GroupRow) -> list[slice]:
-    """Return where each segment lies in the columns of tokens."""
-    edges = list(accumulate(row["segment_lengths"], initial=row["prefix_length"]))
-    return [slice(start, stop) for start, stop in pairwise(edges)]
+def shared_tokens(one: np.ndarray, other: np.ndarray) -> int:
+    """Return the number of tokens that two sequences have in common together with the token after them.
+
+    If one is the beginning of the other, it is shared completely: nothing follows its last token.
+    """
+    least = min(len(one), len(other))
+    differ = one[:least] != other[:least]
+    return max(int(differ.argmax()) - 1, 0) if differ.any() else least
 
 
-def take_segments(row: GroupRow, chosen: Sequence[int]) -> GroupRow:
-    """Return the part of a group with the prompt and the `chosen` segments, and their share of the units."""
-    runs, prefix = segment_runs(row), row["prefix_length"]
-    return _cut(row, [slice(prefix), *(runs[index] for index in chosen)], prefix, chosen)
+def sequences_of(row: GroupRow) -> list[TokenSequence]:
+    """Return the sequences of a row, each complete."""
+    ids, labels = np.asarray(row["input_ids"], dtype=np.int64), np.asarray(row["labels"], dtype=np.int64)
+    weights = np.asarray(row["loss_weights"], dtype=np.float64)
+    found: list[TokenSequence] = []
+    start = 0
+    for shared, own, units in zip(row["shared_lengths"], row["segment_lengths"], row["segment_units"], strict=True):
+        run = slice(start, start + own)
+        start += own
+        tokens, trained, weight = ids[run], labels[run] != IGNORE, weights[run]
+        if shared:
+            tokens = np.concatenate([found[-1].input_ids[:shared], tokens])
+            trained = np.concatenate([np.zeros(shared, dtype=bool), trained])
+            weight = np.concatenate([np.zeros(shared), weight])
+        found.append(TokenSequence(tokens, trained, weight, units))
+    return found
+
+
+def responses_of(row: GroupRow) -> list[list[TokenSequence]]:
+    """Return the sequences of each response of a row."""
+    responses: list[list[TokenSequence]] = [[] for _ in range(count_responses(row))]
+    for sequence, number in zip(sequences_of(row), row["segment_responses"], strict=True):
+        responses[number].append(sequence)
+    return responses
+
+
+def count_responses(row: GroupRow) -> int:
+    """Return the number of responses of a row. One that is split over several rows counts in each."""
+    return row["segment_responses"][-1] + 1
+
+
+def sequence_lengths(row: GroupRow) -> list[int]:
+    """Return the number of tokens of each complete sequence."""
+    return [shared + own for shared, own in zip(row["shared_lengths"], row["segment_lengths"], strict=True)]
+
+
+def prompt_length(row: GroupRow) -> int:
+    """Return the number of tokens that all sequences share, up to the one that predicts the first trained token."""
+    first = next(place for place, label in enumerate(row["labels"]) if label != IGNORE)
+    return min([first - 1, *row["shared_lengths"][1:]])
+
+
+def take_responses(row: GroupRow, chosen: Sequence[int]) -> GroupRow:
+    """Return the `chosen` responses of a row, in that order, with their share of the units."""
+    responses = responses_of(row)
+    return encode_sequences([responses[index] for index in chosen])
 
 
 def expand(row: GroupRow) -> list[GroupRow]:
-    """Return the pairs of a group, each with its own copy of the prompt: rows of one segment and no shared prefix."""
-    prompt = slice(row["prefix_length"])
-    return [_cut(row, [prompt, run], 0, [index]) for index, run in enumerate(segment_runs(row))]
+    """Return each sequence of a row as a row of its own."""
+    return [encode_sequences([[sequence]]) for sequence in sequences_of(row)]
 
 
 def unshare(row: GroupRow) -> GroupRow:
-    """Return the group as one row of complete pairs. Each pair is one segment; there is no shared prefix."""
-    runs = [run for segment in segment_runs(row) for run in (slice(row["prefix_length"]), segment)]
-    return _cut(row, runs, 0, range(len(row["segment_lengths"])))
-
-
-def _cut(row: GroupRow, runs: Sequence[slice], prefix: int, chosen: Sequence[int]) -> GroupRow:
-    """Return a row of the tokens in `runs`: those of the `chosen` segments, with the prompt once or in each."""
-    copied = row["prefix_length"] - prefix
-    return GroupRow(
-        input_ids=[token for run in runs for token in row["input_ids"][run]],
-        labels=[label for run in runs for label in row["labels"][run]],
-        loss_weights=[weight for run in runs for weight in row["loss_weights"][run]],
-        prefix_length=prefix,
-        segment_lengths=[row["segment_lengths"][index] + copied for index in chosen],
-        segment_units=[row["segment_units"][index] for index in chosen],
-    )
+    """Return the row with every sequence stored whole."""
+    return encode_sequences(responses_of(row), share=False)
 
 
 def split_group(row: GroupRow, row_length: int) -> list[GroupRow]:
     """Split a group into rows of at most `row_length` tokens, each with the prompt.
 
-    Best-fit decreasing keeps the number of rows small.
+    A response stays whole if it fits a row, else its sequences are spread over several. Best-fit decreasing keeps the
+    number of rows small.
     """
     if len(row["input_ids"]) <= row_length:
         return [row]
-    room = row_length - row["prefix_length"]
-    if max(row["segment_lengths"]) > room:
-        longest = row["prefix_length"] + max(row["segment_lengths"])
-        raise ValueError(f"A pair of {longest} tokens does not fit row_length={row_length}: raise row_length.")
-    return [take_segments(row, sorted(chosen)) for chosen in best_fit_decreasing(row["segment_lengths"], room)]
+    lengths, shared, owner = sequence_lengths(row), row["shared_lengths"], row["segment_responses"]
+    if max(lengths) > row_length:
+        raise ValueError(f"A pair of {max(lengths)} tokens does not fit row_length={row_length}: raise row_length.")
+    blocks: list[list[int]] = []
+    sizes: list[int] = []  # of each block, as a row of its own
+    for place, length in enumerate(lengths):
+        together = sizes[-1] + length - shared[place] if place and owner[place] == owner[place - 1] else row_length + 1
+        if together <= row_length:
+            blocks[-1].append(place)
+            sizes[-1] = together
+        else:
+            blocks.append([place])
+            sizes.append(length)
+    prompt = min(shared[1:])  # any two sequences have at least these tokens in common
+    sequences, parts = sequences_of(row), []
+    for chosen in best_fit_decreasing([size - prompt for size in sizes], row_length - prompt):
+        places = [place for block in sorted(chosen) for place in blocks[block]]
+        members = groupby(places, key=owner.__getitem__)
+        parts.append(encode_sequences([[sequences[place] for place in own] for _, own in members]))
+    return parts
 
 
 def best_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
@@ -192,6 +277,7 @@ def best_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 def as_group_row(example: dict[str, Any]) -> GroupRow:
     """Return the `GroupRow` in a dataset row, which may have other columns as well."""
+    refuse_old_rows(example)
     missing = [name for name in GroupRow.__annotations__ if name not in example]
     if missing:
         raise ValueError(
@@ -199,3 +285,12 @@ def as_group_row(example: dict[str, Any]) -> GroupRow:
             "Axolotl with a `type: mrt_plugin.axolotl.<selector>` dataset."
         )
     return cast(GroupRow, {name: example[name] for name in GroupRow.__annotations__})
+
+
+def refuse_old_rows(columns: Collection[str]) -> None:
+    """Raise ValueError for rows in the form of earlier versions, which had a column `prefix_length`."""
+    if "prefix_length" in columns and "shared_lengths" not in columns:
+        raise ValueError(
+            "These rows were prepared by an earlier version of mrt-plugin (column prefix_length). Prepare the groups "
+            "again: give the trainer the groups, or call prepare_groups."
+        )

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from itertools import chain
 
-from mrt_plugin.layout.group_row import best_fit_decreasing
-from mrt_plugin.layout.tree import TokenSequence, sort_by_beginning
+from mrt_plugin.layout.group_row import TokenSequence, best_fit_decreasing
+from mrt_plugin.layout.tree import sort_by_beginning
 
 _Part = tuple[int, list[int]]
 """The tokens of a part of the tree, with its path from the root, and its sequences."""

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from mrt_plugin.layout.group_row import IGNORE, GroupRow
-from mrt_plugin.layout.tree import Tree, build_tree, sequences_of
+from mrt_plugin.layout.group_row import IGNORE, GroupRow, sequences_of
+from mrt_plugin.layout.tree import Tree, build_tree
 
 
 @dataclass

@@ -6,9 +6,9 @@ from itertools import chain
 
 import numpy as np
 
-from mrt_plugin.layout.group_row import GroupRow
+from mrt_plugin.layout.group_row import GroupRow, sequences_of, shared_tokens
 from mrt_plugin.layout.packing import fill_rows
-from mrt_plugin.layout.tree import TokenSequence, Tree, build_tree, sequences_of, sort_by_beginning
+from mrt_plugin.layout.tree import Tree, build_tree
 
 LEVELS = ("system", "document", "prompt", "turns", "responses")
 
@@ -80,44 +80,44 @@ def measure_sharing(
     system = _common_length(read(number) for number in numbers) if len(numbers) > 1 else 0
     expanded, saved = 0, np.zeros(len(LEVELS), dtype=np.int64)
     for batch in batches:
-        groups = [sequences_of(read(number)) for number in batch]
+        members = [read(number) for number in batch]
+        groups = [sequences_of(member) for member in members]
         expanded += sum(len(sequence.input_ids) for sequences in groups for sequence in sequences)
         prompts = np.array([min(int(sequence.trained.argmax()) for sequence in sequences) for sequences in groups])
         for row in fill_rows(groups, row_length, packing=packing):
             tree = build_tree([groups[group][place] for group, place in row])
-            saved += _count_levels(tree, row, system=system, prompts=prompts)
+            owners = [(group, members[group]["segment_responses"][place]) for group, place in row]
+            saved += _count_levels(tree, owners, system=system, prompts=prompts)
     return Sharing(len(numbers), expanded, dict(zip(LEVELS, saved.tolist(), strict=True)))
 
 
 def _common_length(groups: Iterable[GroupRow]) -> int:
     """Return the number of tokens that all sequences of all groups share."""
-    first: TokenSequence | None = None
-    least = 0
-    for group in groups:
-        sequences = sequences_of(group)
-        if first is None:
-            first, least = sequences[0], len(sequences[0].input_ids)
-        least = min(least, *sort_by_beginning([first, *sequences])[1][1:])
-        if not least:
-            break
-    return least
+    every = (sequence.input_ids for group in groups for sequence in sequences_of(group))
+    first = next(every)
+    least = shortest = longest = len(first)
+    for tokens in every:
+        least = min(least, shared_tokens(first, tokens))
+        shortest, longest = min(shortest, len(tokens)), max(longest, len(tokens))
+    # After the last token of the shortest sequence, the others need not agree.
+    return least if shortest == longest else min(least, shortest - 1)
 
 
-def _count_levels(tree: Tree, row: Sequence[tuple[int, int]], *, system: int, prompts: np.ndarray) -> np.ndarray:
+def _count_levels(tree: Tree, of: Sequence[tuple[int, int]], *, system: int, prompts: np.ndarray) -> np.ndarray:
     """Return the tokens that a row's tree saves on each level.
 
-    `row` holds the group and the response of each sequence, and `prompts` each group's untrained first tokens.
+    `of` holds the group and the response of each sequence, and `prompts` each group's untrained first tokens.
     """
     size = len(tree.input_ids)
     nodes = np.concatenate(tree.paths)
     lengths = [len(path) for path in tree.paths]
-    owners = np.repeat(np.array(row), lengths, axis=0)  # the group and the response of each token of each sequence
+    owners = np.repeat(np.array(of), lengths, axis=0)  # the group and the response of each token of each sequence
     sequences = np.bincount(nodes, minlength=size)
     groups = _distinct(nodes, owners[:, 0], size)
     responses = _distinct(nodes, owners[:, 0] * (owners[:, 1].max() + 1) + owners[:, 1], size)
     group = np.zeros(size, dtype=np.int64)
     group[nodes] = owners[:, 0]  # of several, any
-    in_row = np.bincount([group for group, _ in set(row)], minlength=len(prompts))
+    in_row = np.bincount([group for group, _ in set(of)], minlength=len(prompts))
     rules = [
         tree.position_ids < system,
         groups > 1,

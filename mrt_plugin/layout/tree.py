@@ -2,25 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import numpy as np
 
-from mrt_plugin.layout.group_row import IGNORE, GroupRow
-
-
-@dataclass(frozen=True)
-class TokenSequence:
-    """One sequence of L tokens: a prompt with a response."""
-
-    input_ids: np.ndarray
-    """[L] int64."""
-    trained: np.ndarray
-    """[L] bool: whether the token is predicted in training, from the token before it. False for the first."""
-    loss_weights: np.ndarray
-    """[L] float64: the coefficient c of each token in the loss."""
-    units: float = 0.0
-    """The sequence's share of the units (`docs/loss.md`)."""
+from mrt_plugin.layout.group_row import IGNORE, TokenSequence, shared_tokens
 
 
 @dataclass(frozen=True)
@@ -31,7 +17,8 @@ class Tree:
     tokens of the run's ancestors: token k is seen by the tokens k to `ends[k] - 1`.
 
     A token that several sequences share has the same next token in all of them, so each token has at most one label.
-    Where sequences part, the last token that they have in common is therefore repeated in each of them.
+    Where sequences part, the last token that they have in common is therefore repeated in each of them. The last token
+    of a sequence that another one continues is not repeated.
     """
 
     input_ids: np.ndarray
@@ -51,24 +38,11 @@ class Tree:
     """For each sequence, in the order given: the index of each of its tokens, [L]."""
 
 
-def sequences_of(row: GroupRow) -> list[TokenSequence]:
-    """Return the sequences of a group, one per segment."""
-    ids, labels = np.asarray(row["input_ids"], dtype=np.int64), np.asarray(row["labels"], dtype=np.int64)
-    weights, prefix = np.asarray(row["loss_weights"], dtype=np.float64), row["prefix_length"]
-    edges = pairwise(accumulate(row["segment_lengths"], initial=prefix))
-    found = []
-    for (start, stop), units in zip(edges, row["segment_units"], strict=True):
-        parts = (np.concatenate([values[:prefix], values[start:stop]]) for values in (ids, labels, weights))
-        tokens, label, weight = parts
-        found.append(TokenSequence(tokens, label != IGNORE, weight, units))
-    return found
-
-
 def sort_by_beginning(sequences: Sequence[TokenSequence]) -> tuple[list[int], list[int]]:
     """Return the sorted order of sequences, and how many tokens each shares with the one before it.
 
-    Two sequences share the tokens that they have in common together with the token after them; equal sequences share
-    everything. In this order a tree has, of each sequence, the tokens that it does not share with the one before.
+    In this order a tree has, of each sequence, the tokens that it does not share with the one before
+    (`mrt_plugin.layout.group_row.shared_tokens`).
 
     Example:
 
@@ -79,16 +53,8 @@ def sort_by_beginning(sequences: Sequence[TokenSequence]) -> tuple[list[int], li
     # Big-endian bytes compare as the numbers do.
     keys = [sequence.input_ids.astype(">u4").tobytes() for sequence in sequences]
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    shared = [0]
-    for before, after in pairwise(order):
-        one, other = sequences[before].input_ids, sequences[after].input_ids
-        if keys[before] == keys[after]:
-            shared.append(len(one))
-            continue
-        least = min(len(one), len(other))
-        differ = one[:least] != other[:least]
-        common = int(differ.argmax()) if differ.any() else least
-        shared.append(max(common - 1, 0))
+    pairs = pairwise(sequences[index].input_ids for index in order)
+    shared = [0, *(shared_tokens(before, after) for before, after in pairs)]
     return order, shared
 
 

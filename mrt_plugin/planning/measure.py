@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.layout.group_row import IGNORE, build_group_row
+from mrt_plugin.layout.group_row import IGNORE, build_group_row, count_responses, prompt_length
 from mrt_plugin.models.log_likelihood import (
     Model,
     check_ids,
@@ -107,10 +107,13 @@ def measure(
 
 
 def token_costs(groups: Iterable[Sequence[Pair]], layout: PaidLayout) -> Costs:
-    """Compute the costs in tokens: the mean length of a shared prefix, and of a response's segment over prompts."""
+    """Compute the costs in tokens: the means over prompts of a shared prompt's, and of what each response adds."""
     rows = [build_group_row(pairs) for pairs in groups]
-    response = np.mean([np.mean(row["segment_lengths"]) for row in rows])
-    return Costs(float(np.mean([row["prefix_length"] for row in rows])), float(response), layout)
+    prompts = [prompt_length(row) for row in rows]
+    responses = [
+        (len(row["input_ids"]) - prompt) / count_responses(row) for row, prompt in zip(rows, prompts, strict=True)
+    ]
+    return Costs(float(np.mean(prompts)), float(np.mean(responses)), layout)
 
 
 def gradient_products(

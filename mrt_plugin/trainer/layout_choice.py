@@ -14,9 +14,9 @@ from mrt_plugin.attention.family import NotShareable, refuse_row_adapters
 from mrt_plugin.attention.plain import settle_plain
 from mrt_plugin.attention.proof import prove, refusal_of
 from mrt_plugin.attention.resolve import resolve_backend
-from mrt_plugin.layout.group_row import GroupRow, as_group_row, split_group
+from mrt_plugin.layout.group_row import GroupRow, as_group_row, sequence_lengths, sequences_of, split_group
 from mrt_plugin.layout.sharing import Sharing, measure_sharing
-from mrt_plugin.layout.tree import build_tree, sequences_of, sort_by_beginning
+from mrt_plugin.layout.tree import build_tree, sort_by_beginning
 from mrt_plugin.options import LayoutOptions
 
 logger = logging.getLogger(__name__)
@@ -162,18 +162,18 @@ def sharing_of(rows: Dataset, options: LayoutOptions, batches: Sequence[Sequence
 
 def _row_to_prove(rows: Dataset, options: LayoutOptions) -> list[GroupRow]:
     """Return a row built as the run builds its rows: from the longest pair on, with what begins like it."""
-    table = rows.select_columns(["prefix_length", "segment_lengths"]).with_format("arrow")[:]
+    names = ["shared_lengths", "segment_lengths"]
+    table = rows.select_columns(names).with_format("arrow")[:]
     counts = pc.list_value_length(table["segment_lengths"]).to_numpy()
-    starts = np.cumsum(counts) - counts
-    segments = pc.list_flatten(table["segment_lengths"]).to_numpy()
-    longest = table["prefix_length"].to_numpy() + np.maximum.reduceat(segments, starts)
-    order = np.lexsort((-longest, counts == 1))  # the first group has several responses if any group has
+    lengths = sum(pc.list_flatten(table[name]).to_numpy() for name in names)
+    longest = np.maximum.reduceat(lengths, np.cumsum(counts) - counts)
+    order = np.lexsort((-longest, counts == 1))  # the first group has several sequences if any group has
     packing = options.row_packing and options.row_length is not None
     candidates = [order[0], longest.argmax(), *order[1:PACKED_GROUPS]] if packing else order[:1]
     groups = [as_group_row(rows[index]) for index in dict.fromkeys(map(int, candidates))]
     if options.row_length is None:
         return groups
-    groups = [max(split_group(g, options.row_length), key=lambda part: max(part["segment_lengths"])) for g in groups]
+    groups = [max(split_group(g, options.row_length), key=lambda part: max(sequence_lengths(part))) for g in groups]
     first = sequences_of(groups[0])[0]
     shared = [sort_by_beginning([first, sequences_of(group)[0]])[1][1] for group in groups]
     row, sequences = groups[:1], sequences_of(groups[0])

@@ -171,8 +171,9 @@ class MultiResponseTrainerMixin(Trainer):
     def _refuse_split_angles(self, dataset: Any, name: str) -> None:
         config = self.accelerator.unwrap_model(self.model).config
         if length_ropes(config) and isinstance(dataset, Dataset) and is_prepared(dataset):
-            rows = zip(dataset["prefix_length"], dataset["segment_lengths"], strict=True)
-            refuse_split_angles(config, [prefix + length for prefix, lengths in rows for length in lengths], name)
+            rows = zip(dataset["shared_lengths"], dataset["segment_lengths"], strict=True)
+            lengths = [shared + own for row in rows for shared, own in zip(*row, strict=True)]
+            refuse_split_angles(config, lengths, name)
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> Any:
         # accelerate repeats rows until all processes have equal batches, which would count these rows twice.

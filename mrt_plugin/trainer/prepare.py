@@ -11,7 +11,16 @@ from datasets import Dataset, Features, Value
 from mrt_plugin.encoding import Encoder, EncodingError
 from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
-from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, split_group, unshare
+from mrt_plugin.layout.group_row import (
+    IGNORE,
+    GroupRow,
+    build_group_row,
+    count_responses,
+    refuse_old_rows,
+    sequence_lengths,
+    split_group,
+    unshare,
+)
 from mrt_plugin.options import LayoutOptions, LossOptions, MultiResponseOptions, check_options, names_of
 from mrt_plugin.scoring import softmax_weights
 from mrt_plugin.selection.pool import candidates_of
@@ -23,11 +32,13 @@ logger = logging.getLogger(__name__)
 COLUMNS = tuple(GroupRow.__annotations__)
 """Columns of a prepared dataset: the fields of a `GroupRow`."""
 
-FORMAT = 2
+FORMAT = 3
 """Version of prepared rows. Raise it when the same groups and options give different rows, so that none is reused."""
 
 MANY_DROPPED = 0.05
 """Share of dropped pairs above which the trained data no longer represents the dataset."""
+
+_LENGTHS = ("segment_lengths", "shared_lengths")
 
 _SUMS = ("pairs", "trained_tokens", "tokens_expanded", "tokens_shared")
 
@@ -149,21 +160,21 @@ def prepare_groups(
 
 
 def is_prepared(dataset: Dataset) -> bool:
+    refuse_old_rows(dataset.column_names)
     return set(COLUMNS) <= set(dataset.column_names)
 
 
 def row_tokens(rows: Dataset, layout: str) -> np.ndarray:
     """Return the tokens that each prepared row has in a layout, [rows]."""
-    counted = zip(rows["prefix_length"], rows["segment_lengths"], strict=True)
-    return np.array([p * (1 if layout == "shared_prefix" else len(s)) + sum(s) for p, s in counted], dtype=np.int64)
+    own, shared = (np.array([sum(lengths) for lengths in rows[name]], dtype=np.int64) for name in _LENGTHS)
+    return own if layout == "shared_prefix" else own + shared
 
 
 def beginnings_of(rows: Dataset) -> Iterator[np.ndarray]:
     """Yield the tokens that all sequences of each prepared row have in common."""
-    for batch in rows.select_columns(["input_ids", "prefix_length", "segment_lengths"]).iter(1000):
-        columns = (batch["input_ids"], batch["prefix_length"], batch["segment_lengths"])
-        for tokens, prefix, segments in zip(*columns, strict=True):
-            yield np.array(tokens if len(segments) == 1 else tokens[:prefix])
+    for batch in rows.select_columns(["input_ids", "shared_lengths"]).iter(1000):
+        for tokens, shared in zip(batch["input_ids"], batch["shared_lengths"], strict=True):
+            yield np.array(tokens[: min(shared[1:], default=None)])
 
 
 @dataclass(frozen=True)
@@ -192,25 +203,22 @@ class _Builder:
             return
         k, expanded = self.options.k, self.expanded_form
         rows: list[tuple[GroupRow, RowDraw | None]]
-        if self.options.redraw == "epoch" and len(row["segment_lengths"]) > k:
+        if self.options.redraw == "epoch" and count_responses(row) > k:
             rows = list(rows_to_draw(row, k, seed=self.seed, row_length=self.row_length, expanded=expanded))
         else:
             row = unshare(row) if expanded else row
             parts = [row] if self.row_length is None else split_group(row, self.row_length)
             rows = [(part, None) for part in parts]
+        # The rows of one group count it once: with its pool, if they draw from it.
+        counts = {
+            "pairs": count_responses(row),
+            "trained_tokens": sum(label != IGNORE for label in row["labels"]),
+            "tokens_expanded": sum(sequence_lengths(row)),
+            "tokens_shared": len(row["input_ids"]) if rows[0][1] else sum(len(part["input_ids"]) for part, _ in rows),
+        }
         for part, draw in rows:
-            # The rows of one draw share a pool, which is counted once.
-            counted = part if draw is None else row
-            count, prefix = len(counted["segment_lengths"]), counted["prefix_length"]
-            counts = {
-                "pairs": count,
-                "trained_tokens": sum(label != IGNORE for label in counted["labels"]),
-                "tokens_expanded": count * prefix + sum(counted["segment_lengths"]),
-                "tokens_shared": len(counted["input_ids"]),
-            }
-            if draw is not None and draw["first"] > 0:
-                counts = dict.fromkeys(_SUMS, 0)
             yield {**part, **counts, "group": index, PROMPT_NAME: prompt_name(group["prompt"]), DRAW: draw}
+            counts = dict.fromkeys(_SUMS, 0)
 
     def _encode(self, group: dict[str, Any], chosen: Sequence[int]) -> GroupRow | None:
         """Return the row of the chosen pairs that fit, or None if none fits or all that fit have weight 0."""

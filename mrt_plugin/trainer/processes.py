@@ -56,8 +56,8 @@ def with_fillers(dataset: Dataset, multiple: int) -> Dataset:
     missing = -len(dataset) % multiple
     if not missing:
         return dataset
-    filler = {"input_ids": dataset[0]["input_ids"][:1], "labels": [IGNORE], "loss_weights": [0.0], "prefix_length": 0}
-    filler |= {"segment_lengths": [1], "segment_units": [0.0], DRAW: None}
+    filler = {"input_ids": dataset[0]["input_ids"][:1], "labels": [IGNORE], "loss_weights": [0.0], DRAW: None}
+    filler |= {"shared_lengths": [0], "segment_lengths": [1], "segment_units": [0.0], "segment_responses": [0]}
     plain = dataset.select_columns([name for name in (*COLUMNS, DRAW) if name in dataset.column_names])
     row = {name: filler[name] for name in plain.column_names}
     return concatenate_datasets([plain, Dataset.from_list([row] * missing, features=plain.features)])

@@ -3,13 +3,20 @@
 from itertools import accumulate
 from typing import Any, TypedDict
 
-import numpy as np
 import torch
 from datasets import List, Value
 from transformers import TrainerCallback, TrainerState
 
 from mrt_plugin.groups.keys import digest
-from mrt_plugin.layout.group_row import GroupRow, as_group_row, segment_runs, take_segments, unshare
+from mrt_plugin.layout.group_row import (
+    GroupRow,
+    as_group_row,
+    count_responses,
+    responses_of,
+    sequence_lengths,
+    take_responses,
+    unshare,
+)
 from mrt_plugin.options import LossAggregation
 
 DRAW = "draw"
@@ -19,9 +26,10 @@ ROW_FEATURE = {
     "input_ids": List(Value("int32")),
     "labels": List(Value("int32")),
     "loss_weights": List(Value("float64")),
-    "prefix_length": Value("int64"),
+    "shared_lengths": List(Value("int64")),
     "segment_lengths": List(Value("int64")),
     "segment_units": List(Value("float64")),
+    "segment_responses": List(Value("int64")),
 }
 
 DRAW_FEATURE = {
@@ -39,30 +47,28 @@ class RowDraw(TypedDict):
     first: int
     last: int
     expanded: bool
-    """Whether the row has no shared prefix. Its segments are then complete pairs."""
+    """Whether the row stores every sequence whole."""
     pool: GroupRow
 
 
-def draw_segments(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
-    """Draw K of the row's segments, uniformly without replacement: those with the smallest hashes of seed, epoch,
+def draw_responses(row: GroupRow, k: int, *, seed: int, epoch: int) -> list[int]:
+    """Draw K of the row's responses, uniformly without replacement: those with the smallest hashes of seed, epoch,
     tokens, and number of earlier equal responses."""
-    tokens = np.asarray(row["input_ids"], dtype=np.int64)
-    start = (b"redraw", str(seed).encode(), str(epoch).encode(), tokens[: row["prefix_length"]].tobytes())
-    repeats: dict[bytes, int] = {}
+    repeats: dict[tuple[bytes, ...], int] = {}
     keys = []
-    for run in segment_runs(row):
-        text = tokens[run].tobytes()
+    for sequences in responses_of(row):
+        text = tuple(sequence.input_ids.tobytes() for sequence in sequences)
         repeats[text] = repeats.get(text, -1) + 1
-        keys.append(digest(*start, text, str(repeats[text]).encode()))
+        keys.append(digest(b"redraw", *(str(number).encode() for number in (seed, epoch, repeats[text])), *text))
     return sorted(sorted(range(len(keys)), key=keys.__getitem__)[:k])
 
 
 def draw_group(row: GroupRow, k: int, *, seed: int, epoch: int, aggregation: LossAggregation) -> GroupRow:
-    """Return the row with K of its N segments. Under `prompt` it keeps one vote: its weights are multiplied by N/K."""
-    count = len(row["segment_lengths"])
+    """Return the row with K of its N responses. Under `prompt`, weights times N/K keep its one vote."""
+    count = count_responses(row)
     if count <= k:
         return row
-    drawn = take_segments(row, draw_segments(row, k, seed=seed, epoch=epoch))
+    drawn = take_responses(row, draw_responses(row, k, seed=seed, epoch=epoch))
     if aggregation == "prompt":
         drawn["segment_units"] = [units * (count / k) for units in drawn["segment_units"]]
         drawn["loss_weights"] = [weight * (count / k) for weight in drawn["loss_weights"]]
@@ -73,26 +79,31 @@ def rows_to_draw(
     pool: GroupRow, k: int, *, seed: int, row_length: int | None = None, expanded: bool = False
 ) -> list[tuple[GroupRow, RowDraw]]:
     """Return the rows of a group whose K responses are drawn again in each epoch, each with the longest responses
-    that any draw can give it, so that packing and step counts plan for these."""
-    prefix = pool["prefix_length"]
-    lengths = [length + prefix * expanded for length in pool["segment_lengths"]]
+    that any draw can give it, so that packing and step counts plan for these.
+
+    Raises:
+        ValueError: if `row_length` has no room for a response. Which row trains it changes with the draw, so its
+            sequences are not spread over several rows.
+    """
+    prompt = 0 if expanded else min(pool["shared_lengths"][1:])
+    rows = [take_responses(pool, [index]) for index in range(count_responses(pool))]
+    lengths = [sum(sequence_lengths(row)) if expanded else len(row["input_ids"]) - prompt for row in rows]
     longest = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     each = k
     if row_length is not None:
-        room = row_length - prefix * (not expanded)
-        each = sum(total <= room for total in accumulate(lengths[index] for index in longest[:k]))
+        each = sum(total <= row_length - prompt for total in accumulate(lengths[index] for index in longest[:k]))
         if not each:
             raise ValueError(
-                f"A pair of {prefix + max(pool['segment_lengths'])} tokens does not fit row_length={row_length}: "
+                f"A response of {prompt + max(lengths)} tokens with its prompt does not fit row_length={row_length}: "
                 "raise row_length."
             )
-    rows = []
+    found = []
     for first in range(0, k, each):
         last = min(first + each, k)
-        row = take_segments(pool, sorted(longest[: last - first]))
+        row = take_responses(pool, sorted(longest[: last - first]))
         draw = RowDraw(k=k, seed=seed, first=first, last=last, expanded=expanded, pool=pool)
-        rows.append((unshare(row) if expanded else row, draw))
-    return rows
+        found.append((unshare(row) if expanded else row, draw))
+    return found
 
 
 def epoch_begun(state: TrainerState) -> int:
@@ -119,5 +130,5 @@ class EpochDraws(TrainerCallback):
             return as_group_row(example)
         epoch = int(self.epoch)
         drawn = draw_group(draw["pool"], draw["k"], seed=draw["seed"], epoch=epoch, aggregation=self.aggregation)
-        part = take_segments(drawn, range(draw["first"], draw["last"]))
+        part = take_responses(drawn, range(draw["first"], draw["last"]))
         return unshare(part) if draw["expanded"] else part

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 from mrt_plugin.attention.two_part import TwoPartBackend
 from mrt_plugin.demo.modes import TruthDistance, distance_of
 from mrt_plugin.encoding import Encoder
-from mrt_plugin.layout.group_row import build_group_row
+from mrt_plugin.layout.group_row import build_group_row, sequences_of
 from mrt_plugin.layout.rows import stack
-from mrt_plugin.layout.tree import build_tree, sequences_of
+from mrt_plugin.layout.tree import build_tree
 from mrt_plugin.loss.token_nll import TokenNLL
 from recipes.claim.world import Prompt
 

@@ -52,12 +52,15 @@ def random_forest(seed: int | str, *, groups: int = 3, aggregation: str = "token
 def visible_by_definition(sequences: list[list[int]]) -> tuple[dict[tuple[int, ...], int], list[list[int]]]:
     """Every node of the tree, and for each sequence its nodes.
 
-    A node is a sequence's beginning together with the token that follows it; after the last token, nothing follows.
+    A node is a sequence's beginning together with the token that follows it. After a sequence's last token comes the
+    smallest token by which another sequence continues it, or nothing.
     """
     nodes: dict[tuple[int, ...], int] = {}
     paths = []
     for ids in sequences:
-        keys = [(*ids[: place + 2], *([-1] if place + 1 == len(ids) else [])) for place in range(len(ids))]
+        following = [other[len(ids)] for other in sequences if other[: len(ids)] == ids and len(other) > len(ids)]
+        longer = [*ids, min(following, default=-1)]
+        keys = [tuple(longer[: place + 2]) for place in range(len(ids))]
         paths.append([nodes.setdefault(key, len(nodes)) for key in keys])
     return nodes, paths
 

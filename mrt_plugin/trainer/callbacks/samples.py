@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from mrt_plugin.groups.keys import digest
-from mrt_plugin.layout.group_row import IGNORE, as_group_row, segment_runs
+from mrt_plugin.layout.group_row import as_group_row, responses_of
 from mrt_plugin.sampling.local import draw_after
 from mrt_plugin.sampling.options import Draw, SamplingSettings, draw_seed
 from mrt_plugin.scoring.cosine import coverage, diversity
@@ -36,16 +36,13 @@ def pick_prompts(rows: Dataset, count: int) -> list[PromptTokens]:
     trained tokens of its responses."""
     found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for number in range(min(len(rows), SEEN_ROWS)):
-        row = as_group_row(rows[number])
-        ids, labels = row["input_ids"], row["labels"]
-        for run in segment_runs(row):
-            trained = [label != IGNORE for label in labels[run]]
+        for sequence, *_ in responses_of(as_group_row(rows[number])):
+            ids, trained = sequence.input_ids.tolist(), sequence.trained.tolist()
             if True not in trained:
                 continue
-            first = run.start + trained.index(True)
-            stop = first + [*trained[trained.index(True) :], False].index(False)
-            prompt = (*ids[: row["prefix_length"]], *ids[run.start : first])
-            found.setdefault(prompt, []).append(tuple(ids[first:stop]))
+            first = trained.index(True)
+            stop = first + [*trained[first:], False].index(False)
+            found.setdefault(tuple(ids[:first]), []).append(tuple(ids[first:stop]))
     prompts = [PromptTokens(tokens, tuple(references)) for tokens, references in found.items()]
     return sorted(prompts, key=lambda prompt: prompt.key)[:count]
 
