@@ -4,9 +4,11 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -24,11 +26,12 @@ def load_extension(name: str) -> Any:
         raise ValueError(f"{name!r} names no function: write package.module:function or path/to/file.py:function.")
     if place.endswith(".py"):
         path = Path(place)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(f"mrt_extension_{path.stem}", path)
         if not path.is_file() or spec is None or spec.loader is None:
             raise ValueError(f"{name!r}: there is no file {path}.")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with _importable(module):
+            spec.loader.exec_module(module)
     else:
         try:
             module = importlib.import_module(place)
@@ -37,6 +40,19 @@ def load_extension(name: str) -> Any:
     if attribute not in vars(module):
         raise ValueError(f"{name!r}: {place} has no function {attribute}.")
     return vars(module)[attribute]
+
+
+@contextmanager
+def _importable(module: ModuleType) -> Iterator[None]:
+    """Register a module while its code runs: dataclasses and pydantic look up postponed annotations there.
+
+    Afterwards it must not stay. Pickle, dill and Ray would refer to it by name, which other processes cannot import.
+    """
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        del sys.modules[module.__name__]
 
 
 def load_function(name: str) -> Callable[..., Any]:

@@ -244,6 +244,24 @@ def test_a_model_that_no_attention_makes_exact_is_named(name: str) -> None:
     assert model.config._attn_implementation == "sdpa"
 
 
+class Off(ForkBackend):
+    """A backend that is wrong by a tenth of a nat."""
+
+    def token_nll(self, model: Any, rows: Rows, compute: Compute) -> torch.Tensor:
+        return super().token_nll(model, rows, compute) + 0.1 * (rows.shift_labels != -100)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_a_refusal_restores_the_attention(name: str, caplog: Any) -> None:
+    """Also where `eager` was set before the part that refuses."""
+    model = build(name, **DSA)
+    with pytest.raises(NotShareable):
+        prove(model, Off(model.config), GROUP, beside=[random_group(12, [5, 8])])
+    if "Its attention is set to eager" not in caplog.text:
+        pytest.skip("sdpa is exact for it in this release of transformers")
+    assert model.config._attn_implementation == "sdpa"
+
+
 @pytest.mark.parametrize("name", SPARSE)
 def test_part_one_runs_with_the_attention_of_the_model(name: str) -> None:
     settled = build(name, **DSA)

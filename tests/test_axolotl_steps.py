@@ -118,7 +118,7 @@ def train(read_recipe, tmp_path, monkeypatch):
 def announced(caplog):
     (line,) = [record for record in caplog.records if "This run trains" in record.getMessage()]
     trained, epochs, never, of = re.search(
-        r"trains ([\d.]+) of ([\d.]+) epochs, (\d+) of (\d+) groups never", line.getMessage()
+        r"trains ([\d.]+) of ([\d.]+) epochs, (\d+) of (\d+) rows never", line.getMessage()
     ).groups()
     return float(trained), float(epochs), int(never), int(of), line.levelname
 

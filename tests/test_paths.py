@@ -180,6 +180,27 @@ def test_a_held_out_file_of_an_earlier_run(folder: Path) -> None:
         run()
 
 
+def test_exports_of_an_earlier_run(folder: Path) -> None:
+    """They hold responses that the selection beside them does not: said, or removed on request."""
+
+    def run(*more: str) -> str:
+        shown = CliRunner().invoke(app, [*SELECT.split(), "--output", "o.jsonl", *more])
+        assert shown.exit_code == 0, shown.output
+        return shown.output
+
+    first, other = "--export sft=flat/s.jsonl".split(), "--export sft=other.jsonl".split()
+    assert "earlier run" not in run(*first)
+    assert "earlier run" not in run(*first)
+    shown, export = run(*other), folder / "flat/s.jsonl"
+    assert f"{Path('flat/s.jsonl')} is the export of an earlier run to o.jsonl" in shown
+    assert export.is_file()
+    run(*first)
+    (folder / "other.jsonl").unlink()
+    assert "s.jsonl was of an earlier run: removed" in run("--overwrite")
+    assert not export.exists()
+    assert "earlier run" not in run()
+
+
 def test_the_hash_is_that_of_what_was_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mrt_plugin.pipeline import files
 

@@ -115,48 +115,48 @@ def test_selectors_see_numbers_as_their_authors_did(random):
 
 def test_variance_follows_its_formula():
     found = experiments.variance(1, repeats=300)
-    for measured, error, predicted in zip(found["variance"], found["variance_error"], found["predicted"], strict=True):
+    for measured, error, predicted in zip(found.variance, found.variance_error, found.predicted, strict=True):
         assert abs(measured - predicted) < 4 * error
-    low, high = found["one_dataset"]["v_yx_interval"]
-    assert low < found["v_yx"] < high
+    low, high = found.one_dataset.v_yx_interval
+    assert low < found.v_yx < high
 
 
 def test_best_of_k_points_away_and_random_k_does_not(random):
     prompts = world.draw_prompts(20, random)
     found = experiments.measure_gradients(experiments.PAPER_SEED, prompts, 4, 30, random)
-    assert abs(found["random_k"]["bias_squared"]) < 0.05
-    assert found["random_k"]["cosine"] > 0.4
-    assert found["best_k"]["cosine"] < 0.2
-    assert found["best_k"]["bias_squared"] > 0.2
-    assert found["best_k"]["variance"] < 0.02
-    assert found["filter_then_spread"]["emse"] < found["random_k"]["emse"]
+    assert abs(found["random_k"].bias_squared) < 0.05
+    assert found["random_k"].cosine > 0.4
+    assert found["best_k"].cosine < 0.2
+    assert found["best_k"].bias_squared > 0.2
+    assert found["best_k"].variance < 0.02
+    assert found["filter_then_spread"].emse < found["random_k"].emse
 
 
 @pytest.mark.slow
 def test_short_runs_of_the_trained_experiments():
     spent = experiments.budget(repeats=2, steps=4)
-    assert spent["prompts"] == [80, 66, 50, 40, 33, 25, 20]
-    assert all(n * (4 + k) <= 400 for n, k in zip(spent["prompts"], spent["k"], strict=True))
-    assert spent["v_x"] == pytest.approx(0.187, abs=3 * spent["v_x_error_of_300_prompts"])
-    assert spent["v_yx"] == pytest.approx(1.33, abs=3 * spent["v_yx_error_of_300_prompts"])
-    assert 4 <= spent["integer_best_k"] <= 8
-    assert sum(spent["best_k_last_step"]["random_k"]) == pytest.approx(1)
+    assert spent.prompts == [80, 66, 50, 40, 33, 25, 20]
+    assert all(n * (4 + k) <= 400 for n, k in zip(spent.prompts, spent.k, strict=True))
+    assert spent.components.v_x == pytest.approx(0.187, abs=3 * spent.components.v_x_error_of_300_prompts)
+    assert spent.components.v_yx == pytest.approx(1.33, abs=3 * spent.components.v_yx_error_of_300_prompts)
+    assert 4 <= spent.integer_best_k <= 8
+    assert sum(spent.last.best_k["random_k"]) == pytest.approx(1)
     drawn = experiments.lottery(runs=3, steps=150)
-    assert drawn["mode_error_mean"][0] > drawn["mode_error_mean"][-1]
+    assert drawn.mode_error_mean[0] > drawn.mode_error_mean[-1]
     learned = experiments.by_selector(repeats=1, steps=150)
-    assert learned["mode_error_mean"]["random_k"][-1] < learned["mode_error_mean"]["best_k"][-1]
+    assert learned.mode_error_mean["random_k"][-1] < learned.mode_error_mean["best_k"][-1]
     for name, found in (("budget", spent), ("lottery", drawn), ("by_selector", learned)):
-        json.dumps(found, allow_nan=False)
+        json.dumps(found.as_json(), allow_nan=False)
         EXPERIMENTS[name].draw(found)
 
 
 @pytest.mark.slow
 def test_the_token_experiment_trains_on_what_was_selected():
     found = tokens.tokens(repeats=1, steps=40, ks=(1, 4), selectors=("random_k", "best_k"))
-    assert found["kept_modes"]["random_k"][1] == pytest.approx(tokens.GENERATED, abs=0.03)
-    assert found["kept_modes"]["best_k"][0][0] > 0.99
+    assert found.kept_modes["random_k"][1] == pytest.approx(tokens.GENERATED, abs=0.03)
+    assert found.kept_modes["best_k"][0][0] > 0.99
     # With 40 steps both have learned that A is the usual answer; only what was kept of B and C tells them apart.
-    assert found["mode_kl_mean"]["random_k"][1] < found["mode_kl_mean"]["best_k"][1]
+    assert found.mode_kl_mean["random_k"][1] < found.mode_kl_mean["best_k"][1]
     EXPERIMENTS["tokens"].draw(found)
 
 
@@ -169,12 +169,10 @@ def test_answers_follow_from_prompt_and_mode():
 
 
 def test_a_seed_fixes_a_run_and_another_changes_it():
-    one, again, other = (run_experiments(["bridge"], seed=seed)["experiments"]["bridge"] for seed in (3, 3, 4))
-    for found in (one, again, other):
-        found.pop("seconds")
+    one, again, other = (run_experiments(["bridge"], seed=seed).experiments["bridge"].found for seed in (3, 3, 4))
     assert one == again
-    assert one["correlation"] != other["correlation"]
-    assert 0.6 < one["correlation"] < 0.95
+    assert one.correlation != other.correlation
+    assert 0.6 < one.correlation < 0.95
     with pytest.raises(ValueError, match="Experiment 'nothing' is unknown"):
         run_experiments(["nothing"])
 
@@ -183,12 +181,12 @@ def test_a_seed_fixes_a_run_and_another_changes_it():
 def test_the_folder_holds_every_number_and_opens_offline(tmp_path):
     results = run_experiments(["variance", "bridge"])
     write_report(results, tmp_path)
-    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert json.loads((tmp_path / "results.json").read_text()) == json.loads(json.dumps(results.as_json()))
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 2
     assert not re.search(r"<script|<link|@import|(?:src|href)=\"(?:https?:)?//", page)
-    assert {row["published"] for row in results["published"]} == {"0.0675", "0.0138"}
-    assert all(row["remark"] and row["ours"] for row in results["published"])
+    assert {row.published for row in results.published} == {"0.0675", "0.0138"}
+    assert all(row.remark and row.ours for row in results.published)
     for name in ("variance", "bridge"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 

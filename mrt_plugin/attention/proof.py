@@ -16,7 +16,13 @@ from typing import Any
 import torch
 
 from mrt_plugin.attention.backend import Backend, Compute
-from mrt_plugin.attention.family import NotShareable, exact_attention, read_family, text_attention
+from mrt_plugin.attention.family import (
+    NotShareable,
+    exact_attention,
+    read_family,
+    set_text_attention,
+    text_attention,
+)
 from mrt_plugin.attention.plain import PlainForward, compared, inference, on_device, packed_nll, rms, settle_plain
 from mrt_plugin.attention.small_model import BEYOND, VOCABULARY, WINDOW, random_model, small_config, thresholds
 from mrt_plugin.encoding.pair import Pair
@@ -73,6 +79,7 @@ def prove(
     row = [] if group is None else [group, *beside]
     difference = None
     backend.restore_model(model)
+    own = text_attention(model)
     try:
         with (
             refusal_of(f"prefix_backend={backend.name} could not be proved: {model.config.model_type}"),
@@ -89,6 +96,7 @@ def prove(
                 difference = _prove_real(model, backend, row, plain, compute, pad_token_id)
     except NotShareable:
         backend.restore_model(model)
+        set_text_attention(model, own)  # `settle_plain` may have replaced it
         raise
     backend.prepare_model(model)
     tolerance, tokens = (None, 0) if plain is None else (plain.tolerance, len(plain.nll))

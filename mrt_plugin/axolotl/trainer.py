@@ -157,7 +157,7 @@ class Announcement(TrainerCallback):
         never = 0 if whole else self._rows - reached
         logger.log(
             logging.WARNING if fewer else logging.INFO,
-            f"This run trains {epochs:.4g} of {args.num_train_epochs:g} epochs, {never} of {self._rows} groups never: "
+            f"This run trains {epochs:.4g} of {args.num_train_epochs:g} epochs, {never} of {self._rows} rows never: "
             f"{state.max_steps} steps, {per_epoch} in an epoch."
             f"{' Raise or remove max_steps to train the rest.' if fewer else ''}",
         )

@@ -1,7 +1,7 @@
 """`mrt doctor`, `mrt bench`, `mrt demo` and `mrt simulate`: what this machine can run, and whether it works."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -256,16 +256,15 @@ def demo(given: DemoOptions) -> None:
     with stages() as progress:
         results = run_demo(given.output, settings, progress)
     if given.json:
-        return as_json(results)
-    rows = []
-    for run in [*results["runs"], {"name": "the truth", **results["truth"]}]:
-        numbers = [f"{run[name]:.3f}" for name in ("held_out_nll", "kl", "coverage", "elsewhere")]
-        rows.append((run["name"], *numbers, f"{run['seconds']['steps']:.1f} s" if "seconds" in run else ""))
+        return as_json(results.as_json())
+    measured = [(run.name, run.held_out, f"{run.seconds.steps:.1f} s" if run.seconds else "") for run in results.runs]
+    measured.append(("the truth", results.truth, ""))
+    rows = [(name, *(f"{value:.3f}" for value in astuple(found)), steps) for name, found, steps in measured]
     table(("", "held-out NLL", "KL to truth", "coverage", "elsewhere", "steps"), rows)
     say("NLL in nats per token, KL in nats per response; coverage: the true probability on modes that the model")
     say("gives at least half of theirs; elsewhere: the model's probability of an answer that is no mode.")
-    say("The short form: these numbers mean nothing." if given.quick else results["sentence"])
-    seconds = f"{results['seconds']:.0f} s in all"
+    say("The short form: these numbers mean nothing." if given.quick else results.sentence)
+    seconds = f"{results.seconds:.0f} s in all"
     say(f"Recipes, data, logs, results.json and results.png are in {given.output}/ ({seconds}).")
 
 
@@ -302,8 +301,8 @@ def simulate(given: SimulateOptions) -> None:
     with stages() as progress:
         results = run_experiments(names, seed=seed, progress=progress, publish=lambda it: write_report(it, output))
     if given.json:
-        return as_json(results)
-    if results["published"]:
-        table(COLUMNS[:4], [[row[name] for name in COLUMNS[:4]] for row in results["published"]])
-    seconds = sum(found["seconds"] for found in results["experiments"].values())
+        return as_json(results.as_json())
+    if results.published:
+        table(COLUMNS[:4], [astuple(row)[:4] for row in results.published])
+    seconds = sum(finished.seconds for finished in results.experiments.values())
     say(f"Why some differ, and the pictures: {output}/report.html ({seconds:.0f} s; numbers in results.json).")

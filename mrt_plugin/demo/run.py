@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from mrt_plugin.demo.modes import ModePrompt, draw_groups, mode_prompts, split_prompts, truth_distance
-from mrt_plugin.demo.training import axolotl_train
+from mrt_plugin.demo.training import TrainingTime, axolotl_train
 from mrt_plugin.encoding import Encoder, Pair
 from mrt_plugin.evaluation.held_out import held_out_nll
 from mrt_plugin.models.load import load_model
@@ -33,11 +33,6 @@ RESULTS = "results.json"
 TRUTH = "truth.jsonl"
 """Marks a folder as written by the demo, so that the next demo may replace it."""
 
-PANELS = (
-    ("held_out_nll", "held-out NLL\n(nats per token, lower is better)"),
-    ("kl", "KL(truth || model)\n(nats, lower is better)"),
-    ("coverage", "mode coverage\n(share of the truth, higher is better)"),
-)
 HATCHES = ("", "//", "xx", "..")
 
 
@@ -60,10 +55,65 @@ QUICK = DemoSettings(train_prompts=24, held_out_prompts=16, epochs=1, pretrainin
 """A short run to check that everything works. Its numbers are meaningless."""
 
 
-def run_demo(
-    folder: Path, settings: DemoSettings | None = None, progress: Progress = lambda *_: None
-) -> dict[str, Any]:
-    """Run the demo, write all its files into `folder`, and return the content of its `results.json`."""
+@dataclass(frozen=True)
+class Measures:
+    """How far a model is from the truth, on the held-out prompts. The truth itself has the best values."""
+
+    held_out_nll: float
+    """In nats per token. That of the truth is the lowest expected value."""
+    kl: float
+    """KL(truth || model) in nats per response."""
+    coverage: float
+    elsewhere: float
+    """The model's probability of a response that is not a mode."""
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """The base model, or what one training run made of it, with its measures."""
+
+    name: str
+    k: int | None
+    adapter: str | None
+    seconds: TrainingTime | None
+    held_out: Measures
+    held_out_nll_per_response: float
+    held_out_tokens: int
+    kl_on_training_prompts: float
+    coverage_on_training_prompts: float
+
+    def as_json(self) -> dict[str, Any]:
+        found = asdict(self)
+        if self.seconds is None:
+            del found["seconds"]
+        return found | found.pop("held_out")
+
+
+@dataclass(frozen=True)
+class DemoResults:
+    """What the demo measured. `as_json` is its `results.json`."""
+
+    settings: DemoSettings
+    runs: list[DemoRun]
+    truth: Measures
+    seconds: float
+
+    @property
+    def sentence(self) -> str:
+        return describe(self.runs[1], self.runs[-1])
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "settings": asdict(self.settings),
+            "runs": [run.as_json() for run in self.runs],
+            "truth": asdict(self.truth),
+            "sentence": self.sentence,
+            "seconds": self.seconds,
+        }
+
+
+def run_demo(folder: Path, settings: DemoSettings | None = None, progress: Progress = lambda *_: None) -> DemoResults:
+    """Run the demo, and write all its files into `folder`."""
     import_module("matplotlib")  # fails before the work if it is missing
 
     settings = settings or DemoSettings()
@@ -77,53 +127,54 @@ def run_demo(
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (work / name).write_text(text, encoding="utf-8")
         encoder = _make_model(work, settings, lambda step: progress("base model", step, settings.pretraining_steps))
-        runs: list[dict[str, Any]] = [{"name": "base model", "k": None, "adapter": None}]
+        trained: list[tuple[int, TrainingTime]] = []
         steps = settings.epochs * math.ceil(settings.train_prompts / 8)
         for k in settings.k:
 
             def forward(done: int, stage: str = f"axolotl train k{k}.yaml") -> None:
                 progress(stage, done, steps)
 
-            seconds = axolotl_train(work, k, settings.epochs, settings.seed, forward)
+            trained.append((k, axolotl_train(work, k, settings.epochs, settings.seed, forward)))
             forward(steps)
-            runs.append({"name": f"K = {k}", "k": k, "adapter": f"k{k}", "seconds": seconds})
         transformers_logging.disable_progress_bar()
-        for number, run in enumerate(runs):
-            adapter = None if run["adapter"] is None else work / run["adapter"]
-            model = load_model(work / "model", adapter, load_in_4bit=True)
+        runs: list[DemoRun] = []
+        evaluated: list[tuple[int | None, TrainingTime | None]] = [(None, None), *trained]
+        for kept, seconds in evaluated:
+            adapter = None if kept is None else f"k{kept}"
+            model = load_model(work / "model", adapter and work / adapter, load_in_4bit=True)
             per_token, per_response = held_out_nll(model, encoder, groups)
+            assert per_token.value is not None, "every held-out prompt has responses"
+            assert per_response.value is not None, "every held-out prompt has responses"
             distance, seen = truth_distance(model, encoder, held_out), truth_distance(model, encoder, train)
-            run.update(
-                held_out_nll=per_token.value,
+            run = DemoRun(
+                name="base model" if kept is None else f"K = {kept}",
+                k=kept,
+                adapter=adapter,
+                seconds=seconds,
+                held_out=Measures(per_token.value, distance.kl, distance.coverage, distance.elsewhere),
                 held_out_nll_per_response=per_response.value,
                 held_out_tokens=int(per_token.weights.sum()),
-                kl=distance.kl,
-                coverage=distance.coverage,
-                elsewhere=distance.elsewhere,
                 kl_on_training_prompts=seen.kl,
                 coverage_on_training_prompts=seen.coverage,
             )
-            progress("evaluation", number + 1, len(runs))
-        results = {
-            "settings": asdict(settings),
-            "runs": runs,
-            "truth": _truth(groups, held_out, runs[0]["held_out_tokens"]),
-            "sentence": describe(runs[1], runs[-1]),
-            "seconds": time.perf_counter() - started,
-        }
+            runs.append(run)
+            progress("evaluation", len(runs), len(evaluated))
+        ideal = _measure_truth(groups, held_out, runs[0].held_out_tokens)
+        results = DemoResults(settings, runs, ideal, time.perf_counter() - started)
         plot(results, work / "results.png")
         shutil.rmtree(work / "prepared", ignore_errors=True)
-        (work / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        (work / RESULTS).write_text(json.dumps(results.as_json(), indent=2) + "\n", encoding="utf-8")
     return results
 
 
-def describe(first: dict[str, Any], last: dict[str, Any]) -> str:
-    """Summarise the results in one sentence."""
-    change = (last["kl"] - first["kl"]) / first["kl"]
+def describe(first: DemoRun, last: DemoRun) -> str:
+    """Compare two training runs in one sentence."""
+    before, after = first.held_out.kl, last.held_out.kl
+    change = (after - before) / before
     verb = "closer to" if change < 0 else "further from"
     return (
-        f"On prompts it was not trained on, {last['k']} responses per prompt instead of {first['k']} brought the "
-        f"model {verb} the truth by {abs(change):.0%} (KL {first['kl']:.3f} to {last['kl']:.3f} nats), in as "
+        f"On prompts it was not trained on, {last.k} responses per prompt instead of {first.k} brought the "
+        f"model {verb} the truth by {abs(change):.0%} (KL {before:.3f} to {after:.3f} nats), in as "
         "many optimizer steps."
     )
 
@@ -144,11 +195,10 @@ def _make_model(work: Path, settings: DemoSettings, progress: Callable[[int], No
     return Encoder(AutoTokenizer.from_pretrained(work / "model"))
 
 
-def _truth(groups: list[dict[str, Any]], held_out: list[ModePrompt], tokens: int) -> dict[str, float]:
-    """Return the metrics of the truth itself. Its NLL on the held-out responses is the lowest expected value."""
+def _measure_truth(groups: list[dict[str, Any]], held_out: list[ModePrompt], tokens: int) -> Measures:
     chances = {item.prompt: dict(zip(item.modes, item.probabilities, strict=True)) for item in held_out}
     nll = sum(-math.log(chances[group["prompt"]][response]) for group in groups for response in group["responses"])
-    return {"held_out_nll": nll / tokens, "kl": 0.0, "coverage": 1.0, "elsewhere": 0.0}
+    return Measures(nll / tokens, kl=0.0, coverage=1.0, elsewhere=0.0)
 
 
 @contextmanager
@@ -171,18 +221,23 @@ def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
+def plot(results: DemoResults, path: Path) -> None:
     """Write the figure of `run_demo`'s results as PNG, readable in black and white."""
-    runs = results["runs"]
-    made, axes = figure(width=10, height=3.4, columns=len(PANELS))
-    for axis, (key, title) in zip(axes, PANELS, strict=True):
-        for place, run in enumerate(runs):
+    settings = results.settings
+    measures = [run.held_out for run in results.runs]
+    panels = (
+        ("held-out NLL\n(nats per token, lower is better)", [one.held_out_nll for one in measures]),
+        ("KL(truth || model)\n(nats, lower is better)", [one.kl for one in measures]),
+        ("mode coverage\n(share of the truth, higher is better)", [one.coverage for one in measures]),
+    )
+    made, axes = figure(width=10, height=3.4, columns=len(panels))
+    for axis, (title, values) in zip(axes, panels, strict=True):
+        for place, value in enumerate(values):
             shade = str(0.85 - 0.25 * place)
-            bar = axis.bar(place, run[key], color=shade, edgecolor="black", hatch=HATCHES[place % len(HATCHES)])
+            bar = axis.bar(place, value, color=shade, edgecolor="black", hatch=HATCHES[place % len(HATCHES)])
             axis.bar_label(bar, fmt="%.3f", padding=2)
-        axis.set_xticks(range(len(runs)), [run["name"] for run in runs])
+        axis.set_xticks(range(len(values)), [run.name for run in results.runs])
         axis.set_title(title, fontsize=10)
         axis.margins(y=0.15)
-    prompts = results["settings"]["train_prompts"]
-    made.suptitle(f"QLoRA on {prompts} prompts, measured on {results['settings']['held_out_prompts']} others")
+    made.suptitle(f"QLoRA on {settings.train_prompts} prompts, measured on {settings.held_out_prompts} others")
     made.savefig(path, dpi=120)

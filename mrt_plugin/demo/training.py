@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 RECIPE = """\
@@ -54,11 +55,18 @@ logging_steps: 10
 """
 
 
-def axolotl_train(work: Path, k: int, epochs: int, seed: int, progress: Callable[[int], None]) -> dict[str, float]:
-    """Train `model` on `pool.jsonl` in the folder `work`. Writes `k<K>.yaml`, `k<K>.log` and the adapter `k<K>`.
+@dataclass(frozen=True)
+class TrainingTime:
+    """Seconds of one `axolotl train`."""
 
-    Return the seconds of the `whole` command, and of the optimizer `steps` as the trainer reports them.
-    """
+    whole: float
+    """Of the command."""
+    steps: float
+    """Of the optimizer steps, as the trainer reports them."""
+
+
+def axolotl_train(work: Path, k: int, epochs: int, seed: int, progress: Callable[[int], None]) -> TrainingTime:
+    """Train `model` on `pool.jsonl` in the folder `work`. Writes `k<K>.yaml`, `k<K>.log` and the adapter `k<K>`."""
     name = f"k{k}"
     recipe = RECIPE.format(k=k, name=name, epochs=epochs, seed=seed)
     (work / f"{name}.yaml").write_text(recipe, encoding="utf-8")
@@ -84,4 +92,4 @@ def axolotl_train(work: Path, k: int, epochs: int, seed: int, progress: Callable
     runtime = re.search(r"'train_runtime': '?([0-9.]+)", text)
     if process.returncode != 0 or runtime is None or not (work / name / "adapter_model.safetensors").is_file():
         raise RuntimeError(f"axolotl train {name}.yaml failed with exit status {process.returncode}:\n{text[-4000:]}")
-    return {"whole": time.perf_counter() - clock, "steps": float(runtime[1])}
+    return TrainingTime(time.perf_counter() - clock, float(runtime[1]))

@@ -18,18 +18,25 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(texts: Sequence[str], vocabulary: int = 512) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with a ChatML template on `texts`. It can encode any text."""
+def train_byte_level(texts: Sequence[str], vocabulary: int, special_tokens: Sequence[str]) -> Tokenizer:
+    """Train a byte-level BPE tokenizer of at most `vocabulary` tokens on `texts`. Any text survives a round trip."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=["<|pad|>", "<|im_start|>", "<|im_end|>"],
+        special_tokens=list(special_tokens),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*texts, "system\nuser\nassistant\n"], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def build_tokenizer(texts: Sequence[str], vocabulary: int = 512) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with a ChatML template on `texts`. It can encode any text."""
+    special_tokens = ("<|pad|>", "<|im_start|>", "<|im_end|>")
+    tokenizer = train_byte_level([*texts, "system\nuser\nassistant\n"], vocabulary, special_tokens)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",

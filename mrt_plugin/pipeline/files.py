@@ -53,7 +53,7 @@ def check_job_paths(job: SelectJob) -> None:
     inputs: list[Named] = [("the pool", file.path) for file in job.pools]
     inputs += [("the input", path) for path in [*job.also_read, job.selector, *named, *rules, *code]]
     check_paths(written_by(job), inputs, models=named)
-    stale = left_over(job.output, written_by(job))
+    stale = left_over(job.output, written_by(job)).held_out
     if stale is not None and not job.overwrite:
         what = (
             f"{stale} holds the groups that an earlier run held out of {job.output}, and this run would train on them"
@@ -196,9 +196,15 @@ class _Execution:
             leakage = measure_leakage(self.curated.groups, self.held_out, threshold=threshold, num_proc=num_proc)
             summary += [self.split.summary(), leakage.summary()]
         stale = left_over(job.output, written_by(job))
-        if stale is not None:
-            stale.unlink()
-            summary.append(f"{stale} was of an earlier run: removed.")
+        for path in [*filter(None, [stale.held_out]), *(stale.exports if job.overwrite else [])]:
+            path.unlink()
+            summary.append(f"{path} was of an earlier run: removed.")
+        summary += [
+            f"{path} is the export of an earlier run to {job.output}, not of this selection. Write it again with "
+            "--export, or remove it: --overwrite does."
+            for path in stale.exports
+            if not job.overwrite
+        ]
         output = write_groups(self.selected, job.output)
         exports = [export(rows_of(self.selected), kind, path) for kind, path in job.exports.items()]
         if self.held_out is not None and job.held_out_path is not None:
@@ -206,13 +212,13 @@ class _Execution:
         if job.decisions is not None:
             write_events(job.decisions, self.train, self.curated)
         manifest = manifest_path(job.output)
-        write_manifest(manifest, self._header(output, aside), self._lines())
+        write_manifest(manifest, self._header(output, aside, exports), self._lines())
         if job.stats:
             parts = {"pool": self.pools.groups, "selected": self.selected}
             found = {name: statistics(groups, tokenizer=job.tokenizer) for name, groups in parts.items()}
         return SelectResult(output, manifest, self.ledger, summary, aside, exports, found)
 
-    def _header(self, output: Written, aside: Written | None) -> dict[str, Any]:
+    def _header(self, output: Written, aside: Written | None, exports: Sequence[Exported]) -> dict[str, Any]:
         """Return the manifest's first line. It does not depend on when, where or in how many processes the job ran."""
         job = self.job
         elsewhere = ("scorer", "score_cache", "weights", "weight_temperature")
@@ -234,6 +240,7 @@ class _Execution:
             "columns": list(self.selected.features),
             "output": file_entry(output, job.output),
             "held_out_output": aside and file_entry(aside, job.output),
+            "exports": [file_entry(item, job.output) for item in exports],
             "ledger": self.ledger.as_dict(),
             "versions": {"python": platform.python_version(), **versions},
         }

@@ -67,7 +67,7 @@ class SelectJob(SelectionOptions):
     """Files for other trainers, by kind: `sft`, `dpo`."""
     decisions: Path | None = option(None, "JSONL file of all that curation dropped, changed or flagged.")
     stats: bool = option(False, "Show task types and lengths, before and after.")
-    overwrite: bool = option(False, "Remove the held-out file of an earlier run that this run does not write again.")
+    overwrite: bool = option(False, "Remove an earlier run's held-out file and exports that are not written again.")
     also_read: Sequence[str | Path] = ()
     """Other input files, such as a file of rules. They are never overwritten."""
     num_proc: int | None = option(None, "Processes; the result does not depend on it.", ge=1)

@@ -16,13 +16,14 @@ by line. The fields of a group's line, all optional but `id`:
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mrt_plugin.groups.paths import Named, same_file
 from mrt_plugin.groups.write import Written, whole_file
+from mrt_plugin.pipeline.exports import Exported
 
 FORMAT = "mrt-selection/1"
 
@@ -32,22 +33,31 @@ def manifest_path(output: str | Path) -> Path:
     return Path(f"{Path(output)}.manifest.jsonl")
 
 
-def file_entry(written: Written, output: Path) -> dict[str, Any]:
+def file_entry(written: Written | Exported, output: Path) -> dict[str, Any]:
     """Describe a file in the manifest. Its name is relative to the selection's folder."""
     folder = os.path.relpath(written.path.parent.resolve(), output.parent.resolve())
     counts = {name: value for name, value in asdict(written).items() if name != "path"}
     return {"name": Path(folder, written.path.name).as_posix(), **counts}
 
 
-def left_over(output: Path, written: Iterable[Named]) -> Path | None:
-    """Return the held-out file of an earlier selection of the same name, if it exists and is not written again."""
-    manifest = manifest_path(output)
-    made = read_manifest(manifest)[0]["held_out_output"] if manifest.is_file() else None
-    if made is None:
-        return None
-    path = output.parent / made["name"]
-    again = any(same_file(path, other) for _, other in written if other is not None)
-    return path if path.is_file() and not again else None
+@dataclass(frozen=True)
+class LeftOver:
+    """The files of an earlier selection of the same name that exist and are not written again."""
+
+    held_out: Path | None
+    exports: list[Path]
+
+
+def left_over(output: Path, written: Iterable[Named]) -> LeftOver:
+    manifest, again = manifest_path(output), [path for _, path in written if path is not None]
+    header = read_manifest(manifest)[0] if manifest.is_file() else {}
+
+    def old(entries: Iterable[dict[str, Any]]) -> list[Path]:
+        paths = [output.parent / entry["name"] for entry in entries]
+        return [path for path in paths if path.is_file() and not any(same_file(path, other) for other in again)]
+
+    held_out = header.get("held_out_output")
+    return LeftOver(next(iter(old([held_out] if held_out else [])), None), old(header.get("exports", [])))
 
 
 def write_manifest(path: Path, header: dict[str, Any], groups: Iterable[dict[str, Any]]) -> None:

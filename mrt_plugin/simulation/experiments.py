@@ -1,8 +1,7 @@
-"""Experiments 1 to 6 of arXiv 2606.00544, in a world where the truth is known, as functions that return JSON-ready
-dictionaries. Experiment 7 is in `tokens`.
-"""
+"""Experiments 1 to 6 of arXiv 2606.00544, in a world where the truth is known. Experiment 7 is in `tokens`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,24 @@ from mrt_plugin.planning.fit import fit_inverse_k
 from mrt_plugin.planning.variance import bootstrap_intervals, estimate_components
 from mrt_plugin.simulation import density, world
 from mrt_plugin.simulation.density import Densities, output_gradients, true_nll
+from mrt_plugin.simulation.results import (
+    AtStep,
+    Bin,
+    BridgeFound,
+    BudgetFound,
+    BySelectorFound,
+    Components,
+    GradientError,
+    GradientsFound,
+    Line,
+    LotteryFound,
+    OneDataset,
+    PublishedGradients,
+    SelectorGradients,
+    VarianceFound,
+)
 from mrt_plugin.simulation.world import SELECTORS
 
-Found = dict[str, Any]
 Step = Callable[[int, int], object]
 """Called with the steps of an experiment that ended, and with their number."""
 
@@ -33,9 +47,9 @@ LOOK = (5, 120)
 """Interval and last step of the NLL measurements. All networks reach their best NLL before step 120."""
 
 PUBLISHED_GRADIENTS = {
-    "random_k": {"emse": 0.350, "cosine": 0.626},
-    "best_k": {"emse": 0.569, "cosine": -0.096},
-    "filter_then_spread": {"emse": 0.132, "cosine": 0.658},
+    "random_k": PublishedGradients(emse=0.350, cosine=0.626),
+    "best_k": PublishedGradients(emse=0.569, cosine=-0.096),
+    "filter_then_spread": PublishedGradients(emse=0.132, cosine=0.658),
 }
 BINS = 15
 
@@ -43,7 +57,7 @@ BINS = 15
 def silent(done: int, total: int) -> None: ...
 
 
-def variance(seed: int = 0, *, repeats: int = 2000, progress: Step = silent) -> Found:
+def variance(seed: int = 0, *, repeats: int = 2000, progress: Step = silent) -> VarianceFound:
     """Compare the variance of a loss estimate at each K, on 100 prompts, with the formula and the true components.
 
     The loss is the squared error of an untrained network. `one_dataset` is what `mrt plan` would estimate.
@@ -75,26 +89,21 @@ def variance(seed: int = 0, *, repeats: int = 2000, progress: Step = silent) -> 
     found, intervals = estimate_components(one), bootstrap_intervals(one, seed=seed)
     assert intervals is not None, "100 prompts are enough for an interval"
     fit = fit_inverse_k(ks, measured.tolist())
-    return {
-        "prompts": prompts,
-        "repeats": repeats,
-        "v_x": v_x,
-        "v_yx": v_yx,
-        "k": list(ks),
-        "variance": measured.tolist(),
-        "variance_error": (measured * np.sqrt(2 / (repeats - 1))).tolist(),
-        "predicted": [(v_x + v_yx / k) / prompts for k in ks],
-        "fit": {"a": fit.a, "b": fit.b, "r_squared": fit.r_squared},
-        "one_dataset": {
-            "v_x": found.v_x,
-            "v_x_interval": list(intervals.v_x),
-            "v_yx": found.v_yx,
-            "v_yx_interval": list(intervals.v_yx),
-        },
-    }
+    return VarianceFound(
+        prompts=prompts,
+        repeats=repeats,
+        v_x=v_x,
+        v_yx=v_yx,
+        k=ks,
+        variance=measured.tolist(),
+        variance_error=(measured * np.sqrt(2 / (repeats - 1))).tolist(),
+        predicted=[(v_x + v_yx / k) / prompts for k in ks],
+        fit=Line(fit.a, fit.b, fit.r_squared),
+        one_dataset=OneDataset(found.v_x, intervals.v_x, found.v_yx, intervals.v_yx),
+    )
 
 
-def budget(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Step = silent) -> Found:
+def budget(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Step = silent) -> BudgetFound:
     """Spend one budget on more prompts or more responses, and measure the variance and the trained NLL at each K.
 
     The NLL is measured at each network's best step and, as in the paper, at the last, where all have overfitted.
@@ -102,7 +111,7 @@ def budget(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Step
     ks = (1, 2, 4, 6, 8, 12, 16)
     random = np.random.default_rng([seed, 2])
     at_start = _density_components(random)
-    rows = budget_table(at_start["v_x"], at_start["v_yx"], COSTS, pool_sizes=[POOL] * BUDGET, budget=BUDGET)
+    rows = budget_table(at_start.v_x, at_start.v_yx, COSTS, pool_sizes=[POOL] * BUDGET, budget=BUDGET)
     prompts_at = {row.k: row.prompts for row in rows}
     prompts, pools = world.draw_sets(repeats, max(prompts_at.values()), POOL, random)
     test = world.draw_prompts(200, random)
@@ -119,27 +128,33 @@ def budget(seed: int = 0, *, repeats: int = 12, steps: int = 400, progress: Step
         _train(BUDGET_SELECTORS, prompts[:, :n], pools[:, :n], k, random, steps=steps, watch=watch)
         progress(place + 1, len(ks))
         nll[:, :, place] = np.reshape([curve[-1], np.min(curve, axis=0)], (2, -1, repeats))
-    found: Found = {
-        "costs": {"prompt": COSTS.prompt, "response": COSTS.response},
-        "budget": BUDGET,
-        "repeats": repeats,
-        "steps": steps,
-        **at_start,
-        "k_star": best_k_formula(at_start["v_x"] / at_start["v_yx"], COSTS),
-        "integer_best_k": best_row(rows).k,
-        "variance_curve": [{"k": row.k, "prompts": row.prompts, "variance": row.variance} for row in rows],
-        "k": list(ks),
-        "prompts": [prompts_at[k] for k in ks],
-        "pairs": [k * prompts_at[k] for k in ks],
-    }
-    for at, tables in zip(("last", "best"), nll, strict=True):
-        shares = found[f"best_k_{at}_step"] = {}
-        for name, table in zip(BUDGET_SELECTORS, tables, strict=True):
-            chosen = random.integers(repeats, size=(1000, repeats))
-            winners = table[:, chosen].mean(axis=2).argmin(axis=0)
-            shares[name] = (np.bincount(winners, minlength=len(ks)) / len(chosen)).tolist()
-        found[f"nll_{at}_step"] = dict(zip(BUDGET_SELECTORS, tables.tolist(), strict=True))
-    return found
+    last, best = (_at_step(table, random) for table in nll)
+    return BudgetFound(
+        costs=COSTS,
+        budget=BUDGET,
+        repeats=repeats,
+        steps=steps,
+        components=at_start,
+        k_star=best_k_formula(at_start.v_x / at_start.v_yx, COSTS),
+        integer_best_k=best_row(rows).k,
+        rows=rows,
+        k=ks,
+        prompts=[prompts_at[k] for k in ks],
+        pairs=[k * prompts_at[k] for k in ks],
+        last=last,
+        best=best,
+    )
+
+
+def _at_step(nll: np.ndarray, random: np.random.Generator) -> AtStep:
+    """Draw the repeats of an NLL table [selectors, ks, repeats] again, and count how often each K is the best."""
+    _, ks, repeats = nll.shape
+    shares: dict[str, list[float]] = {}
+    for name, table in zip(BUDGET_SELECTORS, nll, strict=True):
+        chosen = random.integers(repeats, size=(1000, repeats))
+        winners = table[:, chosen].mean(axis=2).argmin(axis=0)
+        shares[name] = (np.bincount(winners, minlength=ks) / len(chosen)).tolist()
+    return AtStep(shares, dict(zip(BUDGET_SELECTORS, nll.tolist(), strict=True)))
 
 
 def _train(
@@ -155,7 +170,7 @@ def _train(
     return data, density.train(data, np.stack(kept), random.integers(2**31, size=len(data)).tolist(), **how)
 
 
-def _density_components(random: np.random.Generator) -> dict[str, float]:
+def _density_components(random: np.random.Generator) -> Components:
     """Measure V_x and V_{y|x} at the paper's untrained network, and their standard errors with 300 prompts."""
     x = world.draw_prompts(20_000, random)
     nodes, weights = world.quadrature(8)
@@ -164,9 +179,7 @@ def _density_components(random: np.random.Generator) -> dict[str, float]:
     means = losses @ weights
     within = (losses - means[:, None]) ** 2 @ weights
     x_error, yx_error = (part.std() / np.sqrt(BUDGET_SAMPLE) for part in ((means - means.mean()) ** 2, within))
-    found = {"v_x": means.var(ddof=1), "v_yx": within.mean()}
-    found |= {"v_x_error_of_300_prompts": x_error, "v_yx_error_of_300_prompts": yx_error}
-    return {name: float(value) for name, value in found.items()}
+    return Components(float(means.var(ddof=1)), float(within.mean()), float(x_error), float(yx_error))
 
 
 def _mode_errors(model: Densities, prompts: np.ndarray) -> np.ndarray:
@@ -174,7 +187,7 @@ def _mode_errors(model: Densities, prompts: np.ndarray) -> np.ndarray:
     return np.abs(density.mode_masses(model, prompts) - 1 / 3).sum(axis=-1).mean(axis=1) / 2
 
 
-def lottery(seed: int = 0, *, runs: int = 20, steps: int = 400, progress: Step = silent) -> Found:
+def lottery(seed: int = 0, *, runs: int = 20, steps: int = 400, progress: Step = silent) -> LotteryFound:
     """Measure how much NLL and mode error vary between runs with K random answers per prompt: the mode lottery."""
     prompts, ks = 120, (1, 2, 4, 8)
     random = np.random.default_rng([seed, 3])
@@ -185,14 +198,11 @@ def lottery(seed: int = 0, *, runs: int = 20, steps: int = 400, progress: Step =
         _, model = _train(["random_k"], x, pools, k, random, steps=steps)
         tables[:, place] = true_nll(model, test), _mode_errors(model, test)
         progress(place + 1, len(ks))
-    found: Found = {"k": list(ks), "prompts": prompts, "pool": POOL, "runs": runs, "steps": steps}
-    for name, table in zip(("nll", "mode_error"), tables, strict=True):
-        spread = table.std(axis=1, ddof=1)
-        found |= {name: table.tolist(), f"{name}_mean": table.mean(axis=1).tolist(), f"{name}_sd": spread.tolist()}
-    return found
+    measured = [part.tolist() for table in tables for part in (table, table.mean(axis=1), table.std(axis=1, ddof=1))]
+    return LotteryFound(ks, prompts, POOL, runs, steps, *measured)
 
 
-def by_selector(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: Step = silent) -> Found:
+def by_selector(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: Step = silent) -> BySelectorFound:
     """Measure the NLL of new answers and the mode error after training on the answers that each selector keeps."""
     prompts, ks = 150, (1, 2, 4, 8, 16)
     random = np.random.default_rng([seed, 4])
@@ -206,12 +216,11 @@ def by_selector(seed: int = 0, *, repeats: int = 5, steps: int = 400, progress: 
             tables[:, number // repeats, place, number % repeats] = found
         progress(place + 1, len(ks))
     rows = [tables[0], *tables.mean(axis=-1)]
-    nll, nll_mean, error_mean = (dict(zip(SELECTORS, table.tolist(), strict=True)) for table in rows)
-    settings = {"k": list(ks), "prompts": prompts, "pool": POOL, "repeats": repeats, "steps": steps}
-    return settings | {"nll": nll, "nll_mean": nll_mean, "mode_error_mean": error_mean}
+    by_name = (dict(zip(SELECTORS, table.tolist(), strict=True)) for table in rows)
+    return BySelectorFound(ks, prompts, POOL, repeats, steps, *by_name)
 
 
-def gradients(seed: int = 0, *, trials: int = 400, networks: int = 8, progress: Step = silent) -> Found:
+def gradients(seed: int = 0, *, trials: int = 400, networks: int = 8, progress: Step = silent) -> GradientsFound:
     """Measure bias, variance and gradient direction of each selector, on the paper's untrained network and others."""
     prompts, k = 30, 4
     random, papers = np.random.default_rng([seed, 5]), np.random.RandomState(PAPER_SEED)
@@ -222,18 +231,21 @@ def gradients(seed: int = 0, *, trials: int = 400, networks: int = 8, progress: 
         for number in range(networks)
     ]
     progress(2, 2)
-    rows: dict[str, dict[str, Any]] = {}
+    rows = {}
     for name in SELECTORS:
-        rows[name] = {**paper[name], "published": PUBLISHED_GRADIENTS.get(name)}
-        for key in ("emse", "cosine"):
-            values = [other[name][key] for other in others]
-            rows[name][f"{key}_other_networks"] = [min(values), max(values)]
-    return {"trials": trials, "networks": networks, "k": k, "pool": POOL, "prompts": prompts, "selectors": rows}
+        errors, cosines = zip(*((other[name].emse, other[name].cosine) for other in others), strict=True)
+        rows[name] = SelectorGradients(
+            **asdict(paper[name]),
+            published=PUBLISHED_GRADIENTS.get(name),
+            emse_other_networks=(min(errors), max(errors)),
+            cosine_other_networks=(min(cosines), max(cosines)),
+        )
+    return GradientsFound(trials, networks, k, POOL, prompts, rows)
 
 
 def measure_gradients(
     network: int, prompts: np.ndarray, k: int, trials: int, random: np.random.Generator
-) -> dict[str, dict[str, float]]:
+) -> dict[str, GradientError]:
     """Measure bias², variance, EMSE and gradient cosine of each selector at one network, against the integrated truth.
 
     The trials' own noise is subtracted from bias², which may then be below 0.
@@ -260,12 +272,11 @@ def measure_gradients(
             cosines[row, trial] = cosine(np.take_along_axis(deltas, kept[..., None], 1).mean(axis=1), true_delta)
     spread = losses_of.var(axis=1, ddof=1).mean(axis=1)
     bias = ((losses_of.mean(axis=1) - true_loss) ** 2).mean(axis=1) - spread / trials
-    errors = {"bias_squared": bias, "variance": spread, "emse": bias + spread}
-    found = errors | {"cosine": cosines.mean(axis=1), "cosine_error": cosines.std(axis=1) / np.sqrt(trials)}
-    return {name: {key: float(found[key][row]) for key in found} for row, name in enumerate(SELECTORS)}
+    columns = (bias, spread, bias + spread, cosines.mean(axis=1), cosines.std(axis=1) / np.sqrt(trials))
+    return {name: GradientError(*(float(column[row]) for column in columns)) for row, name in enumerate(SELECTORS)}
 
 
-def bridge(seed: int = 0, progress: Step = silent) -> Found:
+def bridge(seed: int = 0, progress: Step = silent) -> BridgeFound:
     """Compare similarity of answers with similarity of gradients, and compute k_eff by selector."""
     prompts, pool, ks = 50, 16, (2, 4, 8)
     random = np.random.default_rng([seed, 6])
@@ -286,7 +297,7 @@ def bridge(seed: int = 0, progress: Step = silent) -> Found:
         inside = cosine[place == number]
         if len(inside) > 5:
             mean, error = float(inside.mean()), float(inside.std() / np.sqrt(len(inside)))
-            bins.append({"similarity": float(middle), "cosine": mean, "error": error, "pairs": len(inside)})
+            bins.append(Bin(float(middle), mean, error, len(inside)))
     rewards = world.rewards(x, responses)
     effective: dict[str, list[float]] = {name: [] for name in SELECTORS}
     for name in SELECTORS:
@@ -296,15 +307,15 @@ def bridge(seed: int = 0, progress: Step = silent) -> Found:
             effective[name].append(effective_k(k, float(np.mean([row[np.triu_indices(k, 1)] for row in tables]))))
     progress(1, 1)
     shown = random.choice(len(cosine), size=400, replace=False)
-    return {
-        "prompts": prompts,
-        "pool": pool,
-        "pairs": len(cosine),
-        "correlation": float(np.corrcoef(similarity, cosine)[0, 1]),
-        "cosine_same_mode": float(cosine[same].mean()),
-        "cosine_other_mode": float(cosine[~same].mean()),
-        "bins": bins,
-        "points": np.round(np.stack([similarity, cosine], axis=1)[shown], 4).tolist(),
-        "k": list(ks),
-        "k_eff": effective,
-    }
+    return BridgeFound(
+        prompts=prompts,
+        pool=pool,
+        pairs=len(cosine),
+        correlation=float(np.corrcoef(similarity, cosine)[0, 1]),
+        cosine_same_mode=float(cosine[same].mean()),
+        cosine_other_mode=float(cosine[~same].mean()),
+        bins=bins,
+        points=np.round(np.stack([similarity, cosine], axis=1)[shown], 4).tolist(),
+        k=ks,
+        k_eff=effective,
+    )

@@ -7,6 +7,15 @@ import numpy as np
 
 from mrt_plugin.planning.audit_report import stacked_error
 from mrt_plugin.report import figure
+from mrt_plugin.simulation.results import (
+    BridgeFound,
+    BudgetFound,
+    BySelectorFound,
+    GradientsFound,
+    LotteryFound,
+    TokensFound,
+    VarianceFound,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,70 +45,68 @@ def _by_selector(axis: Any, k: Sequence[int], series: Mapping[str, Sequence[floa
     _k_axis(axis, k, **labels)
 
 
-def variance(found: Mapping[str, Any]) -> "Figure":
+def variance(found: VarianceFound) -> "Figure":
     made, (axis,) = figure()
-    error = found["variance_error"]
-    axis.errorbar(found["k"], found["variance"], yerr=error, fmt="o", color="black", capsize=4, label="measured")
-    axis.plot(found["k"], found["predicted"], "-", color="black", label="predicted")
-    axis.axhline(found["v_x"] / found["prompts"], linestyle="--", color="0.4", label="V_x/n")
-    _k_axis(axis, found["k"], logarithmic=True, yscale="log", ylabel="variance of the loss estimate")
+    error = found.variance_error
+    axis.errorbar(found.k, found.variance, yerr=error, fmt="o", color="black", capsize=4, label="measured")
+    axis.plot(found.k, found.predicted, "-", color="black", label="predicted")
+    axis.axhline(found.v_x / found.prompts, linestyle="--", color="0.4", label="V_x/n")
+    _k_axis(axis, found.k, logarithmic=True, yscale="log", ylabel="variance of the loss estimate")
     axis.legend(frameon=False)
     return made
 
 
-def budget(found: Mapping[str, Any]) -> "Figure":
+def budget(found: BudgetFound) -> "Figure":
     made, (nll, shares, variance) = figure(12, 4, columns=3)
-    places = np.arange(len(found["k"]))
-    for shift, key, label, marker, bar in (
-        (-0.2, "last", "after all steps", "o", {"color": "0.6"}),
-        (0.2, "best", "at the best step", "s", {"color": "white", "hatch": "//"}),
+    places = np.arange(len(found.k))
+    for shift, step, label, marker, bar in (
+        (-0.2, found.last, "after all steps", "o", {"color": "0.6"}),
+        (0.2, found.best, "at the best step", "s", {"color": "white", "hatch": "//"}),
     ):
-        values = np.array(found[f"nll_{key}_step"]["random_k"])
+        values = np.array(step.nll["random_k"])
         error = values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
-        nll.errorbar(found["k"], values.mean(axis=1), error, marker=marker, color="black", capsize=3, label=label)
-        share = found[f"best_k_{key}_step"]["random_k"]
-        shares.bar(places + shift, share, 0.4, edgecolor="black", label=label, **bar)
-    _k_axis(nll, found["k"], yscale="log", ylabel="NLL (random_k)")
-    _k_axis(shares, found["k"], places.tolist(), ylabel="share of resamples in which K is best")
+        nll.errorbar(found.k, values.mean(axis=1), error, marker=marker, color="black", capsize=3, label=label)
+        shares.bar(places + shift, step.best_k["random_k"], 0.4, edgecolor="black", label=label, **bar)
+    _k_axis(nll, found.k, yscale="log", ylabel="NLL (random_k)")
+    _k_axis(shares, found.k, places.tolist(), ylabel="share of resamples in which K is best")
     for axis in (nll, shares):
         axis.legend(frameon=False)
-    curve, star = found["variance_curve"], found["k_star"]
-    variance.plot([row["k"] for row in curve], [row["variance"] for row in curve], "-", color="black")
-    variance.axvline(star, linestyle="--", color="0.4")
+    variance.plot([row.k for row in found.rows], [row.variance for row in found.rows], "-", color="black")
+    variance.axvline(found.k_star, linestyle="--", color="0.4")
     at = {"xycoords": ("data", "axes fraction"), "rotation": 90, "ha": "right", "va": "top"}
-    variance.annotate(f"k* = {star:.2f}", (star, 0.95), **at)
+    variance.annotate(f"k* = {found.k_star:.2f}", (found.k_star, 0.95), **at)
     variance.set(xlabel="K", ylabel="predicted variance of the loss estimate", ylim=(0, None))
     return made
 
 
-def lottery(found: Mapping[str, Any]) -> "Figure":
+def lottery(found: LotteryFound) -> "Figure":
     made, axes = figure(10, 4, columns=2)
-    for axis, key, labels in zip(axes, ("nll", "mode_error"), (NLL, MODE_ERROR), strict=True):
-        for place, values in enumerate(found[key]):
+    for axis, table, labels in zip(axes, (found.nll, found.mode_error), (NLL, MODE_ERROR), strict=True):
+        for place, values in enumerate(table):
             shift = np.linspace(-0.2, 0.2, len(values))
             axis.plot(place + shift, sorted(values), "o", color="black", markerfacecolor="none", markersize=4)
             axis.plot([place - 0.3, place + 0.3], [np.mean(values)] * 2, "-", color="black", linewidth=2)
-        _k_axis(axis, found["k"], range(len(found["k"])), **labels)
+        _k_axis(axis, found.k, range(len(found.k)), **labels)
     return made
 
 
-def by_selector(found: Mapping[str, Any]) -> "Figure":
+def by_selector(found: BySelectorFound) -> "Figure":
     made, axes = figure(10, 4, columns=2)
-    for axis, key, labels in zip(axes, ("nll_mean", "mode_error_mean"), (NLL, MODE_ERROR), strict=True):
-        _by_selector(axis, found["k"], found[key], logarithmic=True, **labels)
+    for axis, series, labels in zip(axes, (found.nll_mean, found.mode_error_mean), (NLL, MODE_ERROR), strict=True):
+        _by_selector(axis, found.k, series, logarithmic=True, **labels)
     axes[1].legend(frameon=False)
     return made
 
 
-def gradients(found: Mapping[str, Any]) -> "Figure":
+def gradients(found: GradientsFound) -> "Figure":
     made, (left, right) = figure(10, 4, columns=2)
-    rows = found["selectors"]
-    stacked_error(left, [(row["bias_squared"], row["variance"]) for row in rows.values()])
+    rows = found.selectors
+    stacked_error(left, [(row.bias_squared, row.variance) for row in rows.values()])
     for place, (row, hatch) in enumerate(zip(rows.values(), ("", "xx", "//", ".."), strict=True)):
-        right.bar(place, row["cosine"], color="0.8", edgecolor="black", hatch=hatch)
-        if row["published"] is not None:
-            for axis, key in ((left, "emse"), (right, "cosine")):
-                axis.plot(place, row["published"][key], "x", color="black", markersize=10, markeredgewidth=2)
+        right.bar(place, row.cosine, color="0.8", edgecolor="black", hatch=hatch)
+        if row.published is not None:
+            for axis, value in ((left, row.published.emse), (right, row.published.cosine)):
+                axis.plot(place, value, "x", color="black", markersize=10, markeredgewidth=2)
     for axis in (left, right):
         axis.set_xticks(range(len(rows)), list(rows), fontsize=8)
     left.set_ylabel("EMSE")
@@ -108,35 +115,35 @@ def gradients(found: Mapping[str, Any]) -> "Figure":
     return made
 
 
-def bridge(found: Mapping[str, Any]) -> "Figure":
+def bridge(found: BridgeFound) -> "Figure":
     made, (left, right) = figure(10, 4, columns=2)
-    points = np.array(found["points"])
+    points = np.array(found.points)
     left.plot(points[:, 0], points[:, 1], ".", color="0.6", markersize=4)
-    x, y, error = ([row[key] for row in found["bins"]] for key in ("similarity", "cosine", "error"))
+    x, y, error = zip(*((row.similarity, row.cosine, row.error) for row in found.bins), strict=True)
     left.errorbar(x, y, error, marker="o", color="black", capsize=3)
     left.set(xlabel="similarity of two answers", ylabel="cosine of their gradients")
-    left.set_title(f"r = {found['correlation']:.2f}", fontsize=10)
-    _by_selector(right, found["k"], found["k_eff"], ylabel="k_eff", ylim=(0, None))
+    left.set_title(f"r = {found.correlation:.2f}", fontsize=10)
+    _by_selector(right, found.k, found.k_eff, ylabel="k_eff", ylim=(0, None))
     right.legend(frameon=False)
     return made
 
 
-def tokens(found: Mapping[str, Any]) -> "Figure":
+def tokens(found: TokensFound) -> "Figure":
     made, (left, right) = figure(11, 4, columns=2)
-    series, label = found["mode_kl_mean"], "KL(truth || model) over modes, nats"
+    series, label = found.mode_kl_mean, "KL(truth || model) over modes, nats"
     top = 1.5 * max(map(max, series.values()))
-    _by_selector(left, found["k"], series, logarithmic=True, ylabel=label, ylim=(0, top))
+    _by_selector(left, found.k, series, logarithmic=True, ylabel=label, ylim=(0, top))
     left.legend(frameon=False, loc="upper right", ncols=2)
     below = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top", "annotation_clip": False}
     ticks = []
-    for place, (name, kept) in enumerate(found["kept_modes"].items()):
+    for place, (name, kept) in enumerate(found.kept_modes.items()):
         right.annotate(name.replace("_", "\n", 1), (place, -0.1), fontsize=8, **below)
         for offset, number in ((-0.2, 1), (0.2, -1)):
             bottom = 0.0
             for share, shade, hatch in zip(kept[number], ("white", "0.7", "0.3"), ("", "//", ""), strict=True):
                 right.bar(place + offset, share, 0.36, bottom=bottom, color=shade, edgecolor="black", hatch=hatch)
                 bottom += share
-            ticks.append((place + offset, f"{found['k'][number]}"))
+            ticks.append((place + offset, f"{found.k[number]}"))
     right.set_xticks([place for place, _ in ticks], [label for _, label in ticks], fontsize=8)
     right.set_ylabel("modes kept: A white, B hatched, C dark")
     return made

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,25 @@ from mrt_plugin.groups.write import whole_file, write_text
 from mrt_plugin.planning.progress import Progress
 from mrt_plugin.report import Report
 from mrt_plugin.simulation import experiments, figures
+from mrt_plugin.simulation.results import (
+    BudgetFound,
+    Comparison,
+    Finished,
+    Found,
+    GradientsFound,
+    SimulationResults,
+    VarianceFound,
+)
 from mrt_plugin.simulation.tokens import tokens
 
-COLUMNS = ("experiment", "quantity", "published", "ours", "remark")
+COLUMNS = tuple(field.name for field in fields(Comparison))
 
 
 @dataclass(frozen=True)
 class Experiment:
     title: str
-    run: Callable[..., dict[str, Any]]
-    draw: Callable[[dict[str, Any]], Any]
+    run: Callable[..., Found]
+    draw: Callable[[Any], Any]
     caption: str
 
 
@@ -78,8 +87,8 @@ def run_experiments(
     *,
     seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
-    publish: Callable[[dict[str, Any]], object] = lambda results: None,
-) -> dict[str, Any]:
+    publish: Callable[[SimulationResults], object] = lambda results: None,
+) -> SimulationResults:
     """Run experiments by name, and return their numbers and the comparison with the published figures.
 
     `publish` gets the results so far after each experiment.
@@ -87,97 +96,94 @@ def run_experiments(
     for name in names:
         if name not in EXPERIMENTS:
             raise ValueError(f"Experiment {name!r} is unknown: choose from {', '.join(EXPERIMENTS)}.")
-    found: dict[str, Any] = {}
-    results: dict[str, Any] = {"seed": seed, "experiments": found, "published": []}
+    results = SimulationResults(seed, {}, [])
     for name in names:
         one, started = EXPERIMENTS[name], time.perf_counter()
         progress(one.title, 0, 1)
-        found[name] = one.run(seed, progress=partial(progress, one.title))
-        found[name]["seconds"] = time.perf_counter() - started
-        results["published"] = compare(found)
+        found = one.run(seed, progress=partial(progress, one.title))
+        finished = {**results.experiments, name: Finished(found, time.perf_counter() - started)}
+        results = SimulationResults(seed, finished, compare({name: one.found for name, one in finished.items()}))
         publish(results)
     return results
 
 
-def write_report(results: dict[str, Any], folder: Path) -> None:
+def write_report(results: SimulationResults, folder: Path) -> None:
     """Write `results.json`, `report.html` and `<experiment>.png` into `folder`, each atomically."""
     page = Report("Controlled experiments of arXiv 2606.00544")
     lead = "Small worlds in which the truth is known, with this package's selectors and, in the last one, its trainer."
     page.text(lead, lead=True)
     page.heading("Published figures beside ours")
-    page.table(COLUMNS, [[row[name] for name in COLUMNS] for row in results["published"]], text_columns=(0, 1, 4))
-    for name, found in results["experiments"].items():
-        picture = EXPERIMENTS[name].draw(found)
+    page.table(COLUMNS, [astuple(row) for row in results.published], text_columns=(0, 1, 4))
+    for name, finished in results.experiments.items():
+        picture = EXPERIMENTS[name].draw(finished.found)
         with whole_file(folder / f"{name}.png") as file:
             picture.savefig(file, dpi=110, format="png")
         page.heading(EXPERIMENTS[name].title)
         page.figure(picture, EXPERIMENTS[name].caption)
-    page.text(f"Seed {results['seed']}. All numbers of the pictures are in results.json.")
-    write_text(folder / "results.json", json.dumps(results, indent=1, allow_nan=False))
+    page.text(f"Seed {results.seed}. All numbers of the pictures are in results.json.")
+    write_text(folder / "results.json", json.dumps(results.as_json(), indent=1, allow_nan=False))
     write_text(folder / "report.html", page.html())
 
 
-def compare(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Build the table of published figures and ours, with `COLUMNS`. The remark explains why the two differ."""
+def compare(results: Mapping[str, Found]) -> list[Comparison]:
+    """Build the table of published figures and ours, for those experiments that repeat published figures."""
+    makers: dict[str, Callable[[Any], Iterator[Comparison]]]
     makers = {"variance": _variance, "budget": _budget, "gradients": _gradients}
-    rows = [row for name, make in makers.items() if name in results for row in make(results[name])]
-    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+    return [row for name, make in makers.items() if name in results for row in make(results[name])]
 
 
-def _variance(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def _variance(found: VarianceFound) -> Iterator[Comparison]:
     for place, k, published in ((0, 1, "0.0675"), (5, 32, "0.0138")):
-        yield (
+        yield Comparison(
             "variance against K",
             f"variance of the loss estimate at K = {k}",
             published,
-            f"{found['variance'][place]:.4f} ± {found['variance_error'][place]:.4f}",
-            f"The exact value is {found['predicted'][place]:.4f}. With the authors' 100 repeats, the error is 14 %.",
+            f"{found.variance[place]:.4f} ± {found.variance_error[place]:.4f}",
+            f"The exact value is {found.predicted[place]:.4f}. With the authors' 100 repeats, the error is 14 %.",
         )
 
 
-def _budget(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    ks, shares = found["k"], found["best_k_last_step"]["random_k"]
+def _budget(found: BudgetFound) -> Iterator[Comparison]:
+    ks, shares = found.k, found.last.best_k["random_k"]
     likely = [str(k) for k, share in zip(ks, shares, strict=True) if share >= 0.05]
-    early, late = (np.mean(found[f"nll_{at}_step"]["random_k"], axis=1) for at in ("best", "last"))
-    off_x, off_yx = found["v_x_error_of_300_prompts"], found["v_yx_error_of_300_prompts"]
+    early, late = (np.mean(at.nll["random_k"], axis=1) for at in (found.best, found.last))
+    measured = found.components
+    off_x, off_yx = measured.v_x_error_of_300_prompts, measured.v_yx_error_of_300_prompts
     noise = "Ours is over 20,000 prompts; a sample of 300 has a standard error of"
-    yield "budget", "V_x", "0.187", f"{found['v_x']:.3f}", f"{noise} {off_x:.3f}."
-    yield "budget", "V_{y|x}", "1.33", f"{found['v_yx']:.2f}", f"{noise} {off_yx:.2f}."
-    yield "budget", "k*", "5.33", f"{found['k_star']:.2f}", "Follows from the two above."
-    yield (
+    yield Comparison("budget", "V_x", "0.187", f"{measured.v_x:.3f}", f"{noise} {off_x:.3f}.")
+    yield Comparison("budget", "V_{y|x}", "1.33", f"{measured.v_yx:.2f}", f"{noise} {off_yx:.2f}.")
+    yield Comparison("budget", "k*", "5.33", f"{found.k_star:.2f}", "Follows from the two above.")
+    yield Comparison(
         "budget",
         "best K by test NLL, random_k",
         "8 to 12",
         f"{ks[int(late.argmin())]} ({', '.join(likely)} in resamples)",
         "k* minimises the variance of the loss estimate at one fixed network, which is not test NLL. After "
-        f"{found['steps']} steps every network has overfitted (mean NLL {late.min():.0f} to {late.max():.0f}, at its "
-        f"best step {early.min():.2f} to {early.max():.2f}). Few pairs ({found['pairs'][0]} at K = 1, "
-        f"{found['pairs'][-1]} at K = {ks[-1]}) overfit most, which favours a larger K. From K = 4 up NLL is flat.",
+        f"{found.steps} steps every network has overfitted (mean NLL {late.min():.0f} to {late.max():.0f}, at its "
+        f"best step {early.min():.2f} to {early.max():.2f}). Few pairs ({found.pairs[0]} at K = 1, "
+        f"{found.pairs[-1]} at K = {ks[-1]}) overfit most, which favours a larger K. From K = 4 up NLL is flat.",
     )
 
 
-def _gradients(found: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+def _gradients(found: GradientsFound) -> Iterator[Comparison]:
     own = {
         "random_k": " The published sum holds a bias² of 0.029, which is noise: random_k has none.",
         "diverse_best_k": " The paper's facility location keeps what best_k keeps here: the middle mode has all the "
         "reward and covers the rest. The published GRADES figures are those of filter_then_spread.",
     }
-    for name, ours in found["selectors"].items():
-        known = ours["published"]
+    for name, ours in found.selectors.items():
+        known = ours.published
         noise = (
             "The published mean of 30 trials has a standard error of about 0.02."
             if name in ("random_k", "filter_then_spread")
             else "Our true gradient is integrated, not sampled."
         )
-        for key, quantity, error, remark in (
-            ("emse", "EMSE", "", own.get(name, "")),
-            ("cosine", "gradient cosine", f" ± {ours['cosine_error']:.1g}", f" {noise}"),
+        cosine = f"{ours.cosine:.3f} ± {ours.cosine_error:.1g}"
+        for quantity, published, value, (low, high), remark in (
+            ("EMSE", known and known.emse, f"{ours.emse:.3f}", ours.emse_other_networks, own.get(name, "")),
+            ("gradient cosine", known and known.cosine, cosine, ours.cosine_other_networks, f" {noise}"),
         ):
-            low, high = ours[f"{key}_other_networks"]
-            parts = (
-                "none" if known is None else f"{known[key]:.3f}",
-                f"{ours[key]:.3f}{error}",
-                f"Other untrained networks: {low:.2f} to {high:.2f}.",
-            )
-            published, value, others = (part.replace("-", "−") for part in parts)
-            yield "gradients, K = 4", f"{quantity}, {name}", published, value, others + remark
+            others = f"Other untrained networks: {low:.2f} to {high:.2f}."
+            texts = ("none" if published is None else f"{published:.3f}", value, others)
+            shown = [text.replace("-", "−") for text in texts]
+            yield Comparison("gradients, K = 4", f"{quantity}, {name}", shown[0], shown[1], shown[2] + remark)

@@ -23,6 +23,7 @@ from mrt_plugin.models.tiny_model import build_llama
 from mrt_plugin.planning.progress import quiet
 from mrt_plugin.selection import select
 from mrt_plugin.simulation.experiments import Step, silent
+from mrt_plugin.simulation.results import TokensFound
 from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
 
 KS = (1, 2, 4, 8)
@@ -51,7 +52,7 @@ def tokens(
     ks: Sequence[int] = KS,
     selectors: Sequence[str] = SELECTORS,
     progress: Step = silent,
-) -> dict[str, Any]:
+) -> TokensFound:
     """Train one transformer per selector, K and repeat, and measure the `distance` of each on new prompts."""
     tables = np.empty((2, len(selectors), len(ks), repeats))
     kept_modes: dict[str, list[list[float]]] = {name: [] for name in selectors}
@@ -71,9 +72,19 @@ def tokens(
                 progress(done, repeats * len(runs))
     rows = [tables[0], *tables.mean(axis=-1)]
     mode_kl, kl_mean, nll_mean = (dict(zip(selectors, table.tolist(), strict=True)) for table in rows)
-    settings = {"k": list(ks), "prompts": PROMPTS, "pool": POOL, "repeats": repeats, "steps": steps}
-    settings |= {"pairs_per_step": PAIRS_PER_STEP, "generated": list(GENERATED)}
-    return settings | {"mode_kl": mode_kl, "mode_kl_mean": kl_mean, "nll_mean": nll_mean, "kept_modes": kept_modes}
+    return TokensFound(
+        k=ks,
+        prompts=PROMPTS,
+        pool=POOL,
+        repeats=repeats,
+        steps=steps,
+        pairs_per_step=PAIRS_PER_STEP,
+        generated=GENERATED,
+        mode_kl=mode_kl,
+        mode_kl_mean=kl_mean,
+        nll_mean=nll_mean,
+        kept_modes=kept_modes,
+    )
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from helpers.templates import CHATML, FAMILIES, SPECIAL_TOKENS
-from mrt_plugin.models.tiny_model import build_llama
+from mrt_plugin.models.tiny_model import build_llama, train_byte_level
 
 TEXT = """
 Name a fruit that grows on trees. An apple is a fruit. A pear is a fruit too, and so is a plum or a cherry.
@@ -37,17 +37,7 @@ VOCABULARY = 1000
 @cache
 def _byte_level() -> str:
     """A byte-level BPE tokenizer of at most `VOCABULARY` tokens as JSON; any text round-trips through it."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXT * 4, trainer)
-    return str(tokenizer.to_str())
+    return str(train_byte_level(TEXT * 4, VOCABULARY, SPECIAL_TOKENS).to_str())
 
 
 @cache
