@@ -1,7 +1,7 @@
 """Choose the layout of a run and the attention backend that computes it."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,12 @@ from mrt_plugin.attention.family import NotShareable, refuse_row_adapters
 from mrt_plugin.attention.plain import settle_plain
 from mrt_plugin.attention.proof import prove, refusal_of
 from mrt_plugin.attention.resolve import resolve_backend
+from mrt_plugin.layout.beginnings import BLOCK
 from mrt_plugin.layout.group_row import GroupRow, as_group_row, split_group
 from mrt_plugin.layout.packing import pack
 from mrt_plugin.layout.tree import build_tree, sequences_of, sort_by_beginning
 from mrt_plugin.options import LayoutOptions
+from mrt_plugin.trainer.prefix_order import PrefixTree
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,9 @@ MANY_FORWARDS = (FORK, OneByOneBackend.name)
 
 BATCHES, PACKED_GROUPS = 16, 64
 """Micro-batches from which the token ratio is estimated, and longest groups that may be in the row of the proof."""
+
+COUNTED = 1024
+"""Groups from which the saving of `group_by_prefix` is estimated."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class RunSetup:
     sharding: str | None = None
     """What shards the weights over processes (`processes.read_sharding`), if anything does."""
     groups_per_batch: int = 1
+    tree: PrefixTree | None = None
+    """The rows by their common beginnings, if `group_by_prefix` draws them by these."""
     agree: Callable[[str | None], str | None] = lambda refusal: refusal
     """Takes why this process cannot share, or None, and returns the first such reason of any process."""
 
@@ -61,7 +68,7 @@ class RunSetup:
 def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
     """Resolve `layout` and `prefix_backend`; `auto` expands where sharing saves too little or is refused."""
     options = setup.options
-    ratio, row = _token_ratio(dataset, options, setup.groups_per_batch), _row_to_prove(dataset, options)
+    ratio, row = _token_ratio(dataset, options, setup.groups_per_batch, setup.tree), _row_to_prove(dataset, options)
     share = options.layout == "shared_prefix" or (options.layout == "auto" and ratio >= WORTH_SHARING)
     reason = "as requested" if options.layout == "expanded" else f"the token ratio is {ratio:.2f}"
     if options.layout == "auto" and not share:
@@ -136,20 +143,60 @@ def _agreed_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
     return backend
 
 
-def _token_ratio(rows: Dataset, options: LayoutOptions, groups_per_batch: int) -> float:
-    """Return the tokens of complete pairs over those of the trees, in micro-batches drawn at random."""
-    count = min(len(rows), BATCHES * groups_per_batch)
-    chosen = np.random.default_rng(0).permutation(len(rows))[:count].tolist()
-    expanded = shared = 0
-    for start in range(0, count, groups_per_batch):
-        groups = [as_group_row(rows[index]) for index in chosen[start : start + groups_per_batch]]
+def _token_ratio(
+    rows: Dataset, options: LayoutOptions, groups_per_batch: int, tree: PrefixTree | None = None
+) -> float:
+    """Return the tokens of complete pairs over those of the trees, in micro-batches as the run draws them."""
+    _, expanded, shared = count_tokens(rows, options, draw_batches(len(rows), groups_per_batch, tree)[:BATCHES])
+    return expanded / shared
+
+
+def draw_batches(count: int, size: int, tree: PrefixTree | None = None) -> list[list[int]]:
+    """Return all rows in micro-batches, drawn at random, or by their beginnings if the `tree` of these is given."""
+    rng = np.random.default_rng(0)
+    if tree is not None:
+        return tree.batches(size, rng)
+    order = rng.permutation(count).tolist()
+    return [order[start : start + size] for start in range(0, count, size)]
+
+
+def count_tokens(rows: Dataset, options: LayoutOptions, batches: Iterable[list[int]]) -> tuple[int, int, int]:
+    """Return the groups of some micro-batches, the tokens of their complete pairs, and those of their trees."""
+    count = expanded = shared = 0
+    for batch in batches:
+        groups = [as_group_row(rows[index]) for index in batch]
+        count += len(groups)
         for members in [groups] if options.row_packing else [[group] for group in groups]:
             sequences = [sequence for group in members for sequence in sequences_of(group)]
             expanded += sum(len(sequence.input_ids) for sequence in sequences)
             everything = [list(range(len(sequences)))]
             packed = everything if options.row_length is None else pack(sequences, options.row_length)
             shared += sum(len(build_tree([sequences[index] for index in row]).input_ids) for row in packed)
-    return expanded / shared
+    return count, expanded, shared
+
+
+def announce_grouping(rows: Dataset, options: LayoutOptions, size: int, tree: PrefixTree, layout: str) -> None:
+    """Log the tokens of a pass with and without `group_by_prefix`, from at most `COUNTED` groups."""
+    if layout != "shared_prefix":
+        logger.warning("group_by_prefix: it saves nothing in layout %s, and correlates the losses of a step.", layout)
+        return
+    tokens = []
+    for batches in (draw_batches(len(rows), size, tree), draw_batches(len(rows), size)):
+        count, _, shared = count_tokens(rows, options, batches[: max(1, COUNTED // size)])
+        tokens.append(shared / count * len(rows))
+    logger.info(
+        "group_by_prefix: %s tokens a pass, where an ordinary shuffle has %s (%.2f times as many); micro-batches have "
+        "%d groups.",
+        *(f"{total:,.0f}" for total in tokens),
+        tokens[1] / tokens[0],
+        size,
+    )
+    if tokens[1] / tokens[0] < WORTH_SHARING:
+        logger.warning(
+            "group_by_prefix saves little: few prompts begin alike for %d tokens, or a row or micro-batch holds too "
+            "few of them. Raise row_length or the batch size, or remove group_by_prefix.",
+            BLOCK,
+        )
 
 
 def _row_to_prove(rows: Dataset, options: LayoutOptions) -> list[GroupRow]:
