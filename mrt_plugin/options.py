@@ -183,6 +183,11 @@ class LayoutOptions:
     row_packing: bool = option(
         True, "Pack several groups of a batch into one row of at most row_length. Groups never see each other."
     )
+    group_by_prefix: bool = option(
+        False,
+        "Draw prompts that begin alike, such as one document's questions, into the same micro-batch, so that the "
+        "beginning is computed once. Their losses are correlated; see docs/planning.md.",
+    )
 
 
 @dataclass
@@ -409,6 +414,11 @@ NEEDS = [
         ("prefix_backend", "prefix_check"),
         lambda o: o.layout != "expanded" or o.row_packing,
         "layout='auto' or 'shared_prefix', or row_packing=True",
+    ),
+    Need(
+        ("group_by_prefix",),
+        lambda o: o.layout != "expanded" and o.row_packing,
+        "layout='auto' or 'shared_prefix', and row_packing=True",
     ),
     Need(("min_improvement",), lambda o: o.early_stopping is not None, "early_stopping"),
     Need(("samples_per_prompt",), lambda o: o.sample_prompts > 0, "sample_prompts"),

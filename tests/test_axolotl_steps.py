@@ -6,14 +6,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from helpers.axolotl_recipe import groups, write_rows
+from helpers.axolotl_recipe import WORDS, groups, write_rows
 from helpers.axolotl_runs import pieces
 
 pytest.importorskip("axolotl")
 pytestmark = pytest.mark.axolotl
 
 
-def packing(sizes, batch_size=2, families=None, **changes):
+def packing(sizes, batch_size=2, families=None, tree=None, **changes):
     from axolotl.utils.dict import DictDefault
 
     from mrt_plugin.axolotl.trainer import EpochPacking
@@ -33,7 +33,7 @@ def packing(sizes, batch_size=2, families=None, **changes):
         "sample_packing_sequentially": None,
         "curriculum_sampling": None,
     }
-    return EpochPacking(np.array(sizes), DictDefault(settings | changes), batch_size, families=families)
+    return EpochPacking(np.array(sizes), DictDefault(settings | changes), batch_size, families=families, tree=tree)
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -69,6 +69,60 @@ def test_a_common_beginning_is_counted_once_per_bin():
     assert packed.batches(1) != packed.batches(0)
     in_order = packing([25] * 64, 1, families, sample_packing_sequentially=True, curriculum_sampling=True)
     assert [index for batch in in_order.batches(0) for chosen in batch for index in chosen] == list(range(64))
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_documents_stay_together_with_group_by_prefix(processes):
+    """Thirty documents of 60 tokens with questions of 10: four questions and their document fill a row of 100."""
+    from mrt_plugin.layout.beginnings import BLOCK
+    from mrt_plugin.trainer.prefix_order import PrefixTree
+
+    documents = np.repeat(np.arange(30), 4)
+    tree = PrefixTree([np.array([document]) for document in documents])
+    packed = packing([BLOCK - 1 + 9] * 120 + [1] * 3, 2, tree=tree, world_size=processes)  # with three fillers
+    again = packing([BLOCK - 1 + 9] * 120 + [1] * 3, 2, tree=tree, world_size=processes)
+    assert len(packed) % processes == 0
+    for epoch in range(4):
+        batches = packed.batches(epoch)
+        assert len(batches) == len(packed)
+        assert batches == again.batches(epoch)
+        bins = [chosen for batch in batches for chosen in batch]
+        assert sorted(index for chosen in bins for index in chosen) == list(range(123))
+        assert all(len({int(documents[index]) for index in chosen if index < 120}) <= 1 for chosen in bins)
+        met = [int(documents[chosen[0]]) for chosen in bins if chosen[0] < 120]
+        assert len(met) - len(set(met)) <= len(bins) - 30, "a document is only split to make epochs equally long"
+        assert met != sorted(met)
+    assert packed.batches(0) != packed.batches(1)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_recipe_that_groups_by_prefix_computes_documents_once(train, tmp_path, packed):
+    """Two questions of each of 22 documents: each once in an epoch, in fewer tokens than without."""
+    rows = []
+    for document in range(22):  # each has less than 5 % of the groups
+        text = " ".join(WORDS[(document * 7 + place * (document + 1)) % len(WORDS)] for place in range(120))
+        for question in range(2):
+            pool = [f"{word} {document} {question}." for word in ("Apple", "Pear")]
+            rows.append({"prompt": f"{document} {text} Question {question}:", "responses": pool})
+    path = write_rows(tmp_path / "documents.jsonl", rows)
+    plain = {"datasets": [{"path": path, "ds_type": "json", "type": "mrt_plugin.axolotl.random_k"}]}
+    plain |= {"num_epochs": 2, "sequence_len": 512, "sample_packing": packed}
+    plain |= {"gradient_accumulation_steps": 1, "micro_batch_size": 1 if packed else 2}
+    tokens = {}
+    for grouped in (False, True):
+        block = {"k": 2, "prefix_check": False, "group_by_prefix": grouped}
+        seen, trainer, _ = train(1, **plain, output_dir=str(tmp_path / str(grouped)), mrt=block)
+        assert seen == [2] * 44
+        assert trainer.layout == "shared_prefix"
+        logs = [log for log in trainer.state.log_history if "tokens_per_second" in log]
+        tokens[grouped] = sum(1 - log["prompt_tokens_saved_share"] for log in logs) / len(logs)
+    assert tokens[True] < 0.75 * tokens[False]
+
+
+def test_an_order_beside_group_by_prefix_is_refused(read_recipe):
+    for key in ("curriculum_sampling", "sample_packing_sequentially"):
+        with pytest.raises(ValueError, match=f"{key}: it keeps the order of the rows, and mrt.group_by_prefix"):
+            read_recipe(**{key: True, "sample_packing": True, "mrt": {"k": 2, "group_by_prefix": True}})
 
 
 def test_epochs_that_max_steps_adds_are_as_long():

@@ -46,11 +46,19 @@ def test_two_processes(tmp_path):
     }
     runs["fork"] = {**six, "layout": "shared_prefix", "prefix_backend": "fork"}
     runs["unused"] = {**six, "ddp_find_unused_parameters": True}
+    runs["grouped"] = {
+        "groups": 7,
+        "group_by_prefix": True,
+        "train_sampling_strategy": "random",
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+    }
     for broken in ("ignores", "fails", "padding"):
         runs[broken] = {**six, "layout": "auto", "prefix_check": True, "broken": broken}
     results = run_steps(tmp_path, 2, runs)
     for aggregation in ("token", "prompt", "response"):
         assert_same(results[aggregation], tmp_path, 7, loss_aggregation=aggregation)
+    assert_same(results["grouped"], tmp_path, 7)
     for name, layout in (
         ("fork", "shared_prefix fork"),
         ("ignores", "expanded expanded"),

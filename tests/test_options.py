@@ -105,6 +105,7 @@ class TestUnused:
             ({"samples_per_prompt": 8}, {"sample_prompts": 8}),
             ({"sample_tokens": 64}, {"smoke_steps": 100}),
             ({"prefix_check": False, "layout": "expanded", "row_packing": False}, {"row_packing": True}),
+            ({"group_by_prefix": True, "row_packing": False}, {"row_packing": True}),
         ],
     )
     def test_others_are_named_and_the_run_goes_on(self, unused, used, tmp_path, caplog):

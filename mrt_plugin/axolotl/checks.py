@@ -130,6 +130,9 @@ def _slips(cfg: Any) -> Iterator[str]:
             yield f"plugins: {name} is listed {count} times. List it once."
     if cfg.get("sample_packing") and (cfg.get("accelerator_config") or {}).get("split_batches"):
         yield "accelerator_config: split_batches would cut batches of unequal rows (sample_packing). Remove it."
+    for key in ("curriculum_sampling", "sample_packing_sequentially"):
+        if cfg.get(key) and (cfg.get("mrt") or {}).get("group_by_prefix"):
+            yield f"{key}: it keeps the order of the rows, and mrt.group_by_prefix draws another. Remove one of them."
     if cfg.get("tiled_mlp") and not cfg.get("tiled_mlp_num_shards"):
         yield (
             "tiled_mlp: at every MLP processes would wait for each other, and they may run the model unequally often. "

@@ -19,9 +19,10 @@ from transformers import TrainerCallback, TrainerState
 
 from mrt_plugin.axolotl.checks import check_lengths
 from mrt_plugin.groups.overlap import refuse_overlap
-from mrt_plugin.layout.beginnings import common_beginnings
+from mrt_plugin.layout.beginnings import common_beginnings, shared_paths
 from mrt_plugin.trainer.layout_choice import draw_batches
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
+from mrt_plugin.trainer.prefix_order import PrefixTree
 from mrt_plugin.trainer.prepare import beginnings_of, is_prepared, row_tokens
 from mrt_plugin.trainer.redraw import epoch_begun
 
@@ -45,10 +46,12 @@ class EpochPacking(BatchSampler):
         batch_size: int,
         epoch: Callable[[], int] = lambda: 0,
         families: tuple[np.ndarray, np.ndarray] | None = None,
+        tree: PrefixTree | None = None,
     ) -> None:
         self._sizes = np.asarray(sizes, dtype=np.int32)
         none: np.ndarray = np.zeros_like(self._sizes)
         self._families, self._shared = families or (none, none)
+        self._tree = tree
         self._cfg, self._epoch = cfg, epoch
         self.batch_size = None  # type: ignore[assignment]  # read by accelerate: batches differ in bins
         self.drop_last = False
@@ -64,6 +67,8 @@ class EpochPacking(BatchSampler):
     def _pack(self, epoch: int) -> Bins:
         """Return the bins of an epoch. A bin has rows of one family, which pays for its common beginning once."""
         cfg, rng = self._cfg, np.random.default_rng([self._cfg.seed, epoch])
+        if self._tree is not None:
+            return self._tree.bins(self._sizes, check_lengths(cfg, cfg.mrt)[1], rng, self._spread)
         order = np.arange(len(self._sizes)) if cfg.curriculum_sampling else rng.permutation(len(self._sizes))
         if cfg.sample_packing_sequentially or cfg.curriculum_sampling:  # the order of the rows counts more
             return self._pack_family(order, 0)
@@ -80,16 +85,20 @@ class EpochPacking(BatchSampler):
         if cfg.sample_packing_sequentially:
             bins, _, _ = allocate_sequentially(sizes, rank=0, bin_capacity=capacity, num_ranks=1)
         else:
-            parts = math.ceil(len(order) / cfg.sample_packing_group_size)
-            bins = pack_parallel(
-                sizes,
-                capacity,
-                group_size=cfg.sample_packing_group_size,
-                bin_size=cfg.sample_packing_bin_size,
-                num_processes=min(4, cfg.dataset_num_proc or 1, parts),
-                mp_start_method=cfg.sample_packing_mp_start_method or "fork",
-            )
+            bins = self._spread(sizes, capacity)
         return [[int(order[place]) for place in chosen] for chosen in bins]
+
+    def _spread(self, sizes: np.ndarray, capacity: int) -> Bins:
+        cfg = self._cfg
+        bins: Bins = pack_parallel(
+            sizes,
+            capacity,
+            group_size=cfg.sample_packing_group_size,
+            bin_size=cfg.sample_packing_bin_size,
+            num_processes=min(4, cfg.dataset_num_proc or 1, math.ceil(len(sizes) / cfg.sample_packing_group_size)),
+            mp_start_method=cfg.sample_packing_mp_start_method or "fork",
+        )
+        return bins
 
     def batches(self, epoch: int) -> list[Bins]:
         """Return the batches of an epoch, over all processes."""
@@ -109,12 +118,25 @@ class EpochPacking(BatchSampler):
 
 
 def pack_epochs(
-    dataset: Dataset, layout: str, cfg: Any, batch_size: int, epoch: Callable[[], int] = lambda: 0
+    dataset: Dataset,
+    layout: str,
+    cfg: Any,
+    batch_size: int,
+    epoch: Callable[[], int] = lambda: 0,
+    tree: PrefixTree | None = None,
 ) -> EpochPacking:
-    """Return the packing of prepared rows. A group that expands to more tokens than a row has fills a row."""
-    sizes = np.minimum(row_tokens(dataset, layout), check_lengths(cfg, cfg.mrt)[1])
-    families = common_beginnings(beginnings_of(dataset)) if layout == "shared_prefix" else None
-    return EpochPacking(sizes, cfg, batch_size, epoch, families)
+    """Return the packing of prepared rows. A group that expands to more tokens than a row has fills a row.
+
+    `tree` holds the rows by their common beginnings, if it is known already; it is used with `group_by_prefix`.
+    """
+    sizes, families = np.minimum(row_tokens(dataset, layout), check_lengths(cfg, cfg.mrt)[1]), None
+    if layout != "shared_prefix":
+        tree = None
+    elif cfg.mrt["group_by_prefix"]:
+        tree = tree or PrefixTree(shared_paths(beginnings_of(dataset)))
+    else:
+        families = common_beginnings(beginnings_of(dataset))
+    return EpochPacking(sizes, cfg, batch_size, epoch, families, tree)
 
 
 def foresee_steps(cfg: Any, dataset: Dataset, layout: str) -> int:
@@ -131,7 +153,8 @@ def foresee_steps(cfg: Any, dataset: Dataset, layout: str) -> int:
 def foresee_batches(cfg: Any, dataset: Dataset) -> list[list[int]]:
     """Return the prepared rows of each packed row of the first epoch, or of each micro-batch."""
     if not cfg.sample_packing:
-        return draw_batches(len(dataset), cfg.micro_batch_size)
+        tree = PrefixTree(shared_paths(beginnings_of(dataset))) if cfg.mrt["group_by_prefix"] else None
+        return draw_batches(len(dataset), cfg.micro_batch_size, tree)
     batches = pack_epochs(dataset, "shared_prefix", cfg, cfg.micro_batch_size).batches(0)
     return [chosen for batch in batches for chosen in batch]
 
@@ -191,7 +214,7 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
             return super()._get_train_sampler(train_dataset)
         rows = self.train_dataset if train_dataset is None else train_dataset
         self._packing = pack_epochs(
-            rows, self.layout, cfg, self._train_batch_size, epoch=lambda: epoch_begun(self.state)
+            rows, self.layout, cfg, self._train_batch_size, lambda: epoch_begun(self.state), self._prefix_tree
         )
         return self._packing
 

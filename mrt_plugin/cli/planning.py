@@ -120,6 +120,10 @@ def _show_plan(found: "Plan") -> None:
         columns = ("K", "prompts (shared)", "variance", "prompts (copied)", "variance")
         table(columns, rows, title=f"What {model.budget:,.0f} {model.cost_unit} an epoch buy")
         table(tell.OUTLOOK_COLUMNS, tell.outlook_rows(model), title="The best K by budget")
+        if model.documents is not None:
+            table(("documents", "estimate", f"{model.level:.0%} interval"), tell.document_rows(model))
+            title = "What the same budget buys if a document is computed once (group_by_prefix)"
+            table(tell.DOCUMENT_COLUMNS, tell.document_choices(model), title=title)
     say("", *tell.advise(found), "\nWhat this cannot know:", *(f"- {line}" for line in tell.cannot_know(found)))
     if model is None:
         return say(f"\nNext: mrt plan {name} --model path/or/name")

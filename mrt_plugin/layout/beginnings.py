@@ -1,6 +1,5 @@
-"""Find the beginnings that many groups of a dataset have in common, such as a system text."""
+"""Find the beginnings that several groups of a dataset have in common, such as a system text or a document."""
 
-from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
@@ -11,7 +10,35 @@ BLOCK = 64
 """Beginnings are compared in steps of this many tokens."""
 
 COMMON = 0.05
-"""The share of all groups that must have a beginning for it to count."""
+"""The share of all groups that must have a beginning for `common_beginnings` to count it."""
+
+
+def shared_paths(beginnings: Iterable[np.ndarray], share: float = 0.0) -> list[np.ndarray]:
+    """Return the beginnings of whole blocks that each group shares with others, shortest first, as numbers.
+
+    `beginnings` are the tokens that all sequences of a group have in common. Equal numbers stand for equal beginnings;
+    the i-th number of a group stands for its first (i + 1)·BLOCK tokens. Listed are beginnings of at least 2 groups
+    and of at least this `share` of all groups.
+
+    Example:
+
+    >>> document = np.arange(128)
+    >>> [len(path) for path in shared_paths([document, document, document[:70], np.zeros(200)])]
+    [2, 2, 1, 0]
+    """
+    keys, lengths = [], []
+    for tokens in beginnings:
+        key = b""
+        stops = range(BLOCK, len(tokens) + 1, BLOCK)
+        for stop in stops:
+            key = digest(key, np.ascontiguousarray(tokens[stop - BLOCK : stop], dtype=np.int64).tobytes())
+            keys.append(key)
+        lengths.append(len(stops))
+    hashes = np.frombuffer(b"".join(keys), dtype=np.uint64)
+    _, numbers, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+    least = max(2.0, share * len(lengths))
+    paths = np.split(numbers, np.cumsum(lengths)[:-1]) if lengths else []
+    return [path[counts[path] >= least] for path in paths]
 
 
 def common_beginnings(beginnings: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -27,21 +54,8 @@ def common_beginnings(beginnings: Iterable[np.ndarray]) -> tuple[np.ndarray, np.
     >>> common_beginnings([np.append(system, [number] * 9) for number in range(3)])[1].tolist()
     [127, 127, 127]
     """
-    paths: list[list[bytes]] = []
-    for tokens in beginnings:
-        path: list[bytes] = []
-        for stop in range(BLOCK, len(tokens) + 1, BLOCK):
-            block = np.ascontiguousarray(tokens[stop - BLOCK : stop], dtype=np.int64).tobytes()
-            path.append(digest(*path[-1:], block))
-        paths.append(path)
-    counts = Counter(key for path in paths for key in path)
-    least = max(2.0, COMMON * len(paths))
-    depths = [sum(counts[key] >= least for key in path) for path in paths]
-    numbers: dict[bytes, int] = {}
-    families = [
-        numbers.setdefault(path[depth - 1], len(numbers) + 1) if depth else 0
-        for path, depth in zip(paths, depths, strict=True)
-    ]
-    return np.array(families, dtype=np.int64), np.array(
-        [max(depth * BLOCK - 1, 0) for depth in depths], dtype=np.int64
-    )
+    paths = shared_paths(beginnings, COMMON)
+    numbers: dict[int, int] = {}
+    families = [numbers.setdefault(int(path[-1]), len(numbers) + 1) if len(path) else 0 for path in paths]
+    shared = [max(len(path) * BLOCK - 1, 0) for path in paths]
+    return np.array(families, dtype=np.int64), np.array(shared, dtype=np.int64)

@@ -13,6 +13,15 @@ from mrt_plugin.groups.keys import canonical, digest
 from mrt_plugin.options import LossAggregation, PaidLayout
 from mrt_plugin.planning.budget import BudgetRow, Costs, best_k_formula, best_row, budget_table, parse_budget
 from mrt_plugin.planning.diversity import Diversity, measure_diversity, token_ids, words
+from mrt_plugin.planning.documents import (
+    DocumentCosts,
+    DocumentPlan,
+    beginning_of,
+    common_length,
+    find_documents,
+    price_documents,
+    rows_of_documents,
+)
 from mrt_plugin.planning.progress import Progress
 from mrt_plugin.planning.variance import Interval, bootstrap_intervals, estimate_components
 from mrt_plugin.selection.allocation import allocate
@@ -23,6 +32,8 @@ if TYPE_CHECKING:
     from mrt_plugin.planning.measure import Measurement
 
 LEVEL = 0.9
+PER_DOCUMENT = 8
+"""Most prompts of a document that are measured where the model is measured on a sample."""
 TIMES = (1, 2, 4, 8)
 """Budgets of the outlook, in ordinary epochs, in which every prompt has one response."""
 
@@ -154,6 +165,8 @@ class ModelPlan:
     copies: WithoutCopies | None
     single: SinglePrompts | None
     adaptive: Adaptive | None
+    documents: DocumentPlan | None
+    """The third level; None without documents, or where nothing is shared."""
 
 
 @dataclass(frozen=True)
@@ -291,9 +304,80 @@ def make_plan(
         copies=_without_copies(found, distinct, paid, amount, loss_aggregation),
         single=compare_single(losses),
         adaptive=estimate_adaptive(found, loss_aggregation, best.k, seed),
+        documents=None
+        if layout == "expanded"
+        else _plan_documents(
+            groups, model, encoder, found, paid, amount, loss_aggregation, max_length, max_prompts, seed, progress
+        ),
         **({} if intervals is None else {f"{name}_interval": ends for name, ends in vars(intervals).items()}),
     )
     return Plan(counts, made, diversity)
+
+
+def _plan_documents(
+    groups: Dataset,
+    model: "Model",
+    encoder: "Encoder",
+    found: "Measurement",
+    paid: Costs,
+    budget: float,
+    aggregation: LossAggregation,
+    max_length: int | None,
+    max_prompts: int | None,
+    seed: int,
+    progress: Progress,
+) -> DocumentPlan | None:
+    """Plan the third level; None if fewer than two documents have two prompts that can be measured.
+
+    Where the model was measured on a sample, it is measured on more prompts: up to `PER_DOCUMENT` of each of as many
+    documents, drawn at random, as `max_prompts` allows.
+    """
+    from mrt_plugin.planning.measure import Measurement, measure, token_costs
+
+    documents = rows_of_documents(find_documents(groups, encoder, progress))
+    if len(documents) < 2:
+        return None
+    names = groups["id"]
+    if max_prompts is not None and max_prompts < len(groups):
+        drawn = [
+            [members[place] for place in sample_rows([names[row] for row in members], PER_DOCUMENT, seed)]
+            for members in documents
+        ]
+        order = sample_rows([names[members[0]] for members in documents], max_prompts // PER_DOCUMENT + 1, seed)
+        measured = [drawn[place] for place in order]
+    else:
+        measured = documents
+    known = {group.id for group in found.groups}
+    missing = sorted(row for members in measured for row in members if names[row] not in known)
+    if max_prompts is not None and max_prompts < len(groups) and missing:
+        more = measure(model, encoder, groups.select(missing), max_length=max_length, progress=progress)
+        found = Measurement([*found.groups, *more.groups], found.left_out + more.left_out, found.max_length)
+    losses = {group.id: (group, row) for group, row in zip(found.groups, found.losses(aggregation), strict=True)}
+    usable = [[losses[names[row]] for row in members if names[row] in losses] for members in measured]
+    usable = [[(group, row) for group, row in members if len(row) > 1] for members in usable]
+    usable = [members for members in usable if len(members) > 1]
+    if len(usable) < 2:
+        return None
+    pairs = [[group.pairs for group, _ in members] for members in usable]
+    tokens = token_costs([responses for prompts in pairs for responses in prompts], paid.layout)
+    every = token_costs([group.pairs for group in found.groups], paid.layout)
+    document = float(np.mean([common_length([beginning_of(own[0]) for own in prompts]) for prompts in pairs]))
+    # In the unit of the costs: tokens, or one that the user measured for the mean prompt and response.
+    prompt_unit, response_unit = paid.prompt / every.prompt, paid.response / every.response
+    costs = DocumentCosts(
+        document * prompt_unit, max(tokens.prompt - document, 1.0) * prompt_unit, tokens.response * response_unit
+    )
+    parts = [[row for _, row in members] for members in usable]
+    return price_documents(
+        parts,
+        costs,
+        document_sizes=[len(members) for members in documents],
+        pool_sizes=[len(groups[row]["responses"]) for members in documents for row in members],
+        budget=budget,
+        loss_aggregation=aggregation,
+        level=LEVEL,
+        seed=seed,
+    )
 
 
 def random_of(name: str, seed: int, what: bytes) -> np.random.Generator:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mrt_plugin.groups.problems import plural
+from mrt_plugin.planning.documents import DocumentPlan
 from mrt_plugin.planning.paired import FEWEST
 from mrt_plugin.planning.plan import BestRow, ModelPlan, Plan
 from mrt_plugin.report import Report, figure
@@ -14,6 +15,8 @@ LINES: dict[str, dict[str, Any]] = {
     "shared_prefix": {"marker": "o", "linestyle": "-", "color": "black", "label": "prompt shared (shared_prefix)"},
     "expanded": {"marker": "s", "linestyle": "--", "color": "0.45", "label": "prompt copied (expanded)"},
 }
+
+DOCUMENT_COLUMNS = ("m, prompts of a document", "K", "documents", "prompts", "variance")
 
 OUTLOOK_COLUMNS = ("budget, in ordinary epochs", "K", "interval", "prompts", "variance")
 
@@ -102,7 +105,34 @@ def advise(plan: Plan) -> list[str]:
             else "An adaptive allocation gains nothing here: the responses' part of the variance would change by "
             f"{-gain:+.0%} against {adaptive.mean_k} responses for each prompt."
         )
+    if found.documents is not None:
+        lines += _documents(found.documents, found.level)
     return lines
+
+
+def _documents(third: DocumentPlan, level: float) -> list[str]:
+    """Return the advice on documents."""
+    best, rho = third.best, third.correlation(third.best.k)
+    counts = f"{third.prompts:,} prompts share the beginnings of {third.documents:,} documents"
+    alike = f"The mean losses of two prompts of a document correlate by {rho:.2f}"
+    if best.m == 1:
+        return [
+            f"{counts}. {alike}: within this cost one prompt of each document has the least variance, so leave "
+            "group_by_prefix off."
+        ]
+    sure = ""
+    if third.m_interval is not None and third.k_interval is not None:
+        sure = f" ({level:.0%} intervals: m {interval_text(third.m_interval)}, K {interval_text(third.k_interval)})"
+    effective = best.m / (1 + (best.m - 1) * rho)
+    return [
+        f"{counts}, each computed once for its prompts in a micro-batch if group_by_prefix is set. The same cost then "
+        f"buys m = {best.m} prompts of each of {best.documents:,} documents with K = {best.k}{sure}, and the variance "
+        f"is {third.saves:.0%} below that of one prompt per document. Give a micro-batch at least {best.m} groups.",
+        f"{alike}: {best.m} of them tell as much as {effective:.1f} of different documents."
+        if third.components.v_d > 0
+        else "V_d came out at or below zero: the documents' mean losses differ by chance alone, so prompts of one "
+        "document tell as much as others.",
+    ]
 
 
 def _headline(found: ModelPlan, prompts: int) -> str:
@@ -232,6 +262,10 @@ def plan_report(plan: Plan) -> str:
                 f"{adaptive.at_upper_limit:,} at the size of their pool."
             )
             report.table(("K", "prompts"), [(str(k), f"{count:,}") for k, count in enumerate(counts) if count])
+        if found.documents is not None:
+            report.heading("Documents, prompts and responses")
+            report.table(("", "estimate", f"{found.level:.0%} interval"), document_rows(found))
+            report.table(DOCUMENT_COLUMNS, document_choices(found))
     report.heading("The data")
     report.table(("", ""), data_rows(plan))
     report.heading("What this cannot know")
@@ -280,6 +314,39 @@ def choice_rows(found: ModelPlan) -> list[tuple[str, ...]]:
         (str(one.k), f"{one.prompts:,}", number(one.variance), f"{two.prompts:,}", number(two.variance))
         for one, two in zip(found.choices["shared_prefix"], found.choices["expanded"], strict=True)
     ]
+
+
+def document_rows(found: ModelPlan) -> list[tuple[str, str, str]]:
+    """Return what was estimated on documents: name, estimate, interval."""
+    third = found.documents
+    if third is None:
+        return []
+    parts, ends = third.components, third.intervals
+    unit = " in tokens" if found.cost_unit == "tokens" else ""
+    rows = (
+        ("V_d, between documents", parts.v_d, ends and ends.v_d),
+        ("V_p, between prompts of a document", parts.v_p, ends and ends.v_p),
+        ("V_r, between responses to a prompt", parts.v_r, ends and ends.v_r),
+        ("m*, the formula's best prompts per document", third.m_star, None),
+        ("K*, the formula's best responses per prompt", third.k_star, None),
+        (f"C_d, a document{unit}", third.costs.document, None),
+        (f"C_p, a prompt without its document{unit}", third.costs.prompt, None),
+        (f"C_r, a response{unit}", third.costs.response, None),
+    )
+    return [(name, number(value), interval_text(interval)) for name, value, interval in rows]
+
+
+def document_choices(found: ModelPlan) -> list[tuple[str, ...]]:
+    """Return what the budget buys for powers of two of m, its best value and its largest."""
+    third = found.documents
+    if third is None:
+        return []
+    rows = []
+    for row in third.choices:
+        if row.m & (row.m - 1) == 0 or row.m in (third.best.m, third.most_prompts):
+            m = f"{row.m} *" if row.m == third.best.m else str(row.m)
+            rows.append((m, str(row.k), f"{row.documents:,}", f"{row.prompts:,.0f}", number(row.variance)))
+    return rows
 
 
 def outlook_rows(found: ModelPlan) -> list[tuple[str, ...]]:

@@ -5,7 +5,7 @@ prompt, the mean over n prompts with K responses has Var[L] = V_x/n + V_{y|x}/(n
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,34 +66,44 @@ def estimate_components(losses: Losses) -> VarianceComponents:
     With K_i responses and sample variance s_i² for prompt i, V_{y|x} = mean s_i², and
     V_x = S²(prompt means) - mean(s_i²/K_i). The second term removes the response noise that the prompt means contain.
     """
-    table = _table(losses)
+    table = prompt_table(losses)
     v_x, v_yx, _ = (float(value[0]) for value, _ in _estimate(table[None]))
     differing = int((table[:, 1] > 0).sum())
     return VarianceComponents(v_x, v_yx if differing > 1 else 0.0, len(table), len(losses) - len(table), differing)
 
 
 def bootstrap_intervals(losses: Losses, *, level: float = 0.9, draws: int = 1000, seed: int = 0) -> Intervals | None:
-    """Compute intervals by a studentised bootstrap over prompts; None if the responses of fewer than 5 prompts differ.
+    """Compute intervals by a bootstrap over prompts; None if the responses of fewer than 5 prompts differ."""
+    table = prompt_table(losses)
+    if (table[:, 1] > 0).sum() < FEWEST:
+        return None
+    v_x, v_yx, ratio = studentised_intervals(table, _estimate, level=level, draws=draws, seed=seed)
+    return Intervals(v_x, Interval(max(v_yx.low, 0.0), v_yx.high), ratio, Interval(rho(ratio.low), rho(ratio.high)))
+
+
+Estimate = Callable[[np.ndarray], Sequence[tuple[np.ndarray, np.ndarray]]]
+"""Returns (value, standard error), each [draws], of several figures from tables [draws, n, columns]."""
+
+
+def studentised_intervals(
+    table: np.ndarray, estimate: Estimate, *, level: float, draws: int, seed: int
+) -> list[Interval]:
+    """Compute an interval of each figure by a studentised bootstrap over the rows of a table [n, columns].
 
     |estimate* - estimate| / standard error*, with * for a bootstrap draw, gives the half-width in standard errors
     (Hall, "The Bootstrap and Edgeworth Expansion", 1992, section 3.6).
     """
-    table = _table(losses)
-    if (table[:, 1] > 0).sum() < FEWEST:
-        return None
-    random = np.random.default_rng(seed)
-    chosen = random.integers(len(table), size=(draws, len(table)))
+    chosen = np.random.default_rng(seed).integers(len(table), size=(draws, len(table)))
     intervals = []
-    for (value, error), (values, errors) in zip(_estimate(table[None]), _estimate(table[chosen]), strict=True):
+    for (value, error), (values, errors) in zip(estimate(table[None]), estimate(table[chosen]), strict=True):
         with np.errstate(divide="ignore", invalid="ignore"):
-            distances = np.nan_to_num(np.abs(values - value) / errors, nan=np.inf)  # inf for a draw of equal prompts
+            distances = np.nan_to_num(np.abs(values - value) / errors, nan=np.inf)  # inf for a draw of equal rows
         half = float(np.quantile(distances, level, method="higher") * error[0])
         intervals.append(Interval(float(value[0]) - half, float(value[0]) + half))
-    v_x, v_yx, ratio = intervals
-    return Intervals(v_x, Interval(max(v_yx.low, 0.0), v_yx.high), ratio, Interval(rho(ratio.low), rho(ratio.high)))
+    return intervals
 
 
-def _table(losses: Losses) -> np.ndarray:
+def prompt_table(losses: Losses) -> np.ndarray:
     """Return [n, 3]: mean loss, sample variance and variance/K of each prompt with at least 2 responses."""
     rows = [np.asarray(row, dtype=np.float64) for row in losses if len(row) >= 2]
     if len(rows) < 2:

@@ -14,10 +14,12 @@ from mrt_plugin.attention.family import NotShareable, refuse_row_adapters
 from mrt_plugin.attention.plain import settle_plain
 from mrt_plugin.attention.proof import prove, refusal_of
 from mrt_plugin.attention.resolve import resolve_backend
+from mrt_plugin.layout.beginnings import BLOCK
 from mrt_plugin.layout.group_row import GroupRow, as_group_row, sequence_lengths, sequences_of, split_group
 from mrt_plugin.layout.sharing import Sharing, measure_sharing
 from mrt_plugin.layout.tree import build_tree, sort_by_beginning
 from mrt_plugin.options import LayoutOptions
+from mrt_plugin.trainer.prefix_order import PrefixTree
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,9 @@ MANY_FORWARDS = (FORK, OneByOneBackend.name)
 
 BATCHES, PACKED_GROUPS = 16, 64
 """Micro-batches from which the token ratio is estimated, and longest groups that may be in the row of the proof."""
+
+COUNTED = 1024
+"""Groups from which the saving of `group_by_prefix` is estimated."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class RunSetup:
     sharding: str | None = None
     """What shards the weights over processes (`processes.read_sharding`), if anything does."""
     groups_per_batch: int = 1
+    tree: PrefixTree | None = None
+    """The rows by their common beginnings, if `group_by_prefix` draws them by these."""
     agree: Callable[[str | None], str | None] = lambda refusal: refusal
     """Takes why this process cannot share, or None, and returns the first such reason of any process."""
 
@@ -61,7 +68,7 @@ class RunSetup:
 def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
     """Resolve `layout` and `prefix_backend`; `auto` expands where sharing saves too little or is refused."""
     options = setup.options
-    batches = draw_batches(len(dataset), setup.groups_per_batch)[:BATCHES]
+    batches = draw_batches(len(dataset), setup.groups_per_batch, setup.tree)[:BATCHES]
     sharing, row = sharing_of(dataset, options, batches), _row_to_prove(dataset, options)
     ratio = sharing.ratio
     share = options.layout == "shared_prefix" or (options.layout == "auto" and ratio >= WORTH_SHARING)
@@ -145,9 +152,12 @@ def _agreed_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
     return backend
 
 
-def draw_batches(count: int, size: int) -> list[list[int]]:
-    """Return all rows in micro-batches drawn at random."""
-    order = np.random.default_rng(0).permutation(count).tolist()
+def draw_batches(count: int, size: int, tree: PrefixTree | None = None) -> list[list[int]]:
+    """Return all rows in micro-batches, drawn at random, or by their beginnings if the `tree` of these is given."""
+    rng = np.random.default_rng(0)
+    if tree is not None:
+        return tree.batches(size, rng)
+    order = rng.permutation(count).tolist()
     return [order[start : start + size] for start in range(0, count, size)]
 
 
@@ -158,6 +168,30 @@ def sharing_of(rows: Dataset, options: LayoutOptions, batches: Sequence[Sequence
         return as_group_row(rows[index])
 
     return measure_sharing(read, batches, row_length=options.row_length, packing=options.row_packing)
+
+
+def announce_grouping(rows: Dataset, options: LayoutOptions, size: int, tree: PrefixTree, layout: str) -> None:
+    """Log the tokens of a pass with and without `group_by_prefix`, from at most `COUNTED` groups."""
+    if layout != "shared_prefix":
+        logger.warning("group_by_prefix: it saves nothing in layout %s, and correlates the losses of a step.", layout)
+        return
+    tokens = []
+    for batches in (draw_batches(len(rows), size, tree), draw_batches(len(rows), size)):
+        sharing = sharing_of(rows, options, batches[: max(1, COUNTED // size)])
+        tokens.append(sharing.shared / sharing.groups * len(rows))
+    logger.info(
+        "group_by_prefix: %s tokens a pass, where an ordinary shuffle has %s (%.2f times as many); micro-batches have "
+        "%d groups.",
+        *(f"{total:,.0f}" for total in tokens),
+        tokens[1] / tokens[0],
+        size,
+    )
+    if tokens[1] / tokens[0] < WORTH_SHARING:
+        logger.warning(
+            "group_by_prefix saves little: few prompts begin alike for %d tokens, or a row or micro-batch holds too "
+            "few of them. Raise row_length or the batch size, or remove group_by_prefix.",
+            BLOCK,
+        )
 
 
 def _row_to_prove(rows: Dataset, options: LayoutOptions) -> list[GroupRow]:

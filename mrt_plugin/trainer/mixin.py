@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from mrt_plugin.attention.fork import recomputes
 from mrt_plugin.attention.length_rope import length_ropes, refuse_split_angles
+from mrt_plugin.layout.beginnings import shared_paths
 from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.layout.group_row import IGNORE
 from mrt_plugin.layout.rows import Rows
@@ -25,9 +26,10 @@ from mrt_plugin.trainer import processes
 from mrt_plugin.trainer.callbacks.resuming import SameTrainingData
 from mrt_plugin.trainer.callbacks.watch import TRAIN_ROWS, watch
 from mrt_plugin.trainer.checks import check_model, refuse_parallelism
-from mrt_plugin.trainer.layout_choice import MANY_FORWARDS, RunSetup, choose_layout
-from mrt_plugin.trainer.prepare import COLUMNS, is_prepared, row_tokens
-from mrt_plugin.trainer.redraw import DRAW, EpochDraws
+from mrt_plugin.trainer.layout_choice import MANY_FORWARDS, RunSetup, announce_grouping, choose_layout
+from mrt_plugin.trainer.prefix_order import PrefixSampler, PrefixTree
+from mrt_plugin.trainer.prepare import COLUMNS, beginnings_of, is_prepared, row_tokens
+from mrt_plugin.trainer.redraw import DRAW, EpochDraws, epoch_begun
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +95,8 @@ class MultiResponseTrainerMixin(Trainer):
     loss_is_scaled_for_ga = True  # read by transformers >= 5.19
     model: Any
     _signature_columns: Any
+    _prefix_tree: PrefixTree | None = None
+    """The training rows by their common beginnings, with `group_by_prefix`."""
     _eval_sums: torch.Tensor
     """Over an evaluation [4]: the NLL, its tokens, and of the tokens computed the correct ones and all."""
 
@@ -101,7 +105,8 @@ class MultiResponseTrainerMixin(Trainer):
 
         Args:
             options: `layout`, `prefix_backend`, `prefix_check`, `row_length`, `row_packing`, `loss_aggregation`,
-                `redraw` and the monitoring options are read. They are those with which the rows were prepared.
+                `group_by_prefix`, `redraw` and the monitoring options are read. They are those with which the rows
+                were prepared.
             collators: those of the trainer; all get the same layout.
 
         Raises:
@@ -133,6 +138,13 @@ class MultiResponseTrainerMixin(Trainer):
                 "redraw='epoch': the training data was prepared without it. Give groups, or data prepared with it."
             )
         tokenizer: Any = collators[0].tokenizer
+        if options.group_by_prefix:
+            if self.args.train_sampling_strategy != "random":
+                raise ValueError(
+                    f"group_by_prefix=True draws the order of the groups, and train_sampling_strategy="
+                    f"{str(self.args.train_sampling_strategy)!r} sets another. Remove one of them."
+                )
+            self._prefix_tree = PrefixTree(shared_paths(beginnings_of(rows)))
         setup = RunSetup(
             model,
             options,
@@ -142,11 +154,14 @@ class MultiResponseTrainerMixin(Trainer):
             device_type=accelerator.device.type,
             sharding=processes.read_sharding(accelerator.distributed_type, accelerator.state.deepspeed_plugin),
             groups_per_batch=self.groups_per_batch(rows),
+            tree=self._prefix_tree,
             agree=lambda refusal: next((reason for reason in gather_object([refusal]) if reason is not None), None),
         )
         with self._token_nll.judging():
             choice = choose_layout(setup, _as_trained(rows))
         self.layout, self._backend = choice.layout, choice.backend
+        if self._prefix_tree is not None:
+            announce_grouping(_as_trained(rows), options, setup.groups_per_batch, self._prefix_tree, choice.layout)
         if choice.backend.name in MANY_FORWARDS and accelerator.num_processes > 1:
             if self.args.ddp_broadcast_buffers:
                 raise ValueError(
@@ -158,11 +173,19 @@ class MultiResponseTrainerMixin(Trainer):
         for collator in collators:
             collator.layout = choice.layout
             collator.packing = collator.packing and choice.can_pack
-        self.add_callback(SameTrainingData(rows, [*COLUMNS, DRAW]))
+        self.add_callback(SameTrainingData(rows, [*COLUMNS, DRAW], group_by_prefix=options.group_by_prefix))
         self._watching = watch(self, options, tokenizer)
 
     def groups_per_batch(self, rows: Any) -> int:
         return int(self.args.train_batch_size)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self._prefix_tree is None:
+            return super()._get_train_sampler(train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        size = self.args.train_batch_size
+        return PrefixSampler(self._prefix_tree, len(rows), size, seed, epoch=lambda: epoch_begun(self.state))
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:

@@ -18,8 +18,9 @@ class SameTrainingData(TrainerCallback):
     """Records the training data with every checkpoint, and refuses to resume with other data, where a resumed run
     would train some groups twice and others never."""
 
-    def __init__(self, rows: Dataset, columns: list[str]) -> None:
+    def __init__(self, rows: Dataset, columns: list[str], **order: Any) -> None:
         self.rows = rows.select_columns([name for name in columns if name in rows.column_names])
+        self.order = order
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if not state.global_step and args.save_strategy == "no":
@@ -31,10 +32,12 @@ class SameTrainingData(TrainerCallback):
             "rows per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             "seed of the order": args.seed if args.data_seed is None else args.data_seed,
             "train_sampling_strategy": str(args.train_sampling_strategy),
+            **self.order,
         }
         if state.global_step and RECORD not in records:
             logger.warning("The checkpoint does not say which data it was trained on, so resuming cannot compare it.")
-        recorded = records.get(RECORD, found)
+        # A checkpoint from before `group_by_prefix` existed was trained without it.
+        recorded = {"group_by_prefix": False} | records.get(RECORD, found)
         changed = [name for name in found if recorded[name] != found[name]]
         different = "; ".join(f"{name}: {recorded[name]} then, {found[name]} now" for name in changed)
         if different and not args.ignore_data_skip:
