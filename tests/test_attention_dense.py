@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers.families import PAD, WINDOW, assert_equivalent, build, plain_compute, random_group
+from helpers.trees import deep_rows
 from transformers import AutoConfig
 
 from mrt_plugin.attention.backend import ExpandedBackend
@@ -12,7 +13,7 @@ from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import build_group_row, expand
 from mrt_plugin.layout.rows import build_rows
 
-PACKED = [[random_group(7, [3, 5, 1]), random_group(2, [4])], [random_group(20, [2, 9])]]
+PACKED = [[random_group(7, [3, 5, 1]), random_group(2, [4])], [random_group(20, [2, 9])], *deep_rows()]
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -15,6 +15,7 @@ from helpers.families import (
     random_group,
     rows_loss,
 )
+from helpers.trees import random_forest
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -27,10 +28,12 @@ from mrt_plugin.layout.group_row import expand
 from mrt_plugin.layout.rows import Rows
 
 # Prompts and responses shorter and longer than the window; one response, one-token responses and no shared prefix.
+# The last row is a tree of five levels.
 PACKED = [
     [random_group(17, [3, 15, 1]), random_group(2, [4])],
     [random_group(20, [2, 9])],
     [random_group(5, [3]), random_group(1, [2, 12])],
+    random_forest(56, depth=6, fan_out=8, most=10),
 ]
 PAIRS = [[pair] for row in PACKED for group in row for pair in expand(group)]
 

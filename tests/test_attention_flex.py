@@ -3,12 +3,13 @@
 import pytest
 import torch
 from helpers.families import ATTENTION_ONLY, PAD, WINDOW, build, one_by_one, plain_compute, random_group, rows_loss
+from helpers.trees import deep_rows
 
 from mrt_plugin.attention import NotShareable
 from mrt_plugin.attention.masks import FlexBackend, block_mask, visible
 from mrt_plugin.layout.rows import build_rows
 
-PACKED = [[random_group(17, [3, 15, 1]), random_group(2, [4])], [random_group(20, [2, 9])]]
+PACKED = [[random_group(17, [3, 15, 1]), random_group(2, [4])], [random_group(20, [2, 9])], *deep_rows()]
 NAMES = [name for name in ATTENTION_ONLY if name not in ("gpt2", "gpt_oss")]
 
 

@@ -16,6 +16,7 @@ from helpers.families import (
     plain_compute,
     random_group,
 )
+from helpers.trees import deep_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.fsdp import fully_shard
@@ -26,11 +27,12 @@ from mrt_plugin.attention.fork import ForkBackend
 from mrt_plugin.layout.rows import build_rows
 from mrt_plugin.loss.token_nll import TokenNLL
 
-# Prompts of one shared token, pairs alone and groups without a shared prefix among them.
+# Prompts of one shared token, pairs alone and groups without a shared prefix among them, and trees of up to 8 levels.
 PACKED = [
     [random_group(17, [3, 15, 1]), random_group(2, [4])],
     [random_group(20, [2, 9]), random_group(2, [1, 1])],
     [random_group(5, [3]), random_group(1, [2, 12])],
+    *deep_rows(),
 ]
 
 

@@ -17,12 +17,14 @@ from helpers.families import (
     random_group,
     rows_loss,
 )
+from helpers.trees import deep_rows, random_forest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, Gemma3ForConditionalGeneration
 
 from mrt_plugin.attention import NotShareable, prove
+from mrt_plugin.attention.fork import ForkBackend
 from mrt_plugin.attention.kernels import CPUFlash, Explicit
 from mrt_plugin.attention.masks import DenseBackend, visible
 from mrt_plugin.attention.plan import find_runs, pieces
@@ -30,7 +32,7 @@ from mrt_plugin.attention.shared_attention import shared_attention
 from mrt_plugin.attention.two_part import RowPlan, TwoPartBackend
 from mrt_plugin.layout.rows import Rows, build_rows
 
-PACKED = [[random_group(17, [3, 15, 1]), random_group(2, [4])], [random_group(20, [2, 9])]]
+PACKED = [[random_group(17, [3, 15, 1]), random_group(2, [4])], [random_group(20, [2, 9])], *deep_rows()]
 GROUPS = [group for row in PACKED for group in row]
 
 
@@ -81,7 +83,8 @@ def reference(rows: Rows, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sca
 @pytest.mark.parametrize("strided", [False, True])
 def test_operator_and_its_gradient(heads: tuple[int, int], options: dict[str, Any], strided: bool) -> None:
     torch.manual_seed(0)
-    rows = build_rows([[random_group(9, [3, 7, 1]), random_group(4, [6])], [random_group(1, [5, 2])]], PAD)
+    packed = [[random_group(9, [3, 7, 1]), random_group(4, [6])], [random_group(1, [5, 2])]]
+    rows = build_rows([*packed, random_forest(56, depth=6, fan_out=8, most=10)], PAD)
     count, width = rows.input_ids.shape
 
     def draw(heads: int) -> torch.Tensor:
@@ -213,11 +216,13 @@ def test_gradient_checkpointing(name: str, use_reentrant: bool) -> None:
     model = build(name)
     backend = prepared(model)
     rows = build_rows(PACKED, PAD)
-    expected = gradient(model, lambda: rows_loss(backend, model, rows))
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    model.enable_input_require_grads()
+    reference = build(name, attn_implementation="eager")
+    expected = gradient(reference, lambda: one_by_one(reference, GROUPS))
+    plain = gradient(model, lambda: rows_loss(backend, model, rows))
+    checkpoint(model, use_reentrant)
     found = gradient(model, lambda: rows_loss(backend, model, rows))
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, plain)
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -247,20 +252,39 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert (found - expected).norm() < 1.5 * (plain - expected).norm()
 
 
-def test_lora() -> None:
+def checkpoint(model: Any, use_reentrant: bool | None) -> None:
+    """Recompute the layers of a model in the backward pass; None changes nothing."""
+    if use_reentrant is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        model.enable_input_require_grads()
+
+
+def assert_same(found: tuple[torch.Tensor, torch.Tensor], expected: tuple[torch.Tensor, torch.Tensor]) -> None:
+    assert abs(found[0] / expected[0] - 1) < 1e-5
+    assert (found[1] - expected[1]).norm() < 1e-4 * expected[1].norm()
+
+
+TRAINED = [(TwoPartBackend, None), (TwoPartBackend, True), (TwoPartBackend, False), (DenseBackend, True)]
+TRAINED += [(ForkBackend, None)]
+"""Backends, and the kind of gradient checkpointing; the fork refuses any."""
+
+
+@pytest.mark.parametrize(("make_backend", "use_reentrant"), TRAINED)
+def test_lora(make_backend: Any, use_reentrant: bool | None) -> None:
     def adapted() -> Any:
         torch.manual_seed(1)
         return get_peft_model(build("qwen3"), LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear"))
 
     reference, model = adapted(), adapted()
-    expected, expected_gradient = gradient(reference, lambda: one_by_one(reference, GROUPS))
-    backend, rows = prepared(model), build_rows(PACKED, PAD)
-    found, found_gradient = gradient(model, lambda: rows_loss(backend, model, rows))
-    assert abs(found / expected - 1) < 1e-5
-    assert (found_gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
+    expected = gradient(reference, lambda: one_by_one(reference, GROUPS))
+    backend, rows = make_backend(model.config), build_rows(PACKED, PAD)
+    backend.prepare_model(model)
+    checkpoint(model, use_reentrant)
+    assert_same(gradient(model, lambda: rows_loss(backend, model, rows)), expected)
 
 
-def test_qlora(tmp_path: Any) -> None:
+@pytest.mark.parametrize(("make_backend", "use_reentrant"), TRAINED)
+def test_qlora(tmp_path: Any, make_backend: Any, use_reentrant: bool | None) -> None:
     wide = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
     build("llama", **wide).save_pretrained(tmp_path)
     quantization = BitsAndBytesConfig(
@@ -273,12 +297,12 @@ def test_qlora(tmp_path: Any) -> None:
         return get_peft_model(model, LoraConfig(r=4, init_lora_weights=False, target_modules="all-linear")).train()
 
     reference, model = adapted(), adapted()
-    expected, expected_gradient = gradient(reference, lambda: one_by_one(reference, GROUPS))
-    backend, rows = prepared(model), build_rows(PACKED, PAD)
+    expected = gradient(reference, lambda: one_by_one(reference, GROUPS))
+    backend, rows = make_backend(model.config), build_rows(PACKED, PAD)
+    backend.prepare_model(model)
     prove(model, backend, GROUPS[0])
-    found, found_gradient = gradient(model, lambda: rows_loss(backend, model, rows))
-    assert abs(found / expected - 1) < 1e-5
-    assert (found_gradient - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
+    checkpoint(model, use_reentrant)
+    assert_same(gradient(model, lambda: rows_loss(backend, model, rows)), expected)
 
 
 @pytest.mark.slow

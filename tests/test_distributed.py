@@ -8,7 +8,7 @@ import torch
 from helpers import tiny
 from helpers.fsdp_step import gradient, make_rows
 from helpers.processes import gloo
-from helpers.training import make_groups, one_step, relative
+from helpers.training import make_groups, make_nested_groups, one_pair_at_a_time, one_step, relative
 
 
 def run_steps(folder: Path, processes: int, runs: dict[str, dict]) -> dict[str, dict]:
@@ -33,6 +33,8 @@ def test_two_processes(tmp_path):
     Six groups in batches of four: the fork runs the model four times on one process and three times on the other. A
     process whose model cannot share, or fails with any error while it is proved, makes both expand. A model that
     reads padding runs once per pair, twelve times on one process and six times on the other.
+
+    Five groups that form trees of several levels, with gradient checkpointing, are compared with one pair at a time.
     """
     six = {"groups": 6, "per_device_train_batch_size": 4}
     runs = {
@@ -55,7 +57,22 @@ def test_two_processes(tmp_path):
     }
     for broken in ("ignores", "fails", "padding"):
         runs[broken] = {**six, "layout": "auto", "prefix_check": True, "broken": broken}
+    tree = {"groups": 5, "nested": True, "layout": "shared_prefix", "gradient_checkpointing": True}
+    for reentrant in (True, False):
+        checkpointing = {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+        runs[f"tree {reentrant}"] = {
+            **tree,
+            **checkpointing,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+        }
     results = run_steps(tmp_path, 2, runs)
+    loss, expected = one_pair_at_a_time(make_nested_groups().select(range(5)))
+    for reentrant in (True, False):
+        result = results[f"tree {reentrant}"]
+        assert result["layouts"] == ["shared_prefix sdpa"] * 2
+        assert result["loss"] == pytest.approx(loss, rel=1e-5)
+        assert relative(result["gradient"], expected) < 1e-4
     for aggregation in ("token", "prompt", "response"):
         assert_same(results[aggregation], tmp_path, 7, loss_aggregation=aggregation)
     assert_same(results["grouped"], tmp_path, 7)

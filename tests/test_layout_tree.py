@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from helpers.trees import random_forest, random_pairs, visible_by_definition
+from helpers.trees import deep_rows, depths, random_forest, random_pairs, visible_by_definition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -148,3 +148,17 @@ def test_sequences_of_a_group_are_its_pairs():
     for row in random_forest(3):
         assert [len(item.input_ids) for item in sequences_of(row)] == sequence_lengths(row)
         assert [item.units for item in sequences_of(row)] == row["segment_units"]
+
+
+def test_the_deep_rows_of_the_tests_have_every_case():
+    """Many levels and branches, equal sequences, sequences that begin others, one-token runs."""
+    packed = deep_rows()
+    rows = build_rows(packed, 0)
+    runs = find_runs(rows)
+    assert [max(levels) for levels in (depths(build_rows([row], 0)) for row in packed)] == [6, 5, 8]
+    assert max(sum(run.parent == number for run in runs) for number in range(len(runs))) == 6
+    assert any(run.length == 1 for run in runs)
+    for row in packed:
+        ids = [item.input_ids.tolist() for group in row for item in sequences_of(group)]
+        assert any(one == other for place, one in enumerate(ids) for other in ids[:place])
+        assert any(one != other and one == other[: len(one)] for one in ids for other in ids)

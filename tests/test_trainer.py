@@ -6,7 +6,17 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import tiny
-from helpers.training import IgnoresTheMask, config, losses, make_groups, one_step, relative, trl_settings
+from helpers.training import (
+    IgnoresTheMask,
+    config,
+    losses,
+    make_groups,
+    make_nested_groups,
+    one_pair_at_a_time,
+    one_step,
+    relative,
+    trl_settings,
+)
 from peft import LoraConfig
 from transformers import (
     AutoModelForCausalLM,
@@ -93,35 +103,23 @@ def test_a_step_does_not_depend_on_its_micro_batches(tmp_path, aggregation, layo
 
 
 @pytest.mark.parametrize("aggregation", ["token", "prompt", "response"])
-def test_the_loss_is_the_formula_one_pair_at_a_time(tmp_path, aggregation):
-    """A slow reference: the plain model on each pair alone, and the design's sums written out."""
-    groups = make_groups(5, 3, weights=True)
-    run = one_step(tmp_path, groups, loss_aggregation=aggregation, per_device_train_batch_size=5)
-    model, tokenizer = tiny.llama(), tiny.tokenizer()
-    total, units = 0.0, 0.0
-    for row in groups:
-        head = tokenizer.apply_chat_template(
-            [{"role": "user", "content": row["prompt"]}], add_generation_prompt=True, tokenize=False
-        )
-        lengths, sums = [], []
-        for response in row["responses"]:
-            prompt_ids = tokenizer(head, add_special_tokens=False)["input_ids"]
-            ids = prompt_ids + tokenizer(f"{response}<|im_end|>", add_special_tokens=False)["input_ids"]
-            with torch.no_grad():
-                log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-            trained = range(len(prompt_ids), len(ids))
-            lengths.append(len(trained))
-            sums.append(-sum(log_probs[t - 1, ids[t]].item() for t in trained))
-        weights = row["weights"]
-        mean_length = sum(lengths) / len(lengths)
-        for weight, length, nll in zip(weights, lengths, sums, strict=True):
-            if aggregation == "token":
-                total, units = total + weight * nll, units + weight * length
-            elif aggregation == "prompt":
-                total, units = total + weight * nll / (mean_length * sum(weights)), units + weight / sum(weights)
-            else:
-                total, units = total + weight * nll / length, units + weight
-    assert run.loss == pytest.approx(total / units, rel=1e-5)
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_step_is_the_formula_one_pair_at_a_time(tmp_path, aggregation, nested):
+    """Also for trees of several levels, in one row, in several, and over micro-batches with checkpointing."""
+    groups = make_nested_groups() if nested else make_groups(5, 3, weights=True)
+    loss, gradient = one_pair_at_a_time(groups, aggregation)
+    parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "gradient_checkpointing": True}
+    ways = [
+        {},
+        {"max_length": 200, "row_length": 200},
+        {**parts, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    ]
+    for way in ways if nested else ways[:1]:
+        settings = {"per_device_train_batch_size": 6, "layout": "shared_prefix", **way}
+        run = one_step(tmp_path, groups, loss_aggregation=aggregation, **settings)
+        assert run.trainer.layout == "shared_prefix"
+        assert run.loss == pytest.approx(loss, rel=1e-5)
+        assert relative(run.gradient, gradient) < 1e-4
 
 
 def test_prompt_aggregation_takes_the_mean_length_of_the_whole_pool(tmp_path):

@@ -9,7 +9,16 @@ from accelerate.utils import gather_object
 from transformers import set_seed
 
 from helpers import tiny
-from helpers.training import Fails, GradientTap, IgnoresTheMask, ReadsPadding, config, losses, make_groups
+from helpers.training import (
+    Fails,
+    GradientTap,
+    IgnoresTheMask,
+    ReadsPadding,
+    config,
+    losses,
+    make_groups,
+    make_nested_groups,
+)
 from mrt_plugin import MultiResponseSFTTrainer
 
 BROKEN = {"ignores": (IgnoresTheMask, [1]), "fails": (Fails, [1]), "padding": (ReadsPadding, [0, 1])}
@@ -22,6 +31,8 @@ def main(folder: str, runs: str) -> None:
         set_seed(0)
         count = settings.pop("groups")
         groups, held_out = (make_groups(count, 3, weights=True, first=first) for first in (0, count))
+        if settings.pop("nested", False):
+            groups = make_nested_groups().select(range(count))
         tap = GradientTap()
         model, broken = tiny.llama(), settings.pop("broken", None)
         args = config(Path(folder), max_steps=1, **{"ddp_find_unused_parameters": False, **settings})

@@ -1,5 +1,6 @@
 """Groups, configurations and models for tests that train with the TRL trainer."""
 
+from itertools import product
 from types import SimpleNamespace
 
 import torch
@@ -25,6 +26,54 @@ def make_groups(count: int = 8, responses: int = 3, weights: bool = False, first
             row["weights"] = [0.5 + j for j in range(responses)]
         rows.append(row)
     return Dataset.from_list(rows)
+
+
+def make_nested_groups(documents: int = 2, questions: int = 3) -> Dataset:
+    """Questions about documents under one system text. Responses have equal first words; some continue another."""
+    system = {"role": "system", "content": "You answer questions about the notes, in few words, and never guess."}
+    rows = []
+    for document, question in product(range(documents), range(questions)):
+        notes = f"Notes {document}: " + " ".join(f"the {fruit} costs {document + len(fruit)}." for fruit in FRUITS)
+        ask = f"What does the {FRUITS[question]} cost?"
+        answer = f"The {FRUITS[question]} costs {document + len(FRUITS[question])}"
+        rows.append(
+            {
+                "id": f"{document} {question}",
+                "prompt": [system, {"role": "user", "content": f"{notes} {ask}"}],
+                "responses": [answer, f"{answer} coins", f"{answer} coins, as the notes say", f"It costs {question}"],
+                "weights": [0.5, 1.0, 2.0, 3.0],
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+def one_pair_at_a_time(groups: Dataset, aggregation: str = "token") -> tuple[float, torch.Tensor]:
+    """Loss and gradient by the sums of the design: a plain forward of `tiny.llama` for each pair of text prompts."""
+    model, tokenizer = tiny.llama().train(), tiny.tokenizer()
+    total, units = torch.zeros(()), 0.0
+    for row in groups:
+        prompt = [{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"]
+        head = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        start = tokenizer(head, add_special_tokens=False)["input_ids"]
+        lengths, sums = [], []
+        for response in row["responses"]:
+            ids = start + tokenizer(f"{response}<|im_end|>", add_special_tokens=False)["input_ids"]
+            log_probs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            trained = range(len(start), len(ids))
+            lengths.append(len(trained))
+            sums.append(-torch.stack([log_probs[t - 1, ids[t]] for t in trained]).sum())
+        weights = row["weights"]
+        mean_length = sum(lengths) / len(lengths)
+        for weight, length, nll in zip(weights, lengths, sums, strict=True):
+            if aggregation == "token":
+                total, units = total + weight * nll, units + weight * length
+            elif aggregation == "prompt":
+                total, units = total + weight * nll / (mean_length * sum(weights)), units + weight / sum(weights)
+            else:
+                total, units = total + weight * nll / length, units + weight
+    (total / units).backward()
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return float(total.detach() / units), torch.cat(gradients).double()
 
 
 class GradientTap(TrainerCallback):

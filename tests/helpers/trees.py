@@ -4,8 +4,10 @@ import random
 
 import torch
 
+from mrt_plugin.attention.plan import find_runs
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row
+from mrt_plugin.layout.rows import Rows
 
 
 def random_pairs(
@@ -47,6 +49,38 @@ def random_forest(seed: int | str, *, groups: int = 3, aggregation: str = "token
         build_group_row(part, aggregation, [rng.choice([0.5, 1.0, 3.0]) for _ in part])  # type: ignore[arg-type]
         for part in dealt
     ]
+
+
+def nested_groups() -> list[GroupRow]:
+    """Two documents under one system text, two prompts each, and responses with equal first words.
+
+    Some responses are equal, one is the beginning of another, and some runs have one token.
+    """
+    rng = random.Random("nested groups")
+    system, *documents = ([rng.randrange(3, 96) for _ in range(length)] for length in (11, 7, 5))
+    groups = []
+    for document in documents:
+        for question in ([50], [51, 52, 53]):
+            prompt = [*system, *document, *question]
+            answers = [[60, 61, 62, 63, 64], [60, 61, 70], [60, 61, 70], [60, 61, 62], [71]]
+            pairs = [Pair(prompt + ids, [False] * len(prompt) + [True] * len(ids)) for ids in answers]
+            groups.append(build_group_row(pairs, "token", [1.0, 0.5, 2.0, 1.0, 3.0]))
+    return groups
+
+
+def deep_rows() -> list[list[GroupRow]]:
+    """Three rows of five to eight levels: the nested groups and two forests, with sequences that begin others."""
+    forests = [random_forest(seed, depth=6, fan_out=8, most=10, vocabulary=size) for seed, size in ((56, 96), (12, 5))]
+    return [nested_groups(), *forests]
+
+
+def depths(rows: Rows) -> list[int]:
+    """The levels of the tree above each run, itself included."""
+    found: list[int] = []
+    runs = find_runs(rows)
+    for run in runs:
+        found.append(1 if run.parent < 0 else found[run.parent] + 1)
+    return found
 
 
 def visible_by_definition(sequences: list[list[int]]) -> tuple[dict[tuple[int, ...], int], list[list[int]]]:
