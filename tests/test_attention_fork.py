@@ -9,6 +9,7 @@ from helpers.families import (
     FAMILIES,
     PAD,
     STATEFUL,
+    UNFORKABLE,
     assert_equivalent,
     build,
     gradient,
@@ -21,9 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, LinearAttentionLayer
 
 from mrt_plugin.attention import NotShareable, prove
 from mrt_plugin.attention.fork import ForkBackend
+from mrt_plugin.attention.fork_cache import REASONS
 from mrt_plugin.layout.rows import build_rows
 from mrt_plugin.loss.token_nll import TokenNLL
 
@@ -69,29 +72,32 @@ def test_sharded_weights_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", [*STATEFUL, "gemma3"])
-def test_is_proved(name: str) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_is_proved(name: str, checkpointing: bool) -> None:
     model = build(name)
-    assert prove(model, ForkBackend(model.config), random_group(30, [3, 20, 7])).nll_difference < 1e-4  # type: ignore
+    backend, group = ForkBackend(model.config), random_group(30, [3, 20, 7])
+    assert prove(model, backend, group, gradient_checkpointing=checkpointing).nll_difference < 1e-4  # type: ignore
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3_next", "mamba2"])
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_is_refused(name: str, use_reentrant: bool) -> None:
-    model = build(name)
-    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    rows = build_rows(PACKED, PAD)
-    with pytest.raises(NotShareable, match="gradient_checkpointing=False"):
-        ForkBackend(model.config).token_nll(model, rows, plain_compute(model))
-    model.eval()  # where nothing is recomputed, and the cache is kept
-    with torch.no_grad():
-        ForkBackend(model.config).token_nll(model, rows, plain_compute(model))
+def test_states_that_cannot_be_forked_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OwnState(LinearAttentionLayer):
+        """As a new release might have one."""
 
-
-def test_states_that_cannot_be_forked_are_refused() -> None:
-    config = AutoConfig.for_model("llama", num_hidden_layers=2, layer_types=["hybrid_sliding", "full_attention"])
-    config.sliding_window = 8
+    monkeypatch.setitem(DYNAMIC_LAYER_TYPE_MAPPING, "conv", OwnState)
+    config = AutoConfig.for_model("lfm2", num_hidden_layers=2, layer_types=["conv", "full_attention"])
     with pytest.raises(NotShareable, match="which it cannot fork"):
         ForkBackend(config)
+
+
+@pytest.mark.parametrize("name", UNFORKABLE)
+def test_what_transformers_cannot_continue_is_refused_for_a_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the proof passes without the refusal, transformers has changed, and the reason is to be removed."""
+    model = build(name)
+    with pytest.raises(NotShareable, match=f"cannot continue a cached prompt of {name}"):
+        ForkBackend(model.config)
+    monkeypatch.delitem(REASONS, name)
+    with pytest.raises(NotShareable):
+        prove(model, ForkBackend(model.config), random_group(30, [3, 20, 7]))
 
 
 def test_the_first_batch_of_a_model_that_changes_its_logits() -> None:

@@ -19,11 +19,8 @@ from mrt_plugin.options import PREFIX_BACKENDS, MultiResponseOptions, check_opti
 def test_auto(name: str) -> None:
     config = build(name).config
     expected = "fork" if name in (*STATEFUL, *CHUNKED) else "sdpa"
-    assert resolve_backend("auto", config, device_type="cpu", gradient_checkpointing=False).name == expected
-    if expected == "fork":
-        with pytest.raises(NotShareable, match=r"gradient_checkpointing=False.*layout=expanded"):
-            resolve_backend("auto", config, device_type="cpu", gradient_checkpointing=True)
-    on_gpu = resolve_backend("auto", config, device_type="cuda", gradient_checkpointing=False)
+    assert resolve_backend("auto", config, device_type="cpu").name == expected
+    on_gpu = resolve_backend("auto", config, device_type="cuda")
     assert on_gpu.name == ("flex" if name == "gemma2" else expected)
 
 
@@ -31,7 +28,7 @@ def test_auto(name: str) -> None:
 @pytest.mark.parametrize("requested", ["sdpa", "dense", "flex"])
 def test_a_state_leaves_the_fork_only(name: str, requested: str) -> None:
     with pytest.raises(NotShareable, match="prefix_backend=fork"):
-        resolve_backend(requested, build(name).config, device_type="cuda", gradient_checkpointing=False)
+        resolve_backend(requested, build(name).config, device_type="cuda")
 
 
 @pytest.mark.parametrize("requested", ["auto", "sdpa", "flex"])
@@ -39,7 +36,7 @@ def test_attention_dropout_is_refused(requested: str) -> None:
     config = build("gpt2").config
     config.attn_pdrop = 0.1
     with pytest.raises(NotShareable, match="attention dropout 0.1"):
-        resolve_backend(requested, config, device_type="cuda", gradient_checkpointing=False)
+        resolve_backend(requested, config, device_type="cuda")
 
 
 @pytest.mark.parametrize(
@@ -59,12 +56,12 @@ def test_heads_that_a_card_has_fused_kernels_for(head_size: int, capability: tup
 
 def test_flex_needs_a_gpu() -> None:
     with pytest.raises(NotShareable, match="no backward pass on CPU"):
-        resolve_backend("flex", build("llama").config, device_type="cpu", gradient_checkpointing=False)
+        resolve_backend("flex", build("llama").config, device_type="cpu")
 
 
 def test_unknown_backends_are_named() -> None:
     with pytest.raises(ValueError, match=f"choose one of auto, {', '.join(PREFIX_BACKENDS)}"):
-        resolve_backend("flash", build("llama").config, device_type="cpu", gradient_checkpointing=False)
+        resolve_backend("flash", build("llama").config, device_type="cpu")
 
 
 @pytest.mark.parametrize("name", ATTENTION_ONLY)
@@ -74,7 +71,7 @@ def test_models_get_their_attention_back(name: str, requested: str) -> None:
         return
     model = build(name)
     before = model.config._attn_implementation
-    backend = resolve_backend(requested, model.config, device_type="cpu", gradient_checkpointing=False)
+    backend = resolve_backend(requested, model.config, device_type="cpu")
     backend.prepare_model(model)
     backend.restore_model(model)
     assert model.config._attn_implementation == before
@@ -123,7 +120,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_backend_from_outside_is_proved_and_used(own: Path) -> None:
     model = build("gemma3")
     for name in (f"{own}:RowByRow", "own_backend:RowByRow"):
-        backend = resolve_backend(name, model.config, device_type="cpu", gradient_checkpointing=True)
+        backend = resolve_backend(name, model.config, device_type="cpu")
         assert prove(model, backend, random_group(20, [3, 8])).backend == "row_by_row"
         backend.restore_model(model)
     assert_equivalent(backend, "gemma3", [[random_group(17, [3, 15, 1])], [random_group(20, [2, 9])]])
@@ -131,7 +128,7 @@ def test_a_backend_from_outside_is_proved_and_used(own: Path) -> None:
 
 def test_a_wrong_backend_from_outside_does_not_pass_the_proof(own: Path) -> None:
     model = build("llama")
-    backend = resolve_backend(f"{own}:SegmentsIgnored", model.config, device_type="cpu", gradient_checkpointing=False)
+    backend = resolve_backend(f"{own}:SegmentsIgnored", model.config, device_type="cpu")
     with pytest.raises(NotShareable, match="prefix_backend=segments_ignored does not compute what llama computes"):
         prove(model, backend, random_group(20, [3, 8]))
 

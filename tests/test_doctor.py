@@ -35,7 +35,7 @@ class TestMachine:
     def test_says_what_auto_means_here(self) -> None:
         machine = inspect_machine()
         kind = "cuda" if torch.cuda.is_available() else "cpu"
-        backend = resolve_backend("auto", LlamaConfig(), device_type=kind, gradient_checkpointing=True)
+        backend = resolve_backend("auto", LlamaConfig(), device_type=kind)
         assert (machine.device.kind, machine.prefix_backend, machine.embedder) == (kind, backend.name, "lexical")
         assert machine.problems == []
         json.dumps(machine.as_dict(), allow_nan=False)
@@ -170,7 +170,7 @@ class TestMemory:
 
         qlora, lora, full = total(bits=4, lora_rank=8), total(lora_rank=8), total()
         assert qlora < lora < full
-        assert total(lora_rank=8) < total(lora_rank=8, gradient_checkpointing=False)
+        assert total(lora_rank=8) < total(lora_rank=8)
         assert total(lora_rank=8, length=512) < lora
         assert total(optimizer_bytes=2) < full
 

@@ -15,7 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from mrt_plugin import GroupedResponseCollator
 from mrt_plugin.attention import ExpandedBackend, NotShareable
-from mrt_plugin.attention.fork import recomputes
+from mrt_plugin.attention.fork_checkpoint import recomputes
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import build_group_row, sequence_lengths, sequences_of
 from mrt_plugin.layout.rows import Rows
@@ -88,9 +88,11 @@ def test_one_process_that_cannot_share_decides_for_all(rows):
     with pytest.raises(NotShareable, match="another process found: its model is patched"):
         choose(rows, agree=agree, layout="shared_prefix")
     assert told == [None, None, None]
-    with pytest.raises(NotShareable, match="gradient_checkpointing=False"):
-        choose(rows, agree=agree, layout="shared_prefix", prefix_backend="fork", checkpointing=True)
-    assert "gradient_checkpointing=False" in told[-1], "the others are told why"
+    wrapped = tiny.llama()
+    apply_activation_checkpointing(wrapped, check_fn=lambda module: isinstance(module, LlamaDecoderLayer))
+    with pytest.raises(NotShareable, match="CheckpointWrapper"):
+        choose(rows, model=wrapped, agree=agree, layout="shared_prefix", prefix_backend="fork", checkpointing=True)
+    assert "CheckpointWrapper" in told[-1], "the others are told why"
 
 
 def test_any_error_of_the_proof_is_a_refusal_with_its_cause(rows):

@@ -59,6 +59,7 @@ def prove(
     reach: int | None = None,
     compute: Compute | None = None,
     pad_token_id: int = 0,
+    gradient_checkpointing: bool = False,
 ) -> Proof:
     """Prove that a backend is exact for a model, and leave the model prepared for it.
 
@@ -70,6 +71,7 @@ def prove(
         reach: the longest row of the run, in tokens. Thresholds beyond it are not tested. By default all are.
         compute: how per-token NLL is computed from the model; by default from all logits.
         pad_token_id: any token id; padding does not affect the result.
+        gradient_checkpointing: whether the run recomputes activations. Part 1 then does so with the backend.
 
     Raises:
         NotShareable: if the numbers differ, or for any error. The model's previous attention is then restored.
@@ -91,7 +93,7 @@ def prove(
                     f"{model.config.model_type} depends on what stands beside a pair: {plain.finding}. It is exact "
                     "one pair per forward only: use layout=expanded, which trains it so."
                 )
-            small = _SmallProof(model, backend, reach).run()
+            small = _SmallProof(model, backend, reach, gradient_checkpointing).run()
             if plain is not None:
                 difference = _prove_real(model, backend, row, plain, compute, pad_token_id)
     except NotShareable:
@@ -129,8 +131,9 @@ def all_logits(model: Any) -> Compute:
 class _SmallProof:
     """Comparisons on small random models of the configuration, between one pair at a time and packed rows."""
 
-    def __init__(self, model: Any, backend: Backend, reach: int | None) -> None:
+    def __init__(self, model: Any, backend: Backend, reach: int | None, gradient_checkpointing: bool) -> None:
         self.model, self.backend, self.reach = model, backend, reach
+        self.gradient_checkpointing = gradient_checkpointing
         self.groups = _random_groups()
         own = text_attention(model)
         # The attention of the model in the plain layout, or `eager` if that may not exist for fp32 on this device.
@@ -173,6 +176,8 @@ class _SmallProof:
         return torch.stack(losses).sum()
 
     def _packed(self, model: Any, groups: list[GroupRow]) -> torch.Tensor:
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         backend: Backend = type(self.backend)(model.config)  # type: ignore[call-arg]
         backend.prepare_model(model)
         rows = on_device(build_rows([groups], 0), model)

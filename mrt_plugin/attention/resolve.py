@@ -6,13 +6,12 @@ import torch
 
 from mrt_plugin.attention.backend import Backend
 from mrt_plugin.attention.family import CHUNKED, Family, NotShareable, read_family
-from mrt_plugin.attention.fork import NO_CHECKPOINTING
 from mrt_plugin.attention.varlen import CUDAFlash
 from mrt_plugin.extension import load_extension
 from mrt_plugin.options import PREFIX_BACKENDS, check_prefix_backend
 
 
-def resolve_backend(requested: str, model_config: Any, *, device_type: str, gradient_checkpointing: bool) -> Backend:
+def resolve_backend(requested: str, model_config: Any, *, device_type: str) -> Backend:
     """Return the shared-prefix backend for a model.
 
     `auto` chooses `sdpa` for families whose layers are all attention, except families with chunked layers. On CUDA it
@@ -22,8 +21,6 @@ def resolve_backend(requested: str, model_config: Any, *, device_type: str, grad
     """
     check_prefix_backend(requested)
     name = _fastest(read_family(model_config), device_type) if requested == "auto" else requested
-    if name == "fork" and gradient_checkpointing:
-        raise NotShareable(NO_CHECKPOINTING)
     if name == "flex" and device_type == "cpu":
         raise NotShareable("prefix_backend=flex has no backward pass on CPU: use prefix_backend=sdpa.")
     backend: Backend = load_extension(PREFIX_BACKENDS.get(name, name))(model_config)

@@ -141,8 +141,7 @@ class _Measurement:
         count = settings.groups * self.steps
         self.groups = draw_groups(shape, count, self.vocabulary, mixed=settings.mixed, seed=settings.seed)
         self.data = make_data(self.groups, settings.groups)
-        device, checkpointing = trained.model.device.type, settings.gradient_checkpointing
-        chosen = partial(resolve_backend, device_type=device, gradient_checkpointing=checkpointing)
+        chosen = partial(resolve_backend, device_type=trained.model.device.type)
         names = settings.prefix_backends
         backends = [chosen(name, trained.model.config).name if name == "auto" else name for name in names]
         self.arms = [arm for arm in all_arms(list(dict.fromkeys(backends))) if settings.only in arm.name]

@@ -47,7 +47,7 @@ class Machine:
 
 def inspect_machine() -> Machine:
     device, defaults = find_device(), MultiResponseOptions()
-    backend = resolve_backend("auto", LlamaConfig(), device_type=device.kind, gradient_checkpointing=True)
+    backend = resolve_backend("auto", LlamaConfig(), device_type=device.kind)
     embeddings = find_spec("sentence_transformers") is not None
     return Machine(platform.python_version(), libraries(), device, backend.name, defaults.embedder, embeddings)
 

@@ -172,8 +172,7 @@ def _estimate(report: RecipeReport, cfg: Any, ratio: float, device: str) -> None
     rank, dtype = cfg.lora_r if cfg.adapter else None, cfg.torch_dtype or torch.float32
     method = Method(bits, rank, targets, dtype, state, bool(cfg.gradient_checkpointing))
     try:
-        wanted, checkpointing = cfg.mrt.prefix_backend, method.gradient_checkpointing
-        report.backend = resolve_backend(wanted, config, device_type=device, gradient_checkpointing=checkpointing).name
+        report.backend = resolve_backend(cfg.mrt.prefix_backend, config, device_type=device).name
         report.layout = report.options["layout"]
         if report.layout == "auto":
             report.layout = "shared_prefix" if ratio >= WORTH_SHARING else "expanded"

@@ -120,13 +120,11 @@ def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
 def _agreed_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
     """Return the backend that every process found exact."""
     model, options, sharding = setup.model, setup.options, setup.sharding
-    device, recomputed = setup.device_type or model.device.type, setup.gradient_checkpointing
+    device = setup.device_type or model.device.type
     try:
         with refusal_of(f"prefix_backend={options.prefix_backend} for {model.config.model_type}"):
             refuse_row_adapters(model)
-            backend = resolve_backend(
-                options.prefix_backend, model.config, device_type=device, gradient_checkpointing=recomputed
-            )
+            backend = resolve_backend(options.prefix_backend, model.config, device_type=device)
             if backend.name == FORK and sharding is not None:
                 raise NotShareable(
                     f"prefix_backend=fork: {sharding} gathers weights for each forward and frees them after it, and "
@@ -140,8 +138,16 @@ def _agreed_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
                 )
             backend.prepare_model(model)
             if options.prefix_check:
-                reach, pad = options.row_length, setup.pad_token_id
-                prove(model, backend, row[0], beside=row[1:], reach=reach, compute=setup.compute, pad_token_id=pad)
+                prove(
+                    model,
+                    backend,
+                    row[0],
+                    beside=row[1:],
+                    reach=options.row_length,
+                    compute=setup.compute,
+                    pad_token_id=setup.pad_token_id,
+                    gradient_checkpointing=setup.gradient_checkpointing,
+                )
     except NotShareable as refusal:
         setup.agree(str(refusal))
         raise

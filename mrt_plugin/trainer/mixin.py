@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from mrt_plugin.attention.fork import recomputes
+from mrt_plugin.attention.fork_checkpoint import recomputes
 from mrt_plugin.attention.length_rope import length_ropes, refuse_split_angles
 from mrt_plugin.layout.beginnings import shared_paths
 from mrt_plugin.layout.collator import GroupedResponseCollator

@@ -29,7 +29,7 @@ def proof_seconds(length: int) -> float:
     seconds = []
     for _ in range(TURNS):
         model = random_llama()  # the model on which training is priced
-        backend = resolve_backend("auto", model.config, device_type="cpu", gradient_checkpointing=False)
+        backend = resolve_backend("auto", model.config, device_type="cpu")
         backend.prepare_model(model)
         seconds.append(prove(model, backend, row, compute=TokenNLL(model).bound(model)).seconds)
     return median(seconds)

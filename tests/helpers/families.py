@@ -40,6 +40,13 @@ LINEAR = {
     "linear_value_head_dim": 8,
     "layer_types": ["linear_attention", "full_attention"],
 }
+MAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 2,
+    "mamba_chunk_size": 8,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
@@ -121,6 +128,62 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_next": {**LINEAR, **MOE, "num_experts": 4, "shared_expert_intermediate_size": 24},
     "qwen3_5": {"model_type": "qwen3_5_text", **LINEAR},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 2, "chunk_size": 8},
+    "bamba": {**MAMBA, "attn_layer_indices": [1]},
+    "falcon_h1": {**MAMBA, "mamba_d_ssm": 64},
+    "granitemoehybrid": {
+        **MAMBA,
+        "num_local_experts": 4,
+        "shared_intermediate_size": 48,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "full_attention", "mlp", "moe"],
+        "ssm_state_size": 8,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 8,
+        "n_groups": 2,
+        "chunk_size": 8,
+        "n_routed_experts": 4,
+        "moe_intermediate_size": 24,
+        "moe_shared_expert_intermediate_size": 24,
+    },
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "olmo_hybrid": LINEAR,
+    # Its last two layers share the weights of their attention.
+    "zamba2": {
+        "num_hidden_layers": 3,
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+        "num_key_value_heads": 4,
+        "attention_head_dim": 16,
+        "mamba_d_state": 8,
+        "mamba_ngroups": 2,
+        "n_mamba_heads": 8,
+        "chunk_size": 8,
+        "use_mem_rope": True,
+        "adapter_rank": 4,
+    },
+}
+UNFORKABLE: dict[str, dict[str, Any]] = {
+    "mamba": {"state_size": 8, "time_step_rank": 4},
+    "falcon_mamba": {"state_size": 8, "time_step_rank": 4},
+    "jamba": {
+        "num_experts": 2,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "num_key_value_heads": 4,
+        "attention_head_dim": 16,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+    "minimax": {"num_local_experts": 4, "layer_types": ["linear_attention", "full_attention"], "block_size": 8},
 }
 DSA = {
     "index_topk": 16,
@@ -141,14 +204,15 @@ DSA = {
 }
 """DeepSeek-V3.2 and its relatives, which read the keys that an indexer picks: transformers' `sdpa` is wrong for them
 under a padding mask. Few index heads give keys equal scores, and which of them is read then depends on the batch."""
-STATEFUL = ("qwen3_next", "qwen3_5", "mamba2")
+HYBRID = ("bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "lfm2", "olmo_hybrid", "zamba2")
+STATEFUL = ("qwen3_next", "qwen3_5", "mamba2", *HYBRID)
 CHUNKED = ("llama4",)
 ATTENTION_ONLY = tuple(name for name in FAMILIES if name not in STATEFUL)
 
 
 def build(name: str, **changes: Any) -> PreTrainedModel:
     """A random fp32 model of the family, the same at every call, in training mode."""
-    settings = {**SMALL, **FAMILIES.get(name, {}), **changes}
+    settings = {**SMALL, **FAMILIES.get(name, UNFORKABLE.get(name, {})), **changes}
     if name == "gpt2":  # whose configuration has names of its own
         settings = {key: value for key, value in settings.items() if key in FAMILIES[name] or key not in SMALL}
         settings.update(

@@ -30,7 +30,7 @@ def make_rows() -> list:
 
 
 def gradient(model, groups: list, units: float, processes: int, *, sharded: bool, chunk: int = 4) -> torch.Tensor:
-    backend = resolve_backend("sdpa", model.config, device_type="cpu", gradient_checkpointing=False)
+    backend = resolve_backend("sdpa", model.config, device_type="cpu")
     backend.prepare_model(model)
     if sharded:
         for layer in model.model.layers:
