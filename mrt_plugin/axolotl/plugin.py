@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from transformers import set_seed
 
 from mrt_plugin.axolotl.args import options_of, parse_block
 from mrt_plugin.axolotl.checks import check_lengths, refuse_options
+from mrt_plugin.axolotl.dataset_types import PREFIX
 from mrt_plugin.axolotl.entries import mark_entries
 from mrt_plugin.axolotl.fingerprint import recipe_fingerprint
 from mrt_plugin.layout.collator import GroupedResponseCollator
@@ -20,11 +23,36 @@ from mrt_plugin.versions import libraries
 logger = logging.getLogger(__name__)
 
 
+def is_wanted(cfg: Any) -> bool:
+    """Return whether a recipe uses this plugin. Axolotl 0.21 loads every installed plugin in every run.
+
+    It does if it names the plugin, has an `mrt:` block, or a dataset of a type `mrt_plugin.axolotl.<selector>`.
+    """
+    named = any(str(name).endswith(MultiResponsePlugin.__name__) for name in cfg.get("plugins") or [])
+    entries = [*(cfg.get("datasets") or []), *(cfg.get("test_datasets") or [])]
+    return named or cfg.get("mrt") is not None or any(str(e.get("type")).startswith(PREFIX) for e in entries)
+
+
+def _if_wanted(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a hook do nothing in a run whose recipe does not use the plugin."""
+
+    @wraps(hook)
+    def guarded(self: "MultiResponsePlugin", *args: Any, **kwargs: Any) -> Any:
+        return hook(self, *args, **kwargs) if self.wanted else None
+
+    return guarded
+
+
 class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
     """Multi-response training in Axolotl."""
 
+    wanted = False
+
     def register(self, cfg: Any) -> None:
         """Check the recipe and prepare its dataset entries. An error raised here reaches the user at once."""
+        self.wanted = is_wanted(cfg)
+        if not self.wanted:
+            return
         show_messages()
         for library in libraries():
             if library.name == "axolotl" and not library.in_range:
@@ -51,11 +79,13 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
                 "`axolotl inference` does not format your text as training does: set chat_template: tokenizer_default."
             )
 
+    @_if_wanted
     def pre_model_load(self, cfg: Any) -> None:
         """Draw the adapter's initial weights from the recipe's seed. Axolotl sets the seed only after them."""
         give_kernels_to_new_models(cfg)
         set_seed(cfg.seed)
 
+    @_if_wanted
     def post_model_build(self, cfg: Any, model: Any) -> None:
         """Give the model the 4-bit values that a QLoRA adapter was trained on, before the adapter is merged. Axolotl
         (0.19.0, `memory_efficient`) also rounds the head and the embeddings, and quantizes constants once."""
@@ -77,9 +107,11 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
     def get_input_args(self) -> str:
         return "mrt_plugin.axolotl.args.MultiResponseArgs"
 
+    @_if_wanted
     def get_training_args_mixin(self) -> str:
         return "mrt_plugin.options.MultiResponseOptions"
 
+    @_if_wanted
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         """Return the values of the options. Trainer computes the number of steps and of warm-up steps."""
         options = options_of(cfg.mrt, row_length=check_lengths(cfg, cfg.mrt)[1])
@@ -88,16 +120,19 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
             steps["warmup_steps"] = cfg.warmup_ratio
         return {**vars(options), **steps}
 
+    @_if_wanted
     def get_collator_cls_and_kwargs(self, cfg: Any, is_eval: bool = False) -> tuple[type, dict[str, Any]]:
         row_length = check_lengths(cfg, cfg.mrt)[1]
         return GroupedResponseCollator, {"row_length": row_length, "packing": cfg.mrt.row_packing}
 
+    @_if_wanted
     def get_trainer_cls(self, cfg: Any) -> type:
         from mrt_plugin.axolotl.trainer import MultiResponseAxolotlTrainer
 
         show_messages()
         return MultiResponseAxolotlTrainer
 
+    @_if_wanted
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         if not isinstance(trainer, MultiResponseTrainerMixin):
             name = type(trainer).__name__
@@ -105,6 +140,7 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
                 f"{name} is another plugin's trainer: list MultiResponsePlugin first, or remove the other."
             )
 
+    @_if_wanted
     def post_train_unload(self, cfg: Any) -> None:
         trained = f"{cfg.base_model}+{cfg.output_dir}" if cfg.adapter else cfg.output_dir
         models = f"--model {cfg.base_model} --model {trained}{' --load-in-4bit' if cfg.load_in_4bit else ''}"

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 
 from mrt_plugin.layout.group_row import IGNORE
@@ -85,7 +86,7 @@ class TokenNLL:
         compare = len(flat_targets) > 0 and (self._own_head is None or (self._judging and not self._own_head))
         own_head = len(flat_targets) > 0 and bool(compare or self._own_head)
         heard = _Heard()
-        with self._listen(heard, where, flat_targets if compare else None, own_head):
+        with self._listen(heard, where, flat_targets, compare, own_head):
             logits = model(**forward_kwargs).logits
         flat = self._from_logits(logits[0], flat_targets) if own_head else torch.empty(0)
         if compare:
@@ -96,7 +97,7 @@ class TokenNLL:
             self._count(logits[0].argmax(-1), flat_targets)
         else:
             del flat, logits  # frees what only the comparison needed
-            flat = self._chunked(heard, flat_targets)
+            flat = self._chunked(heard, flat_targets) if heard.nll is None else heard.nll
         nll = torch.zeros(where.shape, dtype=torch.float32, device=where.device)
         return nll.masked_scatter(where, flat)
 
@@ -108,12 +109,13 @@ class TokenNLL:
 
     @contextmanager
     def _listen(
-        self, heard: "_Heard", where: torch.Tensor, compared: torch.Tensor | None, own_head: bool
+        self, heard: "_Heard", where: torch.Tensor, flat_targets: torch.Tensor, compare: bool, own_head: bool
     ) -> Iterator[None]:
         """Record the head's input at the trained positions.
 
-        With `own_head`, the model's head runs there, otherwise on one position. `compared` are the targets whose head
-        output is read before the model's forward changes it.
+        With `own_head`, the model's head runs there, otherwise on one position. With `compare`, its output is read
+        before the model's forward changes it. A head that FSDP2 shards has its weights during its own call only, so
+        the NLL is computed there.
         """
 
         def before_head(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -123,12 +125,14 @@ class TokenNLL:
                 heard.autocast = torch.autocast(device, torch.get_autocast_dtype(device))
             heard.hidden = hidden[where]
             heard.first = hidden[:1, :1].detach()
+            if isinstance(module, FSDPModule):
+                heard.nll = self._chunked(heard, flat_targets)
             return (heard.hidden.unsqueeze(0),) if own_head else (hidden[:1, :1],)
 
         @torch.no_grad()
         def after_head(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-            if compared is not None:
-                heard.expected = self._from_logits(output[0], compared, self.transform)
+            if compare:
+                heard.expected = self._from_logits(output[0], flat_targets, self.transform)
 
         hooks = self.head.register_forward_pre_hook(before_head), self.head.register_forward_hook(after_head)
         try:
@@ -145,7 +149,7 @@ class TokenNLL:
     def _chunked(self, heard: "_Heard", targets: torch.Tensor) -> torch.Tensor:
         assert heard.hidden is not None
         if len(targets) == 0:  # keeps the graph, so that every rank has gradients to reduce
-            first: torch.Tensor = self.head(heard.first)
+            first: torch.Tensor = self._run_head(heard.first)
             return heard.hidden.float().sum(-1) + 0.0 * first.float().sum()
         needs_gradient = heard.hidden.requires_grad or any(
             parameter.requires_grad for parameter in self.head.parameters()
@@ -167,8 +171,13 @@ class TokenNLL:
         self, hidden: torch.Tensor, target: torch.Tensor, autocast: AbstractContextManager[Any] | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast or nullcontext():
-            logits = self.transform(self.head(hidden)).float()
+            logits = self.transform(self._run_head(hidden)).float()
         return nn.functional.cross_entropy(logits, target, reduction="none"), logits.detach().argmax(-1)
+
+    def _run_head(self, hidden: torch.Tensor) -> torch.Tensor:
+        # Another call of a head that FSDP2 shards with the final norm would leave their shared state half done.
+        run = self.head.forward if isinstance(self.head, FSDPModule) else self.head
+        return run(hidden)
 
     def _from_logits(
         self, logits: torch.Tensor, targets: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
@@ -189,6 +198,8 @@ class _Heard:
 
     hidden: torch.Tensor | None = None
     first: torch.Tensor = torch.empty(0)
+    nll: torch.Tensor | None = None
+    """The NLL of the targets, where it is computed during the head's own call."""
     expected: torch.Tensor = torch.empty(0)
     """The NLL according to the known transformation, where it is compared."""
     autocast: AbstractContextManager[Any] | None = None

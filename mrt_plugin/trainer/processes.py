@@ -22,10 +22,11 @@ def read_sharding(kind: DistributedType, deepspeed: DeepSpeedPlugin | None = Non
 
 
 def keep_head_gathered(model: torch.nn.Module) -> None:
-    """Keep the output head gathered from the forward to the backward pass (FSDP2), as it runs after the forward."""
-    # `fully_shard` keeps the outermost module's weights by default, but accelerate changes this.
-    if isinstance(model, FSDPModule):
-        model.set_reshard_after_forward(False, recurse=False)
+    """Keep the output head gathered from the forward to the backward pass (FSDP2), which computes its logits again."""
+    # The head is part of the outermost module's weights (accelerate 1.13), or shards with the final norm (1.15).
+    for module in (model, model.get_output_embeddings()) if isinstance(model, FSDPModule) else ():
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_forward(False, recurse=False)
 
 
 def sum_over_processes(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:

@@ -29,22 +29,37 @@ def make_rows() -> list:
     return rows
 
 
-def gradient(model, groups: list, units: float, processes: int, *, sharded: bool, chunk: int = 4) -> torch.Tensor:
+def shard(model, way: str) -> None:
+    """Apply FSDP2 as accelerate does: 1.13 has the head in the outermost unit, 1.15 with the final norm."""
+    for layer in model.model.layers:
+        fully_shard(layer, reshard_after_forward=True)
+    if way == "1.15":
+        fully_shard(model.get_input_embeddings(), reshard_after_forward=True)
+        fully_shard([model.model.norm, model.get_output_embeddings()], reshard_after_forward=False)
+        fully_shard(model)
+    else:
+        fully_shard(model, reshard_after_forward=True)
+
+
+def gradient(
+    model, groups: list, units: float, processes: int, *, way: str | None = None, chunk: int = 4
+) -> torch.Tensor:
+    """Return the gradient of a step that follows a step and an evaluation. `way` is how FSDP2 shards the model."""
     backend = resolve_backend("sdpa", model.config, device_type="cpu")
     backend.prepare_model(model)
-    if sharded:
-        for layer in model.model.layers:
-            fully_shard(layer, reshard_after_forward=True)
-        fully_shard(model, reshard_after_forward=True)  # as accelerate has it
+    if way is not None:
+        shard(model, way)
         keep_head_gathered(model)
     token_nll = TokenNLL(model, chunk=chunk)
     collator = GroupedResponseCollator(tiny.tokenizer(), row_length=64)
-    for _ in range(2):  # the second pass sees parameters that the first one gathered
+    rows = Rows.from_batch(collator(groups))
+    for trained in (True, False, False, True):
         model.zero_grad()
-        rows = Rows.from_batch(collator(groups))
-        nll = backend.token_nll(model, rows, token_nll.bound(model))
-        step_loss(nll, rows.loss_weights, torch.tensor(units), processes).backward()
-    whole = [p.grad.full_tensor() if sharded else p.grad for p in model.parameters()]
+        with torch.set_grad_enabled(trained):
+            nll = backend.token_nll(model.train(trained), rows, token_nll.bound(model))
+        if trained:
+            step_loss(nll, rows.loss_weights, torch.tensor(units), processes).backward()
+    whole = [p.grad.full_tensor() if way is not None else p.grad for p in model.parameters()]
     return torch.cat([g.flatten() for g in whole]).double()
 
 
@@ -52,9 +67,10 @@ def main(folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rows, rank = make_rows(), dist.get_rank()
-    sharded = gradient(tiny.llama(), rows[rank * 2 : rank * 2 + 2], 4.0, 2, sharded=True)
-    if rank == 0:
-        torch.save(sharded, Path(folder) / "gradient.pt")
+    for way in ("1.13", "1.15"):
+        sharded = gradient(tiny.llama(), rows[rank * 2 : rank * 2 + 2], 4.0, 2, way=way)
+        if rank == 0:
+            torch.save(sharded, Path(folder) / f"gradient-{way}.pt")
     dist.barrier()
     dist.destroy_process_group()
 
