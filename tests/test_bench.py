@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import tiny
-from typer.testing import CliRunner
+from helpers.cli import CliRunner
 
 from mrt_plugin.bench.model import BenchModel, ModelChoice, load_model
 from mrt_plugin.bench.plot import plot
@@ -81,6 +81,7 @@ def test_what_is_no_shape_is_refused(text):
 # ------------------------------------------------------------------ arms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_all_arms_train_the_same(checkpointing):
     """The mean loss over the steps and the last step's gradient, at every micro-batch size, on mixed lengths."""
@@ -267,6 +268,7 @@ def test_the_table_and_the_errors_of_the_command():
         assert "error: " in failed.stderr
 
 
+@pytest.mark.slow
 def test_only_some_arms():
     settings = BenchSettings(shapes=[Shape(8, 4, 1)], only="mrt", groups=1, steps=1, rounds=1)
     (shape,) = run_bench(settings).shapes
