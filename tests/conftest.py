@@ -7,7 +7,6 @@ import gc
 import importlib.util
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,19 +34,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
-@pytest.fixture(scope="session")
-def frozen_modules() -> set[str]:
-    """The modules whose objects no garbage collection visits."""
-    return set()
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _imports_are_no_garbage(frozen_modules: set[str]) -> None:
-    """Keep what was imported out of every garbage collection: trainers ask for many."""
-    if len(sys.modules) > len(frozen_modules) + 100:
-        frozen_modules.update(sys.modules)
-        gc.collect()
-        gc.freeze()
+def _imports_are_no_garbage() -> None:
+    """Keep what earlier modules imported out of every garbage collection: trainers ask for many."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish() -> None:
