@@ -6,6 +6,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from helpers import tiny
 from typer.testing import CliRunner
@@ -19,6 +20,7 @@ from mrt_plugin.planning.nested import estimate_nested, nested_intervals
 from mrt_plugin.planning.plan import make_plan
 from mrt_plugin.planning.plan_report import advise, plan_report
 from mrt_plugin.planning.variance import estimate_components
+from recipes.benchmarks.documents import components_of, linear_losses, sketched_gradients, step_variance
 
 V_D, V_P, V_R = 0.4, 0.3, 1.2
 COSTS = DocumentCosts(document=400, prompt=40, response=20)
@@ -267,3 +269,37 @@ def test_the_command_shows_documents(model, tmp_path):
     assert shown.exit_code == 0, shown.output
     for words in ("V_d, between documents", "group_by_prefix", "m, prompts of a document"):
         assert words in shown.output
+
+
+def test_steps_of_the_recipe_scatter_as_known_components_say():
+    """`recipes.benchmarks.documents` on losses whose components are known; gradients are several such figures."""
+    random = np.random.default_rng(9)
+    n, m, k = 1600, 8, 2
+    effects = (V_D**0.5, (n, 1, 1)), (V_P**0.5, (n, m, 1)), (V_R**0.5, (n, m, k))
+    nll = 5 + sum(scale * random.standard_normal(shape) for scale, shape in effects)
+    tokens = np.ones((n, m, k))
+    assert components_of(linear_losses(nll, tokens)) == pytest.approx((V_D, V_P, V_R), rel=0.12)
+    twice = np.stack([nll, 2 * nll], axis=-1)
+    assert components_of(linear_losses(twice, tokens)) == pytest.approx(
+        [5 * part for part in components_of(linear_losses(nll, tokens))]
+    )
+    for each in (1, 4, 8):
+        formula = V_D / (32 / each) + V_P / 32 + V_R / 64
+        found = step_variance(nll, tokens, each, 32, 60, seed=0)
+        assert found == pytest.approx(formula, rel=0.15)
+        assert step_variance(twice, tokens, each, 32, 60, seed=0) == pytest.approx(5 * found)
+
+
+def test_the_recipes_projection_keeps_lengths(model):
+    encoder = Encoder(tiny.tokenizer())
+    pairs = [encoder.encode_group("Name a fruit.", [f" {word} {word}."])[0] for word in WORDS]
+    sketch = sketched_gradients(model, pairs)
+    lengths = []
+    for pair in pairs:
+        ids = torch.tensor([list(pair.input_ids)])
+        labels = torch.where(torch.tensor(list(pair.trained)), ids, -100)
+        loss = model(input_ids=ids, labels=labels).loss * pair.trained_length
+        lengths.append(sum((part**2).sum().item() for part in torch.autograd.grad(loss, list(model.parameters()))))
+    ratios = (sketch**2).sum(axis=1) / lengths
+    assert np.mean(ratios) == pytest.approx(1, abs=0.25)
+    assert np.std(ratios) < 0.5
