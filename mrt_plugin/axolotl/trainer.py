@@ -131,7 +131,7 @@ def foresee_steps(cfg: Any, dataset: Dataset, layout: str) -> int:
 def foresee_batches(cfg: Any, dataset: Dataset) -> list[list[int]]:
     """Return the prepared rows of each packed row of the first epoch, or of each micro-batch."""
     if not cfg.sample_packing:
-        return draw_batches(len(dataset), cfg.micro_batch_size)
+        return draw_batches(len(dataset), cfg.micro_batch_size, in_order=bool(cfg.curriculum_sampling))
     batches = pack_epochs(dataset, "shared_prefix", cfg, cfg.micro_batch_size).batches(0)
     return [chosen for batch in batches for chosen in batch]
 
@@ -194,6 +194,10 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
             rows, self.layout, cfg, self._train_batch_size, epoch=lambda: epoch_begun(self.state)
         )
         return self._packing
+
+    def trains_in_order(self) -> bool:
+        arguments: Any = self.args
+        return bool(arguments.curriculum_sampling) or super().trains_in_order()
 
     def groups_per_batch(self, rows: Any) -> int:
         arguments: Any = self.args

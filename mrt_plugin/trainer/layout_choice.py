@@ -54,6 +54,8 @@ class RunSetup:
     sharding: str | None = None
     """What shards the weights over processes (`processes.read_sharding`), if anything does."""
     groups_per_batch: int = 1
+    in_order: bool = False
+    """Whether the run trains the groups in the order of the dataset."""
     agree: Callable[[str | None], str | None] = lambda refusal: refusal
     """Takes why this process cannot share, or None, and returns the first such reason of any process."""
 
@@ -61,7 +63,8 @@ class RunSetup:
 def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
     """Resolve `layout` and `prefix_backend`; `auto` expands where sharing saves too little or is refused."""
     options = setup.options
-    batches = draw_batches(len(dataset), setup.groups_per_batch)[:BATCHES]
+    batches = draw_batches(len(dataset), setup.groups_per_batch, in_order=setup.in_order)
+    batches = batches[:: -(-len(batches) // BATCHES)]
     sharing, row = sharing_of(dataset, options, batches), _row_to_prove(dataset, options)
     ratio = sharing.ratio
     share = options.layout == "shared_prefix" or (options.layout == "auto" and ratio >= WORTH_SHARING)
@@ -145,9 +148,9 @@ def _agreed_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
     return backend
 
 
-def draw_batches(count: int, size: int) -> list[list[int]]:
-    """Return all rows in micro-batches drawn at random."""
-    order = np.random.default_rng(0).permutation(count).tolist()
+def draw_batches(count: int, size: int, *, in_order: bool = False) -> list[list[int]]:
+    """Return all rows in micro-batches, drawn at random or in the order of the dataset."""
+    order = list(range(count)) if in_order else np.random.default_rng(0).permutation(count).tolist()
     return [order[start : start + size] for start in range(0, count, size)]
 
 

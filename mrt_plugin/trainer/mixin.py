@@ -142,6 +142,7 @@ class MultiResponseTrainerMixin(Trainer):
             device_type=accelerator.device.type,
             sharding=processes.read_sharding(accelerator.distributed_type, accelerator.state.deepspeed_plugin),
             groups_per_batch=self.groups_per_batch(rows),
+            in_order=self.trains_in_order(),
             agree=lambda refusal: next((reason for reason in gather_object([refusal]) if reason is not None), None),
         )
         with self._token_nll.judging():
@@ -163,6 +164,9 @@ class MultiResponseTrainerMixin(Trainer):
 
     def groups_per_batch(self, rows: Any) -> int:
         return int(self.args.train_batch_size)
+
+    def trains_in_order(self) -> bool:
+        return bool(self.args.train_sampling_strategy == "sequential")
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
