@@ -4,8 +4,8 @@
 
 The conversations are four questions to a ticket office whose fares are in the system text. Each answer comes after
 some thinking. As in Qwen 3, DeepSeek and GLM, the chat template drops the thinking of earlier turns, so a turn is
-asked in a context that has none. `chats.jsonl` has one conversation per line, `turns.jsonl` one turn per line: its
-context, and the answer that is trained.
+asked in a context that has none. `turns.jsonl` has one turn per line: its context, and the answer that is trained.
+`chats.jsonl` has one conversation per line, as a group: the prompt, and as the one response all turns after it.
 """
 
 import argparse
@@ -111,9 +111,13 @@ def main() -> None:
     output = given.output
     output.mkdir(parents=True, exist_ok=True)
     chats = [conversation(number) for number in range(given.conversations)]
-    for name, rows in (("chats", chats), ("turns", [turn for chat in chats for turn in split_turns(chat)])):
-        lines = [json.dumps({"messages": row}) + "\n" for row in rows]
-        (output / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    rows = {
+        "chats": [{"prompt": chat[:2], "responses": [chat[2:]]} for chat in chats],
+        "turns": [{"messages": turn} for chat in chats for turn in split_turns(chat)],
+    }
+    for name, lines in rows.items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (output / f"{name}.jsonl").write_text(text, encoding="utf-8")
     tokenizer = build_tokenizer([turn["content"] for chat in chats for turn in chat], vocabulary=1000)
     tokenizer.chat_template = TEMPLATE
     tokenizer.model_max_length = 4096
