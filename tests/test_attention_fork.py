@@ -1,5 +1,6 @@
 """The forked cache against one pair at a time, and its refusals."""
 
+from itertools import accumulate, pairwise, product
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import torch.distributed
 from helpers.families import (
     FAMILIES,
+    OWN_STATES,
     PAD,
     STATEFUL,
     UNFORKABLE,
@@ -16,6 +18,7 @@ from helpers.families import (
     one_by_one,
     plain_compute,
     random_group,
+    rows_loss,
 )
 from helpers.trees import deep_rows
 from hypothesis import given, settings
@@ -25,6 +28,7 @@ from transformers import AutoConfig
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, LinearAttentionLayer
 
 from mrt_plugin.attention import NotShareable, prove
+from mrt_plugin.attention.branches import FORWARD, Branch, Placed, batch_inner, batch_leaves
 from mrt_plugin.attention.fork import ForkBackend
 from mrt_plugin.attention.fork_cache import REASONS
 from mrt_plugin.layout.rows import build_rows
@@ -91,13 +95,73 @@ def test_states_that_cannot_be_forked_are_refused(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", UNFORKABLE)
 def test_what_transformers_cannot_continue_is_refused_for_a_reason(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the proof passes without the refusal, transformers has changed, and the reason is to be removed."""
+    """If it is right without the refusal, transformers has changed, and the reason is to be removed."""
     model = build(name)
     with pytest.raises(NotShareable, match=f"cannot continue a cached prompt of {name}"):
         ForkBackend(model.config)
     monkeypatch.delitem(REASONS, name)
-    with pytest.raises(NotShareable):
+    rows = build_rows(PACKED, PAD)
+    if name == "minimax":
+        with pytest.raises(ValueError, match="cache of its own"):
+            rows_loss(ForkBackend(model.config), model, rows)
+        return
+    found = rows_loss(ForkBackend(model.config), model, rows)
+    assert abs(found / one_by_one(model, [group for row in PACKED for group in row]) - 1) > 1e-4
+    if name == "jamba":
+        with pytest.raises(NotShareable, match="Cause: it continues a cached prompt"):
+            prove(model, ForkBackend(model.config))
+
+
+@pytest.mark.parametrize("name", ["recurrent_gemma", "rwkv"])
+def test_models_that_do_not_fill_their_cache_are_refused(name: str) -> None:
+    model = build(name, **OWN_STATES[name])
+    with pytest.raises(NotShareable, match="did not fill its cache"):
         prove(model, ForkBackend(model.config), random_group(30, [3, 20, 7]))
+
+
+def count_forwards(groups: list[Any]) -> int:
+    model, forwards = build("qwen3_5"), []
+    model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    assert torch.isfinite(rows_loss(ForkBackend(model.config), model, build_rows([groups], PAD)))
+    return len(forwards)
+
+
+def test_groups_run_together() -> None:
+    """Equal and near prompts in one forward, and their responses in another, if they pad each other little."""
+    equal = [random_group(40, [5, 9], seed=seed) for seed in range(4)]
+    near = [random_group(length, [5, 9]) for length in (40, 43, 48)]
+    far = [random_group(length, [5, 9]) for length in (20, 200)]
+    long = [random_group(40, [5, 150], seed=seed) for seed in range(4)]
+    alone = [random_group(length, [5]) for length in (10, 12, 300)]
+    assert [count_forwards(groups) for groups in (equal, near, far, long, alone)] == [2, 2, 4, 3, 2]
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(lengths=st.lists(st.integers(2, 300), min_size=1, max_size=8), children=st.integers(2, 5))
+def test_batches_cost_the_least(lengths: list[int], children: int) -> None:
+    """Against every division of the sorted branches in parts."""
+    branches = [
+        Placed(Branch(list(range(n)), 0, 0, [Branch([0], 0, n, []) for _ in range(children)]), row)
+        for row, n in enumerate(lengths)
+    ]
+    ordered = sorted(lengths)
+    inner = lambda part: sum((children - 1) * (n - part[0]) for n in part)  # noqa: E731
+    leaves = lambda part: sum(part[-1] - n for n in part)  # noqa: E731
+    for batch, cost in ((batch_inner, inner), (batch_leaves, leaves)):
+        found = batch(branches)
+        sizes = [len(part) for part in found]
+        assert sorted(placed.row for part in found for placed in part) == list(range(len(lengths)))
+
+        def total(sizes: Any, cost: Any = cost) -> int:
+            starts = [0, *accumulate(sizes)]
+            return sum(cost(ordered[start:stop]) + FORWARD for start, stop in pairwise(starts))
+
+        cuts = product([False, True], repeat=len(lengths) - 1)
+        every = [[len(part) for part in "".join("x" + "|" * cut for cut in [*c, False]).split("|")] for c in cuts]
+        assert total(sizes) == min(map(total, every))
+        for part in found if batch is batch_inner else []:
+            assert len({len(placed.branch.tokens) for placed in part}) == 1
 
 
 def test_the_first_batch_of_a_model_that_changes_its_logits() -> None:

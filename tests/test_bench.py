@@ -345,6 +345,26 @@ def test_only_some_arms():
         run_bench(replace(settings, only="trlx"))
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_hybrid_model_is_forked(checkpointing):
+    """Several groups at a time, with and without gradient checkpointing: the same training as expanded."""
+    settings = BenchSettings(
+        shapes=[Shape(12, 4, 2)],
+        model=ModelChoice(hybrid=True),
+        only="mrt",
+        gradient_checkpointing=checkpointing,
+        steps=1,
+        rounds=1,
+    )
+    (shape,) = run_bench(settings).shapes
+    expanded, shared = shape.arms
+    assert (expanded.name, shared.name) == ("mrt expanded", "mrt shared fork")
+    assert shared.loss == pytest.approx(expanded.loss, rel=1e-5)
+    assert shared.gradient_norm == pytest.approx(expanded.gradient_norm, rel=1e-4)
+    with pytest.raises(ValueError, match="hybrid=True"):
+        load_model(ModelChoice("elsewhere", hybrid=True), "cpu")
+
+
 def test_a_plot_of_arms_that_could_not_run(tmp_path):
     arms = [ArmResult("a", True, speedup=1.0), ArmResult("b", False, error="no")]
     shape = ShapeResult(Shape(8, 4, 2), 1.3, arms, None)

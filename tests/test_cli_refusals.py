@@ -120,6 +120,7 @@ REFUSED: list[tuple[str, str]] = [
     ("grid pool.jsonl --tokenizer model --repeats 2", "it needs --output."),
     ("grid --results recipe.yaml --k 2", "it needs a run without --results."),
     ("bench --model model --vocabulary 100", "it needs a run without --model."),
+    ("bench --model model --hybrid", "it needs a run without --model."),
     ("simulate --fit recipe.yaml --seed 1", "it needs a run without --fit."),
 ]
 

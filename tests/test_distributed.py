@@ -30,9 +30,9 @@ def assert_same(result: dict, tmp_path: Path, groups: int, **settings) -> None:
 def test_two_processes(tmp_path):
     """Seven groups in two micro-batches of two on each process: one place is left, and filled with nothing.
 
-    Six groups in batches of four: the fork runs the model four times on one process and three times on the other. A
-    process whose model cannot share, or fails with any error while it is proved, makes both expand. A model that
-    reads padding runs once per pair, twelve times on one process and six times on the other.
+    Six groups in batches of four: with batches of equal prompts only, the fork runs the model more often on one
+    process than on the other. A process whose model cannot share, or fails with any error while it is proved, makes
+    both expand. A model that reads padding runs once per pair, twelve times on one process and six times on the other.
 
     Five groups that form trees of several levels, with gradient checkpointing, are compared with one pair at a time.
     """
@@ -46,7 +46,13 @@ def test_two_processes(tmp_path):
         }
         for aggregation in ("token", "prompt", "response")
     }
-    runs["fork"] = {**six, "layout": "shared_prefix", "prefix_backend": "fork"}
+    runs["fork"] = {**six, "layout": "shared_prefix", "prefix_backend": "fork", "forward": 0}
+    runs["recomputed fork"] = {
+        **runs["fork"],
+        "prefix_check": True,
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    }
     runs["unused"] = {**six, "ddp_find_unused_parameters": True}
     runs["grouped"] = {
         "groups": 7,
@@ -78,13 +84,16 @@ def test_two_processes(tmp_path):
     assert_same(results["grouped"], tmp_path, 7)
     for name, layout in (
         ("fork", "shared_prefix fork"),
+        ("recomputed fork", "shared_prefix fork"),
         ("ignores", "expanded expanded"),
         ("fails", "expanded expanded"),
         ("padding", "expanded one_by_one"),
     ):
         assert results[name]["layouts"] == [layout] * 2
-    for name in ("fork", "unused", "ignores", "fails", "padding"):
+    for name in ("fork", "recomputed fork", "unused", "ignores", "fails", "padding"):
         assert_same(results[name], tmp_path, 6)
+    for name in ("fork", "recomputed fork"):
+        assert len(set(results[name]["forwards"])) == 2, "as many forwards on both processes"
     # of one set of groups and the same small step, whatever the aggregation that made it
     trained = one_step(tmp_path, make_groups(7, 3, weights=True), per_device_train_batch_size=7).trainer
     assert results["token"]["eval_loss"] == pytest.approx(

@@ -89,7 +89,7 @@ def new_cache(config: Any) -> DynamicCache:
                     f"prefix_backend=fork: {text.model_type} keeps its state in a {type(layer).__name__}, which it "
                     "cannot fork. Use layout=expanded."
                 )
-            layer.__class__ = KEPT[type(layer)]
+            layer.__class__ = KEPT[type(layer)]  # type: ignore[assignment]
     return cache
 
 

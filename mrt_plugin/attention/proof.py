@@ -23,6 +23,7 @@ from mrt_plugin.attention.family import (
     set_text_attention,
     text_attention,
 )
+from mrt_plugin.attention.fork import ForkBackend
 from mrt_plugin.attention.plain import PlainForward, compared, inference, on_device, packed_nll, rms, settle_plain
 from mrt_plugin.attention.small_model import BEYOND, VOCABULARY, WINDOW, random_model, small_config, thresholds
 from mrt_plugin.encoding.pair import Pair
@@ -186,6 +187,8 @@ class _SmallProof:
     def _cause(self) -> str:
         """Return the feature of the family that causes the difference, found by removing each and comparing again."""
         family, own = read_family(self.model.config), self.model.config
+        if family.stateful and self.backend.name == ForkBackend.name:
+            return "Cause: it continues a cached prompt with other numbers than it computes a whole pair."
         if family.stateful:
             return (
                 f"Cause: its layers of kind {', '.join(family.stateful)} carry a state along the row, which leaks "

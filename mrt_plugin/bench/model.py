@@ -1,4 +1,4 @@
-"""The model a benchmark trains: a small random Llama, or the user's own."""
+"""The model a benchmark trains: a small random Llama or hybrid model, or the user's own."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from mrt_plugin.encoding import prepare_tokenizer
-from mrt_plugin.models.tiny_model import build_tokenizer, random_llama
+from mrt_plugin.models.tiny_model import build_tokenizer, random_hybrid, random_llama
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -17,8 +17,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class ModelChoice:
     path: str | None = None
     """A path or hub id; by default the random Llama."""
+    hybrid: bool = False
+    """Take a random Qwen 3.5, with layers that carry a state along the row, instead of the random Llama."""
     vocabulary: int = 1000
-    """Of the random Llama. At 1,000 its output head is 9 % of its body, as in an 8B model."""
+    """Of the random model. At 1,000 the output head of the Llama is 9 % of its body, as in an 8B model."""
     dtype: str = "auto"
     """`float32` or `bfloat16`; `auto` is float32 on a CPU and bfloat16 on a GPU that has it."""
     load_in_4bit: bool = False
@@ -50,11 +52,13 @@ def load_model(choice: ModelChoice, device: str, *, gradient_checkpointing: bool
     model: Any
     if choice.path is None:
         if choice.load_in_4bit:
-            raise ValueError("The random Llama is not loaded in 4 bit: give a model, by path or name.")
+            raise ValueError("A random model is not loaded in 4 bit: give a model, by path or name.")
         tokenizer = build_tokenizer(["Nothing is read from this."], 300)
-        model = random_llama(choice.vocabulary)
+        model = (random_hybrid if choice.hybrid else random_llama)(choice.vocabulary)
         model.to(device, dtype)
     else:
+        if choice.hybrid:
+            raise ValueError(f"hybrid=True is for a random model, and path={choice.path!r} gives another one.")
         tokenizer = prepare_tokenizer(AutoTokenizer.from_pretrained(choice.path))
         how: dict[str, Any] = {"dtype": dtype, "device_map": device}
         if choice.load_in_4bit:

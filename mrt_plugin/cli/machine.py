@@ -142,7 +142,8 @@ class BenchOptions:
     shape: list[str] | None = flag(None, SHAPES)
     mixed: bool = flag(False, "Log-normal lengths with these means, as in real data.")
     model: str | None = flag(None, "Path or hub id of a causal model. By default a random 4-layer Llama.", "base")
-    vocabulary: int = flag(1000, "Of the random Llama.", min=16)
+    hybrid: bool = flag(False, "A random Qwen 3.5, with states along the row, instead of the random Llama.")
+    vocabulary: int = flag(1000, "Of the random model.", min=16)
     dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "auto, float32 or bfloat16.")
     lora: bool = flag(False, "Train LoRA adapters instead of all weights.")
     load_in_4bit: bool = switch("QLoRA: 4-bit weights, LoRA adapters.")
@@ -188,7 +189,7 @@ def bench(given: BenchOptions) -> None:
         torch.set_num_threads(given.threads)
     options = vars(given) | {
         "shapes": [parse_shape(text) for text in given.shape] if given.shape else DEFAULT_SHAPES,
-        "model": ModelChoice(given.model, given.vocabulary, given.dtype, given.load_in_4bit, given.lora),
+        "model": ModelChoice(given.model, given.hybrid, given.vocabulary, given.dtype, given.load_in_4bit, given.lora),
         "prefix_backends": given.prefix_backend or ["auto"],
     }
     with stages() as progress:

@@ -215,7 +215,7 @@ COMMANDS: dict[str, tuple[Need, ...]] = {
         _arm("budget", "equal cost"),
         _with(("repeats",), "output"),
     ),
-    "bench": (_without(("vocabulary",), "model"),),
+    "bench": (_without(("hybrid", "vocabulary"), "model"),),
 }
 """For each command: options that have no effect without others."""
 

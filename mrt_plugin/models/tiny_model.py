@@ -1,4 +1,4 @@
-"""Small Llamas: a chat model that is built and trained in seconds, and the model of speed measurements."""
+"""Small models: a chat Llama that is built and trained in seconds, and the models of speed measurements."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,7 +6,15 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from mrt_plugin.encoding.pair import Pair
@@ -79,6 +87,35 @@ def random_llama(vocabulary: int = 1000) -> LlamaForCausalLM:
         max_position_embeddings=1 << 20,
         pad_token_id=0,
     )
+
+
+def random_hybrid(vocabulary: int = 1000) -> PreTrainedModel:
+    """Build the hybrid model for speed measurements: Qwen 3.5 of the sizes of `random_llama`.
+
+    Three of its four layers carry a state along the row.
+    """
+    settings: dict[str, Any] = {
+        "vocab_size": vocabulary,
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "layer_types": [*["linear_attention"] * 3, "full_attention"],
+        "linear_num_key_heads": 4,
+        "linear_num_value_heads": 8,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
+        "max_position_embeddings": 1 << 20,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_5_text", **settings))
+    return model
 
 
 def pretrain(

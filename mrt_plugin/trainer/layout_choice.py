@@ -28,7 +28,7 @@ WORTH_SHARING = 1.05
 
 FORK = "fork"
 MANY_FORWARDS = (FORK, OneByOneBackend.name)
-"""The backends that run the model once per group or pair. Processes may hold different numbers of these."""
+"""The backends that run the model several times per batch. How often differs between processes."""
 
 BATCHES, PACKED_GROUPS = 16, 64
 """Micro-batches from which the token ratio is estimated, and longest groups that may be in the row of the proof."""
@@ -90,7 +90,7 @@ def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
                 logger.warning("The prompt is copied for every response (layout expanded): %s", refusal)
                 choice = replace(choice, reason=str(refusal))
         else:
-            if share or backend.name != FORK:  # the fork runs one prompt at a time: it gains nothing from packing
+            if share or backend.name != FORK:  # the fork gains nothing from pairs in one row
                 choice = LayoutChoice("shared_prefix" if share else "expanded", backend, True, reason)
             else:
                 backend.restore_model(setup.model)

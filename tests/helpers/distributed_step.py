@@ -20,6 +20,8 @@ from helpers.training import (
     make_nested_groups,
 )
 from mrt_plugin import MultiResponseSFTTrainer
+from mrt_plugin.attention import branches
+from mrt_plugin.attention.branches import FORWARD
 
 BROKEN = {"ignores": (IgnoresTheMask, [1]), "fails": (Fails, [1]), "padding": (ReadsPadding, [0, 1])}
 """Models by what is wrong with them, and the processes that have them."""
@@ -35,6 +37,7 @@ def main(folder: str, runs: str) -> None:
             groups = make_nested_groups().select(range(count))
         tap = GradientTap()
         model, broken = tiny.llama(), settings.pop("broken", None)
+        branches.FORWARD = settings.pop("forward", FORWARD)
         args = config(Path(folder), max_steps=1, **{"ddp_find_unused_parameters": False, **settings})
         if broken is not None and args.process_index in BROKEN[broken][1]:
             model.__class__ = BROKEN[broken][0]
@@ -46,15 +49,20 @@ def main(folder: str, runs: str) -> None:
             processing_class=tiny.tokenizer(),
             callbacks=[tap],
         )
+        forwards: list[int] = []
+        hook = model.register_forward_pre_hook(lambda *_, forwards=forwards: forwards.append(1))
         trainer.train()
+        hook.remove()
         evaluated = trainer.evaluate()["eval_loss"]
         layouts = gather_object([f"{trainer.layout} {trainer._backend.name}"])
+        counts = gather_object([len(forwards)])
         if trainer.args.process_index == 0:
             result = {
                 "loss": losses(trainer)[0],
                 "gradient": tap.gradients[0],
                 "eval_loss": evaluated,
                 "layouts": layouts,
+                "forwards": counts,
             }
             torch.save({**result, "processes": trainer.accelerator.num_processes}, Path(folder) / f"{name}.pt")
 

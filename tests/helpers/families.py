@@ -185,6 +185,16 @@ UNFORKABLE: dict[str, dict[str, Any]] = {
     },
     "minimax": {"num_local_experts": 4, "layer_types": ["linear_attention", "full_attention"], "block_size": 8},
 }
+OWN_STATES: dict[str, dict[str, Any]] = {
+    "recurrent_gemma": {
+        "lru_width": 32,
+        "attention_window_size": WINDOW,
+        "block_types": ["recurrent", "attention"],
+        "num_hidden_layers": 3,
+    },
+    "rwkv": {"attention_hidden_size": 32},
+}
+"""Families that keep a state outside of transformers' cache."""
 DSA = {
     "index_topk": 16,
     "index_head_dim": 16,
