@@ -30,6 +30,7 @@ from mrt_plugin.trainer.layout_choice import MANY_FORWARDS, RunSetup, announce_g
 from mrt_plugin.trainer.prefix_order import PrefixSampler, PrefixTree
 from mrt_plugin.trainer.prepare import COLUMNS, beginnings_of, is_prepared, row_tokens
 from mrt_plugin.trainer.redraw import DRAW, EpochDraws, epoch_begun
+from mrt_plugin.versions import warn_of_untested
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class MultiResponseTrainerMixin(Trainer):
             ValueError: if the options or the parallelism of the run are not supported.
         """
         accelerator = self.accelerator
+        warn_of_untested()
         refuse_parallelism(self)
         if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
             logger.warning(
