@@ -1,4 +1,7 @@
-"""Settings that every test runs under, and the fixtures that most of them share."""
+"""Settings that every test runs under, and the fixtures that most of them share.
+
+The process that only hands out the tests reads this file too, so large libraries are imported inside the fixtures.
+"""
 
 import gc
 import importlib.util
@@ -6,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
@@ -15,11 +18,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
-from helpers import axolotl_recipe, tiny
-from transformers import PreTrainedTokenizerFast
 
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+gc.set_threshold(100_000, 20, 100)  # the default spends a quarter of the time of imports on collections
 
 LONGEST = "ray axolotl_commands demo distributed doctor package contributing trainer selection".split()
 """The test files that take longest."""
@@ -43,14 +46,18 @@ def pytest_sessionfinish() -> None:
 
 
 @pytest.fixture
-def chat_tokenizer() -> PreTrainedTokenizerFast:
+def chat_tokenizer() -> "PreTrainedTokenizerFast":
     """A ChatML tokenizer with a pad token."""
+    from helpers import tiny
+
     return tiny.tokenizer()
 
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of a 2-layer Llama saved with its ChatML tokenizer; do not write into it."""
+    from helpers import tiny
+
     return tiny.model_dir(tmp_path_factory.mktemp("tiny_model"))
 
 
@@ -71,13 +78,16 @@ def logging_as_found() -> Iterator[None]:
     yield
     for logger, handlers, level, propagate in found:
         logger.handlers[:] = handlers
-        logger.setLevel(level)
+        if logger.level != level:  # setting it visits all loggers
+            logger.setLevel(level)
         logger.propagate = propagate
 
 
 @pytest.fixture
 def read_recipe(tmp_path: Path, tiny_model_dir: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Read a recipe with changes as every Axolotl command does, in its folder: the validated configuration."""
+    from helpers import axolotl_recipe
+
     logger_class = logging.getLoggerClass()
     from axolotl.cli.config import load_cfg
     from axolotl.integrations.base import PluginManager

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from helpers import tiny
+from helpers.cli import CliRunner
 from helpers.families import ATTENTION_ONLY, CHUNKED, FAMILIES, STATEFUL, assert_equivalent, build, random_group
-from typer.testing import CliRunner
 
 from mrt_plugin import MultiResponseSFTConfig, MultiResponseSFTTrainer
 from mrt_plugin.attention import NotShareable, prove, resolve_backend

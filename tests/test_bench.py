@@ -12,8 +12,8 @@ from itertools import pairwise
 import pytest
 import torch
 from helpers import tiny
+from helpers.cli import CliRunner
 from helpers.trees import visible_by_definition
-from typer.testing import CliRunner
 
 from mrt_plugin.bench.model import BenchModel, ModelChoice, load_model
 from mrt_plugin.bench.plot import plot
@@ -139,6 +139,7 @@ def test_few_micro_batch_sizes_are_tried(groups, pairs):
 # ------------------------------------------------------------------ arms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "checkpointing"),
     [(SHAPE, False), (SHAPE, True), (Shape(6, 5, 1, system=20), False), (TurnShape(3, 6, 5, 3), False)],
@@ -334,6 +335,7 @@ def test_the_table_and_the_errors_of_the_command():
         assert "error: " in failed.stderr
 
 
+@pytest.mark.slow
 def test_only_some_arms():
     settings = BenchSettings(shapes=[Shape(8, 4, 1)], only="mrt", groups=1, steps=1, rounds=1)
     (shape,) = run_bench(settings).shapes

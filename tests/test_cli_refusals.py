@@ -18,7 +18,7 @@ GROUP: Any = typer.main.get_command(app)
 
 RUN = """
 import json, sys
-from typer.testing import CliRunner
+from helpers.cli import CliRunner
 from mrt_plugin.cli import app
 done = []
 for arguments in json.loads(sys.stdin.read()):

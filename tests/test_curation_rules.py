@@ -495,7 +495,7 @@ class TestOutside:
             parse_rules(rules)
 
     def test_on_the_command_line(self, mine: Path, tmp_path: Path) -> None:
-        from typer.testing import CliRunner
+        from helpers.cli import CliRunner
 
         from mrt_plugin.cli import app
 

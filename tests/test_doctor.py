@@ -152,6 +152,7 @@ class TestMemory:
         tie_word_embeddings=False,
     )
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("checkpointing", [True, False])
     @pytest.mark.parametrize("lora_rank", [8, None])
     def test_is_near_the_tensors_of_a_real_step(self, lora_rank: int | None, checkpointing: bool) -> None:

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from helpers import tiny
 from helpers.templates import FAMILIES, SPECIAL_TOKENS
 from hypothesis import given, settings
@@ -60,6 +61,7 @@ def bare(text: str) -> str:
     return re.sub(rf"\s*({MARKUP.pattern})\s*", r"\1", text).strip()
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(sorted(ENCODERS)), conversations())
 def test_the_trained_tokens_are_the_assistants_turns(which, conversation):

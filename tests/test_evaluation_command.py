@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.cli import CliRunner
 from helpers.endpoint_server import Server, serve
 from helpers.processes import start_python
-from typer.testing import CliRunner
 
 from mrt_plugin.cli import app
 

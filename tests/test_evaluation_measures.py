@@ -157,6 +157,7 @@ class TestIntervals:
         for name, count in held.items():
             assert 0.90 <= count / repetitions <= 0.985, name
 
+    @pytest.mark.slow
     def test_a_null_evaluation_shows_a_verdict_as_seldom_as_it_says(self) -> None:
         """Twelve measures without any difference: each interval by itself shows one in half of the evaluations."""
         alone, corrected = null_verdicts(measures=12, prompts=40, repetitions=100)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny
+from helpers.cli import CliRunner
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForSequenceClassification
-from typer.testing import CliRunner
 
 from mrt_plugin.cli import app
 from mrt_plugin.encoding import Encoder

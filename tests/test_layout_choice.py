@@ -179,6 +179,7 @@ def test_all_rows_are_drawn_once_in_batches():
     assert [len(batch) for batch in batches] == [4, 4, 2]
     order = [index for batch in batches for index in batch]
     assert sorted(order) == list(range(10)) != order
+    assert draw_batches(5, 2, in_order=True) == [[0, 1], [2, 3], [4]]
 
 
 def test_the_token_ratio_is_that_of_micro_batches(rows):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import tiny
-from typer.testing import CliRunner
+from helpers.cli import CliRunner
 
 from mrt_plugin.cli import app
 from mrt_plugin.demo.run import RESULTS, run_demo

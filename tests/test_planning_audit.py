@@ -9,9 +9,9 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import tiny
+from helpers.cli import CliRunner
 from interval_coverage import audit_coverage
 from peft import LoraConfig, get_peft_model
-from typer.testing import CliRunner
 
 from mrt_plugin import load_groups, select
 from mrt_plugin.cli import app
@@ -143,6 +143,7 @@ def test_length_and_coverage_beside_random_k(pool):
     assert 0.75 <= np.mean(lengths) <= 1.0
 
 
+@pytest.mark.slow
 def test_a_selection_away_from_its_pool_is_warned_of(audit):
     gradient, loss = audit.gradient, audit.loss
     assert gradient.cosine < gradient.random_k_cosine
@@ -155,6 +156,7 @@ def test_a_selection_away_from_its_pool_is_warned_of(audit):
     assert splits.selection.cosine < splits.random_k.cosine
 
 
+@pytest.mark.slow
 def test_random_k_passes_its_own_audit(pool, model, tokenizer):
     chosen = select(pool, "random_k", k=3, seed=1)
     found = make_audit(
@@ -187,6 +189,7 @@ def test_error_of_the_loss_against_known_values():
     assert low.emse_difference_interval.low > 0
 
 
+@pytest.mark.slow
 def test_intervals_of_few_prompts_cover_more_than_plain_percentiles():
     """Nominal 90 %; docs/planning.md has 4,000 repetitions."""
     for prompts in (5, 8, 10, 20):
@@ -220,6 +223,7 @@ def test_length_of_text_without_spaces_counts_characters_and_says_so():
     assert length.unit == "words or characters"
 
 
+@pytest.mark.slow
 def test_splits_tell_bias_from_variance():
     random = np.random.default_rng(1)
     made = cases(60, 16, 4, random, lambda losses: [0, 1, 2, 3])

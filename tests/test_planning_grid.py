@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import yaml
 from helpers import axolotl_recipe, tiny
+from helpers.cli import CliRunner
 from helpers.training import config, make_groups
-from typer.testing import CliRunner
 
 from mrt_plugin import MultiResponseSFTTrainer, load_groups
 from mrt_plugin.cli import app

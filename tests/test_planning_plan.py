@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers import tiny
-from typer.testing import CliRunner
+from helpers.cli import CliRunner
 
 from mrt_plugin import load_groups
 from mrt_plugin.cli import app

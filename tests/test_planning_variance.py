@@ -32,6 +32,7 @@ def best(ratio):
     return best_row(budget_table(ratio, 1, COSTS, pool_sizes=[16] * 400, budget=8000)).k
 
 
+@pytest.mark.slow
 def test_nominal_90_percent_intervals_cover_and_the_naive_estimate_does_not():
     repetitions, prompts = 200, 80
     random = np.random.default_rng(0)

@@ -62,7 +62,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("package", "name"), [(package, name) for package, names in NAMES.items() for name in names])
+def examples() -> list[Any]:
+    pairs = [(package, name) for package, names in NAMES.items() for name in names]
+    slow = ("evaluate", "evaluation_report")  # they draw samples from a model
+    return [pytest.param(*pair, marks=[pytest.mark.slow] if pair[1] in slow else []) for pair in pairs]
+
+
+@pytest.mark.parametrize(("package", "name"), examples())
 def test_the_example_runs(
     package: str, name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

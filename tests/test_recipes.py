@@ -176,3 +176,29 @@ def test_the_trl_script_trains_on_a_tiny_model_made_by_the_other_script(tmp_path
     )
     assert "'responses_per_prompt': '3'" in printed
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+THINKING = RECIPES / "thinking_chats"
+
+
+def test_the_recipes_that_are_compared_differ_in_the_plugin_alone():
+    before, after = (read(THINKING / f"{name}.yaml") for name in ("before", "after"))
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    assert changed == {"plugins", "mrt", "output_dir"}
+
+
+@pytest.mark.axolotl
+@pytest.mark.slow
+@pytest.mark.processes
+def test_the_plugin_changes_the_tokens_of_a_run_and_not_its_losses(tmp_path):
+    """The chat set with a long system text and thinking turns, in two steps."""
+    printed = run("-m", "recipes.thinking_chats.prepare", "--conversations", "4", folder=tmp_path)
+    assert printed.startswith("4 conversations of 4 turns, a system text of ")
+    turns = [json.loads(line)["messages"] for line in (tmp_path / "outputs/thinking_chats/turns.jsonl").open()]
+    assert len(turns) == 16
+    printed = run("-m", "recipes.thinking_chats.compare", folder=tmp_path)
+    steps = [line.split() for line in printed.splitlines() if re.match(r" +\d+ ", line)]
+    assert len(steps) == 2
+    for _, before, tokens_before, after, tokens_after in steps:
+        assert float(after) == pytest.approx(float(before), rel=1e-5)
+        assert int(tokens_before.replace(",", "")) > 4 * int(tokens_after.replace(",", ""))

@@ -166,6 +166,7 @@ class TestRedrawInTraining:
         several.train()
         assert losses(several) == losses(alone)
 
+    @pytest.mark.slow
     def test_a_resumed_run_draws_what_an_undisturbed_one_does(self, tmp_path) -> None:
         whole = trainer_of(tmp_path, "whole")
         whole.train()

@@ -560,6 +560,7 @@ REPLIES = st.lists(
 
 
 class TestJournal:
+    @pytest.mark.slow
     @settings(max_examples=60, deadline=None)
     @given(replies=REPLIES, cut=st.floats(0, 1), data=st.data())
     def test_cut_anywhere_it_holds_a_prefix_and_can_be_completed(

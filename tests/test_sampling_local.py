@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny
+from helpers.cli import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
 from mrt_plugin.cli import app
 from mrt_plugin.encoding import Encoder, prepare_tokenizer

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from helpers import messy
+from helpers.cli import CliRunner
 from helpers.processes import Started, run_python, start_python
 from helpers.selecting import job, write_lines
-from typer.testing import CliRunner
 
 from mrt_plugin import load_groups
 from mrt_plugin import select as select_groups

@@ -291,6 +291,7 @@ def made_up_records(seeds, length=64, n=64):
     return records
 
 
+@pytest.mark.slow
 def test_equal_cost_by_hand(tmp_path):
     # C_p = 2·C_r: K = 4 on n prompts costs 6 C_r a prompt, as 2n pairs of K = 1 do; copied, as 4n pairs do.
     records, tuning = made_up_records(range(4)), made_up_records([1000])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from helpers.cli import CliRunner
 
 from mrt_plugin.cli import app
 from mrt_plugin.simulation import experiments, tokens, world

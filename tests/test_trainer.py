@@ -136,6 +136,7 @@ def test_prompt_aggregation_takes_the_mean_length_of_the_whole_pool(tmp_path):
     assert weight == pytest.approx(3 / sum(encoder_lengths))
 
 
+@pytest.mark.slow
 def test_eval_loss_is_the_mean_over_all_tokens_whatever_the_batch_size(tmp_path):
     groups = make_groups(7, 3)
     seen = []
@@ -186,6 +187,7 @@ def test_lora_checkpointing_accumulation_evaluation_and_the_best_checkpoint(tmp_
     assert trainer.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path):
     def build(folder, **overrides):
         return MultiResponseSFTTrainer(
@@ -217,6 +219,7 @@ def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path):
         assert torch.allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_resuming_with_other_data_or_another_order_is_refused(tmp_path, caplog):
     def resume(groups=None, **overrides):
         started = (tmp_path / "out").exists()
@@ -267,6 +270,7 @@ class _StopAfter(TrainerCallback):
         control.should_training_stop = state.global_step >= self.steps
 
 
+@pytest.mark.slow
 def test_qlora_on_the_cpu_learns_and_its_adapter_reloads(tmp_path):
     path = tiny.model_dir(tmp_path / "model")
     groups, held_out = make_groups(8, 3), make_groups(8, 3, first=8)

@@ -55,6 +55,7 @@ def overfits(tmp_path, **settings) -> MultiResponseSFTTrainer:
     )
 
 
+@pytest.mark.slow
 def test_a_run_stops_early_and_ends_with_its_best_checkpoint(tmp_path, caplog):
     trainer = overfits(tmp_path, early_stopping=2, min_improvement=0.01, save_only_model=True)
     trainer.train()
@@ -171,6 +172,7 @@ def test_prompts_and_references_are_those_of_the_groups(chat, expanded_form):
     assert not texts
 
 
+@pytest.mark.slow
 def test_sampling_is_logged_and_changes_nothing_about_training(tmp_path):
     common = {"held_out": SHORT, "eval_strategy": "steps", "eval_steps": 20, "max_steps": 40, "learning_rate": 1e-2}
     groups = SHORT.map(lambda row: {"prompt": f"A {row['prompt']}"})
@@ -190,6 +192,7 @@ def test_sampling_is_logged_and_changes_nothing_about_training(tmp_path):
     assert last["eval_samples_ended"] == 1.0 > first["eval_samples_ended"]
 
 
+@pytest.mark.slow
 def test_an_adapter_under_gradient_checkpointing_trains_on_as_before(tmp_path):
     """Sampling turns to evaluation mode and uses the cache; neither may be left behind."""
 

@@ -154,7 +154,7 @@ def foresee_batches(cfg: Any, dataset: Dataset) -> list[list[int]]:
     """Return the prepared rows of each packed row of the first epoch, or of each micro-batch."""
     if not cfg.sample_packing:
         tree = PrefixTree(shared_paths(beginnings_of(dataset))) if cfg.mrt["group_by_prefix"] else None
-        return draw_batches(len(dataset), cfg.micro_batch_size, tree)
+        return draw_batches(len(dataset), cfg.micro_batch_size, tree, in_order=bool(cfg.curriculum_sampling))
     batches = pack_epochs(dataset, "shared_prefix", cfg, cfg.micro_batch_size).batches(0)
     return [chosen for batch in batches for chosen in batch]
 
@@ -217,6 +217,10 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
             rows, self.layout, cfg, self._train_batch_size, lambda: epoch_begun(self.state), self._prefix_tree
         )
         return self._packing
+
+    def trains_in_order(self) -> bool:
+        arguments: Any = self.args
+        return bool(arguments.curriculum_sampling) or super().trains_in_order()
 
     def groups_per_batch(self, rows: Any) -> int:
         arguments: Any = self.args

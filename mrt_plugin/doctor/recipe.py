@@ -122,7 +122,9 @@ def inspect_recipe(recipe: str | Path) -> RecipeReport:
             report.steps = foresee_steps(cfg, meta.train_dataset, form)
             if meta.eval_dataset is not None:
                 size = cfg.eval_batch_size or cfg.micro_batch_size
-                report.held_out = count(meta.eval_dataset, sharing, lambda rows: draw_batches(len(rows), size))
+                report.held_out = count(
+                    meta.eval_dataset, sharing, lambda rows: draw_batches(len(rows), size, in_order=True)
+                )
                 if overlap := overlap_problem(meta.train_dataset, meta.eval_dataset):
                     report.problems.append(f"data: {overlap}")
             if not report.steps:

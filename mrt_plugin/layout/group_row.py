@@ -227,7 +227,7 @@ def split_group(row: GroupRow, row_length: int) -> list[GroupRow]:
     """Split a group into rows of at most `row_length` tokens, each with the prompt.
 
     A response stays whole if it fits a row, else its sequences are spread over several. Best-fit decreasing keeps the
-    number of rows small.
+    number of rows small. Sequences that are stored whole stay so.
     """
     if len(row["input_ids"]) <= row_length:
         return [row]
@@ -249,7 +249,8 @@ def split_group(row: GroupRow, row_length: int) -> list[GroupRow]:
     for chosen in best_fit_decreasing([size - prompt for size in sizes], row_length - prompt):
         places = [place for block in sorted(chosen) for place in blocks[block]]
         members = groupby(places, key=owner.__getitem__)
-        parts.append(encode_sequences([[sequences[place] for place in own] for _, own in members]))
+        responses = [[sequences[place] for place in own] for _, own in members]
+        parts.append(encode_sequences(responses, share=any(shared)))
     return parts
 
 

@@ -321,12 +321,13 @@ def document_rows(found: ModelPlan) -> list[tuple[str, str, str]]:
     third = found.documents
     if third is None:
         return []
-    parts, ends = third.components, third.intervals
+    parts = third.components
+    v_d, v_p, v_r = vars(third.intervals).values() if third.intervals is not None else (None, None, None)
     unit = " in tokens" if found.cost_unit == "tokens" else ""
     rows = (
-        ("V_d, between documents", parts.v_d, ends and ends.v_d),
-        ("V_p, between prompts of a document", parts.v_p, ends and ends.v_p),
-        ("V_r, between responses to a prompt", parts.v_r, ends and ends.v_r),
+        ("V_d, between documents", parts.v_d, v_d),
+        ("V_p, between prompts of a document", parts.v_p, v_p),
+        ("V_r, between responses to a prompt", parts.v_r, v_r),
         ("m*, the formula's best prompts per document", third.m_star, None),
         ("K*, the formula's best responses per prompt", third.k_star, None),
         (f"C_d, a document{unit}", third.costs.document, None),
@@ -341,7 +342,7 @@ def document_choices(found: ModelPlan) -> list[tuple[str, ...]]:
     third = found.documents
     if third is None:
         return []
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in third.choices:
         if row.m & (row.m - 1) == 0 or row.m in (third.best.m, third.most_prompts):
             m = f"{row.m} *" if row.m == third.best.m else str(row.m)

@@ -63,6 +63,8 @@ class RunSetup:
     groups_per_batch: int = 1
     tree: PrefixTree | None = None
     """The rows by their common beginnings, if `group_by_prefix` draws them by these."""
+    in_order: bool = False
+    """Whether the run trains the groups in the order of the dataset."""
     agree: Callable[[str | None], str | None] = lambda refusal: refusal
     """Takes why this process cannot share, or None, and returns the first such reason of any process."""
 
@@ -70,7 +72,8 @@ class RunSetup:
 def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
     """Resolve `layout` and `prefix_backend`; `auto` expands where sharing saves too little or is refused."""
     options = setup.options
-    batches = draw_batches(len(dataset), setup.groups_per_batch, setup.tree)[:BATCHES]
+    batches = draw_batches(len(dataset), setup.groups_per_batch, setup.tree, in_order=setup.in_order)
+    batches = batches[:: -(-len(batches) // BATCHES)]
     sharing, row = sharing_of(dataset, options, batches), _row_to_prove(dataset, options)
     ratio = sharing.ratio
     share = options.layout == "shared_prefix" or (options.layout == "auto" and ratio >= WORTH_SHARING)
@@ -156,12 +159,12 @@ def _agreed_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
     return backend
 
 
-def draw_batches(count: int, size: int, tree: PrefixTree | None = None) -> list[list[int]]:
-    """Return all rows in micro-batches, drawn at random, or by their beginnings if the `tree` of these is given."""
+def draw_batches(count: int, size: int, tree: PrefixTree | None = None, *, in_order: bool = False) -> list[list[int]]:
+    """Return all rows in micro-batches: drawn at random, by the `tree` of their beginnings, or in order."""
     rng = np.random.default_rng(0)
     if tree is not None:
         return tree.batches(size, rng)
-    order = rng.permutation(count).tolist()
+    order = list(range(count)) if in_order else rng.permutation(count).tolist()
     return [order[start : start + size] for start in range(0, count, size)]
 
 

@@ -160,6 +160,7 @@ class MultiResponseTrainerMixin(Trainer):
             sharding=processes.read_sharding(accelerator.distributed_type, accelerator.state.deepspeed_plugin),
             groups_per_batch=self.groups_per_batch(rows),
             tree=self._prefix_tree,
+            in_order=self.trains_in_order(),
             agree=lambda refusal: next((reason for reason in gather_object([refusal]) if reason is not None), None),
         )
         with self._token_nll.judging():
@@ -192,6 +193,9 @@ class MultiResponseTrainerMixin(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         size = self.args.train_batch_size
         return PrefixSampler(self._prefix_tree, len(rows), size, seed, epoch=lambda: epoch_begun(self.state))
+
+    def trains_in_order(self) -> bool:
+        return bool(self.args.train_sampling_strategy == "sequential")
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:

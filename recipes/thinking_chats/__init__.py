@@ -1,0 +1,1 @@
+"""One chat set with a long system text and thinking turns, trained by Axolotl without and with the plugin."""
