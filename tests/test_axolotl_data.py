@@ -1,7 +1,7 @@
 """The datasets that Axolotl prepares with the plugin: which rows there are, and which tokens are trained."""
 
 import pytest
-from helpers.axolotl_recipe import PLUGIN, groups, write_rows
+from helpers.axolotl_recipe import PLUGIN, groups, loads_installed_plugins, write_rows
 
 from mrt_plugin.groups.overlap import overlap_problem
 from mrt_plugin.layout.group_row import sequences_of
@@ -177,7 +177,13 @@ def test_messages_of_different_fields_survive_the_way_through_axolotl(prepare, t
 
 
 def test_the_plugin_line_forgotten(prepare):
-    for plugins in (None, [PLUGIN.replace("mrt_plugin", "mrt_plugins")]):
+    misspelled = [PLUGIN.replace("mrt_plugin", "mrt_plugins")]
+    if loads_installed_plugins():
+        assert prepare(plugins=None).train_dataset.num_rows == prepare(plugins=[PLUGIN]).train_dataset.num_rows
+        with pytest.raises(ImportError, match="mrt_plugins"):
+            prepare(plugins=misspelled)
+        return
+    for plugins in (None, misspelled):
         with pytest.raises(
             ImportError, match=r"needs the plugin[\s\S]*plugins:\n  - mrt_plugin.axolotl.MultiResponse"
         ):

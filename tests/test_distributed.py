@@ -117,6 +117,26 @@ def test_four_processes_with_gradient_checkpointing(tmp_path):
 
 
 @pytest.mark.processes
+def test_fsdp2_trains_the_same_step(tmp_path):
+    """`auto` shares, after a proof through the wrapped model in the first step, or expands before the first update."""
+    common = {"groups": 4, "per_device_train_batch_size": 2, "prefix_check": True, "sharded": True, "layout": "auto"}
+    runs = {
+        "shared": common,
+        "checkpointing": {**common, "gradient_checkpointing": True, "eval_on_start": True},
+        "half": {**common, "bf16": True},
+        "expanded": {**common, "layout": "expanded"},
+        "moves": {**common, "broken": "moves"},
+    }
+    results = run_steps(tmp_path, 2, runs)
+    found = {name: result["layouts"] for name, result in results.items()}
+    assert found.pop("moves") == ["expanded unshared"] * 2
+    assert found.pop("expanded") == ["expanded sdpa"] * 2
+    assert set(map(tuple, found.values())) == {("shared_prefix sdpa",) * 2}
+    for name in ("shared", "checkpointing", "expanded", "moves"):
+        assert_same(results[name], tmp_path, 4)
+
+
+@pytest.mark.processes
 def test_fsdp2_shards_give_the_gradient_of_the_whole(tmp_path):
     """The head runs on its own input inside the forward of the sharded model, and once more in the backward pass.
 

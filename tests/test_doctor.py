@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import subprocess
 import weakref
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from datasets import Dataset
 from helpers import tiny
 from helpers.processes import run_python
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,7 +30,7 @@ from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.layout.group_row import build_group_row
 from mrt_plugin.loss.token_nll import TokenNLL
 from mrt_plugin.options import LayoutOptions
-from mrt_plugin.versions import Library, libraries
+from mrt_plugin.versions import TESTED, Library, libraries, warn_of_untested
 
 
 class TestMachine:
@@ -44,9 +46,29 @@ class TestMachine:
         found = {library.name: library for library in libraries()}
         assert found["trl"].extra is None
         assert found["axolotl"].extra == "axolotl"
-        assert found["axolotl"].supported == "==0.19.0"
+        assert found["axolotl"].supported == ">=0.19.0,<1"
         assert "pytest" not in found
         assert "pytest" in {library.name for library in libraries(tools=True)}
+
+    def test_the_newest_tested_releases_are_those_that_the_tests_install(self) -> None:
+        root = Path(__file__).parents[1]
+        files = ("constraints.txt", "constraints-newest.txt", "requirements-axolotl.txt", "Makefile")
+        pinned = re.findall(r"\b([a-z]+)==(\d+\.\d+)", "\n".join((root / name).read_text() for name in files))
+        for name, newest in TESTED.items():
+            versions = [Version(version) for other, version in pinned if other == name]
+            assert max(versions) == Version(newest), name
+
+    def test_a_newer_release_is_used_with_a_warning(self, monkeypatch, caplog) -> None:
+        monkeypatch.setitem(TESTED, "trl", "1.8")
+        trl = next(library for library in libraries() if library.name == "trl")
+        assert trl.untested
+        assert trl.ok
+        warn_of_untested()
+        assert [f"trl {trl.found} (tested: 1.8)" in message for message in caplog.messages] == [True]
+        monkeypatch.setitem(TESTED, "trl", trl.found)
+        caplog.clear()
+        warn_of_untested()
+        assert caplog.messages == []
 
     @pytest.mark.parametrize(
         ("supported", "found", "extra", "ok"),

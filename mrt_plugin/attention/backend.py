@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from mrt_plugin.attention.family import (
     set_text_attention,
     text_attention,
 )
+from mrt_plugin.layout.group_row import IGNORE
 from mrt_plugin.layout.rows import Rows
 
 logger = logging.getLogger(__name__)
@@ -139,3 +142,41 @@ class OneByOneBackend(ExpandedBackend):
             found.append(super().token_nll(model, alone, compute)[0])
         values = torch.cat(found)
         return values.new_zeros(where.shape).masked_scatter(where, values)
+
+
+class UnsharedBackend(ExpandedBackend):
+    """Run the sequences of shared rows through the plain forward: one per row of a batch, in one forward.
+
+    For rows that were collated before sharing was refused. A token's NLL comes from the first of its sequences.
+    """
+
+    name = "unshared"
+
+    def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
+        count, width = rows.ends.shape
+        ends, index, device = rows.ends.cpu(), torch.arange(width), rows.ends.device
+        paths = [
+            row * width + (ends[row, : last + 1] > last).nonzero().flatten()
+            for row in range(count)
+            for last in (ends[row] == index + 1).nonzero().flatten().tolist()  # no later token sees this one
+        ]
+        source = torch.nn.utils.rnn.pad_sequence(paths, batch_first=True, padding_value=-1)
+        places = (source >= 0).flatten().nonzero().flatten()
+        first = torch.zeros(source.numel(), dtype=torch.bool)
+        first[places[np.unique(source.flatten()[places].numpy(), return_index=True)[1]]] = True
+        source, first = source.to(device), first.view_as(source).to(device)
+        present = source >= 0
+
+        def take(column: Tensor, fill: int, where: Tensor) -> Tensor:
+            return torch.where(where, column.flatten()[source.clamp_min(0)], fill)
+
+        lengths = present.sum(1, keepdim=True)
+        single = replace(
+            rows,
+            input_ids=take(rows.input_ids, 0, present),
+            position_ids=take(rows.position_ids, 0, present),
+            ends=torch.where(present, lengths, 0),
+            shift_labels=take(rows.shift_labels, IGNORE, first),
+        )
+        nll = super().token_nll(model, single, compute)
+        return nll.new_zeros(count * width).index_put((source[first],), nll[first]).view(count, width)

@@ -82,11 +82,11 @@ def settle_plain(model: Any, row: Sequence[GroupRow], compute: Compute, pad_toke
     every = list(chain.from_iterable(map(expand, row)))
     pairs = [every[index] for index in compared(every)]
     own = text_attention(model)
-    found = _measure(model, pairs, compute, pad_token_id)
+    found = measure_plain(model, pairs, compute, pad_token_id)
     if found.steady or found.attention == "eager":
         return found
     set_text_attention(model, "eager")
-    eager = _measure(model, pairs, compute, pad_token_id)
+    eager = measure_plain(model, pairs, compute, pad_token_id)
     if not eager.steady:
         set_text_attention(model, own)
         return found
@@ -99,7 +99,8 @@ def settle_plain(model: Any, row: Sequence[GroupRow], compute: Compute, pad_toke
     return eager
 
 
-def _measure(model: Any, pairs: list[GroupRow], compute: Compute, pad_token_id: int) -> PlainForward:
+def measure_plain(model: Any, pairs: list[GroupRow], compute: Compute, pad_token_id: int) -> PlainForward:
+    """Compare the plain forward of each pair alone with that of a padded batch of them."""
     plain, alone = ExpandedBackend(), OneByOneBackend()
     rows = [[pair] for pair in pairs]
     longest = max(len(pair["input_ids"]) for pair in pairs)

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -24,7 +24,16 @@ from mrt_plugin.attention.family import (
     text_attention,
 )
 from mrt_plugin.attention.fork import ForkBackend
-from mrt_plugin.attention.plain import PlainForward, compared, inference, on_device, packed_nll, rms, settle_plain
+from mrt_plugin.attention.plain import (
+    PlainForward,
+    compared,
+    inference,
+    measure_plain,
+    on_device,
+    packed_nll,
+    rms,
+    settle_plain,
+)
 from mrt_plugin.attention.small_model import BEYOND, VOCABULARY, WINDOW, random_model, small_config, thresholds
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, expand
@@ -106,6 +115,46 @@ def prove(
     proof = Proof(backend.name, *small, difference, tolerance, tokens, time.perf_counter() - began)
     logger.info("Shared prefix proved: %s", proof)
     return proof
+
+
+def prove_wrapped(
+    model: Any, backend: Backend, row: list[GroupRow], *, compute: Compute, pad_token_id: int, spacing: float = 0.0
+) -> str | None:
+    """Do part 2 on a model whose weights are sharded over processes, and return why it fails, or None.
+
+    Every process gets the same row, and so runs the same number of forwards, whatever it finds.
+
+    Args:
+        model: the model inside the wrapper, prepared for the backend.
+        backend: passed part 1.
+        row: groups in one row, as the run packs them.
+        compute: runs the wrapper.
+        pad_token_id: any token id.
+        spacing: distance from 1 to the next larger number of a type that the wrapper computes in.
+
+    Raises:
+        NotShareable: for any error. The wrapper is then in the middle of a forward, so the run cannot go on.
+    """
+    every = list(chain.from_iterable(map(expand, row)))
+    pairs = [every[index] for index in compared(every)]
+    backend.restore_model(model)
+    with refusal_of(f"prefix_backend={backend.name} could not be proved: {model.config.model_type}"):
+        plain = measure_plain(model, pairs, compute, pad_token_id)
+        plain = replace(plain, spacing=max(plain.spacing, spacing))
+        difference = _real_difference(model, backend, row, plain, compute, pad_token_id)
+    if not plain.steady:
+        return f"{model.config.model_type}: {plain.finding}."
+    try:
+        _judge(model, backend, row, plain, difference)
+    except NotShareable as refusal:
+        return str(refusal)
+    logger.info(
+        "Shared prefix proved through the wrapped model: %s, NLL differs by %.1e nats (allowed: %.1e).",
+        backend.name,
+        difference,
+        plain.tolerance,
+    )
+    return None
 
 
 @contextmanager
@@ -252,11 +301,22 @@ def _prove_real(
     model: Any, backend: Backend, row: list[GroupRow], plain: PlainForward, compute: Compute, pad_token_id: int
 ) -> float:
     """Return the root mean square difference of the NLL of real tokens in nats, or refuse the backend."""
+    difference = _real_difference(model, backend, row, plain, compute, pad_token_id)
+    _judge(model, backend, row, plain, difference)
+    return difference
+
+
+def _real_difference(
+    model: Any, backend: Backend, row: list[GroupRow], plain: PlainForward, compute: Compute, pad_token_id: int
+) -> float:
     pairs = list(chain.from_iterable(map(expand, row)))
     backend.prepare_model(model)
     with inference(model):
         every = packed_nll(model, backend, [row], compute, pad_token_id)
-    difference = rms(torch.cat([every[index] for index in compared(pairs)]) - plain.nll)
+    return rms(torch.cat([every[index] for index in compared(pairs)]) - plain.nll)
+
+
+def _judge(model: Any, backend: Backend, row: list[GroupRow], plain: PlainForward, difference: float) -> None:
     if not difference <= plain.tolerance:
         raise NotShareable(
             f"prefix_backend={backend.name} does not compute what this model computes: in a row of "
@@ -266,4 +326,3 @@ def _prove_real(
             "random model of the same configuration it was exact, so something about the loaded model is special: a "
             "replaced attention or forward, a patch, or a hook. Remove it, or use layout=expanded."
         )
-    return difference

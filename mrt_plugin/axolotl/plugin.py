@@ -18,7 +18,6 @@ from mrt_plugin.axolotl.entries import mark_entries
 from mrt_plugin.axolotl.fingerprint import recipe_fingerprint
 from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
-from mrt_plugin.versions import libraries
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +53,6 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         if not self.wanted:
             return
         show_messages()
-        for library in libraries():
-            if library.name == "axolotl" and not library.in_range:
-                logger.warning("Axolotl %s is not tested with this plugin, %s is.", library.found, library.supported)
         block = parse_block(cfg.get("mrt"))
         refuse_options(cfg)
         check_lengths(cfg, block)

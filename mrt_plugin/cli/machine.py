@@ -54,9 +54,13 @@ def doctor(given: DoctorOptions) -> None:
 
 
 def _show_machine(machine: "Machine") -> None:
+    from mrt_plugin.versions import TESTED
+
     rows = []
     for library in machine.libraries:
         verdict = "ok" if library.in_range else "not installed" if library.ok else "NOT SUPPORTED"
+        if library.in_range and library.untested:
+            verdict = f"newer than tested ({TESTED[library.name]})"
         rows.append((library.name, library.found or "-", library.supported or "any", library.extra or "core", verdict))
     table(("library", "found", "supported", "for", ""), rows)
     device = machine.device

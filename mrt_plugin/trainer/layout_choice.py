@@ -44,6 +44,8 @@ class LayoutChoice:
     can_pack: bool
     """Whether rows may hold several groups (in `expanded`: several pairs)."""
     reason: str
+    unproved: list[GroupRow] | None = None
+    """A row with which the backend is proved in the first step, where weights are sharded only then."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
                 choice = replace(choice, reason=str(refusal))
         else:
             if share or backend.name != FORK:  # the fork gains nothing from pairs in one row
-                choice = LayoutChoice("shared_prefix" if share else "expanded", backend, True, reason)
+                unproved = row if options.prefix_check and setup.sharding is not None else None
+                choice = LayoutChoice("shared_prefix" if share else "expanded", backend, True, reason, unproved)
             else:
                 backend.restore_model(setup.model)
     if choice.backend.name == ExpandedBackend.name:
@@ -133,19 +136,14 @@ def _agreed_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
                     f"prefix_backend=fork: {sharding} gathers weights for each forward and frees them after it, and "
                     "the fork needs them over two forwards. Use DDP, or layout=expanded."
                 )
-            if options.prefix_check and sharding is not None:
-                raise NotShareable(
-                    f"{sharding} takes the weights apart before they meet the accelerator, so the shared prefix "
-                    "cannot be proved on the loaded model. Prove it on one accelerator (one step, of a smaller model "
-                    "of the family if need be) and then set prefix_check=False, or use layout=expanded."
-                )
             backend.prepare_model(model)
             if options.prefix_check:
+                loaded = row if sharding is None else []  # sharded weights are proved in the first step
                 prove(
                     model,
                     backend,
-                    row[0],
-                    beside=row[1:],
+                    loaded[0] if loaded else None,
+                    beside=loaded[1:],
                     reach=options.row_length,
                     compute=setup.compute,
                     pad_token_id=setup.pad_token_id,

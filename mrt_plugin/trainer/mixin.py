@@ -14,11 +14,14 @@ from datasets import Dataset
 from transformers import Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from mrt_plugin.attention.backend import UnsharedBackend
+from mrt_plugin.attention.family import NotShareable
 from mrt_plugin.attention.fork_checkpoint import recomputes
 from mrt_plugin.attention.length_rope import length_ropes, refuse_split_angles
+from mrt_plugin.attention.proof import prove_wrapped
 from mrt_plugin.layout.beginnings import shared_paths
 from mrt_plugin.layout.collator import GroupedResponseCollator
-from mrt_plugin.layout.group_row import IGNORE
+from mrt_plugin.layout.group_row import IGNORE, GroupRow
 from mrt_plugin.layout.rows import Rows
 from mrt_plugin.loss.token_nll import TokenNLL, step_loss
 from mrt_plugin.options import MultiResponseOptions
@@ -30,6 +33,7 @@ from mrt_plugin.trainer.layout_choice import MANY_FORWARDS, RunSetup, announce_g
 from mrt_plugin.trainer.prefix_order import PrefixSampler, PrefixTree
 from mrt_plugin.trainer.prepare import COLUMNS, beginnings_of, is_prepared, row_tokens
 from mrt_plugin.trainer.redraw import DRAW, EpochDraws, epoch_begun
+from mrt_plugin.versions import warn_of_untested
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +117,7 @@ class MultiResponseTrainerMixin(Trainer):
             ValueError: if the options or the parallelism of the run are not supported.
         """
         accelerator = self.accelerator
+        warn_of_untested()
         refuse_parallelism(self)
         if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
             logger.warning(
@@ -160,7 +165,8 @@ class MultiResponseTrainerMixin(Trainer):
         )
         with self._token_nll.judging():
             choice = choose_layout(setup, _as_trained(rows))
-        self.layout, self._backend = choice.layout, choice.backend
+        self.layout, self._backend, self._unproved = choice.layout, choice.backend, choice.unproved
+        self._setup, self._grouped_collators = setup, collators
         if self._prefix_tree is not None:
             announce_grouping(_as_trained(rows), options, setup.groups_per_batch, self._prefix_tree, choice.layout)
         if choice.backend.name in MANY_FORWARDS and accelerator.num_processes > 1:
@@ -246,7 +252,32 @@ class MultiResponseTrainerMixin(Trainer):
     def _nll(self, model: torch.nn.Module, rows: Rows) -> torch.Tensor:
         """Return the NLL of each token, [rows, tokens per row]. `model` may be wrapped for distributed training."""
         processes.keep_head_gathered(model)
+        if self._unproved is not None:
+            self._prove_wrapped(model, self._unproved)
+            self._unproved = None
         return self._backend.token_nll(self.model, rows, self._token_nll.bound(model))
+
+    def _prove_wrapped(self, model: torch.nn.Module, row: list[GroupRow]) -> None:
+        """Prove the backend on the wrapped model, before its first forward, or expand from here on."""
+        setup, inner, compute = self._setup, self.accelerator.unwrap_model(model), self._token_nll.bound(model)
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        spacing = torch.finfo(half).eps if half is not None else 0.0
+        with self._token_nll.judging():
+            refusal = prove_wrapped(
+                inner, self._backend, row, compute=compute, pad_token_id=setup.pad_token_id, spacing=spacing
+            )
+        refusal = setup.agree(refusal)
+        if refusal is None:
+            return
+        self._backend.restore_model(inner)
+        if setup.options.layout == "shared_prefix":
+            raise NotShareable(refusal)
+        logger.warning("The prompt is copied for every response (layout expanded): %s", refusal)
+        # Data workers may have collated rows already; this backend takes both kinds.
+        self.layout, self._backend = "expanded", UnsharedBackend()
+        self._backend.prepare_model(inner)
+        for collator in self._grouped_collators:
+            collator.layout, collator.packing = "expanded", False
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         return processes.sum_over_processes(self.accelerator, values)

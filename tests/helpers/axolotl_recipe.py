@@ -2,12 +2,20 @@
 
 import copy
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.version import Version
 
 PLUGIN = "mrt_plugin.axolotl.MultiResponsePlugin"
+
+
+def loads_installed_plugins() -> bool:
+    """Return whether Axolotl loads this plugin in every run, named in the recipe or not."""
+    return Version(metadata.version("axolotl")) >= Version("0.21")
+
 
 WORDS = "apple pear plum cherry sea moon river dog red green blue calm bright water light story".split()
 

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate.utils import gather_object
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, gather_object
+from torch.distributed.tensor import DTensor
 from transformers import set_seed
 
 from helpers import tiny
@@ -13,6 +15,7 @@ from helpers.training import (
     Fails,
     GradientTap,
     IgnoresTheMask,
+    MovesPositions,
     ReadsPadding,
     config,
     losses,
@@ -23,7 +26,39 @@ from mrt_plugin import MultiResponseSFTTrainer
 from mrt_plugin.attention import branches
 from mrt_plugin.attention.branches import FORWARD
 
-BROKEN = {"ignores": (IgnoresTheMask, [1]), "fails": (Fails, [1]), "padding": (ReadsPadding, [0, 1])}
+
+class ShardedTrainer(MultiResponseSFTTrainer):
+    """Trains with FSDP2 as accelerate wraps it, which accelerate itself does with an accelerator only."""
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        state = self.accelerator.state
+        state.distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+            cpu_ram_efficient_loading=False,
+            state_dict_type="FULL_STATE_DICT",
+        )
+        self.is_fsdp_enabled = True
+
+
+class ShardedTap(GradientTap):
+    """Keeps the complete gradient of every optimizer step."""
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        found = [p.grad for p in model.parameters() if p.grad is not None]
+        assert all(isinstance(gradient, DTensor) for gradient in found)
+        self.gradients.append(torch.cat([gradient.full_tensor().flatten() for gradient in found]).double())
+
+
+BROKEN = {
+    "ignores": (IgnoresTheMask, [1]),
+    "moves": (MovesPositions, [1]),
+    "fails": (Fails, [1]),
+    "padding": (ReadsPadding, [0, 1]),
+}
 """Models by what is wrong with them, and the processes that have them."""
 
 
@@ -35,13 +70,14 @@ def main(folder: str, runs: str) -> None:
         groups, held_out = (make_groups(count, 3, weights=True, first=first) for first in (0, count))
         if settings.pop("nested", False):
             groups = make_nested_groups().select(range(count))
-        tap = GradientTap()
+        sharded = settings.pop("sharded", False)  # the state of accelerate stays so: such runs come last
+        tap = ShardedTap() if sharded else GradientTap()
         model, broken = tiny.llama(), settings.pop("broken", None)
         branches.FORWARD = settings.pop("forward", FORWARD)
         args = config(Path(folder), max_steps=1, **{"ddp_find_unused_parameters": False, **settings})
         if broken is not None and args.process_index in BROKEN[broken][1]:
             model.__class__ = BROKEN[broken][0]
-        trainer = MultiResponseSFTTrainer(
+        trainer = (ShardedTrainer if sharded else MultiResponseSFTTrainer)(
             model=model,
             args=args,
             train_dataset=groups,
@@ -51,6 +87,8 @@ def main(folder: str, runs: str) -> None:
         )
         forwards: list[int] = []
         hook = model.register_forward_pre_hook(lambda *_, forwards=forwards: forwards.append(1))
+        if sharded and broken is not None:
+            assert trainer.layout == "shared_prefix", "it is proved in the first step only"
         trainer.train()
         hook.remove()
         evaluated = trainer.evaluate()["eval_loss"]

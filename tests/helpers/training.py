@@ -151,6 +151,15 @@ class IgnoresTheMask(LlamaForCausalLM):
         return super().forward(*args, **kwargs)
 
 
+class MovesPositions(LlamaForCausalLM):
+    """Computes shared rows without an error, at other positions."""
+
+    def forward(self, *args, position_ids=None, row_plan=None, **kwargs):
+        if row_plan is not None:
+            position_ids, kwargs["row_plan"] = position_ids * 3, row_plan
+        return super().forward(*args, position_ids=position_ids, **kwargs)
+
+
 class Fails(LlamaForCausalLM):
     """Takes the plain forward only."""
 
