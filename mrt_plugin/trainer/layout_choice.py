@@ -78,9 +78,7 @@ def choose_layout(setup: RunSetup, dataset: Dataset) -> LayoutChoice:
                 logger.warning("The prompt is copied for every response (layout expanded): %s", refusal)
                 choice = replace(choice, reason=str(refusal))
         else:
-            if (
-                share or backend.name != FORK
-            ):  # the fork gains nothing from pairs in one row
+            if share or backend.name != FORK:  # the fork gains nothing from pairs in one row
                 choice = LayoutChoice("shared_prefix" if share else "expanded", backend, True, reason)
             else:
                 backend.restore_model(setup.model)
