@@ -176,8 +176,8 @@ class TokenNLL:
 
     def _run_head(self, hidden: torch.Tensor) -> torch.Tensor:
         # Another call of a head that FSDP2 shards with the final norm would leave their shared state half done.
-        run = self.head.forward if isinstance(self.head, FSDPModule) else self.head
-        return run(hidden)
+        logits: torch.Tensor = (self.head.forward if isinstance(self.head, FSDPModule) else self.head)(hidden)
+        return logits
 
     def _from_logits(
         self, logits: torch.Tensor, targets: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x

@@ -21,7 +21,7 @@ def read_sharding(kind: DistributedType, deepspeed: DeepSpeedPlugin | None = Non
     return "FSDP" if kind == DistributedType.FSDP else None
 
 
-def keep_head_gathered(model: torch.nn.Module) -> None:
+def keep_head_gathered(model: Any) -> None:
     """Keep the output head gathered from the forward to the backward pass (FSDP2), which computes its logits again."""
     # The head is part of the outermost module's weights (accelerate 1.13), or shards with the final norm (1.15).
     for module in (model, model.get_output_embeddings()) if isinstance(model, FSDPModule) else ():

@@ -18,8 +18,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.layout.group_row import build_group_row
-from mrt_plugin.layout.tree import build_tree, sequences_of
+from mrt_plugin.layout.group_row import build_group_row, sequences_of
+from mrt_plugin.layout.tree import build_tree
 from mrt_plugin.models.log_likelihood import log_likelihoods, pad_pairs
 from mrt_plugin.models.tiny_model import build_llama, build_tokenizer, pretrain
 from mrt_plugin.planning.nested import estimate_nested, nested_intervals
