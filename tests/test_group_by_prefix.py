@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 
 from mrt_plugin import MultiResponseSFTTrainer
 from mrt_plugin.layout.beginnings import BLOCK, shared_paths
-from mrt_plugin.layout.group_row import best_fit_decreasing
-from mrt_plugin.layout.tree import build_tree, sequences_of
+from mrt_plugin.layout.group_row import best_fit_decreasing, sequences_of
+from mrt_plugin.layout.tree import build_tree
 from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.trainer.layout_choice import sharing_of
 from mrt_plugin.trainer.prefix_order import PrefixSampler, PrefixTree

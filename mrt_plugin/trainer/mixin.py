@@ -163,7 +163,7 @@ class MultiResponseTrainerMixin(Trainer):
             in_order=self.trains_in_order(),
             agree=lambda refusal: next((reason for reason in gather_object([refusal]) if reason is not None), None),
         )
-        with self._token_nll.judging():
+        with self._token_nll.judging(), processes.complete_models():
             choice = choose_layout(setup, _as_trained(rows))
         self.layout, self._backend, self._unproved = choice.layout, choice.backend, choice.unproved
         self._setup, self._grouped_collators = setup, collators

@@ -1,6 +1,7 @@
 """Train on several processes: agree on values, and pad the data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 from torch.distributed.fsdp import FSDPModule
+from transformers.integrations import deepspeed
 
 from mrt_plugin.layout.group_row import IGNORE
 from mrt_plugin.trainer.prepare import COLUMNS
@@ -19,6 +21,17 @@ def read_sharding(kind: DistributedType, deepspeed: DeepSpeedPlugin | None = Non
     if kind == DistributedType.DEEPSPEED and deepspeed and deepspeed.zero_stage == 3:
         return "DeepSpeed ZeRO-3"
     return "FSDP" if kind == DistributedType.FSDP else None
+
+
+@contextmanager
+def complete_models() -> Iterator[None]:
+    """Give new models complete weights. With ZeRO-3, transformers shards every model that it builds."""
+    kept = deepspeed._hf_deepspeed_config_weak_ref
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
 def keep_head_gathered(model: Any) -> None:
