@@ -271,3 +271,20 @@ def test_a_recipe_without_groups_shares_a_common_system_text(train, tmp_path):
     assert losses["auto"] == pytest.approx(losses["expanded"], rel=1e-4)
     assert min(saved["auto"]) > 0.5
     assert set(saved["expanded"]) == {0.0}
+
+
+def test_the_groups_of_a_packed_row_are_foreseen(train, tmp_path):
+    """Rows with a common system text hold more groups than their lengths say."""
+    system = {"role": "system", "content": "Answer in one short sentence, and never repeat the question. " * 6}
+    chats = []
+    for n in range(60):
+        turns = [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}]
+        chats.append({"messages": [system, *turns]})
+    entry = {"path": write_rows(tmp_path / "chats.jsonl", chats), "ds_type": "json", "type": "chat_template"}
+    plain = {"datasets": [entry], "chat_template": "tokenizer_default", "mrt": {}, "micro_batch_size": 1}
+    run = train(1, **plain, sample_packing=True, sequence_len=384, max_steps=2)[1]
+    assert run.layout == "shared_prefix"
+    bins = [chosen for batch in run._packing.batches(0) for chosen in batch]
+    longest = max(len(tokens) for tokens in run.train_dataset["input_ids"])
+    assert len(run.train_dataset) / len(bins) > 3 * (384 // longest)
+    assert run.groups_per_batch(run.train_dataset) == pytest.approx(max(map(len, bins)), rel=0.35)
