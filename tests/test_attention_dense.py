@@ -3,10 +3,10 @@
 import pytest
 import torch
 from helpers.families import PAD, WINDOW, assert_equivalent, build, plain_compute, random_group
-from helpers.trees import deep_rows
+from helpers.trees import deep_rows, random_forest
 from transformers import AutoConfig
 
-from mrt_plugin.attention.backend import ExpandedBackend
+from mrt_plugin.attention.backend import ExpandedBackend, UnsharedBackend
 from mrt_plugin.attention.family import NotShareable
 from mrt_plugin.attention.masks import DenseBackend, visible
 from mrt_plugin.encoding.pair import Pair
@@ -79,3 +79,10 @@ def test_expanded_refuses_rows_of_several_pairs() -> None:
     rows = build_rows(PACKED, PAD)
     with pytest.raises(ValueError, match="one pair per row"):
         ExpandedBackend().token_nll(model, rows, plain_compute(model))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shared_rows_without_sharing_equal_the_dense_rule(seed: int) -> None:
+    """The backend of rows that were collated before sharing was refused: every label once, trained or only read."""
+    assert_equivalent(UnsharedBackend(), "llama", [random_forest(seed), [random_group(5, [3, 1])]])
+    assert_equivalent(UnsharedBackend(), "llama", PACKED)

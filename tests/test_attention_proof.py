@@ -368,3 +368,24 @@ def test_the_small_model_has_layers_that_reuse_keys_and_values() -> None:
     small = small_config(CONFIG_MAPPING["gemma3n_text"]())
     assert small.num_hidden_layers == len(small.layer_types) == len(small.intermediate_size) == 7
     assert small.num_kv_shared_layers == 2
+
+
+def test_new_models_are_complete_under_zero3():
+    """transformers shards every model that it builds while a ZeRO-3 configuration is set."""
+    from transformers.integrations import deepspeed
+
+    from mrt_plugin.trainer.processes import complete_models
+
+    class Zero3:
+        def is_zero3(self):
+            return True
+
+    config = Zero3()
+    deepspeed.set_hf_deepspeed_config(config)
+    try:
+        assert deepspeed.is_deepspeed_zero3_enabled()
+        with complete_models():
+            assert not deepspeed.is_deepspeed_zero3_enabled()
+        assert deepspeed._hf_deepspeed_config_weak_ref() is config
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
