@@ -2,6 +2,7 @@
 
 import logging
 import os
+from itertools import product
 
 import pytest
 import torch
@@ -67,12 +68,12 @@ def test_the_fork_is_refused_where_weights_come_and_go(rows, sharding, caplog):
 
 
 @pytest.mark.parametrize("sharding", SHARDED)
-def test_attention_is_shared_there_only_unproved(rows, sharding):
-    assert choose(rows, sharding=sharding, layout="auto")[1].layout == "expanded"
-    with pytest.raises(NotShareable, match=f"{sharding} takes the weights apart.*prefix_check=False"):
-        choose(rows, sharding=sharding, layout="shared_prefix")
-    choice = choose(rows, sharding=sharding, layout="auto", prefix_check=False)[1]
-    assert (choice.layout, choice.backend.name) == ("shared_prefix", "sdpa")
+def test_attention_is_shared_there_and_proved_in_the_first_step(rows, sharding):
+    for layout, checked in product(("auto", "shared_prefix"), (True, False)):
+        choice = choose(rows, sharding=sharding, layout=layout, prefix_check=checked)[1]
+        assert (choice.layout, choice.backend.name) == ("shared_prefix", "sdpa")
+        assert (choice.unproved is not None) == checked
+    assert choose(rows, layout="auto")[1].unproved is None
 
 
 def test_one_process_that_cannot_share_decides_for_all(rows):

@@ -155,8 +155,8 @@ def test_the_deep_rows_of_the_tests_have_every_case():
     packed = deep_rows()
     rows = build_rows(packed, 0)
     runs = find_runs(rows)
-    assert [max(levels) for levels in (depths(build_rows([row], 0)) for row in packed)] == [6, 5, 8]
-    assert max(sum(run.parent == number for run in runs) for number in range(len(runs))) == 6
+    assert [max(levels) for levels in (depths(build_rows([row], 0)) for row in packed)] == [5, 5, 7]
+    assert max(sum(run.parent == number for run in runs) for number in range(len(runs))) == 5
     assert any(run.length == 1 for run in runs)
     for row in packed:
         ids = [item.input_ids.tolist() for group in row for item in sequences_of(group)]

@@ -96,10 +96,8 @@ def inspect_recipe(recipe: str | Path) -> RecipeReport:
         try:
             from axolotl.cli.config import load_cfg
             from axolotl.common.datasets import load_datasets
-            from axolotl.integrations.base import PluginManager
             from axolotl.loaders import load_tokenizer
 
-            from mrt_plugin.axolotl import MultiResponsePlugin
             from mrt_plugin.axolotl.trainer import foresee_batches, foresee_steps
 
             report.problems += [f"recipe: {slip}" for slip in recipe_slips(recipe)]
@@ -109,8 +107,7 @@ def inspect_recipe(recipe: str | Path) -> RecipeReport:
             if layout == "expanded":  # both layouts are counted on rows in shared-prefix form
                 cfg = load_cfg(str(recipe), **elsewhere, mrt__layout="auto")
             report.model, report.method = str(cfg.base_model), cfg.adapter or "full fine-tuning"
-            loaded = PluginManager.get_instance().plugins.values()
-            if not any(isinstance(plugin, MultiResponsePlugin) and plugin.wanted for plugin in loaded):
+            if cfg.mrt is None:  # the plugin sets its defaults there
                 raise ValueError("the plugin is not loaded. Add `plugins: [mrt_plugin.axolotl.MultiResponsePlugin]`.")
             report.options = {**cfg.mrt, "layout": layout}
             stage = "data"

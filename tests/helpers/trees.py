@@ -69,8 +69,10 @@ def nested_groups() -> list[GroupRow]:
 
 
 def deep_rows() -> list[list[GroupRow]]:
-    """Three rows of five to eight levels: the nested groups and two forests, with sequences that begin others."""
-    forests = [random_forest(seed, depth=6, fan_out=8, most=10, vocabulary=size) for seed, size in ((56, 96), (12, 5))]
+    """Three rows of five to seven levels: the nested groups and two forests, with sequences that begin others."""
+    forests = [
+        random_forest(seed, depth=6, fan_out=8, most=10, vocabulary=size) for seed, size in ((323, 96), (331, 5))
+    ]
     return [nested_groups(), *forests]
 
 
