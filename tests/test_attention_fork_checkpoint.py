@@ -19,6 +19,8 @@ from helpers.families import (
     rows_loss,
 )
 from helpers.training import GradientTap, config, losses, make_groups, relative
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.utils.checkpoint import checkpoint
@@ -38,9 +40,10 @@ PACKED = [
 GROUPS = [group for row in PACKED for group in row]
 
 
-def assert_equal_to_one_by_one(reference: Any, model: Any) -> None:
-    expected, expected_gradient = gradient(reference, lambda: one_by_one(reference, GROUPS))
-    backend, rows = ForkBackend(model.config), build_rows(PACKED, PAD)
+def assert_equal_to_one_by_one(reference: Any, model: Any, packed: list[list[Any]] = PACKED) -> None:
+    groups = [group for row in packed for group in row]
+    expected, expected_gradient = gradient(reference, lambda: one_by_one(reference, groups))
+    backend, rows = ForkBackend(model.config), build_rows(packed, PAD)
     backend.prepare_model(model)
     found, found_gradient = gradient(model, lambda: rows_loss(backend, model, rows))
     assert abs(found / expected - 1) < 1e-5
@@ -53,6 +56,20 @@ def test_equals_one_pair_at_a_time(name: str, use_reentrant: bool) -> None:
     model = build(name)
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     assert_equal_to_one_by_one(build(name, attn_implementation="eager"), model)
+
+
+@pytest.mark.slow
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_groups_in_any_packing(data: st.DataObject) -> None:
+    group = st.builds(
+        random_group, st.integers(1, 40), st.lists(st.integers(1, 20), min_size=1, max_size=6), st.integers(0, 9)
+    )
+    packed = data.draw(st.lists(st.lists(group, min_size=1, max_size=3), min_size=1, max_size=2))
+    name = data.draw(st.sampled_from(["qwen3_5", "falcon_h1", "lfm2"]))
+    model = build(name)
+    model.gradient_checkpointing_enable({"use_reentrant": data.draw(st.booleans())})
+    assert_equal_to_one_by_one(build(name), model, packed)
 
 
 @pytest.mark.parametrize("name", ["qwen3_5", "zamba2"])
