@@ -217,7 +217,8 @@ def _copy(cache: DynamicCache, count: int) -> DynamicCache:
         for name, value in vars(layer).items():
             if isinstance(value, list | dict):
                 setattr(layer, name, copy.copy(value))
-    copied.reorder_cache(torch.zeros(count, dtype=torch.int64))  # type: ignore[arg-type]
+    if count > 1:  # a forward never changes the tensors of a cache, so one continuation needs no copies of them
+        copied.reorder_cache(torch.zeros(count, dtype=torch.int64))  # type: ignore[arg-type]
     return copied
 
 
