@@ -32,6 +32,7 @@ from mrt_plugin.bench.run import ArmResult, BenchResult, BenchSettings, ShapeRes
 from mrt_plugin.bench.shapes import DEFAULT_SHAPES, Shape, TurnShape, draw_groups, parse_shape, token_ratio
 from mrt_plugin.bench.turn import all_arms, make_data, take_turn
 from mrt_plugin.cli import app
+from recipes.benchmarks.memory import compare
 
 SHAPE = Shape(12, 5, 3)
 
@@ -370,3 +371,12 @@ def test_a_plot_of_arms_that_could_not_run(tmp_path):
     shape = ShapeResult(Shape(8, 4, 2), 1.3, arms, None)
     plot(BenchResult({"device": "test"}, {}, [shape]), tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_a_tree_needs_the_memory_of_a_row_of_as_many_tokens():
+    found = compare(ModelChoice(), "cpu", (400, 16, 16, 4, 4), gradient_checkpointing=False)
+    assert found["tokens"] == 399 + 4 * (16 + 4 * 17)
+    (_, tree), *others = found["rows"].values()
+    assert len(others) == 4
+    assert tree < 1.25 * min(step for _, step in others)

@@ -14,7 +14,7 @@ from mrt_plugin import GroupedResponseCollator
 from mrt_plugin.attention import ExpandedBackend, NotShareable
 from mrt_plugin.attention.two_part import TwoPartBackend
 from mrt_plugin.extension import load_extension
-from mrt_plugin.layout.group_row import build_group_row
+from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row
 from mrt_plugin.layout.rows import Rows
 from mrt_plugin.loss.token_nll import TokenNLL, step_loss
 from mrt_plugin.options import PREFIX_BACKENDS
@@ -135,3 +135,27 @@ def test_every_family_has_its_ways(name):
         else:
             with pytest.raises(ValueError, match="prefix_backend="):
                 make_backend(model.config)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_batch_of_fillers_trains_nothing(way):
+    """As a process has one where the groups do not divide by the processes: every parameter gets a gradient of 0."""
+    make_backend, layout = WAYS[way]
+    model = build("llama")
+    backend = make_backend(model.config)
+    backend.prepare_model(model)
+    collator = GroupedResponseCollator(
+        tiny.tokenizer(), layout=layout, row_length=64, packing=not isinstance(backend, ExpandedBackend)
+    )
+    filler = GroupRow(
+        input_ids=[5], labels=[IGNORE], loss_weights=[0.0], prefix_length=0, segment_lengths=[1], segment_units=[0.0]
+    )
+    rows = Rows.from_batch(collator([filler] * 3))
+    token_nll = TokenNLL(model)
+    loss, found = gradient(
+        model,
+        lambda: step_loss(backend.token_nll(model, rows, token_nll.bound(model)), rows.loss_weights, rows.units.sum()),
+    )
+    assert loss == 0
+    assert found.abs().max() == 0
+    assert all(parameter.grad is not None for parameter in model.parameters())
