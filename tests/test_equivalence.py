@@ -148,7 +148,13 @@ def test_a_batch_of_fillers_trains_nothing(way):
         tiny.tokenizer(), layout=layout, row_length=64, packing=not isinstance(backend, ExpandedBackend)
     )
     filler = GroupRow(
-        input_ids=[5], labels=[IGNORE], loss_weights=[0.0], prefix_length=0, segment_lengths=[1], segment_units=[0.0]
+        input_ids=[5],
+        labels=[IGNORE],
+        loss_weights=[0.0],
+        shared_lengths=[0],
+        segment_lengths=[1],
+        segment_units=[0.0],
+        segment_responses=[0],
     )
     rows = Rows.from_batch(collator([filler] * 3))
     token_nll = TokenNLL(model)
