@@ -17,6 +17,7 @@ Layout = Literal["auto", "shared_prefix", "expanded"]
 LossAggregation = Literal["token", "prompt", "response"]
 Similarity = Literal["paper", "rescaled"]
 PromptFormat = Literal["auto", "chat", "plain"]
+TurnContext = Literal["inference", "conversation"]
 AllocationKind = Literal["fixed", "adaptive"]
 WeightSource = Literal["column", "softmax"]
 Redraw = Literal["never", "epoch"]
@@ -160,6 +161,12 @@ class LayoutOptions:
         "auto",
         "How string prompts become text: `chat` as a user turn of the chat template, `plain` as they are, `auto` as "
         "`chat` if the tokenizer has a template. Messages are always chat.",
+    )
+    turn_context: TurnContext = option(
+        "inference",
+        "What precedes each trained turn of a response: what the chat template renders when the model is asked for "
+        "that turn (`inference`), or the turns as they stand in the complete `conversation`, where most templates of "
+        "thinking models have dropped earlier thinking.",
     )
     layout: Layout = option(
         "auto",
@@ -410,6 +417,7 @@ NEEDS = [
         "a scorer, or an embedder that is a model",
     ),
     Need(("weight_temperature",), lambda o: o.weights == "softmax", "weights='softmax'"),
+    Need(("turn_context",), lambda o: o.prompt_format != "plain", "prompt_format='auto' or 'chat'"),
     Need(
         ("prefix_backend", "prefix_check"),
         lambda o: o.layout != "expanded" or o.row_packing,

@@ -243,7 +243,7 @@ def test_gradient_products_are_those_of_the_lora_parameters_and_follow_the_full_
     encoder = Encoder(tokenizer)
     pairs = encoder.encode_group("Name a fruit.", ["apple pear", "pear apple", "the river and the sea", "apple pear"])
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    (products,) = gradient_products(model, [pairs], seed=3)
+    (products,) = gradient_products(model, [[[pair] for pair in pairs]], seed=3)
     assert {name for name, _ in model.named_parameters()} == set(before)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(value.requires_grad for value in model.parameters())
@@ -277,7 +277,7 @@ def test_gradients_of_an_adapter_are_its_own(tokenizer):
     for value in adapted.parameters():
         value.requires_grad_(False)
     pair = Encoder(tokenizer).encode("Name a fruit.", "apple pear")
-    (products,) = gradient_products(adapted, [[pair]])
+    (products,) = gradient_products(adapted, [[[pair]]])
     assert not any(value.requires_grad for value in adapted.parameters())
     for name, value in adapted.named_parameters():
         value.requires_grad_("lora_" in name)

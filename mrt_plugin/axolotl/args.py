@@ -15,7 +15,7 @@ DATASET_KEYS = ("path", "name", "split", "type", "ds_type", "data_files", "revis
 """Keys by which an override is matched to a dataset entry."""
 
 _SHARED = names_of(SelectionOptions, DataOptions)
-DATASET_OPTIONS = ("curation", "prompt_format", *(name for name in _SHARED if name != "score_cache"))
+DATASET_OPTIONS = ("curation", "prompt_format", "turn_context", *(name for name in _SHARED if name != "score_cache"))
 """Options that may differ between the datasets of a run."""
 
 OUTSIDE = "selector"

@@ -366,9 +366,11 @@ def _token_costs(groups: Any, base: dict[str, Any] | None, given: GridOptions) -
     from mrt_plugin.planning.plan import sample_rows
 
     words = prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer))
-    encoder = Encoder(words, prompt_format=(recipe.get("mrt") or {}).get("prompt_format", "auto"))
+    block = recipe.get("mrt") or {}
+    encoder, context = Encoder(words, block.get("prompt_format", "auto")), block.get("turn_context", "inference")
     some = groups.select(sample_rows(groups["id"], 500, 0))
-    return token_costs((encoder.encode_group(one["prompt"], one["responses"]) for one in some), given.layout)
+    encoded = (encoder.encode_responses(one["prompt"], one["responses"], context) for one in some)
+    return token_costs(encoded, given.layout)
 
 
 def _show_results(path: Path, as_document: bool) -> None:

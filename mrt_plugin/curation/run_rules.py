@@ -11,7 +11,7 @@ from mrt_plugin.curation.rule import Decision, DropOrFlag, GroupRule, GroupView,
 from mrt_plugin.encoding import Encoder, EncodingError
 from mrt_plugin.extension import extension_files, load_function
 from mrt_plugin.groups.messages import prompt_text
-from mrt_plugin.options import PromptFormat
+from mrt_plugin.options import PromptFormat, TurnContext
 
 
 class TokenLength(GroupRule):
@@ -52,6 +52,7 @@ class Template(GroupRule):
     """
 
     prompt_format: PromptFormat = Field("auto", description="The training option of the same name.")
+    turn_context: TurnContext = Field("inference", description="The training option of the same name.")
 
     def check_tools(self, tools: Tools) -> None:
         if tools.tokenizer is None:
@@ -61,11 +62,11 @@ class Template(GroupRule):
         encoder = Encoder(tools.tokenizer, prompt_format=self.prompt_format)
         for index, response in enumerate(group.responses):
             try:
-                pair = encoder.encode(group.prompt, response)
+                (sequences,) = encoder.encode_responses(group.prompt, [response], self.turn_context)
             except EncodingError:
                 yield Decision("drop", "the template does not render it", index)
             else:
-                if not pair.trained_length:
+                if not all(pair.trained_length for pair in sequences):
                     yield Decision("drop", "nothing to train on", index)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from mrt_plugin.encoding.messages import EncodingError, Message, prompt_messages, response_messages, roles
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.encoding.spans import Conversation, Span
-from mrt_plugin.options import PromptFormat
+from mrt_plugin.options import PromptFormat, TurnContext
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +52,26 @@ def special_token_texts(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
     """Return the texts of all special tokens, the longest first."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return sorted(added | set(tokenizer.all_special_tokens), key=lambda text: (-len(text), text))
+
+
+def merge_continued(sequences: Sequence[Pair]) -> list[Pair]:
+    """Merge each sequence that is the beginning of the next one with it; what either trains is trained.
+
+    Example:
+
+    >>> merge_continued([Pair([5, 6], [False, True]), Pair([5, 6, 7, 8], [False, False, False, True])])
+    [Pair(input_ids=[5, 6, 7, 8], trained=[False, True, False, True])]
+    """
+    merged = list(sequences[:1])
+    for pair in sequences[1:]:
+        before = merged[-1]
+        length = len(before.input_ids)
+        if pair.input_ids[:length] == before.input_ids:
+            both = [own or earlier for own, earlier in zip(pair.trained, before.trained, strict=False)]
+            merged[-1] = Pair(pair.input_ids, [*both, *pair.trained[length:]])
+        else:
+            merged.append(pair)
+    return merged
 
 
 @dataclass
@@ -113,17 +133,51 @@ class Encoder:
         return self.encode_group(prompt, [response], tools=tools)[0]
 
     def encode_group(self, prompt: Turns, responses: Sequence[Turns], *, tools: Tools = None) -> list[Pair]:
-        """Encode a prompt with each of its responses, and return one pair per response.
+        """Encode a prompt with each of its responses, and return one pair per response, with all turns trained.
 
         Raises:
             EncodingError: if the messages are malformed, or the template cannot render them or omits their text.
+        """
+        return [pair for (pair,) in self.encode_responses(prompt, responses, "conversation", tools=tools)]
+
+    def encode_responses(
+        self,
+        prompt: Turns,
+        responses: Sequence[Turns],
+        turn_context: TurnContext = "inference",
+        *,
+        tools: Tools = None,
+    ) -> list[list[Pair]]:
+        """Encode a prompt with each of its responses, and return the sequences that train each response.
+
+        With `conversation`, a response has one sequence with all its turns. With `inference`, each assistant turn is
+        trained after the messages before it, as the template renders these when the model is asked for that turn. A
+        sequence that is the beginning of the next one is merged with it. A template that keeps all earlier text
+        therefore gives the same sequence in both.
+
+        Raises:
+            EncodingError: if the messages are malformed, or the template cannot render them or omits their text.
+
+        Example:
+
+        ```python
+        from mrt_plugin.encoding import Encoder
+
+        response = [
+            {"role": "assistant", "content": "<think>Red ones.</think>An apple."},
+            {"role": "user", "content": "Another?"},
+            {"role": "assistant", "content": "<think>Green ones.</think>A pear."},
+        ]
+        (turns,) = Encoder(tokenizer).encode_responses("Name a fruit.", [response])
+        len(turns)  # 2 with a template that drops earlier thinking
+        ```
         """
         if not responses:
             return []
         try:
             if self._is_chat(prompt, responses):
-                return self._encode_chat(prompt, responses, tools)
-            return self._encode_plain(str(prompt), [str(response) for response in responses])
+                return self._encode_chat(prompt, responses, tools, turn_context)
+            return [[pair] for pair in self._encode_plain(str(prompt), [str(response) for response in responses])]
         except EncodingError as error:
             text = repr(prompt)
             text = text[:120] + "..." * (len(text) > 120)
@@ -155,22 +209,34 @@ class Encoder:
                 "chat_template_path; Axolotl: chat_template), or give strings with prompt_format='plain'."
             )
 
-    def _encode_chat(self, prompt: Turns, responses: Sequence[Turns], tools: Tools) -> list[Pair]:
+    def _encode_chat(
+        self, prompt: Turns, responses: Sequence[Turns], tools: Tools, turn_context: TurnContext
+    ) -> list[list[Pair]]:
         render = partial(self._render, tools=tools)
         asked = prompt_messages(prompt)
         prompt_text = render(asked, True)
-        texts, spans = [], []
-        for response in responses:
+        texts, spans, owners = [], [], []
+        for number, response in enumerate(responses):
             messages = [*asked, *response_messages(response)]
             for role, following in pairwise(message["role"] for message in messages):
                 if role == following != "tool":
                     note = f"Some conversations have two {role!r} messages in a row; they are kept as they are."
                     self._warn("repeated roles", note)
-            conversation = Conversation(messages, render(messages, False), render, self._special, self._warn)
-            texts.append(conversation.text)
-            spans.append(conversation.find_spans(len(asked), prompt_text))
+            said = [place for place in range(len(asked), len(messages)) if messages[place]["role"] == "assistant"]
+            by_turn = turn_context == "inference"
+            for last in said if by_turn else said[-1:]:
+                first, told = last if by_turn else len(asked), messages[: last + 1]
+                before = prompt_text if first == len(asked) else render(messages[:first], True)
+                conversation = Conversation(told, render(told, False), render, self._special, self._warn)
+                conversation = conversation.as_asked(before) if by_turn else conversation
+                texts.append(conversation.text)
+                spans.append(conversation.find_spans(first, before))
+                owners.append(number)
+        found: list[list[Pair]] = [[] for _ in responses]
         encoded = self._tokenize(texts, add_special_tokens=False)
-        return [self._mark_spans(ids, offsets, found) for (ids, offsets), found in zip(encoded, spans, strict=True)]
+        for (ids, offsets), marked, number in zip(encoded, spans, owners, strict=True):
+            found[number].append(self._mark_spans(ids, offsets, marked))
+        return [merge_continued(sequences) for sequences in found]
 
     def _tokenize(self, texts: list[str], **options: Any) -> Iterable[tuple[list[int], list[tuple[int, int]]]]:
         """Return the token ids of each text, and the characters of each token."""

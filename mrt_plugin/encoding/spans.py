@@ -4,7 +4,7 @@ that drop or add think blocks, move the system text, or end a generation prompt 
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from mrt_plugin.encoding.messages import (
@@ -70,15 +70,20 @@ class Conversation:
                 start = len(before)
             else:
                 agree = _common_length(before, self.text)
+                remedy = (
+                    "The template's options (`chat_template_kwargs`, for example enable_thinking) can often make the "
+                    "two agree."
+                    if index == last
+                    else "turn_context: inference trains each turn after what inference has."
+                )
                 self.warn(
-                    "context",
+                    "context" if index == last else "context of earlier turns",
                     "The chat template renders what comes before a response differently with the response than alone, "
                     f"as at inference: {_short(before[agree:])} became {_short(self.text[agree:])}. So the model is "
-                    "trained after a context that inference does not have. The template's options "
-                    "(`chat_template_kwargs`, for example enable_thinking) can often make the two agree.",
+                    f"trained after a context that inference does not have. {remedy}",
                 )
                 content = self._locate(index)
-                start = self._start_before(content[0], index)
+                start = self._start_before(content[0], index)[0]
             if self.text.startswith(through):  # the turn ends there, or with its special token if that comes last
                 stop = start + len(self.text[start : len(through)].rstrip())
                 closed = self.text.endswith(tuple(self.special_tokens), start, stop)
@@ -88,6 +93,18 @@ class Conversation:
             self._check_turn(self.messages[index], self.text[span.start : span.stop], index == last)
             spans.append(span)
         return spans
+
+    def as_asked(self, prompt_text: str) -> "Conversation":
+        """Return the conversation with its last turn after `prompt_text`, the messages before it rendered for
+        generation. Some templates change these once the turn follows: GPT-OSS drops the thinking before a tool call.
+
+        If the turn's header is another one than generation begins with, the conversation is returned unchanged.
+        """
+        if self.text.startswith(prompt_text):
+            return self
+        index = len(self.messages) - 1
+        start, asked = self._start_before(self._locate(index)[0], index)
+        return replace(self, text=prompt_text + self.text[start:]) if asked else self
 
     def _locate(self, index: int) -> tuple[int, int, str]:
         """Return where a message's content starts and stops, and what the template writes after it in a last turn."""
@@ -105,23 +122,24 @@ class Conversation:
             "template that renders each turn independently of the words in it."
         )
 
-    def _start_before(self, content: int, index: int) -> int:
-        """Return the span's start, after the generation prompt's common part here, or the content's start if the two
-        cannot be compared."""
+    def _start_before(self, content: int, index: int) -> tuple[int, bool]:
+        """Return the span's start, after the generation prompt's common part here, and whether that part is complete.
+        If the two cannot be compared, the content's start."""
         if index == 0:
-            return content
+            return content, False
         asked, said = _Marks(self.text, "asked"), _Marks(self.text)
         known = [*self.messages[: index - 1], marked(self.messages[index - 1], asked)]
         prompt = self.render(known, True)
         turn = marked(self.messages[index], said)
         conversation = self.render([*known, turn, *self.messages[index + 1 :]], False)
         if not (asked.stem in prompt and asked.stem in conversation and said.stem in conversation):
-            return content
+            return content, False
         header = asked.around(prompt)[1]
         frame = asked.around(said.around(conversation)[0])[1]
         if not self.text.endswith(frame, 0, content):
-            return content
-        return content - (len(frame) - _common_length(header, frame))
+            return content, False
+        common = _common_length(header, frame)
+        return content - (len(frame) - common), common == len(header)
 
     def _close_after(self, start: int, content_stop: int, closing: str) -> Span:
         """Return the span of a turn up to the text that the template writes after a last turn, or to another end token

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from mrt_plugin.encoding import Encoder
-from mrt_plugin.models.log_likelihood import Model, check_ids, log_likelihoods
+from mrt_plugin.models.log_likelihood import Model, check_ids, response_log_likelihoods
 from mrt_plugin.planning.paired import Measured
 
 
@@ -19,7 +20,7 @@ class ResponseNLL:
     """0 for a response that does not fit."""
     tokens: np.ndarray
     fits: np.ndarray
-    """Whether the response fits `max_length` together with its prompt."""
+    """Whether the response fits `max_length` together with its prompt, in each of its sequences."""
     owner: np.ndarray
     """Index of the response's prompt."""
     prompts: int
@@ -37,15 +38,17 @@ class ResponseNLL:
 def response_nll(
     model: Model, encoder: Encoder, groups: Iterable[Mapping[str, Any]], *, max_length: int | None = None, **how: Any
 ) -> ResponseNLL:
-    """Measure the NLL of each response whose pair has at most `max_length` tokens. `how` is for `log_likelihoods`."""
-    encoded = [encoder.encode_group(group["prompt"], group["responses"]) for group in groups]
-    pairs = [pair for group in encoded for pair in group]
-    fits = np.array([max_length is None or len(pair.input_ids) <= max_length for pair in pairs], dtype=bool)
-    fitting = [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
-    check_ids(fitting, model)
-    nll = np.zeros(len(pairs))
-    nll[fits] = -log_likelihoods(model, fitting, **how)
-    tokens = np.array([pair.trained_length for pair in pairs], dtype=np.int64)
+    """Measure the NLL of each response whose sequences have at most `max_length` tokens, each turn in the context that
+    it has at inference. `how` is for `log_likelihoods`."""
+    encoded = [encoder.encode_responses(group["prompt"], group["responses"]) for group in groups]
+    responses = [sequences for group in encoded for sequences in group]
+    longest = [max(len(pair.input_ids) for pair in sequences) for sequences in responses]
+    fits = np.array([max_length is None or length <= max_length for length in longest], dtype=bool)
+    fitting = [sequences for sequences, fit in zip(responses, fits, strict=True) if fit]
+    check_ids(chain.from_iterable(fitting), model)
+    nll = np.zeros(len(responses))
+    nll[fits] = -response_log_likelihoods(model, fitting, **how)
+    tokens = np.array([sum(pair.trained_length for pair in sequences) for sequences in responses], dtype=np.int64)
     owner = np.repeat(np.arange(len(encoded)), [len(group) for group in encoded])
     return ResponseNLL(nll, tokens, fits, owner, len(encoded), max_length)
 

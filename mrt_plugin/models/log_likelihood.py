@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +43,7 @@ def log_likelihoods(
 
     Equal pairs are computed once, so their results are identical. `progress` gets the pairs of each forward pass.
     """
-    copies = equal_pairs(pairs)
+    copies = equal_responses([[pair] for pair in pairs])
     result = np.zeros(len(pairs))
     training = model.training
     model.eval()
@@ -69,11 +71,20 @@ def log_likelihoods(
     return result
 
 
-def equal_pairs(pairs: Sequence[Pair]) -> list[list[int]]:
-    """Return the indices of each distinct pair, in the order of first occurrence."""
-    places: dict[tuple[tuple[int, ...], tuple[bool, ...]], list[int]] = {}
-    for place, pair in enumerate(pairs):
-        places.setdefault((tuple(pair.input_ids), tuple(pair.trained)), []).append(place)
+def response_log_likelihoods(model: Model, responses: Sequence[Sequence[Pair]], **how: Any) -> np.ndarray:
+    """Return the log-probability of each response, [n] float64, in nats: the sum over its sequences. `how` is for
+    `log_likelihoods`."""
+    found = log_likelihoods(model, list(chain.from_iterable(responses)), **how)
+    owner = np.repeat(np.arange(len(responses)), [len(sequences) for sequences in responses])
+    return np.bincount(owner, found, len(responses))
+
+
+def equal_responses(responses: Sequence[Sequence[Pair]]) -> list[list[int]]:
+    """Return the indices of each distinct response, in the order of first occurrence."""
+    places: dict[tuple[tuple[tuple[int, ...], tuple[bool, ...]], ...], list[int]] = {}
+    for place, sequences in enumerate(responses):
+        key = tuple((tuple(pair.input_ids), tuple(pair.trained)) for pair in sequences)
+        places.setdefault(key, []).append(place)
     return list(places.values())
 
 

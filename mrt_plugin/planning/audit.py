@@ -221,9 +221,9 @@ def make_audit(
         return audit
     gradient = None
     if gradient_prompts:
-        pairs = [one.pairs for one in measured[:gradient_prompts]]
-        advance = counting(progress, "gradients", sum(map(len, pairs)))
-        for number, products in enumerate(gradient_products(model, pairs, seed=seed, progress=advance)):
+        responses = [one.responses for one in measured[:gradient_prompts]]
+        advance = counting(progress, "gradients", sum(map(len, responses)))
+        for number, products in enumerate(gradient_products(model, responses, seed=seed, progress=advance)):
             lengths = measured[number].trained_tokens
             scale = 1 / lengths if loss_aggregation == "response" else np.ones(len(lengths))
             groups[number] = replace(groups[number], products=products * scale[:, None] * scale)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from mrt_plugin.layout.group_row import IGNORE, build_group_row, count_responses
 from mrt_plugin.models.log_likelihood import (
     Model,
     check_ids,
-    equal_pairs,
-    log_likelihoods,
+    equal_responses,
     pad_pairs,
+    response_log_likelihoods,
     worse_than_guessing,
 )
 from mrt_plugin.options import LossAggregation, PaidLayout
@@ -33,7 +34,8 @@ class MeasuredGroup:
 
     id: str
     places: list[int]
-    pairs: list[Pair]
+    responses: list[list[Pair]]
+    """The sequences of each response."""
     trained_tokens: np.ndarray
     nll: np.ndarray
 
@@ -59,7 +61,7 @@ class Measurement:
         """
         rows = [(group.nll, group.trained_tokens) for group in self.groups]
         if distinct:
-            kept = [[same[0] for same in equal_pairs(group.pairs)] for group in self.groups]
+            kept = [[same[0] for same in equal_responses(group.responses)] for group in self.groups]
             rows = [(nll[places], tokens[places]) for (nll, tokens), places in zip(rows, kept, strict=True)]
         if aggregation == "response":
             return [nll / tokens for nll, tokens in rows]
@@ -80,25 +82,28 @@ def measure(
 ) -> Measurement:
     """Measure a model on groups. `max_length` limits prompt and response together, by default to the model's limit."""
     limit = max_length or model.config.to_dict().get("max_position_embeddings")
-    encoded: list[tuple[str, list[int], list[Pair]]] = []
+    encoded: list[tuple[str, list[int], list[list[Pair]]]] = []
     left_out = 0
     for group in groups:
-        pairs = encoder.encode_group(group["prompt"], group["responses"])
-        check_ids(pairs, model)
-        fitting = [place for place, pair in enumerate(pairs) if limit is None or len(pair.input_ids) <= limit]
-        left_out += len(pairs) - len(fitting)
+        pool = encoder.encode_responses(group["prompt"], group["responses"])
+        check_ids(chain.from_iterable(pool), model)
+        longest = [max(len(pair.input_ids) for pair in sequences) for sequences in pool]
+        fitting = [place for place, length in enumerate(longest) if limit is None or length <= limit]
+        left_out += len(pool) - len(fitting)
         if fitting:
-            encoded.append((group["id"], fitting, [pairs[place] for place in fitting]))
+            encoded.append((group["id"], fitting, [pool[place] for place in fitting]))
     if not encoded:
         raise ValueError(f"No response fits max_length={limit} with its prompt: raise it, or shorten the data.")
-    every = [pair for _, _, pairs in encoded for pair in pairs]
-    nll = -log_likelihoods(model, every, progress=counting(progress, "losses of responses", len(every)))
+    every = [sequences for _, _, responses in encoded for sequences in responses]
+    advance = counting(progress, "losses of responses", sum(map(len, every)))
+    nll = -response_log_likelihoods(model, every, progress=advance)
     if not np.isfinite(nll).all():
         raise ValueError("The model's loss is not finite on some response: load it in float32.")
     measured, start = [], 0
-    for name, places, pairs in encoded:
-        own, start = nll[start : start + len(pairs)], start + len(pairs)
-        measured.append(MeasuredGroup(name, places, pairs, np.array([pair.trained_length for pair in pairs]), own))
+    for name, places, responses in encoded:
+        own, start = nll[start : start + len(responses)], start + len(responses)
+        tokens = np.array([sum(pair.trained_length for pair in sequences) for sequences in responses])
+        measured.append(MeasuredGroup(name, places, responses, tokens, own))
     found = Measurement(measured, left_out, limit)
     warning = worse_than_guessing(found.nll_per_token, model)
     if warning:
@@ -106,9 +111,9 @@ def measure(
     return found
 
 
-def token_costs(groups: Iterable[Sequence[Pair]], layout: PaidLayout) -> Costs:
+def token_costs(groups: Iterable[Sequence[Sequence[Pair]]], layout: PaidLayout) -> Costs:
     """Compute the costs in tokens: the means over prompts of a shared prompt's, and of what each response adds."""
-    rows = [build_group_row(pairs) for pairs in groups]
+    rows = [build_group_row(responses) for responses in groups]
     prompts = [prompt_length(row) for row in rows]
     responses = [
         (len(row["input_ids"]) - prompt) / count_responses(row) for row, prompt in zip(rows, prompts, strict=True)
@@ -118,7 +123,7 @@ def token_costs(groups: Iterable[Sequence[Pair]], layout: PaidLayout) -> Costs:
 
 def gradient_products(
     model: Model,
-    groups: Sequence[Sequence[Pair]],
+    groups: Sequence[Sequence[Sequence[Pair]]],
     *,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
@@ -144,10 +149,10 @@ def gradient_products(
             raise ValueError(
                 "The model's adapter has no LoRA parameters: audit the base model, or leave gradients out."
             )
-        for pairs in groups:
-            rows = torch.stack([_gradient(adapted, pair, parameters) for pair in pairs])
+        for responses in groups:
+            rows = torch.stack([_gradient(adapted, sequences, parameters) for sequences in responses])
             products.append((rows @ rows.T).double().cpu().numpy())
-            progress(len(pairs))
+            progress(len(responses))
     finally:
         if own:
             adapted.unload()  # type: ignore[operator]
@@ -164,12 +169,14 @@ def cosine(products: np.ndarray, one: Sequence[int], other: Sequence[int]) -> fl
     return inner / np.sqrt(scale) if scale > 0 else float("nan")
 
 
-def _gradient(model: torch.nn.Module, pair: Pair, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+def _gradient(model: torch.nn.Module, sequences: Sequence[Pair], parameters: list[torch.nn.Parameter]) -> torch.Tensor:
     """Return the gradient of one response's summed NLL as a flat float32 tensor."""
-    device = parameters[0].device
-    input_ids, labels, mask = (part.to(device) for part in pad_pairs([pair], 0))
-    columns = (labels[0, 1:] != IGNORE).nonzero().squeeze(1)
-    logits = model(input_ids=input_ids, attention_mask=mask, logits_to_keep=columns, use_cache=False).logits[0].float()
-    loss = torch.nn.functional.cross_entropy(logits, labels[0, 1:][columns], reduction="sum")
-    parts = torch.autograd.grad(loss, parameters, materialize_grads=True)
-    return torch.cat([part.flatten().float() for part in parts])
+    device, found = parameters[0].device, []
+    for pair in sequences:
+        input_ids, labels, mask = (part.to(device) for part in pad_pairs([pair], 0))
+        columns = (labels[0, 1:] != IGNORE).nonzero().squeeze(1)
+        output = model(input_ids=input_ids, attention_mask=mask, logits_to_keep=columns, use_cache=False)
+        loss = torch.nn.functional.cross_entropy(output.logits[0].float(), labels[0, 1:][columns], reduction="sum")
+        parts = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        found.append(torch.cat([part.flatten().float() for part in parts]))
+    return torch.stack(found).sum(0)

@@ -250,7 +250,7 @@ def make_plan(
     losses = found.losses(loss_aggregation)
     estimate, intervals = estimate_components(losses), bootstrap_intervals(losses, level=LEVEL, seed=seed)
     ratio = None if intervals is None else intervals.ratio
-    paid = replace(costs or token_costs([group.pairs for group in found.groups], layout), layout=layout)
+    paid = replace(costs or token_costs([group.responses for group in found.groups], layout), layout=layout)
     ordinary = len(sizes) * paid.of_prompt(1)
     amount = parse_budget(budget, ordinary)
 

@@ -86,7 +86,8 @@ def prepare_groups(
         groups: as `load_groups` returns them.
         tokenizer: with its chat template, if it has one.
         options: selector, k and the rest; `row_length` is used if `split_rows` is set.
-        max_length: limit in tokens of one prompt with one response; longer pairs are dropped and counted.
+        max_length: limit in tokens of one prompt with one response, in each of its sequences; longer pairs are dropped
+            and counted.
         seed: of the selection, unless `options.selection_seed` is set.
         expanded_form: build rows of complete pairs, without a shared prefix.
         split_rows: split groups longer than `options.row_length` into several rows of the dataset, for callers whose
@@ -229,14 +230,16 @@ class _Builder:
             weights = dict(zip(chosen, softmax, strict=True))
         needs_pool = options.loss_aggregation == "prompt"
         wanted = range(len(responses)) if needs_pool else chosen
-        encoded = self.encoder.encode_group(group["prompt"], [responses[index] for index in wanted])
-        pairs = dict(zip(wanted, encoded, strict=True))
+        texts = [responses[index] for index in wanted]
+        encoded = self.encoder.encode_responses(group["prompt"], texts, options.turn_context)
+        sequences = dict(zip(wanted, encoded, strict=True))
         limit = self.max_length
-        fitting = {index for index, pair in pairs.items() if limit is None or len(pair.input_ids) <= limit}
+        longest = {index: max(len(pair.input_ids) for pair in own) for index, own in sequences.items()}
+        fitting = {index for index, length in longest.items() if limit is None or length <= limit}
         kept = [index for index in chosen if index in fitting]
         pool = {}
         if kept and needs_pool:
-            pool["pool_mean_length"] = sum(pair.trained_length for pair in encoded) / len(encoded)
+            pool["pool_mean_length"] = sum(pair.trained_length for own in encoded for pair in own) / len(encoded)
             if options.selector == "random_k" and options.weights == "column":
                 # For K uniform draws, dividing by the mean weight of their pool keeps each response's expected vote.
                 drawn_from = [weights[index] for index in fitting if weights[index] > 0]
@@ -244,7 +247,7 @@ class _Builder:
         votes = [weights[index] for index in kept]
         if sum(votes) <= 0:
             return None
-        return build_group_row([pairs[index] for index in kept], options.loss_aggregation, votes, **pool)
+        return build_group_row([sequences[index] for index in kept], options.loss_aggregation, votes, **pool)
 
 
 def _announce(report: PrepareReport, options: MultiResponseOptions, limit: str, description: str) -> None:

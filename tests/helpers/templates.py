@@ -142,6 +142,22 @@ HARMONY = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}"""
 
+# A header says whether the model thinks; tools come as an option of the template. All earlier text stays as it was
+# said, and without thinking every turn of the assistant begins with an empty think block.
+SMOLLM3 = """\
+{%- set mode = '/think' if enable_thinking is not defined or enable_thinking else '/no_think' %}
+{{- '<|im_start|>system\\nReasoning Mode: ' + mode + '\\n\\n' }}
+{{- messages[0].content + '\\n\\n' if messages[0].role == 'system' else '' }}
+{%- for tool in xml_tools or [] %}{{- (tool | string) + '\\n' }}{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- set open = '<|im_start|>assistant\\n' + ('' if mode == '/think' else '<think>\\n\\n</think>\\n') %}
+{%- for message in messages %}
+{%- if message.role == 'assistant' %}{{- open + message.content.lstrip('\\n') + '<|im_end|>\\n' }}
+{%- elif message.role != 'system' %}{{- '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- open }}{%- endif %}"""
+
 # Writes no end token at all.
 NO_END = """\
 {%- for message in messages %}
@@ -173,6 +189,7 @@ FAMILIES = {
     "gemma": Family(GEMMA, "<eos>", "<bos>", end="<end_of_turn>", add_bos=True),
     "mistral": Family(MISTRAL, "</s>", "<s>", prefix_preserving=False, add_bos=True),
     "deepseek_r1": Family(DEEPSEEK_R1, "<|end_of_sentence|>", "<|begin_of_sentence|>", prefix_preserving=False),
+    "smollm3": Family(SMOLLM3, "<|im_end|>"),
     "harmony": Family(HARMONY, "<|return|>", "<|startoftext|>", prefix_preserving=False),
 }
 
