@@ -182,9 +182,10 @@ THINKING = RECIPES / "thinking_chats"
 
 
 def test_the_recipes_that_are_compared_differ_in_the_plugin_alone():
-    before, after = (read(THINKING / f"{name}.yaml") for name in ("before", "after"))
-    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
-    assert changed == {"plugins", "mrt", "output_dir"}
+    before, after, whole = (read(THINKING / f"{name}.yaml") for name in ("before", "after", "conversations"))
+    for other, more in ((after, set()), (whole, {"datasets", "micro_batch_size"})):
+        changed = {name for name in {*before, *other} if before.get(name) != other.get(name)}
+        assert changed == {"plugins", "mrt", "output_dir", *more}
 
 
 @pytest.mark.axolotl
@@ -197,8 +198,10 @@ def test_the_plugin_changes_the_tokens_of_a_run_and_not_its_losses(tmp_path):
     turns = [json.loads(line)["messages"] for line in (tmp_path / "outputs/thinking_chats/turns.jsonl").open()]
     assert len(turns) == 16
     printed = run("-m", "recipes.thinking_chats.compare", folder=tmp_path)
-    steps = [line.split() for line in printed.splitlines() if re.match(r" +\d+ ", line)]
-    assert len(steps) == 2
-    for _, before, tokens_before, after, tokens_after in steps:
-        assert float(after) == pytest.approx(float(before), rel=1e-5)
-        assert int(tokens_before.replace(",", "")) > 4 * int(tokens_after.replace(",", ""))
+    steps = [re.findall(r"([\d.]+) +([\d,]+) tokens", line) for line in printed.splitlines()]
+    steps = [[(float(loss), int(tokens.replace(",", ""))) for loss, tokens in step] for step in steps if len(step) > 1]
+    assert [len(step) for step in steps] == [3, 3]
+    for (loss, tokens), *others in steps:
+        for shared_loss, shared_tokens in others:
+            assert shared_loss == pytest.approx(loss, rel=1e-5)
+            assert tokens > 4 * shared_tokens

@@ -1,4 +1,4 @@
-"""Train the chat set without and with the plugin, and compare losses, tokens and time step by step.
+"""Train the chat set without and with the plugin, and compare losses, tokens and time.
 
     python -m recipes.thinking_chats.prepare
     python -m recipes.thinking_chats.compare
@@ -28,7 +28,7 @@ class Run:
     losses: list[float]
     """Of each step, in nats per trained token."""
     tokens: list[int]
-    """Computed in each step, without padding."""
+    """Those computed in each step, without padding."""
     seconds: float
     """Mean time of a step."""
 
@@ -71,16 +71,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     tokens = tokens_of_steps(rows=8)
-    runs = {name: train(name, tokens) for name in ("before", "after")}
-    print(f"{'step':>4}" + "".join(f"  {f'loss {name}':>15}  {f'tokens {name}':>15}" for name in runs))
+    runs = {name: train(name, tokens) for name in ("before", "after", "conversations")}
+    print("step" + "".join(f"  {name:>22}" for name in runs))
     for step in range(len(tokens)):
-        cells = [f"  {run.losses[step]:15.6f}  {run.tokens[step]:15,}" for run in runs.values()]
+        cells = [f"  {run.losses[step]:8.6f} {run.tokens[step]:6,} tokens" for run in runs.values()]
         print(f"{step + 1:4}" + "".join(cells))
-    before, after = runs.values()
-    apart = max(abs(one / other - 1) for one, other in zip(after.losses, before.losses, strict=True))
-    ratio = sum(before.tokens) / sum(after.tokens)
-    print(f"Largest relative difference of a loss: {apart:.1e}. Tokens: {ratio:.2f} times fewer.")
-    print(", ".join(f"{name}: {run.seconds:.2f} s a step" for name, run in runs.items()), end=".\n")
+    before = runs["before"]
+    for name, run in runs.items():
+        apart = max(abs(one / other - 1) for one, other in zip(run.losses, before.losses, strict=True))
+        ratio = sum(before.tokens) / sum(run.tokens)
+        print(
+            f"{name}: {run.seconds:.2f} s a step, {sum(run.tokens):,} tokens ({ratio:.2f} times fewer than before), "
+            f"losses differ by at most {apart:.1e} of their value."
+        )
 
 
 if __name__ == "__main__":
