@@ -141,7 +141,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outcomes(folder: Path) -> dict[str, Any]:
     commands = [command for command, _ in REFUSED]
     done = subprocess.run(
-        [sys.executable, "-c", RUN],
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{RUN}"],
         cwd=folder,
         input=json.dumps([command.split() for command in commands]),
         capture_output=True,

@@ -89,11 +89,11 @@ def test_losses_and_costs_are_those_of_the_pairs(groups, model, tokenizer):
     prompts, responses = [], []
     for item, data in zip(found.groups, groups, strict=True):
         encoded = encoder.encode_group(data["prompt"], data["responses"])
-        costs = token_costs([item.pairs], "shared_prefix")
+        costs = token_costs([item.responses], "shared_prefix")
         assert len(encoded) * costs.of_prompt(1) == pytest.approx(sum(len(pair.input_ids) for pair in encoded))
         prompts.append(costs.prompt)
         responses.append(costs.response)
-    costs = token_costs([item.pairs for item in found.groups], "shared_prefix")
+    costs = token_costs([item.responses for item in found.groups], "shared_prefix")
     assert costs.prompt == pytest.approx(np.mean(prompts))
     assert costs.response == pytest.approx(np.mean(responses))
 

@@ -158,7 +158,8 @@ def test_values_follow_the_rules(path):
 
 
 def run(*arguments, folder):
-    done = run_python(arguments, cwd=folder, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    paths = os.pathsep.join(filter(None, (str(RECIPES.parent), os.environ.get("PYTHONPATH"))))
+    done = run_python(arguments, cwd=folder, env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths})
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

@@ -105,14 +105,15 @@ def _cut(branch: Branch, length: int) -> Branch:
     children = [
         Branch(
             rest + child.tokens,
-            # The first child computes the NLL of the rest. What it repeats itself is nothing: it is first there too.
-            len(rest) + child.repeated if number else 0,
+            # The first child computes the NLL of the rest, but for what the branch repeats. Of its own it repeats nothing.
+            len(rest) + child.repeated if number else max(branch.repeated - length, 0),
             child.position - len(rest),
             child.children,
         )
         for number, child in enumerate(branch.children)
     ]
-    return replace(branch, tokens=branch.tokens[:length], children=children)
+    kept = min(branch.repeated, length)
+    return replace(branch, tokens=branch.tokens[:length], repeated=kept, children=children)
 
 
 def _divide(ordered: list[Placed], cost: Callable[[int, int], int]) -> list[list[Placed]]:

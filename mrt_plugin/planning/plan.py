@@ -358,10 +358,10 @@ def _plan_documents(
     usable = [members for members in usable if len(members) > 1]
     if len(usable) < 2:
         return None
-    pairs = [[group.pairs for group, _ in members] for members in usable]
+    pairs = [[group.responses for group, _ in members] for members in usable]
     tokens = token_costs([responses for prompts in pairs for responses in prompts], paid.layout)
-    every = token_costs([group.pairs for group in found.groups], paid.layout)
-    document = float(np.mean([common_length([beginning_of(own[0]) for own in prompts]) for prompts in pairs]))
+    every = token_costs([group.responses for group in found.groups], paid.layout)
+    document = float(np.mean([common_length([beginning_of(own[0][0]) for own in prompts]) for prompts in pairs]))
     # In the unit of the costs: tokens, or one that the user measured for the mean prompt and response.
     prompt_unit, response_unit = paid.prompt / every.prompt, paid.response / every.response
     costs = DocumentCosts(

@@ -27,17 +27,18 @@ def read_sharding(kind: DistributedType, deepspeed: DeepSpeedPlugin | None = Non
 def complete_models() -> Iterator[None]:
     """Give new models complete weights. With ZeRO-3, transformers shards every model that it builds."""
     kept = deepspeed._hf_deepspeed_config_weak_ref
-    deepspeed.unset_hf_deepspeed_config()
+    deepspeed.unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = kept
 
 
-def keep_head_gathered(model: Any) -> None:
+def keep_head_gathered(model: torch.nn.Module) -> None:
     """Keep the output head gathered from the forward to the backward pass (FSDP2), which computes its logits again."""
     # The head is part of the outermost module's weights (accelerate 1.13), or shards with the final norm (1.15).
-    for module in (model, model.get_output_embeddings()) if isinstance(model, FSDPModule) else ():
+    inner: Any = model
+    for module in (model, inner.get_output_embeddings()) if isinstance(model, FSDPModule) else ():
         if isinstance(module, FSDPModule):
             module.set_reshard_after_forward(False, recurse=False)
 

@@ -14,8 +14,8 @@ from mrt_plugin.bench.model import BenchModel, ModelChoice, load_model
 from mrt_plugin.bench.probes import MIB, PeakMemory
 from mrt_plugin.bench.turn import Arm, all_arms, make_data, take_turn
 from mrt_plugin.encoding.pair import Pair
-from mrt_plugin.layout.group_row import build_group_row
-from mrt_plugin.layout.tree import build_tree, sequences_of
+from mrt_plugin.layout.group_row import build_group_row, sequences_of
+from mrt_plugin.layout.tree import build_tree
 
 SHARED = Arm("tree", False, (("layout", "shared_prefix"), ("prefix_backend", "sdpa")))
 EXPANDED = Arm("pairs", False, (("layout", "expanded"),))
