@@ -105,7 +105,7 @@ def _cut(branch: Branch, length: int) -> Branch:
     children = [
         Branch(
             rest + child.tokens,
-            # The first child computes the NLL of the rest, but for what the branch repeats. Of its own it repeats nothing.
+            # The first child computes the NLL of the rest, but for what the branch repeats. It repeats nothing itself.
             len(rest) + child.repeated if number else max(branch.repeated - length, 0),
             child.position - len(rest),
             child.children,

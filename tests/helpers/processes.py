@@ -211,6 +211,8 @@ def _run(request: dict[str, Any]) -> None:
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
+        given = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        sys.path[1:1] = [path for path in given if path not in sys.path]
         if "datasets" in sys.modules and "HF_DATASETS_CACHE" in os.environ:
             sys.modules["datasets"].config.HF_DATASETS_CACHE = Path(os.environ["HF_DATASETS_CACHE"])
         if request["file_size"] is not None:
