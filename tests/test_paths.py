@@ -189,8 +189,9 @@ def test_exports_of_an_earlier_run(folder: Path) -> None:
         return shown.output
 
     first, other = "--export sft=flat/s.jsonl".split(), "--export sft=other.jsonl".split()
-    assert "earlier run" not in run(*first)
-    assert "earlier run" not in run(*first)
+    words = "export of an earlier run"
+    assert words not in run(*first)
+    assert words not in run(*first)
     shown, export = run(*other), folder / "flat/s.jsonl"
     assert f"{Path('flat/s.jsonl')} is the export of an earlier run to o.jsonl" in shown
     assert export.is_file()
