@@ -43,6 +43,7 @@ PACKED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_equals_one_pair_at_a_time(name: str) -> None:
     assert_equivalent(ForkBackend(build(name).config), name, PACKED)

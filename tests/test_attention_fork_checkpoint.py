@@ -201,6 +201,7 @@ def test_other_checkpointing_is_refused() -> None:
 # ---------------------------------------------------------------- the trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True])
 def test_the_trainer_shares_with_checkpointing(lora: bool, tmp_path: Any) -> None:
     """Nothing is set but checkpointing, which is on by default; the proof runs with it."""

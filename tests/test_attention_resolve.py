@@ -151,6 +151,7 @@ def test_what_is_no_backend_is_refused_at_once(own: Path, name: str, reason: str
     assert "--prefix-backend" in shown.output
 
 
+@pytest.mark.slow
 def test_a_trainer_takes_a_backend_from_outside(own: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"Name {number} fruits.", "responses": ["apple and pear", "plum"]} for number in range(4)]
     trainer = MultiResponseSFTTrainer(

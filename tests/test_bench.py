@@ -346,6 +346,7 @@ def test_only_some_arms():
         run_bench(replace(settings, only="trlx"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_hybrid_model_is_forked(checkpointing):
     """Several groups at a time, with and without gradient checkpointing: the same training as expanded."""

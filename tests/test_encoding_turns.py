@@ -132,6 +132,7 @@ def test_a_template_that_keeps_everything_gives_one_sequence(family, think, capl
     assert not caplog.text
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(sorted(ENCODERS)), conversations())
 def test_every_turn_is_trained_once_and_as_a_last_turn(which, conversation):

@@ -343,6 +343,7 @@ class TestOneSetOfReferences:
         assert any("rests on 0 of 1" in note for note in found["notes"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["BASE+RUN", "RUN", "--adapter"])
 def test_every_command_opens_a_model_with_the_adapters_tokenizer(folder: Path, tmp_path: Path, form: str) -> None:
     """plan, audit and sample, as evaluate does: training saves its tokenizer and template beside the adapter."""

@@ -225,6 +225,7 @@ def test_a_run_computes_each_document_once(tmp_path, caplog):
     assert not any("saves little" in record.getMessage() for record in caplog.records)
 
 
+@pytest.mark.slow
 def test_a_run_resumed_within_an_epoch_goes_on_with_its_order(tmp_path):
     class Stop(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):

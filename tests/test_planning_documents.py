@@ -89,6 +89,7 @@ def test_balanced_estimates_are_those_of_the_analysis_of_variance():
     assert found.v_d == pytest.approx((ms_d - ms_p) / (m * k))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("skewed", [False, True])
 def test_estimates_are_unbiased_and_intervals_cover(skewed):
     random, repetitions = np.random.default_rng(2), 120
@@ -223,6 +224,7 @@ def model():
     return tiny.llama(tiny.tokenizer(), max_position_embeddings=1024).eval()
 
 
+@pytest.mark.slow
 def test_a_plan_prices_documents(model, tmp_path):
     groups, encoder = load_groups(Dataset.from_list(rows_with_documents())), Encoder(tiny.tokenizer())
     made = make_plan(groups, model=model, encoder=encoder, budget="1x")
@@ -271,6 +273,7 @@ def test_the_command_shows_documents(model, tmp_path):
         assert words in shown.output
 
 
+@pytest.mark.slow
 def test_steps_of_the_recipe_scatter_as_known_components_say():
     """`recipes.benchmarks.documents` on losses whose components are known; gradients are several such figures."""
     random = np.random.default_rng(9)

@@ -168,6 +168,7 @@ def test_costs_come_from_a_plan_a_tokenizer_or_the_user(tmp_path, tiny_model_dir
     assert "is not what `mrt plan DATA --model MODEL --json` prints" in mrt(pool, "--plan", plan, status=1).output
 
 
+@pytest.mark.slow
 def test_results_are_read_from_the_runs_and_fitted(tmp_path):
     """One run is a real one, whose loss is in its trainer's own file; the others follow 1 + 2/K."""
     trainer = MultiResponseSFTTrainer(

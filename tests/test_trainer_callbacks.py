@@ -235,6 +235,7 @@ def smoke(tmp_path, steps=40, **settings):
     return build(tmp_path, SHORT, smoke_steps=steps, **settings)
 
 
+@pytest.mark.slow
 def test_a_sound_run_passes_and_stops_there(tmp_path, caplog):
     trainer = smoke(tmp_path)
     trainer.train()
@@ -261,6 +262,7 @@ def test_the_longest_rows_are_those_of_the_layout(tmp_path, layout):
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
+@pytest.mark.slow
 def test_a_smoke_test_of_a_run_that_redraws(tmp_path, caplog):
     groups = Dataset.from_list([{**row, "responses": [*row["responses"], f" {row['id']} plum"]} for row in SHORT])
     build(
@@ -276,6 +278,7 @@ def test_a_smoke_test_of_a_run_that_redraws(tmp_path, caplog):
     assert "Smoke test passed after 40 steps" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_that_learns_nothing_fails(tmp_path):
     with pytest.raises(SmokeTestFailed, match="FAILED: the loss does not fall by more than its noise"):
         smoke(tmp_path, steps=20, learning_rate=1e-12).train()

@@ -91,6 +91,7 @@ def step(model, backend, layout, rows, row_length, micro=1) -> torch.Tensor:
     return torch.stack(parts).sum()
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     st.integers(0, 9999),
@@ -228,6 +229,7 @@ def trainer_of(tmp_path, groups, held_out=None, **changes) -> MultiResponseSFTTr
     )
 
 
+@pytest.mark.slow
 def test_a_run_in_trl(tmp_path, caplog):
     """Both layouts take the same steps, after the proof on a row of several turns; turns, not pairs, are more rows."""
     caplog.set_level(logging.INFO, "mrt_plugin")
