@@ -87,9 +87,9 @@ def recomputed(model: nn.Module, cache: DynamicCache, rows: Tensor | None, *, ke
 
 
 def _outermost(model: nn.Module) -> list[Any]:
-    """Return the decoder layers of which transformers would recompute anything.
+    """Return the decoder layers that transformers would recompute, completely or in part.
 
-    A layer of which it would recompute a part is included, since its other parts may use the same layer of the cache.
+    A layer is included for a part, since its other parts may use the same layer of the cache.
     """
     found: list[Any] = []
     waiting = [model]

@@ -144,10 +144,9 @@ def prove_wrapped(
         difference = _real_difference(model, backend, row, plain, compute, pad_token_id)
     if not plain.steady:
         return f"{model.config.model_type}: {plain.finding}."
-    try:
-        _judge(model, backend, row, plain, difference)
-    except NotShareable as refusal:
-        return str(refusal)
+    refusal = _difference_found(model, backend, row, plain, difference)
+    if refusal is not None:
+        return refusal
     logger.info(
         "Shared prefix proved through the wrapped model: %s, NLL differs by %.1e nats (allowed: %.1e).",
         backend.name,
@@ -302,7 +301,9 @@ def _prove_real(
 ) -> float:
     """Return the root mean square difference of the NLL of real tokens in nats, or refuse the backend."""
     difference = _real_difference(model, backend, row, plain, compute, pad_token_id)
-    _judge(model, backend, row, plain, difference)
+    refusal = _difference_found(model, backend, row, plain, difference)
+    if refusal is not None:
+        raise NotShareable(refusal)
     return difference
 
 
@@ -316,13 +317,17 @@ def _real_difference(
     return rms(torch.cat([every[index] for index in compared(pairs)]) - plain.nll)
 
 
-def _judge(model: Any, backend: Backend, row: list[GroupRow], plain: PlainForward, difference: float) -> None:
-    if not difference <= plain.tolerance:
-        raise NotShareable(
-            f"prefix_backend={backend.name} does not compute what this model computes: in a row of "
-            f"{sum(len(group['input_ids']) for group in row)} real tokens the per-token NLL differs by "
-            f"{difference:.1e} nats (root mean square over {len(plain.nll)} tokens), where the plain forward itself "
-            f"moves by {plain.noise:.1e} with the shape of its batch (allowed: {plain.tolerance:.1e}). On a small "
-            "random model of the same configuration it was exact, so something about the loaded model is special: a "
-            "replaced attention or forward, a patch, or a hook. Remove it, or use layout=expanded."
-        )
+def _difference_found(
+    model: Any, backend: Backend, row: list[GroupRow], plain: PlainForward, difference: float
+) -> str | None:
+    """Return why the backend is refused, or None if the difference is within the tolerance."""
+    if difference <= plain.tolerance:  # never true for NaN
+        return None
+    return (
+        f"prefix_backend={backend.name} does not compute what this model computes: in a row of "
+        f"{sum(len(group['input_ids']) for group in row)} real tokens the per-token NLL differs by "
+        f"{difference:.1e} nats (root mean square over {len(plain.nll)} tokens), where the plain forward itself "
+        f"moves by {plain.noise:.1e} with the shape of its batch (allowed: {plain.tolerance:.1e}). On a small "
+        "random model of the same configuration it was exact, so something about the loaded model is special: a "
+        "replaced attention or forward, a patch, or a hook. Remove it, or use layout=expanded."
+    )

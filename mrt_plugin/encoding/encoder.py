@@ -225,9 +225,9 @@ class Encoder:
             said = [place for place in range(len(asked), len(messages)) if messages[place]["role"] == "assistant"]
             by_turn = turn_context == "inference"
             for last in said if by_turn else said[-1:]:
-                first, told = last if by_turn else len(asked), messages[: last + 1]
+                first, through = last if by_turn else len(asked), messages[: last + 1]
                 before = prompt_text if first == len(asked) else render(messages[:first], True)
-                conversation = Conversation(told, render(told, False), render, self._special, self._warn)
+                conversation = Conversation(through, render(through, False), render, self._special, self._warn)
                 conversation = conversation.as_asked(before) if by_turn else conversation
                 texts.append(conversation.text)
                 spans.append(conversation.find_spans(first, before))

@@ -1,4 +1,4 @@
-"""Count the tokens that sharing saves in micro-batches, by what is shared."""
+"""Count the tokens that sharing saves in micro-batches: for system texts, documents, prompts, turns, responses."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
