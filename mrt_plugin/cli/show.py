@@ -4,6 +4,8 @@ import errno
 import json
 import logging
 import math
+import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 Made = Callable[[Any], Any]
 
+NOISY = ("bitsandbytes", "fla", "kernels", "peft", "torchao", "torch.utils._pytree")
+"""Libraries whose messages at the start concern no user of a command."""
+
 
 def say(*lines: str) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -36,6 +41,14 @@ def log_to_stderr() -> None:
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         ours.addHandler(handler)
         ours.setLevel(logging.INFO)
+
+
+def silence_libraries() -> None:
+    """Hide what other libraries say when they start: kernels that they miss, files that they look for on a hub."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
 
 
 def as_json(result: Any) -> None:
@@ -92,8 +105,6 @@ def finish(given: Any, found: Any, document: Made, show: Made, page: Made | None
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn an error that the user can fix into one message and exit status 1. Others keep their traceback."""
-    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):  # they log missing kernels, not needed here
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     except (typer.Exit, typer.Abort, BrokenPipeError):
