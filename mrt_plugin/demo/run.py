@@ -126,7 +126,7 @@ def run_demo(folder: Path, settings: DemoSettings | None = None, progress: Progr
         for name, rows in (("pool.jsonl", pool), ("held_out.jsonl", groups), (TRUTH, truth)):
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (work / name).write_text(text, encoding="utf-8")
-        encoder = _make_model(work, settings, lambda step: progress("base model", step, settings.pretraining_steps))
+        encoder = make_model(work, settings, lambda step: progress("base model", step, settings.pretraining_steps))
         trained: list[tuple[int, TrainingTime]] = []
         steps = settings.epochs * math.ceil(settings.train_prompts / 8)
         for k in settings.k:
@@ -179,7 +179,8 @@ def describe(first: DemoRun, last: DemoRun) -> str:
     )
 
 
-def _make_model(work: Path, settings: DemoSettings, progress: Callable[[int], None]) -> Encoder:
+def make_model(work: Path, settings: DemoSettings, progress: Callable[[int], None]) -> Encoder:
+    """Pretrain the base model on another world, save it as `model` in the folder `work`, and return its encoder."""
     other_world = mode_prompts(settings.seed + 1000, sharpness=1.0)
     tokenizer = build_tokenizer([text for item in other_world for text in (item.prompt, *item.modes)])
     encoder = Encoder(tokenizer)

@@ -1,0 +1,1 @@
+"""Compare the training objectives on data whose true distribution is known: `python -m recipes.objectives --help`."""
