@@ -7,11 +7,11 @@ layers with random weights. It learns the data's words and little else: it shows
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from mrt_plugin import load_groups
-from mrt_plugin.models.tiny_model import build_llama, build_tokenizer, save
+from transformers import AutoConfig
+
+from mrt_plugin.init.run import build_tiny_model
 
 
 def main() -> None:
@@ -20,16 +20,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("outputs/tiny_model"))
     arguments = parser.parse_args()
 
-    texts = []
-    for group in load_groups(arguments.data):
-        for item in [group["prompt"], *group["responses"]]:
-            texts.append(item if isinstance(item, str) else json.dumps(item, ensure_ascii=False))
-    tokenizer = build_tokenizer(texts, vocabulary=4096)
-    tokenizer.model_max_length = 2048
-    model = build_llama(tokenizer, max_position_embeddings=2048)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    save(model, tokenizer, arguments.output)
-    print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens: {arguments.output}")
+    folder = build_tiny_model(arguments.data, arguments.output)
+    print(f"{AutoConfig.from_pretrained(folder).vocab_size:,} tokens: {folder}")
 
 
 if __name__ == "__main__":

@@ -474,7 +474,7 @@ class TestRecipe:
         monkeypatch.setenv("AXOLOTL_DATASET_NUM_PROC", "1")  # a pool of processes, as a recipe without the tests has
         done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "good.yaml")
         assert done.returncode == 0
-        assert done.stdout.endswith("No problem found.\nNext: axolotl train good.yaml\n")
+        assert done.stdout.endswith("No problem found.\nNext: axolotl train good.yaml --launcher python\n")
         assert "What sharing saves, in" in done.stdout
         assert "prompt: once for all responses of a group" in done.stdout
 

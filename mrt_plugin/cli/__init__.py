@@ -6,13 +6,14 @@ import typer
 
 import mrt_plugin
 from mrt_plugin.cli.drawing import evaluate, sample
+from mrt_plugin.cli.init import init
 from mrt_plugin.cli.machine import bench, demo, doctor, simulate
 from mrt_plugin.cli.option import CheckedCommand
 from mrt_plugin.cli.planning import audit, augment, grid, plan
 from mrt_plugin.cli.select import select
 
 app = typer.Typer(name="mrt", no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
-for command in (demo, sample, select, doctor, bench, plan, simulate, audit, augment, evaluate, grid):
+for command in (init, demo, sample, select, doctor, bench, plan, simulate, audit, augment, evaluate, grid):
     app.command(cls=CheckedCommand)(command)
 
 

@@ -95,7 +95,8 @@ def _show_recipe(report: "RecipeReport") -> None:
     if report.problems:
         say(f"Next: fix {'this' if len(report.problems) == 1 else 'these'}, then mrt doctor {report.recipe}")
     else:
-        say(f"No problem found.\nNext: axolotl train {report.recipe}")
+        on_cpu = report.device is not None and report.device.kind == "cpu"
+        say(f"No problem found.\nNext: axolotl train {report.recipe}{' --launcher python' if on_cpu else ''}")
 
 
 LEVELS = {
