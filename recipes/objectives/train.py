@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from transformers import PrinterCallback
 from mrt_plugin.groups import load_groups
 from mrt_plugin.planning.progress import quiet
 from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
-from recipes.objectives.world import base_folder, draw_data, load_base, measure
+from recipes.objectives.world import POOL, base_folder, draw_data, load_base, measure
 
 
 @dataclass(frozen=True, order=True)
@@ -31,10 +31,10 @@ class Run:
     """Optimizer steps of 8 prompts each."""
     learning_rate: float
     seed: int
-    part: int = 0
-    """Which `prompts` of the training prompts: 0 the first ones, 1 the next, ..."""
-    source: str = ""
-    """A file of prompt ids, one a line, that replaces `part`."""
+    n: int = POOL
+    """Candidates per prompt: the k responses are chosen of these."""
+    subset: str = ""
+    """Name of the subset of the training prompts that the first `prompts` are taken of. By default all."""
 
 
 def train(run: Run, bases: Path) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def train(run: Run, bases: Path) -> dict[str, Any]:
     model, tokenizer = load_base(base_folder(run.seed, bases))
     began = time.perf_counter()
     if run.objective != "none":
-        groups = load_groups(Dataset.from_list(_chosen(run, data.groups)))
+        groups = load_groups(Dataset.from_list(subset_of(run, data.groups)))
         with quiet(), tempfile.TemporaryDirectory() as folder:
             trainer = MultiResponseSFTTrainer(
                 model=model,
@@ -92,12 +92,19 @@ def run_of(record: dict[str, Any]) -> Run:
     return Run(**{name: record[name] for name in Run.__dataclass_fields__})
 
 
-def _chosen(run: Run, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if run.source:
-        wanted = Path(run.source).read_text(encoding="utf-8").split("\n")
-        by_id = {group["id"]: group for group in groups}
-        return [by_id[name] for name in wanted if name][: run.prompts]
-    return groups[run.part * run.prompts : (run.part + 1) * run.prompts]
+def subset_of(run: Run, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the groups that a run trains on.
+
+    A group is of a subset if a word of its id (subject-weather-occasion) is in the subset's name, joined by `+`.
+
+    Raises:
+        ValueError: if the subset has fewer than `run.prompts`.
+    """
+    words = set(run.subset.split("+"))
+    chosen = [group for group in groups if not run.subset or not words.isdisjoint(group["id"].split("-"))]
+    if len(chosen) < run.prompts:
+        raise ValueError(f"{run.subset!r} has {len(chosen)} prompts: fewer than {run.prompts}.")
+    return chosen[: run.prompts]
 
 
 def _config(run: Run, folder: str) -> MultiResponseSFTConfig:
@@ -106,6 +113,7 @@ def _config(run: Run, folder: str) -> MultiResponseSFTConfig:
         objective=run.objective,
         selector=run.selector,
         k=run.k,
+        n=run.n,
         max_length=256,
         row_length=1024,
         prefix_check=False,  # the tests prove the same model
