@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def run_of(record: dict[str, Any]) -> Run:
+def run_of(record: Mapping[str, Any]) -> Run:
     """Return the run of a record."""
     return Run(**{name: record[name] for name in Run.__dataclass_fields__})
 
