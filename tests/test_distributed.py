@@ -126,14 +126,33 @@ def test_fsdp2_trains_the_same_step(tmp_path):
         "half": {**common, "bf16": True},
         "expanded": {**common, "layout": "expanded"},
         "moves": {**common, "broken": "moves"},
+        "fails": {**common, "broken": "fails"},
+        "fails inside": {**common, "broken": "fails inside"},
     }
     results = run_steps(tmp_path, 2, runs)
     found = {name: result["layouts"] for name, result in results.items()}
-    assert found.pop("moves") == ["expanded unshared"] * 2
+    for broken in ("moves", "fails", "fails inside"):
+        assert found.pop(broken) == ["expanded unshared"] * 2
     assert found.pop("expanded") == ["expanded sdpa"] * 2
     assert set(map(tuple, found.values())) == {("shared_prefix sdpa",) * 2}
-    for name in ("shared", "checkpointing", "expanded", "moves"):
+    for name in ("shared", "checkpointing", "expanded", "moves", "fails", "fails inside"):
         assert_same(results[name], tmp_path, 4)
+
+
+@pytest.mark.processes
+def test_fsdp2_forks(tmp_path):
+    """Processes run the model equally often, though their groups need unequal numbers of forwards."""
+    common = {"groups": 6, "per_device_train_batch_size": 4, "prefix_check": True, "sharded": True, "forward": 0}
+    common |= {"layout": "shared_prefix", "prefix_backend": "fork"}
+    checkpointing = {"gradient_checkpointing": True, "eval_on_start": True}
+    runs = {"fork": common}
+    for reentrant in (True, False):
+        kind = {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+        runs[f"recomputed {reentrant}"] = {**common, **checkpointing, **kind}
+    for result in run_steps(tmp_path, 2, runs).values():
+        assert result["layouts"] == ["shared_prefix fork"] * 2
+        assert len(set(result["forwards"])) == 1
+        assert_same(result, tmp_path, 6)
 
 
 @pytest.mark.processes
