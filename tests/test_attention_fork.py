@@ -16,7 +16,6 @@ from helpers.families import (
     build,
     gradient,
     one_by_one,
-    plain_compute,
     random_group,
     rows_loss,
 )
@@ -26,6 +25,7 @@ from hypothesis import strategies as st
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig
 from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, LinearAttentionLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mrt_plugin.attention import NotShareable, prove
 from mrt_plugin.attention.branches import FORWARD, Branch, Placed, batch_inner, batch_leaves
@@ -65,13 +65,28 @@ def test_any_groups_in_any_packing(data: st.DataObject) -> None:
 
 
 @pytest.mark.processes
-def test_sharded_weights_are_refused() -> None:
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3_next", "qwen3_5", "mamba2", "bamba", "falcon_h1"])
+def test_sharded_weights(name: str) -> None:
+    """FSDP2 frees the weights of a layer after each forward, and gathers them again for the backward pass."""
+    groups = [group for row in PACKED for group in row]
+    reference = build(name, attn_implementation="eager")
+    expected, expected_gradient = gradient(reference, lambda: one_by_one(reference, groups))
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        model = fully_shard(build("llama"))
-        with pytest.raises(NotShareable, match="FSDP"):
-            ForkBackend(model.config).token_nll(model, build_rows(PACKED, PAD), plain_compute(model))
+        for checkpointing in (False, True):
+            model = build(name)
+            backend, rows = ForkBackend(model.config), build_rows(PACKED, PAD)
+            if checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            for module in list(model.modules()):
+                if isinstance(module, GradientCheckpointingLayer):
+                    fully_shard(module)
+            fully_shard(model)
+            loss = rows_loss(backend, model, rows)
+            loss.backward()
+            found = torch.cat([p.grad.full_tensor().flatten() for p in model.parameters()]).double()  # type: ignore
+            assert abs(loss.detach() / expected - 1) < 1e-5
+            assert (found - expected_gradient).norm() < 1e-4 * expected_gradient.norm()
     finally:
         torch.distributed.destroy_process_group()
 

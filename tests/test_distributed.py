@@ -1,5 +1,6 @@
 """A step over several gloo processes equals the same step in one, for rows that do not divide by the processes too."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from helpers.processes import gloo
 from helpers.training import make_groups, make_nested_groups, one_pair_at_a_time, one_step, relative
 
 
-def run_steps(folder: Path, processes: int, runs: dict[str, dict]) -> dict[str, dict]:
+def run_steps(
+    folder: Path, processes: int, runs: dict[str, dict], script: str = "distributed_step.py"
+) -> dict[str, dict]:
     """One optimizer step over all groups for each run, in `processes` processes."""
-    gloo(processes, "distributed_step.py", str(folder), json.dumps(runs))
+    gloo(processes, script, str(folder), json.dumps(runs))
     results = {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in runs}
     assert all(result["processes"] == processes for result in results.values())
     return results
@@ -126,14 +129,57 @@ def test_fsdp2_trains_the_same_step(tmp_path):
         "half": {**common, "bf16": True},
         "expanded": {**common, "layout": "expanded"},
         "moves": {**common, "broken": "moves"},
+        "fails": {**common, "broken": "fails"},
+        "fails inside": {**common, "broken": "fails inside"},
     }
     results = run_steps(tmp_path, 2, runs)
     found = {name: result["layouts"] for name, result in results.items()}
-    assert found.pop("moves") == ["expanded unshared"] * 2
+    for broken in ("moves", "fails", "fails inside"):
+        assert found.pop(broken) == ["expanded unshared"] * 2
     assert found.pop("expanded") == ["expanded sdpa"] * 2
     assert set(map(tuple, found.values())) == {("shared_prefix sdpa",) * 2}
-    for name in ("shared", "checkpointing", "expanded", "moves"):
+    for name in ("shared", "checkpointing", "expanded", "moves", "fails", "fails inside"):
         assert_same(results[name], tmp_path, 4)
+
+
+@pytest.mark.processes
+def test_fsdp2_forks(tmp_path):
+    """Processes run the model equally often, though their groups need unequal numbers of forwards."""
+    common = {"groups": 6, "per_device_train_batch_size": 4, "prefix_check": True, "sharded": True, "forward": 0}
+    common |= {"layout": "shared_prefix", "prefix_backend": "fork"}
+    checkpointing = {"gradient_checkpointing": True, "eval_on_start": True}
+    runs = {"fork": common}
+    for reentrant in (True, False):
+        kind = {"gradient_checkpointing_kwargs": {"use_reentrant": reentrant}}
+        runs[f"recomputed {reentrant}"] = {**common, **checkpointing, **kind}
+    for result in run_steps(tmp_path, 2, runs).values():
+        assert result["layouts"] == ["shared_prefix fork"] * 2
+        assert len(set(result["forwards"])) == 1
+        assert_same(result, tmp_path, 6)
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="needs DeepSpeed, which compiles on the first run: DS_BUILD_OPS=0 pip install deepspeed",
+)
+def test_zero_3_trains_the_same_step(tmp_path):
+    """Weights are gathered for each forward; the fork runs the model equally often on both processes."""
+    common = {"groups": 4, "per_device_train_batch_size": 2, "prefix_check": True, "layout": "auto"}
+    fork = {**common, "groups": 6, "per_device_train_batch_size": 4, "prefix_backend": "fork", "forward": 0}
+    runs = {
+        "shared": common,
+        "checkpointing": {**common, "gradient_checkpointing": True, "eval_on_start": True},
+        "fork": fork,
+        "recomputed fork": {**fork, "gradient_checkpointing": True},
+        "expanded": {**common, "layout": "expanded"},
+        "moves": {**common, "broken": True},
+    }
+    layouts = {"fork": "shared_prefix fork", "recomputed fork": "shared_prefix fork", "expanded": "expanded sdpa"}
+    layouts["moves"] = "expanded unshared"
+    for name, result in run_steps(tmp_path, 2, runs, "zero_step.py").items():
+        assert result["layouts"] == [layouts.get(name, "shared_prefix sdpa")] * 2, name
+        assert_same(result, tmp_path, runs[name]["groups"])
 
 
 @pytest.mark.processes

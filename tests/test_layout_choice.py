@@ -56,15 +56,10 @@ def test_what_accelerate_says(monkeypatch):
 
 
 @pytest.mark.parametrize("sharding", SHARDED)
-def test_the_fork_is_refused_where_weights_come_and_go(rows, sharding, caplog):
-    with pytest.raises(NotShareable, match=f"prefix_backend=fork: {sharding} gathers weights"):
-        choose(rows, sharding=sharding, layout="shared_prefix", prefix_backend="fork")
-    caplog.set_level(logging.INFO, "mrt_plugin")
-    _, choice = choose(rows, sharding=sharding, layout="auto", prefix_backend="fork")
-    assert choice.layout == choice.backend.name == "expanded"
-    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 1
-    assert sharding in warnings[0].getMessage()
+def test_the_fork_is_proved_in_the_first_step_there(rows, sharding):
+    choice = choose(rows, sharding=sharding, layout="auto", prefix_backend="fork")[1]
+    assert (choice.layout, choice.backend.name, choice.backend.together) == ("shared_prefix", "fork", True)
+    assert choice.unproved is not None
 
 
 @pytest.mark.parametrize("sharding", SHARDED)

@@ -39,6 +39,9 @@ class Backend(Protocol):
     def restore_model(self, model: Any) -> None:
         """Undo `prepare_model`."""
 
+    def forwards(self, rows: Rows) -> int:
+        """Return how often `token_nll` runs the model."""
+
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
         """Return the [R, T] negative log-likelihood of every label of `rows`, in nats; 0 where the label is -100."""
 
@@ -63,6 +66,9 @@ class OwnAttention:
         if self._before is not None:
             set_text_attention(model, self._before)
             self._before = None
+
+    def forwards(self, rows: Rows) -> int:
+        return 1
 
 
 class OneForward(OwnAttention):
@@ -132,6 +138,9 @@ class OneByOneBackend(ExpandedBackend):
     """
 
     name = "one_by_one"
+
+    def forwards(self, rows: Rows) -> int:
+        return len(rows.input_ids)
 
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
         where = rows.attention_mask.bool()

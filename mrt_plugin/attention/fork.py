@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import DynamicCache
 
 from mrt_plugin.attention.backend import Compute, OwnAttention
@@ -15,8 +14,12 @@ from mrt_plugin.attention.family import NotShareable
 from mrt_plugin.attention.fork_cache import copy_cache, copy_layer, is_filled, new_cache
 from mrt_plugin.attention.fork_checkpoint import recomputed, recomputes, refuse_other_checkpointing
 from mrt_plugin.attention.length_rope import length_ropes
+from mrt_plugin.attention.sharded import most_forwards
 from mrt_plugin.layout.group_row import IGNORE
 from mrt_plugin.layout.rows import Rows
+
+IDLE = Placed(Branch(tokens=[0], repeated=1, position=0, children=[]), 0)
+"""A forward without any NLL, for a process that has fewer of them than another."""
 
 
 class ForkBackend(OwnAttention):
@@ -28,6 +31,8 @@ class ForkBackend(OwnAttention):
     """
 
     name = "fork"
+    together = False
+    """Whether all processes run equally many forwards: where weights are sharded, they gather them together."""
 
     def __init__(self, config: Any) -> None:
         new_cache(config)  # refuses what it cannot fork
@@ -36,23 +41,23 @@ class ForkBackend(OwnAttention):
         refuse_other_checkpointing(model)
         super().prepare_model(model)
 
+    def forwards(self, rows: Rows) -> int:
+        return _count(forest(rows))
+
     def token_nll(self, model: Any, rows: Rows, compute: Compute) -> Tensor:
         """Compute the NLL. Branches of trees go through the model in the batches of `branches`.
 
         Raises:
-            NotShareable: under FSDP or another library's checkpointing, or if the model does not use its cache.
+            NotShareable: under another library's checkpointing, or if the model does not use its cache.
         """
         refuse_other_checkpointing(model)
-        if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-            raise NotShareable(
-                "prefix_backend=fork: FSDP frees weights between the two forwards that one backward pass needs. Use "
-                "DDP, or layout=expanded."
-            )
         roots = forest(rows)
         _refuse_split_angles(model.config, roots)
+        idle = most_forwards(model, _count(roots)) - _count(roots) if self.together else 0
         leaves, inner = _divide([Placed(root, 0) for root in roots])
         empty = new_cache(model.config)
         found = [self._alone(model, rows, batch, empty, compute) for batch in batch_leaves(leaves)]
+        found += [self._alone(model, rows, [IDLE], empty, compute) for _ in range(idle)]
         waiting = [(batch, empty) for batch in batch_inner(inner)]
         while waiting:
             batch, cache = waiting.pop()
@@ -60,8 +65,7 @@ class ForkBackend(OwnAttention):
             found.append(nll)
             if not is_filled(own, model.config):
                 raise NotShareable("prefix_backend=fork: the model did not fill its cache. Use layout=expanded.")
-            children = [Placed(child, row) for row, placed in enumerate(batch) for child in placed.branch.children]
-            leaves, inner = _divide(children)
+            leaves, inner = _divide(_children(batch))
             waiting += [(more, own) for more in batch_inner(inner)]
             for last in batch_leaves(leaves):
                 found.append(self._continue(model, rows, last, own, compute, keep=False)[0])
@@ -120,6 +124,21 @@ def _divide(branches: list[Placed]) -> tuple[list[Placed], list[Placed]]:
     """Return the branches without children, and those with children."""
     leaves = [placed for placed in branches if not placed.branch.children]
     return leaves, [placed for placed in branches if placed.branch.children]
+
+
+def _children(batch: list[Placed]) -> list[Placed]:
+    return [Placed(child, row) for row, placed in enumerate(batch) for child in placed.branch.children]
+
+
+def _count(roots: list[Branch]) -> int:
+    """Return the number of forwards that trees take."""
+    forwards, waiting = 0, [[Placed(root, 0) for root in roots]]
+    while waiting:
+        leaves, inner = _divide(waiting.pop())
+        batches = batch_inner(inner)
+        forwards += len(batch_leaves(leaves)) + len(batches)
+        waiting += map(_children, batches)
+    return forwards
 
 
 def _refuse_split_angles(config: Any, roots: list[Branch]) -> None:

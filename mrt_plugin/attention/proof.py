@@ -34,6 +34,7 @@ from mrt_plugin.attention.plain import (
     rms,
     settle_plain,
 )
+from mrt_plugin.attention.sharded import UnitCalls
 from mrt_plugin.attention.small_model import BEYOND, VOCABULARY, WINDOW, random_model, small_config, thresholds
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import IGNORE, GroupRow, build_group_row, expand
@@ -122,7 +123,8 @@ def prove_wrapped(
 ) -> str | None:
     """Do part 2 on a model whose weights are sharded over processes, and return why it fails, or None.
 
-    Every process gets the same row, and so runs the same number of forwards, whatever it finds.
+    Every process gets the same row, and so runs the same number of forwards, whatever it finds. Under FSDP2, so does
+    a process whose shared forward raises an error.
 
     Args:
         model: the model inside the wrapper, prepared for the backend.
@@ -133,15 +135,27 @@ def prove_wrapped(
         spacing: distance from 1 to the next larger number of a type that the wrapper computes in.
 
     Raises:
-        NotShareable: for any error. The wrapper is then in the middle of a forward, so the run cannot go on.
+        NotShareable: for an error of the plain forward, which `expanded` needs too; under ZeRO-3 for any error. The
+            wrapper is then in the middle of a forward, so the run cannot go on.
     """
     every = list(chain.from_iterable(map(expand, row)))
     pairs = [every[index] for index in compared(every)]
     backend.restore_model(model)
-    with refusal_of(f"prefix_backend={backend.name} could not be proved: {model.config.model_type}"):
-        plain = measure_plain(model, pairs, compute, pad_token_id)
-        plain = replace(plain, spacing=max(plain.spacing, spacing))
-        difference = _real_difference(model, backend, row, plain, compute, pad_token_id)
+    before, calls = UnitCalls(), UnitCalls()
+    try:
+        with refusal_of(f"prefix_backend={backend.name} could not be proved: {model.config.model_type}"):
+            with before.recording(model):
+                plain = measure_plain(model, pairs, compute, pad_token_id)
+            plain = replace(plain, spacing=max(plain.spacing, spacing))
+            with calls.recording(model):
+                difference = _real_difference(model, backend, row, plain, compute, pad_token_id)
+    except NotShareable as refusal:
+        if not before.forwards or before.under_way:
+            raise
+        missing = backend.forwards(build_rows([row], pad_token_id)) - len(calls.forwards)
+        with inference(model):
+            calls.end(before.forwards[-1], missing)
+        return str(refusal)
     if not plain.steady:
         return f"{model.config.model_type}: {plain.finding}."
     refusal = _difference_found(model, backend, row, plain, difference)

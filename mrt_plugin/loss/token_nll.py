@@ -88,6 +88,8 @@ class TokenNLL:
         heard = _Heard()
         with self._listen(heard, where, flat_targets, compare, own_head):
             logits = model(**forward_kwargs).logits
+        # FSDP2 gathers weights for the backward pass of what a forward returned: let all of it have a gradient, of 0.
+        tie = logits.flatten()[:0].float().sum() if isinstance(model, FSDPModule) else None
         flat = self._from_logits(logits[0], flat_targets) if own_head else torch.empty(0)
         if compare:
             self._own_head = not torch.allclose(flat.detach(), heard.expected, rtol=1e-4, atol=1e-4)
@@ -98,6 +100,8 @@ class TokenNLL:
         else:
             del flat, logits  # frees what only the comparison needed
             flat = self._chunked(heard, flat_targets) if heard.nll is None else heard.nll
+        if tie is not None:
+            flat = flat + tie
         nll = torch.zeros(where.shape, dtype=torch.float32, device=where.device)
         return nll.masked_scatter(where, flat)
 

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from mrt_plugin.attention.backend import Backend, Compute, ExpandedBackend, OneByOneBackend
 from mrt_plugin.attention.family import NotShareable, refuse_row_adapters
+from mrt_plugin.attention.fork import ForkBackend
 from mrt_plugin.attention.plain import settle_plain
 from mrt_plugin.attention.proof import prove, refusal_of
 from mrt_plugin.attention.resolve import resolve_backend
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 WORTH_SHARING = 1.05
 """`layout: auto` shares the prompt if the token ratio (expanded over shared tokens) is at least this."""
 
-FORK = "fork"
+FORK = ForkBackend.name
 MANY_FORWARDS = (FORK, OneByOneBackend.name)
 """The backends that run the model several times per batch. How often differs between processes."""
 
@@ -131,11 +132,8 @@ def _agreed_backend(setup: RunSetup, row: list[GroupRow]) -> Backend:
         with refusal_of(f"prefix_backend={options.prefix_backend} for {model.config.model_type}"):
             refuse_row_adapters(model)
             backend = resolve_backend(options.prefix_backend, model.config, device_type=device)
-            if backend.name == FORK and sharding is not None:
-                raise NotShareable(
-                    f"prefix_backend=fork: {sharding} gathers weights for each forward and frees them after it, and "
-                    "the fork needs them over two forwards. Use DDP, or layout=expanded."
-                )
+            if isinstance(backend, ForkBackend):
+                backend.together = sharding is not None
             backend.prepare_model(model)
             if options.prefix_check:
                 loaded = row if sharding is None else []  # sharded weights are proved in the first step

@@ -13,6 +13,7 @@ from transformers import set_seed
 from helpers import tiny
 from helpers.training import (
     Fails,
+    FailsInside,
     GradientTap,
     IgnoresTheMask,
     MovesPositions,
@@ -57,6 +58,7 @@ BROKEN = {
     "ignores": (IgnoresTheMask, [1]),
     "moves": (MovesPositions, [1]),
     "fails": (Fails, [1]),
+    "fails inside": (FailsInside, [1]),
     "padding": (ReadsPadding, [0, 1]),
 }
 """Models by what is wrong with them, and the processes that have them."""

@@ -169,6 +169,22 @@ class Fails(LlamaForCausalLM):
         return super().forward(*args, **kwargs)
 
 
+class FailsInside(LlamaForCausalLM):
+    """Takes the plain forward only, and fails in its last layer."""
+
+    def forward(self, *args, row_plan=None, **kwargs):
+        if row_plan is None:
+            return super().forward(*args, **kwargs)
+        hook = self.model.layers[-1].mlp.register_forward_pre_hook(self.fail)
+        try:
+            return super().forward(*args, row_plan=row_plan, **kwargs)
+        finally:
+            hook.remove()
+
+    def fail(self, module, args):
+        raise RuntimeError("no memory for this shape")
+
+
 class ReadsPadding(LlamaForCausalLM):
     """Computes something else where its batch is padded."""
 
