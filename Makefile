@@ -2,6 +2,8 @@
 # make test   sets everything up and runs the tests, then those that need no Axolotl on the
 #             newest releases, and those of Axolotl on its newest release
 # make test-fast  the tests that need neither Axolotl nor other processes and are not slow, in two minutes
+# make gpu-wheels  collects into build/gpu/wheels what a GPU machine without network lacks (TARGET=its pip freeze)
+# make test-gpu    on that machine: installs from there and checks and measures everything that needs a GPU
 # make lint   ruff, mypy and the order of the rooms
 # Another Python: make demo PYTHON=python3.12. Nothing outside this folder is written, but for pip's cache.
 
@@ -23,7 +25,7 @@ TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 AXOLOTL_DO_NOT_TRACK=1 TOKENIZERS_
 WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-oldest test-newest test-axolotl test-fast lint clean
+.PHONY: help install demo test test-oldest test-newest test-axolotl test-fast gpu-wheels test-gpu lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -75,6 +77,21 @@ test-axolotl: $(AXOLOTL_INSTALLED)
 
 test-fast: $(INSTALLED)
 	$(TESTING) $(VENV)/bin/python $(PYTEST) -m 'not axolotl and not processes and not slow'
+
+# The GPU machine has Python 3.12, torch, transformers and what tests/gpu/target.txt names, and no network.
+TARGET ?= tests/gpu/target.txt
+GPU := build/gpu
+gpu-wheels: $(INSTALLED)
+	$(VENV)/bin/python tests/gpu/collect_wheels.py $(GPU)/wheels --target $(TARGET)
+
+# A folder on the path, not an environment: the machine's own torch may be in one already.
+test-gpu:
+	rm -rf $(GPU)/site
+	$(PYTHON) -m pip install -q --no-index --no-deps --target $(GPU)/site $(GPU)/wheels/*.whl
+	PYTHONPATH=$(CURDIR)/$(GPU)/site $(PYTHON) -m pip install -q --no-index --no-deps --no-build-isolation \
+		--target $(GPU)/site .
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests:$(CURDIR)/$(GPU)/site HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false \
+		$(PYTHON) tests/gpu/run.py --output $(GPU)/result.json
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
