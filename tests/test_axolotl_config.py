@@ -143,6 +143,7 @@ def test_keys_that_a_grouped_dataset_would_ignore_are_refused(read):
     refused(read, "train_on_eos", "no meaning", datasets=[{**entry, "train_on_eos": "all"}])
     refused(read, "preprocess_shards", "no meaning", datasets=[{**entry, "preprocess_shards": 2}])
     refused(read, "conversation", datasets=[{**entry, "conversation": "x"}])
+    refused(read, "datasets[0]", "share", "`shards: N`", "column", "`weights`", datasets=[{**entry, "weight": 0.5}])
 
 
 def test_overrides_are_matched_by_the_keys_given(read, tmp_path):

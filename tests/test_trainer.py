@@ -1,11 +1,13 @@
 """The TRL trainer: its loss is what the formulas say, however a step is cut, and everything around it works."""
 
+import copy
 import math
 
 import pytest
 import torch
+import trl
 from datasets import Dataset
-from helpers import tiny
+from helpers import families, tiny
 from helpers.training import (
     IgnoresTheMask,
     config,
@@ -17,8 +19,10 @@ from helpers.training import (
     relative,
     trl_settings,
 )
-from peft import LoraConfig
+from packaging.version import Version
+from peft import LoraConfig, get_peft_model
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     EarlyStoppingCallback,
@@ -118,6 +122,35 @@ def test_the_step_is_the_formula_one_pair_at_a_time(tmp_path, aggregation, neste
         settings = {"per_device_train_batch_size": 6, "layout": "shared_prefix", **way}
         run = one_step(tmp_path, groups, loss_aggregation=aggregation, **settings)
         assert run.trainer.layout == "shared_prefix"
+        assert run.loss == pytest.approx(loss, rel=1e-5)
+        assert relative(run.gradient, gradient) < 1e-4
+
+
+HEADS = {
+    "granite": {"logits_scaling": 8.0},
+    "cohere2": {"logit_scale": 0.25, "sliding_window": 512},
+    "gemma2": {"final_logit_softcapping": 3.0, "sliding_window": 512},
+}
+"""Families whose forward changes the head's output, by so much that a loss without it would be another one."""
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("family", HEADS)
+def test_the_head_is_the_models_own_whatever_trl_makes_of_its_forward(tmp_path, family, lora):
+    """TRL 1.15 and later give the model a forward with a fused head. The reference is a copy without it."""
+    given = families.SMALL | {"vocab_size": 1024, "initializer_range": 0.1, "pad_token_id": None}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **given, **HEADS[family]))
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    groups = make_groups(5, 3, weights=True)
+    loss, gradient = one_pair_at_a_time(groups, model=copy.deepcopy(model))
+    for layout in ("expanded", "shared_prefix"):
+        trained = copy.deepcopy(model)
+        run = one_step(tmp_path, groups, trained, layout=layout, per_device_train_batch_size=5)
+        inner = trained.get_base_model() if lora else trained
+        if Version(trl.__version__) >= Version("1.15"):
+            assert "_fused_forward" in inner.forward.__code__.co_name
         assert run.loss == pytest.approx(loss, rel=1e-5)
         assert relative(run.gradient, gradient) < 1e-4
 

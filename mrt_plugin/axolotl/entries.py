@@ -20,6 +20,12 @@ logger = logging.getLogger(__name__)
 ORDINARY = "ordinary"
 OWN_KEYS = {*DATASET_KEYS, "trust_remote_code", "shards", "shards_idx"}
 """Keys of an entry that a grouped dataset supports."""
+INSTEAD = {
+    "weight": "weight is the share of a dataset's rows that Axolotl keeps, at random, and groups are read whole. "
+    "For one of N equal shares write `shards: N`. Weights of responses are a column of the data, `weights`: a list "
+    "with a number per response (mrt.weights: column).",
+}
+"""Keys of an entry that a grouped dataset does not support, and what to write instead."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,8 @@ def _entry_problems(keys: dict[str, Any], selector: str | None) -> Iterator[str]
         if key in DATASET_OPTIONS:
             own = f"{{path: {keys.get('path')}, {key}: {keys[key]}}}"
             yield f"Axolotl drops {key} here. Write under mrt:  datasets: [{own}]."
+        if key in INSTEAD:
+            yield INSTEAD[key]
         yield f"{key} has no meaning for groups. Remove it; the keys that have one are {', '.join(sorted(OWN_KEYS))}."
 
 

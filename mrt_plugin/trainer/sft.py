@@ -1,6 +1,7 @@
 """Multi-response training with TRL's `SFTTrainer`: its configuration and the trainer."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,12 @@ REFUSED_ARGUMENTS = {
 }
 
 
+def refused_options(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the options with a value that is not accepted, and what to do instead. TRL drops options in minor
+    releases, so one that the installed release does not have is not looked at."""
+    return [(name, reason) for name, accepted, reason in ACCEPTED if name in values and values[name] not in accepted]
+
+
 @dataclass
 class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
     """`trl.SFTConfig` with the options of `mrt_plugin.options.MultiResponseOptions`.
@@ -75,7 +82,7 @@ class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
         given = self.liger_kernel_config
         kernels: dict[str, Any] = given if isinstance(given, dict) else {}  # still text if it is from a command line
         without = dict.fromkeys(("cross_entropy", "fused_linear_cross_entropy"), False)
-        refused = [(name, reason) for name, accepted, reason in ACCEPTED if getattr(self, name) not in accepted]
+        refused = refused_options(vars(self))
         if self.train_sampling_strategy == "group_by_length":
             refused.append(("train_sampling_strategy", "packing makes even rows; use 'random' or 'sequential'."))
         if any(map(kernels.get, without)):

@@ -47,9 +47,11 @@ def make_nested_groups(documents: int = 2, questions: int = 3) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def one_pair_at_a_time(groups: Dataset, aggregation: str = "token") -> tuple[float, torch.Tensor]:
-    """Loss and gradient by the sums of the design: a plain forward of `tiny.llama` for each pair of text prompts."""
-    model, tokenizer = tiny.llama().train(), tiny.tokenizer()
+def one_pair_at_a_time(
+    groups: Dataset, aggregation: str = "token", model: torch.nn.Module | None = None
+) -> tuple[float, torch.Tensor]:
+    """Loss and gradient by the sums of the design: a plain forward for each pair, of `tiny.llama` by default."""
+    model, tokenizer = (tiny.llama() if model is None else model).train(), tiny.tokenizer()
     total, units = torch.zeros(()), 0.0
     for row in groups:
         prompt = [{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"]
@@ -117,11 +119,11 @@ def losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def one_step(tmp_path, groups, **overrides):
-    """Loss and gradient of one optimizer step over all groups."""
+def one_step(tmp_path, groups, model=None, **overrides):
+    """Loss and gradient of one optimizer step over all groups, of `tiny.llama` by default."""
     tap = GradientTap()
     trainer = MultiResponseSFTTrainer(
-        model=tiny.llama(),
+        model=tiny.llama() if model is None else model,
         args=config(tmp_path, max_steps=1, **overrides),
         train_dataset=groups,
         processing_class=tiny.tokenizer(),
