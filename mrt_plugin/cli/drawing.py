@@ -56,7 +56,7 @@ def sample(given: SampleOptions, **options: Any) -> None:
     except ValueError:
         options["extra"] = None
     if not isinstance(options["extra"], dict):
-        from mrt_plugin.sampling.masking import mask_typed
+        from mrt_plugin.endpoint.masking import mask_typed
 
         raise ValueError(f'--extra {mask_typed(given.extra)!r} is not JSON as in {{"top_k": 20}}.')
     if given.model is not None and given.endpoint is None:
@@ -148,8 +148,8 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         check_folders(models)
     for pool in [one.pool for one in models if one.pool is not None]:
         check_file(pool)
+    from mrt_plugin.endpoint.journal import journal_path
     from mrt_plugin.groups.paths import Named, check_paths
-    from mrt_plugin.sampling.journal import journal_path
     from mrt_plugin.scoring.cache import cache_file
 
     written: list[Named] = []

@@ -13,6 +13,7 @@ from datasets import Dataset, Features, Json, List, Value
 from peft import PeftModel
 
 from mrt_plugin.encoding import Encoder
+from mrt_plugin.endpoint.jobs import Draw, SamplingSettings
 from mrt_plugin.evaluation.cases import Case, Checker
 from mrt_plugin.evaluation.forgetting import Scores, probe_nll, run_tasks
 from mrt_plugin.evaluation.held_out import ResponseNLL, response_nll
@@ -26,7 +27,7 @@ from mrt_plugin.models.named_model import NamedModel
 from mrt_plugin.planning.paired import Measured
 from mrt_plugin.planning.progress import Progress, counting
 from mrt_plugin.sampling.local import LocalModel
-from mrt_plugin.sampling.options import Draw, LocalOptions, Sampler, SamplingSettings
+from mrt_plugin.sampling.options import LocalOptions, Sampler
 from mrt_plugin.sampling.run import sample_pool
 from mrt_plugin.scoring.cosine import cosines, diversity
 from mrt_plugin.scoring.embedders import Embedder
