@@ -123,7 +123,13 @@ def _check_code(name: str) -> None:
 
 def _check_scorer(names: str) -> None:
     for name in filter(None, map(str.strip, names.split(","))):
-        (_check_code if ":" in name else check_model)(name)
+        (_check_judge if name.startswith("judge:") else _check_code if ":" in name else check_model)(name)
+
+
+def _check_judge(name: str) -> None:
+    from mrt_plugin.scoring.judge import is_judge, parse_judge
+
+    (parse_judge if is_judge(name) else _check_code)(name)
 
 
 def _check_picture(path: Path, endings: tuple[str, ...] = (".png", ".svg", ".pdf")) -> None:
@@ -188,6 +194,7 @@ COMMANDS: dict[str, tuple[Need, ...]] = {
         _with(("decisions",), "curation", "proportion"),
         _with(("tokenizer",), "curation", "stats"),
         Need(("num_proc",), lambda o: o.engine == "local", "--engine local"),
+        Need(("max_calls", "dry_run"), lambda o: "judge:" in (o.scorer or ""), "--scorer judge:MODEL@URL"),
     ),
     "sample": (
         _with((*_REQUESTS, "requests_per_minute", "extra"), "endpoint"),

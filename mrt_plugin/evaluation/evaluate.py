@@ -31,6 +31,7 @@ from mrt_plugin.groups.messages import prompt_text
 from mrt_plugin.models.named_model import NamedModel, check_names
 from mrt_plugin.planning.paired import DRAWS, FEWEST, LEVEL, Bootstrap, holm
 from mrt_plugin.planning.progress import Progress
+from mrt_plugin.scoring.judge import is_judge
 from mrt_plugin.scoring.scores import scorer_name
 
 FEW = 30
@@ -90,7 +91,7 @@ def evaluate(
         raise ValueError("Tasks need a model on this machine: not an endpoint, nor only a file of samples.")
     if (how.scorer or how.checker) and not how.m and not any(model.pool for model in models):
         raise ValueError("A scorer or a checker needs samples: ask for some (--m), or give a file of them.")
-    if isinstance(how.scorer, str) and ":" in how.scorer:
+    if isinstance(how.scorer, str) and ":" in how.scorer and not is_judge(how.scorer):
         load_function(how.scorer)  # fail on a wrong name before drawing samples
     subjects = [measure_subject(model, cases, how, progress) for model in models]
     left_out = share_references(subjects)
