@@ -31,6 +31,7 @@ from mrt_plugin.sampling.options import LocalOptions, Sampler
 from mrt_plugin.sampling.run import sample_pool
 from mrt_plugin.scoring.cosine import cosines, diversity
 from mrt_plugin.scoring.embedders import Embedder
+from mrt_plugin.scoring.judge import Judge
 from mrt_plugin.scoring.scores import Scorer, score_columns, scorer_list
 
 NAN = float("nan")
@@ -67,6 +68,10 @@ class How:
     scorer: Scorer | None = None
     score_cache: str | Path | None = None
     checker: Checker | None = None
+    judge: Judge | None = None
+    """Compares samples with the baseline's, or a single model's with references."""
+    judge_samples: int = 1
+    """Samples per prompt that the judge compares."""
     local: LocalOptions = field(default_factory=LocalOptions)
     """How models on this machine are loaded."""
     tokenizer: str | None = None
