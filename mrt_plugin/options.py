@@ -106,8 +106,8 @@ class SelectionOptions:
     scorer: str | None = option(
         None,
         "Replaces the column `scores`: the name or path of a reward model, or your function of (prompt, responses), "
-        "`package.module:function` or `file.py:function`. Of several, separated by commas, the first decides; the "
-        "log says how far the others agree.",
+        "`package.module:function` or `file.py:function`, or a judge, `judge:MODEL@URL` or `judge:FILE.yaml`. Of "
+        "several, separated by commas, the first decides; the log says how far the others agree.",
     )
     score_cache: str | None = option(
         None,

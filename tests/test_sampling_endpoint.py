@@ -17,14 +17,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mrt_plugin import load_groups
+from mrt_plugin.endpoint.jobs import Draw, Reply
+from mrt_plugin.endpoint.journal import Journal
 from mrt_plugin.evaluation.cases import read_cases
 from mrt_plugin.evaluation.subject import read_samples
 from mrt_plugin.groups import DataError
 from mrt_plugin.pipeline.files import select_file
 from mrt_plugin.pipeline.job import PoolFile, SelectJob
 from mrt_plugin.sampling import Endpoint, EndpointError, SamplingSettings, Unfinished, sample_pool
-from mrt_plugin.sampling.journal import Journal
-from mrt_plugin.sampling.options import Draw, Reply
 
 PROMPTS = [
     {"prompt": [{"role": "user", "content": "Name a colour."}]},

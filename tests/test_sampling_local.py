@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mrt_plugin.cli import app
 from mrt_plugin.encoding import Encoder, prepare_tokenizer
+from mrt_plugin.endpoint.jobs import Draw, Job, draw_seed
 from mrt_plugin.sampling import LocalModel, SamplingSettings, sample_pool
 from mrt_plugin.sampling.local import _Picker, draw_after
-from mrt_plugin.sampling.options import Draw, Job, draw_seed
 
 SHORT = SamplingSettings(max_tokens=6)
 

@@ -19,6 +19,7 @@ from datasets import Dataset
 from helpers import tiny
 from helpers.processes import run_python, start_python
 from helpers.selecting import reward_dir
+from scipy.stats import kendalltau, spearmanr
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -27,10 +28,10 @@ from transformers import (
 
 from mrt_plugin import load_groups, select
 from mrt_plugin.scoring import CacheError, ScoreCache, score_groups, softmax_weights
+from mrt_plugin.scoring.agreement import agreement, agreement_line
 from mrt_plugin.scoring.cache import cache_directory
 from mrt_plugin.scoring.fixed_shapes import fixed_batches, padded_length
 from mrt_plugin.scoring.reward_model import RewardModel
-from mrt_plugin.scoring.scores import rank_agreement
 
 
 @pytest.fixture(autouse=True)
@@ -365,10 +366,33 @@ class TestFunctions:
 
 
 def test_agreement() -> None:
-    same = rank_agreement("a", [[1, 2, 3], [1, 1]], "b", [[5, 6, 9], [0, 1]])
-    assert same == "b agrees with a: rank correlation 1.00 inside a group (mean of 1), the same best response in 100%."
-    assert "rank correlation -1.00 inside" in rank_agreement("a", [[1, 2, 3]], "b", [[3, 2, 1]])
-    assert "no group" in rank_agreement("a", [[1]], "b", [[2]])
+    same = agreement_line("a", [[1, 2, 3], [1, 1]], "b", [[5, 6, 9], [0, 1]])
+    assert same == (
+        "b agrees with a: rank correlation 1.00 (Spearman) and 1.00 (Kendall) inside a group (mean of 1), the same "
+        "order in 100% of 3 pairs, the same best response in 100%."
+    )
+    assert "rank correlation -1.00 (Spearman)" in agreement_line("a", [[1, 2, 3]], "b", [[3, 2, 1]])
+    assert "no group" in agreement_line("a", [[1]], "b", [[2]])
+
+
+def test_agreement_is_that_of_scipy_with_ties() -> None:
+    random = np.random.default_rng(0)
+    groups = [(random.integers(0, 4, size=7), random.integers(0, 4, size=7)) for _ in range(30)]
+    found = agreement([x.tolist() for x, _ in groups], [y.tolist() for _, y in groups])
+    assert found.groups == 30
+    assert found.spearman == pytest.approx(np.mean([spearmanr(x, y).statistic for x, y in groups]))
+    assert found.kendall == pytest.approx(np.mean([kendalltau(x, y).statistic for x, y in groups]))
+    pairs = [(x[i] - x[j], y[i] - y[j]) for x, y in groups for i in range(7) for j in range(i)]
+    apart = [one * other > 0 for one, other in pairs if one and other]
+    assert found.pairs == len(apart)
+    assert found.accuracy == pytest.approx(np.mean(apart))
+
+
+def test_a_scorer_is_compared_with_the_column_that_it_replaces(caplog: Any) -> None:
+    caplog.set_level(logging.INFO, "mrt_plugin")
+    groups = load_groups(Dataset.from_list([{"prompt": "Hi", "responses": ["a", "bb", "ccc"], "scores": [3, 1, 2]}]))
+    select(groups, "best_k", k=1, scorer=lambda prompt, responses: [len(text) for text in responses])
+    assert "agrees with the column `scores`: rank correlation -0.50 (Spearman)" in caplog.text
 
 
 class TestWeights:

@@ -13,8 +13,8 @@ from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, Tr
 
 from mrt_plugin import MultiResponseSFTTrainer
 from mrt_plugin.encoding import Encoder
+from mrt_plugin.endpoint.jobs import Draw
 from mrt_plugin.options import MultiResponseOptions
-from mrt_plugin.sampling.options import Draw
 from mrt_plugin.trainer.callbacks.samples import pick_prompts
 from mrt_plugin.trainer.callbacks.smoke import SmokeTestFailed, fault_of, trend
 from mrt_plugin.trainer.callbacks.watch import HeldOutEarlyStopping, Overfitting

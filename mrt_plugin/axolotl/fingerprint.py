@@ -18,6 +18,7 @@ from mrt_plugin.extension import extension_files, is_extension
 from mrt_plugin.groups.adapters import source_files
 from mrt_plugin.options import WATCHING
 from mrt_plugin.scoring.embedders import SENTENCE_TRANSFORMERS_DEFAULT
+from mrt_plugin.scoring.judge import is_judge, judge_files
 from mrt_plugin.scoring.scores import scorer_list
 from mrt_plugin.trainer.prepare import FORMAT
 
@@ -138,7 +139,9 @@ def _tokenizer_content(name: str, revision: str | None) -> str:
 
 
 def _named_content(name: str) -> str:
-    """Return the content of a user's own code or a model's folder, or the model's commit on the hub or here."""
+    """Return the content of a user's code, a judge's files or a model's folder, or the model's commit on the hub."""
+    if is_judge(name):
+        return f"{name} {_content(judge_files(name))}"
     if is_extension(name):
         return f"{name} {_content(extension_files(name))}"
     if Path(name).is_dir():

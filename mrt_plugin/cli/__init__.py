@@ -10,10 +10,12 @@ from mrt_plugin.cli.init import init
 from mrt_plugin.cli.machine import bench, demo, doctor, simulate
 from mrt_plugin.cli.option import CheckedCommand
 from mrt_plugin.cli.planning import audit, augment, grid, plan
+from mrt_plugin.cli.reward import reward_model
 from mrt_plugin.cli.select import select
 
 app = typer.Typer(name="mrt", no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
-for command in (init, demo, sample, select, doctor, bench, plan, simulate, audit, augment, evaluate, grid):
+COMMANDS = (init, demo, sample, select, doctor, bench, plan, simulate, audit, augment, evaluate, grid, reward_model)
+for command in COMMANDS:
     app.command(cls=CheckedCommand)(command)
 
 

@@ -56,7 +56,7 @@ def sample(given: SampleOptions, **options: Any) -> None:
     except ValueError:
         options["extra"] = None
     if not isinstance(options["extra"], dict):
-        from mrt_plugin.sampling.masking import mask_typed
+        from mrt_plugin.endpoint.masking import mask_typed
 
         raise ValueError(f'--extra {mask_typed(given.extra)!r} is not JSON as in {{"top_k": 20}}.')
     if given.model is not None and given.endpoint is None:
@@ -102,8 +102,12 @@ class EvaluateOptions:
     m: int = flag(16, "Samples per prompt; 0 for the NLL alone.", min=0)
     at: str | None = flag(None, "Numbers of samples to report at, with commas; by default 1,2,4,... up to M.")
     embedder: str = flag("lexical", "lexical, sentence-transformers, a model's name or path, or none.", "embedder")
-    scorer: str | None = flag(None, "For the reward: a reward model's path or name, or module:function.", "scorer")
+    scorer: str | None = flag(None, "For the reward: a reward model, module:function, or a judge.", "scorer")
     score_cache: Path | None = flag(None, "Folder of the cache of vectors and scores.")
+    judge: str | None = flag(None, "MODEL@URL or FILE.yaml: a judge compares samples in both orders.", "judge")
+    judge_samples: int = flag(1, "Samples per prompt that the judge compares.", min=1)
+    max_calls: int | None = flag(None, "The most requests to a judge, retries included.", min=1)
+    dry_run: bool = switch("Say what judging would cost at most, and stop.")
     checker: str | None = flag(None, "For pass@M: exact, numeric, module:function or file.py:function.")
     probe: bool = flag(True, "Measure the general probe before and after fine-tuning.")
     lm_eval: str | None = flag(None, "Tasks of the lm-evaluation-harness, with commas.")
@@ -148,8 +152,8 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         check_folders(models)
     for pool in [one.pool for one in models if one.pool is not None]:
         check_file(pool)
+    from mrt_plugin.endpoint.journal import journal_path
     from mrt_plugin.groups.paths import Named, check_paths
-    from mrt_plugin.sampling.journal import journal_path
     from mrt_plugin.scoring.cache import cache_file
 
     written: list[Named] = []
@@ -158,6 +162,15 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         written += [(f"the samples of {one.name}", path) for path in (samples, journal_path(samples))]
     inputs: list[Named] = [("--data", given.data), *(("--pool", one.pool) for one in models)]
     inputs += [("--scorer", given.scorer), ("--checker", given.checker), ("--lm-eval-include", given.lm_eval_include)]
+    from mrt_plugin.scoring.judge import journal_file, judge_files, parse_judge
+    from mrt_plugin.scoring.scores import judges_of
+
+    judge = None
+    if given.judge is not None:
+        judge = parse_judge(given.judge, max_calls=given.max_calls)
+        written += [("the judge's answers", journal_file(judge, given.output))]
+        inputs += [("--judge", path) for path in judge_files(f"judge:{given.judge.removeprefix('judge:')}")]
+    scorers: Any = judges_of(given.scorer, max_calls=given.max_calls)
     folders = [given.tokenizer, given.embedder, *(path for one in models for path in (one.path, one.adapter))]
     cache = cache_file(given.score_cache)
     check_paths([*written, ("--report", given.report), ("the score cache", cache)], inputs, folders)
@@ -174,6 +187,8 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         "endpoint": serve,
         "embedder": None if given.embedder == "none" else load_embedder(given.embedder, score_cache=given.score_cache),
         "checker": None if given.checker is None else load_checker(given.checker),
+        "judge": judge,
+        "scorer": scorers[0] if len(scorers) == 1 else given.scorer,
         "local": LocalOptions(**part_of(LocalOptions, options)),
         "tasks": tasks,
         "task_manager": check_tasks(tasks, given.lm_eval_include) if tasks else None,
@@ -181,6 +196,8 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
     }
     how = How(**part_of(How, options))
     cases = read_cases(given.data, source=given.source, max_prompts=given.max_prompts, seed=given.seed)
+    if given.dry_run:
+        return _show_costs(how, cases, models, given)
     shown = {name: options[name] for name in ("baseline", "outputs", "seed", "data")}
     with stages() as progress:
         result = mrt_plugin.evaluate(cases, models, how, progress=progress, **shown)
@@ -189,8 +206,34 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         say(result.next)
 
 
+def _show_costs(how: Any, cases: Any, models: Any, given: EvaluateOptions) -> None:
+    """Say what the judges would cost at most, before a sample is drawn."""
+    from mrt_plugin.evaluation.judging import cost_of_judging, cost_of_rewards
+    from mrt_plugin.scoring.judge import Judge
+
+    costs = {}
+    if how.judge is not None:
+        costs[f"comparisons by {how.judge.name}"] = cost_of_judging(
+            how.judge, cases, models, given.baseline or models[0].name, how
+        )
+    if isinstance(how.scorer, Judge):
+        costs[f"scores by {how.scorer.name}"] = cost_of_rewards(how.scorer, cases, models, how)
+    if given.json:
+        return as_json({name: asdict(cost) for name, cost in costs.items()})
+    for name, cost in costs.items():
+        say(f"{name}: {cost.line()}")
+    say("Tokens are estimated as UTF-8 bytes / 4. Nothing was asked, drawn or written.")
+
+
 def _show(result: "Evaluation") -> None:
-    from mrt_plugin.evaluation.evaluate_report import curve_rows, difference_rows, forgetting_rows, measure_rows
+    from mrt_plugin.evaluation.evaluate_report import (
+        curve_rows,
+        difference_rows,
+        forgetting_rows,
+        judged_rows,
+        measure_rows,
+        reward_rows,
+    )
 
     say(f"{result.data.name}: {result.data.prompts:,} prompts, {result.data.with_references:,} with references.")
     few = len(result.models) <= 2  # with more, intervals would not fit beside each other
@@ -201,6 +244,9 @@ def _show(result: "Evaluation") -> None:
         table(columns, rows)
     for name in result.others:
         table(*difference_rows(result, name))
+    for columns, rows in (judged_rows(result), reward_rows(result)):
+        if rows:
+            table(columns, rows)
     for row in result.forgetting:
         table(*forgetting_rows(row))
     say("", *result.notes)

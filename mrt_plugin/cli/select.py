@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrt_plugin.cli.option import argument, command, flag, switch
-from mrt_plugin.cli.show import finish, json_ready, say, table
+from mrt_plugin.cli.show import as_json, finish, json_ready, say, table
 from mrt_plugin.pipeline.job import PoolFile, SelectJob
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ class SelectOptions:
     proportion: list[str] | None = flag(None, "NAME=SHARE for each pool. NAME is the file's name without its ending.")
     export: list[str] | None = flag(None, "Also write sft=FILE.jsonl or dpo=FILE.jsonl.")
     from_manifest: Path | None = flag(None, "Make the selection of this manifest again, with its options.", "file")
+    max_calls: int | None = flag(None, "With a judge as --scorer: the most requests, retries included.", min=1)
+    dry_run: bool = switch("With a judge as --scorer: say what judging would cost, and stop.")
     json: bool = switch("Print the counts as JSON.")
 
 
@@ -61,11 +63,34 @@ def select(given: SelectOptions, **options: Any) -> None:
     )
     check_job_paths(job)
     job = replace(job, curation=_rules(given.curation))
+    if job.scorer is not None:
+        from mrt_plugin.scoring.scores import judges_of
+
+        scorers: Any = judges_of(job.scorer, max_calls=given.max_calls)
+        if given.dry_run:
+            return _show_costs(job, scorers, given.json)
+        job.scorer = scorers
     if given.tokenizer is not None:
         from transformers import AutoTokenizer
 
         job.tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
     finish(given, select_file(job), _as_dict, _show)
+
+
+def _show_costs(job: SelectJob, scorers: list[Any], as_document: bool) -> None:
+    """Say what the judges would cost on the pools as they are read. Curation can only make it less."""
+    from mrt_plugin.pipeline.files import read_pools
+    from mrt_plugin.scoring.judge import Judge
+    from mrt_plugin.scoring.judge_run import cost_of_scores
+
+    judges = [one for one in scorers if isinstance(one, Judge)]
+    groups = read_pools(job.pools).groups
+    costs = cost_of_scores(judges, groups, job.score_cache)
+    if as_document:
+        return as_json(json_ready(costs))
+    for name, cost in costs.items():
+        say(f"{name}: {cost.line()}")
+    say("Tokens are estimated as UTF-8 bytes / 4. Nothing was asked, and nothing written.")
 
 
 def _pools(data: list[str], sources: list[str]) -> list[PoolFile]:

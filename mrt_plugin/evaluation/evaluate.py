@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from mrt_plugin.evaluation.cases import Case
 from mrt_plugin.evaluation.forgetting import FLAGGED, SIGNIFICANT, compare_probe, compare_tasks
+from mrt_plugin.evaluation.judging import judge_subjects, opponents
 from mrt_plugin.evaluation.result import (
     CaseCounts,
     Difference,
@@ -20,6 +22,7 @@ from mrt_plugin.evaluation.result import (
     SampleCounts,
     TaskChange,
     Value,
+    WinRate,
     label,
     order,
     outcome,
@@ -31,6 +34,7 @@ from mrt_plugin.groups.messages import prompt_text
 from mrt_plugin.models.named_model import NamedModel, check_names
 from mrt_plugin.planning.paired import DRAWS, FEWEST, LEVEL, Bootstrap, holm
 from mrt_plugin.planning.progress import Progress
+from mrt_plugin.scoring.judge import is_judge
 from mrt_plugin.scoring.scores import scorer_name
 
 FEW = 30
@@ -88,9 +92,11 @@ def evaluate(
         raise ValueError(f"baseline={baseline!r} is none of the models: {', '.join(names)}.")
     if how.tasks and (how.endpoint is not None or not any(model.path for model in models)):
         raise ValueError("Tasks need a model on this machine: not an endpoint, nor only a file of samples.")
-    if (how.scorer or how.checker) and not how.m and not any(model.pool for model in models):
-        raise ValueError("A scorer or a checker needs samples: ask for some (--m), or give a file of them.")
-    if isinstance(how.scorer, str) and ":" in how.scorer:
+    if (how.scorer or how.checker or how.judge) and not how.m and not any(model.pool for model in models):
+        raise ValueError("A scorer, a checker or a judge needs samples: ask for some (--m), or give a file of them.")
+    if how.judge is not None and len(models) == 1:
+        opponents(cases, {names[0]: []}, names[0])  # fail before drawing samples
+    if isinstance(how.scorer, str) and ":" in how.scorer and not is_judge(how.scorer):
         load_function(how.scorer)  # fail on a wrong name before drawing samples
     subjects = [measure_subject(model, cases, how, progress) for model in models]
     left_out = share_references(subjects)
@@ -98,6 +104,10 @@ def evaluate(
         raise ValueError("There is nothing to measure: ask for samples (--m), or give data with references.")
     base = subjects[0 if baseline is None else names.index(baseline)]
     boot = Bootstrap(len(cases), seed)
+    judged: list[WinRate] = []
+    if how.judge is not None:
+        limits: dict[str, Any] = {"samples": how.judge_samples, "folder": how.folder, "progress": progress}
+        judged = judge_subjects(how.judge, cases, subjects, base.model.name, boot, **limits)
     counts = [len(case.references) for case in cases]
     spread = min(counts), float(np.median(counts)), max(counts)
     result = Evaluation(
@@ -116,6 +126,7 @@ def evaluate(
             }
             for place, case in enumerate(cases)
         ],
+        judged=judged,
         intervals={"level": LEVEL, "draws": DRAWS, "seed": seed},
         points={"flagged": FLAGGED, "significant": SIGNIFICANT},
         how={
@@ -124,6 +135,7 @@ def evaluate(
             "embedder": how.embedder and how.embedder.name,
             "scorer": how.scorer and scorer_name(how.scorer),
             "checker": how.checker and how.checker.name,
+            "judge": how.judge and {"name": how.judge.name, "samples": how.judge_samples},
             "load_in_4bit": how.local.load_in_4bit,
         },
     )
@@ -242,6 +254,7 @@ def notes(cases: Sequence[Case], subjects: Sequence[Subject], base: Subject, res
     unchecked = sum(any(one.right is None for one in some) for some in checked)
     if unchecked and result.how["checker"]:
         yield f"{unchecked:,} prompts give the checker nothing to compare with, and are left out of pass@M."
+    yield from (note for row in result.judged for note in _about_judging(row))
     for subject in subjects:
         yield from _about_model(subject, base, without < len(cases))
     if len(cases) < FEWEST:
@@ -257,6 +270,19 @@ def notes(cases: Sequence[Case], subjects: Sequence[Subject], base: Subject, res
             f"stands in at most about {1 - LEVEL:.0%} of evaluations. Intervals are those of each comparison alone"
             + (f"; {alone} exclude 0 and are still unclear." if alone else ".")
         )
+
+
+def _about_judging(row: WinRate) -> Iterator[str]:
+    if row.unreadable:
+        left = f"{row.unreadable:,} of {row.pairs + row.unreadable:,} pairs are left out"
+        yield f"{row.model}: {left}, since the judge's answer in one of the orders gives no verdict."
+    if row.position_bias and row.first_shown is not None:
+        shown = f"{row.first_shown:.0%} of its verdicts are for the response shown first"
+        yield f"{row.model}: the judge has a position bias: {shown}. Both orders are asked, so it is no one's gain."
+    if row.rate is not None and row.length_controlled is None and row.length_difference:
+        side = "longer" if row.length_difference > 0 else "shorter"
+        what = f"its samples are {side} on every prompt, so length and quality cannot be told apart"
+        yield f"{row.model}: no length-controlled win rate: {what}."
 
 
 def _about_model(subject: Subject, base: Subject, references: bool) -> Iterator[str]:

@@ -68,6 +68,31 @@ def difference_rows(result: Evaluation, model: str) -> Table:
     return [f"{model} minus {result.baseline}", "difference", f"{result.intervals['level']:.0%} interval", ""], rows
 
 
+def judged_rows(result: Evaluation) -> Table:
+    """Build a table with a row per model that a judge compared."""
+    rows = []
+    for row in result.judged:
+        rate = "" if row.rate is None else f"{_share(row.rate)} ({_interval(row.interval, _share)})"
+        ends = _interval(row.length_controlled_interval, _share)
+        controlled = _share(row.length_controlled) + (f" ({ends})" if ends else "")
+        counts = f"{row.wins:,} / {row.ties:,} / {row.losses:,}"
+        bias = "" if row.first_shown is None else f"{_share(row.first_shown)}, {_share(row.consistent)}"
+        rows.append([row.model, rate, controlled, counts, bias, row.outcome])
+    columns = ["won / tied / lost", "for the first shown, same in both orders", ""]
+    against = result.judged[0].against if result.judged else ""
+    return [f"judged against {against}", "win rate", "at equal lengths", *columns], rows
+
+
+def reward_rows(result: Evaluation) -> Table:
+    """Build a table of how the judge agrees with the scorer."""
+    found = [(row.model, row.reward) for row in result.judged if row.reward is not None]
+    rows = [
+        [name, f"{one.decided:,}", _share(one.accuracy), number(one.kendall), number(one.spearman)]
+        for name, one in found
+    ]
+    return ["the judge and the rewards", "pairs", "same order", "Kendall", "Spearman"], rows
+
+
 def forgetting_rows(row: Forgetting) -> Table:
     named: list[tuple[str, ProbeChange | TaskChange]] = [
         ("general probe, nats per token" if part.kind == "all" else f"  {part.kind}", part) for part in row.probe or []
@@ -124,6 +149,15 @@ def evaluation_report(result: Evaluation) -> str:
         )
         for name in result.others:
             report.table(*difference_rows(result, name), text_columns=(0, 3))
+    if result.judged:
+        report.heading("What a judge prefers")
+        report.table(*judged_rows(result), text_columns=(0, 5))
+        report.text(
+            f"The judge is {how['judge']['name']}. Each pair is shown in both orders. Intervals of the win rate are "
+            "Wilson's with the number of prompts; that at equal lengths has a bootstrap over prompts."
+        )
+        if reward_rows(result)[1]:
+            report.table(*reward_rows(result))
     if result.forgetting:
         report.heading("What was forgotten")
         report.text(
@@ -167,6 +201,10 @@ def number(value: float | None) -> str:
 
 def signed(value: float | None) -> str:
     return f"+{number(value)}" if value is not None and value > 0 else number(value)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
 
 def _interval(ends: Interval, form: Callable[[float], str]) -> str:

@@ -115,6 +115,64 @@ class Forgetting:
         return [part for part in [*parts, *self.tasks] if part.verdict in ("flagged", "significant")]
 
 
+@dataclass(frozen=True)
+class RewardAgreement:
+    """How a judge's verdicts agree with differences in reward. `decided` are the pairs that neither of them ties."""
+
+    pairs: int
+    decided: int
+    accuracy: float | None
+    interval: Interval
+    spearman: float | None
+    kendall: float | None
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """How often a judge prefers a model's samples, each pair shown in both orders.
+
+    A win in both orders counts 1, a win and a tie 3/4, two ties or opposite verdicts 1/2. Every prompt has one vote.
+    """
+
+    model: str
+    against: str
+    prompts: int
+    pairs: int
+    identical: int
+    """Pairs of equal texts, which are ties that no judge was asked about."""
+    unreadable: int
+    """Pairs left out, since the answer in one of the orders gives no verdict."""
+    wins: int
+    ties: int
+    losses: int
+    rate: float | None
+    interval: Interval
+    """Wilson's, with the number of prompts."""
+    bootstrap: Interval
+    """Over prompts; without width where all pairs are won or lost."""
+    length_controlled: float | None
+    """The win rate at equal lengths; None if the longer sample is always of the same side."""
+    length_controlled_interval: Interval
+    length_difference: float | None
+    """Mean length of the model's sample minus that of the other, in words or characters."""
+    longer: float | None
+    """Share of pairs in which the model's sample is longer."""
+    first_shown: float | None
+    """Share of verdicts, without ties, for the response that is shown first: 1/2 without a position bias."""
+    first_shown_interval: Interval
+    consistent: float | None
+    """Share of pairs with two verdicts that name the same response in both orders."""
+    reward: RewardAgreement | None
+    p: float | None
+    p_corrected: float | None = None
+    outcome: str = "unclear"
+
+    @property
+    def position_bias(self) -> bool:
+        ends = self.first_shown_interval
+        return ends is not None and not ends[0] <= 0.5 <= ends[1]
+
+
 @dataclass
 class Sample:
     """A model's sample, and whether it was stopped before its end. `right` and `reward` are None if not measured."""
@@ -174,6 +232,7 @@ class Evaluation:
     points: dict[str, float]
     """The points lost from which a drop is called flagged and significant."""
     how: dict[str, Any]
+    judged: list[WinRate] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     next: str = ""
 

@@ -13,6 +13,7 @@ from datasets import Dataset, Features, Json, List, Value
 from peft import PeftModel
 
 from mrt_plugin.encoding import Encoder
+from mrt_plugin.endpoint.jobs import Draw, SamplingSettings
 from mrt_plugin.evaluation.cases import Case, Checker
 from mrt_plugin.evaluation.forgetting import Scores, probe_nll, run_tasks
 from mrt_plugin.evaluation.held_out import ResponseNLL, response_nll
@@ -26,10 +27,11 @@ from mrt_plugin.models.named_model import NamedModel
 from mrt_plugin.planning.paired import Measured
 from mrt_plugin.planning.progress import Progress, counting
 from mrt_plugin.sampling.local import LocalModel
-from mrt_plugin.sampling.options import Draw, LocalOptions, Sampler, SamplingSettings
+from mrt_plugin.sampling.options import LocalOptions, Sampler
 from mrt_plugin.sampling.run import sample_pool
 from mrt_plugin.scoring.cosine import cosines, diversity
 from mrt_plugin.scoring.embedders import Embedder
+from mrt_plugin.scoring.judge import Judge
 from mrt_plugin.scoring.scores import Scorer, score_columns, scorer_list
 
 NAN = float("nan")
@@ -66,6 +68,10 @@ class How:
     scorer: Scorer | None = None
     score_cache: str | Path | None = None
     checker: Checker | None = None
+    judge: Judge | None = None
+    """Compares samples with the baseline's, or a single model's with references."""
+    judge_samples: int = 1
+    """Samples per prompt that the judge compares."""
     local: LocalOptions = field(default_factory=LocalOptions)
     """How models on this machine are loaded."""
     tokenizer: str | None = None

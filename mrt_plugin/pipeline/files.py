@@ -28,6 +28,7 @@ from mrt_plugin.pipeline.exports import Exported, check_export, check_scores, ex
 from mrt_plugin.pipeline.job import PoolFile, SelectJob
 from mrt_plugin.pipeline.manifest import file_entry, left_over, manifest_path, read_manifest, write_manifest
 from mrt_plugin.scoring.cache import cache_file
+from mrt_plugin.scoring.judge import is_judge, judge_files, parse_judge
 from mrt_plugin.scoring.scores import scorer_list, scorer_name
 from mrt_plugin.selection.registry import get_selector
 from mrt_plugin.selection.run import run_selection
@@ -47,9 +48,11 @@ def written_by(job: SelectJob) -> list[Named]:
 
 def check_job_paths(job: SelectJob) -> None:
     """Raise ValueError if an output would overwrite another output or an input, or leave an old file behind."""
-    named = [item for item in [*scorer_list(job.scorer or []), job.embedder] if isinstance(item, str)]
+    scorers = scorer_list(job.scorer or [])
+    named = [item for item in [*scorers, job.embedder] if isinstance(item, str)]
     rules = [path for rule in parse_rules(job.curation) for path in rule.dependencies()]
     code = [path for file in job.pools for path in source_files(file.source)]
+    code += [path for scorer in scorers for path in judge_files(scorer)]
     inputs: list[Named] = [("the pool", file.path) for file in job.pools]
     inputs += [("the input", path) for path in [*job.also_read, job.selector, *named, *rules, *code]]
     check_paths(written_by(job), inputs, models=named)
@@ -78,7 +81,9 @@ def _check(job: SelectJob) -> None:
     for source in filter(None, [file.source for file in job.pools]):
         parse_source(source)
     for scorer in scorer_list(job.scorer or []):
-        if isinstance(scorer, str) and ":" in scorer:
+        if isinstance(scorer, str) and is_judge(scorer):
+            parse_judge(scorer)
+        elif isinstance(scorer, str) and ":" in scorer:
             load_function(scorer)
 
 

@@ -59,14 +59,19 @@ class Bootstrap:
         for row in self._counts:
             row[:] = np.bincount(random.integers(prompts, size=prompts), minlength=prompts)
 
+    @property
+    def counts(self) -> np.ndarray:
+        """How often each prompt is in each draw, [draws, prompts]."""
+        return self._counts
+
     def interval(self, measured: Measured) -> list[float] | None:
         """Return the interval of a measure; None with fewer than 5 prompts."""
-        return self._interval(self._means(measured, measured.known), int(measured.known.sum()))
+        return self.ends(self._means(measured, measured.known), int(measured.known.sum()))
 
     def difference(self, one: Measured, other: Measured) -> tuple[float | None, list[float] | None, int]:
         """Return one - other, its interval and the number of prompts, over the prompts on which both were measured."""
         gap, spread, count = self._gap(one, other)
-        return (gap, self._interval(spread, count), count) if count else (None, None, 0)
+        return (gap, self.ends(spread, count), count) if count else (None, None, 0)
 
     def chance(self, one: Measured, other: Measured) -> float | None:
         """Return the two-sided p-value of one - other against 0; None with fewer than 5 prompts.
@@ -98,7 +103,8 @@ class Bootstrap:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(above / below)
 
-    def _interval(self, means: np.ndarray, prompts: int) -> list[float] | None:
+    def ends(self, means: np.ndarray, prompts: int) -> list[float] | None:
+        """Return the interval of an estimate from its value in each draw, [draws]; None with fewer than 5 prompts."""
         if prompts < FEWEST:
             return None
         tail = norm.cdf(-np.sqrt(prompts / (prompts - 1)) * t.ppf((1 + self.level) / 2, prompts - 1))

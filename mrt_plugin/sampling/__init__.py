@@ -8,21 +8,20 @@ from typing import TYPE_CHECKING
 from mrt_plugin.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from mrt_plugin.sampling.endpoint import Endpoint, EndpointError
+    from mrt_plugin.endpoint import Endpoint, EndpointError, SamplingSettings, Unfinished
     from mrt_plugin.sampling.local import LocalModel
-    from mrt_plugin.sampling.options import SamplingSettings
-    from mrt_plugin.sampling.run import Unfinished, sample_pool
+    from mrt_plugin.sampling.run import sample_pool
 
 __all__ = ["Endpoint", "EndpointError", "LocalModel", "SamplingSettings", "Unfinished", "sample_pool"]
 
 __getattr__ = lazy_names(
     __name__,
     {
-        "Endpoint": ".endpoint",
-        "EndpointError": ".endpoint",
+        "Endpoint": "mrt_plugin.endpoint",
+        "EndpointError": "mrt_plugin.endpoint",
         "LocalModel": ".local",
-        "SamplingSettings": ".options",
-        "Unfinished": ".run",
+        "SamplingSettings": "mrt_plugin.endpoint",
+        "Unfinished": "mrt_plugin.endpoint",
         "sample_pool": ".run",
     },
 )

@@ -17,12 +17,13 @@ from transformers import (
 )
 
 from mrt_plugin.encoding import Encoder
+from mrt_plugin.endpoint.jobs import Draw, Reply, SamplingSettings, SamplingTask, draw_seed
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.paths import MODEL_FILES
 from mrt_plugin.models.load import open_model
 from mrt_plugin.models.log_likelihood import Model
 from mrt_plugin.models.named_model import parse_models
-from mrt_plugin.sampling.options import Draw, LocalOptions, Reply, SamplingSettings, SamplingTask, draw_seed
+from mrt_plugin.sampling.options import LocalOptions
 
 
 @dataclass

@@ -8,6 +8,8 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
+from mrt_plugin.endpoint.jobs import Job, Reply, SampleReport, SamplingSettings, SamplingTask, Unfinished
+from mrt_plugin.endpoint.journal import Journal, draws_made, journal_path
 from mrt_plugin.groups import GroupReport, load_groups, prompt_key
 from mrt_plugin.groups.keys import canonical, digest
 from mrt_plugin.groups.messages import SURROGATE, clean_messages, has_text, is_sound, kind
@@ -17,17 +19,12 @@ from mrt_plugin.groups.shapes import GROUPED, id_problem
 from mrt_plugin.groups.sources import Row, open_source
 from mrt_plugin.groups.unused import PAIR, POOLS, Unused
 from mrt_plugin.groups.write import rows_of, whole_file
-from mrt_plugin.sampling.journal import Journal, draws_made, journal_path
-from mrt_plugin.sampling.options import Job, Reply, Sampler, SampleReport, SamplingSettings, SamplingTask
+from mrt_plugin.sampling.options import Sampler
 
 logger = logging.getLogger(__name__)
 
 BEFORE = ("scores_before", "weights_before")
 """Columns for scores and weights that cover only the earlier responses."""
-
-
-class Unfinished(RuntimeError):
-    """Some draws failed. The others are kept, and the same call continues from there."""
 
 
 def sample_pool(

@@ -1,29 +1,32 @@
 """Scores of responses from reward models and functions, how well scorers agree, and weights made of scores."""
 
 import logging
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, List, Value, concatenate_datasets
-from scipy.stats import rankdata
 
 from mrt_plugin.engine import check_engine, map_batches
 from mrt_plugin.extension import load_function
 from mrt_plugin.groups.rows import with_column
 from mrt_plugin.options import Engine
+from mrt_plugin.scoring.agreement import agreement_line
 from mrt_plugin.scoring.cache import ScoreCache, cache_directory
+from mrt_plugin.scoring.judge import Judge, is_judge, parse_judge
+from mrt_plugin.scoring.judge_run import judge_scores
+from mrt_plugin.scoring.training_prompts import trained_on
 
 logger = logging.getLogger(__name__)
 
 ScoreFunction = Callable[[Any, list[Any]], Sequence[float]]
 """Maps a prompt and its N responses, in the dataset's format, to N finite numbers. Higher is better."""
 
-Scorer = str | ScoreFunction
-"""A reward model's name or path, a function's name (`package.module:function`, `file.py:function`), or a function."""
+Scorer = str | ScoreFunction | Judge
+"""A reward model's name or path, a function's name (`package.module:function`, `file.py:function`), a function, or a
+judge (`judge:MODEL@URL`, `judge:FILE.yaml`)."""
 
 
 def score_groups(
@@ -39,12 +42,12 @@ def score_groups(
 
     Args:
         groups: groups as `load_groups` returns them.
-        scorer: a reward model's name or path, a function, or a function's name. A function is called once per group
-            as `scorer(prompt, responses)`. Several scorers are given as a list, or as a string with commas. Then the
-            first gives the scores, and the log reports how well the others agree with it.
+        scorer: a reward model's name or path, a function, a function's name, or a judge. A function is called once per
+            group as `scorer(prompt, responses)`. Several scorers are given as a list, or as a string with commas. Then
+            the first gives the scores, and the log reports how well the others agree with it.
         num_proc: number of processes that call a function. A reward model uses all cores in one process.
-        score_cache: the directory of the cache of a reward model's scores. By default $MRT_CACHE or
-            ~/.cache/mrt-plugin.
+        score_cache: the directory of the cache of a reward model's scores and of a judge's answers. By default
+            $MRT_CACHE or ~/.cache/mrt-plugin.
         trust_remote_code: run code that comes with a reward model.
         engine: `local`, or `ray` to run functions and reward models on its workers, with the same scores.
 
@@ -60,9 +63,9 @@ def score_groups(
         trust_remote_code=trust_remote_code,
         engine=engine,
     )
-    (name, first), *others = columns.items()
-    for other, column in others:
-        logger.info(rank_agreement(name, first["scores"], other, column["scores"]))
+    for line in agreement_lines(groups, columns):
+        logger.info(line)
+    first = next(iter(columns.values()))
     return with_scores(groups, first)
 
 
@@ -74,8 +77,12 @@ def score_columns(
     score_cache: str | Path | None = None,
     trust_remote_code: bool = False,
     engine: Engine = "local",
+    known_training: bool = False,
 ) -> dict[str, Dataset]:
-    """Return a dataset with the column `scores` for each scorer by name. Takes the arguments of `score_groups`."""
+    """Return a dataset with the column `scores` for each scorer by name. Takes the arguments of `score_groups`.
+
+    Warns of prompts that a reward model was trained on, unless that is known.
+    """
     check_engine(engine)
     columns: dict[str, Dataset] = {}
     groups = groups.select_columns(["id", "prompt", "responses"])
@@ -84,9 +91,15 @@ def score_columns(
         if name in columns:
             raise ValueError(f"The scorer {name} is named twice.")
         shown: dict[str, Any] = {"description": f"Scoring ({name})", "engine": engine}
-        if isinstance(one, str) and ":" not in one:
+        if isinstance(one, Judge) or is_judge(one):
+            columns[name] = judge_scores(one if isinstance(one, Judge) else parse_judge(str(one)), groups, score_cache)
+        elif isinstance(one, str) and ":" not in one:
             import torch
 
+            seen = 0 if known_training else trained_on(one, groups["prompt"])
+            if seen:
+                what = "%s was trained on %d of these %d prompts: its scores of them are too good. Score others."
+                logger.warning(what, name, seen, len(groups))
             shown |= {"batch_size": MODEL_BATCH, "threads": torch.get_num_threads()}
             directory = str(cache_directory(score_cache).absolute())
             model = {"name": one, "directory": directory, "trust": trust_remote_code}
@@ -106,6 +119,15 @@ def score_columns(
     return columns
 
 
+def agreement_lines(groups: Dataset, columns: dict[str, Dataset]) -> Iterator[str]:
+    """Yield a line for each pair to compare: the column `scores`, if there is one, and each scorer with the first."""
+    (name, first), *others = columns.items()
+    if "scores" in groups.column_names:
+        yield agreement_line("the column `scores`", groups["scores"], name, first["scores"])
+    for other, column in others:
+        yield agreement_line(name, first["scores"], other, column["scores"])
+
+
 def with_scores(groups: Dataset, scores: Dataset) -> Dataset:
     """Return the groups with the column of `scores`, which replaces an existing one."""
     others = [name for name in groups.column_names if name != "scores"]
@@ -116,11 +138,19 @@ def scorer_list(scorer: Scorer | Sequence[Scorer]) -> list[Scorer]:
     """Return the scorers that an option names, several with commas."""
     if isinstance(scorer, str):
         return [part.strip() for part in scorer.split(",") if part.strip()]
-    return [scorer] if callable(scorer) else list(scorer)
+    return [scorer] if callable(scorer) or isinstance(scorer, Judge) else list(scorer)
 
 
 def scorer_name(scorer: Scorer) -> str:
+    if isinstance(scorer, Judge) or is_judge(scorer):
+        return (scorer if isinstance(scorer, Judge) else parse_judge(str(scorer))).name
     return scorer if isinstance(scorer, str) else getattr(scorer, "__qualname__", type(scorer).__name__)
+
+
+def judges_of(scorer: Scorer | Sequence[Scorer] | None, **changes: Any) -> list[Scorer]:
+    """Return the scorers, with judges in place of their names. `changes` are those of `parse_judge`."""
+    named = [] if scorer is None else scorer_list(scorer)
+    return [parse_judge(one, **changes) if isinstance(one, str) and is_judge(one) else one for one in named]
 
 
 _SCORES = Features({"scores": List(Value("float64"))})
@@ -154,7 +184,7 @@ def _reward_model(name: str, directory: str, trust: bool) -> Any:
     return RewardModel(name, ScoreCache(directory), trust_remote_code=trust)
 
 
-def ask_batch(batch: dict[str, list[Any]], *, scorer: Scorer) -> dict[str, list[Any]]:
+def ask_batch(batch: dict[str, list[Any]], *, scorer: str | ScoreFunction) -> dict[str, list[Any]]:
     """Score the columns `id`, `prompt` and `responses` with a user's function, given by name or itself.
 
     Returns the column `scores`. A function that is loaded by name does not have to be pickled for a worker.
@@ -176,28 +206,6 @@ def _checked(scores: Iterable[np.ndarray], batch: dict[str, list[Any]], scorer: 
             )
         found.append(given.tolist())
     return found
-
-
-def rank_agreement(
-    first: str, scores: Iterable[Sequence[float]], other: str, others: Iterable[Sequence[float]]
-) -> str:
-    """Return one line: the mean of Spearman's rank correlation in each group, and how often the best is the same."""
-    correlations: list[float] = []
-    same = 0
-    for a, b in zip(scores, others, strict=True):
-        x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-        if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
-            continue
-        correlations.append(float(np.corrcoef(rankdata(x), rankdata(y))[0, 1]))
-        same += bool(((x == x.max()) & (y == y.max())).any())
-    count = len(correlations)
-    if not count:
-        return f"{other} and {first}: no group has responses that both score apart."
-    mean = round(math.fsum(correlations) / count, 12) + 0.0
-    return (
-        f"{other} agrees with {first}: rank correlation {mean:.2f} inside a group (mean of {count:,}), the same best "
-        f"response in {same / count:.0%}."
-    )
 
 
 def softmax_weights(scores: Sequence[float], temperature: float) -> list[float]:

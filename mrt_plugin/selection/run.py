@@ -15,7 +15,7 @@ from mrt_plugin.groups.problems import plural
 from mrt_plugin.groups.rows import keep_responses
 from mrt_plugin.options import Engine, SelectionOptions, check_options, names_of, take_options
 from mrt_plugin.scoring.embedders import load_embedder
-from mrt_plugin.scoring.scores import rank_agreement, score_columns, weigh_groups, with_scores
+from mrt_plugin.scoring.scores import agreement_lines, score_columns, weigh_groups, with_scores
 from mrt_plugin.selection.allocation import SPREAD, Allocation, allocate, spread_batch
 from mrt_plugin.selection.decide import COUNTS, DECISION, choose_batch, embed_first
 from mrt_plugin.selection.pool import candidate_texts
@@ -188,9 +188,11 @@ def run_selection(
     check_options(options)
     strategy = get_selector(options.selector)
     scores: dict[str, Dataset] = {}
+    compared: list[str] = []
     if options.scorer is not None:
         how: dict[str, Any] = {"num_proc": num_proc, "score_cache": options.score_cache, "engine": engine}
         scores = score_columns(groups, options.scorer, **how)
+        compared = list(agreement_lines(groups, scores))
         groups = with_scores(groups, next(iter(scores.values())))
     missing = [name for name in ("id", "prompt", "responses") if name not in groups.column_names]
     if missing:
@@ -198,7 +200,7 @@ def run_selection(
     if strategy.needs_scores and "scores" not in groups.column_names:
         remedy = "give a column `scores` with one number per response, or a `scorer`; or choose random_k or diverse_k"
         raise ValueError(f"selector={options.selector!r} needs scores, and the groups have none: {remedy}.")
-    return _Chooser(options, seed, num_proc, engine).select(groups, scores)
+    return _Chooser(options, seed, num_proc, engine).select(groups, scores, compared)
 
 
 class _Chooser:
@@ -214,19 +216,18 @@ class _Chooser:
             self.embedder = load_embedder(options.embedder, score_cache=options.score_cache)
         self.num_proc = num_proc if self.embedder is None or self.embedder.forks else None
 
-    def select(self, groups: Dataset, scores: dict[str, Dataset]) -> Selected:
+    def select(self, groups: Dataset, scores: dict[str, Dataset], remarks: Sequence[str] = ()) -> Selected:
         """Choose responses. `scores` holds the scores of every scorer; the groups hold those of the first."""
         options, strategy = self.options, self.strategy
         if self.embedder is not None and self.embedder.prepare is not None and self.engine == "local":
             self.embedder.prepare(self._texts(groups))  # on Ray, each worker prepares its own groups
         allocation = self._allocate(groups) if self.adaptive else None
-        allocated, remarks = (allocation.k, [allocation.summary()]) if allocation else (None, [])
+        allocated = allocation.k if allocation else None
+        remarks = [*([allocation.summary()] if allocation else []), *remarks]
         decided = self._decide(groups, allocated)
         picks: list[list[int]] = decided["picked"][:]
-        first, *rest = scores or [""]
-        for name in rest:
+        for name in list(scores)[1:]:
             other = scores[name]
-            remarks.append(rank_agreement(first, scores[first]["scores"], name, other["scores"]))
             if strategy.needs_scores:
                 others = self._decide(with_scores(groups, other), allocated)["picked"][:]
                 changed = sum(len(set(ours) - set(theirs)) for ours, theirs in zip(picks, others, strict=True))

@@ -8,10 +8,10 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from mrt_plugin.endpoint.jobs import Draw, SamplingSettings, draw_seed
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.layout.group_row import as_group_row, responses_of
 from mrt_plugin.sampling.local import draw_after
-from mrt_plugin.sampling.options import Draw, SamplingSettings, draw_seed
 from mrt_plugin.scoring.cosine import coverage, diversity
 
 SEEN_ROWS, FEWEST_TOKENS = 2000, 32

@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from mrt_plugin.curation.texts import repeated_share
+from mrt_plugin.endpoint.jobs import Draw
 from mrt_plugin.groups.messages import units
-from mrt_plugin.sampling.options import Draw
 from mrt_plugin.trainer.callbacks.samples import PromptTokens, Sampler
 from mrt_plugin.trainer.processes import from_main_process, sum_over_processes
 

@@ -17,9 +17,7 @@ from typing import Any, TypeVar
 import httpx2
 from pydantic import BaseModel, Field, ValidationError
 
-from mrt_plugin.options import Api
-from mrt_plugin.sampling.masking import LONG, mask, mask_fields, mask_typed, masked_log, secrets_in
-from mrt_plugin.sampling.options import (
+from mrt_plugin.endpoint.jobs import (
     Draw,
     EndpointOptions,
     Job,
@@ -29,6 +27,8 @@ from mrt_plugin.sampling.options import (
     SamplingTask,
     draw_seed,
 )
+from mrt_plugin.endpoint.masking import LONG, mask, mask_fields, mask_typed, masked_log, secrets_in
+from mrt_plugin.options import Api
 
 T = TypeVar("T")
 
@@ -222,6 +222,12 @@ class _Requests:
         url = endpoint._base.copy_with(path=endpoint._base.path + path)
         for attempt in range(endpoint.retries + 1):
             await self._turn()
+            most = endpoint.max_requests
+            if most is not None and self.report.requests >= most:
+                what = f"{most:,} requests were made, which is the limit that was set"
+                raise EndpointError(
+                    f"{endpoint.shown}: {what}. Answers are kept: raise it, and the same command goes on."
+                )
             self.report.requests += 1
             self.report.retries += attempt > 0
             wait = None

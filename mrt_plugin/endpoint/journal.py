@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mrt_plugin.sampling.options import Draw, Reply
+from mrt_plugin.endpoint.jobs import Draw, Reply
 
 try:
     import fcntl
@@ -52,7 +52,7 @@ class Journal(AbstractContextManager["Journal"]):
                 if fcntl is not None:
                     fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise OSError(f"{path}: another process is sampling into it; write elsewhere, or wait.") from None
+                raise OSError(f"{path}: another process is writing into it; write elsewhere, or wait.") from None
             self._end = self._read(settings)
             os.ftruncate(self._file, self._end)
             self._synced = time.monotonic()
