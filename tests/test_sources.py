@@ -604,7 +604,7 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("source", "words"),
         [
-            ("nectar:score=1", "It has none"),
+            ("nectar:score=1", "Its options: category=..."),
             ("code_contests:langauge=cpp", "language=python3|python2|cpp|java|any (default python3)"),
             ("code_contests:language=ada", "language='ada'"),
             ("code_contests:cpp", "option=value"),

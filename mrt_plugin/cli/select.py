@@ -113,7 +113,8 @@ def _as_dict(result: "SelectResult") -> dict[str, Any]:
 
 def _show(result: "SelectResult") -> None:
     table(*result.ledger.table())
-    say(result.ledger.lines()[-1], *result.summary)
+    notes = [f"{entry.rule}: {note}." for entry in result.ledger.entries for note in entry.notes]
+    say(*notes, result.ledger.lines()[-1], *result.summary)
     if result.statistics:
         _show_statistics(result.statistics)
     for item in result.exports:
@@ -136,6 +137,8 @@ def _show_statistics(found: dict[str, Any]) -> None:
         shares = [f"{part['share']:.1%}" if part else "0" for part in parts]
         rows.append((kind, *shares, *(f"{part['median_response_length']:.0f}" if part else "" for part in parts)))
     table(("task type", "pool", "selected", "median tokens", "selected"), rows)
+    before, after = (found[part]["task_entropy"] for part in ("pool", "selected"))
+    say(f"entropy of the task types: {before:.2f} bits in the pool, {after:.2f} selected.")
     for part in ("pool", "selected"):
         lengths, prompts = found[part]["response_length"], found[part]["prompt_length"]
         spread = f"5 % {lengths['p5']:.0f}, median {lengths['p50']:.0f}, 95 % {lengths['p95']:.0f}"

@@ -29,9 +29,9 @@ def load_groups(data: Any, *, split: str = "train", source: str | None = None) -
     Args:
         data: a JSONL, JSON, CSV, TSV or Parquet file, a directory written by `save_to_disk`, a hub id, or a
             `datasets.Dataset`. A group has `prompt`, `responses`, and optionally `scores`, `weights`,
-            `finish_reasons`, `id`. A flat row has `prompt` and `completion`, or `messages` (up to the last user
-            message is the prompt), and optionally `score`, `weight`, `finish_reason`. Flat rows are regrouped by
-            prompt, in bounded memory. ShareGPT (`conversations`) and Alpaca rows are read too.
+            `finish_reasons`, `id`, `category`. A flat row has `prompt` and `completion`, or `messages` (the prompt
+            ends with the last user message), and optionally `score`, `weight`, `finish_reason`. Flat rows are
+            regrouped by prompt, in bounded memory. ShareGPT (`conversations`) and Alpaca rows are read too.
         split: the split of a hub dataset or a `DatasetDict`. Files have none. A hub id is downloaded.
         source: the public format of the rows (see docs/sources.md), such as `nectar` or `code_contests:language=cpp`,
             or a function of yours as `file.py:name` or `package.module:name`. By default one of the formats above.
@@ -39,7 +39,7 @@ def load_groups(data: Any, *, split: str = "train", source: str | None = None) -
     Returns:
         A dataset stored on disk. Its columns are `id` (string), `prompt` (string or list of messages) and `responses`
         (list of strings, or of lists of messages). If given, it also has `scores` and `weights` (lists of floats) and
-        `finish_reasons` (list of strings, None where unknown).
+        `finish_reasons` (list of strings, None where unknown) and `category` (string), which curation can mix by.
 
     Raises:
         DataError: with up to 20 problems, each with its row, column and remedy.
@@ -114,6 +114,7 @@ def _features(group: dict[str, Any]) -> Features:
     messages, text, numbers = List(Json()), Value("string"), List(Value("float64"))
     features = {
         "id": text,
+        "category": text,
         "prompt": text if isinstance(group["prompt"], str) else messages,
         "responses": List(text if isinstance(group["responses"][0], str) else messages),
         "scores": numbers,

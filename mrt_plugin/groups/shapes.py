@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 
 from mrt_plugin.groups.adapters import parse_source
 from mrt_plugin.groups.adapters.adapter import Adapter, LeftOut, Mismatch, field_names
+from mrt_plugin.groups.adapters.fields import find_field
 from mrt_plugin.groups.adapters.guess import guess_source
 from mrt_plugin.groups.delimited import TRUTH, Cell
 from mrt_plugin.groups.keys import canonical, digest, prompt_key
@@ -29,11 +30,11 @@ from mrt_plugin.groups.unused import Unused
 PER_RESPONSE = {"scores": "score", "weights": "weight", "finish_reasons": "finish_reason"}
 """The columns of a group with one value for each response, and their names in a flat row."""
 
-GROUPED = ("prompt", "responses", *PER_RESPONSE, "id")
+GROUPED = ("prompt", "responses", *PER_RESPONSE, "id", "category")
 SHAPES = (
     {name: name for name in GROUPED},
-    {"prompt": "prompt", "responses": "completion", **PER_RESPONSE},
-    {"prompt": "messages", "responses": "messages", **PER_RESPONSE},
+    {"prompt": "prompt", "responses": "completion", **PER_RESPONSE, "category": "category"},
+    {"prompt": "messages", "responses": "messages", **PER_RESPONSE, "category": "category"},
 )
 """The shapes of rows: for each part of a group, the name of its column."""
 
@@ -87,12 +88,19 @@ def read_raw_groups(
                     problems.add(place, shape["prompt"], str(problem))
                 else:
                     values = tuple(map(row.get, PER_RESPONSE.values()))
-                    collected.add(key, (place, None if key in collected else prompt, response, *values))
+                    start = None if key in collected else (prompt, row.get("category", _ABSENT))
+                    collected.add(key, (place, start, response, *values))
         for items in collected:
-            places, prompts, *lists = map(list, zip(*items, strict=True))
+            places, starts, *lists = map(list, zip(*items, strict=True))
+            prompt, category = starts[0]
+            labelled = {} if category == _ABSENT else {"category": category}
             columns_read = zip(("responses", *PER_RESPONSE), lists, strict=True)
             given = {name: values for name, values in columns_read if name == "responses" or _any_given(values)}
-            yield RawGroup(places[0], {"prompt": prompts[0], **given}, columns, places)
+            yield RawGroup(places[0], {"prompt": prompt, **given, **labelled}, columns, places)
+
+
+_ABSENT = "\0absent"
+"""In place of the category of rows without that column; None is an empty one."""
 
 
 def _any_given(values: list[Any]) -> bool:
@@ -135,11 +143,12 @@ def _split_conversation(messages: Any) -> tuple[list[Any], list[Any]]:
 def _converted(rows: Iterable[Row], source: str, problems: Problems, report: GroupReport) -> Iterator[Row]:
     """Convert rows of the source's format. If the first row has another format, the error is raised at once."""
     adapter, options = parse_source(source)
+    category = options.pop("category", "")
     unused = None  # the fields that a user's function reads are unknown, unless it declares them
     if adapter.row is not None:
-        unused = Unused(get_type_hints(adapter.row), problems, report)
+        unused = Unused({*get_type_hints(adapter.row), category, category.split(".")[0]}, problems, report)
     elif adapter.name == "fields":
-        names = {part for name in map(str, options.values()) for part in (name, name.split(".")[0])}
+        names = {part for name in (category, *map(str, options.values())) for part in (name, name.split(".")[0])}
         unused = Unused(names, problems, report, refuse=False)
     with Collector() as collected:
         for number, (place, row) in enumerate(rows):
@@ -152,20 +161,23 @@ def _converted(rows: Iterable[Row], source: str, problems: Problems, report: Gro
                 continue
             if unused is not None:
                 unused.look(place, row)
-            if adapter.together:
-                collected.add(str(checked[adapter.together]).encode(), (place, checked))
-                continue
             try:
-                yield from _convert(adapter, place, checked, options, problems, report)
+                label = {"category": find_field(row, category)} if category else {}
+                if adapter.together:
+                    collected.add(str(checked[adapter.together]).encode(), (place, label, checked))
+                    continue
+                for where, item in _convert(adapter, place, checked, options, problems, report):
+                    yield where, item | label
             except Mismatch as mismatch:
                 if not number:
                     problems.fail(_another_format(adapter, place, row, mismatch))
                 problems.add(place, mismatch.name, mismatch.what)
         for items in collected:
-            place, first = items[0]
+            place, label, first = items[0]
             place = f"{place} ({adapter.together} {first[adapter.together]})"
             try:
-                yield from _convert(adapter, place, [checked for _, checked in items], options, problems, report)
+                for where, item in _convert(adapter, place, [row for *_, row in items], options, problems, report):
+                    yield where, item | label
             except Mismatch as mismatch:
                 problems.add(place, mismatch.name, mismatch.what)
 
@@ -205,6 +217,7 @@ class GroupChecker:
         self.problems, self.report = problems, report
         self.forms: dict[str, tuple[str, str]] = {}
         self.prompts: set[str] = set()
+        self.categorised: bool | None = None
         self.ids: dict[str, int] = {}
 
     def check(self, raw: RawGroup) -> dict[str, Any] | None:
@@ -236,7 +249,8 @@ class GroupChecker:
         self.report.groups, self.report.responses = self.report.groups + 1, self.report.responses + len(responses)
         self.report.smallest = min(self.report.smallest or len(responses), len(responses))
         self.report.largest = max(self.report.largest, len(responses))
-        return {"id": self._id(raw, prompt, spelled), "prompt": prompt, "responses": responses, **row}
+        group = {"id": self._id(raw, prompt, spelled), **self._category(raw), "prompt": prompt}
+        return {**group, "responses": responses, **row}
 
     def _responses(self, raw: RawGroup) -> list[Any]:
         """Return the responses, with None for each empty one."""
@@ -305,6 +319,23 @@ class GroupChecker:
             place = raw.place_of(index)
         self.problems.add(place, column, what)
         return None
+
+    def _category(self, raw: RawGroup) -> dict[str, str | None]:
+        """Return the category, which may be None, or nothing if the first group has no such column."""
+        if self.categorised is None:
+            self.categorised = "category" in raw.row
+        category = raw.row.get("category")
+        if isinstance(category, int | float) and not isinstance(category, bool):
+            category = str(category)
+        if isinstance(category, str) and not is_sound(category):
+            self.problems.add(raw.place, "category", SURROGATE)
+        elif not isinstance(category, str | None):
+            self.problems.add(
+                raw.place, "category", f"it is {kind(category)}; it must be a string: rename the column."
+            )
+        elif category is not None and not self.categorised:
+            self.problems.add(raw.place, "category", "it is given here, but not in the first group: give it to all.")
+        return {"category": category and str(category)} if self.categorised else {}
 
     def _id(self, raw: RawGroup, prompt: Any, spelled: list[bytes]) -> str:
         """Return the given id, or one made from the content. The second of identical rows gets `-2`, and so on."""

@@ -28,6 +28,9 @@ class Mismatch(Exception):
         self.name, self.what = name, what
 
 
+COMMON: dict[str, tuple[Any, Any]] = {"category": (str, "")}
+"""The option of all sources: the field with the category of a group, for `mix_categories`."""
+
 Converted = Iterator[dict[str, Any] | LeftOut]
 """Rows that `load_groups` reads without a source (`prompt` with `responses` or `completion`), and skipped parts."""
 
@@ -58,13 +61,14 @@ class Adapter:
 
     @cached_property
     def options(self) -> dict[str, tuple[Any, Any]]:
-        """The type and default of each option."""
+        """The type and default of each option: the function's own, and the common ones."""
         hints = get_type_hints(self.convert, include_extras=True)
-        return {
+        own = {
             name: (hints.get(name, str), parameter.default)
             for name, parameter in signature(self.convert).parameters.items()
             if parameter.kind is Parameter.KEYWORD_ONLY
         }
+        return own | COMMON
 
     def parse_options(self, text: str) -> dict[str, Any]:
         """Return the options written as `option=value,option=value`, or raise ValueError with what is allowed."""

@@ -32,7 +32,7 @@ def fields(
     if not prompt and not messages:
         raise ValueError("source 'fields' needs prompt= beside responses= or completion=.")
     if messages:
-        found = as_messages(messages, _find(row, messages))
+        found = as_messages(messages, find_field(row, messages))
         yield {"messages": found, **_read(row, {"score": score, "weight": weight, "id": id})}
     elif completion:
         yield _read(row, {"prompt": prompt, "completion": completion, "score": score, "weight": weight, "id": id})
@@ -64,7 +64,7 @@ def fields(
 
 def _read(row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
     """Return our names of the fields with their values."""
-    return {ours: _find(row, name) for ours, name in names.items() if name}
+    return {ours: find_field(row, name) for ours, name in names.items() if name}
 
 
 def _is_blank(response: Any) -> bool:
@@ -84,7 +84,7 @@ def _numbered(row: dict[str, Any], name: str) -> dict[int, Any]:
     # The `*` is in one key of a dotted path: the path before it leads to an object, the path after it into each value.
     outer, inner = steps[:-1], after.split(".")[1:]
     pattern = re.compile(re.escape(steps[-1]) + r"(\d+)" + re.escape(after.split(".")[0]))
-    holder = _find(row, ".".join(outer)) if outer else row
+    holder = find_field(row, ".".join(outer)) if outer else row
     first = name.split(".")[0]
     if not isinstance(holder, dict):
         raise Mismatch(first, f"`{'.'.join(outer)}` is {kind(holder)}, so that `{name}` leads nowhere.")
@@ -103,7 +103,8 @@ def _numbered(row: dict[str, Any], name: str) -> dict[int, Any]:
     return dict(sorted(found.items()))
 
 
-def _find(row: dict[str, Any], name: str) -> Any:
+def find_field(row: dict[str, Any], name: str) -> Any:
+    """Return the value at a name or a dotted path, or raise Mismatch with what is there instead."""
     if "*" in name:
         return list(_numbered(row, name).values())
     if name in row:  # a field name may itself contain dots
