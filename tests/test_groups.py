@@ -1,11 +1,14 @@
 """Reading groups: what comes out, what is counted, and that every problem names its row, column and remedy."""
 
+import csv
 import json
 import logging
 import multiprocessing
 import os
+import random
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from mrt_plugin.engine import map_batches
 from mrt_plugin.groups import DataError, batches, held_out, prompt_key, read_groups
 from mrt_plugin.groups.messages import has_text
 from mrt_plugin.groups.overlap import overlap_problem
+from mrt_plugin.groups.regroup import Collector, scratch_folder
 from mrt_plugin.groups.write import write_groups
 
 
@@ -271,6 +275,112 @@ class TestFlatRows:
         assert dict(zip(one["prompt"], one["id"], strict=True)) == dict(zip(two["prompt"], two["id"], strict=True))
 
 
+class TestDelimited:
+    """CSV and TSV: cells without types."""
+
+    def test_flat_rows(self, tmp_path: Path) -> None:
+        path = tmp_path / "pool.csv"
+        path.write_bytes(
+            b'\xef\xbb\xbfprompt,completion,score,weight\r\n"2 + 2?",4,true,1\r\n'
+            b'"A list, please","one\ntwo ""three""",0.5,2\r\n\r\n2 + 2?,five,FALSE,3\r\n'
+        )
+        groups = load_groups(path)
+        assert groups["prompt"][:] == ["2 + 2?", "A list, please"]
+        assert groups["responses"][:] == [["4", "five"], ['one\ntwo "three"']]
+        assert groups["scores"][:] == [[1.0, 0.0], [0.5]]
+        assert groups["weights"][:] == [[1.0, 3.0], [2.0]]
+
+    def test_groups_with_lists_as_json(self, tmp_path: Path) -> None:
+        path = tmp_path / "pool.tsv"
+        path.write_text('id\tprompt\tresponses\tscores\n7\t[1]\t["a", "b"]\t[1, false]\n8\tc\t["d"]\t[2]\n')
+        groups = load_groups(path)
+        assert groups["id"][:] == ["7", "8"]
+        assert groups["prompt"][0] == "[1]"
+        assert groups["responses"][0] == ["a", "b"]
+        assert groups["scores"][:] == [[1.0, 0.0], [2.0]]
+
+    def test_alpaca_and_fields(self, tmp_path: Path) -> None:
+        path = tmp_path / "alpaca.csv"
+        path.write_text("instruction,input,output\nAdd.,1 and 2,3\nName a river.,,The Elbe\nName a river.,,Oder\n")
+        groups = load_groups(path)
+        assert groups["prompt"][:] == ["Add.\n\nInput:\n1 and 2", "Name a river."]
+        assert groups["responses"][:] == [["3"], ["The Elbe", "Oder"]]
+        path = tmp_path / "numbered.csv"
+        path.write_text("q,a_1,a_10,a_2,a_1_ok,a_10_ok,a_2_ok\nHot?,Yes,10,2,1,0,true\nCold?,No,,1,0,,1\n")
+        groups, report = read_groups(path, source="fields:prompt=q,responses=a_*,scores=a_*_ok")
+        assert groups["responses"][:] == [["Yes", "2", "10"], ["No", "1"]]
+        assert groups["scores"][:] == [[1.0, 1.0, 0.0], [0.0, 1.0]]
+        assert {what: tally.count for what, tally in report.left_out.items()} == {"empty responses of `a_*`": 1}
+
+    def test_a_row_is_named_by_the_line_that_it_starts_in(self, tmp_path: Path) -> None:
+        path = tmp_path / "pool.csv"
+        path.write_text('prompt,completion,score\n"a\nb\nc",d,1\n"e\nf",g,high\n')
+        with pytest.raises(DataError) as caught:
+            load_groups(path)
+        assert [(problem.place, problem.column) for problem in caught.value.problems] == [("line 5", "score")]
+
+    def test_long_cells(self, tmp_path: Path) -> None:
+        path = tmp_path / "pool.csv"
+        path.write_text(f"prompt,completion\na,{'word ' * 100_000}\n")
+        assert len(load_groups(path)["responses"][0][0]) == 500_000
+
+    def test_what_python_writes_is_read_back(self, tmp_path: Path) -> None:
+        texts = ["plain", 'a "quoted", text', "two\nlines", "\ttab", "4", "True", "é"]
+        with (tmp_path / "pool.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerows([["prompt", "completion"], *(["a", text] for text in texts)])
+        assert load_groups(tmp_path / "pool.csv")["responses"][0] == texts
+
+
+class TestTruthValues:
+    def test_they_are_scores_of_1_and_0(self, tmp_path: Path) -> None:
+        pooled = jsonl(tmp_path, {"prompt": "a", "responses": ["b", "c"], "scores": [True, False]})
+        assert load_groups(pooled)[0]["scores"] == [1.0, 0.0]
+        rows = [{"prompt": "a", "completion": text, "score": text == "b"} for text in "bc"]
+        assert load_groups(jsonl(tmp_path, *rows))[0]["scores"] == [1.0, 0.0]
+        assert load_groups(Dataset.from_list(rows))[0]["scores"] == [1.0, 0.0]
+
+
+class TestCollector:
+    """Rows that belong together, in bounded memory."""
+
+    @pytest.mark.parametrize("held", [0, 300, 10**6])
+    def test_order_and_content_are_those_of_a_dict(self, held: int) -> None:
+        draws = random.Random(held)
+        rows = [
+            (str(int(draws.random() ** 2 * 40)).encode(), (number, "x" * draws.randrange(9))) for number in range(500)
+        ]
+        expected: dict[bytes, list[Any]] = {}
+        with Collector(held=held, sets=7) as collected:
+            for key, item in rows:
+                assert (key in collected) == (key in expected)
+                expected.setdefault(key, []).append(item)
+                collected.add(key, item)
+            assert list(collected) == list(expected.values())
+
+    def test_the_file_is_removed(self) -> None:
+        before = set(scratch_folder().glob("*"))
+        with Collector(held=0) as collected:
+            collected.add(b"a", 1)
+            assert len(set(scratch_folder().glob("tmp*")) - before) == 1
+        with pytest.raises(TypeError), Collector(held=0) as collected:
+            collected.add(b"a", (item for item in b"b"))  # a generator cannot be pickled
+        assert set(scratch_folder().glob("*")) == before
+
+    def test_regrouped_through_a_file_the_groups_are_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rows = [{"prompt": f"p{n * n % 30}", "completion": f"c{n}", "score": n} for n in range(200)]
+        path = jsonl(tmp_path, *rows)
+        expected = load_groups(path).to_list()
+        spilled = partial(Collector, held=500, sets=4)
+        monkeypatch.setattr("mrt_plugin.groups.shapes.Collector", spilled)
+        assert load_groups(path).to_list() == expected
+        with pytest.raises(DataError) as caught:
+            load_groups(jsonl(tmp_path, *rows, {"prompt": "p0", "completion": 3, "score": 1}))
+        assert [problem.place for problem in caught.value.problems] == ["line 201"]
+
+
 class TestDecisions:
     def test_what_is_dropped_and_what_is_kept(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         rows = [
@@ -347,7 +457,7 @@ BAD_ROWS = {
     "score infinite": (row(scores=[1, float("-inf")]), "scores", "finite"),
     "score too large": (row(scores=[1, 10**400]), "scores", "finite"),
     "score a string": (row(scores=[1, "2"]), "scores", "a string"),
-    "score a truth value": (row(scores=[1, True]), "scores", "true or false"),
+    "score a truth value as a string": (row(scores=[1, "True"]), "scores", "write true or 1, without quotes"),
     "scores absent": (row(scores=None), "scores", "for all groups or for none"),
     "weights too few": (row(weights=[1]), "weights", "1 for 2"),
     "weight NaN": (row(weights=[1, float("nan")]), "weights", "finite"),
@@ -491,7 +601,20 @@ class TestProblems:
                 "all 2 groups were dropped",
             ),
             ("a.parquet", b"PAR1", "Parquet"),
-            ("a.csv", b"prompt,responses", ".jsonl, .ndjson, .json, .parquet"),
+            ("a.xls", b"prompt,responses", ".jsonl, .ndjson, .json, .parquet, .csv, .tsv"),
+            ("a.csv", b"prompt,completion\n", "empty"),
+            ("a.csv", b"", "empty"),
+            ("a.csv", b"prompt;completion\na;b", "is one column: separate columns by commas"),
+            ("a.tsv", b"prompt,completion\na,b", "is one column: separate columns by tabs"),
+            ("a.csv", b"prompt,prompt\na,b", "the column 'prompt' twice"),
+            ("a.csv", b"prompt,,\na,b,c", "a column without a name"),
+            ("a.csv", b"prompt,completion\na,b\nc", "line 3: it has 1 cells for 2 columns"),
+            ("a.csv", b"prompt,completion\na,b, and c", "line 2: it has 3 cells for 2 columns"),
+            ("a.csv", b'prompt,completion\na,"b\nc', "line 2 cannot be read"),
+            ("a.csv", b"prompt,completion\na,\xff", "not UTF-8"),
+            ("a.csv", b"prompt,completion,score\na,b,good", "the score is 'good'; it must be a number"),
+            ("a.csv", b"prompt,completion,score\na,b,nan", "must be finite"),
+            ("a.csv", b"prompt,responses\na,b", "must be a list in JSON"),
         ],
     )
     def test_files(self, tmp_path: Path, name: str, content: bytes, words: str) -> None:

@@ -11,9 +11,14 @@ from hypothesis import strategies as st
 
 from mrt_plugin import select
 from mrt_plugin.groups import DataError, load_groups, read_groups
-from mrt_plugin.groups.adapters import SOURCES, all_sources, guess_source, parse_source, source_files
+from mrt_plugin.groups.adapters import SOURCES, all_sources, parse_source, source_files
+from mrt_plugin.groups.adapters.guess import guess_source
 from mrt_plugin.groups.adapters.pools import trl_preference
 from mrt_plugin.groups.adapters.transcripts import parse_transcript
+from mrt_plugin.layout.group_row import sequences_of
+from mrt_plugin.layout.tree import build_tree
+from mrt_plugin.options import MultiResponseOptions
+from mrt_plugin.trainer.prepare import prepare_groups
 
 FOLDER = Path(__file__).parent / "data" / "sources"
 SAMPLES = sorted(path.stem for path in FOLDER.glob("*.jsonl") if path.stem in set(SOURCES) - {"fields"})
@@ -169,6 +174,194 @@ class TestFormats:
         assert groups["responses"][1][0] == "10/2 = <<10/2=5>>5\nA: 5"
         assert groups["scores"][:] == [[1.0, 0.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 0.0, 1.0]]
 
+    def test_openr1(self) -> None:
+        groups, report = read_groups(FOLDER / "openr1.jsonl", source="openr1")
+        assert groups["prompt"][1] == "What is half of 9?"
+        assert groups["responses"][1] == ["<think>9/2.</think> 4.5", "Nine halves.", "<think>Half of"]
+        assert groups["scores"][:] == [[1.0, 0.0], [1.0, 0.0, 0.0]]
+        assert groups["finish_reasons"][:] == [[None, None], ["stop", "stop", "length"]]
+        assert not report.left_out
+        assert {"solution", "messages", "is_reasoning_complete"} <= report.unused.keys()
+
+    def test_openr1_judged_by_a_model(self) -> None:
+        groups, report = read_groups(FOLDER / "openr1.jsonl", source="openr1:score=llama")
+        assert groups["scores"][:] == [[1.0, 1.0]]
+        assert groups["finish_reasons"][:] == [["stop", "stop"]]
+        assert {what: tally.count for what, tally in report.left_out.items()} == {
+            "generations without a verdict of `llama`": 3
+        }
+        assert report.groups_without_responses.count == 1
+        assert load("openr1:score=either")["scores"][:] == [[1.0, 0.0], [1.0, 1.0, 0.0]]
+
+    def test_helpsteer3(self) -> None:
+        groups = load("helpsteer3")
+        assert groups["prompt"][1] == [user("Sum a list."), assistant("sum(x)"), user("Without sum?")]
+        assert groups["responses"][0] == ["The kiwi.", "The swift."]
+        assert groups["scores"][:] == [[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]]
+
+    def test_helpsteer3_counts_contexts_that_no_template_renders(self, tmp_path: Path) -> None:
+        row = json.loads((FOLDER / "helpsteer3.jsonl").read_text().splitlines()[0])
+        late = {**row, "context": [user("a"), assistant("b")]}
+        groups, report = read_groups(jsonl(tmp_path, late, row), source="helpsteer3")
+        assert len(groups) == 1
+        assert [tally.count for tally in report.left_out.values()] == [1]
+
+    def test_sharegpt_needs_no_source(self) -> None:
+        groups, report = read_groups(FOLDER / "sharegpt.jsonl")
+        assert groups["prompt"][:] == [
+            [user("What is 7 times 8?")],
+            [{"role": "system", "content": "Be brief."}, user("Hi"), assistant("Hello."), user("A loop?")],
+        ]
+        assert groups["responses"][0] == [[assistant("<think>56</think> 56")], [assistant("Fifty-six.")]]
+        assert report.regrouped
+        assert {"difficulty", "source", "domain"} == report.unused.keys()
+        assert load("sharegpt").to_list() == groups.to_list()
+
+    def test_sharegpt_with_a_system_text_scores_and_speakers_of_its_own(self, tmp_path: Path) -> None:
+        turns = [{"from": "customer", "value": "Hi"}, {"from": "bot", "value": "Hello."}]
+        row = {"conversations": turns, "system": "Be kind.", "score": True}
+        path = jsonl(tmp_path, row, {**row, "system": "", "score": False})
+        groups = load_groups(path, source="sharegpt:user=customer,assistant=bot")
+        assert groups["prompt"][:] == [[{"role": "system", "content": "Be kind."}, user("Hi")], [user("Hi")]]
+        assert groups["scores"][:] == [[1.0], [0.0]]
+        with pytest.raises(DataError, match=r"is from 'customer'; known are .*source='sharegpt:assistant=customer'"):
+            load_groups(path)
+
+    def test_sharegpt_counts_what_no_template_renders(self, tmp_path: Path) -> None:
+        human, gpt = {"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}
+        bad = [[gpt, human, gpt], [human, human, gpt], [human], [gpt], [], [human, {**gpt, "value": ""}, human, gpt]]
+        rows = [{"conversations": turns} for turns in ([human, gpt], *bad)]
+        groups, report = read_groups(jsonl(tmp_path, *rows), source="sharegpt")
+        # An earlier answer may be empty, as in `messages`: it is not trained on.
+        assert [len(pool) for pool in groups["responses"]] == [1, 1]
+        assert [tally.count for tally in report.left_out.values()] == [5]
+
+    def test_oasst2(self) -> None:
+        groups, report = read_groups(FOLDER / "oasst2.jsonl", source="oasst2")
+        bread = user("How do I keep bread fresh?")
+        bag, freeze = assistant("In a paper bag."), assistant("Freeze what you do not eat today.")
+        assert groups["id"][:] == ["t1", "p2", "p1", "t2"]  # depth first, in the order of the rows
+        assert groups["prompt"][:3] == [
+            [bread],
+            [bread, bag, user("And in a tin?")],
+            [bread, freeze, user("For how long?")],
+        ]
+        assert groups["responses"][:] == [
+            ["In a paper bag.", "Freeze what you do not eat today.", "In the sun."],
+            ["That works too."],
+            ["Three months.", "A year at most."],
+            ["1141 Meter."],
+        ]
+        assert groups["scores"][:] == [[1.0, 2.0, 0.0], [0.0], [1.0, 0.0], [0.0]]
+        assert [tally.count for tally in report.left_out.values()] == [3]  # a rejected reply, the one below, a deleted
+
+    @pytest.mark.parametrize(
+        ("options", "ids"),
+        [
+            ("lang=en", ["t1", "p2", "p1"]),
+            ("lang=de", ["t2"]),
+            ("unranked=drop", ["t1", "p1"]),
+            ("min_replies=3", ["t1"]),
+        ],
+    )
+    def test_oasst2_options(self, options: str, ids: list[str]) -> None:
+        assert load(f"oasst2:{options}")["id"][:] == ids
+
+    def test_oasst2_in_any_order_of_rows(self, tmp_path: Path) -> None:
+        rows = [json.loads(line) for line in (FOLDER / "oasst2.jsonl").read_text().splitlines()]
+        expected = {group["id"]: group for group in load("oasst2").to_list()}
+        groups = load_groups(jsonl(tmp_path, *reversed(rows)), source="oasst2").to_list()
+        assert groups[0]["id"] == "t1"
+        for group in groups:
+            pairs = set(zip(group["responses"], group["scores"], strict=True))
+            theirs = expected[group["id"]]
+            assert pairs == set(zip(theirs["responses"], theirs["scores"], strict=True))
+            assert group["prompt"] == theirs["prompt"]
+
+    @pytest.mark.parametrize(
+        ("change", "words"),
+        [
+            ({"role": "narrator"}, ["`role` is a string, but it must be 'prompter' or 'assistant'"]),
+            ({"role": "prompter"}, ["do not alternate at message 'a1'", "message_tree_id t1"]),
+            ({"rank": "first"}, ["`rank`"]),
+        ],
+    )
+    def test_oasst2_problems(self, change: dict[str, Any], words: list[str], tmp_path: Path) -> None:
+        rows = [json.loads(line) for line in (FOLDER / "oasst2.jsonl").read_text().splitlines()]
+        with pytest.raises(DataError) as caught:
+            load_groups(jsonl(tmp_path, rows[0], {**rows[1], **change}, *rows[2:]), source="oasst2")
+        assert all(part in str(caught.value) for part in words), str(caught.value)
+
+    def test_oasst2_leaves_out_what_hangs_below_a_missing_message(self, tmp_path: Path) -> None:
+        rows = [json.loads(line) for line in (FOLDER / "oasst2.jsonl").read_text().splitlines()]
+        groups, report = read_groups(
+            jsonl(tmp_path, *(row for row in rows if row["message_id"] != "a2")), source="oasst2"
+        )
+        assert groups["id"][:] == ["t1", "p2", "t2"]
+        assert sum(tally.count for tally in report.left_out.values()) == 3 + 3  # p1 and its replies
+
+    def test_branches_of_a_conversation_share_their_turns(self, chat_tokenizer: Any) -> None:
+        """The prompts of all three groups begin with the same message, which the tree of a row holds once."""
+        groups = load("oasst2:lang=en")
+        options = MultiResponseOptions(selector="all")
+        rows = list(prepare_groups(groups, chat_tokenizer, options, max_length=512, seed=0)[0])
+        apart = [len(build_tree(sequences_of(row)).input_ids) for row in rows]
+        together = build_tree([sequence for row in rows for sequence in sequences_of(row)])
+        question = len(chat_tokenizer(groups[0]["prompt"][0]["content"], add_special_tokens=False)["input_ids"])
+        assert len(rows) == 3
+        assert len(together.input_ids) <= sum(apart) - 2 * question
+
+    def test_numbered_fields(self, tmp_path: Path) -> None:
+        row = {"q": "Hot?", "response_10": "C", "response_9": "B", "response_0": "A", "response_10_reward": 0.1}
+        row |= {"response_9_reward": 0.9, "response_0_reward": -1, "response_x": "no number"}
+        source = "fields:prompt=q,responses=response_*,scores=response_*_reward"
+        groups, report = read_groups(jsonl(tmp_path, row), source=source)
+        assert groups["responses"][0] == ["A", "B", "C"]
+        assert groups["scores"][0] == [-1.0, 0.9, 0.1]
+        assert report.unused.keys() == {"response_x"}
+        nested = {"q": "Hot?", "answers": {"a2": {"text": "B"}, "a1": {"text": "A"}}}
+        groups = load_groups(jsonl(tmp_path, nested), source="fields:prompt=q,responses=answers.a*.text")
+        assert groups["responses"][0] == ["A", "B"]
+
+    @pytest.mark.parametrize(
+        ("row", "words"),
+        [
+            ({"r_1": "A", "r_2": "B", "r_1_s": 1}, "`r_*_s` has the numbers 1, but `r_*` has 1, 2"),
+            (
+                {"r_1": "A", "r_1_s": 1},
+                "`r_*` matches `r_1` alone, and a pool has several responses: write completion=r_1",
+            ),
+            ({"r_1": "A", "r_01": "B"}, "have the number 1"),
+            ({"response_1": "A"}, "no field matches `r_*`, where * is a number; there are `q`, `response_1`"),
+        ],
+    )
+    def test_numbered_fields_that_do_not_fit(self, row: dict[str, Any], words: str, tmp_path: Path) -> None:
+        with pytest.raises(DataError) as caught:
+            load_groups(jsonl(tmp_path, {"q": "Hot?", **row}), source="fields:prompt=q,responses=r_*,scores=r_*_s")
+        assert words in str(caught.value)
+        good = {"q": "Hot?", "r_1": "A", "r_2": "B", "r_1_s": 1, "r_2_s": 2}
+        path = jsonl(tmp_path, good, {"q": "Hot?", **row})
+        with pytest.raises(DataError) as caught:
+            load_groups(path, source="fields:prompt=q,responses=r_*,scores=r_*_s")
+        assert [problem.place for problem in caught.value.problems] == ["line 2"]
+
+    def test_a_numbered_response_that_is_empty_takes_its_score_along(self, tmp_path: Path) -> None:
+        row = {"q": "a", "r1": "b", "r2": None, "r3": " ", "r4": "c", "s1": 1, "s2": None, "s3": 3, "s4": 4}
+        groups, report = read_groups(jsonl(tmp_path, row), source="fields:prompt=q,responses=r*,scores=s*")
+        assert groups[0]["responses"] == ["b", "c"]
+        assert groups[0]["scores"] == [1.0, 4.0]
+        assert report.left_out["empty responses of `r*`"].count == 2
+
+    def test_fields_of_a_conversation(self, tmp_path: Path) -> None:
+        """The way past a column that would be refused: the user names what is read."""
+        rows = [{"chat": [user("a"), assistant(text)], "tools": ["t"], "ok": text == "b"} for text in "bc"]
+        groups = load_groups(jsonl(tmp_path, *rows), source="fields:messages=chat,score=ok")
+        assert groups[0]["responses"] == [[assistant("b")], [assistant("c")]]
+        assert groups[0]["scores"] == [1.0, 0.0]
+        turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+        group = load_groups(jsonl(tmp_path, {"talk": {"turns": turns}}), source="fields:messages=talk.turns")[0]
+        assert (group["prompt"], group["responses"]) == ([user("a")], [[assistant("b")]])
+
     def test_fields(self, tmp_path: Path) -> None:
         groups = load("fields:prompt=meta.question,responses=candidates.text,scores=candidates.reward")
         assert groups["prompt"][1] == "Which metal is liquid?"
@@ -195,6 +388,7 @@ REASONED = {
     "generations": ["It is 4.", "4"],
     "messages": [user("2 + 2?"), assistant("It is 4.")],
 }
+TALK = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
 PAIRED = {"prompt": "Hi", "chosen": [user("Hi"), assistant("Hello.")], "rejected": [user("Hi"), assistant("No.")]}
 ASKED = "\n\nHuman: a\n\nAssistant"
 POOLED = {"prompt": "a", "responses": ["b", "c"]}
@@ -211,6 +405,8 @@ class TestColumnsThatChangeMeaning:
             (None, {**POOLED, "System_Prompt": "Be brief."}, "System_Prompt", "responses=responses"),
             (None, {**POOLED, "tools": [{"name": "add"}]}, "tools", "remove the column"),
             (None, {**POOLED, "candidates": ["d", "e"]}, "candidates", "responses=candidates"),
+            (None, {"messages": [user("a"), assistant("b")], "conversations": TALK}, "conversations", "'sharegpt'"),
+            ("sharegpt", {"conversations": TALK, "tools": "[]"}, "tools", "remove the column"),
             (None, {"prompt": "a", "completion": "b", "history": [["c", "d"]]}, "history", "write it into the prompt"),
             (None, {"instruction": "a", "input": "", "output": "b", "system": "Go."}, "system", "No source reads it"),
             ("nectar", {"prompt": "a", "answers": [{"answer": "b", "rank": 1}], "docs": ["c"]}, "docs", "write"),
@@ -253,8 +449,8 @@ class TestColumnsThatChangeMeaning:
         path = jsonl(tmp_path, *({**row, "origin": "invented" if number else None} for number, row in enumerate(rows)))
         report = read_groups(path, source=name)[1]
         assert (report.unused["origin"].count, report.unused["origin"].first) == (len(rows) - 1, "line 2")
-        path = jsonl(tmp_path, *({**row, "context": "A text."} for row in rows))
-        with pytest.raises(DataError, match="column `context`: it would be left out"):
+        path = jsonl(tmp_path, *({**row, "documents": "A text."} for row in rows))
+        with pytest.raises(DataError, match="column `documents`: it would be left out"):
             load_groups(path, source=name)
 
 
@@ -281,6 +477,54 @@ class TestProblems:
             load_groups(FOLDER / "helpsteer2.jsonl")
         with pytest.raises(DataError, match="source 'hh_rlhf' or 'trl_preference'"):
             load_groups(FOLDER / "hh_rlhf.jsonl")
+
+    @pytest.mark.parametrize(
+        ("row", "source"),
+        [
+            (
+                {"question": "a", "r1_solution_1": "b", "r1_solution_2": "c"},
+                "fields:prompt=question,responses=r1_solution_*",
+            ),
+            (
+                {
+                    "prompt": "a",
+                    "response_0": "b",
+                    "response_1": "c",
+                    "response_0_reward": 1,
+                    "response_1_reward": 2.0,
+                },
+                "fields:prompt=prompt,responses=response_*,scores=response_*_reward",
+            ),
+            ({"problem": "a", "generated_solution": "b"}, "fields:prompt=problem,completion=generated_solution"),
+            ({"query": "a", "Candidates": ["b", "c"]}, "fields:prompt=query,responses=Candidates"),
+        ],
+    )
+    def test_fields_that_would_fit_are_named(self, row: dict[str, Any], source: str, tmp_path: Path) -> None:
+        path = jsonl(tmp_path, row)
+        with pytest.raises(DataError) as caught:
+            load_groups(path)
+        assert f"source={source!r}" in str(caught.value)
+        assert set(load_groups(path, source=source)[0]["responses"]) <= {"b", "c"}
+
+    def test_mixed_rows(self, tmp_path: Path) -> None:
+        """The first row decides; a later one of another format is named with its line."""
+        alpaca, chat = {"instruction": "a", "output": "b"}, {"messages": [user("a"), assistant("b")]}
+        talk = {"conversations": TALK}
+        for rows, column in (
+            ((talk, chat), "conversations"),
+            ((chat, talk), "messages"),
+            ((alpaca, talk), "instruction"),
+        ):
+            with pytest.raises(DataError) as caught:
+                load_groups(jsonl(tmp_path, *rows))
+            assert ("line 2", column) in [(problem.place, problem.column) for problem in caught.value.problems]
+            assert "missing" in str(caught.value)
+
+    def test_prompts_that_are_never_equal_are_noted(self, tmp_path: Path) -> None:
+        rows = [{"prompt": f"a{number}", "completion": "b"} for number in range(3)]
+        assert "every prompt has one response" in " ".join(read_groups(jsonl(tmp_path, *rows))[1].notes())
+        rows.append({"prompt": "a1", "completion": "c"})
+        assert "every prompt has one" not in " ".join(read_groups(jsonl(tmp_path, *rows))[1].notes())
 
     @pytest.mark.parametrize("name", SAMPLES)
     def test_every_format_is_recognised(self, name: str) -> None:
@@ -315,6 +559,23 @@ class TestProblems:
                 {"description": "a", "solutions": {"language": [3], "solution": []}},
                 ["1 languages for 0"],
             ),
+            (
+                "openr1",
+                {"problem": "a", "generations": ["b", "c"], "correctness_math_verify": [True]},
+                ["1 for 2 gener"],
+            ),
+            (
+                "openr1",
+                {"problem": "a", "generations": ["b"], "correctness_math_verify": ["right"]},
+                ["`correctness_math_verify[0]` is a string, but it must be"],
+            ),
+            (
+                "helpsteer3",
+                {"context": [user("a")], "response1": "b", "response2": "c", "overall_preference": 5},
+                ["`overall_preference` is a number, but it must be less than or equal to 3"],
+            ),
+            ("sharegpt", {"conversations": "a: b"}, ["`conversations` is a string, but it must be a valid list"]),
+            ("fields:messages=a", {"a": "b"}, ["`a` is a string; it must be a list of turns"]),
             ("fields:prompt=a.b,responses=c", {"a": {"x": 1}, "c": []}, ["`a` has no `b`; it has `x`"]),
             ("fields:prompt=a,responses=c", {"x": 1, "y": 2}, ["line 1 has `x`, `y`", "`a`"]),
         ],
@@ -343,13 +604,17 @@ class TestProblems:
     @pytest.mark.parametrize(
         ("source", "words"),
         [
-            ("nectar:score=1", "It has none"),
+            ("nectar:score=1", "Its options: category=..."),
             ("code_contests:langauge=cpp", "language=python3|python2|cpp|java|any (default python3)"),
             ("code_contests:language=ada", "language='ada'"),
             ("code_contests:cpp", "option=value"),
             ("mosaic_1k:variants=5", "variants='5'"),
             ("fields:responses=a", "needs prompt"),
-            ("fields:prompt=a", "either responses= .* or completion="),
+            ("fields:prompt=a", "either responses= .* completion= .* or messages="),
+            ("fields:prompt=a,responses=b,completion=c", "either responses= .* completion= .* or messages="),
+            ("fields:prompt=a,responses=b_*_*", "write one [*] in"),
+            ("openr1:score=exact", "score='exact'"),
+            ("oasst2:min_replies=0", "min_replies='0'"),
             ("", "is unknown"),
         ],
     )

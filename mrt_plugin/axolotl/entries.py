@@ -27,6 +27,8 @@ INSTEAD = {
 }
 """Keys of an entry that a grouped dataset does not support, and what to write instead."""
 
+_READ_HERE = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
+
 
 @dataclass(frozen=True)
 class Mark:
@@ -39,7 +41,7 @@ class Mark:
     fingerprint: str
     options: dict[str, Any] = field(default_factory=dict)
     file: str | None = None
-    """A JSON file that `load_groups` reads in place of Axolotl's rows."""
+    """A JSON, CSV or TSV file that `load_groups` reads in place of Axolotl's rows."""
     wrapped: dict[str, Any] | None = None
     """For a dataset of Axolotl's own types: the entry as the user wrote it."""
 
@@ -79,9 +81,9 @@ class _Entry:
                 keys["type"] = PREFIX + "all"
             path = Path(str(keys.get("path")))
             complete = keys.get("split") in (None, "train") and not keys.get("shards") and not keys.get("data_files")
-            if complete and path.suffix.lower() in (".json", ".jsonl", ".ndjson") and path.is_file():
-                # Arrow requires one schema for all messages, and its errors name no line. So Axolotl reads lines of
-                # text, and `load_groups` reads the file again.
+            if complete and path.suffix.lower() in _READ_HERE and path.is_file():
+                # Arrow requires one schema for all messages, its errors name no line, and it takes the answer `4` of a
+                # CSV file for a number. So Axolotl reads lines of text, and `load_groups` reads the file again.
                 if path.stat().st_size == 0:
                     raise ValueError(f"{keys['path']}: it is empty: write at least one row.")
                 mark = replace(mark, file=str(keys["path"]))

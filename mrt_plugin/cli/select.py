@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class SelectOptions:
-    data: list[str] | None = argument(None, "The pools: JSONL, JSON or Parquet files, or hub ids.", "data")
+    data: list[str] | None = argument(None, "The pools: JSONL, JSON, CSV, TSV or Parquet files, or hub ids.", "data")
     output: Path | None = flag(None, "The file to write: .jsonl or .parquet.", "", "--output", "--out")
     source: list[str] | None = flag(None, "The public format of the pools, by name. Give it once, or once per pool.")
+    split: list[str] | None = flag(None, "The split of pools on the hub. Give it once, or once per pool.")
     curation: str | None = flag(None, "Rules: `default`, a .yaml file (a list, or a recipe's mrt.curation), or YAML.")
     tokenizer: str | None = flag(None, "Counts tokens in rules and statistics. Estimated by default.", "tokenizer")
     proportion: list[str] | None = flag(None, "NAME=SHARE for each pool. NAME is the file's name without its ending.")
@@ -54,7 +55,7 @@ def select(given: SelectOptions, **options: Any) -> None:
     from mrt_plugin.pipeline.files import check_job_paths, select_file
 
     job = SelectJob(
-        pools=_pools(given.data, given.source or []),
+        pools=_pools(given.data, given.source or [], given.split or []),
         output=given.output,
         proportions=_pairs(given.proportion, float, "--proportion", "chat=0.7") or None,
         exports=_pairs(given.export, Path, "--export", "sft=FILE.jsonl"),
@@ -93,11 +94,13 @@ def _show_costs(job: SelectJob, scorers: list[Any], as_document: bool) -> None:
     say("Tokens are estimated as UTF-8 bytes / 4. Nothing was asked, and nothing written.")
 
 
-def _pools(data: list[str], sources: list[str]) -> list[PoolFile]:
-    if len(sources) not in (0, 1, len(data)):
-        raise ValueError(f"{len(sources)} sources for {len(data)} pools: give one for all, or one for each.")
+def _pools(data: list[str], sources: list[str], splits: list[str]) -> list[PoolFile]:
+    for kind, given in (("sources", sources), ("splits", splits)):
+        if len(given) not in (0, 1, len(data)):
+            raise ValueError(f"{len(given)} {kind} for {len(data)} pools: give one for all, or one for each.")
     each = sources if len(sources) == len(data) else (sources or [""]) * len(data)
-    return [PoolFile(path, source or None) for path, source in zip(data, each, strict=True)]
+    parts = splits if len(splits) == len(data) else (splits or ["train"]) * len(data)
+    return [PoolFile(path, source or None, split) for path, source, split in zip(data, each, parts, strict=True)]
 
 
 def _rules(text: str | None) -> Any:
@@ -135,7 +138,8 @@ def _as_dict(result: "SelectResult") -> dict[str, Any]:
 
 def _show(result: "SelectResult") -> None:
     table(*result.ledger.table())
-    say(result.ledger.lines()[-1], *result.summary)
+    notes = [f"{entry.rule}: {note}." for entry in result.ledger.entries for note in entry.notes]
+    say(*notes, result.ledger.lines()[-1], *result.summary)
     if result.statistics:
         _show_statistics(result.statistics)
     for item in result.exports:
@@ -158,6 +162,8 @@ def _show_statistics(found: dict[str, Any]) -> None:
         shares = [f"{part['share']:.1%}" if part else "0" for part in parts]
         rows.append((kind, *shares, *(f"{part['median_response_length']:.0f}" if part else "" for part in parts)))
     table(("task type", "pool", "selected", "median tokens", "selected"), rows)
+    before, after = (found[part]["task_entropy"] for part in ("pool", "selected"))
+    say(f"entropy of the task types: {before:.2f} bits in the pool, {after:.2f} selected.")
     for part in ("pool", "selected"):
         lengths, prompts = found[part]["response_length"], found[part]["prompt_length"]
         spread = f"5 % {lengths['p5']:.0f}, median {lengths['p50']:.0f}, 95 % {lengths['p95']:.0f}"

@@ -22,6 +22,7 @@ RULES = {
     "duplicate_prompts": f"{_HERE}.duplicates:DuplicatePrompts",
     "leakage": f"{_HERE}.duplicates:Leakage",
     "sample": f"{_HERE}.mix:Sample",
+    "mix_categories": f"{_HERE}.categories:MixCategories",
 }
 """The rules, in an order that suits most data. To add one, write its class in a file here, and add its line."""
 

@@ -25,6 +25,8 @@ class Entry:
     """The number of decisions for each `action: reason`."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """The first places of each reason: `group id` or `group id [response]`."""
+    notes: list[str] = field(default_factory=list)
+    """What the rule says about its decisions as a whole."""
 
     @property
     def responses_gone(self) -> int:
@@ -51,6 +53,7 @@ class Entry:
             "responses_out": self.responses_out,
             "reasons": dict(sorted(self.reasons.items())),
             "examples": dict(sorted(self.examples.items())),
+            **({"notes": self.notes} if self.notes else {}),
         }
 
 
@@ -113,6 +116,7 @@ class Ledger:
                 f"{entry.rule}: {entry.responses_in:,} responses of {entry.groups_in:,} groups in, "
                 f"{entry.responses_out:,} of {entry.groups_out:,} out" + (f" ({reasons})" if reasons else "")
             )
+            lines += [f"{entry.rule}: {note}" for note in entry.notes]
         dropped = sum(entry.responses_gone for entry in self.entries)
         added = sum(entry.responses_added for entry in self.entries)
         total = f"{self.first.responses_in:,} in" + (f" + {added:,} added" if added else "")

@@ -38,8 +38,8 @@ def plan_mix(
     Data repeated up to four times is nearly as good as new data (Muennighoff et al., arXiv 2305.16264, section 6).
     """
     check_proportions(sizes, proportions, max_repeats)
-    all_shares = sum(Fraction(value) for value in proportions.values())
-    shares = {name: Fraction(value) / all_shares for name, value in proportions.items() if value > 0}
+    exact = {name: Fraction(str(value)) for name, value in proportions.items()}  # 0.2 is a fifth, as it is written
+    shares = {name: value / sum(exact.values()) for name, value in exact.items() if value > 0}
     most = min(Fraction(sizes[name] * max_repeats) / share for name, share in shares.items())
     if total is None:
         total = min(int(most), sum(sizes[name] for name in shares))
@@ -78,7 +78,7 @@ class Mix(PoolRule):
         return _decide(ids, owners, takes, tools.seed)
 
 
-def _draw(ids: Sequence[str], owners: Sequence[str], takes: Mapping[str, int], seed: int) -> list[int]:
+def draw_mix(ids: Sequence[str], owners: Sequence[str], takes: Mapping[str, int], seed: int) -> list[int]:
     """Return the positions of the groups of a mix, ascending. The draw does not depend on the order of the groups."""
     taken: list[int] = []
     for name, take in takes.items():
@@ -90,7 +90,7 @@ def _draw(ids: Sequence[str], owners: Sequence[str], takes: Mapping[str, int], s
 
 
 def _decide(ids: Sequence[str], owners: Sequence[str], takes: Mapping[str, int], seed: int) -> PoolDecisions:
-    taken = Counter(_draw(ids, owners, takes, seed))
+    taken = Counter(draw_mix(ids, owners, takes, seed))
     return PoolDecisions(
         dropped={place: "not drawn" for place in range(len(ids)) if place not in taken},
         repeated={place: times - 1 for place, times in taken.items()},
@@ -142,7 +142,7 @@ def mix(
     sizes = {name: len(one) for name, one in datasets.items()}
     takes = plan_mix(sizes, proportions, total=total, max_repeats=max_repeats)
     together, owners = combine(datasets)
-    return repeat_groups(together, _draw(together["id"][:], owners, takes, seed))
+    return repeat_groups(together, draw_mix(together["id"][:], owners, takes, seed))
 
 
 class Sample(PoolRule):

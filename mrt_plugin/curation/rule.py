@@ -111,6 +111,8 @@ class PoolDecisions:
     dropped: dict[int, str] = field(default_factory=dict)
     flagged: dict[int, str] = field(default_factory=dict)
     repeated: dict[int, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What the ledger says about the decisions as a whole."""
 
 
 class PoolRule(CurationRule):

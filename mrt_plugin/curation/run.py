@@ -101,6 +101,7 @@ class Curated:
         for action, reasons in (("drop", found.dropped), ("flag", found.flagged)):
             for place, reason in reasons.items():
                 self._account(place, [(0, action, reason, None)], [entry])
+        entry.notes = found.notes
         entry.groups_added = sum(found.repeated.values())
         entry.responses_added = sum(times * len(self.origin[place]) for place, times in found.repeated.items())
         self.ledger.entries.append(entry)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from mrt_plugin.curation.categories import entropy
 from mrt_plugin.curation.run_rules import token_counts
 from mrt_plugin.groups.messages import prompt_text, response_text
 from mrt_plugin.groups.write import rows_of
@@ -42,7 +43,10 @@ def task_type(prompt: Any) -> str:
 
 
 def statistics(groups: Dataset, *, tokenizer: Any = None) -> dict[str, Any]:
-    """Measure task types, responses per prompt, and lengths in tokens (without a tokenizer, UTF-8 bytes / 4)."""
+    """Measure task types, responses per prompt, and lengths in tokens (without a tokenizer, UTF-8 bytes / 4).
+
+    `task_entropy` is the entropy of the task types, in bits.
+    """
     prompts: list[int] = []
     sizes: list[int] = []
     lengths: list[int] = []
@@ -71,6 +75,7 @@ def statistics(groups: Dataset, *, tokenizer: Any = None) -> dict[str, Any]:
         "prompt_length": _spread(prompts),
         "response_length": _spread(lengths),
         "task_types": types,
+        "task_entropy": entropy({kind: len(own) for kind, own in by_kind.items()}),
     }
 
 

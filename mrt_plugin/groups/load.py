@@ -9,13 +9,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow
 from datasets import Dataset, Features, Json, List, Value
 
-from mrt_plugin.groups.adapters import is_alpaca, parse_source
+from mrt_plugin.groups.adapters import native_source, parse_source
 from mrt_plugin.groups.batches import chunked
 from mrt_plugin.groups.problems import GroupReport, Problems
+from mrt_plugin.groups.regroup import scratch_folder
 from mrt_plugin.groups.shapes import GroupChecker, read_raw_groups
 from mrt_plugin.groups.sources import open_source
 from mrt_plugin.groups.write import CHUNK, arrow_table, scratch_file, spelled
@@ -27,18 +27,19 @@ def load_groups(data: Any, *, split: str = "train", source: str | None = None) -
     """Read and check prompts with several responses each, and log what was dropped.
 
     Args:
-        data: a JSONL, JSON or Parquet file, a directory written by `save_to_disk`, a hub id, or a `datasets.Dataset`.
-            A group has `prompt`, `responses`, and optionally `scores`, `weights`, `finish_reasons`, `id`. A flat row
-            has `prompt` and `completion`, or `messages` (up to the last user message is the prompt), and optionally
-            `score`, `weight`, `finish_reason`. Flat rows are regrouped by prompt.
-        split: the split of a hub dataset or a `DatasetDict`. Files have none.
+        data: a JSONL, JSON, CSV, TSV or Parquet file, a directory written by `save_to_disk`, a hub id, or a
+            `datasets.Dataset`. A group has `prompt`, `responses`, and optionally `scores`, `weights`,
+            `finish_reasons`, `id`, `category`. A flat row has `prompt` and `completion`, or `messages` (the prompt
+            ends with the last user message), and optionally `score`, `weight`, `finish_reason`. Flat rows are
+            regrouped by prompt, in bounded memory. ShareGPT (`conversations`) and Alpaca rows are read too.
+        split: the split of a hub dataset or a `DatasetDict`. Files have none. A hub id is downloaded.
         source: the public format of the rows (see docs/sources.md), such as `nectar` or `code_contests:language=cpp`,
             or a function of yours as `file.py:name` or `package.module:name`. By default one of the formats above.
 
     Returns:
         A dataset stored on disk. Its columns are `id` (string), `prompt` (string or list of messages) and `responses`
         (list of strings, or of lists of messages). If given, it also has `scores` and `weights` (lists of floats) and
-        `finish_reasons` (list of strings, None where unknown).
+        `finish_reasons` (list of strings, None where unknown) and `category` (string), which curation can mix by.
 
     Raises:
         DataError: with up to 20 problems, each with its row, column and remedy.
@@ -65,7 +66,7 @@ def read_groups(data: Any, *, split: str = "train", source: str | None = None) -
     report = GroupReport(problems.source)
     if source is None:
         first = list(islice(rows, 1))
-        rows, source = chain(first, rows), "alpaca" if first and is_alpaca(first[0][1]) else None
+        rows, source = chain(first, rows), native_source(first[0][1]) if first else None
     # After the first problem the later groups are still checked, but not written.
     checked = map(GroupChecker(problems, report).check, read_raw_groups(rows, source, problems, report))
     path = _store((group for group in checked if group is not None and not problems.found), problems)
@@ -90,7 +91,7 @@ def _store(groups: Iterator[dict[str, Any]], problems: Problems) -> Path | None:
         problems.raise_any()
         return None
     features = _features(first)
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "mrt_groups"
+    folder = scratch_folder()
     state = hashlib.blake2b(repr(features).encode(), digest_size=16)
     with scratch_file(folder) as file:
         with pyarrow.ipc.new_stream(file, features.arrow_schema) as writer:
@@ -113,6 +114,7 @@ def _features(group: dict[str, Any]) -> Features:
     messages, text, numbers = List(Json()), Value("string"), List(Value("float64"))
     features = {
         "id": text,
+        "category": text,
         "prompt": text if isinstance(group["prompt"], str) else messages,
         "responses": List(text if isinstance(group["responses"][0], str) else messages),
         "scores": numbers,

@@ -119,5 +119,8 @@ class GroupReport:
         ]
         for what, tally in self.left_out.items():
             lines.append(f"{self.source}: left out: {tally.count:,} {what} (first: {tally.first}).")
+        if self.regrouped and self.largest == 1 and self.groups > 1:
+            alike = "a group is made of rows whose prompts are equal, character by character"
+            lines.append(f"{self.source}: every prompt has one response; {alike}.")
         found = ", ".join(f"{name} ({plural(tally.count, 'row')})" for name, tally in self.unused.items())
         return [*lines, f"{self.source}: these columns are not used: {found}."] if found else lines

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, get_type_hints
 
-from mrt_plugin.groups.adapters import guess_source, parse_source
-from mrt_plugin.groups.adapters.adapter import LeftOut, Mismatch, field_names
+from mrt_plugin.groups.adapters import parse_source
+from mrt_plugin.groups.adapters.adapter import Adapter, LeftOut, Mismatch, field_names
+from mrt_plugin.groups.adapters.fields import find_field
+from mrt_plugin.groups.adapters.guess import guess_source
+from mrt_plugin.groups.delimited import TRUTH, Cell
 from mrt_plugin.groups.keys import canonical, digest, prompt_key
 from mrt_plugin.groups.messages import (
     SURROGATE,
@@ -20,17 +23,18 @@ from mrt_plugin.groups.messages import (
     without_empty_fields,
 )
 from mrt_plugin.groups.problems import DataError, GroupReport, Problems, Tally
+from mrt_plugin.groups.regroup import Collector
 from mrt_plugin.groups.sources import Row
 from mrt_plugin.groups.unused import Unused
 
 PER_RESPONSE = {"scores": "score", "weights": "weight", "finish_reasons": "finish_reason"}
 """The columns of a group with one value for each response, and their names in a flat row."""
 
-GROUPED = ("prompt", "responses", *PER_RESPONSE, "id")
+GROUPED = ("prompt", "responses", *PER_RESPONSE, "id", "category")
 SHAPES = (
     {name: name for name in GROUPED},
-    {"prompt": "prompt", "responses": "completion", **PER_RESPONSE},
-    {"prompt": "messages", "responses": "messages", **PER_RESPONSE},
+    {"prompt": "prompt", "responses": "completion", **PER_RESPONSE, "category": "category"},
+    {"prompt": "messages", "responses": "messages", **PER_RESPONSE, "category": "category"},
 )
 """The shapes of rows: for each part of a group, the name of its column."""
 
@@ -66,29 +70,41 @@ def read_raw_groups(
     unused = Unused(shape.values(), problems, report)
     report.regrouped = shape is not SHAPES[0]
     columns = {**SHAPES[0], **parse_source(source)[0].columns} if source else shape
-    groups: dict[bytes, RawGroup] = {}  # all data in memory, since the prompt of a flat row may recur at any time
-    for place, row in chain([first], rows):
-        report.rows += 1
-        unused.look(place, row)
-        missing = [name for name in dict.fromkeys((shape["prompt"], shape["responses"])) if name not in row]
-        for name in missing:
-            problems.add(place, name, f"it is missing, though the first row has it; this row has {', '.join(row)}.")
-        if not missing and not report.regrouped:
-            yield RawGroup(place, row, columns)
-        elif not missing:
-            try:
-                prompt, response, key = _split_flat(row, shape)
-                lists: dict[str, Any] = {name: [] for name in ("responses", *PER_RESPONSE)}
-                group = groups.setdefault(key, RawGroup(place, {"prompt": prompt, **lists}, columns))
-                for name, item in zip(lists, (response, *map(row.get, PER_RESPONSE.values())), strict=True):
-                    group.row[name].append(item)
-                group.places.append(place)
-            except ValueError as problem:
-                problems.add(place, shape["prompt"], str(problem))
-    for group in groups.values():
-        empty = {name for name in PER_RESPONSE if all(value is None for value in group.row[name])}
-        group.row = {name: value for name, value in group.row.items() if name not in empty}
-        yield group
+    with Collector() as collected:  # the prompt of a flat row may recur at any time
+        for place, row in chain([first], rows):
+            report.rows += 1
+            unused.look(place, row)
+            missing = [name for name in dict.fromkeys((shape["prompt"], shape["responses"])) if name not in row]
+            for name in missing:
+                problems.add(
+                    place, name, f"it is missing, though the first row has it; this row has {', '.join(row)}."
+                )
+            if not missing and not report.regrouped:
+                yield RawGroup(place, row, columns)
+            elif not missing:
+                try:
+                    prompt, response, key = _split_flat(row, shape)
+                except ValueError as problem:
+                    problems.add(place, shape["prompt"], str(problem))
+                else:
+                    values = tuple(map(row.get, PER_RESPONSE.values()))
+                    start = None if key in collected else (prompt, row.get("category", _ABSENT))
+                    collected.add(key, (place, start, response, *values))
+        for items in collected:
+            places, starts, *lists = map(list, zip(*items, strict=True))
+            prompt, category = starts[0]
+            labelled = {} if category == _ABSENT else {"category": category}
+            columns_read = zip(("responses", *PER_RESPONSE), lists, strict=True)
+            given = {name: values for name, values in columns_read if name == "responses" or _any_given(values)}
+            yield RawGroup(places[0], {"prompt": prompt, **given, **labelled}, columns, places)
+
+
+_ABSENT = "\0absent"
+"""In place of the category of rows without that column; None is an empty one."""
+
+
+def _any_given(values: list[Any]) -> bool:
+    return any(value is not None for value in values)
 
 
 def _split_flat(row: dict[str, Any], shape: Mapping[str, str]) -> tuple[Any, Any, bytes]:
@@ -127,37 +143,71 @@ def _split_conversation(messages: Any) -> tuple[list[Any], list[Any]]:
 def _converted(rows: Iterable[Row], source: str, problems: Problems, report: GroupReport) -> Iterator[Row]:
     """Convert rows of the source's format. If the first row has another format, the error is raised at once."""
     adapter, options = parse_source(source)
+    category = options.pop("category", "")
     unused = None  # the fields that a user's function reads are unknown, unless it declares them
     if adapter.row is not None:
-        unused = Unused(get_type_hints(adapter.row), problems, report)
+        unused = Unused({*get_type_hints(adapter.row), category, category.split(".")[0]}, problems, report)
     elif adapter.name == "fields":
-        names = {part for name in map(str, options.values()) for part in (name, name.split(".")[0])}
+        names = {part for name in (category, *map(str, options.values())) for part in (name, name.split(".")[0])}
         unused = Unused(names, problems, report, refuse=False)
-    for number, (place, row) in enumerate(rows):
-        try:
-            checked = adapter.check_row(row)
+    with Collector() as collected:
+        for number, (place, row) in enumerate(rows):
+            try:
+                checked = adapter.check_row(row)
+            except Mismatch as mismatch:
+                if not number:
+                    problems.fail(_another_format(adapter, place, row, mismatch))
+                problems.add(place, mismatch.name, mismatch.what)
+                continue
             if unused is not None:
                 unused.look(place, row)
-            for item in adapter.convert(checked, **options):
-                if isinstance(item, LeftOut):
-                    report.left_out.setdefault(item.what, Tally()).add(place)
-                elif isinstance(item, dict):
-                    yield place, item
-                else:
-                    wanted = "it must yield dicts with `prompt` and `responses` (or `completion`)"
-                    problems.fail(f"source {adapter.name!r} gives {kind(item)} for {place}: {wanted}.")
-        except Mismatch as mismatch:
-            if not number:
-                found = ", ".join(f"`{name}`" for name in row) or "none"
-                expected = f"expects the fields {field_names(adapter.row)}" if adapter.row else "reads other fields"
-                why = f"`{mismatch.name}`: {mismatch.what}{guess_source(row)}"
-                problems.fail(f"source {adapter.name!r} {expected}; {place} has {found}. {why}")
-            problems.add(place, mismatch.name, mismatch.what)
-        except DataError:
-            raise
-        except Exception as error:
-            error.add_note(f"The source {adapter.name!r} was reading {place}.")
-            raise
+            try:
+                label = {"category": find_field(row, category)} if category else {}
+                if adapter.together:
+                    collected.add(str(checked[adapter.together]).encode(), (place, label, checked))
+                    continue
+                for where, item in _convert(adapter, place, checked, options, problems, report):
+                    yield where, item | label
+            except Mismatch as mismatch:
+                if not number:
+                    problems.fail(_another_format(adapter, place, row, mismatch))
+                problems.add(place, mismatch.name, mismatch.what)
+        for items in collected:
+            place, label, first = items[0]
+            place = f"{place} ({adapter.together} {first[adapter.together]})"
+            try:
+                for where, item in _convert(adapter, place, [row for *_, row in items], options, problems, report):
+                    yield where, item | label
+            except Mismatch as mismatch:
+                problems.add(place, mismatch.name, mismatch.what)
+
+
+def _convert(
+    adapter: Adapter, place: str, rows: Any, options: dict[str, Any], problems: Problems, report: GroupReport
+) -> Iterator[Row]:
+    """Convert one checked row, or the rows that belong together."""
+    try:
+        for item in adapter.convert(rows, **options):
+            if isinstance(item, LeftOut):
+                report.left_out.setdefault(item.what, Tally()).add(place)
+            elif isinstance(item, dict):
+                yield place, item
+            else:
+                wanted = "it must yield dicts with `prompt` and `responses` (or `completion`)"
+                problems.fail(f"source {adapter.name!r} gives {kind(item)} for {place}: {wanted}.")
+    except (Mismatch, DataError):
+        raise
+    except Exception as error:
+        error.add_note(f"The source {adapter.name!r} was reading {place}.")
+        raise
+
+
+def _another_format(adapter: Adapter, place: str, row: dict[str, Any], mismatch: Mismatch) -> str:
+    """Return the problem with data whose first row does not match the source."""
+    found = ", ".join(f"`{name}`" for name in row) or "none"
+    expected = f"expects the fields {field_names(adapter.row)}" if adapter.row else "reads other fields"
+    why = f"`{mismatch.name}`: {mismatch.what}{guess_source(row)}"
+    return f"source {adapter.name!r} {expected}; {place} has {found}. {why}"
 
 
 class GroupChecker:
@@ -167,6 +217,7 @@ class GroupChecker:
         self.problems, self.report = problems, report
         self.forms: dict[str, tuple[str, str]] = {}
         self.prompts: set[str] = set()
+        self.categorised: bool | None = None
         self.ids: dict[str, int] = {}
 
     def check(self, raw: RawGroup) -> dict[str, Any] | None:
@@ -198,7 +249,8 @@ class GroupChecker:
         self.report.groups, self.report.responses = self.report.groups + 1, self.report.responses + len(responses)
         self.report.smallest = min(self.report.smallest or len(responses), len(responses))
         self.report.largest = max(self.report.largest, len(responses))
-        return {"id": self._id(raw, prompt, spelled), "prompt": prompt, "responses": responses, **row}
+        group = {"id": self._id(raw, prompt, spelled), **self._category(raw), "prompt": prompt}
+        return {**group, "responses": responses, **row}
 
     def _responses(self, raw: RawGroup) -> list[Any]:
         """Return the responses, with None for each empty one."""
@@ -235,7 +287,7 @@ class GroupChecker:
         if not complaints:
             first, where = self.forms.setdefault(part, (form, place))
             if form == first:
-                return value
+                return str(value) if isinstance(value, Cell) else value
             complaints.append(f"it is {form}, but {where} has {first}: use one form for all {part}s.")
         self.problems.add(place, column, complaints[0])
         return None
@@ -263,10 +315,27 @@ class GroupChecker:
             found = ((index, _value_problem(name, value)) for index, value in enumerate(values))
             index, what = next((item for item in found if item[1]), (0, None))
             if what is None:
-                return values if name == "finish_reasons" else [float(value) for value in values]
+                return values if name == "finish_reasons" else list(map(_number, values))
             place = raw.place_of(index)
         self.problems.add(place, column, what)
         return None
+
+    def _category(self, raw: RawGroup) -> dict[str, str | None]:
+        """Return the category, which may be None, or nothing if the first group has no such column."""
+        if self.categorised is None:
+            self.categorised = "category" in raw.row
+        category = raw.row.get("category")
+        if isinstance(category, int | float) and not isinstance(category, bool):
+            category = str(category)
+        if isinstance(category, str) and not is_sound(category):
+            self.problems.add(raw.place, "category", SURROGATE)
+        elif not isinstance(category, str | None):
+            self.problems.add(
+                raw.place, "category", f"it is {kind(category)}; it must be a string: rename the column."
+            )
+        elif category is not None and not self.categorised:
+            self.problems.add(raw.place, "category", "it is given here, but not in the first group: give it to all.")
+        return {"category": category and str(category)} if self.categorised else {}
 
     def _id(self, raw: RawGroup, prompt: Any, spelled: list[bytes]) -> str:
         """Return the given id, or one made from the content. The second of identical rows gets `-2`, and so on."""
@@ -292,6 +361,13 @@ def id_problem(value: Any) -> str | None:
     return SURROGATE if isinstance(value, str) and not is_sound(value) else None
 
 
+def _number(value: Any) -> float:
+    """Return a checked score or weight as a number. True and false count as 1 and 0."""
+    number = value.number() if isinstance(value, Cell) else float(value)
+    assert number is not None
+    return number
+
+
 def _value_problem(name: str, value: Any) -> str | None:
     if name == "finish_reasons":
         if not isinstance(value, str | None):
@@ -300,8 +376,14 @@ def _value_problem(name: str, value: Any) -> str | None:
     one = PER_RESPONSE[name]
     if value is None:
         return f"the {one} is missing: give one for each response, or none at all."
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"the {one} is {kind(value)}; it must be a number."
+    if isinstance(value, Cell):
+        shown, value = str(value)[:24], value.number()
+        if value is None:
+            return f"the {one} is {shown!r}; it must be a number, or true or false."
+    if isinstance(value, str) and (text := value.strip().casefold()) in TRUTH:
+        return f"the {one} is a string: write {text} or {TRUTH[text]:.0f}, without quotes."
+    if not isinstance(value, int | float):
+        return f"the {one} is {kind(value)}; it must be a number, or true or false."
     if not abs(value) <= sys.float_info.max:  # also refuses NaN, and integers too large for a float
         return f"the {one} is {str(value)[:24]}; it must be finite. Remove the response or score it again."
     return f"the weight is {value}; it must be at least 0." if name == "weights" and value < 0 else None

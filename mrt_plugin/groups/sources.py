@@ -10,6 +10,7 @@ import pyarrow.parquet
 from datasets import Dataset, DatasetDict, Features, IterableDataset, LargeList, List, load_dataset, load_from_disk
 
 from mrt_plugin.groups.batches import BYTES
+from mrt_plugin.groups.delimited import delimited_rows
 from mrt_plugin.groups.problems import Problems
 from mrt_plugin.groups.write import check_name
 
@@ -33,11 +34,10 @@ def open_source(source: Any, split: str = "train") -> tuple[Problems, Iterator[R
 
     check_name(source)
     problems, path = Problems(str(source)), Path(source).expanduser()
-    readers = {".jsonl": _line_rows, ".ndjson": _line_rows, ".json": _json_rows, ".parquet": _parquet_rows}
-    reader = readers.get(path.suffix.lower())
+    reader = _READERS.get(path.suffix.lower())
     if path.is_file():
         if reader is None:
-            problems.fail(f"the file type is unknown: it must end in one of {', '.join(readers)}.")
+            problems.fail(f"the file type is unknown: it must end in one of {', '.join(_READERS)}.")
         return problems, reader(path, problems)
     if reader is not None:
         problems.fail(f"there is no such file (looked in {path.absolute().parent}).")
@@ -121,6 +121,16 @@ def _parquet_rows(path: Path, problems: Problems) -> Iterator[Row]:
             number += 1
 
 
+_READERS = {
+    ".jsonl": _line_rows,
+    ".ndjson": _line_rows,
+    ".json": _json_rows,
+    ".parquet": _parquet_rows,
+    ".csv": delimited_rows,
+    ".tsv": delimited_rows,
+}
+
+
 def _dataset_rows(dataset: Dataset | IterableDataset) -> Iterator[Row]:
     features = dataset.features
     for number, row in enumerate(dataset.with_format(None)):
@@ -135,7 +145,7 @@ def _loaded_rows(name: str, split: str, problems: Problems) -> Iterator[Row]:
         else:
             dataset = load_dataset(name, split=split)
     except Exception as problem:  # the hub client raises dozens of types; each becomes one message with its cause
-        what = f"no such file, and it could not be loaded as a dataset (split {split!r})"
+        what = f"no such file, and it could not be loaded as a dataset, from the hub or a folder (split {split!r})"
         problems.fail(f"{what}: {type(problem).__name__}: {problem}", problem)
     yield from open_source(dataset, split)[1]
 

@@ -144,7 +144,7 @@ def read_pools(files: Sequence[PoolFile]) -> Pools:
     if twice is not None:
         raise ValueError(f"two pools are called {twice}: rename one of the files.")
     digests = [sha256_of(file.path) if Path(file.path).is_file() else None for file in files]
-    read = [read_groups(file.path, source=file.source) for file in files]
+    read = [read_groups(file.path, split=file.split, source=file.source) for file in files]
     for file, digest in zip(files, digests, strict=True):
         if digest is not None and sha256_of(file.path) != digest:
             raise ValueError(f"{file.path} changed while it was read: run again when nothing writes to it.")
@@ -232,7 +232,7 @@ class _Execution:
         versions = {library.name: library.found for library in libraries() if library.found is not None}
         return {
             "mrt_plugin": mrt_plugin.__version__,
-            "pools": [{**asdict(file), "sha256": digest} for file, digest in pools],
+            "pools": [{**_pool_entry(file), "sha256": digest} for file, digest in pools],
             "selection": {name: _named(getattr(job, name)) for name in decisive},
             "scorers": [scorer_name(scorer) for scorer in scorer_list(job.scorer or [])],
             "weights": job.weights if job.weights == "column" else {job.weights: job.weight_temperature},
@@ -274,6 +274,14 @@ class _Execution:
             yield line | {"changed": changed} if changed else line
         for name in [] if self.held_out is None else self.held_out["id"]:
             yield {**origin(place_of[name], name), "part": "held_out"}
+
+
+def _pool_entry(file: PoolFile) -> dict[str, Any]:
+    """Return a pool's options for the manifest. Files have no splits."""
+    entry = asdict(file)
+    if Path(file.path).is_file():
+        del entry["split"]
+    return entry
 
 
 def _named(value: Any) -> Any:
@@ -326,7 +334,8 @@ def _pool_files(header: dict[str, Any], paths: Sequence[str]) -> list[PoolFile]:
             raise ValueError(f"the pool {path} is not there: say where it is (`mrt select POOL --from-manifest ...`).")
         if sha256_of(path) != pool["sha256"]:
             raise ValueError(f"{path} is not the file that was selected from: its content has changed since.")
-    return [PoolFile(path, pool["source"]) for path, pool in zip(paths, recorded, strict=True)]
+    splits = [pool.get("split", "train") for pool in recorded]
+    return [PoolFile(path, pool["source"], split) for path, pool, split in zip(paths, recorded, splits, strict=True)]
 
 
 def _rows(manifest: str | Path, part: str | None, pools: Pools, features: Features) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mrt_plugin.options import Engine, SelectionOptions, option
+from mrt_plugin.places import DATA_ENDINGS
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,14 @@ class PoolFile:
     path: str
     source: str | None = None
     """The public format of the pool, as for `load_groups`."""
+    split: str = "train"
+    """The split of a pool on the hub."""
 
     @property
     def name(self) -> str:
-        """Its name in `proportions`: the file's name without its ending."""
-        return Path(self.path).stem
+        """Its name in `proportions`: the file's name without its ending, or the last part of a hub id."""
+        path = Path(self.path)
+        return path.stem if path.suffix.lower() in DATA_ENDINGS else path.name
 
 
 @dataclass(kw_only=True)

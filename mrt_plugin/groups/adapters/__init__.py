@@ -18,12 +18,16 @@ SOURCES = {
     "gold_labelled": f"{_HERE}.pools:gold_labelled",
     "code_contests": f"{_HERE}.pools:code_contests",
     "mosaic_1k": f"{_HERE}.pools:mosaic_1k",
+    "openr1": f"{_HERE}.pools:openr1",
+    "helpsteer3": f"{_HERE}.conversations:helpsteer3",
+    "oasst2": f"{_HERE}.trees:oasst2",
     "trl_preference": f"{_HERE}.pools:trl_preference",
     "trl_completion": f"{_HERE}.pools:trl_completion",
+    "sharegpt": f"{_HERE}.conversations:sharegpt",
     "alpaca": f"{_HERE}.pools:alpaca",
     "alpaca_eval": f"{_HERE}.pools:alpaca_eval",
     "gsm8k_solutions": f"{_HERE}.pools:gsm8k_solutions",
-    "fields": f"{_HERE}.pools:fields",
+    "fields": f"{_HERE}.fields:fields",
 }
 """All sources by name. To add one, write a function in a file here, and add its line."""
 
@@ -66,16 +70,8 @@ def source_files(source: str | None) -> list[Path]:
     return extension_files(outside[1]) if outside else []
 
 
-def is_alpaca(row: dict[str, Any]) -> bool:
-    """Return whether a row is Alpaca's, which needs no named source."""
-    ours: bool = parse_source("alpaca")[0].fits(row)
-    return ours and not {"prompt", "messages"} & row.keys()
-
-
-def guess_source(row: dict[str, Any]) -> str:
-    """Return a sentence that names the sources whose fields the row has, or an empty string."""
-    fitting = [adapter for adapter in all_sources() if adapter.fits(row)]
-    most = max((len(adapter.row.__required_keys__) for adapter in fitting), default=0)
-    # An HH-RLHF row is also a TRL preference row. If several sources match equally well, name all of them.
-    names = [repr(adapter.name) for adapter in fitting if len(adapter.row.__required_keys__) == most]
-    return f" It has the fields of source {' or '.join(names)}." if names else ""
+def native_source(row: dict[str, Any]) -> str | None:
+    """Return the source of a row whose format is read without a name, or None for groups and flat rows."""
+    if {"prompt", "messages"} & row.keys():
+        return None
+    return next((name for name in ("alpaca", "sharegpt") if parse_source(name)[0].reads(row)), None)

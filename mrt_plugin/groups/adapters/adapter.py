@@ -28,6 +28,9 @@ class Mismatch(Exception):
         self.name, self.what = name, what
 
 
+COMMON: dict[str, tuple[Any, Any]] = {"category": (str, "")}
+"""The option of all sources: the field with the category of a group, for `mix_categories`."""
+
 Converted = Iterator[dict[str, Any] | LeftOut]
 """Rows that `load_groups` reads without a source (`prompt` with `responses` or `completion`), and skipped parts."""
 
@@ -41,11 +44,15 @@ class Adapter:
     """Converts one checked row. Its keyword-only arguments are the options of the source."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """The format's own names for `prompt`, `responses`, `scores` and `weights`, for error messages."""
+    together: str = ""
+    """A field: all rows with the same value of it are converted at once, as a list. Empty: each row by itself."""
 
     @cached_property
     def row(self) -> Any:
         """The `TypedDict` of the fields that are read: the type of the function's first argument. None for others."""
         hint = get_type_hints(self.convert).get(next(iter(signature(self.convert).parameters)))
+        if self.together:
+            (hint,) = get_args(hint)
         return hint if is_typeddict(hint) else None
 
     @cached_property
@@ -54,13 +61,14 @@ class Adapter:
 
     @cached_property
     def options(self) -> dict[str, tuple[Any, Any]]:
-        """The type and default of each option."""
+        """The type and default of each option: the function's own, and the common ones."""
         hints = get_type_hints(self.convert, include_extras=True)
-        return {
+        own = {
             name: (hints.get(name, str), parameter.default)
             for name, parameter in signature(self.convert).parameters.items()
             if parameter.kind is Parameter.KEYWORD_ONLY
         }
+        return own | COMMON
 
     def parse_options(self, text: str) -> dict[str, Any]:
         """Return the options written as `option=value,option=value`, or raise ValueError with what is allowed."""
@@ -97,15 +105,20 @@ class Adapter:
         except ValidationError as error:
             raise _mismatch(error, row) from None
 
+    def reads(self, row: dict[str, Any]) -> bool:
+        """Return whether a row has all fields that this format must have, of whatever types."""
+        return self.row is not None and bool(self.row.__required_keys__ <= row.keys())
+
     def fits(self, row: dict[str, Any]) -> bool:
+        """Return whether a row has the fields of this format, with their types."""
         with suppress(ValidationError):
             return self.row is not None and bool(self._validator.validate_python(row))
         return False
 
 
-def adapter(**columns: str) -> Callable[[Callable[..., Converted]], Adapter]:
-    """Make a source of the decorated function, named like the function. See `Adapter.columns`."""
-    return lambda convert: Adapter(convert.__name__, convert, columns)
+def adapter(*, together: str = "", **columns: str) -> Callable[[Callable[..., Converted]], Adapter]:
+    """Make a source of the decorated function, named like the function. See the fields of `Adapter`."""
+    return lambda convert: Adapter(convert.__name__, convert, columns, together)
 
 
 def _mismatch(error: ValidationError, row: dict[str, Any]) -> Mismatch:

@@ -1,4 +1,4 @@
-"""Formats with a prompt and its responses in fields of their own, from Alpaca to TRL's types and a user's `fields`."""
+"""Formats with a prompt and its responses in fields of their own, from Alpaca to TRL's types."""
 
 import math
 from collections.abc import Generator
@@ -8,7 +8,6 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from mrt_plugin.groups.adapters.adapter import Converted, LeftOut, Mismatch, adapter
-from mrt_plugin.groups.messages import kind
 
 
 class AlpacaRow(TypedDict):
@@ -173,6 +172,47 @@ def _in_language(solutions: Solutions | None, name: str, language: str) -> Gener
     return chosen
 
 
+class OpenR1Row(TypedDict):
+    problem: str
+    generations: list[str]
+    correctness_math_verify: list[bool | None]
+    correctness_llama: NotRequired[list[bool | None] | None]
+    finish_reasons: NotRequired[list[str | None] | None]
+
+
+@adapter(prompt="problem", responses="generations", scores="correctness_math_verify")
+def openr1(row: OpenR1Row, *, score: Literal["math_verify", "llama", "either"] = "math_verify") -> Converted:
+    """Yield one group of reasoning traces. The score is 1 if the checker found the answer right, else 0.
+
+    The checkers are Math-Verify and, for some problems, a Llama as judge. `either` takes the better verdict.
+    """
+    names = {"math_verify": ["math_verify"], "llama": ["llama"], "either": ["math_verify", "llama"]}[score]
+    count = len(row["generations"])
+    verdicts = [_for_each(row, f"correctness_{name}", count) for name in names]
+    reasons = _for_each(row, "finish_reasons", count)
+    kept, scores = [], []
+    for number, found in enumerate(zip(*verdicts, strict=True)):
+        given = [verdict for verdict in found if verdict is not None]
+        if given:
+            kept.append(number)
+            scores.append(float(any(given)))
+        else:
+            yield LeftOut(f"generations without a verdict of `{score}`")
+    responses = [row["generations"][number] for number in kept]
+    finished = [reasons[number] for number in kept]
+    yield {"prompt": row["problem"], "responses": responses, "scores": scores, "finish_reasons": finished}
+
+
+def _for_each(row: Any, name: str, count: int) -> list[Any]:
+    """Return a field with a value for each generation, all None if it is absent."""
+    values = row.get(name)
+    if values is None:
+        return [None] * count
+    if len(values) != count:
+        raise Mismatch(name, f"{len(values)} for {count} generations.")
+    return list(values)
+
+
 class MosaicText(TypedDict):
     text: str
 
@@ -264,47 +304,3 @@ def trl_completion(row: CompletionRow) -> Converted:
     if score is None and label is not None:
         score = float(label)
     yield {"prompt": row["prompt"], "completion": row["completion"], "score": score, "weight": row.get("weight")}
-
-
-@adapter()
-def fields(
-    row: dict[str, Any],
-    *,
-    prompt: str,
-    responses: str = "",
-    completion: str = "",
-    scores: str = "",
-    score: str = "",
-    weights: str = "",
-    weight: str = "",
-    id: str = "",
-) -> Converted:
-    """Yield a group or one response from the named fields. A dotted path goes into each item of a list."""
-    if bool(responses) == bool(completion):
-        raise ValueError("source 'fields' needs either responses= (rows with a pool) or completion= (one response).")
-    names = {"prompt": prompt, "responses": responses, "scores": scores, "weights": weights}
-    if completion:
-        names = {"prompt": prompt, "completion": completion, "score": score, "weight": weight}
-    yield {ours: _find(row, name) for ours, name in (names | {"id": id}).items() if name}
-
-
-def _find(row: dict[str, Any], name: str) -> Any:
-    if name in row:  # a field name may itself contain dots
-        return row[name]
-    value: Any = row
-    keys = name.split(".")
-    for step, key in enumerate(keys):
-        value = _step(value, key, name, ".".join(keys[:step]))
-    return value
-
-
-def _step(value: Any, key: str, name: str, walked: str) -> Any:
-    if isinstance(value, list):
-        return [_step(item, key, name, walked) for item in value]
-    first = name.split(".")[0]
-    if not isinstance(value, dict):
-        raise Mismatch(first, f"`{walked}` is {kind(value)}, so that `{name}` leads nowhere.")
-    if key not in value:
-        where = f"`{walked}` has no `{key}`; it has" if walked else "the field is missing; the row has"
-        raise Mismatch(first, f"{where} {', '.join(f'`{other}`' for other in value) or 'no fields'}.")
-    return value[key]
