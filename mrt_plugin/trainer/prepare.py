@@ -349,7 +349,7 @@ class _Builder:
 
 
 def _number(score: float | None) -> float:
-    return math.nan if score is None else float(score)
+    return math.nan if score is None or not math.isfinite(score) else float(score)
 
 
 def _announce(report: PrepareReport, options: MultiResponseOptions, limit: str, description: str) -> None:
