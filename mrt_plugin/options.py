@@ -21,6 +21,7 @@ TurnContext = Literal["inference", "conversation"]
 AllocationKind = Literal["fixed", "adaptive"]
 WeightSource = Literal["column", "softmax"]
 Redraw = Literal["never", "epoch"]
+ObjectiveName = Literal["nll", "pro", "plackett_luce", "dft", "gem"]
 PaidLayout = Literal["shared_prefix", "expanded"]
 Engine = Literal["local", "ray"]
 Api = Literal["chat", "completions"]
@@ -111,7 +112,8 @@ class SelectionOptions:
     )
     score_cache: str | None = option(
         None,
-        "Directory of the cache of models' embeddings and scores. By default $MRT_CACHE, or ~/.cache/mrt-plugin.",
+        "Directory of the cache of models' embeddings, scores and reference log-probabilities. By default $MRT_CACHE, "
+        "or ~/.cache/mrt-plugin.",
     )
     allocation: AllocationKind = option(
         "fixed",
@@ -206,6 +208,34 @@ class LossOptions:
         "What has one vote in the mean: a `token`, a `prompt` (responses keep their likelihood weights), or a "
         "`response` (favours short responses).",
     )
+    objective: ObjectiveName = option(
+        "nll",
+        "What is minimised: `nll`; `dft` and `gem`, losses of each token; `pro` and `plackett_luce`, which rank a "
+        "prompt's responses by their scores. See docs/objectives.md.",
+    )
+
+
+@dataclass
+class ObjectiveOptions:
+    """Set up an objective. These options change no rows, so prepared data can be used again."""
+
+    sft_weight: float = option(
+        0.05,
+        "pro: sft_weight·(K-1)² times the summed NLL of the best response is added to the ranking loss; 0 leaves it "
+        "out.",
+        ge=0,
+    )
+    plackett_luce_beta: float = option(0.1, "plackett_luce: scale of the rewards, DPO's beta.", gt=0)
+    length_normalize: bool = option(False, "plackett_luce: divide the log-probability of a response by its tokens.")
+    reference: str = option(
+        "initial",
+        "plackett_luce: the reference model: `initial` is the model before training (without its adapters), `none` "
+        "leaves it out, anything else is the path or name of another model with the same tokenizer. Its "
+        "log-probabilities are computed once, before training, and cached.",
+    )
+    gem_beta: float = option(
+        0.7, "gem: temperature of the distribution that is pushed down; nearer 1 keeps more diversity.", gt=0, le=1
+    )
 
 
 @dataclass
@@ -249,7 +279,7 @@ class WatchOptions:
 
 
 @dataclass
-class MultiResponseOptions(WatchOptions, LossOptions, LayoutOptions, DataOptions, SelectionOptions):
+class MultiResponseOptions(WatchOptions, ObjectiveOptions, LossOptions, LayoutOptions, DataOptions, SelectionOptions):
     """Every option that multi-response training adds to a trainer.
 
     Example:
@@ -267,7 +297,17 @@ def names_of(*parts: type) -> tuple[str, ...]:
     return tuple(item.name for part in parts for item in fields(part))
 
 
-WATCHING = names_of(WatchOptions)
+CHANGES_NO_ROWS = names_of(WatchOptions, ObjectiveOptions)
+"""Options that prepared data does not depend on."""
+
+RANKING = ("pro", "plackett_luce")
+"""The objectives that rank the responses of a group."""
+
+
+def ranks(options: Any) -> bool:
+    """Return whether the objective of some options ranks the responses of a group."""
+    return options.objective in RANKING
+
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -356,6 +396,20 @@ def _contradictions(o: MultiResponseOptions) -> dict[str, bool]:
         "redraw='epoch' fixes the weights before it knows which responses are drawn: it takes weights='column'.": (
             redrawn and o.weights == "softmax"
         ),
+        **{f"objective={o.objective!r} {reason}": ranks(o) and wrong for reason, wrong in _unrankable(o).items()},
+    }
+
+
+def _unrankable(o: MultiResponseOptions) -> dict[str, bool]:
+    """Return what an objective that ranks responses cannot be combined with."""
+    return {
+        "gives every prompt one vote: remove loss_aggregation, which sets the votes of token losses.": (
+            o.loss_aggregation != "token"
+        ),
+        "reads scores as a ranking, not as weights: remove weights='softmax'.": o.weights == "softmax",
+        "ranks the responses kept at preparation, and redraw='epoch' may draw some that do not differ in score: "
+        "remove redraw, and raise k instead.": o.redraw == "epoch",
+        "compares responses, so it needs k of at least 2.": o.k == 1 and reads(o, "k") and not _adaptive(o),
     }
 
 
@@ -383,6 +437,10 @@ def _adaptive(options: Any) -> bool:
 
 def _compares(o: Any) -> bool:
     return reads(o, "embedder") or (_adaptive(o) and o.allocation_score == "diversity") or o.sample_prompts > 0
+
+
+def _refers(o: Any) -> bool:
+    return bool(o.objective == "plackett_luce" and o.reference != "none")
 
 
 @dataclass(frozen=True)
@@ -413,8 +471,8 @@ NEEDS = [
     ),
     Need(
         ("score_cache",),
-        lambda o: o.scorer is not None or (_compares(o) and o.embedder != "lexical"),
-        "a scorer, or an embedder that is a model",
+        lambda o: o.scorer is not None or (_compares(o) and o.embedder != "lexical") or _refers(o),
+        "a scorer, an embedder that is a model, or the reference of objective='plackett_luce'",
     ),
     Need(("weight_temperature",), lambda o: o.weights == "softmax", "weights='softmax'"),
     Need(("turn_context",), lambda o: o.prompt_format != "plain", "prompt_format='auto' or 'chat'"),
@@ -428,6 +486,13 @@ NEEDS = [
         lambda o: o.layout != "expanded" and o.row_packing,
         "layout='auto' or 'shared_prefix', and row_packing=True",
     ),
+    Need(("sft_weight",), lambda o: o.objective == "pro", "objective='pro'"),
+    Need(
+        ("plackett_luce_beta", "length_normalize", "reference"),
+        lambda o: o.objective == "plackett_luce",
+        "objective='plackett_luce'",
+    ),
+    Need(("gem_beta",), lambda o: o.objective == "gem", "objective='gem'"),
     Need(("min_improvement",), lambda o: o.early_stopping is not None, "early_stopping"),
     Need(("samples_per_prompt",), lambda o: o.sample_prompts > 0, "sample_prompts"),
     Need(("sample_tokens",), lambda o: o.sample_prompts > 0 or o.smoke_steps, "sample_prompts or smoke_steps"),

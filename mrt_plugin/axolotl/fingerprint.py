@@ -16,7 +16,7 @@ from mrt_plugin.axolotl.dataset_types import find_strategy
 from mrt_plugin.curation import parse_rules
 from mrt_plugin.extension import extension_files, is_extension
 from mrt_plugin.groups.adapters import source_files
-from mrt_plugin.options import WATCHING
+from mrt_plugin.options import CHANGES_NO_ROWS
 from mrt_plugin.scoring.embedders import SENTENCE_TRANSFORMERS_DEFAULT
 from mrt_plugin.scoring.judge import is_judge, judge_files
 from mrt_plugin.scoring.scores import scorer_list
@@ -80,7 +80,7 @@ def recipe_fingerprint(cfg: Any, block: dict[str, Any]) -> str:
         {
             "mrt_plugin": mrt_plugin.__version__,
             "format": FORMAT,
-            "options": {name: value for name, value in block.items() if name not in WATCHING},
+            "options": {name: value for name, value in block.items() if name not in CHANGES_NO_ROWS},
             "curation": [_content(sorted(group)) for group in files],
             "recipe": fields,
             "tokenizer": _tokenizer_content(str(tokenizer), cfg.get("revision_of_model")),

@@ -21,7 +21,8 @@ from mrt_plugin.encoding import Pair, prepare_tokenizer
 from mrt_plugin.groups import held_out, load_groups
 from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
 from mrt_plugin.groups.write import whole_file
-from mrt_plugin.layout.group_row import build_group_row
+from mrt_plugin.layout.group_row import SCORES, build_group_row
+from mrt_plugin.options import ranks
 from mrt_plugin.trainer.prepare import prepare_groups
 from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE, ROW_FEATURE
 
@@ -61,7 +62,9 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
         self._max_length, self._row_length = check_lengths(cfg, cfg.mrt)
         # All datasets of a run have the same columns, as Axolotl concatenates them.
         redraws = any(holder.get("redraw") == "epoch" for holder in (cfg.mrt, *(cfg.mrt.get("datasets") or [])))
-        self._features = Features({**_FEATURES, DRAW: DRAW_FEATURE} if redraws else _FEATURES)
+        optional = {DRAW: DRAW_FEATURE} if redraws else {}
+        optional |= {SCORES: List(Value("float64"))} if ranks(options_of(cfg.mrt)) else {}
+        self._features = Features({**_FEATURES, **optional})
 
     def wrap_dataset(self, dataset: Dataset, process_count: int | None = None, **kwargs: Any) -> Dataset:
         if self._kind == ORDINARY:
@@ -137,7 +140,12 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
 
     def _ordinary(self, dataset: Dataset, process_count: int | None) -> Dataset:
         """Let Axolotl tokenize the rows, and make each a group of one response. Drop and count unusable rows."""
-        wrapped = self._mark.wrapped or {}
+        objective, wrapped = options_of(self._cfg.mrt), self._mark.wrapped or {}
+        if ranks(objective) and self._mark.part == "train":
+            raise ValueError(
+                f"mrt.objective: {objective.objective} ranks the responses of a group, and {self._path} has one "
+                "response in each row. Remove the dataset, or use objective: nll."
+            )
         entry = DictDefault(SFTDataset(**wrapped).model_dump(exclude_none=True))
         if entry.type == "chat_template" and not wrapped.get("chat_template") and self._cfg.chat_template:
             # as Axolotl does (`normalize_cfg_datasets`)

@@ -22,10 +22,11 @@ from mrt_plugin.doctor.machine import Device, find_device
 from mrt_plugin.doctor.memory import MemoryEstimate, Method, estimate_memory
 from mrt_plugin.groups.overlap import overlap_problem
 from mrt_plugin.layout.collator import GroupedResponseCollator
+from mrt_plugin.layout.group_row import COLUMNS
 from mrt_plugin.layout.sharing import Sharing
 from mrt_plugin.options import LayoutOptions
 from mrt_plugin.trainer.layout_choice import WORTH_SHARING, draw_batches, sharing_of
-from mrt_plugin.trainer.prepare import COLUMNS, is_prepared, row_tokens
+from mrt_plugin.trainer.prepare import is_prepared, row_tokens
 
 COUNTED = 20_000
 """Groups from which the saving of a dataset is counted, at most."""

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mrt_plugin.layout.group_row import GroupRow, as_group_row, count_responses, sequence_lengths, sequences_of
 from mrt_plugin.layout.packing import fill_rows
+from mrt_plugin.layout.responses import Place, find_responses
 from mrt_plugin.layout.rows import Rows, stack
 from mrt_plugin.layout.tree import Tree, build_tree
 
@@ -29,6 +30,8 @@ class GroupedResponseCollator:
         pad_to_multiple_of: round the padded length up to a multiple of this.
         return_tensors: must be `pt`.
         read_row: converts a dataset's row to the group that is trained.
+        find_responses: add the tokens and scores of each response (`mrt_plugin.layout.responses.Responses`), which
+            objectives that rank responses need.
 
     Raises:
         ValueError: for a layout or tensor type that does not exist, or a tokenizer without a pad token.
@@ -54,6 +57,7 @@ class GroupedResponseCollator:
     pad_to_multiple_of: int | None = None
     return_tensors: str = "pt"
     read_row: Callable[[dict[str, Any]], GroupRow] = as_group_row
+    find_responses: bool = False
 
     def __post_init__(self) -> None:
         if self.layout not in ("shared_prefix", "expanded"):
@@ -67,9 +71,18 @@ class GroupedResponseCollator:
         """Collate groups, given as a list. Where a sampler packs (Axolotl), they are given as one list per row."""
         bins: Any = [examples] if isinstance(examples[0], dict) else examples
         read = [[self.read_row(row) for row in chosen] for chosen in bins]
-        trees = [tree for chosen in read for tree in self._arrange(chosen)]
+        groups: list[GroupRow] = []
+        arranged: list[tuple[Tree, list[Place]]] = []
+        for chosen in read:
+            first = len(groups)
+            arranged += [(tree, [(first + group, at) for group, at in row]) for tree, row in self._arrange(chosen)]
+            groups += chosen
+        trees = [tree for tree, _ in arranged]
         rows = stack(trees, self.tokenizer.pad_token_id, pad_to_multiple_of=self.pad_to_multiple_of)
-        return {**rows.to_batch(), "stats": self._stats([group for chosen in read for group in chosen], rows)}
+        batch = {**rows.to_batch(), "stats": self._stats(groups, rows)}
+        if self.find_responses:
+            batch |= find_responses(groups, arranged, rows.input_ids.shape[1]).to_batch()
+        return batch
 
     def _stats(self, groups: list[GroupRow], rows: Rows) -> dict[str, int]:
         """Count the batch's contents for the logs. Filler groups, which train nothing, only count as tokens."""
@@ -79,7 +92,8 @@ class GroupedResponseCollator:
         counts = {"groups": len(pairs), "pairs": sum(pairs), "tokens": tokens, "slots": rows.input_ids.numel()}
         return {**counts, "saved_tokens": expanded - tokens}
 
-    def _arrange(self, groups: list[GroupRow]) -> list[Tree]:
+    def _arrange(self, groups: list[GroupRow]) -> list[tuple[Tree, list[Place]]]:
+        """Return the tree of each row, with its sequences."""
         sequences, share = [sequences_of(group) for group in groups], self.layout == "shared_prefix"
         rows = fill_rows(sequences, self.row_length, packing=self.packing, share=share)
-        return [build_tree([sequences[group][place] for group, place in row], share=share) for row in rows]
+        return [(build_tree([sequences[group][place] for group, place in row], share=share), row) for row in rows]

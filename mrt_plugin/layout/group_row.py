@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -26,6 +26,10 @@ class TokenSequence:
     """[L] float64: the coefficient c of each token in the loss."""
     units: float = 0.0
     """The sequence's share of the units (`docs/loss.md`)."""
+    score: float | None = None
+    """The score of its response, NaN if it has none; None if the row has no scores."""
+    reference: float | None = None
+    """Its share of the response's log-probability under a reference model; None if the row has none."""
 
 
 class GroupRow(TypedDict):
@@ -51,6 +55,17 @@ class GroupRow(TypedDict):
     """S shares of the units. The step's loss is divided by the sum of the units."""
     segment_responses: list[int]
     """S numbers of the response that a sequence belongs to, ascending from 0."""
+    segment_scores: NotRequired[list[float]]
+    """S scores of the response that a sequence belongs to; NaN if it has none. For objectives that rank responses."""
+    segment_references: NotRequired[list[float]]
+    """S shares of the log-probability of the response under a reference model: its sequences sum to it."""
+
+
+COLUMNS = tuple(name for name in GroupRow.__annotations__ if name in GroupRow.__required_keys__)
+"""Columns of every prepared dataset."""
+
+SCORES, REFERENCES = OPTIONAL = ("segment_scores", "segment_references")
+"""Columns of a dataset prepared for an objective that ranks responses."""
 
 
 def build_group_row(
@@ -59,6 +74,7 @@ def build_group_row(
     weights: Sequence[float] | None = None,
     pool_mean_length: float | None = None,
     pool_mean_weight: float | None = None,
+    scores: Sequence[float] | None = None,
 ) -> GroupRow:
     """Lay out one group and set the coefficients c and the units of its loss (`docs/loss.md`).
 
@@ -76,6 +92,7 @@ def build_group_row(
         weights: K weights, at least 0 and not all 0; 1 each by default.
         pool_mean_length: M in tokens; by default the mean over `responses`.
         pool_mean_weight: W; by default the mean over `responses`.
+        scores: K scores, NaN for a response without one. Then the row has `segment_scores`.
 
     Example:
 
@@ -94,6 +111,7 @@ def build_group_row(
     if len(weights) != len(encoded) or min(weights) < 0 or total <= 0:
         raise ValueError(f"weights={weights} must be {len(encoded)} numbers, at least 0 and not all 0.")
 
+    given: Sequence[float | None] = [None] * len(encoded) if scores is None else scores
     if aggregation == "token":
         coefficients = weights
         units = [weight * length for weight, length in zip(weights, lengths, strict=True)]
@@ -110,18 +128,21 @@ def build_group_row(
 
     return encode_sequences(
         [
-            [_sequence(pair, coefficient, share * count / length) for pair, count in zip(pairs, own, strict=True)]
-            for pairs, own, length, coefficient, share in zip(
-                encoded, counts, lengths, coefficients, units, strict=True
+            [
+                _sequence(pair, coefficient, share * count / length, score)
+                for pair, count in zip(pairs, own, strict=True)
+            ]
+            for pairs, own, length, coefficient, share, score in zip(
+                encoded, counts, lengths, coefficients, units, given, strict=True
             )
         ]
     )
 
 
-def _sequence(pair: Pair, coefficient: float, units: float) -> TokenSequence:
+def _sequence(pair: Pair, coefficient: float, units: float, score: float | None) -> TokenSequence:
     trained = np.array(pair.trained, dtype=bool)
     trained[0] = False
-    return TokenSequence(np.array(pair.input_ids, dtype=np.int64), trained, coefficient * trained, units)
+    return TokenSequence(np.array(pair.input_ids, dtype=np.int64), trained, coefficient * trained, units, score)
 
 
 def encode_sequences(responses: Sequence[Sequence[TokenSequence]], *, share: bool = True) -> GroupRow:
@@ -151,6 +172,10 @@ def encode_sequences(responses: Sequence[Sequence[TokenSequence]], *, share: boo
             row["segment_lengths"].append(len(own))
             row["segment_units"].append(sequence.units)
             row["segment_responses"].append(number)
+            if sequence.score is not None:
+                row.setdefault("segment_scores", []).append(sequence.score)
+            if sequence.reference is not None:
+                row.setdefault("segment_references", []).append(sequence.reference)
             before = sequence
     return row
 
@@ -171,7 +196,10 @@ def sequences_of(row: GroupRow) -> list[TokenSequence]:
     weights = np.asarray(row["loss_weights"], dtype=np.float64)
     found: list[TokenSequence] = []
     start = 0
-    for shared, own, units in zip(row["shared_lengths"], row["segment_lengths"], row["segment_units"], strict=True):
+    nothing: list[None] = [None] * len(row["segment_lengths"])
+    scores, references = row.get("segment_scores") or nothing, row.get("segment_references") or nothing
+    columns = (row["shared_lengths"], row["segment_lengths"], row["segment_units"], scores, references)
+    for shared, own, units, score, reference in zip(*columns, strict=True):
         run = slice(start, start + own)
         start += own
         tokens, trained, weight = ids[run], labels[run] != IGNORE, weights[run]
@@ -179,7 +207,7 @@ def sequences_of(row: GroupRow) -> list[TokenSequence]:
             tokens = np.concatenate([found[-1].input_ids[:shared], tokens])
             trained = np.concatenate([np.zeros(shared, dtype=bool), trained])
             weight = np.concatenate([np.zeros(shared), weight])
-        found.append(TokenSequence(tokens, trained, weight, units))
+        found.append(TokenSequence(tokens, trained, weight, units, score, reference))
     return found
 
 
@@ -279,13 +307,14 @@ def best_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
 def as_group_row(example: dict[str, Any]) -> GroupRow:
     """Return the `GroupRow` in a dataset row, which may have other columns as well."""
     refuse_old_rows(example)
-    missing = [name for name in GroupRow.__annotations__ if name not in example]
+    missing = [name for name in COLUMNS if name not in example]
     if missing:
         raise ValueError(
             f"A row without {', '.join(missing)} is not a prepared group. Train with MultiResponseSFTTrainer, or in "
             "Axolotl with a `type: mrt_plugin.axolotl.<selector>` dataset."
         )
-    return cast(GroupRow, {name: example[name] for name in GroupRow.__annotations__})
+    present = [name for name in OPTIONAL if example.get(name) is not None]
+    return cast(GroupRow, {name: example[name] for name in (*COLUMNS, *present)})
 
 
 def refuse_old_rows(columns: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""Compute the negative log-likelihood (NLL) of each trained token alone, and the loss of a step from it."""
+"""Compute the negative log-likelihood (NLL), or another loss, of each trained token, and the loss of a step."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +14,14 @@ from torch.utils.checkpoint import checkpoint
 from mrt_plugin.layout.group_row import IGNORE
 
 logger = logging.getLogger(__name__)
+
+TokenLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Returns the loss of each token, [n] float32, from logits [n, V] float32 and targets [n]."""
+
+
+def token_nll(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the NLL of each token, [n], in nats."""
+    return nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
 def step_loss(nll: torch.Tensor, loss_weights: torch.Tensor, units: torch.Tensor, processes: int = 1) -> torch.Tensor:
@@ -69,14 +77,20 @@ class TokenNLL:
         finally:
             self._judging = False
 
-    def bound(self, model: nn.Module) -> Callable[[Mapping[str, Any], torch.Tensor], torch.Tensor]:
+    def bound(
+        self, model: nn.Module, loss: TokenLoss = token_nll
+    ) -> Callable[[Mapping[str, Any], torch.Tensor], torch.Tensor]:
         """Return a `compute(forward_kwargs, shift_labels)` that runs `model`, which may be wrapped."""
-        return lambda forward_kwargs, shift_labels: self(model, forward_kwargs, shift_labels)
+        return lambda forward_kwargs, shift_labels: self(model, forward_kwargs, shift_labels, loss)
 
     def __call__(
-        self, model: nn.Module, forward_kwargs: Mapping[str, Any], shift_labels: torch.Tensor
+        self,
+        model: nn.Module,
+        forward_kwargs: Mapping[str, Any],
+        shift_labels: torch.Tensor,
+        loss: TokenLoss = token_nll,
     ) -> torch.Tensor:
-        """Return the NLL [B, T] float32 of `shift_labels` [B, T]; 0 where the label is -100.
+        """Return the NLL, or another `loss`, [B, T] float32 of `shift_labels` [B, T]; 0 where the label is -100.
 
         `model` is that given at construction, or its distributed wrapper. `forward_kwargs` are its arguments, without
         labels.
@@ -85,21 +99,23 @@ class TokenNLL:
         flat_targets = shift_labels[where]
         compare = len(flat_targets) > 0 and (self._own_head is None or (self._judging and not self._own_head))
         own_head = len(flat_targets) > 0 and bool(compare or self._own_head)
-        heard = _Heard()
+        heard = _Heard(loss)
         with self._listen(heard, where, flat_targets, compare, own_head):
             logits = model(**forward_kwargs).logits
         # FSDP2 gathers weights for the backward pass of what a forward returned: let all of it have a gradient, of 0.
         tie = logits.flatten()[:0].float().sum() if isinstance(model, FSDPModule) else None
-        flat = self._from_logits(logits[0], flat_targets) if own_head else torch.empty(0)
         if compare:
-            self._own_head = not torch.allclose(flat.detach(), heard.expected, rtol=1e-4, atol=1e-4)
+            with torch.no_grad():
+                found = self._from_logits(logits[0], flat_targets)
+            self._own_head = not torch.allclose(found, heard.expected, rtol=1e-4, atol=1e-4)
             if self._own_head:
                 logger.info("The model changes its logits in an unknown way: its own head runs on the trained tokens.")
         if own_head and self._own_head:
+            flat = self._from_logits(logits[0], flat_targets, loss=loss)
             self._count(logits[0].argmax(-1), flat_targets)
         else:
-            del flat, logits  # frees what only the comparison needed
-            flat = self._chunked(heard, flat_targets) if heard.nll is None else heard.nll
+            del logits  # frees what only the comparison needed
+            flat = self._chunked(heard, flat_targets) if heard.values is None else heard.values
         if tie is not None:
             flat = flat + tie
         nll = torch.zeros(where.shape, dtype=torch.float32, device=where.device)
@@ -130,13 +146,13 @@ class TokenNLL:
             heard.hidden = hidden[where]
             heard.first = hidden[:1, :1].detach()
             if isinstance(module, FSDPModule):
-                heard.nll = self._chunked(heard, flat_targets)
+                heard.values = self._chunked(heard, flat_targets)
             return (heard.hidden.unsqueeze(0),) if own_head else (hidden[:1, :1],)
 
         @torch.no_grad()
         def after_head(module: nn.Module, args: Any, output: torch.Tensor) -> None:
             if compare:
-                heard.expected = self._from_logits(output[0], flat_targets, self.transform)
+                heard.expected = self._from_logits(output[0], flat_targets, change=self.transform)
 
         hooks = self.head.register_forward_pre_hook(before_head), self.head.register_forward_hook(after_head)
         try:
@@ -162,21 +178,19 @@ class TokenNLL:
         hiddens, chunks = torch.split(heard.hidden, self.chunk), torch.split(targets, self.chunk)
         for number, (hidden, target) in enumerate(zip(hiddens, chunks, strict=True), start=1):
             if needs_gradient and number < len(chunks):
-                nll, predicted = checkpoint(
-                    self._piece, hidden, target, heard.autocast, use_reentrant=False, preserve_rng_state=False
+                values, predicted = checkpoint(
+                    self._piece, hidden, target, heard, use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                nll, predicted = self._piece(hidden, target, heard.autocast)
-            pieces.append(nll)
+                values, predicted = self._piece(hidden, target, heard)
+            pieces.append(values)
             self._count(predicted, target)
         return torch.cat(pieces)
 
-    def _piece(
-        self, hidden: torch.Tensor, target: torch.Tensor, autocast: AbstractContextManager[Any] | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        with autocast or nullcontext():
+    def _piece(self, hidden: torch.Tensor, target: torch.Tensor, heard: "_Heard") -> tuple[torch.Tensor, torch.Tensor]:
+        with heard.autocast or nullcontext():
             logits = self.transform(self._run_head(hidden)).float()
-        return nn.functional.cross_entropy(logits, target, reduction="none"), logits.detach().argmax(-1)
+        return heard.loss(logits, target), logits.detach().argmax(-1)
 
     def _run_head(self, hidden: torch.Tensor) -> torch.Tensor:
         # Another call of a head that FSDP2 shards with the final norm would leave their shared state half done.
@@ -184,13 +198,16 @@ class TokenNLL:
         return logits
 
     def _from_logits(
-        self, logits: torch.Tensor, targets: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x
+        self,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        loss: TokenLoss = token_nll,
+        change: Callable[[torch.Tensor], torch.Tensor] = lambda x: x,
     ) -> torch.Tensor:
-        """Return the NLL [n] of targets [n] from logits [n, V], one chunk at a time."""
+        """Return the loss [n] of targets [n] from logits [n, V], one chunk at a time."""
         pieces = zip(torch.split(logits, self.chunk), torch.split(targets, self.chunk), strict=True)
-        return torch.cat(
-            [nn.functional.cross_entropy(change(part).float(), target, reduction="none") for part, target in pieces]
-        )
+        return torch.cat([loss(change(part).float(), target) for part, target in pieces])
 
     def _count(self, predicted: torch.Tensor, targets: torch.Tensor) -> None:
         self.correct_tokens = self.correct_tokens.to(targets.device) + (predicted == targets).sum()
@@ -198,12 +215,13 @@ class TokenNLL:
 
 @dataclass
 class _Heard:
-    """The recorded input of the head during one forward."""
+    """The recorded input of the head during one forward, and the loss asked for."""
 
+    loss: TokenLoss = token_nll
     hidden: torch.Tensor | None = None
     first: torch.Tensor = torch.empty(0)
-    nll: torch.Tensor | None = None
-    """The NLL of the targets, where it is computed during the head's own call."""
+    values: torch.Tensor | None = None
+    """The loss of the targets, where it is computed during the head's own call."""
     expected: torch.Tensor = torch.empty(0)
     """The NLL according to the known transformation, where it is compared."""
     autocast: AbstractContextManager[Any] | None = None

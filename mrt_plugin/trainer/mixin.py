@@ -21,18 +21,22 @@ from mrt_plugin.attention.length_rope import length_ropes, refuse_split_angles
 from mrt_plugin.attention.proof import prove_wrapped
 from mrt_plugin.layout.beginnings import shared_paths
 from mrt_plugin.layout.collator import GroupedResponseCollator
-from mrt_plugin.layout.group_row import IGNORE, GroupRow
+from mrt_plugin.layout.group_row import COLUMNS, IGNORE, OPTIONAL, SCORES, GroupRow
+from mrt_plugin.layout.responses import Responses
 from mrt_plugin.layout.rows import Rows
-from mrt_plugin.loss.token_nll import TokenNLL, step_loss
-from mrt_plugin.options import MultiResponseOptions
+from mrt_plugin.loss.objective import Objective, Scored, choose_objective
+from mrt_plugin.loss.ranking import name_figures
+from mrt_plugin.loss.token_nll import TokenLoss, TokenNLL, step_loss, token_nll
+from mrt_plugin.options import MultiResponseOptions, ranks
 from mrt_plugin.trainer import processes
 from mrt_plugin.trainer.callbacks.resuming import SameTrainingData
 from mrt_plugin.trainer.callbacks.watch import TRAIN_ROWS, watch
 from mrt_plugin.trainer.checks import check_model, refuse_parallelism
 from mrt_plugin.trainer.layout_choice import MANY_FORWARDS, RunSetup, announce_grouping, choose_layout
 from mrt_plugin.trainer.prefix_order import PrefixSampler, PrefixTree
-from mrt_plugin.trainer.prepare import COLUMNS, beginnings_of, is_prepared, row_tokens
+from mrt_plugin.trainer.prepare import beginnings_of, is_prepared, row_tokens
 from mrt_plugin.trainer.redraw import DRAW, EpochDraws, epoch_begun
+from mrt_plugin.trainer.reference import attach_references
 from mrt_plugin.versions import warn_of_untested
 
 logger = logging.getLogger(__name__)
@@ -65,8 +69,9 @@ class MultiResponseTrainerMixin(Trainer):
     `prepare_groups` makes them, and the collator is a `GroupedResponseCollator`.
 
     The loss of a step is sum(c · nll) divided by the units of the step, over all its micro-batches and processes. nll
-    is a token's negative log-likelihood in nats, c its coefficient (`docs/loss.md`). Evaluation returns the mean over
-    all held-out tokens.
+    is a token's negative log-likelihood in nats, c its coefficient (`docs/loss.md`). With an objective that ranks
+    responses, it is the mean over the step's groups (`docs/objectives.md`). Evaluation returns the mean NLL over all
+    held-out tokens.
 
     Example:
 
@@ -101,16 +106,19 @@ class MultiResponseTrainerMixin(Trainer):
     _signature_columns: Any
     _prefix_tree: PrefixTree | None = None
     """The training rows by their common beginnings, with `group_by_prefix`."""
+    _ranking: list[float]
+    """Since the last log, the sums of `loss.ranking.figure_sums`."""
     _eval_sums: torch.Tensor
-    """Over an evaluation [4]: the NLL, its tokens, and of the tokens computed the correct ones and all."""
+    """Over an evaluation [4]: the NLL, its tokens, and of the tokens computed the correct ones and all. [5] more sums
+    for an objective that ranks responses (`loss.ranking.figure_sums`)."""
 
     def set_up_groups(self, options: MultiResponseOptions, collators: list[GroupedResponseCollator]) -> None:
         """Choose the layout, prove that it is exact on the model and the data, and set it in the collators.
 
         Args:
             options: `layout`, `prefix_backend`, `prefix_check`, `row_length`, `row_packing`, `loss_aggregation`,
-                `group_by_prefix`, `redraw` and the monitoring options are read. They are those with which the rows
-                were prepared.
+                `group_by_prefix`, `redraw`, the options of the objective and the monitoring options are read. They
+                are those with which the rows were prepared.
             collators: those of the trainer; all get the same layout.
 
         Raises:
@@ -141,6 +149,13 @@ class MultiResponseTrainerMixin(Trainer):
         elif options.redraw == "epoch":
             raise ValueError(
                 "redraw='epoch': the training data was prepared without it. Give groups, or data prepared with it."
+            )
+        self._objective: Objective = choose_objective(options, options)
+        if ranks(options) is not (SCORES in rows.column_names):
+            now = "with" if SCORES in rows.column_names else "without"
+            raise ValueError(
+                f"objective={options.objective!r}: the training data was prepared {now} scores to rank by. Give "
+                "groups, or data prepared for this objective."
             )
         tokenizer: Any = collators[0].tokenizer
         if options.group_by_prefix:
@@ -180,7 +195,15 @@ class MultiResponseTrainerMixin(Trainer):
         for collator in collators:
             collator.layout = choice.layout
             collator.packing = collator.packing and choice.can_pack
-        self.add_callback(SameTrainingData(rows, [*COLUMNS, DRAW], group_by_prefix=options.group_by_prefix))
+            collator.find_responses = ranks(options)
+        if options.objective == "plackett_luce" and options.reference != "none":
+            if setup.sharding is not None:
+                raise ValueError(
+                    f"reference={options.reference!r}: {setup.sharding} shards the weights, and the reference is "
+                    "computed before it does. Use DDP, or reference='none'."
+                )
+            attach_references(self, options, collators[0], self._backend, self._token_nll)
+        self.add_callback(SameTrainingData(rows, [*COLUMNS, SCORES, DRAW], group_by_prefix=options.group_by_prefix))
         self._watching = watch(self, options, tokenizer)
 
     def groups_per_batch(self, rows: Any) -> int:
@@ -199,7 +222,7 @@ class MultiResponseTrainerMixin(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = [*COLUMNS, DRAW]
+            self._signature_columns = [*COLUMNS, *OPTIONAL, DRAW]
 
     def _refuse_split_angles(self, dataset: Any, name: str) -> None:
         config = self.accelerator.unwrap_model(self.model).config
@@ -234,28 +257,40 @@ class MultiResponseTrainerMixin(Trainer):
     ) -> Any:
         """Return this micro-batch's part of the step's loss. There are no outputs: a row's logits never exist."""
         rows = Rows.from_batch(inputs)
-        nll = self._nll(model, rows)
+        values = self._nll(model, rows, self._objective.token_loss)
         if num_items_in_batch is None:
             units = self._sum(rows.units.sum())
         else:
-            units = torch.as_tensor(num_items_in_batch, device=nll.device)
-        loss = step_loss(nll, rows.loss_weights, units, self.accelerator.num_processes)
+            units = torch.as_tensor(num_items_in_batch, device=values.device)
+        weights, ranked = rows.loss_weights, self._rank(values, inputs)
+        if ranked is not None:
+            values, weights = ranked.losses, torch.ones_like(ranked.losses)
+        loss = step_loss(values, weights, units, self.accelerator.num_processes)
         trained = (rows.shift_labels != IGNORE).sum()
         correct = self._token_nll.take_correct_tokens().to(trained.device)
         figures = torch.stack([trained.double(), correct.double(), loss.detach().double()])
-        trained, correct, summed = self._sum(figures).tolist()
+        if ranked is not None:
+            figures = torch.cat([figures, ranked.figures])
+        trained, correct, summed, *ranking = self._sum(figures).tolist()
+        if ranking:
+            self._ranking = [before + found for before, found in zip(self._ranking, ranking, strict=True)]
         self._counts.update(trained_tokens=int(trained), correct_tokens=int(correct))
         if self._watching.smoke is not None:
             self._watching.smoke.pending_loss += summed / self.accelerator.num_processes
         return (loss, {}) if return_outputs else loss
 
-    def _nll(self, model: torch.nn.Module, rows: Rows) -> torch.Tensor:
-        """Return the NLL of each token, [rows, tokens per row]. `model` may be wrapped for distributed training."""
+    def _rank(self, nll: torch.Tensor, batch: dict[str, Any]) -> Scored | None:
+        """Return the losses of a batch's groups, if the objective ranks their responses."""
+        return self._objective.rank(nll, Responses.from_batch(batch)) if self._objective.rank is not None else None
+
+    def _nll(self, model: torch.nn.Module, rows: Rows, loss: TokenLoss = token_nll) -> torch.Tensor:
+        """Return the NLL, or another loss, of each token, [rows, tokens per row]. `model` may be wrapped for
+        distributed training."""
         processes.keep_head_gathered(model)
         if self._unproved is not None:
             self._prove_wrapped(model, self._unproved)
             self._unproved = None
-        return self._backend.token_nll(self.model, rows, self._token_nll.bound(model))
+        return self._backend.token_nll(self.model, rows, self._token_nll.bound(model, loss))
 
     def _prove_wrapped(self, model: torch.nn.Module, row: list[GroupRow]) -> None:
         """Prove the backend on the wrapped model, before its first forward, or expand from here on."""
@@ -286,13 +321,17 @@ class MultiResponseTrainerMixin(Trainer):
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: list[str] | None = None
     ) -> tuple[torch.Tensor, None, None]:
         """Return the mean NLL of the batch's tokens, and add its sums for `evaluation_loop`."""
-        rows = Rows.from_batch(self._prepare_inputs(inputs))
+        batch = self._prepare_inputs(inputs)
+        rows = Rows.from_batch(batch)
         with torch.no_grad(), self.compute_loss_context_manager():
             nll = self._nll(model, rows)
+            ranked = self._rank(nll, batch)
         total, tokens = (nll.double() * rows.trained_counts).sum(), rows.trained_counts.sum()
         computed = (rows.shift_labels != IGNORE).sum()  # a token that several responses share is computed once
         correct = self._token_nll.take_correct_tokens()
         sums = torch.stack([total, tokens.double(), correct.double(), computed.double()])
+        if ranked is not None:
+            sums = torch.cat([sums, ranked.figures])
         self._eval_sums = self._eval_sums.to(sums.device) + sums
         return (total / tokens.clamp_min(1)).float(), None, None
 
@@ -301,14 +340,15 @@ class MultiResponseTrainerMixin(Trainer):
     ) -> EvalLoopOutput:
         """Evaluate as `Trainer` does, with the loss over all tokens and the metrics of the monitoring options."""
         began, prefix = time.perf_counter(), metric_key_prefix
-        self._eval_sums = torch.zeros(4, dtype=torch.float64)
+        self._eval_sums = self._no_sums()
         output = super().evaluation_loop(  # type: ignore[misc]
             dataloader, *args, metric_key_prefix=prefix, **kwargs
         )
-        nll, tokens, correct, computed = self._sum(self._eval_sums).tolist()
+        nll, tokens, correct, computed, *ranking = self._sum(self._eval_sums).tolist()
         if tokens:
             metrics: Any = output.metrics
             figures = {"loss": nll / tokens, "mean_token_accuracy": correct / computed, "tokens": int(tokens)}
+            figures |= name_figures(ranking) if ranking else {}
             metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
             overfitting, samples = self._watching.overfitting, self._watching.samples
             if overfitting is not None and self.is_in_train:
@@ -323,11 +363,14 @@ class MultiResponseTrainerMixin(Trainer):
         self._counting_since += time.perf_counter() - began
         return output
 
+    def _no_sums(self) -> torch.Tensor:
+        return torch.zeros(4 if self._objective.rank is None else 9, dtype=torch.float64)
+
     def _train_nll(self) -> float:
         """Return the mean NLL per token of some training rows, the same at every evaluation."""
         prepared: Any = self.train_dataset
         rows = prepared.select(range(0, len(prepared), -(-len(prepared) // TRAIN_ROWS)))
-        self._eval_sums = torch.zeros(4, dtype=torch.float64)
+        self._eval_sums = self._no_sums()
         with torch.random.fork_rng(devices=[]):  # creating a data loader draws a seed
             for batch in self.get_test_dataloader(rows):
                 self.prediction_step(self.model, batch, prediction_loss_only=True)
@@ -361,6 +404,8 @@ class MultiResponseTrainerMixin(Trainer):
             logs["padding_share"] = 1 - counts["tokens"] / max(counts["slots"], 1)
             expanded = counts["tokens"] + counts["saved_tokens"]
             logs["prompt_tokens_saved_share"] = counts["saved_tokens"] / max(expanded, 1)
+            if self._objective.rank is not None:
+                logs |= name_figures(self._ranking)
             if counts["trained_tokens"]:
                 logs["mean_token_accuracy"] = counts["correct_tokens"] / counts["trained_tokens"]
             self._start_counting()
@@ -369,6 +414,7 @@ class MultiResponseTrainerMixin(Trainer):
     def _start_counting(self) -> None:
         """Count from zero over all processes. The time of evaluations is added to the start, so rates leave it out."""
         self._counts: Counter[str] = Counter()
+        self._ranking = [0.0] * 5
         self._counting_since = time.perf_counter()
 
 

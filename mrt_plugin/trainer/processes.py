@@ -1,5 +1,6 @@
 """Train on several processes: agree on values, and pad the data."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from torch.distributed.fsdp import FSDPModule
 from transformers.integrations import deepspeed
 
-from mrt_plugin.layout.group_row import IGNORE
-from mrt_plugin.trainer.prepare import COLUMNS
+from mrt_plugin.layout.group_row import COLUMNS, IGNORE, OPTIONAL, REFERENCES, SCORES
 from mrt_plugin.trainer.redraw import DRAW
 
 
@@ -73,6 +73,7 @@ def with_fillers(dataset: Dataset, multiple: int) -> Dataset:
         return dataset
     filler = {"input_ids": dataset[0]["input_ids"][:1], "labels": [IGNORE], "loss_weights": [0.0], DRAW: None}
     filler |= {"shared_lengths": [0], "segment_lengths": [1], "segment_units": [0.0], "segment_responses": [0]}
-    plain = dataset.select_columns([name for name in (*COLUMNS, DRAW) if name in dataset.column_names])
+    filler |= {SCORES: [math.nan], REFERENCES: [0.0]}
+    plain = dataset.select_columns([name for name in (*COLUMNS, *OPTIONAL, DRAW) if name in dataset.column_names])
     row = {name: filler[name] for name in plain.column_names}
     return concatenate_datasets([plain, Dataset.from_list([row] * missing, features=plain.features)])
