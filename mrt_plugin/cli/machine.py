@@ -14,6 +14,7 @@ from mrt_plugin.options import PREFIX_BACKENDS
 if TYPE_CHECKING:
     from mrt_plugin.bench.run import ArmResult, BenchResult
     from mrt_plugin.doctor.machine import Machine
+    from mrt_plugin.doctor.measure import MeasuredStep
     from mrt_plugin.doctor.recipe import RecipeReport
     from mrt_plugin.layout.sharing import Sharing
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class DoctorOptions:
     recipe: Path | None = argument(None, "An Axolotl recipe to check, with its data.", "file")
+    measure: bool = switch("Also train the longest rows for a step, in another process: its peak memory and time.")
     json: bool = switch("Print everything as JSON.")
 
 
@@ -32,14 +34,18 @@ def doctor(given: DoctorOptions) -> None:
     of peak memory. Exits with status 1 if there is a problem.
 
     Example: `mrt doctor recipe.yaml`
+
+    Measured on this machine: `mrt doctor recipe.yaml --measure`
     """
+    if given.measure and given.recipe is None:
+        raise ValueError("--measure trains a step of a recipe: name one, mrt doctor recipe.yaml --measure.")
     from mrt_plugin.doctor.machine import inspect_machine
 
     machine, report = inspect_machine(), None
     if given.recipe is not None:
         from mrt_plugin.doctor.recipe import inspect_recipe
 
-        report = inspect_recipe(given.recipe)
+        report = _inspect(given.recipe) if given.measure else inspect_recipe(given.recipe)
     problems = machine.problems + (report.problems if report else [])
     if given.json:
         as_json({"machine": machine.as_dict(), "recipe": report and report.as_dict()})
@@ -51,6 +57,25 @@ def doctor(given: DoctorOptions) -> None:
             say("Next: mrt doctor recipe.yaml, or mrt demo")
     if problems:
         raise typer.Exit(1)
+
+
+def _inspect(recipe: Path) -> "RecipeReport":
+    """Inspect and measure a recipe, with a line of progress for each stage of the measuring process."""
+    from mrt_plugin.doctor.recipe import inspect_recipe
+
+    begun: list[str] = []
+    with stages() as progress:
+
+        def say(stage: str) -> None:
+            for earlier in begun[-1:]:
+                progress(earlier, 1, 1)
+            begun.append(stage)
+            progress(stage, 0, 1)
+
+        report = inspect_recipe(recipe, measure=True, say=say)
+        if report.measured is not None:
+            progress(begun[-1], 1, 1)
+    return report
 
 
 def _show_machine(machine: "Machine") -> None:
@@ -91,6 +116,8 @@ def _show_recipe(report: "RecipeReport") -> None:
     if report.layout is not None:
         say(f"layout: {report.layout} expected, backend {report.backend or 'none'}; training proves it first.")
     _show_memory(report)
+    if report.measured is not None:
+        _show_measured(report, report.measured)
     say(*(f"note: {note}" for note in report.notes), *(f"problem: {problem}" for problem in report.problems))
     if report.problems:
         say(f"Next: fix {'this' if len(report.problems) == 1 else 'these'}, then mrt doctor {report.recipe}")
@@ -135,6 +162,23 @@ def _show_memory(report: "RecipeReport") -> None:
         total = report.memory[report.layout].total
         verdict = "fits" if total < 0.9 * available else "may not fit"
         say(f"{report.device.name} has {available:.1f} GiB: {total:.1f} GiB {verdict} (a tenth is kept free).")
+
+
+def _show_measured(report: "RecipeReport", step: "MeasuredStep") -> None:
+    estimate = report.memory[step.layout].total if step.layout in report.memory else None
+    row = (
+        step.layout,
+        f"{step.rows} x {step.tokens:,}",
+        f"{step.seconds:.2f}",
+        f"{step.resting:.2f}",
+        f"{step.peak:.2f}",
+        f"{step.process:.2f}",
+        "-" if estimate is None else f"{estimate:.2f}",
+    )
+    columns = ("layout", "rows x tokens", "seconds", "at rest", "peak", "process GiB", "estimate GiB")
+    table(columns, [row], title=f"Measured: an optimizer step of the longest rows, on {step.device}")
+    batches = "1 micro-batch" if step.micro_batches == 1 else f"{step.micro_batches} micro-batches"
+    say(f"The step had {batches}, with the backend {step.backend}. What is measured: docs/doctor.md.")
 
 
 BACKENDS = f"auto, {', '.join(PREFIX_BACKENDS)}, or your own file.py:class. Repeat for several."

@@ -19,6 +19,7 @@ from transformers import AutoConfig
 from mrt_plugin.attention import NotShareable, resolve_backend
 from mrt_plugin.doctor.keys import recipe_slips
 from mrt_plugin.doctor.machine import Device, find_device
+from mrt_plugin.doctor.measure import MeasuredStep, measure_recipe
 from mrt_plugin.doctor.memory import MemoryEstimate, Method, estimate_memory
 from mrt_plugin.groups.overlap import overlap_problem
 from mrt_plugin.layout.collator import GroupedResponseCollator
@@ -73,6 +74,7 @@ class RecipeReport:
     batch: dict[str, tuple[int, int]] = field(default_factory=dict)
     """For each layout: number of rows, and tokens per row, of the largest micro-batch."""
     memory: dict[str, MemoryEstimate] = field(default_factory=dict)
+    measured: MeasuredStep | None = None
     device: Device | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -85,9 +87,11 @@ class RecipeReport:
         return plain
 
 
-def inspect_recipe(recipe: str | Path) -> RecipeReport:
+def inspect_recipe(
+    recipe: str | Path, *, measure: bool = False, say: Callable[[str], None] = lambda stage: None
+) -> RecipeReport:
     """Check an Axolotl recipe and its data as `axolotl train` reads them, without loading the model or writing to
-    the recipe's output folders."""
+    the recipe's output folders. With `measure`, also run a step in another process, and tell `say` its stages."""
     recipe = Path(recipe)
     if not recipe.is_file():
         raise FileNotFoundError(f"{recipe} is not a file: give the path of an Axolotl recipe.")
@@ -135,6 +139,12 @@ def inspect_recipe(recipe: str | Path) -> RecipeReport:
         except Exception as error:  # any failure is a finding for the user
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             report.problems.append(f"{stage}: {kind}{error}")
+        if measure and report.steps:
+            found = measure_recipe(recipe, Path(scratch), say)
+            report.measured = found.step
+            report.problems += [] if found.problem is None else [found.problem]
+        elif measure:
+            report.notes.append("--measure: not measured, as the recipe or its data cannot be used yet.")
     return report
 
 

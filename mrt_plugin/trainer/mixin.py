@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 OUT_OF_MEMORY = (
     "Out of memory. Lower, in this order: per_device_train_batch_size (in Axolotl micro_batch_size) while raising "
     "gradient_accumulation_steps; row_length and max_length; k; samples_per_prompt and sample_tokens. Or save memory: "
-    "gradient_checkpointing, QLoRA, an 8-bit optimizer. `mrt doctor recipe.yaml` estimates what a recipe needs."
+    "gradient_checkpointing, QLoRA, an 8-bit optimizer. `mrt doctor recipe.yaml --measure` tries its longest rows."
 )
 
 _COUNTED = ("groups", "pairs", "tokens", "slots", "saved_tokens")

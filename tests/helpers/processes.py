@@ -146,6 +146,11 @@ def gloo(processes: int, script: str, *arguments: str) -> None:
             place.kill()
 
 
+_KEPT: list[Any] = []
+"""The folders of servers. From Python 3.13 on, a fork by multiprocessing forgets what is to be called at its exit, and
+a folder that only such a call knows would be removed there and then."""
+
+
 @cache
 def server(libraries: tuple[str, ...] = LIBRARIES) -> str:
     """Start a server, and return its address, the path of a socket. It ends when this process does."""
@@ -160,6 +165,7 @@ def server(libraries: tuple[str, ...] = LIBRARIES) -> str:
         env=env,
         text=True,
     )
+    _KEPT.append(folder)
     assert started.stdout is not None
     assert "ready\n" in started.stdout, f"cannot import {', '.join(libraries)}"
     atexit.register(lambda: (started.terminate(), started.wait(), folder.cleanup()))
