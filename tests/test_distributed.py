@@ -159,6 +159,30 @@ def test_fsdp2_forks(tmp_path):
 
 
 @pytest.mark.processes
+def test_fsdp2_resumes_from_a_checkpoint(tmp_path):
+    """Two new processes end where an uninterrupted run ends, with complete and with sharded weights on the disk."""
+    runs = {
+        "full": {"saved": "FULL_STATE_DICT"},
+        "sharded": {"saved": "SHARDED_STATE_DICT"},
+        "lora": {"saved": "SHARDED_STATE_DICT", "lora": True},
+        "half": {"saved": "FULL_STATE_DICT", "lora": True},
+    }
+    for phase in ("whole", "resumed"):
+        gloo(2, "resumed_run.py", str(tmp_path), phase, json.dumps(runs))
+    for name in runs:
+        whole, resumed = (torch.load(tmp_path / f"{name}-{phase}.pt") for phase in ("whole", "resumed"))
+        if name == "half":
+            assert "SHARDED_STATE_DICT" in resumed["refusal"]
+            continue
+        assert whole["layout"] == resumed["layout"] == "shared_prefix"
+        assert resumed["losses"] == pytest.approx(whole["losses"], rel=1e-5), name
+        start = tiny.llama().state_dict()
+        for key, weight in whole["weights"].items():
+            assert torch.allclose(resumed["weights"][key], weight, rtol=1e-5, atol=1e-7), (name, key)
+            assert not torch.equal(weight, start.get(key, torch.zeros_like(weight))), (name, key)
+
+
+@pytest.mark.processes
 @pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
     reason="needs DeepSpeed, which compiles on the first run: DS_BUILD_OPS=0 pip install deepspeed",

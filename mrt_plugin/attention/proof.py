@@ -135,22 +135,22 @@ def prove_wrapped(
         spacing: distance from 1 to the next larger number of a type that the wrapper computes in.
 
     Raises:
-        NotShareable: for an error of the plain forward, which `expanded` needs too; under ZeRO-3 for any error. The
-            wrapper is then in the middle of a forward, so the run cannot go on.
+        NotShareable: for an error of the shared forward under ZeRO-3. The wrapper is then in the middle of a forward,
+            so the run cannot go on.
     """
     every = list(chain.from_iterable(map(expand, row)))
     pairs = [every[index] for index in compared(every)]
     backend.restore_model(model)
     before, calls = UnitCalls(), UnitCalls()
+    with before.recording(model):
+        plain = measure_plain(model, pairs, compute, pad_token_id)
+    plain = replace(plain, spacing=max(plain.spacing, spacing))
+    what = f"prefix_backend={backend.name} could not be proved: {model.config.model_type}"
     try:
-        with refusal_of(f"prefix_backend={backend.name} could not be proved: {model.config.model_type}"):
-            with before.recording(model):
-                plain = measure_plain(model, pairs, compute, pad_token_id)
-            plain = replace(plain, spacing=max(plain.spacing, spacing))
-            with calls.recording(model):
-                difference = _real_difference(model, backend, row, plain, compute, pad_token_id)
+        with calls.recording(model), refusal_of(what):
+            difference = _real_difference(model, backend, row, plain, compute, pad_token_id)
     except NotShareable as refusal:
-        if not before.forwards or before.under_way:
+        if not before.forwards:  # not FSDP2
             raise
         missing = backend.forwards(build_rows([row], pad_token_id)) - len(calls.forwards)
         with inference(model):

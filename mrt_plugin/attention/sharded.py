@@ -51,11 +51,6 @@ class UnitCalls:
             for hook in hooks:
                 hook.remove()
 
-    @property
-    def under_way(self) -> bool:
-        """Whether a forward failed."""
-        return bool(self._open)
-
     def end(self, like: _Call, forwards: int) -> None:
         """End the forward that failed, if one did, and run `forwards` more, each as `like` was."""
         failed, self._open = self._open[:1], []

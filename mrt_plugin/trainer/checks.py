@@ -3,6 +3,8 @@
 import sys
 from typing import Any
 
+from peft import PeftModel
+from torch.distributed.fsdp import StateDictType
 from transformers import Trainer
 
 from mrt_plugin.attention.family import refuse_prompt_learning
@@ -41,6 +43,19 @@ def keep_trainable(model: Any) -> None:
                     "gradients would be wrong. Load the model again and train it before anything else."
                 )
             module.support_avx512bf16_for_cpu = False
+
+
+def refuse_half_an_adapter(trainer: Trainer) -> None:
+    """Refuse to resume an adapter under FSDP2 from a complete state: it holds the shards of one process only."""
+    # accelerate (1.13 to 1.15) writes the adapter's shards of the main process, and reads them back into that alone.
+    if not trainer.is_fsdp_enabled or not isinstance(trainer.model, PeftModel):
+        return
+    plugin: Any = trainer.accelerator.state.fsdp_plugin
+    if plugin.state_dict_type == StateDictType.FULL_STATE_DICT:
+        raise ValueError(
+            "Resuming an adapter under FSDP with fsdp_state_dict_type FULL_STATE_DICT loses its training so far: "
+            "accelerate saves only the shards of one process. Train with SHARDED_STATE_DICT to resume."
+        )
 
 
 def refuse_parallelism(trainer: Trainer) -> None:

@@ -31,7 +31,7 @@ from mrt_plugin.options import MultiResponseOptions, ranks
 from mrt_plugin.trainer import processes
 from mrt_plugin.trainer.callbacks.resuming import SameTrainingData
 from mrt_plugin.trainer.callbacks.watch import TRAIN_ROWS, watch
-from mrt_plugin.trainer.checks import check_model, refuse_parallelism
+from mrt_plugin.trainer.checks import check_model, refuse_half_an_adapter, refuse_parallelism
 from mrt_plugin.trainer.layout_choice import MANY_FORWARDS, RunSetup, announce_grouping, choose_layout
 from mrt_plugin.trainer.prefix_order import PrefixSampler, PrefixTree
 from mrt_plugin.trainer.prepare import beginnings_of, is_prepared, row_tokens
@@ -388,10 +388,12 @@ class MultiResponseTrainerMixin(Trainer):
         model.zero_grad()
         return int(batch["stats"]["tokens"])
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as `Trainer` does. If memory runs out, the error says what to lower."""
+        if resume_from_checkpoint:
+            refuse_half_an_adapter(self)
         with out_of_memory_advice():
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add throughput, token accuracy and the share of prompt tokens saved to the training logs."""

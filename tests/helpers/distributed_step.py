@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import FullyShardedDataParallelPlugin
+from accelerate import FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType, gather_object
 from torch.distributed.tensor import DTensor
 from transformers import set_seed
@@ -31,16 +31,20 @@ from mrt_plugin.attention.branches import FORWARD
 class ShardedTrainer(MultiResponseSFTTrainer):
     """Trains with FSDP2 as accelerate wraps it, which accelerate itself does with an accelerator only."""
 
+    state_dict_type = "FULL_STATE_DICT"
+    layers: list[str] | None = ["LlamaDecoderLayer"]  # noqa: RUF012
+    """Classes that are sharded; None for those that the model names."""
+
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
         state = self.accelerator.state
-        state.distributed_type = DistributedType.FSDP
+        state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
         state.fsdp_plugin = FullyShardedDataParallelPlugin(
             fsdp_version=2,
             auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["LlamaDecoderLayer"],
+            transformer_cls_names_to_wrap=self.layers,
             cpu_ram_efficient_loading=False,
-            state_dict_type="FULL_STATE_DICT",
+            state_dict_type=self.state_dict_type,
         )
         self.is_fsdp_enabled = True
 

@@ -15,10 +15,10 @@ import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
-from helpers import tiny
-from helpers.training import MovesPositions, config, losses, make_groups
 from transformers import set_seed
 
+from helpers import tiny
+from helpers.training import MovesPositions, config, losses, make_groups
 from mrt_plugin import MultiResponseSFTTrainer
 from mrt_plugin.attention import branches
 from mrt_plugin.attention.branches import FORWARD
