@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.half_precision import CASES, check
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mrt_plugin.attention.two_part import TwoPartBackend
+from mrt_plugin.bench.model import SIZES, ModelChoice, load_model
 
 FOLDER = Path(__file__).parent / "gpu"
 script = runpy.run_path(str(FOLDER / "run.py"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if case.size == 64], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.size == 64 and case.dtype == torch.bfloat16], ids=str)
 def test_the_comparison_of_half_precision_holds_on_a_cpu(case):
     check(case, "cpu")
 
@@ -114,3 +118,50 @@ def test_other_runs_do_not_collect_them():
     names = {"MRT_GPU_RECORDS"} & set(os.environ)
     assert not names
     assert runpy.run_path(str(FOLDER / "conftest.py"))["collect_ignore_glob"] == ["test_*.py"]
+
+
+def bodies(name):
+    """The functions of a file of GPU tests, to call on a CPU."""
+    return runpy.run_path(str(FOLDER / name))
+
+
+@pytest.fixture
+def record():
+    """Stands for the fixture that writes into a file; what was recorded is JSON."""
+    found = []
+    yield lambda **measured: found.append(json.loads(json.dumps(measured)))
+    assert found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+def test_the_body_of_the_proof_on_a_cpu(name, record):
+    bodies("test_gpu_kernels.py")["test_the_proof_of_sdpa"](name, torch.float32, "cpu", record)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [None, True])
+def test_the_body_of_the_fork_on_a_cpu(checkpointing, record):
+    bodies("test_gpu_kernels.py")["test_the_fork"]("qwen3_5", checkpointing, "cpu", record)
+
+
+@pytest.mark.slow
+def test_the_comparison_of_the_backends_on_a_cpu():
+    kernels = bodies("test_gpu_kernels.py")
+    for lora in (False, True):
+        model = kernels["build"]("llama", **kernels["WIDE"])
+        model = kernels["lora"](model) if lora else model
+        loss, gradient = kernels["differences"](model, TwoPartBackend(model.config), kernels["PACKED"])
+        assert loss < 1e-5
+        assert gradient < 1e-4
+
+
+@pytest.mark.slow
+def test_the_bodies_of_the_steps_on_a_cpu(monkeypatch, record):
+    pytest.importorskip("bitsandbytes")
+    tiny = {"vocab_size": 250, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+    monkeypatch.setitem(SIZES, "tiny", (LlamaForCausalLM, LlamaConfig, tiny))
+    steps = bodies("test_gpu_steps.py")
+    choice = ModelChoice(size="tiny", layers=2, dtype="bfloat16", load_in_4bit=True)
+    setting = "tiny", load_model(choice, "cpu", gradient_checkpointing=True)
+    steps["test_qlora_with_checkpointing_trains_the_same_in_every_arm"](setting, record)
