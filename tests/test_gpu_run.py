@@ -151,7 +151,8 @@ def test_the_comparison_of_the_backends_on_a_cpu():
     for lora in (False, True):
         model = kernels["build"]("llama", **kernels["WIDE"])
         model = kernels["lora"](model) if lora else model
-        loss, gradient = kernels["differences"](model, TwoPartBackend(model.config), kernels["PACKED"])
+        packed, backend = kernels["PACKED"], TwoPartBackend(model.config)
+        loss, gradient = kernels["differences"](model, backend, packed, kernels["expanded"](model, packed))
         assert loss < 1e-5
         assert gradient < 1e-4
 

@@ -104,16 +104,20 @@ def sized_config(size: str, layers: int | None = None) -> PreTrainedConfig:
 def random_state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Return random weights for a model on the meta device, without the memory of the whole model.
 
-    All layers have the same weights: speed does not depend on them.
+    All layers have the same weights, and large ones repeat a block of normal numbers: speed does not depend on them.
     """
     drawn: dict[str, torch.Tensor] = {}
     state = {}
-    generator = torch.Generator().manual_seed(0)
+    # The prime length keeps the rows of a weight different. Drawing a billion numbers would take minutes.
+    block = torch.empty(4_194_301).normal_(0, 0.02, generator=torch.Generator().manual_seed(0)).to(dtype)
     for name, weight in model.state_dict().items():
         place = re.sub(r"\.layers\.\d+\.", ".layers.0.", name)
         if place not in drawn:
-            value = torch.ones(weight.shape, dtype=dtype)  # the norms
-            drawn[place] = value if weight.dim() == 1 else value.normal_(0, 0.02, generator=generator)
+            if weight.dim() == 1:
+                drawn[place] = torch.ones(weight.shape, dtype=dtype)  # of a norm
+            else:
+                copies = -(-weight.numel() // len(block))
+                drawn[place] = block.repeat(copies)[: weight.numel()].view(weight.shape)
         state[name] = drawn[place]
     return state
 
