@@ -13,10 +13,13 @@ import pytest
 import torch
 from helpers.families import PAD, random_group
 from helpers.trees import deep_rows
+from torch._dynamo.utils import counters
 from torch.fx.operator_schemas import _torchscript_schema_to_signature as signature_of
 from torch.fx.operator_schemas import type_matches
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
+from mrt_plugin.attention.masks import BLOCK, visibility
 from mrt_plugin.attention.plan import find_runs
 from mrt_plugin.attention.shared_attention import shared_attention
 from mrt_plugin.attention.varlen import Call, CUDAFlash, calls, varlen_backward, varlen_forward
@@ -159,6 +162,25 @@ def _check(call: Call, inputs: Any, lengths: Any, kwargs: dict[str, Any]) -> Non
         assert int(real.diff().min()) > 0
         assert int(real.diff().max()) == longest
     assert set(kwargs) - {"return_debug_mask", "scale", "window_size_left", "window_size_right"} == set()
+
+
+@pytest.mark.parametrize("window", [None, 200])
+def test_flex_compiles_at_two_lengths_and_no_more(window: int | None) -> None:
+    """The graphs of the mask and of the attention, with a backend that only counts them: ten lengths."""
+    compiled = partial(torch.compile, backend="eager")
+    create, attend = compiled(create_block_mask), compiled(flex_attention)
+    torch._dynamo.reset()
+    counters.clear()
+    graphs = []
+    for number in range(1, 11):
+        rows = build_rows([[random_group(128 * number, [30 + number, 41])]], PAD, pad_to_multiple_of=BLOCK)
+        count, width = rows.ends.shape
+        mask = create(visibility(rows, window=window), count, None, width, width, device="cpu")
+        attend(*(torch.randn(count, heads, width, 16) for heads in (4, 2, 2)), block_mask=mask, enable_gqa=True)
+        graphs.append(counters["stats"]["unique_graphs"])
+    torch._dynamo.reset()
+    assert graphs[0] == 2
+    assert graphs[1] == graphs[-1] <= 4
 
 
 @pytest.mark.parametrize("sink", [False, True])

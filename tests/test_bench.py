@@ -14,8 +14,9 @@ import torch
 from helpers import tiny
 from helpers.cli import CliRunner
 from helpers.trees import visible_by_definition
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from mrt_plugin.bench.model import BenchModel, ModelChoice, load_model
+from mrt_plugin.bench.model import SIZES, BenchModel, ModelChoice, load_model, sized_config
 from mrt_plugin.bench.plot import plot
 from mrt_plugin.bench.probes import (
     ATTENTION,
@@ -200,6 +201,61 @@ def test_lora_and_four_bits(tiny_model_dir):
     assert [turn.gradient_norm for turn in found] == pytest.approx([found[0].gradient_norm] * len(found), rel=1e-4)
 
 
+TINY = {"vocab_size": 250, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
+
+
+@pytest.fixture
+def tiny_size(monkeypatch):
+    """A known size that a CPU trains in no time, by the code that builds the large ones."""
+    monkeypatch.setitem(SIZES, "tiny", (LlamaForCausalLM, LlamaConfig, {**TINY, "num_hidden_layers": 5}))
+    return "tiny"
+
+
+@pytest.mark.parametrize(("size", "parameters"), [("llama-8b", 8_030_261_248), ("qwen-4b", 4_022_468_096)])
+def test_the_known_sizes_have_the_published_number_of_parameters(size, parameters):
+    with torch.device("meta"):
+        model = SIZES[size][0](sized_config(size))
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_random_model_of_a_known_size_in_four_bits(tiny_size, checkpointing):
+    pytest.importorskip("bitsandbytes")
+    choice = ModelChoice(size=tiny_size, layers=2, dtype="float32", load_in_4bit=True)
+    setting = load_model(choice, "cpu", gradient_checkpointing=checkpointing)
+    layers = setting.model.get_base_model().model.layers
+    assert len(layers) == 2
+    assert all(layer.mlp.up_proj.base_layer.weight.dtype == torch.uint8 for layer in layers)
+    assert setting.model.get_output_embeddings().weight.std() == pytest.approx(0.02, rel=0.05)
+    data = make_data(make_groups(), 2)
+    found = [take_turn(arm, setting, data, arm.sizes(SHAPE.k, 2)[-1], steps=2) for arm in all_arms(["sdpa"])]
+    assert [turn.loss for turn in found] == pytest.approx([found[0].loss] * len(found), rel=1e-5)
+    assert [turn.gradient_norm for turn in found] == pytest.approx([found[0].gradient_norm] * len(found), rel=1e-4)
+
+
+def test_the_size_of_a_random_model_is_checked(tiny_size):
+    assert load_model(ModelChoice(size=tiny_size), "cpu").model.config.num_hidden_layers == 5
+    wrong = {
+        "choose llama-8b or qwen-4b": ModelChoice(size="huge"),
+        "layers=2 is for a model of a known size": ModelChoice(layers=2),
+        "hybrid=True is for the small": ModelChoice(size=tiny_size, hybrid=True),
+        "not loaded in 4 bit": ModelChoice(load_in_4bit=True),
+        "size='tiny' with layers=3 is for a random model": ModelChoice("elsewhere", size=tiny_size, layers=3),
+    }
+    for message, choice in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            load_model(choice, "cpu")
+
+
+@pytest.mark.slow
+def test_no_shape_starts_after_the_time_limit():
+    settings = BenchSettings(shapes=[Shape(8, 4, 1)] * 2, groups=1, steps=1, rounds=3, only="mrt", time_limit=1e-6)
+    assert run_bench(settings).shapes == []
+    (first, second) = run_bench(replace(settings, time_limit=600.0, rounds=1)).shapes
+    assert [len(arm.step_seconds) for arm in (*first.arms, *second.arms)] == [1] * 4
+
+
 # ------------------------------------------------------------------ probes
 
 
@@ -330,7 +386,7 @@ def test_the_table_and_the_errors_of_the_command():
         found = runner.invoke(app, ["bench", "--shape", shape, "--groups", "2", "--steps", "1", "--rounds", "1"])
         assert found.exit_code == 0, found.output
         assert f"{title}: token ratio" in found.stdout
-    for wrong in (["--shape", "8,4"], ["--dtype", "int3"], ["--load-in-4bit"]):
+    for wrong in (["--shape", "8,4"], ["--dtype", "int3"], ["--load-in-4bit"], ["--size", "huge"], ["--layers", "2"]):
         failed = runner.invoke(app, ["bench", *wrong])
         assert failed.exit_code == 1
         assert "error: " in failed.stderr

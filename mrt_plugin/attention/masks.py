@@ -47,8 +47,9 @@ def visible(rows: Rows, **limits: int | None) -> Tensor:
 def block_mask(rows: Rows, **limits: int | None) -> BlockMask:
     (count, width), device = rows.ends.shape, rows.ends.device
     # Compiled code never holds the full mask. On CPU the mask only serves comparisons, so compiling is not worth it.
-    compiled = device.type != "cpu"
-    return create_block_mask(visibility(rows, **limits), count, None, width, width, device=device, _compile=compiled)
+    create = create_block_mask if device.type == "cpu" else torch.compile(create_block_mask)
+    mask: BlockMask = create(visibility(rows, **limits), count, None, width, width, device=device)
+    return mask
 
 
 class DenseBackend(OneForward):

@@ -99,7 +99,8 @@ def _pieces_backward(
     rows, _, length, _ = query.shape
     complete = sum(piece.queries for piece in pieces if piece.kind == CAUSAL) == rows * length
     new = torch.empty_like if complete else torch.zeros_like
-    dquery, dkey, dvalue = new(query), new(key), new(value)
+    # A prompt's keys get a gradient from every segment. The sum is taken in fp32.
+    dquery, dkey, dvalue = (new(x, dtype=torch.float32) for x in (query, key, value))
     for piece in pieces:
         row, q, k, seen = _cut(piece, window, query.device)
         inputs = query[row, :, q], key[row, :, k], value[row, :, k]
@@ -110,7 +111,7 @@ def _pieces_backward(
                 total[row, :, where] = part
             else:
                 total[row, :, where] += part
-    return dquery, dkey, dvalue
+    return dquery.to(query.dtype), dkey.to(key.dtype), dvalue.to(value.dtype)
 
 
 # ---------------------------------------------------------------- the operator

@@ -4,6 +4,7 @@ import gc
 import math
 import os
 import platform
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -46,6 +47,8 @@ class BenchSettings:
     """Number of turns of every arm. The time of a step is its median over these turns."""
     gradient_checkpointing: bool = False
     breakdown: bool = False
+    time_limit: float | None = None
+    """Seconds after which no further shape or round is started. Every shape that is started gets one round."""
     cpu: bool = False
     seed: int = 0
 
@@ -105,6 +108,7 @@ class BenchResult:
     machine: dict[str, Any]
     settings: dict[str, Any]
     shapes: list[ShapeResult]
+    """In the order of the settings, without those that the time limit left out."""
 
     def as_json(self) -> dict[str, Any]:
         """Return the result as `mrt bench --json` prints it, without the fields that were not measured."""
@@ -120,13 +124,21 @@ class BenchResult:
 def run_bench(settings: BenchSettings, progress: Progress = lambda stage, done, total: None) -> BenchResult:
     """Measure every shape: the arms take turns (A B C A B C ...) on the same pairs in every optimizer step, each at
     its own fastest micro-batch size. `progress` is called with a stage, the amount done and the total."""
+    began = time.monotonic()
+
+    def late() -> bool:
+        return settings.time_limit is not None and time.monotonic() - began > settings.time_limit
+
     device = "cuda" if torch.cuda.is_available() and not settings.cpu else "cpu"
     machine = describe_machine(device)
     trained = load_model(settings.model, device, gradient_checkpointing=settings.gradient_checkpointing)
     gc.collect()
     gc.freeze()  # every turn collects garbage: existing objects need not be scanned again
     try:
-        shapes = [_Measurement(shape, settings, trained, progress).run() for shape in settings.shapes]
+        shapes = []
+        for shape in settings.shapes:
+            if not late():
+                shapes.append(_Measurement(shape, settings, trained, progress, late).run())
     finally:
         gc.unfreeze()
     described = {**asdict(settings), "shapes": [str(shape) for shape in settings.shapes], "dtype": trained.dtype}
@@ -134,8 +146,16 @@ def run_bench(settings: BenchSettings, progress: Progress = lambda stage, done, 
 
 
 class _Measurement:
-    def __init__(self, shape: AnyShape, settings: BenchSettings, trained: BenchModel, progress: Progress) -> None:
+    def __init__(
+        self,
+        shape: AnyShape,
+        settings: BenchSettings,
+        trained: BenchModel,
+        progress: Progress,
+        late: Callable[[], bool],
+    ) -> None:
         self.shape, self.settings, self.trained, self.progress = shape, settings, trained, progress
+        self.late = late
         self.vocabulary: int = trained.model.config.get_text_config().vocab_size
         self.steps = settings.steps + 1
         count = settings.groups * self.steps
@@ -161,7 +181,9 @@ class _Measurement:
                 errors[arm] = str(error)
             self._advance()
         turns: dict[Arm, list[Turn]] = {arm: [] for arm in sizes}
-        for _ in range(settings.rounds):
+        for number in range(settings.rounds):
+            if number > 0 and self.late():
+                break
             for arm, size in sizes.items():
                 turns[arm].append(take_turn(arm, self.trained, self.data, size, steps=self.steps))
                 self._advance()

@@ -191,6 +191,8 @@ class BenchOptions:
     shape: list[str] | None = flag(None, SHAPES)
     mixed: bool = flag(False, "Log-normal lengths with these means, as in real data.")
     model: str | None = flag(None, "Path or hub id of a causal model. By default a random 4-layer Llama.", "base")
+    size: str | None = flag(None, "A random model of the size of llama-8b or qwen-4b.", "name")
+    layers: int | None = flag(None, "Layers of the model of that size; by default all.", min=1)
     hybrid: bool = flag(False, "A random Qwen 3.5, with states along the row, instead of the random Llama.")
     vocabulary: int = flag(1000, "Of the random model.", min=16)
     dtype: Literal["auto", "float32", "bfloat16"] = flag("auto", "auto, float32 or bfloat16.")
@@ -203,6 +205,7 @@ class BenchOptions:
     rounds: int = flag(5, "Rounds. In each, every trainer runs once.", min=1)
     gradient_checkpointing: bool = flag(False, "Recompute activations, in every trainer.")
     breakdown: bool = flag(False, "Also measure where the rest of the token ratio goes.")
+    time_limit: float | None = flag(None, "Seconds after which no further shape or round starts.", min=0)
     threads: int | None = flag(None, "CPU threads; by default as PyTorch chooses.", min=1)
     cpu: bool = flag(False, "Use the CPU even where there is a GPU.")
     plot: Path | None = flag(None, "Write a picture: .png, .svg or .pdf.", "picture")
@@ -224,6 +227,8 @@ def bench(given: BenchOptions) -> None:
     Long system text: `mrt bench --shape 1024,64,64,1 --groups 16`
 
     Thinking turns: `mrt bench --shape 20x64,128,16 --groups 1`
+
+    Large models, on a GPU: `mrt bench --size llama-8b --layers 8 --load-in-4bit --gradient-checkpointing`
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own messages
     from mrt_plugin.bench.model import ModelChoice
@@ -238,7 +243,7 @@ def bench(given: BenchOptions) -> None:
         torch.set_num_threads(given.threads)
     options = vars(given) | {
         "shapes": [parse_shape(text) for text in given.shape] if given.shape else DEFAULT_SHAPES,
-        "model": ModelChoice(given.model, given.hybrid, given.vocabulary, given.dtype, given.load_in_4bit, given.lora),
+        "model": ModelChoice(given.model, **part_of(ModelChoice, vars(given))),
         "prefix_backends": given.prefix_backend or ["auto"],
     }
     with stages() as progress:

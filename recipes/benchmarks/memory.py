@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args()
     system, prompt, response, k = (int(part) for part in args.shape.split(","))
-    choice = ModelChoice(args.model, args.vocabulary, args.dtype, lora=args.lora)
+    choice = ModelChoice(args.model, vocabulary=args.vocabulary, dtype=args.dtype, lora=args.lora)
     shape = system, prompt, response, k, args.groups
     found = {how: compare(choice, args.device, shape, how == "checkpointed") for how in ("plain", "checkpointed")}
     if args.json:
