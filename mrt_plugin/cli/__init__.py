@@ -2,10 +2,11 @@
 
 import typer
 
+from mrt_plugin.cli.augment import augment
 from mrt_plugin.cli.drawing import evaluate, sample
 from mrt_plugin.cli.machine import bench, demo, doctor, simulate
 from mrt_plugin.cli.option import CheckedCommand
-from mrt_plugin.cli.planning import audit, augment, grid, plan
+from mrt_plugin.cli.planning import audit, grid, plan
 from mrt_plugin.cli.select import select
 
 app = typer.Typer(
