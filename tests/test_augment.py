@@ -97,6 +97,11 @@ class TestGenerate:
                 (r, d), (r_before, d_before) = r_and_d([*before, *new]), r_and_d(before)
                 assert (gain.after.r, gain.after.d) == pytest.approx((r, d))
                 assert (gain.r, gain.d) == pytest.approx((r - r_before, d - d_before))
+                if count is None:
+                    assert gain.d_at_equal is None
+                else:
+                    fewest = min(sum(len(row["supports"]) == other for row in here) for other in (1, 2, 3))
+                    assert gain.d_at_equal == pytest.approx(r_and_d([*before, *new[:fewest]])[1] - d_before)
             before += [row["prompt"] for row in here]
         assert (found.after.r, found.after.d) == pytest.approx(r_and_d(before))
         total = sum(one.candidates - one.unusable - one.kept for one in found.gains if one.supports is None)

@@ -109,12 +109,14 @@ def _show_filtered(found: "Augmented", given: AugmentOptions) -> None:
 
 
 def _show_generated(found: "Generated", given: AugmentOptions) -> None:
-    rows = [("yours", "", "", f"{found.before.r:.3f}", "", f"{found.before.d:.3f}", "")]
+    rows = [("yours", "", "", f"{found.before.r:.3f}", "", f"{found.before.d:.3f}", "", "")]
     for one in found.gains:
         name = f"step {one.step}, " + ("all" if one.supports is None else f"n = {one.supports}")
         gains = (f"{one.after.r:.3f}", f"{one.r:+.3f}", f"{one.after.d:.3f}", f"{one.d:+.3f}")
-        rows.append((name, f"{one.candidates:,}", f"{one.kept:,}", *gains))
-    table(("", "drawn", "kept", "r", "gain", "d", "gain"), rows, title=_title(given))
+        equal = "" if one.d_at_equal is None else f"{one.d_at_equal:+.3f}"
+        rows.append((name, f"{one.candidates:,}", f"{one.kept:,}", *gains, equal))
+    table(("", "drawn", "kept", "r", "gain", "d", "gain", "at equal"), rows, title=_title(given))
+    say("At equal: the gain in d from as many candidates of each n as the n with the fewest has kept.")
     total, unusable = (
         sum(getattr(one, name) for one in found.gains if one.supports is None) for name in ("candidates", "unusable")
     )

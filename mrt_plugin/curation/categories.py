@@ -59,7 +59,7 @@ def _read(path: Path, _modified: int) -> tuple[Category, ...]:
         _refuse(path, "write a category per line, each with `patterns:` or `turns:`")
     categories = []
     for name, given in found.items():
-        options = {"patterns": given} if isinstance(given, list) else given or {}
+        options: Any = {"patterns": given} if isinstance(given, list) else given or {}
         if not isinstance(options, dict) or set(options) - {"patterns", "turns"}:
             _refuse(path, f"{name}: give it a list of patterns, or `patterns:` and `turns:`")
         patterns, turns = options.get("patterns") or [], options.get("turns")

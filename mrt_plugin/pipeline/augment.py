@@ -73,6 +73,8 @@ class Gain:
     """The gain in r, the share of distinct n-grams."""
     d: float
     """The gain in d = r·n^p."""
+    d_at_equal: float | None
+    """The gain in d from as many candidates of each number of supports, the first that were kept. None for all."""
 
 
 @dataclass
@@ -152,13 +154,17 @@ def generate_prompts(
             kept = [(*one, verdict) for one, verdict in zip(usable, verdicts, strict=True) if verdict.kept]
             found.dropped += [verdict for verdict in verdicts if not verdict.kept]
             start = prompt_diversity(owned, p=settings.p, **how)
+            fewest = min(sum(ask.count == count for ask, *_ in kept) for count in settings.supports)
             for count in (*settings.supports, None):
                 new = [candidate for ask, candidate, *_ in kept if count in (ask.count, None)]
                 asked = sum(count in (ask.count, None) for ask in asks)
                 read = sum(count in (ask.count, None) for ask, *_ in usable)
                 after = prompt_diversity([*owned, *new], p=settings.p, **how)
-                gain = Gain(step, count, asked, asked - read, len(new), after, after.r - start.r, after.d - start.d)
-                found.gains.append(gain)
+                equal = None
+                if count is not None:
+                    equal = prompt_diversity([*owned, *new[:fewest]], p=settings.p, **how).d - start.d
+                gains = (after.r - start.r, after.d - start.d, equal)
+                found.gains.append(Gain(step, count, asked, asked - read, len(new), after, *gains))
             for ask, candidate, model, verdict in kept:
                 prompt: Any = [{"role": "user", "content": candidate}] if as_messages else candidate
                 about = {"supports": ask.texts, "support_ids": ask.names, "step": step, "seed": sampling.seed}
