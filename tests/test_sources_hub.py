@@ -235,6 +235,26 @@ def test_select_mixes_pools_by_id() -> None:
     assert {len(pool) for pool in load_groups("both.jsonl")["responses"]} == {2, 3}
 
 
+def test_select_mixes_messages_with_strings_and_makes_the_file_again() -> None:
+    """OpenThoughts has messages, DeepMath strings, and HelpSteer3 both: the strings become messages."""
+    names = ["openthoughts3", "deepmath", "helpsteer3"]
+    sources = [part for name in names for part in ("--source", CASES[name][1] or "sharegpt")]
+    shares = [part for name in names for part in ("--proportion", f"{Path(CASES[name][0]()).name}=1")]
+    run(*(CASES[name][0]() for name in names), *sources, *shares, "--selector", "all", "--output", "both.jsonl")
+    groups = {group["prompt"][0]["content"]: group for group in load_groups("both.jsonl")}
+    assert set(groups) >= {"2 + 2?", "Hi"}
+    assert all(pool[0]["role"] == "assistant" for group in groups.values() for pool in group["responses"])
+    math = next(
+        group
+        for group in groups.values()
+        if len(group["responses"]) == 3 and group["responses"][0][0]["content"] == "s1"
+    )
+    assert math["prompt"] == [user("2 + 2?")]
+    assert groups["Hi"]["responses"] == [[assistant("Hello.")], [assistant("No.")]]
+    run("--from-manifest", str(manifest_path("both.jsonl")), "--output", "again.jsonl")
+    assert Path("again.jsonl").read_bytes() == Path("both.jsonl").read_bytes()
+
+
 @pytest.mark.axolotl
 @pytest.mark.parametrize("name", ["openthoughts3", "open_math_reasoning", "oasst2"])
 def test_a_recipe_reads_a_pool_by_id(name: str, read_recipe: Callable[..., Any]) -> None:
