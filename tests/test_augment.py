@@ -281,6 +281,18 @@ class TestTheChain:
         assert done.exit_code == 1
         assert words in " ".join(done.output.split())
 
+    def test_nothing_new_and_a_file_of_another_command(self, server: Server, pool: Path, tmp_path: Path) -> None:
+        output = tmp_path / "new.jsonl"
+        command = ["augment", "--data", pool, "--endpoint", server.url, "--model", "tiny", "--output", output]
+        shown = self.run(*command, "--per-step", 5, "--ngram", 9).stdout
+        assert output.read_text() == ""
+        assert "Nothing new: raise --threshold" in shown
+        assert "Next:" not in shown
+        output.with_name("new.jsonl.journal").unlink()
+        done = CliRunner().invoke(app, [*map(str, command)])
+        assert done.exit_code == 1
+        assert "not from this command" in done.output
+
     def test_an_instruction_without_a_place(self, server: Server, pool: Path, tmp_path: Path) -> None:
         (tmp_path / "mine.txt").write_text("Write a task.")
         arguments = ["--data", pool, "--output", tmp_path / "n.jsonl", "--instruction", tmp_path / "mine.txt"]

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,9 @@ def armo() -> str:
     for number, (response, reward) in enumerate([("Oak", 0.15), ("Elm", 0.125), ("Ash", 0.0625), ("Fir", 0.25)]):
         features |= {f"response_{number}": TEXT, f"response_{number}_reward": NUMBER}
         row |= {f"response_{number}": response, f"response_{number}_reward": reward}
-    features |= {"chosen": MESSAGES, "reject": MESSAGES}
-    row |= {"chosen": [user("Name a tree."), assistant("Fir")], "reject": [user("Name a tree."), assistant("Ash")]}
-    return repository("Cornell-AGI/UltraFeedback-Armo", features, [row])
+    features |= {"chosen": TEXT, "reject": TEXT, "llama_chosen_tokens": List(INTEGER), "chosen_reward": NUMBER}
+    row |= {"chosen": "Fir", "reject": "Ash", "llama_chosen_tokens": [5, 6], "chosen_reward": 0.25}
+    return repository("Cornell-AGI/Ultrafeedback-Llama-3-Armo-iter_1", features, [row], split="train_prefs")
 
 
 def open_math_reasoning() -> str:
@@ -151,7 +152,7 @@ CASES = {
     "armo": (
         armo,
         "fields:prompt=prompt,responses=response_*,scores=response_*_reward",
-        "train",
+        "train_prefs",
         [4],
         [0.15, 0.125, 0.0625, 0.25],
     ),
@@ -188,10 +189,11 @@ def test_the_page_has_the_command(name: str) -> None:
     assert split == "train" or split in line
 
 
-@pytest.mark.parametrize("make", [deepmath, armo, helpsteer3, openr1, oasst2])
-def test_without_a_source_the_error_names_it(make: Callable[[], str]) -> None:
-    with pytest.raises(DataError, match=r"source[ =]'"):
-        load_groups(make())
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("openthoughts3", "nemotron_math")])
+def test_without_a_source_the_error_names_it(name: str) -> None:
+    make, source, split, *_ = CASES[name]
+    with pytest.raises(DataError, match=f"source[ =]'{re.escape(str(source))}'"):
+        load_groups(make(), split=split)
 
 
 def test_what_is_not_read_is_counted() -> None:

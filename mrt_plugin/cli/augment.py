@@ -105,7 +105,7 @@ def _show_filtered(found: "Augmented", given: AugmentOptions) -> None:
     rows = [(name, f"{row.prompts:,}", f"{row.r:.3f}", f"{row.d:.3f}") for name, row in named]
     table(("", "prompts", "r", "d"), rows, title=_title(given))
     say(f"{found.kept:,} of {found.candidates:,} candidates kept, in {given.output}; the others overlap too much:")
-    _show_end(found.dropped, given)
+    _show_end(found.kept, found.dropped, given)
 
 
 def _show_generated(found: "Generated", given: AugmentOptions) -> None:
@@ -122,10 +122,13 @@ def _show_generated(found: "Generated", given: AugmentOptions) -> None:
     )
     say(f"{found.kept:,} of {total:,} candidates kept, in {given.output}.")
     say(f"{unusable:,} replies were cut off, empty or rejected; {len(found.dropped):,} overlap too much, most of all:")
-    _show_end(sorted(found.dropped, key=lambda one: -one.overlap), given)
+    _show_end(found.kept, sorted(found.dropped, key=lambda one: -one.overlap), given)
 
 
-def _show_end(dropped: "list[Novelty]", given: AugmentOptions) -> None:
+def _show_end(kept: int, dropped: "list[Novelty]", given: AugmentOptions) -> None:
+    if kept == 0:
+        say("Nothing new: raise --threshold, or generate with another --instruction, --supports or model.")
     for item in dropped[:3]:
         say(f"  {item.overlap:.2f}  {item.prompt[:80]!r}  like  {(item.nearest or '')[:80]!r}")
-    say(f"Next: mrt sample {given.output} --help")
+    if kept:
+        say(f"Next: mrt sample {given.output} --help")

@@ -18,7 +18,7 @@ from mrt_plugin.curation.rule import PoolDecisions, PoolRule, Tools
 from mrt_plugin.groups.messages import prompt_text
 
 PRESET = {"reasoning": 0.35, "instructions": 0.30, "dialogue": 0.20, "code": 0.15}
-"""The shares that practice guides to post-training name for a general assistant."""
+"""The shares of a general assistant in practice guides to fine-tuning."""
 
 DEFAULT_FILE = Path(__file__).with_name("categories.yaml")
 

@@ -133,6 +133,8 @@ def generate_prompts(
     if output.suffix != ".jsonl":
         raise ValueError(f"{output}: the prompts are written as JSON lines; choose a name that ends in .jsonl.")
     check_paths([("--output", output), ("its journal", journal_path(output))], [("the instruction", instruction)])
+    if output.exists() and not journal_path(output).exists():
+        raise ValueError(f"{output} is there already, and not from this command: remove it or choose another output.")
     names, owned = list(groups["id"]), [prompt_text(prompt) for prompt in groups["prompt"]]
     as_messages = isinstance(groups[0]["prompt"], list)
     if max(settings.supports) > len(owned):
@@ -153,18 +155,7 @@ def generate_prompts(
             verdicts = filter_candidates(tried, owned, threshold=settings.threshold, **how)
             kept = [(*one, verdict) for one, verdict in zip(usable, verdicts, strict=True) if verdict.kept]
             found.dropped += [verdict for verdict in verdicts if not verdict.kept]
-            start = prompt_diversity(owned, p=settings.p, **how)
-            fewest = min(sum(ask.count == count for ask, *_ in kept) for count in settings.supports)
-            for count in (*settings.supports, None):
-                new = [candidate for ask, candidate, *_ in kept if count in (ask.count, None)]
-                asked = sum(count in (ask.count, None) for ask in asks)
-                read = sum(count in (ask.count, None) for ask, *_ in usable)
-                after = prompt_diversity([*owned, *new], p=settings.p, **how)
-                equal = None
-                if count is not None:
-                    equal = prompt_diversity([*owned, *new[:fewest]], p=settings.p, **how).d - start.d
-                gains = (after.r - start.r, after.d - start.d, equal)
-                found.gains.append(Gain(step, count, asked, asked - read, len(new), after, *gains))
+            found.gains += _gains(settings, step, owned, asks, usable, kept)
             for ask, candidate, model, verdict in kept:
                 prompt: Any = [{"role": "user", "content": candidate}] if as_messages else candidate
                 about = {"supports": ask.texts, "support_ids": ask.names, "step": step, "seed": sampling.seed}
@@ -172,11 +163,37 @@ def generate_prompts(
                 rows.append(row | {"overlap": verdict.overlap})
                 names.append(ask.job.id)
                 owned.append(candidate)
-            found.after = after
+    found.after = prompt_diversity(owned, p=settings.p, **how)
     with whole_file(output) as file:
         file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
     found.kept = len(rows)
     return found
+
+
+def _gains(
+    settings: AugmentSettings,
+    step: int,
+    owned: Sequence[str],
+    asks: Sequence[_Ask],
+    usable: Sequence[tuple[_Ask, str, str | None]],
+    kept: Sequence[tuple[_Ask, str, str | None, Novelty]],
+) -> list[Gain]:
+    """Return what a step's kept candidates add to the prompts before it, for each number of supports and for all."""
+
+    def measure(new: Sequence[str]) -> PromptDiversity:
+        return prompt_diversity([*owned, *new], p=settings.p, order=settings.order, tokenize=settings.tokenize)
+
+    start, gains = measure([]), []
+    fewest = min(sum(ask.count == count for ask, *_ in kept) for count in settings.supports)
+    for count in (*settings.supports, None):
+        new = [candidate for ask, candidate, *_ in kept if count in (ask.count, None)]
+        asked = sum(count in (ask.count, None) for ask in asks)
+        read = sum(count in (ask.count, None) for ask, *_ in usable)
+        after = measure(new)
+        equal = None if count is None else measure(new[:fewest]).d - start.d
+        gain = Gain(step, count, asked, asked - read, len(new), after, after.r - start.r, after.d - start.d, equal)
+        gains.append(gain)
+    return gains
 
 
 def _asks(
