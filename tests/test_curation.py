@@ -340,8 +340,13 @@ class TestMix:
         assert "scores" not in mixed.column_names
         assert "text: scores left out" in caplog.text
         chat = Dataset.from_list([{"id": "1", "prompt": [{"role": "user", "content": "q"}], "responses": ["r"]}])
-        with pytest.raises(ValueError, match="strings in one and messages in the other"):
-            mix({"text": text, "chat": chat}, {"text": 1, "chat": 1})
+        with caplog.at_level(logging.WARNING, logger="mrt_plugin"):
+            mixed = mix({"text": text, "chat": chat}, {"text": 1, "chat": 1})
+        assert "text: its prompts became messages" in caplog.text
+        assert [prompt[0]["content"] for prompt in mixed["prompt"]] == ["p", "q"]
+        other = chat.map(lambda row: {"prompt": [{**row["prompt"][0], "name": "Ann"}]}, load_from_cache_file=False)
+        with pytest.raises(ValueError, match="cannot be put together: the messages of their column prompt"):
+            mix({"other": other, "chat": chat}, {"other": 1, "chat": 1})
 
 
 def test_a_large_pool_and_a_large_response(tmp_path: Path) -> None:

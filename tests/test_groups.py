@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
@@ -330,6 +331,17 @@ class TestDelimited:
             writer = csv.writer(file)
             writer.writerows([["prompt", "completion"], *(["a", text] for text in texts)])
         assert load_groups(tmp_path / "pool.csv")["responses"][0] == texts
+
+    @settings(deadline=None)
+    @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])).filter(has_text), min_size=1, max_size=5))
+    def test_any_text_survives(self, texts: list[str]) -> None:
+        with TemporaryDirectory() as folder:
+            for ending, separator in (("csv", ","), ("tsv", "\t")):
+                path = Path(folder) / f"pool.{ending}"
+                with path.open("w", newline="", encoding="utf-8") as file:
+                    writer = csv.writer(file, delimiter=separator)
+                    writer.writerows([["prompt", "completion"], *(["a", text] for text in texts)])
+                assert load_groups(path)["responses"][0] == texts
 
 
 class TestTruthValues:

@@ -1,6 +1,8 @@
 """Sources: every public format, from a small file in its true schema to the groups it means."""
 
 import json
+import random
+from itertools import groupby
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,6 +22,7 @@ from mrt_plugin.layout.tree import build_tree
 from mrt_plugin.options import MultiResponseOptions
 from mrt_plugin.trainer.prepare import prepare_groups
 
+MISSING = "messages that are deleted, rejected in review or empty, or that are below one of these or a missing one"
 FOLDER = Path(__file__).parent / "data" / "sources"
 SAMPLES = sorted(path.stem for path in FOLDER.glob("*.jsonl") if path.stem in set(SOURCES) - {"fields"})
 
@@ -299,6 +302,60 @@ class TestFormats:
         )
         assert groups["id"][:] == ["t1", "p2", "t2"]
         assert sum(tally.count for tally in report.left_out.values()) == 3 + 3  # p1 and its replies
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_oasst2_against_the_definition(self, seed: int, tmp_path: Path) -> None:
+        """Each group is found by following the parents of each message, as slowly as the definition reads."""
+        draw = random.Random(seed)
+        rows: dict[str, dict[str, Any]] = {}
+        for number in range(60):
+            above = draw.choice([None, *rows.values()]) if rows else None
+            asks = above is None or above["role"] == "assistant"
+            rows[f"m{number}"] = {
+                "message_id": f"m{number}",
+                "parent_id": above and (above["message_id"] if draw.random() < 0.95 else "gone"),
+                "message_tree_id": above["message_tree_id"] if above else f"m{number}",
+                "text": draw.choice(["", " ", *[f"text {number}"] * 20]),
+                "role": "prompter" if asks else "assistant",
+                "rank": None if asks else draw.choice([None, 0, 1, 2]),
+                "deleted": draw.random() < 0.05,
+                "review_result": draw.random() > 0.05,
+            }
+
+        def path_to(row: Any) -> list[Any] | None:
+            usable = row["text"].strip() and not row["deleted"] and row["review_result"]
+            if not usable or row["parent_id"] == "gone":
+                return None
+            before = path_to(rows[row["parent_id"]]) if row["parent_id"] else []
+            role = {"prompter": "user", "assistant": "assistant"}[row["role"]]
+            return None if before is None else [*before, {"role": role, "content": row["text"]}]
+
+        expected = {}
+        for name, row in rows.items():
+            prompt = path_to(row)
+            pool = [one for one in rows.values() if one["parent_id"] == name and path_to(one)]
+            pool = [one for one in pool if one["rank"] is not None] or pool
+            if prompt and pool and row["role"] == "prompter":
+                ranks = [one["rank"] or 0 for one in pool]
+                expected[name] = (prompt, [one["text"] for one in pool], [max(ranks) - rank for rank in ranks])
+        mixed = list(rows.values())
+        draw.shuffle(mixed)
+        groups, report = read_groups(jsonl(tmp_path, *mixed), source="oasst2")
+        found = {
+            group["id"]: (
+                group["prompt"],
+                *zip(*sorted(zip(group["responses"], group["scores"], strict=True)), strict=True),
+            )
+            for group in groups
+        }
+        assert found == {
+            name: (prompt, *zip(*sorted(zip(texts, scores, strict=True)), strict=True))
+            for name, (prompt, texts, scores) in expected.items()
+        }
+        trees = [rows[name]["message_tree_id"] for name in groups["id"]]
+        assert len(list(groupby(trees))) == len(set(trees))  # the groups of a tree are neighbours
+        unreached = sum(path_to(row) is None for row in rows.values())
+        assert report.left_out[MISSING].count == unreached if unreached else MISSING not in report.left_out
 
     def test_branches_of_a_conversation_share_their_turns(self, chat_tokenizer: Any) -> None:
         """The prompts of all three groups begin with the same message, which the tree of a row holds once."""

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,9 @@ def armo() -> str:
     for number, (response, reward) in enumerate([("Oak", 0.15), ("Elm", 0.125), ("Ash", 0.0625), ("Fir", 0.25)]):
         features |= {f"response_{number}": TEXT, f"response_{number}_reward": NUMBER}
         row |= {f"response_{number}": response, f"response_{number}_reward": reward}
-    features |= {"chosen": MESSAGES, "reject": MESSAGES}
-    row |= {"chosen": [user("Name a tree."), assistant("Fir")], "reject": [user("Name a tree."), assistant("Ash")]}
-    return repository("Cornell-AGI/UltraFeedback-Armo", features, [row])
+    features |= {"chosen": TEXT, "reject": TEXT, "llama_chosen_tokens": List(INTEGER), "chosen_reward": NUMBER}
+    row |= {"chosen": "Fir", "reject": "Ash", "llama_chosen_tokens": [5, 6], "chosen_reward": 0.25}
+    return repository("Cornell-AGI/Ultrafeedback-Llama-3-Armo-iter_1", features, [row], split="train_prefs")
 
 
 def open_math_reasoning() -> str:
@@ -151,7 +152,7 @@ CASES = {
     "armo": (
         armo,
         "fields:prompt=prompt,responses=response_*,scores=response_*_reward",
-        "train",
+        "train_prefs",
         [4],
         [0.15, 0.125, 0.0625, 0.25],
     ),
@@ -188,10 +189,11 @@ def test_the_page_has_the_command(name: str) -> None:
     assert split == "train" or split in line
 
 
-@pytest.mark.parametrize("make", [deepmath, armo, helpsteer3, openr1, oasst2])
-def test_without_a_source_the_error_names_it(make: Callable[[], str]) -> None:
-    with pytest.raises(DataError, match=r"source[ =]'"):
-        load_groups(make())
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("openthoughts3", "nemotron_math")])
+def test_without_a_source_the_error_names_it(name: str) -> None:
+    make, source, split, *_ = CASES[name]
+    with pytest.raises(DataError, match=f"source[ =]'{re.escape(str(source))}'"):
+        load_groups(make(), split=split)
 
 
 def test_what_is_not_read_is_counted() -> None:
@@ -233,6 +235,26 @@ def test_select_mixes_pools_by_id() -> None:
     shares = ["--proportion", "OpenThoughts3-1.2M=0.5", "--proportion", "Nemotron-Math-v2=0.5"]
     run(openthoughts3(), nemotron_math(), *sources, *shares, "--selector", "all", "--output", "both.jsonl")
     assert {len(pool) for pool in load_groups("both.jsonl")["responses"]} == {2, 3}
+
+
+def test_select_mixes_messages_with_strings_and_makes_the_file_again() -> None:
+    """OpenThoughts has messages, DeepMath strings, and HelpSteer3 both: the strings become messages."""
+    names = ["openthoughts3", "deepmath", "helpsteer3"]
+    sources = [part for name in names for part in ("--source", CASES[name][1] or "sharegpt")]
+    shares = [part for name in names for part in ("--proportion", f"{Path(CASES[name][0]()).name}=1")]
+    run(*(CASES[name][0]() for name in names), *sources, *shares, "--selector", "all", "--output", "both.jsonl")
+    groups = {group["prompt"][0]["content"]: group for group in load_groups("both.jsonl")}
+    assert set(groups) >= {"2 + 2?", "Hi"}
+    assert all(pool[0]["role"] == "assistant" for group in groups.values() for pool in group["responses"])
+    math = next(
+        group
+        for group in groups.values()
+        if len(group["responses"]) == 3 and group["responses"][0][0]["content"] == "s1"
+    )
+    assert math["prompt"] == [user("2 + 2?")]
+    assert groups["Hi"]["responses"] == [[assistant("Hello.")], [assistant("No.")]]
+    run("--from-manifest", str(manifest_path("both.jsonl")), "--output", "again.jsonl")
+    assert Path("again.jsonl").read_bytes() == Path("both.jsonl").read_bytes()
 
 
 @pytest.mark.axolotl

@@ -51,28 +51,10 @@ def sample(given: SampleOptions, **options: Any) -> None:
     if (given.extend is None) != (given.to is None):
         raise ValueError("--extend POOL and --to N go together.")
     options |= vars(given) | {"max_tokens": given.max_tokens or None, "stop": tuple(given.stop or ())}
-    try:
-        options["extra"] = json.loads(given.extra)
-    except ValueError:
-        options["extra"] = None
-    if not isinstance(options["extra"], dict):
-        from mrt_plugin.endpoint.masking import mask_typed
-
-        raise ValueError(f'--extra {mask_typed(given.extra)!r} is not JSON as in {{"top_k": 20}}.')
-    if given.model is not None and given.endpoint is None:
-        check_folders(parse_models([given.model]))
-    from mrt_plugin.sampling import Endpoint, sample_pool
+    sampler = open_sampler(options)
+    from mrt_plugin.sampling import sample_pool
 
     settings = SamplingSettings(**part_of(SamplingSettings, options))
-    sampler: Any
-    if given.endpoint:
-        sampler = Endpoint(given.endpoint, given.model, **part_of(EndpointOptions, options))
-    elif given.model:
-        from mrt_plugin.sampling import LocalModel
-
-        sampler = LocalModel(given.model, given.adapter, **part_of(LocalOptions, options))
-    else:
-        raise ValueError("Nothing to draw from: give --endpoint URL, or --model PATH for a local model.")
     how = {name: options[name] for name in ("source", "keep_cut_off", "partial")}
     how |= {"n": given.to or given.n, "extend": given.extend is not None, "settings": settings}
     with stages() as progress:
@@ -85,6 +67,29 @@ def sample(given: SampleOptions, **options: Any) -> None:
     responses, answered = report.whole + report.unknown, report.prompts - report.rejected
     say(f"{given.output}: {responses:,} responses for {answered:,} prompts{cut_off}{rejected}.")
     say(f"Next: mrt select {given.output} --output chosen.jsonl")
+
+
+def open_sampler(options: dict[str, Any]) -> Any:
+    """Return the endpoint or the local model that the options of a command name. `extra` is a text."""
+    try:
+        options["extra"] = json.loads(given := options["extra"])
+    except ValueError:
+        options["extra"] = None
+    if not isinstance(options["extra"], dict):
+        from mrt_plugin.endpoint.masking import mask_typed
+
+        raise ValueError(f'--extra {mask_typed(given)!r} is not JSON as in {{"top_k": 20}}.')
+    if options["model"] is not None and options["endpoint"] is None:
+        check_folders(parse_models([options["model"]]))
+    if options["endpoint"]:
+        from mrt_plugin.sampling import Endpoint
+
+        return Endpoint(options["endpoint"], options["model"], **part_of(EndpointOptions, options))
+    if options["model"]:
+        from mrt_plugin.sampling import LocalModel
+
+        return LocalModel(options["model"], options["adapter"], **part_of(LocalOptions, options))
+    raise ValueError("Nothing to draw from: give --endpoint URL, or --model PATH for a local model.")
 
 
 @dataclass(kw_only=True)

@@ -182,6 +182,10 @@ _REQUESTS = tuple(name for name in names_of(EndpointOptions) if name not in ("re
 _MODEL = ("adapter", "tokenizer", "prompt_format", "loss_aggregation", "max_length", "max_prompts", "load_in_4bit")
 _COSTS = ("budget", "layout", "cost_prompt", "cost_response")
 _DRAWING = ("temperature", "top_p", "max_tokens", "stop", "partial")
+_GENERATING = (
+    *("endpoint", "model", "supports", "per_step", "steps", "instruction", "seed", "requests_per_minute", "extra"),
+    *("temperature", "top_p", "max_tokens", "stop"),
+)
 _DRAWN = "samples that are drawn: --m above 0, and a --model or --endpoint"
 _SAMPLES = ("at", "embedder", "scorer", "checker", "judge")
 _SIMILAR = "--selector diverse_k or diverse_best_k"
@@ -201,6 +205,11 @@ COMMANDS: dict[str, tuple[Need, ...]] = {
         _with((*_REQUESTS, "requests_per_minute", "extra"), "endpoint"),
         _without(_LOCAL, "endpoint"),
         _without(("n",), "extend"),
+    ),
+    "augment": (
+        _without((*_GENERATING, *_REQUESTS, *_LOCAL), "candidates"),
+        _with((*_REQUESTS, "requests_per_minute", "extra"), "endpoint"),
+        _without(_LOCAL, "endpoint"),
     ),
     "plan": (_with((*_MODEL, *_COSTS), "model"),),
     "audit": (
@@ -236,7 +245,7 @@ ALONE = {
 }
 """For each command: an option that makes it do something else, and the options that it then accepts."""
 
-LOGGING = ("sample", "select", "plan", "audit", "evaluate", "grid", "reward-model")
+LOGGING = ("sample", "select", "augment", "plan", "audit", "evaluate", "grid", "reward-model")
 """The commands that show the package's log messages."""
 
 

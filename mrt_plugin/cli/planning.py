@@ -1,4 +1,4 @@
-"""`mrt plan`, `mrt audit`, `mrt augment` and `mrt grid`: decide what to train on."""
+"""`mrt plan`, `mrt audit` and `mrt grid`: decide what to train on."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from mrt_plugin.options import LossAggregation, PaidLayout, PromptFormat, Simila
 if TYPE_CHECKING:
     from mrt_plugin.planning.audit import Audit, SelectorCall
     from mrt_plugin.planning.budget import Costs
-    from mrt_plugin.planning.diversity import Augmented
     from mrt_plugin.planning.plan import Plan
 
 
@@ -211,55 +210,6 @@ def _show_audit(found: "Audit") -> None:
         say("Next: select again, with random_k or a lower alpha, and audit that; or train on both and compare them.")
     else:
         say(f"Next: train on {found.name}, with type: mrt_plugin.axolotl.all in a recipe.")
-
-
-@dataclass(kw_only=True)
-class AugmentOptions:
-    candidates: Path = argument(..., "JSONL of `prompt` and, if known, `supports` (prompts).", "file")
-    data: str = flag(..., "The groups whose prompts you have: a file or a hub id.", "data")
-    output: Path = flag(..., "Where the kept candidates go, as JSONL.")
-    threshold: float = flag(0.3, "Jaccard overlap from which a candidate is dropped.", gt=0, le=1)
-    ngram: int = flag(2, "Tokens of an n-gram.", min=1)
-    p: float = flag(0.5, "Exponent of the prompt diversity.", ge=0)
-    tokenizer: str | None = flag(None, "Folder or name; words are the tokens without it.", "tokenizer")
-    json: bool = switch("Print the counts as JSON.")
-
-
-@command(AugmentOptions)
-def augment(given: AugmentOptions) -> None:
-    """Keep the generated prompts that overlap little with their supports, with your prompts, and with each other.
-
-    The rows of kept candidates are written unchanged. Their responses are sampled next (`mrt sample`).
-
-    Example: `mrt augment generated.jsonl --data pool.jsonl --output new_prompts.jsonl`
-    """
-    from mrt_plugin.groups.paths import check_paths
-    from mrt_plugin.planning.diversity import augment_file, token_ids
-
-    source, output = given.candidates, given.output
-    check_paths([("--output", output)], [("the candidates", source), ("--data", given.data)], [given.tokenizer])
-    options: dict[str, Any] = {"threshold": given.threshold, "order": given.ngram, "p": given.p}
-    if given.tokenizer is not None:
-        from transformers import AutoTokenizer
-
-        options["tokenize"] = token_ids(AutoTokenizer.from_pretrained(given.tokenizer))
-    found = augment_file(source, mrt_plugin.load_groups(given.data), output, **options)
-
-    def document(found: "Augmented") -> dict[str, Any]:
-        dropped = [{name: vars(one)[name] for name in ("prompt", "overlap", "nearest")} for one in found.dropped]
-        return {**json_ready(found), "dropped": dropped}
-
-    def show(found: "Augmented") -> None:
-        named = (("your prompts", found.before), ("with the kept candidates", found.after))
-        rows = [(name, f"{row.prompts:,}", f"{row.r:.3f}", f"{row.d:.3f}") for name, row in named]
-        title = f"Prompt diversity d = r·n^p ({given.ngram}-grams, p = {given.p:g})"
-        table(("", "prompts", "r", "d"), rows, title=title)
-        say(f"{found.kept:,} of {found.candidates:,} candidates kept, in {output}; the others overlap too much:")
-        for item in found.dropped[:3]:
-            say(f"  {item.overlap:.2f}  {item.prompt[:80]!r}  like  {(item.nearest or '')[:80]!r}")
-        say(f"Next: mrt sample {output} --help")
-
-    finish(given, found, document, show)
 
 
 @dataclass(kw_only=True)

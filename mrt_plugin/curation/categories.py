@@ -18,7 +18,7 @@ from mrt_plugin.curation.rule import PoolDecisions, PoolRule, Tools
 from mrt_plugin.groups.messages import prompt_text
 
 PRESET = {"reasoning": 0.35, "instructions": 0.30, "dialogue": 0.20, "code": 0.15}
-"""The shares that practice guides to post-training name for a general assistant."""
+"""The shares of a general assistant in practice guides to fine-tuning."""
 
 DEFAULT_FILE = Path(__file__).with_name("categories.yaml")
 
@@ -59,7 +59,7 @@ def _read(path: Path, _modified: int) -> tuple[Category, ...]:
         _refuse(path, "write a category per line, each with `patterns:` or `turns:`")
     categories = []
     for name, given in found.items():
-        options = {"patterns": given} if isinstance(given, list) else given or {}
+        options: Any = {"patterns": given} if isinstance(given, list) else given or {}
         if not isinstance(options, dict) or set(options) - {"patterns", "turns"}:
             _refuse(path, f"{name}: give it a list of patterns, or `patterns:` and `turns:`")
         patterns, turns = options.get("patterns") or [], options.get("turns")

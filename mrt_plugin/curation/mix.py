@@ -5,13 +5,18 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
-from datasets import Dataset, Value, concatenate_datasets
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from pydantic import Field
 
 from mrt_plugin.curation.rule import PoolDecisions, PoolRule, Tools
+from mrt_plugin.groups.batches import batch_size
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.rows import repeat_groups, with_column
+
+TEXT = {"prompt": Value("string"), "responses": List(Value("string"))}
+"""The columns that hold text or messages, and their type if it is text."""
 
 logger = logging.getLogger(__name__)
 
@@ -98,19 +103,21 @@ def _decide(ids: Sequence[str], owners: Sequence[str], takes: Mapping[str, int],
 
 
 def combine(datasets: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
-    """Concatenate the columns that all datasets have. Return the result, and the dataset's name for each group."""
+    """Concatenate the columns that all datasets have. Return the result, and the dataset's name for each group.
+
+    If some datasets have strings for prompts or responses and others messages, the strings become messages.
+    """
+    datasets = _in_one_form(datasets)
     first = next(iter(datasets))
     if len(datasets) == 1:
         return datasets[first], [first] * len(datasets[first])
     shared = [name for name in datasets[first].column_names if all(name in one.features for one in datasets.values())]
     parts = []
     for name, one in datasets.items():
-        for column in ("prompt", "responses"):
+        for column in TEXT:
             if one.features[column] != datasets[first].features[column]:
-                raise ValueError(
-                    f"{name} and {first} cannot be put together: their column {column} has strings in one and "
-                    "messages in the other. Convert one of them."
-                )
+                what = f"the messages of their column {column} are stored with different fields"
+                raise ValueError(f"{name} and {first} cannot be put together: {what}. Read both with load_groups.")
         left_out = [column for column in one.column_names if column not in shared]
         if left_out:
             logger.warning("%s: %s left out, since not all datasets have it.", name, ", ".join(left_out))
@@ -124,6 +131,32 @@ def combine(datasets: Mapping[str, Dataset]) -> tuple[Dataset, list[str]]:
             together, "id", [f"{owner}/{name}" for owner, name in zip(owners, ids, strict=True)], Value("string")
         )
     return together, owners
+
+
+def _in_one_form(datasets: Mapping[str, Dataset]) -> Mapping[str, Dataset]:
+    """Convert the strings of a column to messages, if another dataset has messages there."""
+    for column, text in TEXT.items():
+        plain = [name for name, one in datasets.items() if one.features[column] == text]
+        if len(plain) in (0, len(datasets)):
+            continue
+        form = next(one.features[column] for name, one in datasets.items() if name not in plain)
+        datasets = {name: _as_messages(one, column, form) if name in plain else one for name, one in datasets.items()}
+        logger.warning(
+            "%s: its %s became messages, since other datasets have messages. Train them with a chat template.",
+            ", ".join(plain),
+            "prompts" if column == "prompt" else column,
+        )
+    return datasets
+
+
+def _as_messages(groups: Dataset, column: str, form: Any) -> Dataset:
+    def convert(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if column == "prompt":
+            return {column: [[{"role": "user", "content": text}] for text in batch[column]]}
+        return {column: [[[{"role": "assistant", "content": text}] for text in pool] for pool in batch[column]]}
+
+    features = Features({**groups.features, column: form})
+    return groups.map(convert, batched=True, batch_size=batch_size(groups, 1000), features=features, desc="Converting")
 
 
 def mix(

@@ -93,7 +93,8 @@ def _message_problem(message: Any) -> str | None:
     if not isinstance(message, dict):
         return f"is {kind(message)}, not an object with `role` and `content`."
     if "role" not in message:
-        hint = " (rename `from` to `role` and `value` to `content`)" if "from" in message else ""
+        hint = " (rename `from` to `role` and `value` to `content`, or use source='fields:messages=COLUMN')"
+        hint = hint if "from" in message else ""
         return f"has no `role`{hint}: its fields are {', '.join(sorted(message)) or 'none'}."
     role, content = message["role"], message.get("content")
     if role not in ROLES:

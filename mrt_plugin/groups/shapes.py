@@ -335,7 +335,7 @@ class GroupChecker:
             )
         elif category is not None and not self.categorised:
             self.problems.add(raw.place, "category", "it is given here, but not in the first group: give it to all.")
-        return {"category": category and str(category)} if self.categorised else {}
+        return {"category": None if category is None else str(category)} if self.categorised else {}
 
     def _id(self, raw: RawGroup, prompt: Any, spelled: list[bytes]) -> str:
         """Return the given id, or one made from the content. The second of identical rows gets `-2`, and so on."""
