@@ -234,7 +234,10 @@ class ObjectiveOptions:
         "log-probabilities are computed once, before training, and cached.",
     )
     gem_beta: float = option(
-        0.7, "gem: temperature of the distribution that is pushed down; nearer 1 keeps more diversity.", gt=0, le=1
+        0.7,
+        "gem: temperature of the distribution that is pushed down. Smaller is more diverse; 1 trains as nll.",
+        gt=0,
+        le=1,
     )
 
 

@@ -66,6 +66,18 @@ def test_the_token_ratios_are_those_of_the_issue():
     assert found == pytest.approx([18432 / 3087, 22528 / 3615, 36864 / 4623, 19360 / 4483], rel=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["pro", "plackett_luce", "dft"])
+def test_an_objective_is_measured_over_the_expanded_layout(objective):
+    """Both arms train the same thing, which the benchmark compares."""
+    settings = BenchSettings([SHAPE], objective=objective, rounds=1, steps=1, cpu=True)
+    (found,) = run_bench(settings).shapes
+    assert [arm.name for arm in found.arms] == ["mrt expanded", "mrt shared sdpa"]
+    assert all(arm.error is None for arm in found.arms)
+    assert found.arms[0].speedup == 1
+    assert found.arms[1].speedup > 0
+
+
 def test_a_group_depends_on_the_seed_and_its_number_alone():
     assert draw_groups(SHAPE, 5, 250, mixed=True)[:2] == draw_groups(SHAPE, 2, 250, mixed=True)
     assert draw_groups(SHAPE, 1, 250, seed=1) != draw_groups(SHAPE, 1, 250)
@@ -426,7 +438,7 @@ def test_a_hybrid_model_is_forked(checkpointing):
 def test_a_plot_of_arms_that_could_not_run(tmp_path):
     arms = [ArmResult("a", True, speedup=1.0), ArmResult("b", False, error="no")]
     shape = ShapeResult(Shape(8, 4, 2), 1.3, arms, None)
-    plot(BenchResult({"device": "test"}, {}, [shape]), tmp_path / "plot.svg")
+    plot(BenchResult({"device": "test"}, {"objective": "nll"}, [shape]), tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").stat().st_size > 5000
 
 

@@ -19,6 +19,8 @@ from transformers import (
 )
 
 from mrt_plugin.layout.group_row import IGNORE
+from mrt_plugin.loss.dft import dft_loss
+from mrt_plugin.loss.gem import gem_loss
 from mrt_plugin.loss.token_nll import TokenNLL, logit_transform, step_loss
 
 SMALL = {
@@ -181,6 +183,29 @@ def test_within_judging_every_call_is_compared():
 )
 def test_the_transformations_known_by_name(config, known):
     assert logit_transform(config)(torch.tensor([3.0])).item() == pytest.approx(known)
+
+
+@pytest.mark.parametrize("loss", [dft_loss, gem_loss])
+@pytest.mark.parametrize("change", [None, shout])
+@pytest.mark.parametrize("name", ["llama", "softcap"])
+def test_other_losses_of_a_token_see_the_models_own_logits(name, change, loss):
+    """In chunks, with known transformations, and through the model's own head where it changes its logits."""
+    input_ids, labels = batch()
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2))
+    models = [changed(build(name), change) if change else build(name) for _ in range(2)]
+    where = labels != IGNORE
+    logits = models[0](input_ids=input_ids, use_cache=False).logits.float()
+    expected = torch.zeros(labels.shape).masked_scatter(where, loss(logits[where], labels[where]))
+    (weights * expected).sum().backward()
+    compute = TokenNLL(models[1], chunk=4)
+    for _ in range(2):  # the first call compares
+        models[1].zero_grad()
+        found = compute.bound(models[1], loss)({"input_ids": input_ids, "use_cache": False}, labels)
+        (weights * found).sum().backward()
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-5)
+        assert (gradient(models[1]) - gradient(models[0])).norm() < 1e-5 * gradient(models[0]).norm()
+    plain = compute(models[1], {"input_ids": input_ids, "use_cache": False}, labels)
+    assert torch.allclose(plain, reference(models[0], input_ids, labels), rtol=1e-5, atol=1e-5)
 
 
 def test_the_logits_of_a_prompt_never_exist():

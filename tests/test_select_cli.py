@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from helpers import messy
@@ -24,7 +25,7 @@ from mrt_plugin import select as select_groups
 from mrt_plugin.cli import app
 from mrt_plugin.groups.write import sha256_of, whole_file, write_groups
 from mrt_plugin.options import SelectionOptions
-from mrt_plugin.pipeline.exports import export
+from mrt_plugin.pipeline.exports import export, find_rare_pair
 from mrt_plugin.pipeline.files import remake, select_file
 from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
 
@@ -277,6 +278,60 @@ class TestExports:
         (line,) = map(json.loads, (tmp_path / "d.jsonl").read_text().splitlines())
         assert line == {"prompt": "p", "chosen": "s", "rejected": "t", "score_chosen": 0.9, "score_rejected": 0.1}
         assert (done.rows, done.skipped) == (1, 2)
+
+    def test_pairs_of_a_rare_good_and_a_common_bad_response(self, tmp_path: Path) -> None:
+        """Two good answers are alike and one is rare; of the bad ones, two are alike."""
+        good = ["The sea is calm", "The sea is calm tonight", "Bright moons rise"]
+        bad = ["I do not know that", "I do not know", "Zebra"]
+        plain = ["Some words about fruit"] * 6
+        row = {
+            "id": "a",
+            "prompt": "p",
+            "responses": [*bad, *plain, *good],
+            "scores": [0.0] * 3 + [0.5] * 6 + [1.0] * 3,
+        }
+        same = {"id": "b", "prompt": "q", "responses": ["r", "s"], "scores": [0.5, 0.5]}
+        alone = {"id": "c", "prompt": "q", "responses": ["r"], "scores": [0.5]}
+        done = export([row, same, alone], "divpo", tmp_path / "d.jsonl")
+        (line,) = map(json.loads, (tmp_path / "d.jsonl").read_text().splitlines())
+        assert (line["chosen"], done.rows, done.skipped) == ("Bright moons rise", 1, 2)
+        assert line["rejected"] in bad[:2]
+        assert (line["score_chosen"], line["score_rejected"]) == (1.0, 0.0)
+        assert line["rarity_chosen"] > line["rarity_rejected"]
+
+    def test_the_rare_pair_by_its_definition(self) -> None:
+        """Against all pairs of a good and a bad response, over random pools with ties."""
+        rng = np.random.default_rng(0)
+        for _ in range(200):
+            size = int(rng.integers(2, 12))
+            scores = rng.integers(0, 4, size).tolist()
+            vectors = rng.normal(size=(size, 3))
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            cosines = vectors @ vectors.T
+            rare = [1 - np.mean([cosines[i, j] for j in range(size) if j != i]) for i in range(size)]
+            ranked = sorted(scores)
+            count = max(1, size // 4)
+            good = [i for i in range(size) if scores[i] >= ranked[-count]]
+            bad = [i for i in range(size) if scores[i] <= ranked[count - 1]]
+            found = find_rare_pair(scores, cosines)
+            if ranked[-count] == ranked[count - 1]:
+                assert found is None
+                continue
+            assert found is not None
+            assert found[0] in good
+            assert found[1] in bad
+            assert rare[found[0]] == pytest.approx(max(rare[i] for i in good), abs=1e-5)
+            assert rare[found[1]] == pytest.approx(min(rare[i] for i in bad), abs=1e-5)
+
+    def test_divpo_pairs_come_from_the_complete_pools(self, pool: Path, tmp_path: Path) -> None:
+        result = select_file(job(pool, tmp_path / "c.jsonl", exports={"divpo": tmp_path / "d.jsonl"}))
+        assert result.exports[0].rows > 0
+        kept = {response for row in load_groups(tmp_path / "c.jsonl") for response in row["responses"]}
+        lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text().splitlines()]
+        everything = {response for row in load_groups(pool) for response in row["responses"]}
+        used = {line[name] for line in lines for name in ("chosen", "rejected")}
+        assert used <= everything
+        assert used - kept, "some pairs have responses that were not selected"
 
     def test_strings_and_messages_become_alike(self, tmp_path: Path) -> None:
         said = [{"role": "assistant", "content": "r"}]

@@ -34,7 +34,8 @@ def plot(result: BenchResult, path: Path) -> None:
         axis.hlines(found.token_ratio, place - 0.45, place + 0.45, color="black", linestyle="--", label=label)
     shapes = [found.shape.lengths.items() for found in result.shapes]
     axis.set_xticks(places, ["\n".join(f"{symbol} {number}" for symbol, number in shape) for shape in shapes])
-    axis.set_ylabel("pairs per second over TRL's fastest")
+    rival = "TRL's fastest" if result.settings["objective"] == "nll" else "the expanded layout"
+    axis.set_ylabel(f"pairs per second over {rival}")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8)
     axis.set_title(result.machine["device"], fontsize=10)

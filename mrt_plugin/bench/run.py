@@ -19,6 +19,7 @@ from mrt_plugin.bench.model import BenchModel, ModelChoice, load_model
 from mrt_plugin.bench.probes import MIB, PeakMemory, StepProfile, losses
 from mrt_plugin.bench.shapes import DEFAULT_SHAPES, AnyShape, draw_groups, token_ratio
 from mrt_plugin.bench.turn import Arm, Turn, all_arms, make_data, take_turn
+from mrt_plugin.options import ObjectiveName
 from mrt_plugin.versions import libraries
 
 Progress = Callable[[str, int, int], None]
@@ -39,6 +40,8 @@ class BenchSettings:
     prefix_backends: Sequence[str] = ("auto",)
     only: str = ""
     """Run only the arms whose name contains this text."""
+    objective: ObjectiveName = "nll"
+    """What is minimised. With another than the NLL only our arms run, and speed-ups are over the expanded layout."""
     groups: int = 2
     """Groups per optimizer step; TRL gets their pairs."""
     steps: int = 3
@@ -78,7 +81,8 @@ class ArmResult:
     error: str | None = None
     """Why the arm could not run, or what differs in its training."""
     speedup: float | None = None
-    """Pairs per second over those of TRL's fastest arm; None if no TRL arm ran."""
+    """Pairs per second over those of TRL's fastest arm, or with an objective over the expanded layout; None if that
+    did not run."""
     fraction: float | None = None
     """The speed-up over the token ratio."""
 
@@ -160,11 +164,13 @@ class _Measurement:
         self.steps = settings.steps + 1
         count = settings.groups * self.steps
         self.groups = draw_groups(shape, count, self.vocabulary, mixed=settings.mixed, seed=settings.seed)
-        self.data = make_data(self.groups, settings.groups)
+        self.data = make_data(self.groups, settings.groups, settings.objective)
         chosen = partial(resolve_backend, device_type=trained.model.device.type)
         names = settings.prefix_backends
         backends = [chosen(name, trained.model.config).name if name == "auto" else name for name in names]
-        self.arms = [arm for arm in all_arms(list(dict.fromkeys(backends))) if settings.only in arm.name]
+        self.arms = [
+            arm for arm in all_arms(list(dict.fromkeys(backends)), settings.objective) if settings.only in arm.name
+        ]
         if not self.arms:
             raise ValueError(f"only={settings.only!r}: no trainer's name contains it.")
         self.turns_done = 0
@@ -190,7 +196,8 @@ class _Measurement:
         found = {arm: ArmResult(arm.name, arm.trl, error=error) for arm, error in errors.items()}
         found |= {arm: self._summarise(arm, size, turns[arm]) for arm, size in sizes.items()}
         ratio = token_ratio(self.groups[settings.groups :], settings.groups)  # without the warm-up step
-        results = _compare([found[arm] for arm in self.arms], ratio, TOLERANCE[self.trained.dtype])
+        rival = "trl" if settings.objective == "nll" else "mrt expanded"
+        results = _compare([found[arm] for arm in self.arms], ratio, TOLERANCE[self.trained.dtype], rival)
         breakdown = self._break_down(results, sizes) if settings.breakdown else None
         self.progress(str(self.shape), self.turns, self.turns)
         return ShapeResult(self.shape, ratio, results, breakdown)
@@ -254,8 +261,9 @@ class _Measurement:
         return Breakdown(**medians, lost=losses(**medians, token_ratio=ratio))
 
 
-def _compare(arms: list[ArmResult], ratio: float, tolerance: float) -> list[ArmResult]:
-    """Set the speed-up, or the error of an arm that did not train the same thing as the first."""
+def _compare(arms: list[ArmResult], ratio: float, tolerance: float, rival: str = "trl") -> list[ArmResult]:
+    """Set the speed-up over the fastest arm whose name begins with `rival`, or the error of an arm that did not train
+    the same thing as the first."""
     ran = [arm for arm in arms if arm.loss is not None]
     checked = []
     for arm in arms:
@@ -265,7 +273,9 @@ def _compare(arms: list[ArmResult], ratio: float, tolerance: float) -> list[ArmR
             if error is None and abs(value - expected) > tolerance * abs(expected):
                 error = f"{name} {value:.6g}, {ran[0].name} has {expected:.6g}: not the same training"
         checked.append(replace(arm, error=error))
-    theirs = max((arm.pairs_per_second for arm in checked if arm.trl and arm.error is None), default=None)
+    theirs = max(
+        (arm.pairs_per_second for arm in checked if arm.name.startswith(rival) and arm.error is None), default=None
+    )
     if theirs is None:
         return checked
     gains = [arm.pairs_per_second / theirs for arm in checked]

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Any
 
@@ -21,6 +21,7 @@ from mrt_plugin.bench.model import BenchModel
 from mrt_plugin.bench.probes import PeakMemory, StepProfile
 from mrt_plugin.encoding.pair import Pair
 from mrt_plugin.layout.group_row import IGNORE, build_group_row
+from mrt_plugin.options import RANKING, ObjectiveName
 from mrt_plugin.trainer import MultiResponseSFTConfig, MultiResponseSFTTrainer
 
 Probe = PeakMemory | StepProfile
@@ -58,30 +59,40 @@ class Data:
     """Tokens of the longest group as complete pairs."""
 
 
-def make_data(groups: Sequence[Sequence[Pair]], groups_per_step: int) -> Data:
+def make_data(groups: Sequence[Sequence[Pair]], groups_per_step: int, objective: ObjectiveName = "nll") -> Data:
+    """Return groups in both forms. For an objective that ranks, the first response of a group scores highest."""
     pairs = []
     for pair in chain.from_iterable(groups):
         labels = [token if trained else IGNORE for token, trained in zip(pair.input_ids, pair.trained, strict=True)]
         pairs.append({"input_ids": pair.input_ids, "labels": labels})
     rows = [dict(build_group_row(group)) for group in groups]
+    if objective in RANKING:
+        places = [[float(-place) for place in range(len(group))] for group in groups]
+        rows = [dict(build_group_row(group, "prompt", scores=own)) for group, own in zip(groups, places, strict=True)]
     longest = max(sum(len(pair.input_ids) for pair in group) for group in groups)
     return Data(Dataset.from_list(pairs), Dataset.from_list(rows), len(groups[0]), groups_per_step, longest)
 
 
-def all_arms(prefix_backends: Sequence[str]) -> list[Arm]:
+def all_arms(prefix_backends: Sequence[str], objective: ObjectiveName = "nll") -> list[Arm]:
     """Return TRL's modes, then ours. The packed arm is TRL's `padding_free`, which passes to the model what TRL's
-    packing does."""
+    packing does. With another objective than the NLL, return ours only."""
+    shared = [(backend, (("layout", "shared_prefix"), ("prefix_backend", backend))) for backend in prefix_backends]
+    ours = [
+        Arm("mrt expanded", False, (("layout", "expanded"),)),
+        *(Arm(f"mrt shared {backend}", False, options) for backend, options in shared),
+    ]
+    if objective != "nll":
+        own = (("objective", objective), *((("reference", "none"),) if objective == "plackett_luce" else ()))
+        return [replace(arm, options=(*arm.options, *own)) for arm in ours]
     with warnings.catch_warnings():  # the names that the installed TRL uses
         warnings.simplefilter("ignore", FutureWarning)
         unused: dict[str, Any] = {"output_dir": "unused", "bf16": False, "use_cpu": True}
         configs = [SFTConfig(loss_type=name, **unused) for name in ("nll", "chunked_nll")]
     losses = list(dict.fromkeys(str(config.loss_type) for config in configs))
-    shared = [(backend, (("layout", "shared_prefix"), ("prefix_backend", backend))) for backend in prefix_backends]
     return [
         *(Arm(f"trl {loss}", True, (("loss_type", loss),)) for loss in losses),
         Arm("trl packed", True, (("loss_type", losses[-1]), ("padding_free", True))),
-        Arm("mrt expanded", False, (("layout", "expanded"),)),
-        *(Arm(f"mrt shared {backend}", False, options) for backend, options in shared),
+        *ours,
     ]
 
 

@@ -9,7 +9,7 @@ import typer
 
 from mrt_plugin.cli.option import argument, command, flag, part_of, switch
 from mrt_plugin.cli.show import as_json, finish, json_ready, say, show_fits, stages, table
-from mrt_plugin.options import PREFIX_BACKENDS
+from mrt_plugin.options import PREFIX_BACKENDS, ObjectiveName
 
 if TYPE_CHECKING:
     from mrt_plugin.bench.run import ArmResult, BenchResult
@@ -200,6 +200,9 @@ class BenchOptions:
     load_in_4bit: bool = switch("QLoRA: 4-bit weights, LoRA adapters.")
     prefix_backend: list[str] | None = flag(None, BACKENDS, "backend")
     only: str = flag("", "Only the trainers whose name contains this, such as 'mrt shared'.")
+    objective: ObjectiveName = flag(
+        "nll", "Another objective than nll runs our trainers only; scores fall along a group."
+    )
     groups: int = flag(2, "Groups (prompts, conversations) per optimizer step; TRL gets their pairs.", min=1)
     steps: int = flag(3, "Timed steps of a trainer in a round.", min=1)
     rounds: int = flag(5, "Rounds. In each, every trainer runs once.", min=1)
@@ -260,7 +263,8 @@ def _show_bench(result: "BenchResult") -> None:
         "{device}, {cores} cores, {threads} threads, load {load} before; torch {torch}, transformers {transformers}, "
         "trl {trl}.".format_map(result.machine)
     )
-    columns = ("", "batch", "pairs/s", "vs TRL", "of ratio", "peak MiB", "step MiB")
+    rival, fastest = ("TRL", "TRL's fastest mode") if result.settings["objective"] == "nll" else ("expanded",) * 2
+    columns = ("", "batch", "pairs/s", f"vs {rival}", "of ratio", "peak MiB", "step MiB")
     for found in result.shapes:
         title = ", ".join(f"{symbol} {number}" for symbol, number in found.shape.lengths.items())
         table(columns, [_row(arm) for arm in found.arms], f"{title}: token ratio {found.token_ratio:.2f}")
@@ -275,7 +279,7 @@ def _show_bench(result: "BenchResult") -> None:
             table(("ms, under the profiler", "TRL", "shared prefix", "of the ratio lost"), rows)
     say("batch: the micro-batch at which the trainer was fastest, in pairs (TRL) or groups (ours).")
     say("A pair is a prompt with a response; in a multi-turn shape, a turn with the context that it had at inference.")
-    say("vs TRL: pairs per second over those of TRL's fastest mode; of ratio: that, over the token ratio.")
+    say(f"vs {rival}: pairs per second over those of {fastest}; of ratio: that, over the token ratio.")
     say("peak MiB: the peak memory of an optimizer step; step MiB: without weights and optimizer state.")
 
 

@@ -22,7 +22,7 @@ class SelectOptions:
     curation: str | None = flag(None, "Rules: `default`, a .yaml file (a list, or a recipe's mrt.curation), or YAML.")
     tokenizer: str | None = flag(None, "Counts tokens in rules and statistics. Estimated by default.", "tokenizer")
     proportion: list[str] | None = flag(None, "NAME=SHARE for each pool. NAME is the file's name without its ending.")
-    export: list[str] | None = flag(None, "Also write sft=FILE.jsonl or dpo=FILE.jsonl.")
+    export: list[str] | None = flag(None, "Also write sft=, dpo= or divpo=FILE.jsonl; divpo pairs the complete pools.")
     from_manifest: Path | None = flag(None, "Make the selection of this manifest again, with its options.", "file")
     max_calls: int | None = flag(None, "With a judge as --scorer: the most requests, retries included.", min=1)
     dry_run: bool = switch("With a judge as --scorer: say what judging would cost, and stop.")

@@ -7,9 +7,10 @@ from torch import nn
 def gem_loss(logits: torch.Tensor, targets: torch.Tensor, beta: float = 0.7) -> torch.Tensor:
     """Return nll + sum over v of q_v·log p_v for each token, [n], with q = softmax(logits / beta) held constant.
 
-    p is the model's distribution. With beta below 1, q is sharper than p. The token gains probability at the cost of
-    what the model thinks likely, and the tail of p stays. The value may be negative. Source: Li et al., "Preserving
-    Diversity in Supervised Fine-Tuning of Large Language Models" (arXiv 2408.16673), their linear variant.
+    p is the model's distribution. The gradient by the logits is q - onehot(target), where that of the NLL is
+    p - onehot(target): equal at beta = 1. Below 1, q is sharper than p. Where q fits the data, p is flatter than the
+    data, so diversity is kept. The value may be negative. Source: Li et al., "Preserving Diversity in Supervised
+    Fine-Tuning of Large Language Models" (arXiv 2408.16673), their linear variant.
 
     Args:
         logits: [n, V] float32.

@@ -24,10 +24,11 @@ from mrt_plugin.groups.paths import Named, check_paths
 from mrt_plugin.groups.rows import PER_RESPONSE
 from mrt_plugin.groups.write import Written, check_ending, rows_of, sha256_of, write_groups, write_rows
 from mrt_plugin.options import SelectionOptions, check_options, names_of
-from mrt_plugin.pipeline.exports import Exported, check_export, check_scores, export
+from mrt_plugin.pipeline.exports import RANKED, Exported, check_export, check_scores, export
 from mrt_plugin.pipeline.job import PoolFile, SelectJob
 from mrt_plugin.pipeline.manifest import file_entry, left_over, manifest_path, read_manifest, write_manifest
 from mrt_plugin.scoring.cache import cache_file
+from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.scoring.judge import is_judge, judge_files, parse_judge
 from mrt_plugin.scoring.scores import scorer_list, scorer_name
 from mrt_plugin.selection.registry import get_selector
@@ -193,7 +194,7 @@ class _Execution:
     def write(self) -> SelectResult:
         """Write all files, the manifest last."""
         job, aside, found = self.job, None, None
-        if "dpo" in job.exports:
+        if any(kind in job.exports for kind in RANKED):
             check_scores(self.selected.features)
         summary = [self.chosen.report.summary(), *self.chosen.report.remarks]
         if self.held_out is not None and self.split is not None:
@@ -211,7 +212,10 @@ class _Execution:
             if not job.overwrite
         ]
         output = write_groups(self.selected, job.output)
-        exports = [export(rows_of(self.selected), kind, path) for kind, path in job.exports.items()]
+        embedder = load_embedder(job.embedder, score_cache=job.score_cache) if "divpo" in job.exports else None
+        # What is rare is a question about the complete pool.
+        sources = {kind: self.chosen.groups if kind == "divpo" else self.selected for kind in job.exports}
+        exports = [export(rows_of(sources[kind]), kind, path, embedder=embedder) for kind, path in job.exports.items()]
         if self.held_out is not None and job.held_out_path is not None:
             aside = write_groups(self.held_out, job.held_out_path)
         if job.decisions is not None:

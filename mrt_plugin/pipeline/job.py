@@ -68,7 +68,7 @@ class SelectJob(SelectionOptions):
     total: int | None = option(None, "Groups of a mix. Default: as many as possible.", ge=1)
     max_repeats: int = option(4, "How often a mix may use a group.", ge=1)
     exports: dict[str, Path] = field(default_factory=dict)
-    """Files for other trainers, by kind: `sft`, `dpo`."""
+    """Files for other trainers, by kind: `sft`, `dpo`, and `divpo`, whose pairs are from the complete pools."""
     decisions: Path | None = option(None, "JSONL file of all that curation dropped, changed or flagged.")
     stats: bool = option(False, "Show task types and lengths, before and after.")
     overwrite: bool = option(False, "Remove an earlier run's held-out file and exports that are not written again.")

@@ -122,9 +122,9 @@ def directly(groups: Dataset, objective: str, model=None, **settings):
     return float(loss), flat_gradient(model), figures(seen)
 
 
-def token_directly(groups: Dataset, objective: str, beta: float = 0.7):
+def token_directly(groups: Dataset, objective: str, beta: float = 0.7, model=None):
     """Loss and gradient of one step of a token loss on `tiny.llama`, one pair at a time."""
-    model, tokenizer = tiny.llama().train(), tiny.tokenizer()
+    model, tokenizer = (model if model is not None else tiny.llama().train()), tiny.tokenizer()
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for row in groups:
         for logits, targets in response_logits(model, row, tokenizer):
