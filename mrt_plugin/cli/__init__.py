@@ -6,6 +6,7 @@ from mrt_plugin.cli.drawing import evaluate, sample
 from mrt_plugin.cli.machine import bench, demo, doctor, simulate
 from mrt_plugin.cli.option import CheckedCommand
 from mrt_plugin.cli.planning import audit, augment, grid, plan
+from mrt_plugin.cli.reward import reward_model
 from mrt_plugin.cli.select import select
 
 app = typer.Typer(
@@ -16,5 +17,5 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-for command in (demo, sample, select, doctor, bench, plan, simulate, audit, augment, evaluate, grid):
+for command in (demo, sample, select, doctor, bench, plan, simulate, audit, augment, evaluate, grid, reward_model):
     app.command(cls=CheckedCommand)(command)

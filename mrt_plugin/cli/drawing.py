@@ -165,8 +165,9 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
     from mrt_plugin.scoring.judge import journal_file, judge_files, parse_judge
     from mrt_plugin.scoring.scores import judges_of
 
-    judge = None if given.judge is None else parse_judge(given.judge, max_calls=given.max_calls)
-    if judge is not None:
+    judge = None
+    if given.judge is not None:
+        judge = parse_judge(given.judge, max_calls=given.max_calls)
         written += [("the judge's answers", journal_file(judge, given.output))]
         inputs += [("--judge", path) for path in judge_files(f"judge:{given.judge.removeprefix('judge:')}")]
     scorers: Any = judges_of(given.scorer, max_calls=given.max_calls)

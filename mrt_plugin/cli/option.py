@@ -153,6 +153,7 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "model": lambda text: check_folders(parse_models([text])),
     "picture": _check_picture,
     "report": lambda path: _check_picture(path, ()),
+    "judge": lambda name: _check_judge(f"judge:{name.removeprefix('judge:')}"),
     "scorer": _check_scorer,
     "selector": _check_code,
     "tokenizer": lambda name: check_model(name, None),
@@ -182,7 +183,7 @@ _MODEL = ("adapter", "tokenizer", "prompt_format", "loss_aggregation", "max_leng
 _COSTS = ("budget", "layout", "cost_prompt", "cost_response")
 _DRAWING = ("temperature", "top_p", "max_tokens", "stop", "partial")
 _DRAWN = "samples that are drawn: --m above 0, and a --model or --endpoint"
-_SAMPLES = ("at", "embedder", "scorer", "checker")
+_SAMPLES = ("at", "embedder", "scorer", "checker", "judge")
 _SIMILAR = "--selector diverse_k or diverse_best_k"
 
 COMMANDS: dict[str, tuple[Need, ...]] = {
@@ -213,6 +214,8 @@ COMMANDS: dict[str, tuple[Need, ...]] = {
         _with(("lm_eval_include", "lm_eval_limit"), "lm_eval"),
         Need(_DRAWING, lambda o: o.m > 0 and bool(o.model or o.endpoint), _DRAWN),
         Need(_SAMPLES, lambda o: bool(o.pool) or o.m > 0, "samples: --m above 0, or --pool"),
+        _with(("judge_samples",), "judge"),
+        Need(("max_calls", "dry_run"), lambda o: o.judge or "judge:" in (o.scorer or ""), "a judge: --judge"),
     ),
     "grid": (
         _without(("tokenizer", *_COSTS), "plan"),
@@ -233,7 +236,7 @@ ALONE = {
 }
 """For each command: an option that makes it do something else, and the options that it then accepts."""
 
-LOGGING = ("sample", "select", "plan", "audit", "evaluate", "grid")
+LOGGING = ("sample", "select", "plan", "audit", "evaluate", "grid", "reward-model")
 """The commands that show the package's log messages."""
 
 

@@ -91,13 +91,10 @@ def judge_subjects(
 
 def _compared(judge: Judge, case: Case, pair: _Pair, answers: Answers[Verdict]) -> Comparison:
     one, other = pair.one, pair.other
-    verdicts = [
-        answers.values.get(question_key(judge.ask_pair(case.prompt, *texts)))
-        for texts in ((one.text, other.text), (other.text, one.text))
-    ]
     return Comparison(
         pair.case,
-        *verdicts,
+        answers.values.get(question_key(judge.ask_pair(case.prompt, one.text, other.text))),
+        answers.values.get(question_key(judge.ask_pair(case.prompt, other.text, one.text))),
         length=len(units(one.text)) - len(units(other.text)),
         reward=None if one.reward is None or other.reward is None else one.reward - other.reward,
         identical=one.text == other.text,

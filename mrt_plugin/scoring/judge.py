@@ -151,7 +151,7 @@ def parse_judge(spec: str, **changes: Any) -> Judge:
     asking = {name: given.pop(name) for name in _ENDPOINT if name in given}
     given |= {name: value for name, value in changes.items() if value is not None}
     try:
-        named = {} if address else {"name": PREFIX + text}
+        named: dict[str, Any] = {} if address else {"name": PREFIX + text}
         return Judge(**named, **given, endpoint=EndpointOptions(**asking))
     except TypeError as problem:
         raise ValueError(f"{mask_typed(spec)}: {problem}") from None

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from mrt_plugin.encoding.messages import prompt_messages, response_messages
@@ -53,21 +54,36 @@ class RewardModel:
             yield indices, logits[: len(indices), :1].float().cpu().numpy()
 
     def _encode(self, pair: Conversation) -> dict[str, list[int]]:
-        prompt, response = pair
+        encoded = encode_conversation(self.tokenizer, *pair)
+        if len(encoded["input_ids"]) <= self.longest:
+            return encoded
+        self.cut += 1
         if self.tokenizer.chat_template is None:
-            said = "\n".join(message_text(message) for message in prompt_messages(prompt))
-            texts = (said, response_text(response))
-            whole = len(self.tokenizer(*texts)["input_ids"])
-            self.cut += whole > self.longest
-            return dict(self.tokenizer(*texts, truncation=True, max_length=self.longest))
-        # A string is used unchanged: a sample may be empty, and is then scored as an empty response.
-        answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else None
-        messages = [*prompt_messages(prompt), *(answer or response_messages(response))]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        self.cut += len(ids) > self.longest
-        ids = ids[-self.longest :]
-        return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+            return dict(self.tokenizer(*_texts(*pair), truncation=True, max_length=self.longest))
+        return {name: values[-self.longest :] for name, values in encoded.items()}
+
+
+def encode_conversation(tokenizer: Any, prompt: Any, response: Any) -> dict[str, list[int]]:
+    """Encode a prompt with one response as the reward model reads it: in its own chat template, else as two texts."""
+    if tokenizer.chat_template is None:
+        return dict(tokenizer(*_texts(prompt, response), verbose=False))
+    # A string is used unchanged: a sample may be empty, and is then scored as an empty response.
+    answer = [{"role": "assistant", "content": response}] if isinstance(response, str) else None
+    messages = [*prompt_messages(prompt), *(answer or response_messages(response))]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError as problem:
+        roles = ", ".join(message["role"] for message in messages)
+        raise ValueError(
+            f"The reward model's chat template refuses a conversation of {roles}: {problem}. Take a model whose "
+            "template accepts these roles, or merge the system text into the prompt."
+        ) from problem
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+
+
+def _texts(prompt: Any, response: Any) -> tuple[str, str]:
+    return "\n".join(message_text(message) for message in prompt_messages(prompt)), response_text(response)
 
 
 def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
@@ -94,6 +110,9 @@ def _load(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        have = f"{len(tokenizer):,} tokens, and the model has {model.get_input_embeddings().num_embeddings:,}"
+        raise ValueError(f"scorer={name!r}: its tokenizer has {have}: the folder holds another model's tokenizer.")
     # Decoders read the score at the last token that is not padding, by this id.
     text_config = model.config.get_text_config()
     if text_config.pad_token_id is None:

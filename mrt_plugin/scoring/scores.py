@@ -17,6 +17,7 @@ from mrt_plugin.scoring.agreement import agreement_line
 from mrt_plugin.scoring.cache import ScoreCache, cache_directory
 from mrt_plugin.scoring.judge import Judge, is_judge, parse_judge
 from mrt_plugin.scoring.judge_run import judge_scores
+from mrt_plugin.scoring.training_prompts import trained_on
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +77,12 @@ def score_columns(
     score_cache: str | Path | None = None,
     trust_remote_code: bool = False,
     engine: Engine = "local",
+    known_training: bool = False,
 ) -> dict[str, Dataset]:
-    """Return a dataset with the column `scores` for each scorer by name. Takes the arguments of `score_groups`."""
+    """Return a dataset with the column `scores` for each scorer by name. Takes the arguments of `score_groups`.
+
+    Warns of prompts that a reward model was trained on, unless that is known.
+    """
     check_engine(engine)
     columns: dict[str, Dataset] = {}
     groups = groups.select_columns(["id", "prompt", "responses"])
@@ -91,6 +96,10 @@ def score_columns(
         elif isinstance(one, str) and ":" not in one:
             import torch
 
+            seen = 0 if known_training else trained_on(one, groups["prompt"])
+            if seen:
+                what = "%s was trained on %d of these %d prompts: its scores of them are too good. Score others."
+                logger.warning(what, name, seen, len(groups))
             shown |= {"batch_size": MODEL_BATCH, "threads": torch.get_num_threads()}
             directory = str(cache_directory(score_cache).absolute())
             model = {"name": one, "directory": directory, "trust": trust_remote_code}
