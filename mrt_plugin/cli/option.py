@@ -211,7 +211,7 @@ COMMANDS: dict[str, tuple[Need, ...]] = {
     "evaluate": (
         _with(_REQUESTS, "endpoint"),
         _without((*_LOCAL, "tokenizer", "probe", "max_length", "lm_eval"), "endpoint"),
-        _with(("lm_eval_include", "lm_eval_limit"), "lm_eval"),
+        _with(("lm_eval_include", "lm_eval_limit", "lm_eval_chat", "lm_eval_run_code"), "lm_eval"),
         Need(_DRAWING, lambda o: o.m > 0 and bool(o.model or o.endpoint), _DRAWN),
         Need(_SAMPLES, lambda o: bool(o.pool) or o.m > 0, "samples: --m above 0, or --pool"),
         _with(("judge_samples",), "judge"),
