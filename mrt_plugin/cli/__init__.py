@@ -3,9 +3,10 @@
 import typer
 
 from mrt_plugin.cli.drawing import evaluate, sample
+from mrt_plugin.cli.grid import grid
 from mrt_plugin.cli.machine import bench, demo, doctor, simulate
 from mrt_plugin.cli.option import CheckedCommand
-from mrt_plugin.cli.planning import audit, augment, grid, plan
+from mrt_plugin.cli.planning import audit, augment, plan
 from mrt_plugin.cli.reward import reward_model
 from mrt_plugin.cli.select import select
 

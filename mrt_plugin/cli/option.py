@@ -220,6 +220,8 @@ COMMANDS: dict[str, tuple[Need, ...]] = {
     "grid": (
         _without(("tokenizer", *_COSTS), "plan"),
         _without(("tokenizer",), "cost_prompt"),
+        _without(("arm", "prompts", "pairs", "plan", *_COSTS), "annotations"),
+        _with(("duration",), "annotations"),
         _arm("prompts", "equal prompts"),
         _arm("pairs", "equal pairs"),
         _arm("budget", "equal cost"),
