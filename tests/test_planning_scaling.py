@@ -159,6 +159,31 @@ class TestDesign:
         steps = {line["steps"] for line in found["runs"] if line["arm"] == "equal steps"}
         assert len(steps) == 1
 
+    @pytest.mark.axolotl
+    def test_axolotl_takes_the_steps(
+        self, tmp_path: Path, tiny_model_dir: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("axolotl")
+        from axolotl.cli.config import load_cfg
+        from axolotl.common.datasets import load_datasets
+        from axolotl.integrations.base import PluginManager
+
+        settings = axolotl_recipe.recipe(tmp_path, tiny_model_dir, num_epochs=3, max_steps=None)
+        base = axolotl_recipe.write(tmp_path, settings)
+        monkeypatch.chdir(tmp_path)
+        found = json.loads(
+            mrt("--recipe", base, "--output", tmp_path / "grid", "--annotations", "36", "--json").stdout
+        )
+        plugins = PluginManager.get_instance().plugins
+        for line in found["runs"]:
+            plugins.clear()
+            cfg = load_cfg(str(tmp_path / "grid" / line["recipe"]))
+            meta = load_datasets(cfg=cfg)
+            assert [len(lengths) for lengths in meta.train_dataset["segment_lengths"]] == [line["k"]] * line["prompts"]
+            if line["arm"] == "equal steps":
+                assert meta.total_num_steps == line["steps"]
+        plugins.clear()
+
     def test_without_a_recipe(self, tmp_path: Path) -> None:
         pool = axolotl_recipe.write_rows(tmp_path / "pool.jsonl", axolotl_recipe.groups(20, 4))
         shown = mrt(pool, "--annotations", "24,48", "--output", tmp_path / "grid").output

@@ -129,7 +129,7 @@ def _scaling(
     inputs: list[Any],
 ) -> None:
     """Lay out prompts against responses at equal annotations."""
-    from mrt_plugin.planning.diversity import token_ids, words
+    from mrt_plugin.planning.diversity import Tokenize, token_ids, words
     from mrt_plugin.planning.grid import RUNS, SEED, describe, write_grid
     from mrt_plugin.planning.scaling import DURATIONS, count_ngrams, make_scaling, subset
 
@@ -142,7 +142,8 @@ def _scaling(
     how: dict[str, Any] = {"ks": ks, "durations": durations, "recipe": base, "combinations": combinations}
     found = make_scaling(list(map(len, groups["responses"])), budgets, **how)
     found.left_out.extend(merged)
-    tokenize, recipe = words, base or {}
+    tokenize: Tokenize = words
+    recipe = base or {}
     tokenizer = given.tokenizer or recipe.get("tokenizer_config") or recipe.get("base_model")
     if tokenizer is not None:
         from transformers import AutoTokenizer
