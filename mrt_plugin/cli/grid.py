@@ -12,6 +12,7 @@ from mrt_plugin.cli.show import as_json, json_ready, say, show_fits, table, with
 
 if TYPE_CHECKING:
     from mrt_plugin.planning.budget import Costs
+    from mrt_plugin.planning.grid import Grid
 
 
 @dataclass(kw_only=True)
@@ -62,6 +63,7 @@ def grid(given: GridOptions) -> None:
         training_groups,
         write_grid,
     )
+    from mrt_plugin.planning.scaling import make_scaling
 
     if (given.data is None) == (given.recipe is None):
         raise ValueError("Give the data, or a --recipe whose dataset is taken, or the --results of runs.")
@@ -69,6 +71,7 @@ def grid(given: GridOptions) -> None:
     text = given.k or ("1,2,4,8" if given.annotations is None else "2,3,4")
     ks = numbers(text, f"--k {text}: give whole numbers of at least 1 with commas, such as 1,2,4,8.")
     axes = parse_axes(given.axis or [])
+    budgets, durations = _budgets(given)
     arms: Any = ARMS if given.arm is None else [name.strip() for name in given.arm.split(",")]
     for name in set(arms) - set(ARMS):
         raise ValueError(f"--arm {name!r} is unknown: choose of {', '.join(ARMS)}.")
@@ -85,7 +88,10 @@ def grid(given: GridOptions) -> None:
     selector = "random_k" if base is None else base["datasets"][0]["type"].removeprefix(TYPE)
     combinations, merged = combine_axes(axes, block.get("selector", selector), block)
     if given.annotations is not None:
-        return _scaling(given, groups, base, combinations, merged, ks, inputs)
+        how: dict[str, Any] = {"ks": ks, "durations": durations, "recipe": base, "combinations": combinations}
+        found = make_scaling(list(map(len, groups["responses"])), budgets, **how)
+        found.left_out.extend(merged)
+        return _write_scaling(given, groups, base, found, inputs)
     costs, budget = (stated, None) if given.plan is None else _planned(given.plan)
     costs = costs or _token_costs(groups, base, given)
     budget = budget or parse_budget(given.budget, len(groups) * costs.of_prompt(1))
@@ -119,29 +125,29 @@ def grid(given: GridOptions) -> None:
     say(f"then: mrt grid --results {output / RUNS}")
 
 
-def _scaling(
-    given: GridOptions,
-    groups: Any,
-    base: dict[str, Any] | None,
-    combinations: list[dict[str, Any]],
-    merged: list[str],
-    ks: list[int],
-    inputs: list[Any],
-) -> None:
-    """Lay out prompts against responses at equal annotations."""
-    from mrt_plugin.planning.diversity import Tokenize, token_ids, words
-    from mrt_plugin.planning.grid import RUNS, SEED, describe, write_grid
-    from mrt_plugin.planning.scaling import DURATIONS, count_ngrams, make_scaling, subset
+def _budgets(given: GridOptions) -> tuple[list[int], list[Any]]:
+    """Return the budgets and durations of prompts against responses."""
+    from mrt_plugin.planning.scaling import DURATIONS
 
-    usual = "epochs" if base is None else "epochs,steps"
-    durations: Any = [name.strip() for name in (given.duration or usual).split(",")]
+    usual = "epochs" if given.recipe is None else "epochs,steps"
+    durations = [name.strip() for name in (given.duration or usual).split(",")]
     if set(durations) - set(DURATIONS):
         raise ValueError(f"--duration {given.duration}: choose of {', '.join(DURATIONS)}.")
-    text = str(given.annotations)
-    budgets = numbers(text, f"--annotations {text}: give whole numbers of responses with commas, such as 1200,2400.")
-    how: dict[str, Any] = {"ks": ks, "durations": durations, "recipe": base, "combinations": combinations}
-    found = make_scaling(list(map(len, groups["responses"])), budgets, **how)
-    found.left_out.extend(merged)
+    if given.annotations is None:
+        return [], durations
+    text = given.annotations
+    refusal = f"--annotations {text}: give whole numbers of responses with commas, such as 1200,2400."
+    return numbers(text, refusal), durations
+
+
+def _write_scaling(
+    given: GridOptions, groups: Any, base: dict[str, Any] | None, found: "Grid", inputs: list[Any]
+) -> None:
+    """Write and show prompts against responses at equal annotations."""
+    from mrt_plugin.planning.diversity import Tokenize, token_ids, words
+    from mrt_plugin.planning.grid import RUNS, SEED, describe, write_grid
+    from mrt_plugin.planning.scaling import count_ngrams, subset
+
     tokenize: Tokenize = words
     recipe = base or {}
     tokenizer = given.tokenizer or recipe.get("tokenizer_config") or recipe.get("base_model")

@@ -129,7 +129,8 @@ def _check_scorer(names: str) -> None:
 def _check_judge(name: str) -> None:
     from mrt_plugin.scoring.judge import is_judge, parse_judge
 
-    (parse_judge if is_judge(name) else _check_code)(name)
+    if is_judge(name) or find_spec("judge") is None:  # else a function of the user's module `judge`
+        parse_judge(name)
 
 
 def _check_picture(path: Path, endings: tuple[str, ...] = (".png", ".svg", ".pdf")) -> None:
@@ -178,7 +179,9 @@ def _arm(name: str, arm: str) -> Need:
 
 
 _LOCAL = ("adapter", *names_of(LocalOptions))
-_REQUESTS = tuple(name for name in names_of(EndpointOptions) if name not in ("requests_per_minute", "extra"))
+_REQUESTS = tuple(
+    name for name in names_of(EndpointOptions) if name not in ("requests_per_minute", "max_requests", "extra")
+)
 _MODEL = ("adapter", "tokenizer", "prompt_format", "loss_aggregation", "max_length", "max_prompts", "load_in_4bit")
 _COSTS = ("budget", "layout", "cost_prompt", "cost_response")
 _DRAWING = ("temperature", "top_p", "max_tokens", "stop", "partial")
