@@ -60,6 +60,14 @@ REFUSED: list[tuple[str, str]] = [
     ("grid pool.jsonl --tokenizer t --k 1,0", "--k 1,0: give whole numbers of at least 1"),
     ("grid pool.jsonl --tokenizer t --arm equal", "--arm 'equal' is unknown"),
     ("grid pool.jsonl --cost-prompt 1", "Give --cost-prompt and --cost-response together."),
+    ("grid pool.jsonl --axis selectr=random_k", "'selectr' is no option to vary: did you mean selector?"),
+    ("grid pool.jsonl --annotations 0", "--annotations 0: give whole numbers of responses"),
+    ("grid pool.jsonl --annotations 12 --duration weeks", "--duration weeks: choose of epochs, steps."),
+    ("select pool.jsonl --output o.jsonl --scorer judge:large", "'judge:large' names no judge"),
+    ("select pool.jsonl --output o.jsonl --scorer judge:large@localhost", "names no judge: write judge:MODEL@http"),
+    ("select pool.jsonl --output o.jsonl --scorer judge:j.yaml", "there is no file j.yaml"),
+    ("evaluate --data pool.jsonl --model model --judge large", "names no judge"),
+    ("reward-model pool.jsonl --model model --share 1", "'--share': 1.0 must be"),
     ("bench --prefix-backend flash", "prefix_backend='flash' is unknown: choose one of auto, flex"),
     ("bench --plot out.jpg", "'--plot': out.jpg must end in one of .png, .svg, .pdf"),
     ("bench --dtype half", "'half' is not one of 'auto', 'float32', 'bfloat16'"),
@@ -88,6 +96,7 @@ REFUSED: list[tuple[str, str]] = [
     ("evaluate --data pool.jsonl --model model --lm-eval x --lm-eval-include tasks", "there is no folder tasks."),
     ("grid --recipe recipe.yml", "there is no such file: recipe.yml; did you mean recipe.yaml?"),
     ("grid --results runs.jsonl", "there is no such file: runs.jsonl."),
+    ("reward-model pool.jsonl --model ./modle", "there is no folder ./modle; did you mean model?"),
     ("bench --model ./modle", "'--model': there is no folder ./modle; did you mean model?"),
     ("simulate --fit runs.jsonl", "there is no such file: runs.jsonl."),
     ("augment new.jsonl --data pool.jsonl --output o.jsonl", "there is no such file: new.jsonl."),
@@ -96,6 +105,10 @@ REFUSED: list[tuple[str, str]] = [
         "select pool.jsonl --output o.jsonl --mean-k 3",
         "--mean-k 3.0 changes nothing here: it needs allocation",
     ),
+    ("select pool.jsonl --output o.jsonl --dry-run", "it needs --scorer judge:MODEL@URL"),
+    ("evaluate --data pool.jsonl --model model --max-calls 3", "it needs a judge: --judge"),
+    ("grid pool.jsonl --duration steps", "it needs --annotations."),
+    ("grid pool.jsonl --annotations 12 --pairs 3", "it needs a run without --annotations."),
     ("select pool.jsonl --output o.jsonl --alpha 1", "--alpha 1.0 changes nothing here"),
     ("select pool.jsonl --output o.jsonl --selector all --k 4", "--k 4 changes nothing here"),
     ("select pool.jsonl --output o.jsonl --held-out-threshold 0.8", "it needs --held-out."),
@@ -164,7 +177,7 @@ def test_is_refused_before_anything_slow(outcomes: dict[str, Any], command: str,
 def numbers() -> list[tuple[str, str, str]]:
     found = []
     for registered in app.registered_commands:
-        name, hints = registered.callback.__name__, get_type_hints(registered.callback)
+        name, hints = registered.callback.__name__.replace("_", "-"), get_type_hints(registered.callback)
         for parameter in GROUP.commands[name].params:
             hint = hints.get(parameter.name)
             if holds(hint, float):

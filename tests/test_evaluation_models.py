@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import tiny
 from helpers.cli import CliRunner
+from helpers.selecting import write_lines
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForSequenceClassification
 
@@ -205,6 +206,47 @@ class TestForgetting:
         assert np.mean(list(scores.documents.values())) == pytest.approx(task["before"])
         assert len(scores.documents) == 10
         assert task["interval"][0] <= task["points"] <= task["interval"][1]
+
+    @pytest.mark.slow
+    def test_a_group_of_tasks_has_one_score_and_all_documents(self, folder: Path, tmp_path: Path) -> None:
+        pytest.importorskip("lm_eval")
+        from mrt_plugin.evaluation.forgetting import check_tasks, compare_tasks, run_tasks
+
+        choices = ["apple", "river"]
+        for name, count in (("one", 4), ("two", 8)):
+            lines = [{"question": f"{name} {n}?", "choices": choices, "answer": n % 2} for n in range(count)]
+            data = write_lines(tmp_path / f"{name}.jsonl", lines)
+            (tmp_path / f"{name}.yaml").write_text(
+                f"task: own_{name}\ndataset_path: json\ndataset_kwargs:\n  data_files: {{test: {data}}}\n"
+                "output_type: multiple_choice\ntest_split: test\ndoc_to_text: '{{question}}'\ndoc_to_target: answer\n"
+                "doc_to_choice: choices\nmetric_list:\n  - {metric: acc, aggregation: mean, higher_is_better: true}\n"
+            )
+        weighted = "aggregate_metric_list:\n  - {metric: acc, weight_by_size: true}\n"
+        (tmp_path / "all.yaml").write_text(f"group: own_all\ntask: [own_one, own_two]\n{weighted}")
+        manager = check_tasks(["own_all"], tmp_path)
+        model, encoder = LocalModel(f"{folder}/base").load()
+        scores = run_tasks(model, encoder.tokenizer, ["own_all"], manager, chat=True)
+        assert list(scores) == ["own_all"]
+        assert scores["own_all"]["acc"].documents is not None
+        assert len(scores["own_all"]["acc"].documents) == 12
+        (row,) = compare_tasks(scores, scores)
+        assert (row.points, row.interval) == (0, [0, 0])
+
+    def test_abilities_are_names_of_tasks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("lm_eval")
+        from mrt_plugin.evaluation import abilities
+        from mrt_plugin.evaluation.forgetting import check_tasks
+
+        names = abilities.expand_abilities(["abilities"], run_code=True)
+        assert names == ["ifeval", "gsm8k", "mmlu", "humaneval"]
+        known = check_tasks(names).all_tasks  # the harness has each of them ...
+        assert not {*abilities.ABILITIES, abilities.PRESET} & set(known)  # ... and no task has an ability's name
+        assert abilities.expand_abilities(["reasoning", "gsm8k", "mine"]) == ["gsm8k", "mine"]
+        with pytest.raises(ValueError, match="running code that the model writes .humaneval.: allow it in a sandbox"):
+            abilities.expand_abilities(["abilities"])
+        monkeypatch.setattr(abilities, "find_spec", lambda name: None)
+        with pytest.raises(ImportError, match="needs langdetect, immutabledict, nltk: pip install"):
+            abilities.expand_abilities(["instructions"])
 
     def test_without_the_harness_the_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import importlib.util

@@ -7,10 +7,11 @@ import typer
 import mrt_plugin
 from mrt_plugin.cli.augment import augment
 from mrt_plugin.cli.drawing import evaluate, sample
+from mrt_plugin.cli.grid import grid
 from mrt_plugin.cli.init import init
 from mrt_plugin.cli.machine import bench, demo, doctor, simulate
 from mrt_plugin.cli.option import CheckedCommand
-from mrt_plugin.cli.planning import audit, grid, plan
+from mrt_plugin.cli.planning import audit, plan
 from mrt_plugin.cli.reward import reward_model
 from mrt_plugin.cli.select import select
 

@@ -115,9 +115,11 @@ class EvaluateOptions:
     dry_run: bool = switch("Say what judging would cost at most, and stop.")
     checker: str | None = flag(None, "For pass@M: exact, numeric, module:function or file.py:function.")
     probe: bool = flag(True, "Measure the general probe before and after fine-tuning.")
-    lm_eval: str | None = flag(None, "Tasks of the lm-evaluation-harness, with commas.")
+    lm_eval: str | None = flag(None, "Tasks of the lm-evaluation-harness, or abilities, with commas.")
     lm_eval_include: Path | None = flag(None, "A folder with your own task files.", "folder")
     lm_eval_limit: int | None = flag(None, "The most examples of each task.", min=1)
+    lm_eval_chat: bool = switch("Put the tasks' questions in the chat template.")
+    lm_eval_run_code: bool = switch("Let tasks run code that the model writes. Use a sandbox.")
     max_tokens: int = flag(512, "Of one sample; 0 leaves it to the endpoint.", min=0)
     stop: list[str] | None = flag(None, "A text that ends a sample; may be repeated.")
     seed: int = flag(0, "Of the samples, the bootstrap and the outputs to read.", min=0)
@@ -180,11 +182,13 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
     cache = cache_file(given.score_cache)
     check_paths([*written, ("--report", given.report), ("the score cache", cache)], inputs, folders)
     from mrt_plugin.evaluation import How, evaluation_report, load_checker, read_cases
+    from mrt_plugin.evaluation.abilities import expand_abilities
     from mrt_plugin.evaluation.forgetting import check_tasks
     from mrt_plugin.scoring import load_embedder
 
     options |= vars(given) | {"max_tokens": given.max_tokens or None, "stop": tuple(given.stop or ())}
-    tasks = [name.strip() for name in (given.lm_eval or "").split(",") if name.strip()]
+    named = [name.strip() for name in (given.lm_eval or "").split(",") if name.strip()]
+    tasks = expand_abilities(named, run_code=given.lm_eval_run_code)
     options |= {
         "folder": given.output,
         "at": counts,
@@ -198,6 +202,8 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         "tasks": tasks,
         "task_manager": check_tasks(tasks, given.lm_eval_include) if tasks else None,
         "task_limit": given.lm_eval_limit,
+        "task_chat": given.lm_eval_chat,
+        "task_code": given.lm_eval_run_code,
     }
     how = How(**part_of(How, options))
     cases = read_cases(given.data, source=given.source, max_prompts=given.max_prompts, seed=given.seed)

@@ -129,7 +129,8 @@ def _check_scorer(names: str) -> None:
 def _check_judge(name: str) -> None:
     from mrt_plugin.scoring.judge import is_judge, parse_judge
 
-    (parse_judge if is_judge(name) else _check_code)(name)
+    if is_judge(name) or find_spec("judge") is None:  # else a function of the user's module `judge`
+        parse_judge(name)
 
 
 def _check_picture(path: Path, endings: tuple[str, ...] = (".png", ".svg", ".pdf")) -> None:
@@ -178,7 +179,9 @@ def _arm(name: str, arm: str) -> Need:
 
 
 _LOCAL = ("adapter", *names_of(LocalOptions))
-_REQUESTS = tuple(name for name in names_of(EndpointOptions) if name not in ("requests_per_minute", "extra"))
+_REQUESTS = tuple(
+    name for name in names_of(EndpointOptions) if name not in ("requests_per_minute", "max_requests", "extra")
+)
 _MODEL = ("adapter", "tokenizer", "prompt_format", "loss_aggregation", "max_length", "max_prompts", "load_in_4bit")
 _COSTS = ("budget", "layout", "cost_prompt", "cost_response")
 _DRAWING = ("temperature", "top_p", "max_tokens", "stop", "partial")
@@ -220,7 +223,7 @@ COMMANDS: dict[str, tuple[Need, ...]] = {
     "evaluate": (
         _with(_REQUESTS, "endpoint"),
         _without((*_LOCAL, "tokenizer", "probe", "max_length", "lm_eval"), "endpoint"),
-        _with(("lm_eval_include", "lm_eval_limit"), "lm_eval"),
+        _with(("lm_eval_include", "lm_eval_limit", "lm_eval_chat", "lm_eval_run_code"), "lm_eval"),
         Need(_DRAWING, lambda o: o.m > 0 and bool(o.model or o.endpoint), _DRAWN),
         Need(_SAMPLES, lambda o: bool(o.pool) or o.m > 0, "samples: --m above 0, or --pool"),
         _with(("judge_samples",), "judge"),
@@ -229,6 +232,8 @@ COMMANDS: dict[str, tuple[Need, ...]] = {
     "grid": (
         _without(("tokenizer", *_COSTS), "plan"),
         _without(("tokenizer",), "cost_prompt"),
+        _without(("arm", "prompts", "pairs", "plan", *_COSTS), "annotations"),
+        _with(("duration",), "annotations"),
         _arm("prompts", "equal prompts"),
         _arm("pairs", "equal pairs"),
         _arm("budget", "equal cost"),

@@ -1,13 +1,12 @@
-"""`mrt plan`, `mrt audit` and `mrt grid`: decide what to train on."""
+"""`mrt plan`, `mrt audit` and `mrt augment`: decide what to train on."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mrt_plugin
-from mrt_plugin.cli.option import argument, command, flag, numbers, switch, training
-from mrt_plugin.cli.show import as_json, finish, json_ready, say, show_fits, stages, table, with_error
+from mrt_plugin.cli.option import argument, command, flag, switch, training
+from mrt_plugin.cli.show import finish, json_ready, say, stages, table
 from mrt_plugin.models.named_model import parse_models
 from mrt_plugin.options import LossAggregation, PaidLayout, PromptFormat, Similarity
 
@@ -210,138 +209,3 @@ def _show_audit(found: "Audit") -> None:
         say("Next: select again, with random_k or a lower alpha, and audit that; or train on both and compare them.")
     else:
         say(f"Next: train on {found.name}, with type: mrt_plugin.axolotl.all in a recipe.")
-
-
-@dataclass(kw_only=True)
-class GridOptions(CostOptions):
-    data: str | None = argument(None, "The pools: a file or a hub id. Not with --recipe.", "data")
-    recipe: Path | None = flag(None, "An Axolotl recipe; one is written per run.", "file")
-    output: Path | None = flag(None, "Folder for runs.jsonl and, with --recipe, the recipes.")
-    k: str = flag("1,2,4,8", "Values of K.")
-    arm: str | None = flag(None, "Only these, with commas: equal prompts, equal pairs, equal cost.")
-    prompts: int | None = flag(None, "Of equal prompts; by default all.", min=1)
-    pairs: int | None = flag(None, "Of equal pairs; by default as many as prompts.", min=1)
-    budget: str = flag("1x", "Cost of an epoch for equal cost, as in `mrt plan`.", "budget")
-    plan: Path | None = flag(None, "Output of `mrt plan --json`, for costs, layout and budget.", "file")
-    tokenizer: str | None = flag(None, "For token costs: folder or name; the recipe's by default.", "tokenizer")
-    repeats: int = flag(1, "Runs of each setting, with other responses drawn.", min=1)
-    results: Path | None = flag(None, "Instead: runs.jsonl of a trained grid. Fits loss = a + b/K.", "file")
-    json: bool = switch("Print the grid, or the results, as JSON.")
-
-
-@command(GridOptions)
-def grid(given: GridOptions) -> None:
-    """Lay out training runs that hold prompts, pairs or cost fixed while K rises, and summarise their results.
-
-    Example: `mrt grid --recipe recipe.yaml --output grid --repeats 3`
-
-    Without Axolotl: `mrt grid pool.jsonl --tokenizer path/or/name --output grid`
-
-    Afterwards: `mrt grid --results grid/runs.jsonl`
-    """
-    if given.results is not None:
-        return _show_results(given.results, given.json)
-    from mrt_plugin.groups.paths import Named, check_paths
-    from mrt_plugin.planning.budget import parse_budget
-    from mrt_plugin.planning.grid import ARMS, RUNS, make_grid, read_recipe, training_groups, write_grid
-
-    if (given.data is None) == (given.recipe is None):
-        raise ValueError("Give the data, or a --recipe whose dataset is taken, or the --results of runs.")
-    stated, output = given.costs(), given.output
-    ks = numbers(given.k, f"--k {given.k}: give whole numbers of at least 1 with commas, such as 1,2,4,8.")
-    arms: Any = ARMS if given.arm is None else [name.strip() for name in given.arm.split(",")]
-    for name in set(arms) - set(ARMS):
-        raise ValueError(f"--arm {name!r} is unknown: choose of {', '.join(ARMS)}.")
-    inputs: list[Named] = [("the data", given.data), ("--recipe", given.recipe), ("--plan", given.plan)]
-    if output is not None:
-        check_paths([("the list of runs", output / RUNS)], inputs, [given.tokenizer])
-    base = None if given.recipe is None else read_recipe(given.recipe)
-    if base is None:
-        groups = mrt_plugin.load_groups(given.data)
-    else:
-        block = base.get("mrt") or {}
-        groups = training_groups(mrt_plugin.load_groups(base["datasets"][0]["path"], source=block.get("source")), base)
-    costs, budget = (stated, None) if given.plan is None else _planned(given.plan)
-    costs = costs or _token_costs(groups, base, given)
-    budget = budget or parse_budget(given.budget, len(groups) * costs.of_prompt(1))
-    sizes = list(map(len, groups["responses"]))
-    limits: dict[str, Any] = {"prompts": given.prompts, "pairs": given.pairs, "budget": budget}
-    found = make_grid(sizes, costs, ks=ks, arms=arms, **limits)
-    lines: list[dict[str, Any]] = []
-    if output is not None:
-        lines = write_grid(found.settings, output, recipe=base, repeats=given.repeats, read=inputs)
-    if given.json:
-        return as_json(json_ready({"costs": costs, "prompts_owned": len(groups)} | vars(found) | {"runs": lines}))
-    rows = [
-        (row.arm, f"{row.k}", f"{row.prompts:,}", f"{row.pairs:,.0f}", f"{row.cost:,.0f}") for row in found.settings
-    ]
-    title = f"{len(groups):,} prompts; a prompt costs {costs.prompt:.4g}, a response {costs.response:.4g}"
-    table(("arm", "K", "prompts n", "pairs", "cost of an epoch"), rows, title=f"{title} ({costs.layout})")
-    say(*(f"Left out: {line}" for line in found.left_out))
-    if output is None:
-        return say(
-            "Next: add --output grid to write the list of runs, and --recipe recipe.yaml for a recipe for each."
-        )
-    if base is not None:
-        count = len({line["recipe"] for line in lines})
-        say(f"{count} recipes and {output / RUNS}. What two arms have in common is trained once.")
-        say(f'Next: for recipe in {output}/*.yaml; do axolotl train "$recipe"; done')
-    else:
-        say("Next: train each with k=K on n prompts, load_groups(...).shuffle(seed=0).select(range(n)), and write its")
-        say(f"held-out loss into {output / RUNS}")
-    say(f"then: mrt grid --results {output / RUNS}")
-
-
-def _planned(plan: Path) -> "tuple[Costs, float]":
-    from mrt_plugin.planning.budget import Costs
-
-    try:
-        model = json.loads(plan.read_text(encoding="utf-8"))["model"]
-        costs = Costs(model["costs"]["prompt"], model["costs"]["response"], model["layout"])
-        return costs, float(model["budget"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{plan} is not what `mrt plan DATA --model MODEL --json` prints.") from error
-
-
-def _token_costs(groups: Any, base: dict[str, Any] | None, given: GridOptions) -> "Costs":
-    recipe = base or {}
-    tokenizer = given.tokenizer or recipe.get("tokenizer_config") or recipe.get("base_model")
-    if tokenizer is None:
-        ways = "--tokenizer (token counts), --plan (of `mrt plan --json`), or --cost-prompt and --cost-response"
-        raise ValueError(f"Equal cost needs costs: {ways}.")
-    from transformers import AutoTokenizer
-
-    from mrt_plugin.encoding import Encoder, prepare_tokenizer
-    from mrt_plugin.planning.measure import token_costs
-    from mrt_plugin.planning.plan import sample_rows
-
-    words = prepare_tokenizer(AutoTokenizer.from_pretrained(tokenizer))
-    block = recipe.get("mrt") or {}
-    encoder, context = Encoder(words, block.get("prompt_format", "auto")), block.get("turn_context", "inference")
-    some = groups.select(sample_rows(groups["id"], 500, 0))
-    encoded = (encoder.encode_responses(one["prompt"], one["responses"], context) for one in some)
-    return token_costs(encoded, given.layout)
-
-
-def _show_results(path: Path, as_document: bool) -> None:
-    from mrt_plugin.planning.fit import read_results, weigh_results
-
-    runs, missing = read_results(path)
-    shown = ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
-    if missing and not runs:
-        remedy = "Train them with val_set_size in the recipe, or write each one's held-out `loss` into its line."
-        raise ValueError(f"{path}: no run has a result yet ({shown}). {remedy}")
-    found = weigh_results(runs)
-    if as_document:
-        return as_json({"arms": json_ready(found), "missing": missing})
-    rows = []
-    for arm, result in found.items():
-        for row in result.by_k:
-            change = "" if row is result.by_k[0] else with_error(row.difference, row.difference_error)
-            rows.append((arm, f"{row.k:g}", f"{row.runs}", with_error(row.loss, row.error), change))
-    table(("arm", "K", "runs", "held-out loss", "to the smallest K"), rows)
-    show_fits({arm: result.fit for arm, result in found.items() if result.fit is not None})
-    if missing:
-        say(f"Without a result so far: {shown}.")
-    if any(row.runs < 3 for result in found.values() for row in result.by_k):
-        say("Fewer than three runs of a setting: what is beyond the ± may still be chance. Next: more --repeats.")

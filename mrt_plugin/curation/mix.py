@@ -185,6 +185,7 @@ class Sample(PoolRule):
 
     groups: int = Field(ge=1, description="The number of groups of the result.")
     max_repeats: int = Field(4, ge=1, description="How often a group may occur.")
+    seed: int | None = Field(None, ge=0, description="Of the draw; by default the seed of the run.")
 
     def judge_pool(self, groups: Dataset, tools: Tools) -> PoolDecisions:
         most = len(groups) * self.max_repeats
@@ -193,4 +194,5 @@ class Sample(PoolRule):
                 f"curation rule `sample` cannot make {self.groups:,} groups of {len(groups):,}, but at most "
                 f"{most:,}, each {self.max_repeats} times at most. Lower groups, raise max_repeats, or add data."
             )
-        return _decide(groups["id"][:], [""] * len(groups), {"": self.groups}, tools.seed)
+        seed = tools.seed if self.seed is None else self.seed
+        return _decide(groups["id"][:], [""] * len(groups), {"": self.groups}, seed)

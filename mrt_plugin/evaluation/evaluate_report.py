@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mrt_plugin.evaluation.abilities import ability_of
 from mrt_plugin.evaluation.result import (
     CURVES,
     MEASURES,
@@ -97,7 +98,9 @@ def forgetting_rows(row: Forgetting) -> Table:
     named: list[tuple[str, ProbeChange | TaskChange]] = [
         ("general probe, nats per token" if part.kind == "all" else f"  {part.kind}", part) for part in row.probe or []
     ]
-    named += [(f"{part.task}, {part.metric}", part) for part in row.tasks]
+    for one in row.tasks:
+        ability = ability_of(one.task)
+        named.append((f"{ability}: {one.task}, {one.metric}" if ability else f"{one.task}, {one.metric}", one))
     rows = []
     for name, part in named:
         numbers = [number(part.before), number(part.after), signed(part.points)]

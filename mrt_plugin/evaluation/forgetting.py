@@ -8,6 +8,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -52,7 +53,8 @@ class Score:
     value: float
     stderr: float | None = None
     higher_is_better: bool = True
-    documents: dict[int, float] | None = None
+    documents: dict[tuple[str, int], float] | None = None
+    """By task and number; a group of tasks has the documents of all."""
 
 
 Scores = dict[str, dict[str, Score]]
@@ -73,9 +75,22 @@ def check_tasks(tasks: Sequence[str], include: str | Path | None = None) -> Any:
 
 
 def run_tasks(
-    model: Model, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[str], manager: Any, limit: int | None = None
+    model: Model,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    manager: Any,
+    limit: int | None = None,
+    *,
+    chat: bool = False,
+    run_code: bool = False,
 ) -> Scores:
-    """Score a model on tasks, without a chat template, on at most `limit` examples per task."""
+    """Score a model on at most `limit` examples of each task.
+
+    A group of tasks, such as mmlu, gives its own score, not those of its tasks. With `chat`, questions are put in the
+    chat template. With `run_code`, tasks may run code that the model writes.
+    """
+    if run_code:
+        os.environ["HF_ALLOW_CODE_EVAL"] = "1"  # the metric asks for it when it is loaded
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
@@ -88,19 +103,29 @@ def run_tasks(
             limit=limit,
             bootstrap_iters=1000,
             log_samples=True,
+            apply_chat_template=chat,
+            confirm_run_unsafe_code=run_code,
             verbosity=logging.ERROR,
         )
     assert found is not None, "one process, so there is a result"
     scores: Scores = {}
+    groups: dict[str, list[str]] = found.get("group_subtasks") or {}
+    members = {task: _leaves(task, groups) for task in found["results"]}
+    inside = {leaf for task, leaves in members.items() for leaf in leaves if leaf != task} | {
+        below for task in found["results"] for below in groups.get(task, [])
+    }
     for task, results in found["results"].items():
+        if task in inside and task not in tasks:
+            continue
         for name, value in results.items():
             metric, _, rule = name.partition(",")
             if not isinstance(value, int | float) or metric.endswith("_stderr") or "," not in name:
                 continue
             error = results.get(f"{metric}_stderr,{rule}")
             documents = {
-                sample["doc_id"]: float(sample[metric])
-                for sample in found["samples"].get(task, [])
+                (member, sample["doc_id"]): float(sample[metric])
+                for member in members[task]
+                for sample in found["samples"].get(member, [])
                 if sample["filter"] == rule and isinstance(sample.get(metric), int | float)
             }
             total = sum(documents.values())
@@ -108,10 +133,16 @@ def run_tasks(
             scores.setdefault(task, {})[name.removesuffix(",none")] = Score(
                 value=float(value),
                 stderr=float(error) if isinstance(error, int | float) and math.isfinite(error) else None,
-                higher_is_better=bool((found["higher_is_better"].get(task) or {}).get(metric)),
+                higher_is_better=all((found["higher_is_better"].get(one) or {}).get(metric) for one in members[task]),
                 documents=documents if is_mean else None,
             )
     return scores
+
+
+def _leaves(task: str, groups: dict[str, list[str]]) -> list[str]:
+    """Return the tasks of a group and of the groups in it, or a task itself."""
+    below = groups.get(task) or []
+    return [leaf for one in below for leaf in _leaves(one, groups)] if below else [task]
 
 
 def points_of_nll(before: float, after: float) -> float:
@@ -144,7 +175,8 @@ def compare_probe(before: Measured | None, after: Measured | None, *, seed: int 
 def compare_tasks(before: Scores, after: Scores, *, seed: int = 0) -> list[TaskChange]:
     """Compare scores of tasks. Only scores between 0 and 1 that are better when higher have points.
 
-    The interval is a bootstrap's over the documents; for a group of tasks, 1.96 standard errors of independent runs.
+    The interval is a bootstrap's over the documents. If a score is not their mean, it is 1.96 standard errors of
+    independent runs.
     """
     rows = []
     for task, metric in ((task, metric) for task, metrics in after.items() for metric in metrics):

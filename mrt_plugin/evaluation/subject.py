@@ -82,6 +82,10 @@ class How:
     tasks: Sequence[str] = ()
     task_manager: Any = None
     task_limit: int | None = None
+    task_chat: bool = False
+    """Whether the questions of tasks are put in the chat template."""
+    task_code: bool = False
+    """Whether tasks may run code that the model writes."""
 
 
 @dataclass(frozen=True)
@@ -193,9 +197,12 @@ def _measure_likelihoods(
                 subject.notes.append(f"{name}: {warning}")
 
     def measure() -> General:
-        tokenizer, limit = encoder.tokenizer, how.task_limit
+        tokenizer, scores = encoder.tokenizer, Scores()
         probe = probe_nll(model, tokenizer) if how.probe else None
-        return General(probe, run_tasks(model, tokenizer, how.tasks, how.task_manager, limit) if how.tasks else {})
+        if how.tasks:
+            allowed = {"chat": how.task_chat, "run_code": how.task_code}
+            scores = run_tasks(model, tokenizer, how.tasks, how.task_manager, how.task_limit, **allowed)
+        return General(probe, scores)
 
     subject.general = measure()
     if isinstance(model, PeftModel):

@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from mrt_plugin.endpoint.journal import Journal, journal_path
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.messages import has_text, is_sound, prompt_text
 from mrt_plugin.groups.paths import check_paths
@@ -24,7 +25,6 @@ from mrt_plugin.planning.diversity import (
     prompt_diversity,
     words,
 )
-from mrt_plugin.endpoint.journal import Journal, journal_path
 from mrt_plugin.sampling.options import Draw, Job, Reply, Sampler, SampleReport, SamplingSettings, SamplingTask
 from mrt_plugin.sampling.run import Unfinished
 

@@ -94,7 +94,9 @@ def read_results(path: Path) -> tuple[list[Run], list[str]]:
 
 
 def _run(row: dict[str, Any], loss: Any) -> Run:
-    run = Run(float(row["k"]), float(loss), str(row.get("arm", "all runs")))
+    options = dict(row.get("options") or {})
+    arm = ", ".join([str(row.get("arm", "all runs")), *(f"{name}={value}" for name, value in options.items())])
+    run = Run(float(row["k"]), float(loss), arm)
     if not (run.k > 0 and math.isfinite(run.loss)):
         raise ValueError(NOT_A_RUN)
     return run

@@ -157,7 +157,7 @@ def parse_judge(spec: str, **changes: Any) -> Judge:
         raise ValueError(f"{mask_typed(spec)}: {problem}") from None
 
 
-_ENDPOINT = ("requests_per_minute", "extra", *names_of(EndpointOptions))
+_ENDPOINT = [name for name in names_of(EndpointOptions) if name != "max_requests"]  # that is `max_calls`
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -144,9 +144,8 @@ def train_reward_model(
     progress("measuring", 1, 2)
     others = measure_reward_model(rest, str(output), options.seed, score_cache)
     progress("measuring", 2, 2)
-    return RewardModelResult(
-        str(output), len(pairs), too_long, steps, loss, *parts, asdict(options) | {"model": model}
-    )
+    how = {"model": model} | asdict(options)
+    return RewardModelResult(str(output), len(pairs), too_long, steps, loss, training, others, how)
 
 
 def measure_reward_model(
