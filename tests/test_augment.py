@@ -12,11 +12,11 @@ from helpers.endpoint_server import Server, serve
 
 from mrt_plugin import load_groups
 from mrt_plugin.cli import app
+from mrt_plugin.endpoint.jobs import Draw
 from mrt_plugin.endpoint.journal import journal_path
 from mrt_plugin.pipeline.augment import PROMPT_FILE, AugmentSettings, Generated, candidate_of, generate_prompts
 from mrt_plugin.planning.diversity import words
 from mrt_plugin.sampling import Endpoint, LocalModel, SamplingSettings, Unfinished
-from mrt_plugin.sampling.options import Draw
 
 OWNED = [
     "Name a river that flows through two countries.",

@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from mrt_plugin.endpoint.jobs import Draw, Job, Reply, SampleReport, SamplingSettings, SamplingTask, Unfinished
 from mrt_plugin.endpoint.journal import Journal, journal_path
 from mrt_plugin.groups.keys import digest
 from mrt_plugin.groups.messages import has_text, is_sound, prompt_text
@@ -25,8 +26,7 @@ from mrt_plugin.planning.diversity import (
     prompt_diversity,
     words,
 )
-from mrt_plugin.sampling.options import Draw, Job, Reply, Sampler, SampleReport, SamplingSettings, SamplingTask
-from mrt_plugin.sampling.run import Unfinished
+from mrt_plugin.sampling.options import Sampler
 
 PROMPT_FILE = Path(__file__).with_name("augment_prompt.txt")
 """The instruction to the generating model. `{examples}` is replaced by the supports."""

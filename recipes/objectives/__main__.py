@@ -11,7 +11,7 @@ from recipes.objectives.train import Run, read, run_all
 from recipes.objectives.tuning import tuned
 
 OBJECTIVES = ("nll", "dft", "gem", "pro")
-RATES = (5e-4, 2e-3, 8e-3)
+RATES = (1.25e-4, 5e-4, 2e-3, 8e-3)
 TUNING_SEEDS = (1000, 1001)
 """Worlds of their own, so that no setting is chosen on what is reported."""
 

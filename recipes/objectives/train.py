@@ -110,7 +110,7 @@ def subset_of(run: Run, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]
 def _config(run: Run, folder: str) -> MultiResponseSFTConfig:
     return MultiResponseSFTConfig(
         output_dir=folder,
-        objective=run.objective,
+        objective=run.objective,  # type: ignore[arg-type]  # `none` is not trained
         selector=run.selector,
         k=run.k,
         n=run.n,
