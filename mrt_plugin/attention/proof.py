@@ -149,13 +149,13 @@ def prove_wrapped(
     try:
         with calls.recording(model), refusal_of(what):
             difference = _real_difference(model, backend, row, plain, compute, pad_token_id)
-    except NotShareable as refusal:
+    except NotShareable as failure:
         if not before.forwards:  # not FSDP2
             raise
         missing = backend.forwards(build_rows([row], pad_token_id)) - len(calls.forwards)
         with inference(model):
             calls.end(before.forwards[-1], missing)
-        return str(refusal)
+        return str(failure)
     if not plain.steady:
         return f"{model.config.model_type}: {plain.finding}."
     refusal = _difference_found(model, backend, row, plain, difference)
