@@ -1,6 +1,6 @@
 """The plan for CUDA's kernels, with plain arithmetic in the kernel's place: what meets what, and merging.
 
-What this cannot show, that PyTorch's CUDA kernel is called rightly, the proof before training shows on a GPU.
+How PyTorch's CUDA kernel is called, `test_attention_cuda_calls.py` checks.
 """
 
 from typing import Any
@@ -93,15 +93,3 @@ def test_every_real_query_is_in_the_first_call_once() -> None:
     for window in (None, 4):
         first = calls(find_runs(rows), rows.input_ids.shape[1], torch.device("cpu"), window)[0]
         assert torch.equal(first.query_index.sort().values, torch.nonzero(rows.attention_mask.flatten()).flatten())
-
-
-def test_the_cuda_operators_take_what_is_passed() -> None:
-    """Their names and the order of their arguments, which a release of torch may change."""
-    lengths = "cum_seq_q cum_seq_k max_q max_k dropout_p is_causal"
-    forward = f"query key value {lengths} return_debug_mask scale".split()
-    backward = f"grad_out query key value out logsumexp {lengths} rng_state unused scale".split()
-    operators = torch.ops.aten._flash_attention_forward, torch.ops.aten._flash_attention_backward
-    for operator, expected in zip(operators, (forward, backward), strict=True):
-        found = [argument.name for argument in operator.default._schema.arguments]
-        assert found[: len(expected)] == expected
-        assert {"window_size_left", "window_size_right"} <= set(found)

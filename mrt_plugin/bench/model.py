@@ -96,9 +96,11 @@ def sized_config(size: str, layers: int | None = None) -> PreTrainedConfig:
     """
     if size not in SIZES:
         raise ValueError(f"size={size!r} is unknown: choose {' or '.join(SIZES)}.")
+    make: Any
     _, make, settings = SIZES[size]
     depth = {} if layers is None else {"num_hidden_layers": layers}
-    return make(**{**settings, **depth}, max_position_embeddings=1 << 20, pad_token_id=0)
+    config: PreTrainedConfig = make(**{**settings, **depth}, max_position_embeddings=1 << 20, pad_token_id=0)
+    return config
 
 
 def random_state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -129,7 +131,8 @@ def _random(choice: ModelChoice, device: str, dtype: torch.dtype, how: dict[str,
             raise ValueError(f"layers={choice.layers} is for a model of a known size: choose {' or '.join(SIZES)}.")
         if choice.load_in_4bit:
             raise ValueError("The small random model is not loaded in 4 bit: give a model, or one of a known size.")
-        return (random_hybrid if choice.hybrid else random_llama)(choice.vocabulary).to(device, dtype)
+        small: Any = (random_hybrid if choice.hybrid else random_llama)(choice.vocabulary)
+        return small.to(device, dtype)
     if choice.hybrid:
         raise ValueError(f"hybrid=True is for the small random model, and size={choice.size!r} gives another one.")
     config = sized_config(choice.size, choice.layers)
