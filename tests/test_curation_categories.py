@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 from helpers.cli import CliRunner
+from helpers.endpoint_server import serve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from mrt_plugin.curation.categories import (
 from mrt_plugin.curation.config import parse_rules
 from mrt_plugin.groups import DataError
 from mrt_plugin.pipeline.manifest import manifest_path
+from mrt_plugin.sampling import Endpoint, sample_pool
 
 PROMPTS = {
     "code": ["Write a python function that adds two numbers.", "Fix this: ```x = 1```", "What does SELECT do in SQL?"],
@@ -203,6 +205,14 @@ class TestTheColumn:
         late = [{"prompt": "a", "responses": ["b"]}, *rows({"code": 1})]
         with pytest.raises(DataError, match="not in the first group"):
             load_groups(jsonl(tmp_path / "late.jsonl", late))
+
+    def test_it_survives_an_extended_pool(self, tmp_path: Path) -> None:
+        pool = jsonl(tmp_path / "pool.jsonl", rows({"code": 2, "dialogue": 1}))
+        with serve() as server:
+            sample_pool(pool, Endpoint(server.url, "tiny"), tmp_path / "more.jsonl", n=4, extend=True)
+        groups = load_groups(tmp_path / "more.jsonl")
+        assert groups["category"][:] == ["code", "code", "dialogue"]
+        assert all(len(responses) > 2 for responses in groups["responses"])
 
 
 class TestInAJob:

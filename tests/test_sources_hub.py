@@ -225,9 +225,31 @@ def test_select_reads_pools_by_id_and_makes_them_again() -> None:
     run(name, "--source", source, "--split", "cot", *chosen)
     assert [len(pool) for pool in load_groups("math.jsonl")["responses"]] == [1, 1]
     header = json.loads(manifest_path("math.jsonl").read_text().splitlines()[0])
-    assert header["pools"] == [{"path": name, "source": source, "split": "cot", "sha256": None}]
+    assert header["pools"] == [{"path": name, "source": source, "split": "cot", "subset": None, "sha256": None}]
     run("--from-manifest", str(manifest_path("math.jsonl")), "--output", "again.jsonl")
     assert Path("again.jsonl").read_bytes() == Path("math.jsonl").read_bytes()
+
+
+def test_a_subset() -> None:
+    """A repository with two configurations, as OpenR1-Math-220k has."""
+    hub_id = openr1()
+    folder = Path(hub_id)
+    one = Dataset.from_parquet(str(folder / "data" / "train-00000-of-00001.parquet"))
+    (folder / "extended").mkdir()
+    one.map(lambda row: {"problem": "3 + 3?"}).to_parquet(folder / "extended" / "train-00000-of-00001.parquet")
+    configs = [
+        {"config_name": name, "data_files": [{"split": "train", "path": f"{place}/train-*"}]}
+        for name, place in (("default", "data"), ("extended", "extended"))
+    ]
+    (folder / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
+    assert load_groups(hub_id, source="openr1")["prompt"][:] == ["2 + 2?"]
+    assert load_groups(hub_id, source="openr1", subset="extended")["prompt"][:] == ["3 + 3?"]
+    run(hub_id, "--source", "openr1", "--subset", "extended", "--selector", "all", "--output", "extended.jsonl")
+    assert load_groups("extended.jsonl")["prompt"][:] == ["3 + 3?"]
+    run("--from-manifest", str(manifest_path("extended.jsonl")), "--output", "again.jsonl")
+    assert Path("again.jsonl").read_bytes() == Path("extended.jsonl").read_bytes()
+    with pytest.raises(DataError, match="extended"):
+        load_groups(hub_id, source="openr1", subset="gone")
 
 
 def test_select_mixes_pools_by_id() -> None:

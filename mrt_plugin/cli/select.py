@@ -19,6 +19,7 @@ class SelectOptions:
     output: Path | None = flag(None, "The file to write: .jsonl or .parquet.", "", "--output", "--out")
     source: list[str] | None = flag(None, "The public format of the pools, by name. Give it once, or once per pool.")
     split: list[str] | None = flag(None, "The split of pools on the hub. Give it once, or once per pool.")
+    subset: list[str] | None = flag(None, "The subset of pools on the hub. Give it once, or once per pool.")
     curation: str | None = flag(None, "Rules: `default`, a .yaml file (a list, or a recipe's mrt.curation), or YAML.")
     tokenizer: str | None = flag(None, "Counts tokens in rules and statistics. Estimated by default.", "tokenizer")
     proportion: list[str] | None = flag(None, "NAME=SHARE for each pool. NAME is the file's name without its ending.")
@@ -55,7 +56,7 @@ def select(given: SelectOptions, **options: Any) -> None:
     from mrt_plugin.pipeline.files import check_job_paths, select_file
 
     job = SelectJob(
-        pools=_pools(given.data, given.source or [], given.split or []),
+        pools=_pools(given.data, given),
         output=given.output,
         proportions=_pairs(given.proportion, float, "--proportion", "chat=0.7") or None,
         exports=_pairs(given.export, Path, "--export", "sft=FILE.jsonl"),
@@ -94,13 +95,16 @@ def _show_costs(job: SelectJob, scorers: list[Any], as_document: bool) -> None:
     say("Tokens are estimated as UTF-8 bytes / 4. Nothing was asked, and nothing written.")
 
 
-def _pools(data: list[str], sources: list[str], splits: list[str]) -> list[PoolFile]:
-    for kind, given in (("sources", sources), ("splits", splits)):
-        if len(given) not in (0, 1, len(data)):
-            raise ValueError(f"{len(given)} {kind} for {len(data)} pools: give one for all, or one for each.")
-    each = sources if len(sources) == len(data) else (sources or [""]) * len(data)
-    parts = splits if len(splits) == len(data) else (splits or ["train"]) * len(data)
-    return [PoolFile(path, source or None, split) for path, source, split in zip(data, each, parts, strict=True)]
+def _pools(data: list[str], given: SelectOptions) -> list[PoolFile]:
+    parts = {"source": given.source, "split": given.split, "subset": given.subset}
+    each: list[dict[str, str]] = [{} for _ in data]
+    for name, values in parts.items():
+        if len(values or []) not in (0, 1, len(data)):
+            raise ValueError(f"{len(values or [])} {name}s for {len(data)} pools: give one for all, or one for each.")
+        for place, options in enumerate(each):
+            if values and (value := values[place % len(values)]):
+                options[name] = value
+    return [PoolFile(path, **options) for path, options in zip(data, each, strict=True)]
 
 
 def _rules(text: str | None) -> Any:

@@ -23,7 +23,7 @@ from mrt_plugin.groups.write import CHUNK, arrow_table, scratch_file, spelled
 logger = logging.getLogger(__name__)
 
 
-def load_groups(data: Any, *, split: str = "train", source: str | None = None) -> Dataset:
+def load_groups(data: Any, *, split: str = "train", subset: str | None = None, source: str | None = None) -> Dataset:
     """Read and check prompts with several responses each, and log what was dropped.
 
     Args:
@@ -33,6 +33,7 @@ def load_groups(data: Any, *, split: str = "train", source: str | None = None) -
             ends with the last user message), and optionally `score`, `weight`, `finish_reason`. Flat rows are
             regrouped by prompt, in bounded memory. ShareGPT (`conversations`) and Alpaca rows are read too.
         split: the split of a hub dataset or a `DatasetDict`. Files have none. A hub id is downloaded.
+        subset: the subset (configuration) of a hub dataset, by default its default.
         source: the public format of the rows (see docs/sources.md), such as `nectar` or `code_contests:language=cpp`,
             or a function of yours as `file.py:name` or `package.module:name`. By default one of the formats above.
 
@@ -55,14 +56,16 @@ def load_groups(data: Any, *, split: str = "train", source: str | None = None) -
     # ('What is 2 + 2?', ['4', 'Four.', '2 + 2 = 4'])
     ```
     """
-    return read_groups(data, split=split, source=source)[0]
+    return read_groups(data, split=split, subset=subset, source=source)[0]
 
 
-def read_groups(data: Any, *, split: str = "train", source: str | None = None) -> tuple[Dataset, GroupReport]:
+def read_groups(
+    data: Any, *, split: str = "train", subset: str | None = None, source: str | None = None
+) -> tuple[Dataset, GroupReport]:
     """Read groups as `load_groups` does, and also return the counts of what was read, kept and dropped."""
     if source is not None:
         parse_source(source)
-    problems, rows = open_source(data, split)
+    problems, rows = open_source(data, split, subset)
     report = GroupReport(problems.source)
     if source is None:
         first = list(islice(rows, 1))

@@ -21,7 +21,7 @@ DEEPEST = 100
 """The deepest nesting of lists and objects. Python's own limit depends on the depth of the call stack."""
 
 
-def open_source(source: Any, split: str = "train") -> tuple[Problems, Iterator[Row]]:
+def open_source(source: Any, split: str = "train", subset: str | None = None) -> tuple[Problems, Iterator[Row]]:
     """Return the rows of a file, the hub or a dataset, and where to report problems. Reads no row yet."""
     if isinstance(source, DatasetDict):
         if split not in source:
@@ -41,7 +41,7 @@ def open_source(source: Any, split: str = "train") -> tuple[Problems, Iterator[R
         return problems, reader(path, problems)
     if reader is not None:
         problems.fail(f"there is no such file (looked in {path.absolute().parent}).")
-    return problems, _loaded_rows(str(source), split, problems)
+    return problems, _loaded_rows(str(source), split, subset, problems)
 
 
 def _line_rows(path: Path, problems: Problems) -> Iterator[Row]:
@@ -137,13 +137,13 @@ def _dataset_rows(dataset: Dataset | IterableDataset) -> Iterator[Row]:
         yield f"row {number}", row if features is None else _without_filler(row, features)
 
 
-def _loaded_rows(name: str, split: str, problems: Problems) -> Iterator[Row]:
+def _loaded_rows(name: str, split: str, subset: str | None, problems: Problems) -> Iterator[Row]:
     """Read a directory written by `save_to_disk`, or anything that `load_dataset` finds by this name."""
     try:
         if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
             dataset = load_from_disk(name)
         else:
-            dataset = load_dataset(name, split=split)
+            dataset = load_dataset(name, subset, split=split)
     except Exception as problem:  # the hub client raises dozens of types; each becomes one message with its cause
         what = f"no such file, and it could not be loaded as a dataset, from the hub or a folder (split {split!r})"
         problems.fail(f"{what}: {type(problem).__name__}: {problem}", problem)

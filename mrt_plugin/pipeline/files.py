@@ -145,7 +145,7 @@ def read_pools(files: Sequence[PoolFile]) -> Pools:
     if twice is not None:
         raise ValueError(f"two pools are called {twice}: rename one of the files.")
     digests = [sha256_of(file.path) if Path(file.path).is_file() else None for file in files]
-    read = [read_groups(file.path, split=file.split, source=file.source) for file in files]
+    read = [read_groups(file.path, split=file.split, subset=file.subset, source=file.source) for file in files]
     for file, digest in zip(files, digests, strict=True):
         if digest is not None and sha256_of(file.path) != digest:
             raise ValueError(f"{file.path} changed while it was read: run again when nothing writes to it.")
@@ -284,7 +284,7 @@ def _pool_entry(file: PoolFile) -> dict[str, Any]:
     """Return a pool's options for the manifest. Files have no splits."""
     entry = asdict(file)
     if Path(file.path).is_file():
-        del entry["split"]
+        del entry["split"], entry["subset"]
     return entry
 
 
@@ -338,8 +338,9 @@ def _pool_files(header: dict[str, Any], paths: Sequence[str]) -> list[PoolFile]:
             raise ValueError(f"the pool {path} is not there: say where it is (`mrt select POOL --from-manifest ...`).")
         if sha256_of(path) != pool["sha256"]:
             raise ValueError(f"{path} is not the file that was selected from: its content has changed since.")
-    splits = [pool.get("split", "train") for pool in recorded]
-    return [PoolFile(path, pool["source"], split) for path, pool, split in zip(paths, recorded, splits, strict=True)]
+    options = ("source", "split", "subset")
+    given = [{name: pool[name] for name in options if name in pool} for pool in recorded]
+    return [PoolFile(path, **known) for path, known in zip(paths, given, strict=True)]
 
 
 def _rows(manifest: str | Path, part: str | None, pools: Pools, features: Features) -> Iterator[dict[str, Any]]:

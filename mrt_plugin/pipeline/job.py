@@ -24,6 +24,8 @@ class PoolFile:
     """The public format of the pool, as for `load_groups`."""
     split: str = "train"
     """The split of a pool on the hub."""
+    subset: str | None = None
+    """The subset (configuration) of a pool on the hub."""
 
     @property
     def name(self) -> str:

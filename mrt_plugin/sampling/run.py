@@ -173,7 +173,7 @@ def read_prompts(data: Any, *, split: str = "train", source: str | None = None) 
     first: tuple[str, str] | None = None
     problems, rows = _open(data, split)
     report = GroupReport(problems.source)
-    unused = Unused({*GROUPED, "messages", *POOLS, *PAIR}, problems, report)
+    unused = Unused({*GROUPED, "messages", *POOLS, *PAIR} - {"category"}, problems, report)
     for place, row in rows:
         unused.look(place, row)
         column, prompt = _prompt(place, row, problems)
@@ -275,6 +275,8 @@ class Pool:
         written = self.written.get(group["id"], {})
         old = list(group["responses"])
         row: dict[str, Any] = {"id": group["id"], "prompt": group["prompt"], "responses": old}
+        if "category" in group:
+            row["category"] = group["category"]
         for name, before in zip(("scores", "weights"), BEFORE, strict=True):
             if name in group:
                 row[before if rename else name] = list(group[name])
