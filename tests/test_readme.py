@@ -75,7 +75,7 @@ def test_every_command_is_listed() -> None:
 
     from mrt_plugin.cli import app
 
-    listed = set(re.findall(r"^\| `mrt (\w+)", README, re.MULTILINE))
+    listed = set(re.findall(r"^\| `mrt ([\w-]+)", README, re.MULTILINE))
     assert listed == set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 

@@ -15,8 +15,7 @@ from mrt_plugin.scoring.judge import Verdict
 PENALTY = 0.1
 """Ridge penalty on both coefficients. Where the longer response always wins, they would be infinite without it.
 
-With judges that see only the length, and 50 to 800 prompts, it brought win rates of 0.53 to 0.84 to 0.50 to 0.60. With
-a true win rate of 0.70 and a preference for length, it gave 0.70 to 0.72.
+With it, judges that see only the length come from 0.55 to 0.84 to 0.50 to 0.58 (`tests/length_control.py`).
 """
 
 
