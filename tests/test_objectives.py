@@ -235,8 +235,9 @@ def test_lora_with_the_model_without_adapters_as_reference(tmp_path, layout, obj
 
 
 @pytest.mark.parametrize("layout", ["expanded", "shared_prefix"])
-def test_qlora_ranks_as_its_own_forward_does(tmp_path, layout):
-    """A 4-bit model in training mode, one pair at a time by plain forwards."""
+@pytest.mark.parametrize("objective", ["pro", "plackett_luce"])
+def test_qlora_ranks_as_its_own_forward_does(tmp_path, layout, objective):
+    """A 4-bit model, one pair at a time by plain forwards. Its reference is the model without adapters."""
     pytest.importorskip("bitsandbytes")
     path = tiny.model_dir(tmp_path / "model")
     groups = make_ranked(3, 3)
@@ -247,8 +248,13 @@ def test_qlora_ranks_as_its_own_forward_does(tmp_path, layout):
         keep_trainable(model)
         return small_lora(model).train()
 
-    loss, gradient, _ = directly(groups, "pro", load())
-    options = MultiResponseOptions(selector="all", objective="pro", layout=layout, prefix_check=False, row_length=512)
+    known = {}
+    if objective == "plackett_luce":
+        with torch.no_grad(), (reference := load()).disable_adapter():
+            known["references"] = [log_probabilities(reference, row, tiny.tokenizer())[0] for row in groups]
+    loss, gradient, _ = directly(groups, objective, load(), **known)
+    where = {"layout": layout, "prefix_check": False, "row_length": 512, "score_cache": str(tmp_path / "cache")}
+    options = MultiResponseOptions(selector="all", objective=objective, **where)
     rows, _ = prepare_groups(groups, tiny.tokenizer(), options, max_length=512, seed=0)
     tap = GradientTap()
     plain = {"per_device_train_batch_size": 3, "max_steps": 1, "logging_steps": 1, "max_grad_norm": 0.0}
@@ -475,6 +481,7 @@ def test_a_group_that_does_not_fit_a_row_is_refused_with_the_length_that_would_d
         ({"selector": "random_k", "k": 1}, "needs k of at least 2"),
         ({"objective": "dpo"}, "choose one of nll, pro, plackett_luce, dft, gem"),
         ({"objective": "gem", "gem_beta": 0.0}, "gem_beta=0.0 must be"),
+        ({"objective": "dft", "smoke_steps": 100}, "Run it with objective='nll'"),
         ({"sft_weight": -1.0}, "sft_weight=-1.0 must be"),
     ],
 )

@@ -21,7 +21,7 @@ _ONE_PER_ROW = "It reads one example per row. Use `axolotl inference` after trai
 _WHOLE_GROUPS = "It would split a row, and a group must stay complete. Use DDP, FSDP or DeepSpeed ZeRO."
 
 _IF_SET = {
-    "rl": "This plugin is for supervised fine-tuning. Remove `rl:`, or this plugin.",
+    "rl": "This plugin is for supervised fine-tuning. Remove `rl:` (mrt.objective ranks responses), or this plugin.",
     **dict.fromkeys(("reward_model", "process_reward_model"), "This plugin trains language models."),
     "pretraining_dataset": "Groups are chosen from complete pools; use `datasets:`.",
     "streaming": "Groups are chosen from complete pools; use `datasets:` without streaming.",

@@ -26,7 +26,7 @@ ACCEPTED: list[tuple[str, tuple[Any, ...], str]] = [
     ("padding_free", (False,), "use row_packing=True, which packs groups into rows without leaks."),
     ("completion_only_loss", (None, True), "only responses are trained; a prompt is no response to anything."),
     ("assistant_only_loss", (False,), "leave it out. Every assistant turn of a response is trained, nothing else."),
-    ("loss_type", (None, "nll", "chunked_nll"), "use loss_aggregation; the loss is the negative log-likelihood."),
+    ("loss_type", (None, "nll", "chunked_nll"), "use objective, which has dft, and loss_aggregation."),
     ("label_smoothing_factor", (0,), "the loss is the plain log-likelihood."),
     ("truncation_mode", ("keep_start",), "pairs over max_length are dropped, never cut."),
     ("dataset_kwargs", (None, {}), "groups are prepared here, and prepared ones are recognised by their columns."),
@@ -40,7 +40,7 @@ ACCEPTED: list[tuple[str, tuple[Any, ...], str]] = [
 REFUSED_ARGUMENTS = {
     "data_collator": "the collator is built from the options layout, row_length and row_packing.",
     "formatting_func": "groups are formatted by the tokenizer's chat template; format the data before.",
-    "compute_loss_func": "choose loss_aggregation instead.",
+    "compute_loss_func": "choose objective and loss_aggregation instead.",
     "compute_metrics": "the logits that metrics would need never exist; eval_loss and token accuracy are logged.",
     "preprocess_logits_for_metrics": "the logits of a complete row never exist.",
 }
