@@ -1,8 +1,10 @@
 """The runs of each experiment."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from mrt_plugin.demo.modes import SUBJECTS
+from recipes.alignment.augmentation import OWNED
 from recipes.objectives.train import Run
 
 SEEDS = tuple(range(5))
@@ -59,3 +61,17 @@ def law(rates: Mapping[str, float]) -> list[Run]:
         for seed in SEEDS
         for subset, count in SETS
     ]
+
+
+def augment(rates: Mapping[str, float], folder: Path) -> list[Run]:
+    """Return PRO on 2 responses: 60 prompts, with the kept candidates, with the dropped ones, with real ones."""
+    runs = []
+    for seed in SEEDS:
+        files = [folder / f"{seed}-{name}.txt" for name in ("filtered", "dropped")]
+        size = len(files[0].read_text(encoding="utf-8").split())
+        arms = (("", OWNED), *((f"@{file}", size) for file in files), ("", size))
+        runs += [
+            Run("pro", "random_k", 2, count, steps=120, learning_rate=rates["pro"], seed=seed, n=2, subset=subset)
+            for subset, count in arms
+        ]
+    return runs

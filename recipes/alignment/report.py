@@ -1,5 +1,6 @@
 """Tables and pictures of the experiments: means over seeds with 95 % t intervals."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 
 from mrt_plugin.planning.diversity import PromptDiversity, fit_diversity, prompt_diversity
 from mrt_plugin.report import figure
+from recipes.alignment.augmentation import OWNED, SUPPORTS
 from recipes.alignment.plans import RESPONSES, SHARES
 from recipes.objectives.report import Record, difference, markdown, mean_interval, shown
 from recipes.objectives.train import read, run_of, subset_of
@@ -29,6 +31,7 @@ def write_report(rates: Mapping[str, float], folder: Path) -> str:
         "responses": _responses,
         "prompts": _prompts,
         "law": _law,
+        "augment": _augment,
     }
     for name, write in writers.items():
         if records := read(folder / f"{name}.jsonl"):
@@ -126,6 +129,59 @@ def _law(records: Sequence[Record], picture: Path) -> str:
             markdown(["n-gram order", "p", "slope", "MSE"], sensitivity),
         )
     )
+
+
+def _augment(records: Sequence[Record], picture: Path) -> str:
+    """Return the tables of the augmentation. There is no picture."""
+    found = [json.loads(path.read_text()) for path in sorted((picture.parent / "augment").glob("[0-9].json"))]
+    rows = []
+    for label, subset in (
+        ("60 prompts", ""),
+        ("+ generated, kept by the filter", "filtered"),
+        ("+ generated, dropped by the filter", "dropped"),
+        ("+ real ones", "real"),
+    ):
+        own = [record for record in records if _arm(record) == subset]
+        measures = ("reward", "kl", "coverage")
+        rows.append([label, *(shown(mean_interval([record[name] for record in own])) for name in measures)])
+    gains = [
+        [str(supports), *(f"{np.mean([_gain(one, supports)[name] for one in found]):.3f}" for name in GAINS)]
+        for supports in SUPPORTS
+    ]
+    counts = ", ".join(
+        f"{name.replace('_', ' ')} {np.mean([one[name] for one in found]):.1f}"
+        for name in (
+            "kept",
+            "dropped",
+            "added",
+            "filtered_known",
+            "dropped_known",
+            "owned_d",
+            "filtered_d",
+            "dropped_d",
+        )
+    )
+    return "\n".join(
+        (
+            markdown(["", "expected score", "KL to the truth", "coverage"], rows),
+            f"Means over seeds: {counts}.\n",
+            markdown(["supports n", *GAINS.values()], gains),
+        )
+    )
+
+
+def _arm(record: Record) -> str:
+    """Return the arm of the augmentation that a run is of."""
+    if record["subset"]:
+        return "filtered" if "filtered" in record["subset"] else "dropped"
+    return "" if record["prompts"] == OWNED else "real"
+
+
+GAINS = {"kept": "kept", "r": "gain in r", "d": "gain in d", "d_at_equal": "gain in d from equally many"}
+
+
+def _gain(found: Mapping[str, Any], supports: int) -> Mapping[str, Any]:
+    return next(gain for gain in found["gains"] if gain["supports"] == supports)
 
 
 def _diversity(records: Sequence[Record], subset: str, prompts: int, order: int) -> PromptDiversity:

@@ -34,7 +34,8 @@ class Run:
     n: int = POOL
     """Candidates per prompt: the k responses are chosen of these."""
     subset: str = ""
-    """Name of the subset of the training prompts that the first `prompts` are taken of. By default all."""
+    """The subset of the training prompts that the first `prompts` are taken of: words joined by `+`, or `@FILE` with
+    ids. By default all."""
 
 
 def train(run: Run, bases: Path) -> dict[str, Any]:
@@ -95,11 +96,15 @@ def run_of(record: Mapping[str, Any]) -> Run:
 def subset_of(run: Run, groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the groups that a run trains on.
 
-    A group is of a subset if a word of its id (subject-weather-occasion) is in the subset's name, joined by `+`.
+    A group is of a subset if a word of its id (subject-weather-occasion) is in the subset's name, joined by `+`, or if
+    its id is a line of the file after `@`.
 
     Raises:
         ValueError: if the subset has fewer than `run.prompts`.
     """
+    if run.subset.startswith("@"):
+        by_id = {group["id"]: group for group in groups}
+        return [by_id[name] for name in Path(run.subset[1:]).read_text(encoding="utf-8").split()][: run.prompts]
     words = set(run.subset.split("+"))
     chosen = [group for group in groups if not run.subset or not words.isdisjoint(group["id"].split("-"))]
     if len(chosen) < run.prompts:
