@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from datasets import Dataset
@@ -46,7 +46,9 @@ class Category:
 def read_categories(path: str | Path) -> tuple[Category, ...]:
     """Return the categories of a YAML file, in its order, or raise ValueError that names the problem."""
     path = Path(path)
-    return _read(path, path.stat().st_mtime_ns) if path.is_file() else _refuse(path, "there is no such file")
+    if not path.is_file():
+        _refuse(path, "there is no such file")
+    return _read(path, path.stat().st_mtime_ns)
 
 
 @cache
@@ -78,7 +80,7 @@ def _read(path: Path, _modified: int) -> tuple[Category, ...]:
     return tuple(categories)
 
 
-def _refuse(path: Path, what: str) -> Any:
+def _refuse(path: Path, what: str) -> NoReturn:
     raise ValueError(f"{path}: {what}.")
 
 
