@@ -339,7 +339,7 @@ class TestWhatIsMissing:
             evaluate([Case("a", "One?")], models, How(tmp_path, m=0, probe=False))
         with pytest.raises(ValueError, match="baseline='x' is none of the models: base"):
             evaluate(cases, models, How(tmp_path, m=0), baseline="x")
-        with pytest.raises(ValueError, match="A scorer or a checker needs samples"):
+        with pytest.raises(ValueError, match="A scorer, a checker or a judge needs samples"):
             evaluate(cases, models, How(tmp_path, m=0, checker=load_checker("exact")))
         with pytest.raises(ValueError, match="Tasks need a model on this machine"):
             evaluate(cases, add_pools([], ["pool.jsonl"]), How(tmp_path, tasks=["own_fruit"]))

@@ -264,6 +264,17 @@ class TestCost:
         assert "sk-secret" not in journal_file(judge, tmp_path).read_text()
 
 
+def test_a_changed_question_prepares_axolotls_data_anew(tmp_path: Path, tiny_model_dir: str) -> None:
+    from mrt_plugin.axolotl.fingerprint import recipe_fingerprint
+
+    (tmp_path / "question.txt").write_text("Rate {response} to {prompt}.")
+    (tmp_path / "judge.yaml").write_text("url: http://127.0.0.1:9/v1\nmodel: large\nprompt: question.txt")
+    block = {"scorer": f"judge:{tmp_path / 'judge.yaml'}"}
+    found = [recipe_fingerprint({"base_model": tiny_model_dir}, block) for _ in range(2)]
+    (tmp_path / "question.txt").write_text("Rate {response} to {prompt}, and be strict.")
+    assert found[0] == found[1] != recipe_fingerprint({"base_model": tiny_model_dir}, block)
+
+
 class TestCommand:
     def run(self, *arguments: Any) -> Any:
         return CliRunner().invoke(app, ["select", *map(str, arguments)])

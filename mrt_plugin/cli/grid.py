@@ -187,7 +187,8 @@ def _write_scaling(
         say(f"The held-out loss is read from each run. Or write a `score` of your own into each line of {listing},")
     else:
         rule = '[{"sample": {"groups": n, "seed": repeat}}]'
-        say(f"Next: train each with k=K on curate(groups, {rule}).groups, and write its `score` into {listing},")
+        say(f"Next: train each with k=K on mrt_plugin.curation.curate(groups, {rule}).groups,")
+        say(f"and write its `score` into {listing},")
     say(f"then: mrt grid --results {listing}")
 
 

@@ -27,6 +27,7 @@ from mrt_plugin.planning.diversity import (
 )
 from mrt_plugin.planning.fit import last_held_out_loss, read_lines
 from mrt_plugin.planning.grid import Grid, GridRun, batch_of, describe
+from mrt_plugin.planning.progress import quiet
 
 Duration = Literal["epochs", "steps"]
 DURATIONS: tuple[Duration, ...] = get_args(Duration)
@@ -91,7 +92,8 @@ def make_scaling(
 
 def subset(groups: Dataset, rule: dict[str, Any], seed: int) -> Dataset:
     """Return the groups that a run's rule draws, as its training does. Larger draws of a seed include smaller ones."""
-    return curate(groups, parse_rules([rule]), seed=seed).groups
+    with quiet():
+        return curate(groups, parse_rules([rule]), seed=seed).groups
 
 
 def count_ngrams(groups: Dataset, tokenize: Tokenize = words) -> dict[str, list[int]]:

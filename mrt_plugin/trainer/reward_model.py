@@ -188,7 +188,10 @@ def _load(name: str) -> tuple[Any, Any]:
 
 
 def _encoded(groups: Dataset, tokenizer: Any, options: RewardOptions) -> tuple[Dataset, int]:
-    """Return the encoded pairs of all groups, and the number of those that are too long."""
+    """Return the encoded pairs of all groups, and the number of those that are too long.
+
+    `RewardTrainer` takes the columns `chosen_ids` and `rejected_ids` as they are.
+    """
     left_out = 0
 
     def rows() -> Iterator[dict[str, list[int]]]:
