@@ -392,6 +392,7 @@ class MultiResponseTrainerMixin(Trainer):
         """Train as `Trainer` does. If memory runs out, the error says what to lower."""
         if resume_from_checkpoint:
             refuse_half_an_adapter(self)
+        processes.forget_evaluation(self)
         with out_of_memory_advice():
             return super().train(resume_from_checkpoint, *args, **kwargs)
 

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DistributedType, broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 from torch.distributed.fsdp import FSDPModule
+from transformers import Trainer
 from transformers.integrations import deepspeed
 
 from mrt_plugin.layout.group_row import COLUMNS, IGNORE, OPTIONAL, REFERENCES, SCORES
@@ -77,3 +78,13 @@ def with_fillers(dataset: Dataset, multiple: int) -> Dataset:
     plain = dataset.select_columns([name for name in (*COLUMNS, *OPTIONAL, DRAW) if name in dataset.column_names])
     row = {name: filler[name] for name in plain.column_names}
     return concatenate_datasets([plain, Dataset.from_list([row] * missing, features=plain.features)])
+
+
+def forget_evaluation(trainer: Trainer) -> None:
+    """Let accelerate wrap a model for training that it has only prepared for an evaluation.
+
+    accelerate 1.15 takes such a model as finished. Under DDP each process would then train on its own gradients.
+    """
+    sharded = trainer.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if trainer.model_wrapped is trainer.model and not sharded:
+        vars(trainer.model).pop("_is_accelerate_prepared", None)
