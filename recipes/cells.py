@@ -402,7 +402,8 @@ that remedy); 4-bit weights stored as float32 under FSDP 2 and ZeRO-3, which sha
 - **shared**: the prompt is computed once, without any option. **Not compared**: its `expanded` run is missing.
 - **expanded**: the prompt is copied for every response, for the reason given.
 - **refused**: the run stops with the message given.
-- **failed**: another library stops the run, in any layout; its message is given.
+- **failed**: another library stops the run; its message is given. On one process, `expanded` with QLoRA stops with the
+  same message; under several processes it was not tried.
 - **not run**: the run was cut short before it; nothing is claimed. The same command continues it.
 
 Cells: {counts}."""
