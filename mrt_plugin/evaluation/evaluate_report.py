@@ -13,6 +13,7 @@ from mrt_plugin.evaluation.result import (
     ModelResult,
     Outputs,
     ProbeChange,
+    Sample,
     TaskChange,
     Value,
     label,
@@ -178,21 +179,29 @@ def evaluation_report(result: Evaluation) -> str:
         report.heading("Outputs to read")
         report.text("The first draws of each model on prompts that a hash chose: none was picked.")
         for outputs in result.outputs:
-            report.side_by_side(outputs.prompt, _panels(outputs))
+            report.side_by_side(outputs.prompt, _columns(outputs), "References", _references(outputs))
     return report.html()
 
 
-def _panels(outputs: Outputs) -> list[tuple[str, str]]:
-    panels = [(f"reference {place}", text) for place, text in enumerate(outputs.references, start=1)]
-    if outputs.more_references:
-        panels[-1] = (f"{panels[-1][0]} (and {outputs.more_references} more)", panels[-1][1])
-    panels = panels or [("no reference", "")]
-    for name, one in ((name, one) for name, samples in outputs.models.items() for one in samples):
-        marks = ["cut off"] if one.cut_off else []
-        marks += [] if one.right is None else ["right" if one.right else "wrong"]
-        marks += [] if one.reward is None else [f"reward {number(one.reward)}"]
-        panels.append((f"{name} ({', '.join(marks)})" if marks else name, one.text or "(nothing)"))
-    return panels
+def _columns(outputs: Outputs) -> list[tuple[str, list[str]]]:
+    """Return a column of samples per model."""
+    return [(name, [_sample(one) for one in samples]) for name, samples in outputs.models.items()]
+
+
+def _sample(one: Sample) -> str:
+    marks = ["cut off"] if one.cut_off else []
+    marks += [] if one.right is None else ["right" if one.right else "wrong"]
+    marks += [] if one.reward is None else [f"reward {number(one.reward)}"]
+    return (one.text or "(nothing)") + (f" [{', '.join(marks)}]" if marks else "")
+
+
+def _references(outputs: Outputs) -> list[tuple[str, list[str]]]:
+    more = f" (and {outputs.more_references} more)" if outputs.more_references else ""
+    last = len(outputs.references)
+    return [
+        (f"reference {place}{more if place == last else ''}", [text])
+        for place, text in enumerate(outputs.references, start=1)
+    ]
 
 
 def number(value: float | None) -> str:
