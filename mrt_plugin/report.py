@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 STYLE = """
@@ -272,3 +273,8 @@ def figure(width: float = 7, height: float = 4, columns: int = 1) -> "tuple[Figu
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return made, axes
+
+
+def legend_above(axis: "Axes") -> None:
+    """Add a legend above the axes, where it covers no data."""
+    axis.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.3)

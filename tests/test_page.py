@@ -36,7 +36,16 @@ def everything() -> str:
             Strip("held-out NLL", "lower by 0.4 (0.2 to 0.6)", 0.4, (0.2, 0.6), "better", note="2.1 to 1.7"),
             Strip("coverage of 8", "lower by 0.1 (0.05 to 0.15)", -0.1, (-0.15, -0.05), "worse"),
             Strip(
-                "length", "9 words longer", 9, None, "tilted", "clear", ("shorter", "longer"), " words", "", (-2, 2)
+                "length",
+                "9 words longer",
+                9,
+                None,
+                "tilted",
+                "clear",
+                ("shorter", "longer"),
+                " words or characters",
+                "",
+                (-2, 2),
             ),
             Strip("nothing", "no difference", 0.0, (0.0, 0.0)),
         ],
@@ -59,6 +68,29 @@ def box(part: "Locator") -> dict[str, float]:
     """Where a part of a page is drawn."""
     found: dict[str, float] = part.evaluate("part => part.getBoundingClientRect().toJSON()")
     return found
+
+
+def test_legends_cover_no_data(chromium: "Browser") -> None:
+    """The curves of four models, and what they forgot: each legend is above its axes."""
+    names = ["base", "a longer name", "another", "the last one"]
+    values = [Value("coverage", m, 0.9 - 0.1 * m, [0.3, 0.95], 4) for m in (1, 2, 4)]
+    models = [ModelResult(name, None, None, None, None, values) for name in names]
+    probe = [ProbeChange(kind, 1, 2.0, 2.0, -40.0, [-90.0, 1.0], "kept") for kind in ("all", "code", "prose")]
+    points = {"flagged": 2.0, "significant": 5.0}
+    page = chromium.new_page()
+    for made in (
+        curves_figure(models, ["coverage"]),
+        curves_figure(models[:2], ["coverage", "coverage"]),
+        forgetting_figure([Forgetting(name, "base", probe, []) for name in names], points),
+    ):
+        page.set_content(svg(made))
+        legend, axes = box(page.locator("#legend_1")), box(page.locator("#axes_1 > #patch_2"))
+        whole = box(page.locator("svg"))
+        assert legend["height"] > 5
+        assert axes["height"] > 100
+        assert legend["bottom"] <= axes["top"] + 1
+        assert whole["left"] <= legend["left"] <= legend["right"] <= whole["right"]
+    page.close()
 
 
 class TestInChromium:
@@ -87,13 +119,17 @@ class TestInChromium:
         assert one["x"] == other["x"]
         assert one["bottom"] < other["y"]
 
-    def test_better_lies_right_of_zero_on_each_scale(self, page: "Page") -> None:
+    @pytest.mark.parametrize("width", [360, 1200])
+    def test_better_lies_right_of_zero_on_each_scale(self, page: "Page", width: int) -> None:
+        page.set_viewport_size({"width": width, "height": 800})
         for kind, side in (("better", 1), ("worse", -1)):
             strip = page.locator(f".strip.{kind}")
             dot, zero = box(strip.locator(".dot")), box(strip.locator(".zero"))
             assert (dot["x"] + dot["width"] / 2 - zero["x"]) * side > 20
         for scale in page.locator(".scale").all():
             outer = box(scale)
+            left, right = map(box, scale.locator("span").all())
+            assert left["right"] < right["left"]
             for mark in map(box, scale.locator("i").all()):
                 assert outer["left"] - 1 <= mark["left"] <= mark["right"] <= outer["right"] + 1
 

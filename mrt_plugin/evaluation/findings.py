@@ -100,7 +100,8 @@ def beyond_chance(part: ProbeChange | TaskChange) -> bool:
 def verdict_text(part: ProbeChange | TaskChange) -> str:
     """Say what became of an ability: kept, gained, or how much was lost."""
     if part.verdict != "kept":
-        return {"significant": "significant loss", "flagged": "flagged loss"}.get(part.verdict or "", "")
+        loss = {"significant": "significant loss", "flagged": "flagged loss"}.get(part.verdict or "", "")
+        return loss if not loss or beyond_chance(part) else f"{loss}, may be chance"
     return "gained" if part.interval is not None and part.interval[1] < 0 else "kept"
 
 

@@ -22,10 +22,14 @@ def headline(audit: Audit) -> tuple[str, ...]:
     """Return the largest tilt in one sentence, or that there is none, followed by the others and how it was judged."""
     groups = audit.groups
     ks = f"{groups.k_least}" if groups.k_least == groups.k_most else f"{groups.k_least} to {groups.k_most}"
-    first, *rest = warnings(audit) or [_no_tilt(audit)]
+    tilts, others = _tilts(audit), _losses(audit)
+    first, *rest = [*tilts, *_of_loss(audit), *others] if tilts or others else [_no_tilt(audit), *_of_loss(audit)]
     how = f"Judged on {groups.audited:,} pools of {groups.pool_median:g} responses (median) with {ks} kept of each"
-    without = "" if audit.with_model else " Loss and gradient were not measured: no model was given."
-    return first, *rest, f"{how}, against random_k at the same K, by 90% intervals.{without}"
+    measured = "" if audit.with_model else " Loss and gradient were not measured: no model was given."
+    if audit.loss is not None:
+        gradients = 0 if audit.gradient is None else audit.gradient.prompts
+        measured = f" The loss was measured on {audit.loss.prompts:,} of them, the gradient on {gradients:,}."
+    return first, *rest, f"{how}, against random_k at the same K, by 90% intervals.{measured}"
 
 
 def _no_tilt(audit: Audit) -> str:
@@ -42,8 +46,12 @@ def _no_tilt(audit: Audit) -> str:
 
 def warnings(audit: Audit) -> list[str]:
     """Say in what the selection clearly differs from its pool: the largest tilt first, then loss and gradient."""
-    gradient, splits, loss = audit.gradient, audit.splits, audit.loss
-    lines = _tilts(audit)
+    return [*_tilts(audit), *_losses(audit)]
+
+
+def _losses(audit: Audit) -> list[str]:
+    """Warn of a worse estimate of the loss, and of a gradient that points elsewhere."""
+    gradient, splits, loss, lines = audit.gradient, audit.splits, audit.loss, []
     if loss is not None and loss.emse_difference_interval is not None and loss.emse_difference_interval.low > 0:
         errors = f"mean squared error {loss.emse:.3g} against {loss.random_k_emse:.3g}"
         lines.append(f"The loss of the kept answers estimates their pool's worse than random_k would: {errors}.")
@@ -76,6 +84,18 @@ def _tilts(audit: Audit) -> list[str]:
         shares = f"{coverage.clusters_covered:.0%} of their pools' clusters, random_k {coverage.random_k:.0%}"
         found.append((size, f"Kept answers lack kinds of answers: they cover {shares}."))
     return [text for _, text in sorted(found, reverse=True)]
+
+
+def _of_loss(audit: Audit) -> list[str]:
+    """Say whether the kept answers are easier or harder for the model."""
+    loss = audit.loss
+    ends = None if loss is None else loss.kept_minus_pool_interval
+    if loss is None or ends is None:
+        return []
+    side = f"{number(abs(loss.kept_minus_pool))} {'above' if loss.kept_minus_pool > 0 else 'below'} their pools'"
+    found = "is not tilted" if ends.low <= 0 <= ends.high else "is tilted too"
+    easier = "" if ends.low <= 0 <= ends.high else f": they are {'harder' if ends.low > 0 else 'easier'} for the model"
+    return [f"Their loss {found}, {side} ({interval_text(ends)}){easier}."]
 
 
 def _below_zero(interval: Interval | None) -> bool:
