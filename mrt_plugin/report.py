@@ -19,7 +19,7 @@ body { font: 16px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color
 h1 { font-size: 15px; font-weight: 600; color: #555; margin: 0 0 .5em }
 h2 { font-size: 20px; line-height: 1.3; margin: 2em 0 .5em }
 .headline { font-size: 28px; font-weight: 700; line-height: 1.25; letter-spacing: -.01em; margin: 0 0 .5em;
-            text-wrap: balance }
+            text-wrap: pretty }
 .strips { border-bottom: 1px solid #e3e3e3; padding-bottom: .6em }
 .detail { font-size: 17px; color: #444; margin: .4em 0 } .lead { font-size: 19px }
 .scroll { overflow-x: auto; margin: 1em 0 }
@@ -71,7 +71,8 @@ section details { border: 0; font-size: 14px; color: #444; padding: .3em 0 }
 @media print {
   @page { margin: 16mm 14mm }
   body { font-size: 11pt; max-width: none; margin: 0; padding: 0 }
-  figure > svg { min-width: 0 } figure { break-inside: avoid } figure, .scroll, pre { overflow: visible }
+  figure > svg { min-width: 0 } figure { break-inside: avoid } .strips { break-inside: auto }
+  figure, .scroll, pre { overflow: visible }
   h2, h3, summary { break-after: avoid } tr { break-inside: avoid }
   pre { white-space: pre-wrap; overflow-wrap: anywhere } table { font-size: 9pt } th, td { padding: .2em .5em }
   details::details-content { content-visibility: visible; block-size: auto }

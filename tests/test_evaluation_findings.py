@@ -109,7 +109,7 @@ class TestHeadline:
         )
         by_chance = difference("nll_per_token", -0.4, -0.5, -0.3, p=0.06)
         assert headline(evaluation(by_chance, UNCLEAR))[0].endswith(
-            "(0.3 to 0.5), which chance gives among 2 comparisons."
+            "(0.3 to 0.5), which may be chance among 2 comparisons."
         )
         few = replace(NLL, interval=None, p=None, outcome="unclear")
         data = CaseCounts("d", 3, 3, 3, 1, 1, 1, 0)

@@ -205,11 +205,9 @@ def _unclear(
     if different:
         said = _said(different[0])
         return f"{name} is different from {base}, and neither better nor worse: {said}.", [different[0]]
+    known = [row for row in at_most_samples(result, name) if row.measure in FIRST and row.difference is not None]
     rows: list[WinRate | Difference] = [row for row in result.judged if row.model == name and row.rate is not None]
-    rows += sorted(
-        (row for row in at_most_samples(result, name) if row.measure in FIRST and row.difference is not None),
-        key=lambda row: FIRST.index(row.measure),
-    )
+    rows += sorted(known, key=lambda row: FIRST.index(row.measure))
     if not rows:
         return f"{name} and {base} have no measure in common.", []
     ends = rows[0].interval
@@ -219,7 +217,7 @@ def _unclear(
         sentence = f"No clear difference between {name} and {base} on {prompts:,} prompts: {_said(rows[0])}"
         tested = sum(row.p is not None for row in result.differences)
         by_chance = isinstance(rows[0], Difference) and not ends[0] <= 0 <= ends[1]
-        sentence += f", which chance gives among {tested} comparisons." if by_chance else "."
+        sentence += f", which may be chance among {tested} comparisons." if by_chance else "."
     return sentence, [rows[0]]
 
 
@@ -385,7 +383,7 @@ def again(result: Evaluation, *more: str, first: str | None = None) -> str:
         "--output": how["folder"],
         "--report": "evaluation.html",
     }
-    usual = {"--embedder": "lexical", "--max-tokens": 512, "--output": "evaluation"}
+    usual = {"--m": 16, "--embedder": "lexical", "--max-tokens": 512, "--output": "evaluation"}
     for name, value in settings.items():
         if name not in more and value not in (None, "", usual.get(name)):
             line += [name, str(value)]
