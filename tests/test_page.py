@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from helpers.evaluations import COVERAGE, HOW, JUDGED, NLL, evaluation, lost
 
-from mrt_plugin.evaluation.evaluate_report import curves_figure, forgetting_figure
-from mrt_plugin.evaluation.result import Forgetting, ModelResult, ProbeChange, Value
+from mrt_plugin.evaluation.evaluate_report import curves_figure, evaluation_report, forgetting_figure
+from mrt_plugin.evaluation.result import Forgetting, ModelResult, Outputs, ProbeChange, Sample, Value
 from mrt_plugin.report import NextStep, Report, Strip, figure, svg
 
 if TYPE_CHECKING:
@@ -148,3 +149,48 @@ class TestInChromium:
         assert last.locator("pre").inner_text() == f"mrt audit {LONG} \\\n  --pool {LONG}"
         assert page.locator("script, link, iframe, img").count() == 0
         assert page.locator("meta[name=viewport]").get_attribute("content") == "width=device-width, initial-scale=1"
+
+
+@pytest.fixture
+def report(chromium: "Browser") -> Iterator["Page"]:
+    """The page of an evaluation with a gain, a loss, a judge, a drop, and long answers."""
+    samples = {"base": [Sample("short"), Sample(LONG * 3, cut_off=True)], "tuned": [Sample("x " * 400), Sample("")]}
+    outputs = [Outputs(f"p{n}", f"Prompt {n}. {LONG}", ["A reference.", LONG], 2, samples) for n in range(5)]
+    found = evaluation(
+        NLL,
+        COVERAGE,
+        judged=[JUDGED],
+        forgetting=[lost(12.3, 10.1, 14.5, "significant")],
+        outputs=outputs,
+        notes=[f"A note on {LONG}."],
+        how=HOW | {"judge": {"name": "a-judge", "samples": 1}},
+    )
+    page = chromium.new_page(viewport={"width": 1200, "height": 900})
+    page.set_content(evaluation_report(found))
+    yield page
+    page.close()
+
+
+def test_an_evaluation_begins_with_its_finding_and_one_picture(report: "Page") -> None:
+    for width in (1200, 360):
+        report.set_viewport_size({"width": width, "height": 900})
+        headline, picture = box(report.locator(".headline")), box(report.locator("figure").first)
+        assert headline["top"] < 130
+        assert headline["bottom"] < picture["top"]
+        assert report.locator("figure").first.get_attribute("class") == "strips"
+        assert report.evaluate("document.documentElement.scrollWidth") == width
+    sizes = "parts => parts.map(part => parseFloat(getComputedStyle(part).fontSize))"
+    others = report.locator("h1, h2, h3, p:not(.headline)").evaluate_all(sizes)
+    assert report.locator(".headline").evaluate_all(sizes)[0] > max(others)
+    assert report.locator("table").count() > 3
+    assert not any(table.is_visible() for table in report.locator("table").all())
+    assert report.locator("section:visible").count() == 3
+
+
+def test_an_evaluation_on_paper_has_everything(report: "Page") -> None:
+    report.emulate_media(media="print")
+    report.set_viewport_size({"width": 718, "height": 1000})  # A4 without its margins
+    assert report.locator("section:visible").count() == 5
+    assert all(table.is_visible() for table in report.locator("table").all())
+    assert report.evaluate("document.documentElement.scrollWidth") == 718
+    assert report.get_by_text("A reference.").first.is_visible()

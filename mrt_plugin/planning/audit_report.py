@@ -22,8 +22,9 @@ def headline(audit: Audit) -> tuple[str, ...]:
     """Return the largest tilt in one sentence, or that there is none, followed by the others and how it was judged."""
     groups = audit.groups
     ks = f"{groups.k_least}" if groups.k_least == groups.k_most else f"{groups.k_least} to {groups.k_most}"
-    tilts, others = _tilts(audit), _losses(audit)
-    first, *rest = [*tilts, *_of_loss(audit), *others] if tilts or others else [_no_tilt(audit), *_of_loss(audit)]
+    first, *rest = findings(audit) or [_no_tilt(audit)]
+    if not _loss_tilt(audit) and _of_loss(audit) is not None:
+        rest.append(f"Their loss is not tilted: {_of_loss(audit)}.")
     how = f"Judged on {groups.audited:,} pools of {groups.pool_median:g} responses (median) with {ks} kept of each"
     measured = "" if audit.with_model else " Loss and gradient were not measured: no model was given."
     if audit.loss is not None:
@@ -44,8 +45,13 @@ def _no_tilt(audit: Audit) -> str:
     )
 
 
-def warnings(audit: Audit) -> list[str]:
+def findings(audit: Audit) -> list[str]:
     """Say in what the selection clearly differs from its pool: the largest tilt first, then loss and gradient."""
+    return [*_tilts(audit), *_loss_tilt(audit), *_losses(audit)]
+
+
+def warnings(audit: Audit) -> list[str]:
+    """Return those findings that warn of training on the selection: an easier loss does not."""
     return [*_tilts(audit), *_losses(audit)]
 
 
@@ -86,16 +92,23 @@ def _tilts(audit: Audit) -> list[str]:
     return [text for _, text in sorted(found, reverse=True)]
 
 
-def _of_loss(audit: Audit) -> list[str]:
-    """Say whether the kept answers are easier or harder for the model."""
+def _of_loss(audit: Audit) -> str | None:
+    """Say how far the loss of the kept answers is from their pools'."""
     loss = audit.loss
-    ends = None if loss is None else loss.kept_minus_pool_interval
-    if loss is None or ends is None:
+    if loss is None or loss.kept_minus_pool_interval is None:
+        return None
+    side = "above" if loss.kept_minus_pool > 0 else "below"
+    return f"{number(abs(loss.kept_minus_pool))} {side} their pools' ({interval_text(loss.kept_minus_pool_interval)})"
+
+
+def _loss_tilt(audit: Audit) -> list[str]:
+    """Say that the kept answers are easier or harder for the model, if they are."""
+    ends = None if audit.loss is None else audit.loss.kept_minus_pool_interval
+    if ends is None or ends.low <= 0 <= ends.high:
         return []
-    side = f"{number(abs(loss.kept_minus_pool))} {'above' if loss.kept_minus_pool > 0 else 'below'} their pools'"
-    found = "is not tilted" if ends.low <= 0 <= ends.high else "is tilted too"
-    easier = "" if ends.low <= 0 <= ends.high else f": they are {'harder' if ends.low > 0 else 'easier'} for the model"
-    return [f"Their loss {found}, {side} ({interval_text(ends)}){easier}."]
+    return [
+        f"Kept answers are {'harder' if ends.low > 0 else 'easier'} for the model: their loss is {_of_loss(audit)}."
+    ]
 
 
 def _below_zero(interval: Interval | None) -> bool:
@@ -154,7 +167,7 @@ def _strip(
 
 def next_step(audit: Audit) -> NextStep:
     """Return what to do next, with the paths of this audit."""
-    if warnings(audit):
+    if findings(audit):
         path = Path(audit.name)
         fair = path.with_name(f"{path.stem}_random_k.jsonl")
         line = ["mrt", "select", audit.pool, "--selector", "random_k", "--k", str(audit.groups.k_most)]
