@@ -27,7 +27,7 @@ table { border-collapse: collapse; font-size: 14px; line-height: 1.4 }
 th, td { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }
 th { border-bottom: 2px solid #1a1a1a; vertical-align: bottom }
 th:first-child, td:first-child, td.text, th.text { text-align: left }
-tr.mark td { font-weight: bold; background: #eef3f9 }
+tr.mark td { font-weight: bold; background: #eeeeee }
 td { font-variant-numeric: tabular-nums }
 pre { background: #f5f5f5; border: 1px solid #ddd; padding: .8em 1em; overflow-x: auto; font-size: 14px }
 figure { margin: 1.2em 0; overflow-x: auto }
@@ -58,8 +58,8 @@ section details { border: 0; font-size: 14px; color: #444; padding: .3em 0 }
               border-radius: 50%; background: #fff }
 .scale span { position: absolute; bottom: 0; max-width: 48%; overflow: hidden; text-overflow: ellipsis;
               white-space: nowrap } .scale span + span { right: 0 }
-.better .bar, .better .dot { border-color: #1b5fa8 } .better .dot { background: #1b5fa8 } .better b { color: #1b5fa8 }
-.worse .bar, .worse .dot { border-color: #b34700 } .worse .dot { background: #b34700 } .worse b { color: #b34700 }
+.better .bar, .better .dot, .worse .bar, .worse .dot { border-color: #000000; background: #000000 }
+.worse .dot { border-radius: 0; transform: rotate(45deg) scale(.9) }
 .clear .dot { background: #444 }
 .next { border: 2px solid #1a1a1a; padding: .2em 1.2em 1em; margin: 2.5em 0 1em; break-inside: avoid }
 .next h2 { margin: .6em 0 .2em; border: 0; padding: 0 } .next p { margin: .3em 0 }
@@ -105,7 +105,7 @@ class Strip:
     interval: tuple[float, float] | None
     verdict: str = "unclear"
     look: str = ""
-    """`better` and `worse` have a colour, `unclear` a hollow mark, `clear` a filled one. By default as `verdict`."""
+    """Mark: `better` a black disc, `worse` a diamond, `unclear` hollow, `clear` a grey disc. By default `verdict`."""
     ends: tuple[str, str] = ("worse", "better")
     """What lies to the left and to the right of zero."""
     unit: str = ""

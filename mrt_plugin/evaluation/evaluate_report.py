@@ -39,8 +39,8 @@ Table = tuple[list[str], list[list[str]]]
 
 STRIPS = (
     "Each row has its own scale with no difference in the middle, and better on the right. A line is the interval of "
-    "a comparison alone. A filled mark is a difference beyond chance, corrected for the number of comparisons. "
-    "Points of general ability are not corrected."
+    "a comparison alone. A filled mark is a difference beyond chance, corrected for the number of comparisons: a "
+    "disc if better, a diamond if worse. Points of general ability are not corrected."
 )
 UNFOLDED = 3
 """Number of prompts whose outputs are not folded."""
@@ -145,7 +145,7 @@ def evaluation_report(result: Evaluation) -> str:
     """
     report = Report(f"Evaluation on {result.data.name}")
     report.headline(*headline(result))
-    drawn = [name for name in CURVES if any(model.curve(name) for model in result.models)]
+    drawn = [name for name in CURVES if any(len(model.curve(name)) > 1 for model in result.models)]
     compared = strips(result)
     if compared:
         report.strips(compared, STRIPS)

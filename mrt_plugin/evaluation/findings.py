@@ -336,8 +336,10 @@ def next_step(result: Evaluation) -> NextStep:
     data, model, seed = result.data, result.models[0], int(result.intervals["seed"])
     lost = next((row.model for row in result.forgetting if any(map(beyond_chance, row.losses))), None)
     if lost is not None:
-        remedy = "Mix 5 to 10 % general data into its training (mrt select --proportion), or train fewer steps"
-        return NextStep(f"{lost} lost general ability. {remedy}, and evaluate again", again(result))
+        remedy = (
+            f"mix 5 to 10 % general data into the training of {lost} (mrt select --proportion), or train fewer steps"
+        )
+        return NextStep(f"{remedy}, since it lost general ability. Then evaluate again", again(result))
     if len(result.models) == 1:
         if model.adapter:
             return NextStep("compare it with the model before training", again(result, first=model.path))
