@@ -1,17 +1,19 @@
 """README.md and the pages in docs/: their commands, their lengths, their places in the site.
 
-How to mark a command. Every fenced block with a command of ours (`mrt`, `axolotl`, `make`, `python -m`, `python FILE`)
-is a `shell` block, with a comment on a line of its own before the fence. Readers do not see the comment. It says which
-tests run the commands, or what no test has:
+How to mark a command. Every block with a command of ours (`mrt`, `axolotl`, `make`, `python -m`, `python FILE`) is a
+fenced `shell` block, with a comment on a line of its own before the fence. Readers do not see the comment. It says
+which tests run the commands, or what no test has:
 
     <!-- run by: tests/test_select_cli.py::test_name, tests/test_curation.py::TestClass::test_name -->
     <!-- run by: .ci/run -->
     <!-- needs: GPU -->
     <!-- needs: hub -->
+    <!-- needs: time -->
 
 Tests are named by path, class and function. Together their files must read the page (have its file name in them), or
 have the subcommand and every long option of the commands in them. So a command that changes on the page alone fails.
-A block may have several marks. With `needs`, the options are not looked for, as no test may run the whole block.
+A block may have several marks. With `needs`, options are not looked for, as no test may run the whole block. `time` is
+for measurements that take too long for a test: a second mark names the tests of the same program in small.
 
 Besides, each `mrt` command is parsed by the program itself: a subcommand, an option or a value that it does not have
 fails, also in the running text (`mrt plan --budget`).
@@ -38,7 +40,7 @@ NAV = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
 LIMITS = {"Start": 1500, "Guides": 600, "Reference": 1500, "Explanations": 1500, "Results": None}
 """The most words of a page, by its section in mkdocs.yml."""
 README_LIMIT = 700
-NEEDS = ("GPU", "hub")
+NEEDS = {"GPU", "hub", "time"}
 ROWS_OF_BENCH = ("shared", "expanded")
 """`mrt shared` and `mrt expanded` are names of rows in the tables of `mrt bench`."""
 SHELLS = ("shell", "bash", "sh", "console")
@@ -51,9 +53,10 @@ COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 
 # Pages that are not yet marked or short enough. A test refuses a page that need not be here.
 UNMARKED = {
-    *("README.md", "augmentation.md", "axolotl.md", "curation.md", "doctor.md", "evaluation.md", "grid.md"),
-    *("installing.md", "judging.md", "mixing.md", "planning.md", "results.md", "sampling.md", "select.md"),
-    *("simulation.md", "sources.md", "when-not-to.md"),
+    *("README.md", "alpaca-trl.md", "augmentation.md", "axolotl.md", "benchmarks.md", "curation.md", "doctor.md"),
+    *("evaluation.md", "exactness.md", "gpu.md", "grid.md", "gsm8k-axolotl.md", "installing.md", "judging.md"),
+    *("mixing.md", "objectives-measured.md", "objectives.md", "planning.md", "results.md", "sampling.md"),
+    *("scale.md", "select.md", "simulation.md", "sources.md", "walkthrough.md", "when-not-to.md"),
 }
 TOO_LONG = {
     *("README.md", "axolotl.md", "curation.md", "distributed.md", "doctor.md", "evaluation.md", "grid.md"),
@@ -112,6 +115,14 @@ def shell_blocks(page: Path) -> list[Block]:
     return [block for block in blocks(page) if block.language in SHELLS and block.commands()]
 
 
+def not_fenced(page: Path) -> list[str]:
+    """Return the commands in indented blocks, and in fenced ones without a language: no mark can stand before them."""
+    text = page.read_text(encoding="utf-8")
+    plain = "".join(block.text for block in blocks(page) if not block.language)
+    start = r"(?:mrt|axolotl|make|python3?) [\w-].*"
+    return re.findall(rf"^ {{4,}}{start}", BLOCK.sub("", text), re.MULTILINE) + re.findall(rf"^{start}", plain, re.M)
+
+
 def words_of(page: Path) -> int:
     """Count words as a reader does: signs alone are none, and comments are not shown."""
     return sum(bool(re.search(r"\w", word)) for word in COMMENT.sub("", page.read_text(encoding="utf-8")).split())
@@ -162,7 +173,7 @@ PARAMETERS = [pytest.param(page, id=page.name) for page in PAGES]
 @pytest.mark.parametrize("page", PARAMETERS)
 def test_every_command_is_run_by_a_test_or_says_what_it_needs(page: Path) -> None:
     """The module's docstring says how to mark a command."""
-    unmarked = [block.text for block in shell_blocks(page) if not block.marks]
+    unmarked = [block.text for block in shell_blocks(page) if not block.marks] + not_fenced(page)
     if page.name in UNMARKED:
         assert unmarked, f"every command is marked: take {page.name} off the list UNMARKED"
     else:
@@ -172,7 +183,8 @@ def test_every_command_is_run_by_a_test_or_says_what_it_needs(page: Path) -> Non
 @pytest.mark.parametrize("page", PARAMETERS)
 def test_the_tests_named_run_what_the_page_shows(page: Path) -> None:
     for block in shell_blocks(page):
-        assert set(block.named("needs")) <= {*NEEDS}, f"{page.name}: {block.marks}"
+        assert set(block.named("needs")) <= NEEDS, f"{page.name}: {block.marks}"
+        assert "time" not in block.named("needs") or block.named("run by"), f"{page.name} names no test: {block.text}"
         said = ""
         for test in block.named("run by"):
             path, _, name = test.partition("::")
@@ -189,12 +201,9 @@ def test_the_tests_named_run_what_the_page_shows(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PARAMETERS)
 def test_every_command_exists(page: Path) -> None:
-    for block in blocks(page):
-        for words in block.commands() if block.language in SHELLS else []:
+    for block in shell_blocks(page):
+        for words in block.commands():
             check_command(words, page)
-        if block.language not in SHELLS:
-            lost = re.findall(r"^(?:mrt|axolotl) [a-z][\w-]* .*", block.text, re.MULTILINE)
-            assert not lost or block.language, f"{page.name}: say ```shell before {lost}"
 
 
 def check_command(words: list[str], page: Path) -> None:
