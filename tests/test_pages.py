@@ -33,6 +33,7 @@ import typer
 import yaml
 
 from mrt_plugin.cli import app
+from mrt_plugin.cli.reference import pages
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -267,6 +268,12 @@ def test_no_page_is_too_long(page: Path) -> None:
         assert words > limit, f"short enough: take {page.name} off the list TOO_LONG"
     else:
         assert limit is None or words <= limit, f"{page.name} has {words} words, and may have {limit}"
+
+
+@pytest.mark.parametrize(("name", "text"), pages().items(), ids=list(pages()))
+def test_the_pages_of_the_commands_are_the_program(name: str, text: str) -> None:
+    """Write them again with `python -m mrt_plugin.cli.reference docs`."""
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text
 
 
 def test_every_page_of_the_site_exists() -> None:
