@@ -1,6 +1,6 @@
 """How often the intervals of `mrt audit` and `mrt plan` hold the truth, and a null evaluation shows a verdict.
 
-The figures of docs/planning.md and docs/evaluation.md: `PYTHONPATH=. python tests/interval_coverage.py`. The tests run
+The figures of docs/planning-explained.md and docs/evaluation-reference.md: `PYTHONPATH=. python tests/interval_coverage.py`. The tests run
 the same with fewer repetitions.
 """
 
