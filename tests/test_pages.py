@@ -101,9 +101,9 @@ def _without_the_shell(words: list[str]) -> list[str]:
 
 
 def is_ours(words: list[str]) -> bool:
-    return bool(words) and (
-        words[0] in ("mrt", "axolotl", "make") or (words[0].startswith("python") and len(words) > 1)
-    )
+    if words and words[0] in ("python", "python3"):
+        return len(words) > 1 and words[1:3] != ["-m", "venv"]
+    return bool(words) and words[0] in ("mrt", "axolotl", "make")
 
 
 @cache
@@ -278,7 +278,9 @@ def test_the_pages_of_the_commands_are_the_program(name: str, text: str) -> None
 
 def test_links_of_the_readme_lead_somewhere() -> None:
     """Those between pages are checked by `make docs`."""
-    for path, _, anchor in re.findall(r"\]\(([^)#\s]+)(#?)([\w-]*)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
+    for path, _, anchor in re.findall(
+        r"\]\(([^)#\s]+)(#?)([\w-]*)\)", (ROOT / "README.md").read_text(encoding="utf-8")
+    ):
         if not path.startswith("https://"):
             assert (ROOT / path).is_file(), path
             titles = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.M) if anchor else []
