@@ -3,15 +3,18 @@
 MkDocs calls the functions named `on_...` (https://www.mkdocs.org/user-guide/configuration/#hooks).
 """
 
+import logging
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import griffe
+from markdown_it import MarkdownIt
 from mkdocs.structure.files import File
 from mkdocs.structure.nav import Section
 
+logger = logging.getLogger("mkdocs.hooks")
 ROOT = Path(__file__).parents[2]
 ASSETS = ("iframe-worker.js", "site.css")
 OUTSIDE = re.compile(r"(?<=\]\()\.\./([^)#\s]+)")
@@ -38,6 +41,17 @@ def on_files(files: Any, *, config: Any) -> Any:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Have links to files of the repository lead to their copies, and nest lists as Python-Markdown reads them."""
     return nested_by_four(COMMENT.sub("", IN_ROOT.sub("", OUTSIDE.sub(r"\1", markdown))))
+
+
+def on_page_content(html: str, *, page: Any, **_: Any) -> None:
+    """Warn, and so end a strict build, if a page is not read as GitHub reads it."""
+    source = page.file.content_string
+    if not OBJECT.search(source):
+        plain = MarkdownIt("commonmark").enable("table").render(source)
+        for tag in ("li", "ul", "ol", "table", "tr", "pre", "h2", "h3"):
+            ours, theirs = (len(re.findall(rf"<{tag}[ >]", text)) for text in (html, plain))
+            if ours != theirs:
+                logger.warning(f"{page.file.src_uri} has {ours} <{tag}> here and {theirs} in CommonMark.")
 
 
 def nested_by_four(markdown: str) -> str:
