@@ -287,6 +287,18 @@ def test_links_of_the_readme_lead_somewhere() -> None:
             assert anchor in ("", *(re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles))
 
 
+def test_the_changelog_has_the_usual_form() -> None:
+    """That of keepachangelog.com: what is unreleased first, then versions with their dates."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first, *others = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert first == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", title) for title in others)
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert {*re.findall(r"^### (.+)$", text, re.MULTILINE)} <= kinds
+    lines = re.findall(r"^- .+$", text, re.MULTILINE)
+    assert len(lines) == len({*lines})
+
+
 def test_every_page_of_the_site_exists() -> None:
     named = [_file(entry) for section in NAV for pages in section.values() for entry in pages]
     assert sorted(named) == sorted(page.name for page in PAGES if page.name != "README.md")
