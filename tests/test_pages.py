@@ -251,6 +251,13 @@ def test_commands_in_the_text_exist(page: Path) -> None:
             assert given <= known, f"{page.name}: mrt {name} has no {given - known}"
 
 
+def test_the_variances_are_explained_where_they_stand() -> None:
+    """V_x and V_{y|x} are no words of the field."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert "V_x" not in text or page.name == "glossary.md" or "glossary.md" in text, page.name
+
+
 @pytest.mark.parametrize("page", PARAMETERS)
 def test_no_page_is_too_long(page: Path) -> None:
     limit = README_LIMIT if page.name == "README.md" else LIMITS[section_of(page)]
