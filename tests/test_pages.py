@@ -53,8 +53,8 @@ MARK = re.compile(r"<!-- (run by|needs): (.*?) -->", re.DOTALL)
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 
 # Pages that are not yet marked or short enough. A test refuses a page that need not be here.
-UNMARKED = {"README.md", "installing.md", "objectives-measured.md", "walkthrough.md"}
-TOO_LONG = {"README.md"}
+UNMARKED = {"walkthrough.md"}
+TOO_LONG: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def _without_the_shell(words: list[str]) -> list[str]:
 
 
 def is_ours(words: list[str]) -> bool:
-    return bool(words) and (
-        words[0] in ("mrt", "axolotl", "make") or (words[0].startswith("python") and len(words) > 1)
-    )
+    if words and words[0] in ("python", "python3"):
+        return len(words) > 1 and words[1:3] != ["-m", "venv"]
+    return bool(words) and words[0] in ("mrt", "axolotl", "make")
 
 
 @cache
@@ -266,6 +266,29 @@ def test_no_page_is_too_long(page: Path) -> None:
 def test_the_pages_of_the_commands_are_the_program(name: str, text: str) -> None:
     """Write them again with `python -m mrt_plugin.cli.reference docs`."""
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    """Those between pages are checked by `make docs`."""
+    for path, _, anchor in re.findall(
+        r"\]\(([^)#\s]+)(#?)([\w-]*)\)", (ROOT / "README.md").read_text(encoding="utf-8")
+    ):
+        if not path.startswith("https://"):
+            assert (ROOT / path).is_file(), path
+            titles = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.M) if anchor else []
+            assert anchor in ("", *(re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles))
+
+
+def test_the_changelog_has_the_usual_form() -> None:
+    """That of keepachangelog.com: what is unreleased first, then versions with their dates."""
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first, *others = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert first == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", title) for title in others)
+    kinds = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    assert {*re.findall(r"^### (.+)$", text, re.MULTILINE)} <= kinds
+    lines = re.findall(r"^- .+$", text, re.MULTILINE)
+    assert len(lines) == len({*lines})
 
 
 def test_every_page_of_the_site_exists() -> None:

@@ -38,7 +38,9 @@ def pages() -> dict[str, str]:
 
 
 def _page(name: str, title: str, commands: dict[str, Any]) -> str:
-    lines = [f"# {title}", "", f"{_contents() if name == 'commands.md' else ''}{MADE}", ""]
+    names = ", ".join(f"`mrt {one}`" for one in commands)
+    lines = [f"# {title}", "", f"What {names} do, with examples and every option. {MADE}", ""]
+    lines += [_contents(), ""] if name == "commands.md" else []
     times = Counter(_key(option) for command in commands.values() for option in command.params)
     shared: dict[tuple[str, str], tuple[Any, list[str]]] = {}
     for one, command in commands.items():
@@ -70,7 +72,7 @@ def _contents() -> str:
             first = str(commands[one].help).strip().partition("\n\n")[0].replace("\n", " ")
             rows.append(f"| [`mrt {one}`]({'' if file == 'commands.md' else file}#mrt-{one}) | {first} |")
     also = "`mrt --version` prints the version, `mrt --verbose COMMAND` shows what other libraries say at their start."
-    return "\n".join([*rows, "", f"{also} Every command has `--help`. "])
+    return "\n".join([*rows, "", f"{also} Every command has `--help`."])
 
 
 def _key(option: Any) -> tuple[str, str]:
