@@ -144,6 +144,7 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
     counts = None if given.at is None else numbers(given.at, refusal)
     serve, url = None, given.endpoint
     if url is not None:
+        from mrt_plugin.endpoint.masking import mask_typed
         from mrt_plugin.sampling import Endpoint
 
         def serve(name: str | None) -> Any:
@@ -194,6 +195,7 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         "at": counts,
         "settings": SamplingSettings(**part_of(SamplingSettings, options)),
         "endpoint": serve,
+        "address": None if url is None else mask_typed(url),
         "embedder": None if given.embedder == "none" else load_embedder(given.embedder, score_cache=given.score_cache),
         "checker": None if given.checker is None else load_checker(given.checker),
         "judge": judge,
@@ -245,7 +247,9 @@ def _show(result: "Evaluation") -> None:
         measure_rows,
         reward_rows,
     )
+    from mrt_plugin.evaluation.findings import headline
 
+    say(*headline(result), "")
     say(f"{result.data.name}: {result.data.prompts:,} prompts, {result.data.with_references:,} with references.")
     few = len(result.models) <= 2  # with more, intervals would not fit beside each other
     title = f"{result.intervals['level']:.0%} intervals, by a bootstrap over prompts" if few else None

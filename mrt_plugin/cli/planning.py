@@ -156,17 +156,19 @@ def audit(given: AuditOptions) -> None:
     from mrt_plugin.groups.paths import check_paths
     from mrt_plugin.pipeline.manifest import manifest_path
     from mrt_plugin.planning.audit import make_audit
-    from mrt_plugin.planning.audit_report import audit_report
+    from mrt_plugin.planning.audit_report import audit_report, next_step
 
     selection, manifest = given.selection, manifest_path(given.selection)
     inputs: list[tuple[str, Any]] = [("the selection", selection), ("its manifest", manifest), ("--pool", given.pool)]
     check_paths([("--report", given.report)], inputs, given.folders())
-    options: dict[str, Any] = {"rule": _selector_call(given, manifest), "name": selection}
+    options: dict[str, Any] = {"rule": _selector_call(given, manifest), "name": selection, "pool_name": given.pool}
     pool, chosen = mrt_plugin.load_groups(given.pool), mrt_plugin.load_groups(selection)
     options |= {"gradient_prompts": given.gradient_prompts, "splits": given.splits} | given.measuring()
     with stages() as progress:
         found = make_audit(chosen, pool, progress=progress, **options)
     finish(given, found, audit_json, _show_audit, audit_report)
+    if not given.json:
+        say(str(next_step(found)))
 
 
 def _selector_call(given: AuditOptions, manifest: Path) -> "SelectorCall | None":
@@ -198,14 +200,9 @@ def audit_json(found: "Audit") -> dict[str, Any]:
 def _show_audit(found: "Audit") -> None:
     from mrt_plugin.planning import audit_report as tell
 
+    first, *rest = tell.headline(found)
+    say(first, "")
     table(tell.COLUMNS, tell.audit_rows(found))
     if found.splits is not None:
         table(("on halves of the pools", found.splits.selector, "random_k"), tell.split_rows(found.splits))
-    warnings = tell.warnings(found)
-    say("", *([f"WARNING: {line}" for line in warnings] or [tell.CALM]), *tell.notes(found))
-    if found.loss is None:
-        say(f"Next: mrt audit {found.name} --pool ... --model path/or/name")
-    elif warnings:
-        say("Next: select again, with random_k or a lower alpha, and audit that; or train on both and compare them.")
-    else:
-        say(f"Next: train on {found.name}, with type: mrt_plugin.axolotl.all in a recipe.")
+    say("", *rest, *tell.notes(found))
