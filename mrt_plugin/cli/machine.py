@@ -259,6 +259,9 @@ def bench(given: BenchOptions) -> None:
 
 
 def _show_bench(result: "BenchResult") -> None:
+    from mrt_plugin.bench.plot import headline
+
+    say(headline(result), "")
     say(
         "{device}, {cores} cores, {threads} threads, load {load} before; torch {torch}, transformers {transformers}, "
         "trl {trl}.".format_map(result.machine)
