@@ -1,6 +1,7 @@
 """Show a plan: as sentences, as tables and as an HTML page."""
 
 import math
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -273,7 +274,7 @@ def yaml_block(plan: Plan) -> str | None:
 
 def next_step(plan: Plan) -> NextStep:
     """Return what to do with the plan, as a command."""
-    name, found = plan.data.name, plan.model
+    name, found = quote(plan.data.name), plan.model
     if found is None:
         return NextStep("measure the loss with the model to fine-tune", f"mrt plan {name} --model path/or/name")
     output = f"--k {found.best.k} --held-out 0.1 --output chosen.jsonl"
