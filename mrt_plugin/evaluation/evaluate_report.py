@@ -13,6 +13,7 @@ from mrt_plugin.evaluation.result import (
     ModelResult,
     Outputs,
     ProbeChange,
+    RightAnswer,
     Sample,
     TaskChange,
     Value,
@@ -28,6 +29,8 @@ Table = tuple[list[str], list[list[str]]]
 
 STYLES = (("o", "-", "black"), ("s", "--", "0.4"), ("^", "-.", "0.2"), ("D", ":", "0.5"), ("v", "-", "0.6"))
 """Marker, line style and shade of each model, in order, so that plots are readable without colour."""
+ANSWERS_SHOWN = 6
+"""Number of right answers to one prompt that are shown one by one."""
 ARROWS = {"higher": " (right is better)", "lower": " (left is better)", "neither": ""}
 
 
@@ -109,6 +112,35 @@ def forgetting_rows(row: Forgetting) -> Table:
     return [f"{row.model} against {row.before}", "before", "after", "points lost", "interval", ""], rows
 
 
+def example_rows(result: Evaluation) -> Table:
+    """Build a table of the likeliest right answers to one prompt: true probability, each model's, and its draws."""
+    if result.example is None:
+        return [""], []
+    answers = result.example.answers
+    names = list(answers[0].models)
+    listed, rest = answers[:ANSWERS_SHOWN], answers[ANSWERS_SHOWN:]
+    if rest:
+        listed.append(_together(rest))
+    rows = [[one.text, f"{one.probability:.0%}", *(_answer(one, name) for name in names)] for one in listed]
+    return [result.example.prompt, "truth", *names], rows
+
+
+def _together(answers: Sequence[RightAnswer]) -> RightAnswer:
+    """Return the answers as one, with their probabilities and draws added up."""
+    first = answers[0]
+    return RightAnswer(
+        f"{len(answers)} other right answers",
+        sum(one.probability for one in answers),
+        {name: sum(one.models[name] for one in answers) for name in first.models},
+        {name: sum(one.draws[name] for one in answers) for name in first.draws},
+    )
+
+
+def _answer(answer: RightAnswer, model: str) -> str:
+    """Return a model's probability of an answer, and how often it drew it."""
+    return f"{answer.models[model]:.0%}" + (f" ({answer.draws[model]} drawn)" if model in answer.draws else "")
+
+
 def evaluation_report(result: Evaluation) -> str:
     """Build the HTML page of a result from `evaluate`.
 
@@ -175,6 +207,10 @@ def evaluation_report(result: Evaluation) -> str:
         if probed:
             caption = "Points lost on the general probe, by kind of text."
             report.figure(forgetting_figure(probed, result.points), caption)
+    if result.example is not None:
+        report.heading("Right answers to one prompt")
+        report.text("The prompt in the middle: half of all prompts gain more in KL, half less.")
+        report.table(*example_rows(result))
     if result.outputs:
         report.heading("Outputs to read")
         report.text("The first draws of each model on prompts that a hash chose: none was picked.")
