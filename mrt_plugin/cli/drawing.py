@@ -114,6 +114,7 @@ class EvaluateOptions:
     max_calls: int | None = flag(None, "The most requests to a judge, retries included.", min=1)
     dry_run: bool = switch("Say what judging would cost at most, and stop.")
     checker: str | None = flag(None, "For pass@M: exact, numeric, module:function or file.py:function.")
+    truth: Path | None = flag(None, "All right responses with their probabilities: exact KL and coverage.", "file")
     probe: bool = flag(True, "Measure the general probe before and after fine-tuning.")
     lm_eval: str | None = flag(None, "Tasks of the lm-evaluation-harness, or abilities, with commas.")
     lm_eval_include: Path | None = flag(None, "A folder with your own task files.", "folder")
@@ -158,8 +159,9 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         raise ValueError("Name what to evaluate: --model PATH, or --pool FILE with its samples.")
     if serve is None:
         check_folders(models)
-    for pool in [one.pool for one in models if one.pool is not None]:
-        check_file(pool)
+    for file in [*(one.pool for one in models), given.truth]:
+        if file is not None:
+            check_file(file)
     from mrt_plugin.endpoint.journal import journal_path
     from mrt_plugin.groups.paths import Named, check_paths
     from mrt_plugin.scoring.cache import cache_file
@@ -170,6 +172,7 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         written += [(f"the samples of {one.name}", path) for path in (samples, journal_path(samples))]
     inputs: list[Named] = [("--data", given.data), *(("--pool", one.pool) for one in models)]
     inputs += [("--scorer", given.scorer), ("--checker", given.checker), ("--lm-eval-include", given.lm_eval_include)]
+    inputs.append(("--truth", given.truth))
     from mrt_plugin.scoring.judge import journal_file, judge_files, parse_judge
     from mrt_plugin.scoring.scores import judges_of
 
@@ -242,6 +245,7 @@ def _show(result: "Evaluation") -> None:
     from mrt_plugin.evaluation.evaluate_report import (
         curve_rows,
         difference_rows,
+        example_rows,
         forgetting_rows,
         judged_rows,
         measure_rows,
@@ -262,6 +266,8 @@ def _show(result: "Evaluation") -> None:
     for columns, rows in (judged_rows(result), reward_rows(result)):
         if rows:
             table(columns, rows)
+    if result.example is not None:
+        table(*example_rows(result))
     for row in result.forgetting:
         table(*forgetting_rows(row))
     say("", *result.notes)

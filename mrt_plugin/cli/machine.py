@@ -259,6 +259,9 @@ def bench(given: BenchOptions) -> None:
 
 
 def _show_bench(result: "BenchResult") -> None:
+    from mrt_plugin.bench.plot import headline
+
+    say(headline(result), "")
     say(
         "{device}, {cores} cores, {threads} threads, load {load} before; torch {torch}, transformers {transformers}, "
         "trl {trl}.".format_map(result.machine)
@@ -352,7 +355,14 @@ def simulate(given: SimulateOptions) -> None:
 
         return finish(given, fit_runs(read_runs(given.fit)), json_ready, show_fits)
     from mrt_plugin.groups.paths import check_paths
-    from mrt_plugin.simulation.run import COLUMNS, EXPERIMENTS, run_experiments, write_report
+    from mrt_plugin.simulation.run import (
+        COLUMNS,
+        EXPERIMENTS,
+        next_step,
+        run_experiments,
+        say_takeaways,
+        write_report,
+    )
 
     output, seed = given.output, given.seed
     check_paths(("--output", output / name) for name in ("results.json", "report.html"))
@@ -361,7 +371,10 @@ def simulate(given: SimulateOptions) -> None:
         results = run_experiments(names, seed=seed, progress=progress, publish=lambda it: write_report(it, output))
     if given.json:
         return as_json(results.as_json())
+    for name, takeaway in say_takeaways(results).items():
+        say(f"{name}: {takeaway}")
     if results.published:
         table(COLUMNS[:4], [astuple(row)[:4] for row in results.published])
     seconds = sum(finished.seconds for finished in results.experiments.values())
     say(f"Why some differ, and the pictures: {output}/report.html ({seconds:.0f} s; numbers in results.json).")
+    say(str(next_step(results, output)))

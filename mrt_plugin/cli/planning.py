@@ -110,24 +110,23 @@ def plan_json(found: "Plan") -> dict[str, Any]:
 def _show_plan(found: "Plan") -> None:
     from mrt_plugin.planning import plan_report as tell
 
-    table(("the data", ""), tell.data_rows(found))
-    model, name = found.model, found.data.name
+    say(*tell.advise(found), "")
+    model = found.model
     if model is not None:
-        table(("the model's loss", "estimate", f"{model.level:.0%} interval"), tell.variance_rows(model))
+        table(tell.variance_columns(model), tell.variance_rows(model))
+        say(tell.SYMBOLS, "")
         rows = [(f"{k} *" if int(k) == model.best.k else k, *rest) for k, *rest in tell.choice_rows(model)]
-        columns = ("K", "prompts (shared)", "variance", "prompts (copied)", "variance")
-        table(columns, rows, title=f"What {model.budget:,.0f} {model.cost_unit} an epoch buy")
+        table(tell.CHOICE_COLUMNS, rows, title=f"What {model.budget:,.0f} {model.cost_unit} an epoch buy (* best)")
         table(tell.OUTLOOK_COLUMNS, tell.outlook_rows(model), title="The best K by budget")
         if model.documents is not None:
             table(("documents", "estimate", f"{model.level:.0%} interval"), tell.document_rows(model))
             title = "What the same budget buys if a document is computed once (group_by_prefix)"
             table(tell.DOCUMENT_COLUMNS, tell.document_choices(model), title=title)
-    say("", *tell.advise(found), "\nWhat this cannot know:", *(f"- {line}" for line in tell.cannot_know(found)))
-    if model is None:
-        return say(f"\nNext: mrt plan {name} --model path/or/name")
-    say("\nFor your recipe:\n", tell.yaml_block(found) or "")
-    again = f"mrt select {name} --selector random_k --k {model.best.k} --held-out 0.1 --output chosen.jsonl"
-    say(f"Next: {again}, or train on this recipe.")
+    table(("the data", ""), tell.data_rows(found))
+    say("\nWhat this cannot know:", *(f"- {line}" for line in tell.cannot_know(found)))
+    if model is not None:
+        say("\nFor your recipe:\n", (tell.yaml_block(found) or "").rstrip())
+    say("", str(tell.next_step(found)))
 
 
 @dataclass(kw_only=True)
