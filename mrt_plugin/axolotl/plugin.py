@@ -17,6 +17,7 @@ from mrt_plugin.axolotl.dataset_types import PREFIX
 from mrt_plugin.axolotl.entries import mark_entries
 from mrt_plugin.axolotl.fingerprint import recipe_fingerprint
 from mrt_plugin.layout.collator import GroupedResponseCollator
+from mrt_plugin.mistakes import show_mistakes_plainly
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         self.wanted = is_wanted(cfg)
         if not self.wanted:
             return
+        show_mistakes_plainly()
         show_messages()
         block = parse_block(cfg.get("mrt"))
         refuse_options(cfg)

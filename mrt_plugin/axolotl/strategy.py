@@ -22,6 +22,7 @@ from mrt_plugin.groups import held_out, load_groups
 from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
 from mrt_plugin.groups.write import whole_file
 from mrt_plugin.layout.group_row import SCORES, build_group_row
+from mrt_plugin.mistakes import show_mistakes_plainly
 from mrt_plugin.options import ranks
 from mrt_plugin.trainer.prepare import prepare_groups
 from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE, ROW_FEATURE
@@ -44,6 +45,7 @@ def loader(kind: str) -> Callable[..., "MarkedDataset"]:
     def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> MarkedDataset:
         mark = Mark.of(ds_cfg)
         if mark is None:
+            show_mistakes_plainly()
             raise ImportError(  # Axolotl shows this class of error
                 f"type: {PREFIX}{kind} needs the plugin, and the recipe does not load it. Add\n"
                 "plugins:\n  - mrt_plugin.axolotl.MultiResponsePlugin"

@@ -33,7 +33,8 @@ def main(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show what other libraries say at their start, too.")
+        bool,
+        typer.Option("--verbose", help="Show what other libraries say at their start, and the traceback of an error."),
     ] = False,
 ) -> None:
     """Multi-response training: keep K of N responses per prompt, pay for the prompt once."""

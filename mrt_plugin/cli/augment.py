@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import mrt_plugin
 from mrt_plugin.cli.drawing import open_sampler
 from mrt_plugin.cli.option import argument, command, flag, numbers, part_of, switch
-from mrt_plugin.cli.show import finish, json_ready, say, stages, table
+from mrt_plugin.cli.progress import stages
+from mrt_plugin.cli.show import finish, json_ready, say, table
 from mrt_plugin.sampling.options import EndpointOptions, LocalOptions, SamplingSettings
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import mrt_plugin
 from mrt_plugin.cli.option import argument, command, flag, numbers, part_of, switch
-from mrt_plugin.cli.show import as_json, finish, say, stages, table
+from mrt_plugin.cli.progress import stages
+from mrt_plugin.cli.show import as_json, finish, say, table
 from mrt_plugin.models.named_model import add_pools, check_folders, parse_models
 from mrt_plugin.places import check_file
 from mrt_plugin.sampling.options import EndpointOptions, LocalOptions, SamplingSettings

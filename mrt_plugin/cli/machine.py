@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from mrt_plugin.cli.option import argument, command, flag, part_of, switch
-from mrt_plugin.cli.show import as_json, finish, json_ready, say, show_fits, stages, table
+from mrt_plugin.cli.progress import stages
+from mrt_plugin.cli.show import as_json, finish, json_ready, say, show_fits, table
 from mrt_plugin.options import PREFIX_BACKENDS, ObjectiveName
 
 if TYPE_CHECKING:

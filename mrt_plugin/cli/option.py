@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import typer
 from typer.core import TyperCommand
 
+from mrt_plugin.cli.progress import lines_in_logs
 from mrt_plugin.cli.show import log_to_stderr, plain_errors, raise_plainly, silence_libraries
 from mrt_plugin.extension import is_extension
 from mrt_plugin.models.named_model import check_folders, parse_models
@@ -277,9 +278,10 @@ class CheckedCommand(TyperCommand):
                 value = ctx.params[idle.name]
                 shown = idle.opts[0] if value is True else f"{idle.opts[0]} {value}"
                 raise_plainly(f"{shown} changes nothing here: it needs {need.words}.")
-        if not ctx.find_root().params.get("verbose"):
+        verbose = bool(ctx.parent and ctx.parent.params.get("verbose"))
+        if not verbose:
             silence_libraries()
         if command in LOGGING:
             log_to_stderr()
-        with plain_errors():
+        with lines_in_logs(), plain_errors(traceback=verbose):
             return super().invoke(ctx)

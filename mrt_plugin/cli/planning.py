@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import mrt_plugin
 from mrt_plugin.cli.option import argument, command, flag, switch, training
-from mrt_plugin.cli.show import finish, json_ready, say, stages, table
+from mrt_plugin.cli.progress import stages
+from mrt_plugin.cli.show import finish, json_ready, say, table
 from mrt_plugin.models.named_model import parse_models
 from mrt_plugin.options import LossAggregation, PaidLayout, PromptFormat, Similarity
 

@@ -1,6 +1,5 @@
 """Show results on stdout, and progress and errors on stderr."""
 
-import errno
 import json
 import logging
 import math
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 from pydantic_core import to_jsonable_python
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from mrt_plugin.mistakes import MENDABLE, message_of, wants_traceback
 
 if TYPE_CHECKING:
     from mrt_plugin.planning.fit import InverseFit
@@ -103,41 +103,19 @@ def finish(given: Any, found: Any, document: Made, show: Made, page: Made | None
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors(traceback: bool = False) -> Iterator[None]:
     """Turn an error that the user can fix into one message and exit status 1. Others keep their traceback."""
     try:
         yield
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        message, full = str(error), (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if isinstance(error, OSError) and (error.errno in full or "No space left" in message):
-            import datasets
-
-            message += (
-                ". Free some space and run the same command again: finished work is kept. Besides its results, a "
-                f"command writes to {datasets.config.HF_DATASETS_CACHE} (HF_DATASETS_CACHE), to the cache of scores "
-                "(MRT_CACHE) and to the folder for temporary files (TMPDIR)."
-            )
-        raise_plainly(message, error)
+    except MENDABLE as error:
+        if traceback or wants_traceback():
+            raise
+        raise_plainly(message_of(error), error)
 
 
 def raise_plainly(message: str, cause: Exception | None = None) -> NoReturn:
     """Write one error message and exit with status 1."""
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"error: {message}")
     raise typer.Exit(1) from cause
-
-
-@contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar per stage on stderr. The block gets a function of (stage, done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
-        tasks: dict[str, Any] = {}
-
-        def update(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done, total=total)
-
-        yield update
