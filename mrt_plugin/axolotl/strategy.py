@@ -20,7 +20,7 @@ from mrt_plugin.curation import curate, parse_rules, split_held_out
 from mrt_plugin.encoding import Pair, prepare_tokenizer
 from mrt_plugin.groups import held_out, load_groups
 from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
-from mrt_plugin.groups.write import whole_file
+from mrt_plugin.groups.write import whole_file, write_groups
 from mrt_plugin.layout.group_row import SCORES, build_group_row
 from mrt_plugin.mistakes import show_mistakes_plainly
 from mrt_plugin.options import ranks
@@ -37,6 +37,11 @@ _FEATURES = {
     PROMPT_NAME: Value("string"),
 }
 """Columns of a prepared dataset. Axolotl removes `attention_mask` for some models, and fails if it is missing."""
+
+
+def held_out_file(cfg: Any, path: str, mark: Mark) -> Path:
+    """Return the file of the groups that `val_set_size` holds out. A run that reads prepared rows writes none."""
+    return Path(cfg.output_dir or "model-out") / "mrt_held_out" / f"{Path(path).stem}-{mark.fingerprint[:8]}.jsonl"
 
 
 def loader(kind: str) -> Callable[..., "MarkedDataset"]:
@@ -112,9 +117,16 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
         )
 
     def _part(self, groups: Dataset, *, curated: bool) -> Dataset:
-        share, seed = self._mark.share, self._cfg.seed
-        if not share:
+        """Return the groups of this part. Write those that are held out to the run's folder, to evaluate on."""
+        if not self._mark.share:
             return groups
+        found = self._split(groups, curated=curated)
+        if self._held_out:
+            write_groups(found, held_out_file(self._cfg, self._path, self._mark))
+        return found
+
+    def _split(self, groups: Dataset, *, curated: bool) -> Dataset:
+        share, seed = self._mark.share, self._cfg.seed
         threshold = self._cfg.mrt.held_out_threshold or (0.8 if curated else None)
         if threshold is not None:
             train, aside, report = split_held_out(groups, share, seed=seed, threshold=threshold)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from mrt_plugin.cli.option import command, flag, switch
+from mrt_plugin.cli.progress import stages
 from mrt_plugin.cli.show import finish, json_ready, say
 
 if TYPE_CHECKING:
@@ -51,9 +52,11 @@ def init(given: InitOptions) -> None:
         gpu = typer.prompt("The card (12gb, 24gb, ... or cpu; empty: this machine's)", default="", show_default=False)
     name = "train.py" if given.trl else "recipe.yaml"
     output = given.output or Path(name if given.yes else typer.prompt("The file to write", default=name))
-    from mrt_plugin.init.run import write_recipe
+    with stages() as progress:
+        progress(f"looking at {data}")
+        from mrt_plugin.init.run import write_recipe
 
-    found = write_recipe(model, data, output, gpu=gpu or None, trl=given.trl, source=given.source)
+        found = write_recipe(model, data, output, gpu=gpu or None, trl=given.trl, source=given.source)
     finish(given, found, _as_json, _show)
 
 

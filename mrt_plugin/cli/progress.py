@@ -1,6 +1,7 @@
 """Show what a command is doing: bars on a terminal, plain lines in a log."""
 
 import os
+import re
 import sys
 import threading
 import time
@@ -41,17 +42,16 @@ class _Bars:
     def __init__(self) -> None:
         counts = TextColumn("{task.fields[counts]}")
         columns = (TextColumn("{task.description}"), BarColumn(), counts, TimeElapsedColumn())
-        self._progress, self._tasks, self._open = (
-            Progress(*columns, console=Console(stderr=True)),
-            dict[str, Any](),
-            "",
-        )
-        self._started = False
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._tasks: dict[str, Any] = {}
+        self._open, self._inner = "", None
+        self._started, self._below = False, sys.stderr
 
     def report(self, stage: str, done: int = 0, total: int = 0) -> None:
         if not self._started:  # not before the first stage: a question may stand there
             self._progress.start()
-            self._started = True
+            self._started, self._below = True, sys.stderr
+            sys.stderr = _WithoutReturns(self._below, self._library)  # type: ignore[assignment]
         if self._open and self._open != stage:  # a stage of unknown length leaves nothing
             self._progress.remove_task(self._tasks.pop(self._open))
         self._open = "" if total else stage
@@ -61,10 +61,26 @@ class _Bars:
         self._progress.update(self._tasks[stage], completed=done, total=total or None, counts=counts)
 
     def stop(self, failed: bool = False) -> None:
+        self._library("")
         if self._open:
             self._progress.remove_task(self._tasks.pop(self._open))
         if self._started:
+            sys.stderr = self._below
             self._progress.stop()
+
+    def _library(self, state: str) -> None:
+        """Show the bar of a library as a row, which it leaves when it ends."""
+        found = re.match(r"(.+?):?\s+\d+%\|.*\|\s*(\d+)/(\d+)", state)
+        done, total = (int(found[2]), int(found[3])) if found else (0, 0)
+        if self._inner is not None and (not state or done == total > 0):
+            self._progress.remove_task(self._inner)
+            self._inner = None
+        elif state and self._inner is None:
+            self._inner = self._progress.add_task("", total=None, counts="")
+        if state and self._inner is not None:
+            counts = f"{done}/{total}" if total else ""
+            name = found[1] if found else state
+            self._progress.update(self._inner, description=name, completed=done, total=total or None, counts=counts)
 
 
 class _Lines:
@@ -94,6 +110,8 @@ class _Lines:
         with self._lock:
             taken = self._clock() - self._begun
             due = self._shown + max(EVERY, taken / 10) if self._shown else FIRST
+            if not self._total and isinstance(sys.stderr, _WithoutReturns):
+                due = max(due, sys.stderr.written + EVERY - self._begun)  # somebody else just told what is done
             if self._stage and taken >= due:
                 self._shown = taken
                 self._write(self._line(taken))
@@ -146,17 +164,23 @@ def lines_in_logs() -> Iterator[None]:
 
 
 class _WithoutReturns:
-    """A stream that writes what begins with a carriage return, the state of a bar, as a line."""
+    """A stream that hands what begins with a carriage return, the state of a bar, to `show`, by default as a line."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._behind_bar = stream, False
+    def __init__(self, stream: TextIO, show: Callable[[str], object] | None = None) -> None:
+        self._stream, self._show, self._behind_bar = stream, show, False
+        self.written = float("-inf")
+        """When a text was last written, by `time.monotonic`."""
 
     def write(self, text: str) -> int:
         size = len(text)
+        if text:
+            self.written = time.monotonic()
         if text.startswith("\r"):
             state = text.strip()
             self._behind_bar = True
-            text = f"{state}\n" if state else ""
+            if self._show is not None:
+                self._show(state)
+            text = f"{state}\n" if state and self._show is None else ""
         elif self._behind_bar and text:
             self._behind_bar = False
             text = text.removeprefix("\n")  # the end of the bar's line

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,12 +34,33 @@ def say(*lines: str) -> None:
         console.print(line)
 
 
-def log_to_stderr() -> None:
-    """Show the package's own log messages, which report counts and decisions."""
+def command_line(command: str, *arguments: Any, **options: Any) -> str:
+    """Return a command that can be pasted into a shell. True is a switch; None and False are left out.
+
+    Example:
+
+    >>> command_line("mrt audit", "my chosen.jsonl", pool="pool.jsonl", load_in_4bit=True)
+    "mrt audit 'my chosen.jsonl' --pool pool.jsonl --load-in-4bit"
+    """
+    parts = [command, *(shlex.quote(str(argument)) for argument in arguments if argument is not None)]
+    for name, value in options.items():
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if one is not None and one is not False:
+                parts.append(f"--{name.replace('_', '-')}")
+                parts += [] if one is True else [shlex.quote(str(one))]
+    return " ".join(parts)
+
+
+def log_to_stderr(without: Sequence[str] = ()) -> None:
+    """Show the package's own log messages, which report counts and decisions.
+
+    Of the loggers in `without` only warnings: the command shows the rest as its result.
+    """
     ours = logging.getLogger("mrt_plugin")
     if not ours.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        handler.addFilter(lambda record: record.levelno > logging.INFO or record.name not in without)
         ours.addHandler(handler)
         ours.setLevel(logging.INFO)
 
@@ -46,6 +68,7 @@ def log_to_stderr() -> None:
 def silence_libraries() -> None:
     """Hide what other libraries say when they start: kernels that they miss, files that they look for on a hub."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
@@ -60,8 +83,14 @@ json_ready = partial(to_jsonable_python, inf_nan_mode="null")
 """Return dataclasses as dictionaries, tuples as lists and paths as strings. Infinity and NaN become None."""
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Write a table with the first column left-aligned and the others right-aligned."""
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, *, zeros: bool = True
+) -> None:
+    """Write a table with the first column left-aligned and the others right-aligned. Without `zeros`, leave out
+    columns in which every cell is 0."""
+    if not zeros:
+        some = [place for place in range(len(columns)) if any(row[place] != "0" for row in rows)]
+        columns, rows = [columns[place] for place in some], [[row[place] for place in some] for row in rows]
     shown = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         shown.add_column(column, justify="left" if number == 0 else "right")

@@ -1,6 +1,7 @@
 """Write a first recipe for a model, data and a card."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class FirstRecipe:
     @property
     def next_command(self) -> str:
         """Return the command to run next."""
-        return f"python {self.request.output}" if self.trl else f"mrt doctor {self.request.output}"
+        output = shlex.quote(str(self.request.output))
+        return f"python {output}" if self.trl else f"mrt doctor {output}"
 
 
 def write_recipe(

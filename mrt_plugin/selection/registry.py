@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from mrt_plugin.extension import is_extension, load_extension
 from mrt_plugin.options import SelectionOptions
@@ -20,6 +21,9 @@ SELECTORS = {
 def get_selector(name: str) -> Selector:
     """Return a selector of this package, or a `Selector` or function of (pool, k) from outside, by its place."""
     if name not in SELECTORS and not is_extension(name):
+        guess = get_close_matches(name, SELECTORS, n=1)
+        if guess:
+            raise ValueError(f"selector={name!r} is unknown: did you mean {guess[0]}?")
         own = "your own as package.module:function or file.py:function"
         raise ValueError(f"selector={name!r} is unknown: choose one of {', '.join(SELECTORS)}, or {own}.")
     found = load_extension(SELECTORS.get(name, name))
