@@ -10,6 +10,9 @@ logger = logging.getLogger(__name__)
 DATA_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".csv", ".tsv", ".arrow")
 """A name with one of these endings is a file name, never a hub id."""
 
+_IN_FOLDERS = (*DATA_ENDINGS, ".gz", ".zst", ".zip", ".bz2", ".xz")
+"""Endings of what `datasets` reads in a folder."""
+
 
 def check_file(name: str | Path) -> None:
     """Raise ValueError unless the file exists. The message suggests a similar name."""
@@ -32,9 +35,7 @@ def check_data(name: str | Path) -> None:
     path = Path(name).expanduser()
     if not path.exists() and (path.suffix.lower() in DATA_ENDINGS or _is_path(name)):
         raise ValueError(f"there is no such file: {name}{meant(path)}")
-    if path.is_dir() and not any(
-        file.suffix.lower() in (*DATA_ENDINGS, ".py", ".gz", ".zst") for file in path.rglob("*")
-    ):
+    if path.is_dir() and all(file.suffix.lower() not in _IN_FOLDERS for file in path.rglob("*")):
         raise ValueError(f"{name} is a folder without data: give a file.")
 
 

@@ -170,7 +170,7 @@ def _show(result: "SelectResult", job: SelectJob) -> None:
         'To train on it: type: mrt_plugin.axolotl.all in a recipe, selector="all" in Python.',
     )
     pool = job.pools[0]  # `mrt audit` reads one, of the usual format
-    if len(job.pools) > 1 or pool.source or pool.split or pool.subset:
+    if job.pools != [PoolFile(pool.path)]:
         return say(f"Next: {command_line('mrt init', data=written.path)}")
     say(f"Next: {command_line('mrt audit', written.path, pool=pool.path)}")
 

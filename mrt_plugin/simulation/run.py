@@ -97,7 +97,7 @@ def run_experiments(
     for name in names:
         if name not in EXPERIMENTS:
             guess = "".join(f" Did you mean {near}?" for near in get_close_matches(name, EXPERIMENTS, n=1))
-            raise ValueError(f"experiment {name!r} is unknown.{guess} There are {', '.join(EXPERIMENTS)}.")
+            raise ValueError(f"Experiment {name!r} is unknown.{guess} There are {', '.join(EXPERIMENTS)}.")
     results = SimulationResults(seed, {}, [])
     for name in names:
         one, started = EXPERIMENTS[name], time.perf_counter()
