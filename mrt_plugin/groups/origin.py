@@ -8,6 +8,9 @@ from datasets import Dataset
 
 from mrt_plugin.groups.write import sha256_of
 
+_OURS = "read_by_mrt"
+"""Key of the records made here: `load_dataset` makes its own."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -20,18 +23,17 @@ class Origin:
 def remember_origin(groups: Dataset, data: Any) -> None:
     """Note the source of groups just read from `data`. Groups read from a dataset keep that dataset's origin."""
     if isinstance(data, Dataset):
-        groups.info.download_checksums = data.info.download_checksums
+        if origin_of(data) is not None:
+            groups.info.download_checksums = data.info.download_checksums
     elif isinstance(data, str | Path):
         file = Path(data).expanduser()
         digest = sha256_of(file) if file.is_file() else None
         # the field of `datasets` for the files that a dataset was made from
-        groups.info.download_checksums = {str(data): {"num_bytes": None, "checksum": digest}}
+        groups.info.download_checksums = {str(data): {_OURS: True, "checksum": digest}}
 
 
 def origin_of(groups: Dataset) -> Origin | None:
     """Return where groups were read from, or None if that is one dataset in memory, or several sources."""
     known = groups.info.download_checksums or {}
-    if len(known) != 1:
-        return None
-    [(path, record)] = known.items()
-    return Origin(path, record.get("checksum"))
+    records = [(path, record) for path, record in known.items() if isinstance(record, dict) and _OURS in record]
+    return Origin(records[0][0], records[0][1]["checksum"]) if len(records) == 1 else None

@@ -148,9 +148,8 @@ def _complete_metadata(data: ModelCardData, facts: RunFacts, run: CardRun) -> No
     data.tags = list(dict.fromkeys([*(data.tags or []), *TAGS]))
     named = data.datasets or []
     named = [named] if isinstance(named, str) else named
-    data.datasets = [
-        name for name in dict.fromkeys([*named, *(one.name for one in facts.data)]) if hub_id(name)
-    ] or None
+    ids = [hub_id(name) for name in [*named, *(one.name for one in facts.data)]]
+    data.datasets = list(dict.fromkeys(name for name in ids if name is not None)) or None
     data.pop("licence", None)  # TRL writes the placeholder `licence: license`
     if run.license is not None:
         data.license = run.license
@@ -231,7 +230,8 @@ def _data_rows(data: DataFacts) -> Iterator[tuple[str, Any]]:
     if data.kept is not None:
         before = data.before if data.selector == "all" else None
         selector, seed = (data.selector, data.seed) if before is None else (before.selector, before.seed)
-        yield "Responses kept, K of N", f"**{data.kept}** per prompt, by `{selector}`, seed {seed}"
+        how = "" if selector is None else f", by `{selector}`, seed {seed}"
+        yield "Responses kept, K of N", f"**{data.kept}** per prompt{how}"
     else:
         yield "Responses kept, K of N", "not known to this run"
     if data.options:
