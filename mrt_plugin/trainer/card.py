@@ -74,6 +74,7 @@ class CardRun:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The arguments that differ from their defaults, for a run without a recipe."""
     license: str | None = None
+    """Its name on the hub."""
     tool: str = "trl"
     """The package that trained: `trl` or `axolotl`."""
 
@@ -98,7 +99,7 @@ def kept_evaluation(path: Path, run: str) -> str | None:
 
 
 def add_to_card(folder: Path, *, evaluation: str | None = None, license: str | None = None) -> ModelCard:
-    """Add an evaluation or a licence to the card of a finished run, and return the card.
+    """Add an evaluation or a license to the card of a finished run, and return the card.
 
     Raises:
         CardError: if the folder has no card of a run of this package.
