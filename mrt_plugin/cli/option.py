@@ -322,6 +322,7 @@ COMMANDS: dict[str, tuple[Need, ...]] = {
         _arm("budget", "equal cost"),
         _with(("repeats",), "output"),
     ),
+    "card": (_with(("model",), "evaluation"),),
     "bench": (_without(("hybrid", "vocabulary"), "model"),),
 }
 """For each command: options that have no effect without others."""

@@ -155,8 +155,8 @@ def audit(given: AuditOptions) -> None:
 
     Example: `mrt audit chosen.jsonl --pool pool.jsonl --model path/or/name --report audit.html`
     """
+    from mrt_plugin.groups.manifest import manifest_path
     from mrt_plugin.groups.paths import check_paths
-    from mrt_plugin.pipeline.manifest import manifest_path
     from mrt_plugin.planning.audit import make_audit
     from mrt_plugin.planning.audit_report import audit_report, next_step
 
@@ -177,7 +177,7 @@ def audit(given: AuditOptions) -> None:
 
 def _selector_call(given: AuditOptions, manifest: Path) -> "SelectorCall | None":
     """Return how the selection was made, from the options or from its manifest."""
-    from mrt_plugin.pipeline.manifest import read_manifest
+    from mrt_plugin.groups.manifest import read_manifest
     from mrt_plugin.planning.audit import SelectorCall
     from mrt_plugin.selection import get_selector
 
