@@ -96,6 +96,12 @@ def test_the_example_runs(
             exec(code, {"model": tiny.llama(), "tokenizer": tiny.tokenizer()})
 
 
+def test_the_page_of_the_api_has_every_public_name() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    named = [f"{package}.{name}" for package, names in NAMES.items() for name in names]
+    assert sorted(re.findall(r"^::: (\S+)$", page, re.MULTILINE)) == sorted(named)
+
+
 def test_the_pages_import_public_names_alone() -> None:
     root = Path(__file__).parents[1]
     pages = [root / "README.md", *(root / "docs").glob("*.md")]

@@ -156,7 +156,7 @@ def _show_memory(report: "RecipeReport") -> None:
     columns = ("layout", "rows x tokens", "weights", "state", "activations", "logits", "dequant", "total GiB")
     table(columns, rows, title="Peak memory of the largest step: an estimate from shapes, not measured")
     first = next(iter(report.memory.values()))
-    say(f"{first.parameters:,} parameters, {first.trained_parameters:,} trained. The formula is in docs/doctor.md.")
+    say(f"{first.parameters:,} parameters, {first.trained_parameters:,} trained. Formula: docs/doctor-reference.md.")
     available = report.device and report.device.memory_gib
     if report.device is not None and available and report.layout is not None:
         total = report.memory[report.layout].total
@@ -178,7 +178,7 @@ def _show_measured(report: "RecipeReport", step: "MeasuredStep") -> None:
     columns = ("layout", "rows x tokens", "seconds", "at rest", "peak", "process GiB", "estimate GiB")
     table(columns, [row], title=f"Measured: an optimizer step of the longest rows, on {step.device}")
     batches = "1 micro-batch" if step.micro_batches == 1 else f"{step.micro_batches} micro-batches"
-    say(f"The step had {batches}, with the backend {step.backend}. What is measured: docs/doctor.md.")
+    say(f"The step had {batches}, with the backend {step.backend}. What is measured: docs/doctor-reference.md.")
 
 
 BACKENDS = f"auto, {', '.join(PREFIX_BACKENDS)}, or your own file.py:class. Repeat for several."

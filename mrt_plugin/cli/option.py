@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperArgument, TyperCommand
 
 from mrt_plugin.cli.show import log_to_stderr, plain_errors, raise_plainly, silence_libraries
 from mrt_plugin.extension import is_extension
@@ -256,6 +256,12 @@ LOGGING = ("sample", "select", "augment", "plan", "audit", "evaluate", "grid", "
 
 class CheckedCommand(TyperCommand):
     """Refuse options that were given and have no effect. What the user can fix is one line, with exit status 1."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for item in self.params:
+            if isinstance(item, TyperArgument):  # typer 0.25 loses its help with click 8.5
+                item.help = self.callback.__annotations__[item.name].__metadata__[0].help
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
