@@ -45,6 +45,7 @@ def training(name: str) -> Any:
 
 
 FIRST = {
+    "card": ("evaluation", "model", "license"),
     "init": ("model", "data", "gpu", "output", "yes"),
     "demo": ("output", "quick", "seed", "json"),
     "sample": ("model", "endpoint", "n", "max_tokens", "output"),
@@ -63,13 +64,14 @@ FIRST = {
 
 _PANELS = {
     "What it works on": """
-        adapter baseline data extend fit from_manifest hybrid instruction lm_eval lm_eval_include mixed model plan pool
-        prompt_format recipe results shape size source split subset tiny tokenizer
+        adapter baseline data demo evaluation extend fit from_manifest hybrid instruction lm_eval lm_eval_include mixed
+        model plan pool
+        prompt_format recipe results shape size source split subset tiny tokenizer truth
     """,
     "Which way": """
         allocation allocation_score alpha arm axis breakdown checker curation dry_run dtype duration embedder extra
-        gradient_checkpointing judge keep_cut_off layout lm_eval_chat lm_eval_run_code load_in_4bit logprobs lora
-        loss_aggregation measure objective only partial prefix_backend probe quick scorer seed selector similarity
+        gradient_checkpointing judge keep_cut_off layout license lm_eval_chat lm_eval_run_code load_in_4bit logprobs
+        lora loss_aggregation measure objective only partial prefix_backend probe quick scorer seed selector similarity
         stats stop temperature top_p trl weights yes
     """,
     "Where it runs and writes": """

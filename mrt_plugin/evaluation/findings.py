@@ -205,10 +205,9 @@ def _unclear(
         said = _said(different[0])
         return f"{name} is different from {base}, and neither better nor worse: {said}.", [different[0]]
     rows: list[WinRate | Difference] = [row for row in result.judged if row.model == name and row.rate is not None]
-    rows += sorted(
-        (row for row in at_most_samples(result, name) if row.measure in FIRST and row.difference is not None),
-        key=lambda row: FIRST.index(row.measure),
-    )
+    measured = [row for row in at_most_samples(result, name) if row.measure in FIRST and row.difference is not None]
+    measured.sort(key=lambda row: FIRST.index(row.measure))
+    rows += measured
     if not rows:
         return f"{name} and {base} have no measure in common.", []
     ends = rows[0].interval
