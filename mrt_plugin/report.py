@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,6 +82,9 @@ section details { border: 0; font-size: 14px; color: #444; padding: .3em 0 }
 """
 
 SHOWN = 2000  # characters of a text
+
+PHONE = 5.2
+"""Width of a figure, in inches, that a page shows whole on a phone."""
 
 
 class NextStep(NamedTuple):
@@ -263,12 +266,26 @@ def shown(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
-def figure(width: float = 7, height: float = 4, columns: int = 1) -> "tuple[Figure, list]":
-    """Create a figure with its axes in one row, without a display or pyplot's global state."""
+def _matplotlib() -> Any:
     try:
-        from matplotlib.figure import Figure
+        import matplotlib
     except ImportError as error:
         raise ImportError('Plots need matplotlib: pip install "mrt-plugin[plots]".') from error
+    return matplotlib
+
+
+@contextmanager
+def legible() -> Iterator[None]:
+    """Draw within this context, or in a function with this decorator, in type that is legible at half size."""
+    with _matplotlib().rc_context({"font.size": 12, "axes.titlesize": 13, "legend.fontsize": 12}):
+        yield
+
+
+def figure(width: float = 7, height: float = 4, columns: int = 1) -> "tuple[Figure, list]":
+    """Create a figure with its axes in one row, without a display or pyplot's global state."""
+    _matplotlib()
+    from matplotlib.figure import Figure
+
     made = Figure(figsize=(width, height), layout="constrained")
     axes = [made.add_subplot(1, columns, number + 1) for number in range(columns)]
     for axis in axes:

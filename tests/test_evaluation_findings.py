@@ -51,6 +51,12 @@ class TestHeadline:
             "tuned is different from base, and neither better nor worse: diversity is higher by 0.2 (0.1 to 0.3)."
         )
 
+    def test_the_distance_to_a_known_truth_comes_before_other_measures(self) -> None:
+        known = difference("truth_kl", -0.25, -0.5, -0.125)
+        first, more, _ = headline(evaluation(NLL, known))
+        assert first == "tuned is better than base: KL to the truth is lower by 0.25 nats (0.125 to 0.5)."
+        assert more == "Also better in held-out NLL per token."
+
     def test_the_judge_comes_first(self) -> None:
         found = evaluation(NLL, judged=[JUDGED])
         assert "a judge prefers its samples in 75.0% of pairs (60.0% to 86.0%)" in headline(found)[0]
@@ -148,6 +154,8 @@ class TestNext:
         forgot = replace(found, forgetting=[lost(6.0, 4.0, 8.0, "significant")])
         assert next_step(forgot).command == usual + report
         assert "lost general ability" in next_step(forgot).why
+        known = replace(found, how={**HOW, "truth": "the truth.jsonl"})
+        assert " --truth 'the truth.jsonl' " in next_step(known).command
         served = replace(found, how={**HOW, "endpoint": "http://h/v1"})
         assert "--endpoint http://h/v1" in next_step(served).command
 

@@ -191,7 +191,7 @@ def test_error_of_the_loss_against_known_values():
 
 @pytest.mark.slow
 def test_intervals_of_few_prompts_cover_more_than_plain_percentiles():
-    """Nominal 90 %; docs/planning.md has 4,000 repetitions."""
+    """Nominal 90 %; docs/planning-explained.md has 4,000 repetitions."""
     for prompts in (5, 8, 10, 20):
         for plain, used in audit_coverage(prompts, 300).values():
             assert plain < used

@@ -20,8 +20,10 @@ from mrt_plugin.evaluation.result import (
     ModelResult,
     Outputs,
     ProbeChange,
+    RightAnswer,
     SampleCounts,
     TaskChange,
+    TruthExample,
     Value,
     WinRate,
     label,
@@ -29,9 +31,10 @@ from mrt_plugin.evaluation.result import (
     outcome,
 )
 from mrt_plugin.evaluation.subject import How, Subject, measure_subject, reference_means, same_tokens, share_references
+from mrt_plugin.evaluation.truth import Truth, read_truth
 from mrt_plugin.extension import load_function
 from mrt_plugin.groups.keys import digest
-from mrt_plugin.groups.messages import prompt_text
+from mrt_plugin.groups.messages import prompt_text, response_text
 from mrt_plugin.models.named_model import NamedModel, check_names
 from mrt_plugin.planning.paired import DRAWS, FEWEST, LEVEL, Bootstrap, holm
 from mrt_plugin.planning.progress import Progress
@@ -91,13 +94,16 @@ def evaluate(
         raise ValueError(f"baseline={baseline!r} is none of the models: {', '.join(names)}.")
     if how.tasks and (how.endpoint is not None or not any(model.path for model in models)):
         raise ValueError("Tasks need a model on this machine: not an endpoint, nor only a file of samples.")
+    if how.truth is not None and (how.endpoint is not None or not any(model.path for model in models)):
+        raise ValueError("A truth needs a model's probabilities: not an endpoint, nor only a file of samples.")
     if (how.scorer or how.checker or how.judge) and not how.m and not any(model.pool for model in models):
         raise ValueError("A scorer, a checker or a judge needs samples: ask for some (--m), or give a file of them.")
     if how.judge is not None and len(models) == 1:
         opponents(cases, {names[0]: []}, names[0])  # fail before drawing samples
     if isinstance(how.scorer, str) and ":" in how.scorer and not is_judge(how.scorer):
         load_function(how.scorer)  # fail on a wrong name before drawing samples
-    subjects = [measure_subject(model, cases, how, progress) for model in models]
+    truths = [] if how.truth is None else read_truth(how.truth, [case.prompt for case in cases])
+    subjects = [measure_subject(model, cases, how, progress, truths) for model in models]
     left_out = share_references(subjects)
     if not any(subject.measured or subject.general.probe or subject.general.tasks for subject in subjects):
         raise ValueError("There is nothing to measure: ask for samples (--m), or give data with references.")
@@ -117,6 +123,7 @@ def evaluate(
         differences=differences(subjects, base, boot),
         forgetting=[row for subject in subjects if (row := _forgetting(subject, base, seed)) is not None],
         outputs=choose_outputs(cases, subjects, outputs, seed),
+        example=choose_example(truths, subjects, base),
         per_prompt=[
             {
                 "id": case.id,
@@ -137,6 +144,7 @@ def evaluate(
             "scorer": how.scorer and scorer_name(how.scorer),
             "checker": how.checker and how.checker.name,
             "judge": how.judge and {"name": how.judge.name, "samples": how.judge_samples},
+            "truth": how.truth and str(how.truth),
             "load_in_4bit": how.local.load_in_4bit,
         },
     )
@@ -224,6 +232,28 @@ def choose_outputs(cases: Sequence[Case], subjects: Sequence[Subject], outputs: 
         shown, more = texts[:REFERENCES_SHOWN], max(0, len(texts) - REFERENCES_SHOWN)
         found.append(Outputs(cases[place].id, prompt_text(cases[place].prompt), shown, more, models))
     return found
+
+
+def choose_example(truths: Sequence[Truth], subjects: Sequence[Subject], base: Subject) -> TruthExample | None:
+    """Choose the prompt in the middle: its KL of the last model minus that of the baseline is the median."""
+    known = [(subject, subject.modes) for subject in subjects if subject.modes is not None]
+    if not known:
+        return None
+    last, first = known[-1][0].measured["truth_kl", None], base.measured.get(("truth_kl", None))
+    change = last.values - (0 if first is None else first.values)
+    middle = int(np.argsort(change, kind="stable")[len(truths) // 2])
+    truth = truths[middle]
+    answers = []
+    for place in np.argsort(-np.array(truth.probabilities), kind="stable"):
+        text = response_text(truth.modes[place])
+        chances = {subject.model.name: float(np.exp(scores[middle][place])) for subject, scores in known}
+        draws = {
+            subject.model.name: sum(one.text == text for one in subject.samples[middle])
+            for subject, _ in known
+            if subject.samples is not None
+        }
+        answers.append(RightAnswer(text, truth.probabilities[place], chances, draws))
+    return TruthExample(prompt_text(truth.prompt), answers)
 
 
 def notes(cases: Sequence[Case], subjects: Sequence[Subject], base: Subject, result: Evaluation) -> Iterator[str]:

@@ -23,6 +23,7 @@ from mrt_plugin.evaluation.result import (
     ModelResult,
     Outputs,
     ProbeChange,
+    RightAnswer,
     Sample,
     TaskChange,
     Value,
@@ -46,6 +47,8 @@ UNFOLDED = 3
 """Number of prompts whose outputs are not folded."""
 STYLES = (("o", "-", "black"), ("s", "--", "0.4"), ("^", "-.", "0.2"), ("D", ":", "0.5"), ("v", "-", "0.6"))
 """Marker, line style and shade of each model, in order, so that plots are readable without colour."""
+ANSWERS_SHOWN = 6
+"""Number of right answers to one prompt that are shown one by one."""
 
 
 def measure_rows(result: Evaluation, *, intervals: bool = True) -> Table:
@@ -127,6 +130,35 @@ def forgetting_rows(row: Forgetting) -> Table:
     return [f"{row.model} against {row.before}", "before", "after", "change", "interval", ""], rows
 
 
+def example_rows(result: Evaluation) -> Table:
+    """Build a table of the likeliest right answers to one prompt: true probability, each model's, and its draws."""
+    if result.example is None:
+        return [""], []
+    answers = result.example.answers
+    names = list(answers[0].models)
+    listed, rest = answers[:ANSWERS_SHOWN], answers[ANSWERS_SHOWN:]
+    if rest:
+        listed.append(_together(rest))
+    rows = [[one.text, f"{one.probability:.0%}", *(_answer(one, name) for name in names)] for one in listed]
+    return [result.example.prompt, "truth", *names], rows
+
+
+def _together(answers: Sequence[RightAnswer]) -> RightAnswer:
+    """Return the answers as one, with their probabilities and draws added up."""
+    first = answers[0]
+    return RightAnswer(
+        f"{len(answers)} other right answers",
+        sum(one.probability for one in answers),
+        {name: sum(one.models[name] for one in answers) for name in first.models},
+        {name: sum(one.draws[name] for one in answers) for name in first.draws},
+    )
+
+
+def _answer(answer: RightAnswer, model: str) -> str:
+    """Return a model's probability of an answer, and how often it drew it."""
+    return f"{answer.models[model]:.0%}" + (f" ({answer.draws[model]} drawn)" if model in answer.draws else "")
+
+
 def evaluation_report(result: Evaluation) -> str:
     """Build the HTML page of a result from `evaluate`.
 
@@ -151,6 +183,10 @@ def evaluation_report(result: Evaluation) -> str:
         report.strips(compared, STRIPS)
     if drawn and not result.others:
         _add_curves(report, result, drawn)
+    if result.example is not None:
+        report.heading("Right answers to one prompt")
+        report.text("The prompt in the middle: half of all prompts gain more in KL, half less.")
+        report.table(*example_rows(result))
     if result.outputs:
         _add_outputs(report, result.outputs)
     report.heading("All numbers")

@@ -21,7 +21,10 @@ from mrt_plugin.report import NextStep, Strip
 
 FEW = 30
 """Number of prompts below which intervals are too wide to decide much."""
-FIRST = ("pass", "nll_per_token", "nll_per_response", "coverage", "best_reward", "reward", "alignment")
+FIRST = (
+    *("truth_kl", "pass", "nll_per_token", "nll_per_response", "truth_coverage", "truth_elsewhere", "coverage"),
+    *("best_reward", "reward", "alignment"),
+)
 """Measures in the order in which a headline prefers them."""
 WORDS = {"length": ("shorter", "longer"), "diversity": ("less", "more")}
 """What lies left and right of zero for measures that are neither better nor worse."""
@@ -379,6 +382,7 @@ def again(result: Evaluation, *more: str, first: str | None = None) -> str:
         "--embedder": how["embedder"] or ("none" if how["m"] else None),
         "--scorer": how["scorer"],
         "--checker": how["checker"],
+        "--truth": how["truth"],
         "--judge": how["judge"] and how["judge"]["name"],
         "--lm-eval": ",".join(tasks),
         "--endpoint": how["endpoint"],

@@ -25,6 +25,7 @@ HOW = {
     "scorer": None,
     "checker": None,
     "judge": None,
+    "truth": None,
     "load_in_4bit": False,
 }
 MODELS = {"base": ("a/base", None), "tuned": ("a/base", "runs/my run"), "other": ("a/merged", None)}
