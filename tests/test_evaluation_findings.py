@@ -156,6 +156,7 @@ class TestNext:
         assert "lost general ability" in next_step(forgot).why
         known = replace(found, how={**HOW, "truth": "the truth.jsonl"})
         assert " --truth 'the truth.jsonl' " in next_step(known).command
+        assert next_step(known).why.startswith("see whether it holds with other samples")
         served = replace(found, how={**HOW, "endpoint": "http://h/v1"})
         assert "--endpoint http://h/v1" in next_step(served).command
 

@@ -358,7 +358,11 @@ def next_step(result: Evaluation) -> NextStep:
     if worse and path and not result.how["endpoint"] and data.references_median >= 2:
         why = f"{worse[0]} covers the references less than {result.baseline}. See how many responses per prompt pay"
         return NextStep(why, shlex.join(["mrt", "plan", data.name, "--model", path, "--report", "plan.html"]))
-    if result.how["embedder"] == "lexical" and any(row.measure == "coverage" for row in result.differences):
+    if (
+        result.how["embedder"] == "lexical"
+        and not result.how["truth"]
+        and any(row.measure == "coverage" for row in result.differences)
+    ):
         return NextStep("compare meanings instead of spelling", again(result, "--embedder", "sentence-transformers"))
     if not result.how["m"] and path:
         return NextStep("draw samples to read: the NLL alone shows no answer", again(result, "--m", "8"))
