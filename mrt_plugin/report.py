@@ -1,6 +1,7 @@
 """A report as one HTML file: no scripts, no external fonts or images, and readable in black and white."""
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ h2 { font-size: 20px; line-height: 1.3; margin: 2em 0 .5em }
 .headline { font-size: 28px; font-weight: 700; line-height: 1.25; letter-spacing: -.01em; margin: 0 0 .5em;
             text-wrap: pretty }
 .strips { border-bottom: 1px solid #e3e3e3; padding-bottom: .6em }
-.detail { font-size: 17px; color: #444; margin: .4em 0 } .lead { font-size: 19px }
+.detail { font-size: 17px; color: #444; margin: .4em 0 }
 .scroll { overflow-x: auto; margin: 1em 0 }
 table { border-collapse: collapse; font-size: 14px; line-height: 1.4 }
 th, td { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }
@@ -143,13 +144,12 @@ class Report:
 
     def next_step(self, step: NextStep) -> None:
         """Add the end of the page: what to do next, as a command."""
-        command = step.command.replace(" --", " \\\n  --") if len(step.command) > 72 else step.command
-        body = f"<h2>Next</h2><p>{escape(step.why[:1].upper() + step.why[1:])}:</p><pre>{escape(command)}</pre>"
+        why, command = step.why[:1].upper() + step.why[1:], continued(step.command)
+        body = f"<h2>Next</h2><p>{escape(why)}:</p><pre>{escape(command)}</pre>"
         self.parts.append(f'<div class="next">{body}</div>')
 
-    def text(self, text: str, *, lead: bool = False) -> None:
-        """Add a paragraph. A `lead` paragraph is the one to read first."""
-        self.parts.append(f'<p class="lead">{escape(text)}</p>' if lead else f"<p>{escape(text)}</p>")
+    def text(self, text: str) -> None:
+        self.parts.append(f"<p>{escape(text)}</p>")
 
     def list(self, items: Sequence[str]) -> None:
         self.parts.append("<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>")
@@ -222,6 +222,20 @@ class Report:
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style></head>\n<body><h1>{escape(self.title)}</h1>\n{body}\n</body></html>\n"
         )
+
+
+def continued(command: str) -> str:
+    """Break a long command line before its options, as a shell reads it.
+
+    >>> print(continued("mrt audit chosen.jsonl --pool 'my pool --x.jsonl' --model path/to/the/model --seed 1"))
+    mrt audit chosen.jsonl \\
+      --pool 'my pool --x.jsonl' \\
+      --model path/to/the/model \\
+      --seed 1
+    """
+    if len(command) <= 72:
+        return command
+    return re.sub(r"""("[^"]*"|'[^']*')| (?=--)""", lambda found: found[1] or " \\\n  ", command)
 
 
 def _strip(row: Strip) -> str:

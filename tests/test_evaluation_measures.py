@@ -47,7 +47,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["evaluation.cases", "evaluation.findings", "models.named_model", "planning.paired"]
+    "module", ["evaluation.cases", "evaluation.findings", "models.named_model", "planning.paired", "report"]
 )
 def test_the_examples_are_true(module: str) -> None:
     tried = doctest.testmod(import_module(f"mrt_plugin.{module}"))

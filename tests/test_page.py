@@ -8,6 +8,7 @@ from helpers.evaluations import COVERAGE, HOW, JUDGED, NLL, evaluation, lost
 
 from mrt_plugin.evaluation.evaluate_report import curves_figure, evaluation_report, forgetting_figure
 from mrt_plugin.evaluation.result import Forgetting, ModelResult, Outputs, ProbeChange, Sample, Value
+from mrt_plugin.planning.audit_report import stacked_error
 from mrt_plugin.report import NextStep, Report, Strip, figure, svg
 
 if TYPE_CHECKING:
@@ -79,7 +80,10 @@ def test_legends_cover_no_data(chromium: "Browser") -> None:
     probe = [ProbeChange(kind, 1, 2.0, 2.0, -40.0, [-90.0, 1.0], "kept") for kind in ("all", "code", "prose")]
     points = {"flagged": 2.0, "significant": 5.0}
     page = chromium.new_page()
+    bars, (axis,) = figure(4.5, 3.5)
+    stacked_error(axis, [(0.01, 0.1), (0.08, 0.03)])
     for made in (
+        bars,
         curves_figure(models, ["coverage"]),
         curves_figure(models[:2], ["coverage", "coverage"]),
         forgetting_figure([Forgetting(name, "base", probe, []) for name in names], points),

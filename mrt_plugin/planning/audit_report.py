@@ -9,7 +9,7 @@ from mrt_plugin.planning.audit import Audit, GradientAudit, SplitAudit
 from mrt_plugin.planning.paired import FEWEST
 from mrt_plugin.planning.plan_report import interval_text, number
 from mrt_plugin.planning.variance import Interval
-from mrt_plugin.report import NextStep, Report, Strip, figure, shown
+from mrt_plugin.report import NextStep, Report, Strip, figure, legend_above, shown
 
 COLUMNS = ("", "the selection", "random_k", "90% interval of the difference")
 STRIPS = (
@@ -259,7 +259,7 @@ def stacked_error(axis: Any, rows: Sequence[tuple[float, float]]) -> None:
     above = [max(bias, 0) for bias in biases]
     axis.bar(places, above, 0.7, color="0.6", edgecolor="black", label="bias²")
     axis.bar(places, variances, 0.7, above, color="white", edgecolor="black", hatch="//", label="variance")
-    axis.legend(frameon=False)
+    legend_above(axis)
 
 
 def _splits_figure(report: Report, splits: SplitAudit) -> None:
