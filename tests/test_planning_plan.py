@@ -345,7 +345,7 @@ def test_on_the_command_line(tmp_path):
     assert shown.exit_code == 0, shown.output
     found = json.loads(run.invoke(app, [*arguments, "--json"]).stdout)
     assert shown.stdout.splitlines()[0] == found["advice"][0]
-    assert "between prompts: V_x" in shown.output
+    assert "V_x: between prompts" in shown.output
     assert f": mrt select {pool} --selector random_k --k {found['model']['best']['k']} " in shown.output
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert found["model"]["budget"] == pytest.approx(3 * found["model"]["ordinary_epoch"])
