@@ -34,7 +34,7 @@ OUTLOOK_COLUMNS = ("budget, in ordinary epochs", "K", "interval", "prompts", "va
 
 SYMBOLS = (
     "V_x is the variance of the prompts' mean losses, V_{y|x} that of the losses of responses to one prompt, averaged "
-    "over prompts, and rho the correlation of the losses of two responses to one prompt. A loss estimated on n prompts "
+    "over prompts, and rho the correlation of the losses of two responses to a prompt. A loss estimated on n prompts "
     "with K responses each has the variance V_x/n + V_{y|x}/(n·K)."
 )
 
