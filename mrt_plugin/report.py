@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 STYLE = """
@@ -18,7 +19,7 @@ body { font: 16px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color
 h1 { font-size: 15px; font-weight: 600; color: #555; margin: 0 0 .5em }
 h2 { font-size: 20px; line-height: 1.3; margin: 2em 0 .5em }
 .headline { font-size: 28px; font-weight: 700; line-height: 1.25; letter-spacing: -.01em; margin: 0 0 .5em;
-            text-wrap: balance }
+            text-wrap: pretty }
 .strips { border-bottom: 1px solid #e3e3e3; padding-bottom: .6em }
 .detail { font-size: 17px; color: #444; margin: .4em 0 } .lead { font-size: 19px }
 .scroll { overflow-x: auto; margin: 1em 0 }
@@ -26,7 +27,7 @@ table { border-collapse: collapse; font-size: 14px; line-height: 1.4 }
 th, td { padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }
 th { border-bottom: 2px solid #1a1a1a; vertical-align: bottom }
 th:first-child, td:first-child, td.text, th.text { text-align: left }
-tr.mark td { font-weight: bold; background: #eef3f9 }
+tr.mark td { font-weight: bold; background: #eeeeee }
 td { font-variant-numeric: tabular-nums }
 pre { background: #f5f5f5; border: 1px solid #ddd; padding: .8em 1em; overflow-x: auto; font-size: 14px }
 figure { margin: 1.2em 0; overflow-x: auto }
@@ -57,8 +58,8 @@ section details { border: 0; font-size: 14px; color: #444; padding: .3em 0 }
               border-radius: 50%; background: #fff }
 .scale span { position: absolute; bottom: 0; max-width: 48%; overflow: hidden; text-overflow: ellipsis;
               white-space: nowrap } .scale span + span { right: 0 }
-.better .bar, .better .dot { border-color: #1b5fa8 } .better .dot { background: #1b5fa8 } .better b { color: #1b5fa8 }
-.worse .bar, .worse .dot { border-color: #b34700 } .worse .dot { background: #b34700 } .worse b { color: #b34700 }
+.better .bar, .better .dot, .worse .bar, .worse .dot { border-color: #000000; background: #000000 }
+.worse .dot { border-radius: 0; transform: rotate(45deg) scale(.9) }
 .clear .dot { background: #444 }
 .next { border: 2px solid #1a1a1a; padding: .2em 1.2em 1em; margin: 2.5em 0 1em; break-inside: avoid }
 .next h2 { margin: .6em 0 .2em; border: 0; padding: 0 } .next p { margin: .3em 0 }
@@ -70,7 +71,8 @@ section details { border: 0; font-size: 14px; color: #444; padding: .3em 0 }
 @media print {
   @page { margin: 16mm 14mm }
   body { font-size: 11pt; max-width: none; margin: 0; padding: 0 }
-  figure > svg { min-width: 0 } figure { break-inside: avoid } figure, .scroll, pre { overflow: visible }
+  figure > svg { min-width: 0 } figure { break-inside: avoid } .strips { break-inside: auto }
+  figure, .scroll, pre { overflow: visible }
   h2, h3, summary { break-after: avoid } tr { break-inside: avoid }
   pre { white-space: pre-wrap; overflow-wrap: anywhere } table { font-size: 9pt } th, td { padding: .2em .5em }
   details::details-content { content-visibility: visible; block-size: auto }
@@ -106,7 +108,7 @@ class Strip:
     interval: tuple[float, float] | None
     verdict: str = "unclear"
     look: str = ""
-    """`better` and `worse` have a colour, `unclear` a hollow mark, `clear` a filled one. By default as `verdict`."""
+    """Mark: `better` a black disc, `worse` a diamond, `unclear` hollow, `clear` a grey disc. By default `verdict`."""
     ends: tuple[str, str] = ("worse", "better")
     """What lies to the left and to the right of zero."""
     unit: str = ""
@@ -289,3 +291,8 @@ def figure(width: float = 7, height: float = 4, columns: int = 1) -> "tuple[Figu
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return made, axes
+
+
+def legend_above(axis: "Axes") -> None:
+    """Add a legend above the axes, where it covers no data."""
+    axis.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.3)

@@ -2,85 +2,13 @@
 
 import shlex
 from dataclasses import replace
-from typing import Any
 
 import pytest
+from helpers.evaluations import COVERAGE, HOW, JUDGED, NLL, UNCLEAR, difference, evaluation, lost
 
 from mrt_plugin.evaluation.evaluate_report import evaluation_report, forgetting_rows
 from mrt_plugin.evaluation.findings import change_text, headline, next_step, points_interval, points_text, strips
-from mrt_plugin.evaluation.result import (
-    CaseCounts,
-    Difference,
-    Evaluation,
-    Forgetting,
-    Interval,
-    ModelResult,
-    Outputs,
-    ProbeChange,
-    Sample,
-    SampleCounts,
-    Value,
-    WinRate,
-    outcome,
-)
-
-HOW = {
-    "m": 4,
-    "folder": "evaluation",
-    "endpoint": None,
-    "settings": {"temperature": 1.0, "top_p": 1.0, "max_tokens": 512, "seed": 0},
-    "embedder": "lexical",
-    "scorer": None,
-    "checker": None,
-    "judge": None,
-    "load_in_4bit": False,
-}
-MODELS = {"base": ("a/base", None), "tuned": ("a/base", "runs/my run"), "other": ("a/merged", None)}
-
-
-def difference(
-    name: str, value: float, low: float, high: float, *, model: str = "tuned", p: float = 0.0
-) -> Difference:
-    m = 4 if name == "coverage" else None
-    return Difference(model, name, m, value, [low, high], None, 40, p, p, outcome(name, [low, high], p))
-
-
-def lost(points: float, low: float, high: float, verdict: str) -> Forgetting:
-    return Forgetting("tuned", "a/base", [ProbeChange("all", 60, 3.0, 3.1, points, [low, high], verdict)], [])
-
-
-def evaluation(*rows: Difference, models: tuple[str, ...] = ("base", "tuned"), **changes: Any) -> Evaluation:
-    keys = {(row.measure, row.m) for row in rows} or {("nll_per_token", None)}
-    counts = SampleCounts(160, 4, 4, 0, 0)
-    found = [
-        ModelResult(
-            name,
-            *MODELS[name],
-            None,
-            counts,
-            [Value(*key, 2.0 - turn, [1.5, 2.5], 40) for key in sorted(keys, key=str)],
-        )
-        for turn, name in enumerate(models)
-    ]
-    whole = Evaluation(
-        data=CaseCounts("held out.jsonl", 40, 40, 160, 4, 4, 4, 0),
-        baseline="base",
-        models=found,
-        references=None,
-        differences=list(rows),
-        forgetting=[],
-        outputs=[],
-        per_prompt=[],
-        intervals={"level": 0.95, "draws": 2000, "seed": 0},
-        points={"flagged": 2.0, "significant": 5.0},
-        how=HOW,
-    )
-    return replace(whole, **changes)
-
-
-NLL = difference("nll_per_token", -0.4, -0.5, -0.3)
-COVERAGE = difference("coverage", -0.1, -0.15, -0.05)
-UNCLEAR = difference("coverage", 0.02, -0.03, 0.07, p=0.4)
+from mrt_plugin.evaluation.result import CaseCounts, Difference, Evaluation, Interval, Outputs, Sample
 
 
 class TestHeadline:
@@ -109,7 +37,7 @@ class TestHeadline:
         )
         by_chance = difference("nll_per_token", -0.4, -0.5, -0.3, p=0.06)
         assert headline(evaluation(by_chance, UNCLEAR))[0].endswith(
-            "(0.3 to 0.5), which chance gives among 2 comparisons."
+            "(0.3 to 0.5), which may be chance among 2 comparisons."
         )
         few = replace(NLL, interval=None, p=None, outcome="unclear")
         data = CaseCounts("d", 3, 3, 3, 1, 1, 1, 0)
@@ -123,12 +51,14 @@ class TestHeadline:
             "tuned is different from base, and neither better nor worse: diversity is higher by 0.2 (0.1 to 0.3)."
         )
 
+    def test_the_distance_to_a_known_truth_comes_before_other_measures(self) -> None:
+        known = difference("truth_kl", -0.25, -0.5, -0.125)
+        first, more, _ = headline(evaluation(NLL, known))
+        assert first == "tuned is better than base: KL to the truth is lower by 0.25 nats (0.125 to 0.5)."
+        assert more == "Also better in held-out NLL per token."
+
     def test_the_judge_comes_first(self) -> None:
-        judged = WinRate(
-            "tuned", "base", 40, 40, 0, 0, 28, 4, 8, 0.75, [0.6, 0.86], None, None, None, None, None, None, None, None,
-            None, 0.0, 0.0, "better",
-        )  # fmt: skip
-        found = evaluation(NLL, judged=[judged])
+        found = evaluation(NLL, judged=[JUDGED])
         assert "a judge prefers its samples in 75.0% of pairs (60.0% to 86.0%)" in headline(found)[0]
         assert (strips(found)[0].value, strips(found)[0].interval) == (25, (10, 36))
 
@@ -224,6 +154,9 @@ class TestNext:
         forgot = replace(found, forgetting=[lost(6.0, 4.0, 8.0, "significant")])
         assert next_step(forgot).command == usual + report
         assert "lost general ability" in next_step(forgot).why
+        known = replace(found, how={**HOW, "truth": "the truth.jsonl"})
+        assert " --truth 'the truth.jsonl' " in next_step(known).command
+        assert next_step(known).why.startswith("see whether it holds with other samples")
         served = replace(found, how={**HOW, "endpoint": "http://h/v1"})
         assert "--endpoint http://h/v1" in next_step(served).command
 

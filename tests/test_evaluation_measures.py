@@ -46,7 +46,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("module", ["evaluation.cases", "models.named_model", "planning.paired"])
+@pytest.mark.parametrize(
+    "module", ["evaluation.cases", "evaluation.findings", "models.named_model", "planning.paired"]
+)
 def test_the_examples_are_true(module: str) -> None:
     tried = doctest.testmod(import_module(f"mrt_plugin.{module}"))
     assert tried.attempted

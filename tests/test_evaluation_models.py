@@ -173,7 +173,7 @@ class TestForgetting:
         (row,) = found["forgetting"]
         assert row["probe"][0]["verdict"] == "significant"
         assert "a significant drop of" in found["notes"][0]
-        assert found["next"].startswith("Next: base+wild lost general ability")
+        assert found["next"].startswith("Next: mix 5 to 10 % general data into the training of base+wild ")
 
     @pytest.mark.slow
     def test_tasks_of_the_harness_before_and_after(self, folder: Path, tmp_path: Path) -> None:

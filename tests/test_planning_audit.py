@@ -307,10 +307,15 @@ def test_the_headline_is_the_largest_tilt_and_then_comes_the_loss(audit):
     first, second, third, *_, how = headline(tilted)
     assert first == "Kept answers are 100% longer than their pools': 14 words, not 7 (by chance 6.5 to 7.5)."
     assert second == "Kept answers lack kinds of answers: they cover 30% of their pools' clusters, random_k 40%."
-    assert third.startswith("The loss of the kept answers")
+    below = "their loss is 0.041 below their pools' (-0.0493 to -0.032)."
+    assert third == f"Kept answers are easier for the model: {below}"
+    even = replace(tilted.loss, kept_minus_pool=0.1, kept_minus_pool_interval=Interval(-0.2, 0.4))
+    assert headline(replace(tilted, loss=even))[-2] == (
+        "Their loss is not tilted: 0.1 above their pools' (-0.2 to 0.4)."
+    )
     assert how == (
         "Judged on 20 pools of 8 responses (median) with 2 kept of each, against random_k at the same K, by 90% "
-        "intervals."
+        "intervals. The loss was measured on 20 of them, the gradient on 10."
     )
     slight = replace(tilted, length=replace(length, kept=8.0, ratio=8 / 7))
     assert "lack kinds of answers" in headline(slight)[0]

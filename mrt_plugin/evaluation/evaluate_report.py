@@ -30,7 +30,7 @@ from mrt_plugin.evaluation.result import (
     label,
 )
 from mrt_plugin.groups.problems import plural
-from mrt_plugin.report import Report, figure, shown
+from mrt_plugin.report import Report, figure, legend_above, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,8 +40,8 @@ Table = tuple[list[str], list[list[str]]]
 
 STRIPS = (
     "Each row has its own scale with no difference in the middle, and better on the right. A line is the interval of "
-    "a comparison alone. A filled mark is a difference beyond chance, corrected for the number of comparisons. "
-    "Points of general ability are not corrected."
+    "a comparison alone. A filled mark is a difference beyond chance, corrected for the number of comparisons: a "
+    "disc if better, a diamond if worse. Points of general ability are not corrected."
 )
 UNFOLDED = 3
 """Number of prompts whose outputs are not folded."""
@@ -177,7 +177,7 @@ def evaluation_report(result: Evaluation) -> str:
     """
     report = Report(f"Evaluation on {result.data.name}")
     report.headline(*headline(result))
-    drawn = [name for name in CURVES if any(model.curve(name) for model in result.models)]
+    drawn = [name for name in CURVES if any(len(model.curve(name)) > 1 for model in result.models)]
     compared = strips(result)
     if compared:
         report.strips(compared, STRIPS)
@@ -249,7 +249,10 @@ def _add_forgetting(report: Report, result: Evaluation) -> None:
         report.table(*forgetting_rows(row), text_columns=(0, 5))
     probed = [row for row in result.forgetting if row.probe]
     if probed:
-        caption = "Points gained (up) and lost (down) on the general probe, by kind of text."
+        caption = (
+            "Points gained (up) and lost (down) on the general probe, by kind of text. A loss below the dotted line "
+            "is flagged, one below the broken line is called significant."
+        )
         report.figure(forgetting_figure(probed, result.points), caption)
 
 
@@ -308,7 +311,7 @@ def curves_figure(models: Sequence[ModelResult], names: Sequence[str]) -> "Figur
         axis.set_ylabel(label(name))
         if name == "pass":
             axis.set_ylim(-0.03, 1.03)
-    axes[0].legend(frameon=False)
+    legend_above(axes[0])
     return made
 
 
@@ -324,12 +327,10 @@ def forgetting_figure(rows: Sequence[Forgetting], points: dict[str, float]) -> "
     axis.axhline(0, color="black", linewidth=0.8)
     for name, line in (("flagged", ":"), ("significant", "--")):
         axis.axhline(-points[name], color="0.4", linewidth=0.8, linestyle=line)
-        axis.annotate(name, (1, -points[name]), xycoords=("axes fraction", "data"), ha="right", va="top", fontsize=8)
     axis.set_xticks(range(len(kinds)), kinds)
-    axis.set_xlim(-0.5, len(kinds) + 0.2)  # room for the labels of the lines
     axis.set_ylabel("points lost (below 0) or gained")
     if len(rows) > 1:
-        axis.legend(frameon=False)
+        legend_above(axis)
     return made
 
 

@@ -21,7 +21,10 @@ from mrt_plugin.report import NextStep, Strip
 
 FEW = 30
 """Number of prompts below which intervals are too wide to decide much."""
-FIRST = ("pass", "nll_per_token", "nll_per_response", "coverage", "best_reward", "reward", "alignment")
+FIRST = (
+    *("truth_kl", "pass", "nll_per_token", "nll_per_response", "truth_coverage", "truth_elsewhere", "coverage"),
+    *("best_reward", "reward", "alignment"),
+)
 """Measures in the order in which a headline prefers them."""
 WORDS = {"length": ("shorter", "longer"), "diversity": ("less", "more")}
 """What lies left and right of zero for measures that are neither better nor worse."""
@@ -100,7 +103,8 @@ def beyond_chance(part: ProbeChange | TaskChange) -> bool:
 def verdict_text(part: ProbeChange | TaskChange) -> str:
     """Say what became of an ability: kept, gained, or how much was lost."""
     if part.verdict != "kept":
-        return {"significant": "significant loss", "flagged": "flagged loss"}.get(part.verdict or "", "")
+        loss = {"significant": "significant loss", "flagged": "flagged loss"}.get(part.verdict or "", "")
+        return loss if not loss or beyond_chance(part) else f"{loss}, may be chance"
     return "gained" if part.interval is not None and part.interval[1] < 0 else "kept"
 
 
@@ -204,10 +208,10 @@ def _unclear(
     if different:
         said = _said(different[0])
         return f"{name} is different from {base}, and neither better nor worse: {said}.", [different[0]]
-    rows: list[WinRate | Difference] = [row for row in result.judged if row.model == name and row.rate is not None]
-    measured = [row for row in at_most_samples(result, name) if row.measure in FIRST and row.difference is not None]
-    measured.sort(key=lambda row: FIRST.index(row.measure))
-    rows += measured
+    known = [row for row in at_most_samples(result, name) if row.measure in FIRST and row.difference is not None]
+    known.sort(key=lambda row: FIRST.index(row.measure))
+    judged = [row for row in result.judged if row.model == name and row.rate is not None]
+    rows: list[WinRate | Difference] = [*judged, *known]
     if not rows:
         return f"{name} and {base} have no measure in common.", []
     ends = rows[0].interval
@@ -217,7 +221,7 @@ def _unclear(
         sentence = f"No clear difference between {name} and {base} on {prompts:,} prompts: {_said(rows[0])}"
         tested = sum(row.p is not None for row in result.differences)
         by_chance = isinstance(rows[0], Difference) and not ends[0] <= 0 <= ends[1]
-        sentence += f", which chance gives among {tested} comparisons." if by_chance else "."
+        sentence += f", which may be chance among {tested} comparisons." if by_chance else "."
     return sentence, [rows[0]]
 
 
@@ -335,8 +339,10 @@ def next_step(result: Evaluation) -> NextStep:
     data, model, seed = result.data, result.models[0], int(result.intervals["seed"])
     lost = next((row.model for row in result.forgetting if any(map(beyond_chance, row.losses))), None)
     if lost is not None:
-        remedy = "Mix 5 to 10 % general data into its training (mrt select --proportion), or train fewer steps"
-        return NextStep(f"{lost} lost general ability. {remedy}, and evaluate again", again(result))
+        remedy = (
+            f"mix 5 to 10 % general data into the training of {lost} (mrt select --proportion), or train fewer steps"
+        )
+        return NextStep(f"{remedy}, since it lost general ability. Then evaluate again", again(result))
     if len(result.models) == 1:
         if model.adapter:
             return NextStep("compare it with the model before training", again(result, first=model.path))
@@ -352,7 +358,11 @@ def next_step(result: Evaluation) -> NextStep:
     if worse and path and not result.how["endpoint"] and data.references_median >= 2:
         why = f"{worse[0]} covers the references less than {result.baseline}. See how many responses per prompt pay"
         return NextStep(why, shlex.join(["mrt", "plan", data.name, "--model", path, "--report", "plan.html"]))
-    if result.how["embedder"] == "lexical" and any(row.measure == "coverage" for row in result.differences):
+    if (
+        result.how["embedder"] == "lexical"
+        and not result.how["truth"]
+        and any(row.measure == "coverage" for row in result.differences)
+    ):
         return NextStep("compare meanings instead of spelling", again(result, "--embedder", "sentence-transformers"))
     if not result.how["m"] and path:
         return NextStep("draw samples to read: the NLL alone shows no answer", again(result, "--m", "8"))
@@ -376,6 +386,7 @@ def again(result: Evaluation, *more: str, first: str | None = None) -> str:
         "--embedder": how["embedder"] or ("none" if how["m"] else None),
         "--scorer": how["scorer"],
         "--checker": how["checker"],
+        "--truth": how["truth"],
         "--judge": how["judge"] and how["judge"]["name"],
         "--lm-eval": ",".join(tasks),
         "--endpoint": how["endpoint"],
@@ -383,7 +394,7 @@ def again(result: Evaluation, *more: str, first: str | None = None) -> str:
         "--output": how["folder"],
         "--report": "evaluation.html",
     }
-    usual = {"--embedder": "lexical", "--max-tokens": 512, "--output": "evaluation"}
+    usual = {"--m": 16, "--embedder": "lexical", "--max-tokens": 512, "--output": "evaluation"}
     for name, value in settings.items():
         if name not in more and value not in (None, "", usual.get(name)):
             line += [name, str(value)]

@@ -22,10 +22,15 @@ def headline(audit: Audit) -> tuple[str, ...]:
     """Return the largest tilt in one sentence, or that there is none, followed by the others and how it was judged."""
     groups = audit.groups
     ks = f"{groups.k_least}" if groups.k_least == groups.k_most else f"{groups.k_least} to {groups.k_most}"
-    first, *rest = warnings(audit) or [_no_tilt(audit)]
+    first, *rest = findings(audit) or [_no_tilt(audit)]
+    if not _loss_tilt(audit) and _of_loss(audit) is not None:
+        rest.append(f"Their loss is not tilted: {_of_loss(audit)}.")
     how = f"Judged on {groups.audited:,} pools of {groups.pool_median:g} responses (median) with {ks} kept of each"
-    without = "" if audit.with_model else " Loss and gradient were not measured: no model was given."
-    return first, *rest, f"{how}, against random_k at the same K, by 90% intervals.{without}"
+    measured = "" if audit.with_model else " Loss and gradient were not measured: no model was given."
+    if audit.loss is not None:
+        gradients = 0 if audit.gradient is None else audit.gradient.prompts
+        measured = f" The loss was measured on {audit.loss.prompts:,} of them, the gradient on {gradients:,}."
+    return first, *rest, f"{how}, against random_k at the same K, by 90% intervals.{measured}"
 
 
 def _no_tilt(audit: Audit) -> str:
@@ -40,10 +45,19 @@ def _no_tilt(audit: Audit) -> str:
     )
 
 
-def warnings(audit: Audit) -> list[str]:
+def findings(audit: Audit) -> list[str]:
     """Say in what the selection clearly differs from its pool: the largest tilt first, then loss and gradient."""
-    gradient, splits, loss = audit.gradient, audit.splits, audit.loss
-    lines = _tilts(audit)
+    return [*_tilts(audit), *_loss_tilt(audit), *_losses(audit)]
+
+
+def warnings(audit: Audit) -> list[str]:
+    """Return those findings that warn of training on the selection: an easier loss does not."""
+    return [*_tilts(audit), *_losses(audit)]
+
+
+def _losses(audit: Audit) -> list[str]:
+    """Warn of a worse estimate of the loss, and of a gradient that points elsewhere."""
+    gradient, splits, loss, lines = audit.gradient, audit.splits, audit.loss, []
     if loss is not None and loss.emse_difference_interval is not None and loss.emse_difference_interval.low > 0:
         errors = f"mean squared error {loss.emse:.3g} against {loss.random_k_emse:.3g}"
         lines.append(f"The loss of the kept answers estimates their pool's worse than random_k would: {errors}.")
@@ -76,6 +90,25 @@ def _tilts(audit: Audit) -> list[str]:
         shares = f"{coverage.clusters_covered:.0%} of their pools' clusters, random_k {coverage.random_k:.0%}"
         found.append((size, f"Kept answers lack kinds of answers: they cover {shares}."))
     return [text for _, text in sorted(found, reverse=True)]
+
+
+def _of_loss(audit: Audit) -> str | None:
+    """Say how far the loss of the kept answers is from their pools'."""
+    loss = audit.loss
+    if loss is None or loss.kept_minus_pool_interval is None:
+        return None
+    side = "above" if loss.kept_minus_pool > 0 else "below"
+    return f"{number(abs(loss.kept_minus_pool))} {side} their pools' ({interval_text(loss.kept_minus_pool_interval)})"
+
+
+def _loss_tilt(audit: Audit) -> list[str]:
+    """Say that the kept answers are easier or harder for the model, if they are."""
+    ends = None if audit.loss is None else audit.loss.kept_minus_pool_interval
+    if ends is None or ends.low <= 0 <= ends.high:
+        return []
+    return [
+        f"Kept answers are {'harder' if ends.low > 0 else 'easier'} for the model: their loss is {_of_loss(audit)}."
+    ]
 
 
 def _below_zero(interval: Interval | None) -> bool:
@@ -134,7 +167,7 @@ def _strip(
 
 def next_step(audit: Audit) -> NextStep:
     """Return what to do next, with the paths of this audit."""
-    if warnings(audit):
+    if findings(audit):
         path = Path(audit.name)
         fair = path.with_name(f"{path.stem}_random_k.jsonl")
         line = ["mrt", "select", audit.pool, "--selector", "random_k", "--k", str(audit.groups.k_most)]
