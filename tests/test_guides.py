@@ -112,15 +112,13 @@ class Page:
 
 
 TINY_BENCH = (
-    (r"--shape \S+|--mixed|mrt bench (?=--rounds|--json| *#)", r"\g<0> SMALL"),
-    (r"--shape \d+x\S+ SMALL", "--shape 2x8,4,2"),
-    (r"--shape \d+,\d+,\d+,\d+ SMALL", "--shape 20,8,4,1"),
-    (r"--shape \d+,\d+,\d+ SMALL", "--shape 8,4,2"),
-    ("SMALL", "--shape 8,4,2"),
-    (r"(mrt bench [^#\n>]*)", r"\1 --cpu --threads 1 --steps 1 --rounds 1 "),
-    (r"--groups 16", "--groups 2"),
+    (r"--shape \d+x\d+,\d+,\d+", "--shape 2x8,4,2"),
+    (r"--shape \d{2,},\d+,\d+,\d+", "--shape 20,8,4,1"),
+    (r"--shape \d{2,},\d+,\d+", "--shape 8,4,2"),
+    (r"mrt bench (?!.*--shape)(?!.*--size)", "mrt bench --shape 8,4,2 "),
+    (r"mrt bench [^#>\n]*", r"\g<0> --cpu --threads 1 --steps 1 --rounds 1 --groups 1 "),
 )
-"""Shapes of few tokens, and a round of one step. The last value of an option counts."""
+"""Shapes of few tokens, and one round of one step: the last value of an option counts."""
 PAGES: dict[str, Page] = {
     "alpaca-trl.md": Page((("--epochs 2", "--max-steps 2"),), expected=("outputs/alpaca-trl/adapter_config.json",)),
     "audit.md": Page(expected=("audit.html",)),
@@ -132,7 +130,6 @@ PAGES: dict[str, Page] = {
     "bench.md": Page(TINY_BENCH, expected=("bench.png", "bench.json")),
     "benchmarks.md": Page(
         (
-            *TINY_BENCH,
             (r"benchmarks.memory", r"\g<0> --shape 32,8,8,2 --groups 2"),
             (r"(benchmarks.selection)\n", r"\1 --pools 16 --candidates 8 -k 2\n"),
             ("--stream 1000000", "--stream 300"),
