@@ -251,6 +251,13 @@ def test_commands_in_the_text_exist(page: Path) -> None:
             assert given <= known, f"{page.name}: mrt {name} has no {given - known}"
 
 
+def test_the_variances_are_explained_where_they_stand() -> None:
+    """V_x and V_{y|x} are no words of the field."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert "V_x" not in text or page.name == "glossary.md" or "glossary.md" in text, page.name
+
+
 @pytest.mark.parametrize("page", PARAMETERS)
 def test_no_page_is_too_long(page: Path) -> None:
     limit = README_LIMIT if page.name == "README.md" else LIMITS[section_of(page)]
@@ -266,6 +273,15 @@ def test_no_page_is_too_long(page: Path) -> None:
 def test_the_pages_of_the_commands_are_the_program(name: str, text: str) -> None:
     """Write them again with `python -m mrt_plugin.cli.reference docs`."""
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text
+
+
+def test_the_pages_of_the_commands_have_every_option_with_its_help() -> None:
+    text = "".join(pages().values())
+    for name, command in PROGRAM.commands.items():  # type: ignore[attr-defined]
+        section = text.partition(f"\n## mrt {name}\n")[2].partition("\n## ")[0]
+        for parameter in command.params:
+            assert f"`{parameter.opts[0]}`" in section, f"{name} {parameter.opts[0]}"
+            assert parameter.help, f"{name} {parameter.opts[0]}"
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:
