@@ -81,8 +81,7 @@ def write_data(folder: Path) -> None:
         "def score(prompt, responses):\n    return [len(text) for text in responses]\n"
     )
     (folder / "runs.jsonl").write_text("".join(f'{{"k": {k}, "loss": {1 + 2 / k}}}\n' for k in (1, 2, 4, 4)))
-    each_epoch = {"evals_per_epoch": 1, "saves_per_epoch": 1}
-    settings = axolotl_recipe.recipe(folder, str(folder / "base"), mrt={"k": 2}, val_set_size=0.3, **each_epoch)
+    settings = axolotl_recipe.recipe(folder, str(folder / "base"), mrt={"k": 2}, val_set_size=0.3, evals_per_epoch=2)
     axolotl_recipe.write(folder, settings)
 
 

@@ -75,7 +75,7 @@ def read_runs(path: Path) -> list[Run]:
     return [run for _, _, run in read_lines(path, lambda row: _run(row, row["loss"]), NOT_A_RUN)]
 
 
-UNTRAINED = "Train them with val_set_size, evals_per_epoch and saves_per_epoch in the recipe"
+UNTRAINED = "Train them with val_set_size and evals_per_epoch in the recipe (2 for a single epoch: Axolotl skips 1)"
 """What a run needs for `last_held_out_loss`."""
 
 
