@@ -275,6 +275,15 @@ def test_the_pages_of_the_commands_are_the_program(name: str, text: str) -> None
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == text
 
 
+def test_the_pages_of_the_commands_have_every_option_with_its_help() -> None:
+    text = "".join(pages().values())
+    for name, command in PROGRAM.commands.items():  # type: ignore[attr-defined]
+        section = text.partition(f"\n## mrt {name}\n")[2].partition("\n## ")[0]
+        for parameter in command.params:
+            assert f"`{parameter.opts[0]}`" in section, f"{name} {parameter.opts[0]}"
+            assert parameter.help, f"{name} {parameter.opts[0]}"
+
+
 def test_links_of_the_readme_lead_somewhere() -> None:
     """Those between pages are checked by `make docs`."""
     for path, _, anchor in re.findall(

@@ -126,7 +126,8 @@ def described(match: re.Match[str]) -> str:
     found: Any = loaded(package)[name]
     found = found.final_target if found.is_alias else found
     docstring = found.docstring.value if found.docstring else ""
-    return f"```python\n{found.signature() if found.is_function else f'class {found.name}'}\n```\n\n{docstring}"
+    code = found.signature() if found.is_function else f"class {found.name}"
+    return f"### {match[1]}\n\n```python\n{code}\n```\n\n{docstring}"
 
 
 def loaded(package: str) -> Any:

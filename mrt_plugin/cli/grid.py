@@ -267,7 +267,7 @@ def _token_costs(groups: Any, base: dict[str, Any] | None, given: GridOptions) -
 
 
 def _show_results(path: Path, as_document: bool) -> None:
-    from mrt_plugin.planning.fit import read_results, weigh_results
+    from mrt_plugin.planning.fit import UNTRAINED, read_results, weigh_results
     from mrt_plugin.planning.scaling import is_scaling
 
     if is_scaling(path):
@@ -276,7 +276,7 @@ def _show_results(path: Path, as_document: bool) -> None:
     runs, missing = read_results(path)
     shown = ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
     if missing and not runs:
-        remedy = "Train them with val_set_size in the recipe, or write each one's held-out `loss` into its line."
+        remedy = f"{UNTRAINED}, or write each one's held-out `loss` into its line."
         raise ValueError(f"{path}: no run has a result yet ({shown}). {remedy}")
     found = weigh_results(runs)
     if as_document:

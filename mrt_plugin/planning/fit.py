@@ -75,6 +75,10 @@ def read_runs(path: Path) -> list[Run]:
     return [run for _, _, run in read_lines(path, lambda row: _run(row, row["loss"]), NOT_A_RUN)]
 
 
+UNTRAINED = "Train them with val_set_size and evals_per_epoch in the recipe (2 for a single epoch: Axolotl skips 1)"
+"""What a run needs for `last_held_out_loss`."""
+
+
 def read_results(path: Path) -> tuple[list[Run], list[str]]:
     """Read the finished runs of a grid's `runs.jsonl`, and the names of the unfinished ones.
 

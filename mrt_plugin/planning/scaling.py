@@ -25,7 +25,7 @@ from mrt_plugin.planning.diversity import (
     prompt_diversity,
     words,
 )
-from mrt_plugin.planning.fit import last_held_out_loss, read_lines
+from mrt_plugin.planning.fit import UNTRAINED, last_held_out_loss, read_lines
 from mrt_plugin.planning.grid import Grid, GridRun, batch_of, describe
 from mrt_plugin.planning.progress import quiet
 
@@ -210,7 +210,7 @@ def scaling_result(path: Path) -> ScalingResult:
     runs, measure, missing = read_scaling(path)
     if not runs:
         shown = ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
-        raise ValueError(f"{path}: no run has a result yet ({shown}). Train them, or write each one's `score`.")
+        raise ValueError(f"{path}: no run has a result yet ({shown}). {UNTRAINED}, or write each one's `score`.")
     return ScalingResult(measure, scaling_cells(runs), scaling_fits(runs), missing)
 
 
