@@ -53,7 +53,7 @@ MARK = re.compile(r"<!-- (run by|needs): (.*?) -->", re.DOTALL)
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 
 # Pages that are not yet marked or short enough. A test refuses a page that need not be here.
-UNMARKED = {"axolotl.md", "distributed.md", "doctor.md", "exactness.md", "gpu.md", "walkthrough.md"}
+UNMARKED = {"axolotl.md", "distributed.md", "doctor.md", "exactness.md", "gpu.md"}
 TOO_LONG: set[str] = set()
 
 

@@ -165,14 +165,14 @@ def run_demo(folder: Path, settings: DemoSettings | None = None, progress: Progr
 
 
 def describe(first: DemoRun, last: DemoRun) -> str:
-    """Compare two training runs in one sentence."""
+    """Compare two training runs in sentences that can be read aloud."""
     before, after = first.held_out.kl, last.held_out.kl
     change = (after - before) / before
-    verb = "closer to" if change < 0 else "further from"
+    way = "closer to" if change < 0 else "further from"
     return (
-        f"On prompts it was not trained on, {last.k} responses per prompt instead of {first.k} brought the "
-        f"model {verb} the truth by {abs(change):.0%} (KL {before:.3f} to {after:.3f} nats), in as "
-        "many optimizer steps."
+        f"On prompts it was not trained on, {last.k} responses per prompt instead of {first.k} brought the model "
+        f"{abs(change):.0%} {way} the truth. Its KL from the truth is {after:.3f} instead of {before:.3f} nats. "
+        "Both runs took the same number of optimizer steps."
     )
 
 
