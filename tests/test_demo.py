@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from helpers.processes import run_python
 from peft import LoraConfig, get_peft_model
 
 from mrt_plugin.demo.modes import draw_groups, mode_prompts, split_prompts
-from mrt_plugin.demo.run import RESULTS, whole_folder
+from mrt_plugin.demo.run import RESULTS, run_demo, whole_folder
 from mrt_plugin.demo.training import axolotl_train
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.evaluation.held_out import held_out_nll
@@ -178,6 +179,13 @@ class TestWholeFolder:
         with pytest.raises(FileExistsError, match="choose another"), whole_folder(tmp_path / "out", marker="done"):
             pytest.fail("the block must not run")
         assert (tmp_path / "out/thesis.tex").read_text() == "years of work"
+
+
+def test_without_axolotl_it_says_so_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "axolotl", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"With TRL alone: mrt init --demo --trl"):
+        run_demo(tmp_path / "demo_output")
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.axolotl

@@ -54,7 +54,9 @@ def doctor(given: DoctorOptions) -> None:
         if report is not None:
             _show_recipe(report)
         elif not problems:
-            say("Next: mrt doctor recipe.yaml, or mrt demo")
+            axolotl = any(library.name == "axolotl" and library.found for library in machine.libraries)
+            first = "mrt demo" if axolotl else "mrt init --demo --trl --gpu cpu --output train.py"
+            say(f"Next: mrt doctor recipe.yaml, or {first}")
     if problems:
         raise typer.Exit(1)
 
