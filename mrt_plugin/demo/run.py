@@ -122,8 +122,8 @@ def run_demo(folder: Path, settings: DemoSettings | None = None, progress: Progr
         import_module("axolotl")
     except ModuleNotFoundError as missing:
         raise ValueError(
-            "The demo trains with Axolotl, which is not installed: pip install 'mrt-plugin[axolotl,qlora,plots]'. With "
-            "TRL alone: mrt init --demo --trl --gpu cpu --output train.py"
+            "The demo trains with Axolotl, which is not installed: pip install 'mrt-plugin[axolotl,qlora,plots]'. "
+            "With TRL alone: mrt init --demo --trl --gpu cpu --output train.py"
         ) from missing
 
     settings = settings or DemoSettings()
