@@ -19,6 +19,7 @@ h1 { font-size: 15px; font-weight: 600; color: #555; margin: 0 0 .5em }
 h2 { font-size: 20px; line-height: 1.3; margin: 2em 0 .5em }
 .headline { font-size: 28px; font-weight: 700; line-height: 1.25; letter-spacing: -.01em; margin: 0 0 .5em;
             text-wrap: balance }
+.strips { border-bottom: 1px solid #e3e3e3; padding-bottom: .6em }
 .detail { font-size: 17px; color: #444; margin: .4em 0 } .lead { font-size: 19px }
 .scroll { overflow-x: auto; margin: 1em 0 }
 table { border-collapse: collapse; font-size: 14px; line-height: 1.4 }
@@ -33,7 +34,6 @@ figure > svg { display: block; width: 100%; height: auto; max-width: var(--width
                min-width: calc(.68 * var(--width)) }
 figcaption { font-size: 14px; color: #444; position: sticky; left: 0; max-width: 50em; margin-top: .5em }
 details { border-top: 1px solid #ccc; padding: .6em 0 }
-details + :not(details) { border-top: 1px solid #ccc; padding-top: .6em }
 summary { font-weight: 600; cursor: pointer; padding: .1em 0 }
 section { margin: 1.5em 0 2.5em }
 section h3 { font-size: 16px; line-height: 1.4; white-space: pre-wrap; margin: 0 0 .7em; padding: .5em .8em;
@@ -43,7 +43,7 @@ section h3 { font-size: 16px; line-height: 1.4; white-space: pre-wrap; margin: 0
 .panels h4 { font-size: 14px; margin: 0 0 .3em } .panels h4 small { font-weight: 400; color: #555 }
 .panels p { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .8em; font-size: 15px; line-height: 1.45 }
 section details { border: 0; font-size: 14px; color: #444; padding: .3em 0 }
-.strip { display: grid; grid-template-columns: minmax(0, 15em) minmax(0, 1fr) minmax(0, 15em); gap: 0 1.2em;
+.strip { display: grid; grid-template-columns: minmax(0, 14em) minmax(0, 1fr) minmax(0, 17em); gap: 0 1.2em;
          align-items: center; border-top: 1px solid #e3e3e3; padding: .5em 0; break-inside: avoid }
 .strip small { display: block; color: #555; font-size: 13px }
 .strip b { font-weight: 600 }
@@ -55,7 +55,8 @@ section details { border: 0; font-size: 14px; color: #444; padding: .3em 0 }
 .scale .bar { top: calc(.75em - 1.5px); border-top: 3px solid #444; min-width: 1px }
 .scale .dot { top: calc(.75em - 7px); width: 14px; height: 14px; margin-left: -7px; border: 3px solid #444;
               border-radius: 50%; background: #fff }
-.scale span { position: absolute; bottom: 0; white-space: nowrap } .scale span + span { right: 0 }
+.scale span { position: absolute; bottom: 0; max-width: 48%; overflow: hidden; text-overflow: ellipsis;
+              white-space: nowrap } .scale span + span { right: 0 }
 .better .bar, .better .dot { border-color: #1b5fa8 } .better .dot { background: #1b5fa8 } .better b { color: #1b5fa8 }
 .worse .bar, .worse .dot { border-color: #b34700 } .worse .dot { background: #b34700 } .worse b { color: #b34700 }
 .clear .dot { background: #444 }
@@ -104,13 +105,16 @@ class Strip:
     value: float
     interval: tuple[float, float] | None
     verdict: str = "unclear"
-    """`better` and `worse` have a colour. `unclear` has a hollow mark, any other word a filled one."""
+    look: str = ""
+    """`better` and `worse` have a colour, `unclear` a hollow mark, `clear` a filled one. By default as `verdict`."""
     ends: tuple[str, str] = ("worse", "better")
     """What lies to the left and to the right of zero."""
     unit: str = ""
     note: str = ""
     usual: tuple[float, float] | None = None
     """What chance gives, as a grey field."""
+    reach: float | None = None
+    """The largest value on the scale; by default the largest of this strip."""
 
 
 @dataclass
@@ -137,7 +141,8 @@ class Report:
 
     def next_step(self, step: NextStep) -> None:
         """Add the end of the page: what to do next, as a command."""
-        body = f"<h2>Next</h2><p>{escape(step.why[:1].upper() + step.why[1:])}:</p><pre>{escape(step.command)}</pre>"
+        command = step.command.replace(" --", " \\\n  --") if len(step.command) > 72 else step.command
+        body = f"<h2>Next</h2><p>{escape(step.why[:1].upper() + step.why[1:])}:</p><pre>{escape(command)}</pre>"
         self.parts.append(f'<div class="next">{body}</div>')
 
     def text(self, text: str, *, lead: bool = False) -> None:
@@ -177,9 +182,10 @@ class Report:
         body = f"{svg(figure)}<figcaption>{escape(caption)}</figcaption>"
         self.parts.append(f'<figure style="--width: {width}">{body}</figure>')
 
-    def strips(self, rows: Sequence[Strip]) -> None:
-        """Add differences below each other, each on its own scale: beside each other on a wide page, else stacked."""
-        self.parts.append("".join(map(_strip, rows)))
+    def strips(self, rows: Sequence[Strip], caption: str) -> None:
+        """Add a picture of differences, one below the other."""
+        body = "".join(map(_strip, rows))
+        self.parts.append(f'<figure class="strips">{body}<figcaption>{escape(caption)}</figcaption></figure>')
 
     def side_by_side(
         self,
@@ -217,8 +223,8 @@ class Report:
 
 
 def _strip(row: Strip) -> str:
-    reach = max(map(abs, (row.value, *(row.interval or ()), *(row.usual or ())))) * 1.15
-    reach = float(f"{reach:.1e}") or 1.0
+    reach = row.reach or max(map(abs, (row.value, *(row.interval or ()), *(row.usual or ()))))
+    reach = float(f"{1.15 * reach:.1e}") or 1.0
 
     def place(value: float) -> str:
         return f"{50 + 50 * value / reach:.2f}%"
@@ -231,8 +237,9 @@ def _strip(row: Strip) -> str:
         f'<i class="axis"></i>{span("usual", row.usual)}<i class="zero"></i>{span("bar", row.interval)}'
         f'<i class="dot" style="left: {place(row.value)}"></i>'
     )
-    left, right = (escape(f"{end} by {reach:g}{row.unit}") for end in row.ends)
-    kind = row.verdict if row.verdict in ("better", "worse", "unclear") else "clear"
+    left, right = (escape(f"{reach:g}{row.unit} {end}") for end in row.ends)
+    look = row.look or row.verdict
+    kind = look if look in ("better", "worse", "unclear") else "clear"
     note = f"<small>{escape(row.note)}</small>" if row.note else ""
     return (
         f'<div class="strip {kind}"><div>{escape(row.name)}{note}</div>'

@@ -107,7 +107,7 @@ def test_a_wrong_type_lists_the_right_ones(read):
             "datasets[0]",
             kind,
             "mrt_plugin.axolotl.random_k",
-            "mrt_plugin.axolotl.all",
+            "filter_then_spread, all.",
             datasets=[{"path": "pool.jsonl", "type": kind}],
         )
     refused(read, "datasets[0]", "no type", datasets=[{"path": "pool.jsonl"}])

@@ -6,9 +6,10 @@ has smaller numbers for it.
 """
 
 import contextlib
-import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,11 +21,17 @@ import pytest
 from helpers import axolotl_recipe, processes, tiny
 from helpers.endpoint_server import serve
 from helpers.judge_server import serve_judge
-from helpers.processes import AXOLOTL, LIBRARIES, run_python, server
+from helpers.processes import AXOLOTL, LIBRARIES, server
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"<!-- run by: ([^>]*) -->\n+```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COLOURS = ["Red.", "It is green, like grass.", "Blue. The sea is blue, and so is the sky.", "White.", "Black as night."]
+BLOCK = re.compile(r"((?:^<!--.*?-->\n+)+)^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COLOURS = [
+    "Red.",
+    "It is green, like grass.",
+    "Blue. The sea is blue, and so is the sky.",
+    "White.",
+    "Black as night.",
+]
 
 
 def save_models(folder: Path) -> None:
@@ -46,14 +53,16 @@ def save_models(folder: Path) -> None:
 
 def write_data(folder: Path) -> None:
     """Write the pools, prompts and rules that the pages name."""
+    from datasets import Dataset
 
     def write(name: str, rows: list[dict[str, Any]]) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         axolotl_recipe.write_rows(folder / name, rows)
 
     scored = {"responses": COLOURS, "scores": [0.1, 0.9, 0.7, 0.2, 0.5]}
+    kinds = ["Write a Python function for", "How many days has", "Name the colour of", "Hello, how are you and your"]
     for name, count in {"pool": 24, "general": 12, "chat": 12, "code": 12, "held_out": 3}.items():
-        prompts = [f"{word} {name} {place}: name a colour." for place, word in enumerate(WORDS[:count])]
+        prompts = [f"{kinds[place % 4]} {word} of {name} {place}?" for place, word in enumerate(WORDS[:count])]
         write(f"{name}.jsonl", [{"prompt": prompt, **scored} for prompt in prompts])
     for name in ("data/alpaca_pool", "data/gsm8k_solutions"):
         write(f"{name}.jsonl", axolotl_recipe.groups(20, 5))
@@ -65,17 +74,20 @@ def write_data(folder: Path) -> None:
     write("rated.jsonl", [{"q": "A?", "a": text, "rating": 4} for text in COLOURS])
     write("numbered.jsonl", [{"q": "A?", "a_1": "B", "a_2": "C", "a_1_ok": True, "a_2_ok": False}])
     answers = [{"answer": text, "rank": place + 1} for place, text in enumerate(COLOURS)]
-    write("rows.jsonl", [{"prompt": "\n\nHuman: Name a colour.\n\nAssistant:", "answers": answers}])
+    nectar = Dataset.from_list([{"prompt": "\n\nHuman: Name a colour.\n\nAssistant:", "answers": answers}])
+    nectar.to_parquet(folder / "nectar.parquet")
     (folder / "rules.yaml").write_text("- format\n- duplicate_responses: {threshold: 0.9}\n")
-    (folder / "my_rules.py").write_text("def score(prompt, responses):\n    return [len(text) for text in responses]\n")
+    (folder / "my_rules.py").write_text(
+        "def score(prompt, responses):\n    return [len(text) for text in responses]\n"
+    )
     (folder / "runs.jsonl").write_text("".join(f'{{"k": {k}, "loss": {1 + 2 / k}}}\n' for k in (1, 2, 4, 4)))
     settings = axolotl_recipe.recipe(folder, str(folder / "base"), mrt={"k": 2}, val_set_size=0.3)
     axolotl_recipe.write(folder, settings)
 
 
 WORDS = (
-    "apple banana cherry dragon eagle falcon guitar hammer island jacket kettle lemon mirror needle orange pencil quiver "
-    "river saddle table umbrella violin window xylophone"
+    "apple banana cherry dragon eagle falcon guitar hammer island jacket kettle lemon mirror needle orange pencil "
+    "quiver river saddle table umbrella violin window xylophone"
 ).split()
 
 
@@ -95,7 +107,7 @@ class Page:
     serving: Callable[[], Any] = nothing
     """The server at http://localhost:8000."""
     expected: tuple[str, ...] = ()
-    """Files that the commands must have made."""
+    """Files that the commands must have made. None of them is there before."""
     libraries: tuple[str, ...] = LIBRARIES
 
 
@@ -113,7 +125,9 @@ PAGES: dict[str, Page] = {
     "alpaca-trl.md": Page((("--epochs 2", "--max-steps 2"),), expected=("outputs/alpaca-trl/adapter_config.json",)),
     "audit.md": Page(expected=("audit.html",)),
     "augmentation.md": Page(
-        ((r"--per-step 100", "--per-step 8 --threshold 0.9"),), serving=serve, expected=("new_pool.jsonl", "chosen.jsonl")
+        ((r"--per-step 100", "--per-step 8 --threshold 0.9"),),
+        serving=serve,
+        expected=("new_pool.jsonl", "chosen.jsonl"),
     ),
     "bench.md": Page(TINY_BENCH, expected=("bench.png", "bench.json")),
     "benchmarks.md": Page(
@@ -155,22 +169,32 @@ PAGES: dict[str, Page] = {
         ),
         expected=("plan.html",),
     ),
+    "results.md": Page(
+        (
+            ("python -m recipes.claim (grouping|price).*", "true"),
+            (r"mrt bench --json", r"\g<0> --shape 8,4,2 --cpu --threads 1 --steps 1 --rounds 1"),
+        ),
+        expected=("docs/results.md", "bench.json"),
+    ),
     "reward-models.md": Page(expected=("reward/config.json", "chosen.jsonl")),
-    "sampling.md": Page(serving=serve, expected=("chosen.jsonl",)),
+    "sampling.md": Page(serving=serve, expected=("pool.jsonl", "local_pool.jsonl", "rankings.jsonl", "chosen.jsonl")),
     "scale.md": Page((("--groups 10000", "--groups 20"), (r" --embedder \S+", ""))),
     "scoring.md": Page((("sentence-transformers", "lexical"),), expected=("chosen.jsonl",)),
     "select.md": Page(expected=("again.jsonl",)),
     "selection.md": Page(),
-    "simulation.md": Page(((r"(--output simulation) .*", r"\1 --only bridge"),), expected=("simulation/results.json",)),
+    "simulation.md": Page(
+        ((r"(--output simulation) .*", r"\1 --only bridge"),), expected=("simulation/results.json",)
+    ),
     "when-not-to.md": Page(
-        ((r"(trl dpo .*)", r"\1 --max_steps 2 --per_device_train_batch_size 2 --use_cpu --bf16 false --report_to none"),),
+        (
+            (
+                r"(trl dpo .*)",
+                r"\1 --max_steps 2 --per_device_train_batch_size 2 --use_cpu --bf16 false --report_to none",
+            ),
+        ),
         expected=("preferences/pairs.jsonl", "dpo/adapter_config.json", "mixed.jsonl"),
     ),
-    "your-data.md": Page(
-        before="import datasets\ndatasets.load_dataset('json', data_files='rows.jsonl', split='train')"
-        ".to_parquet('nectar.parquet')\n",
-        expected=("chosen.jsonl",),
-    ),
+    "your-data.md": Page(expected=("chosen.jsonl",)),
 }
 SHELL = """
 python() {{ "{python}" "{processes}" run "{address}" "$@"; }}
@@ -210,9 +234,12 @@ def test_the_commands_of_the_page_run(name: str, models: Path, tmp_path: Path) -
     page = PAGES[name]
     if page.libraries == AXOLOTL:
         pytest.importorskip("axolotl")
-    subprocess.run(["cp", "-r", f"{models}/.", tmp_path], check=True)
+    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
     write_data(tmp_path)
+    for file in page.expected:
+        (tmp_path / file).unlink(missing_ok=True)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     env = {**os.environ, "PYTHONPATH": paths, "MRT_CACHE": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
     shell = SHELL.format(python=sys.executable, processes=processes.__file__, address=server(page.libraries))
@@ -220,24 +247,16 @@ def test_the_commands_of_the_page_run(name: str, models: Path, tmp_path: Path) -
     blocks = [(language, code) for marks, language, code in BLOCK.findall(text) if "test_guides.py" in marks]
     assert blocks
     with page.serving() as running:
-        if page.before:
-            _run(["-c", page.before] if name != "planning.md" else ["-c", ""], tmp_path, env)
         for language, code in blocks:
             for theirs, ours in page.smaller:
                 code = re.sub(theirs, ours, code)
             if running is not None:
                 code = code.replace("localhost:8000", f"127.0.0.1:{running.server_address[1]}")
             if language == "python":
-                _run(["-c", page.before + code], tmp_path, env)
-            else:
-                done = subprocess.run(
-                    ["bash", "-euc", shell + code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600
-                )
-                assert done.returncode == 0, f"{code}\n{done.stdout[-3000:]}{done.stderr[-5000:]}"
+                code = f"python -c {shlex.quote(page.before + code)}"
+            done = subprocess.run(
+                ["bash", "-euc", shell + code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600
+            )
+            assert done.returncode == 0, f"{code}\n{done.stdout[-3000:]}{done.stderr[-5000:]}"
     missing = [file for file in page.expected if not (tmp_path / file).is_file()]
     assert not missing
-
-
-def _run(arguments: list[str], folder: Path, env: dict[str, str]) -> None:
-    done = run_python(arguments, cwd=folder, env=env)
-    assert done.returncode == 0, f"{arguments[-1]}\n{done.stdout[-3000:]}{done.stderr[-5000:]}"

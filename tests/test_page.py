@@ -35,9 +35,12 @@ def everything() -> str:
         [
             Strip("held-out NLL", "lower by 0.4 (0.2 to 0.6)", 0.4, (0.2, 0.6), "better", note="2.1 to 1.7"),
             Strip("coverage of 8", "lower by 0.1 (0.05 to 0.15)", -0.1, (-0.15, -0.05), "worse"),
-            Strip("length", "longer by 9 words", 9, None, "different", ("shorter", "longer"), " words", "", (-2, 2)),
+            Strip(
+                "length", "9 words longer", 9, None, "tilted", "clear", ("shorter", "longer"), " words", "", (-2, 2)
+            ),
             Strip("nothing", "no difference", 0.0, (0.0, 0.0)),
-        ]
+        ],
+        "Each row has its own scale.",
     )
     with report.folded("All numbers"):
         report.table([f"column {n}" for n in range(14)], [[f"value {n}" for n in range(14)]] * 3, marked=[1])
@@ -106,6 +109,6 @@ class TestInChromium:
     def test_the_next_command_ends_the_page(self, page: "Page") -> None:
         last = page.locator("body > :last-child")
         assert last.get_attribute("class") == "next"
-        assert last.locator("pre").inner_text() == f"mrt audit {LONG} --pool {LONG}"
+        assert last.locator("pre").inner_text() == f"mrt audit {LONG} \\\n  --pool {LONG}"
         assert page.locator("script, link, iframe, img").count() == 0
         assert page.locator("meta[name=viewport]").get_attribute("content") == "width=device-width, initial-scale=1"

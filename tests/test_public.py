@@ -19,7 +19,7 @@ import mrt_plugin
 
 NAMES = {
     "mrt_plugin": mrt_plugin.__all__,
-    "mrt_plugin.curation": ["curate"],
+    "mrt_plugin.curation": ["curate", "mix"],
     "mrt_plugin.encoding": ["Encoder"],
     "mrt_plugin.evaluation": ["How", "evaluation_report", "load_checker", "read_cases"],
     "mrt_plugin.models": ["parse_models"],

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from mrt_plugin.cli.option import command, flag, switch
-from mrt_plugin.cli.show import finish, json_ready, say, stages
+from mrt_plugin.cli.progress import stages
+from mrt_plugin.cli.show import finish, json_ready, say
 
 if TYPE_CHECKING:
     from mrt_plugin.init.run import FirstRecipe
@@ -56,14 +57,16 @@ def init(given: InitOptions) -> None:
         gpu = typer.prompt("The card (12gb, 24gb, ... or cpu; empty: this machine's)", default="", show_default=False)
     name = "train.py" if given.trl else "recipe.yaml"
     output = given.output or Path(name if given.yes else typer.prompt("The file to write", default=name))
-    from mrt_plugin.init.run import write_demo, write_recipe
 
-    demo = None
-    if given.demo:
-        with stages() as progress:
+    with stages() as progress:
+        progress("making the demo's data" if given.demo else f"looking at {data}")
+        from mrt_plugin.init.run import write_demo, write_recipe
+
+        demo = None
+        if given.demo:
             demo = write_demo(output, progress)
-        model, data = demo.model, demo.pool
-    found = write_recipe(model, data, output, gpu=gpu or None, trl=given.trl, source=given.source, demo=demo)
+            model, data = demo.model, demo.pool
+        found = write_recipe(model, data, output, gpu=gpu or None, trl=given.trl, source=given.source, demo=demo)
     finish(given, found, _as_json, _show)
 
 

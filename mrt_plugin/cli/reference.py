@@ -17,7 +17,7 @@ from mrt_plugin.options import MultiResponseOptions
 PAGES = {
     "commands.md": ("Commands", ("init", "demo", "doctor", "bench", "simulate")),
     "commands-data.md": ("Commands that make and choose data", ("sample", "augment", "reward-model", "select")),
-    "commands-results.md": ("Commands that plan and compare runs", ("plan", "audit", "grid", "evaluate")),
+    "commands-results.md": ("Commands that plan and compare runs", ("plan", "audit", "grid", "evaluate", "card")),
 }
 """The file, title and commands of each page."""
 MADE = "Made by `python -m mrt_plugin.cli.reference docs`."

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mrt_plugin.evaluation.cases import Case
+from mrt_plugin.evaluation.findings import FEW, beyond_chance, next_step
 from mrt_plugin.evaluation.forgetting import FLAGGED, SIGNIFICANT, compare_probe, compare_tasks
 from mrt_plugin.evaluation.judging import judge_subjects, opponents
 from mrt_plugin.evaluation.result import (
@@ -40,8 +41,6 @@ from mrt_plugin.planning.progress import Progress
 from mrt_plugin.scoring.judge import is_judge
 from mrt_plugin.scoring.scores import scorer_name
 
-FEW = 30
-"""Number of prompts below which intervals are too wide to decide much."""
 REFERENCES_SHOWN = 3
 """Number of references shown next to a prompt's outputs."""
 
@@ -138,6 +137,8 @@ def evaluate(
         points={"flagged": FLAGGED, "significant": SIGNIFICANT},
         how={
             "m": how.m,
+            "folder": str(how.folder),
+            "endpoint": how.address,
             "settings": how.settings.as_dict(),
             "embedder": how.embedder and how.embedder.name,
             "scorer": how.scorer and scorer_name(how.scorer),
@@ -148,7 +149,7 @@ def evaluate(
         },
     )
     result.notes = list(notes(cases, subjects, base, result))
-    result.next = next_step(result)
+    result.next = str(next_step(result))
     return result
 
 
@@ -329,34 +330,8 @@ def _about_model(subject: Subject, base: Subject, references: bool) -> Iterator[
         yield f"{name} has another tokenizer than {other}: no before and after on the probe."
 
 
-def _beyond_chance(part: ProbeChange | TaskChange) -> bool:
-    return part.interval is None or part.interval[0] > 0
-
-
 def _dropped(model: str, before: str | None, part: ProbeChange | TaskChange) -> str:
     where = "the general probe" if isinstance(part, ProbeChange) else f"{part.task} ({part.metric})"
     word = "a significant drop" if part.verdict == "significant" else "a drop"
-    chance = "" if _beyond_chance(part) else " It may be chance: the interval holds 0."
+    chance = "" if beyond_chance(part) else " It may be chance: the interval holds 0."
     return f"{model}: {word} of {part.points:.1f} points on {where}, against {before}.{chance}"
-
-
-def next_step(result: Evaluation) -> str:
-    """Return the recommended next step."""
-    data, model = result.data, result.models[0]
-    lost = next((row.model for row in result.forgetting if any(map(_beyond_chance, row.losses))), None)
-    worse = [row.model for row in result.differences if row.outcome == "worse" and row.measure == "coverage"]
-    if lost is not None:
-        remedy = "mix 5 to 10 % general data into its training (mrt select --proportion), or train fewer steps"
-        return f"Next: {lost} lost general ability: {remedy}, and evaluate again."
-    if len(result.models) == 1:
-        base = model.path if model.adapter else "BASE"
-        itself = "+".join(part for part in (model.path, model.adapter) if part)
-        given = f"--model {itself}" if itself else f"--pool {model.name}={model.pool}"
-        again = f"mrt evaluate --model {base} {given} --data {data.name}"
-        return f"Next: compare it with the model before training: {again}"
-    if data.prompts < FEW:
-        return f"Next: evaluate on more held-out prompts: {data.prompts} decide little."
-    if worse:
-        ask = f"ask whether more responses per prompt would pay: mrt plan POOL --model {model.path or 'PATH'}"
-        return f"Next: {worse[0]} covers the references less than {result.baseline}: {ask}"
-    return "Next: read the outputs beside their references before you trust the numbers: --report evaluation.html"

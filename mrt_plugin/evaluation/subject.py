@@ -63,6 +63,8 @@ class How:
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     endpoint: Callable[[str], Sampler] | None = None
     """Function from a model's name to the endpoint that serves it; None for local models."""
+    address: str | None = None
+    """Address of the endpoint, for the command that is suggested next."""
     partial: bool = False
     """Continue with the available draws if some failed."""
     embedder: Embedder | None = None

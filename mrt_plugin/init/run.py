@@ -1,6 +1,7 @@
 """Write a first recipe for a model, data and a card."""
 
 import json
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,10 @@ class FirstRecipe:
     def next_command(self) -> str:
         """Return the command to run next."""
         if self.demo:
-            return f"mrt plan {self.request.data} --model {self.request.model} --budget 2x"
-        return f"python {self.request.output}" if self.trl else f"mrt doctor {self.request.output}"
+            words = ["mrt", "plan", str(self.request.data), "--model", self.request.model, "--budget", "2x"]
+            return shlex.join(words)
+        output = shlex.quote(str(self.request.output))
+        return f"python {output}" if self.trl else f"mrt doctor {output}"
 
 
 def write_recipe(

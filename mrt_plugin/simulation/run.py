@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -111,7 +112,8 @@ def run_experiments(
     """
     for name in names:
         if name not in EXPERIMENTS:
-            raise ValueError(f"Experiment {name!r} is unknown: choose from {', '.join(EXPERIMENTS)}.")
+            guess = "".join(f" Did you mean {near}?" for near in get_close_matches(name, EXPERIMENTS, n=1))
+            raise ValueError(f"Experiment {name!r} is unknown.{guess} There are {', '.join(EXPERIMENTS)}.")
     results = SimulationResults(seed, {}, [])
     for name in names:
         one, started = EXPERIMENTS[name], time.perf_counter()
