@@ -7,6 +7,7 @@
 # make gpu-wheels  collects into build/gpu/wheels what a GPU machine without network lacks (TARGET=its pip freeze)
 # make test-gpu    on that machine: installs from there and checks and measures everything that needs a GPU
 # make docs   builds the documentation into build/site: open build/site/index.html, no server is needed
+# make release-check  builds wheel and sdist, checks both, and runs the wheel in new environments (several GB)
 # make lint   ruff, mypy, the order of the rooms and the links of the documentation
 # Another Python: make demo PYTHON=python3.12. Nothing outside this folder is written, but for pip's cache.
 
@@ -35,7 +36,7 @@ PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The interpreters of `make test-installs`.
 PYTHONS ?= python3.11 python3.12 python3.13
 
-.PHONY: help install demo test test-oldest test-newest test-axolotl test-torch test-installs test-fast gpu-wheels test-gpu docs lint clean
+.PHONY: help install demo test test-oldest test-newest test-axolotl test-torch test-installs test-fast gpu-wheels test-gpu docs release-check lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -125,6 +126,25 @@ test-gpu:
 # Strict: a link or an anchor that leads nowhere ends it.
 docs: $(DOCS_INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build
+
+# Nothing here is from the checkout but what is packed: the commands run in empty folders, without PYTHONPATH.
+RELEASE := $(CURDIR)/build/release
+IN_EMPTY = mkdir $(RELEASE)/$(1)/empty && cd $(RELEASE)/$(1)/empty && PATH=$(RELEASE)/$(1)/bin:$$PATH
+release-check:
+	rm -rf $(RELEASE) build/lib
+	$(PYTHON) -m venv $(RELEASE)/tools
+	$(RELEASE)/tools/bin/python -m pip install -qq build twine check-wheel-contents
+	$(RELEASE)/tools/bin/python -m build --outdir $(RELEASE)/dist .
+	$(RELEASE)/tools/bin/twine check --strict $(RELEASE)/dist/*
+	$(RELEASE)/tools/bin/check-wheel-contents $(RELEASE)/dist/*.whl
+	$(PYTHON) -m venv $(RELEASE)/axolotl
+	$(RELEASE)/axolotl/bin/python -m pip install -qq -c constraints.txt "$$(echo $(RELEASE)/dist/*.whl)[axolotl,qlora,plots]"
+	$(call IN_EMPTY,axolotl) && mrt --version && mrt demo --quick
+	$(PYTHON) -m venv $(RELEASE)/trl
+	$(RELEASE)/trl/bin/python -m pip install -qq -c constraints-newest.txt "$$(echo $(RELEASE)/dist/*.whl)[qlora,plots]"
+	$(call IN_EMPTY,trl) && mrt --version && mrt init --demo --trl --gpu cpu --output train.py && python train.py && \
+		mrt evaluate --data held_out.jsonl --truth truth.jsonl --model base=model --model tuned=model+outputs/train \
+		--m 0 --no-probe
 
 lint: $(INSTALLED) docs
 	$(VENV)/bin/ruff check .

@@ -13,8 +13,9 @@ from helpers.processes import OTHERS, run_python, server
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
-SECTIONS = {part.partition("\n")[0]: part for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PARTS = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
+SECTIONS = {part.partition("\n")[0]: part for part in PARTS if BLOCK.search(part)}
 
 
 @pytest.mark.processes

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +24,7 @@ from mrt_plugin.demo.run import (
     Intervals,
     Measures,
     picture,
+    run_demo,
     takeaway,
     whole_folder,
 )
@@ -231,6 +233,13 @@ class TestPicture:
     def test_few_prompts_have_no_error_bars(self) -> None:
         none = [replace(run, intervals=Intervals(None, None, None)) for run in RUNS]
         assert not any(axis.collections for axis in picture(replace(FOUND, runs=none)).axes)
+
+
+def test_without_axolotl_it_says_so_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "axolotl", None)  # as if it were not installed
+    with pytest.raises(ValueError, match=r"With TRL alone: mrt init --demo --trl"):
+        run_demo(tmp_path / "demo_output")
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.axolotl

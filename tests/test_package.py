@@ -1,10 +1,13 @@
 """The package as it is installed: quick to import, typed, whole."""
 
+import configparser
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib import import_module, metadata
 from pathlib import Path
@@ -55,27 +58,57 @@ class TestImport:
             mrt_plugin.MultiResponseTrainer  # noqa: B018
 
 
+FOLDERS = ("mrt_plugin", "tests", "docs", "recipes")
+
+
+def files_of(folder: str) -> set[str]:
+    """Return the files of a folder of the project, but for those that running it leaves behind."""
+    found = (path for path in (ROOT / folder).rglob("*") if path.is_file())
+    return {path.relative_to(ROOT).as_posix() for path in found if "__pycache__" not in path.parts}
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the source distribution, without an environment of its own. Return its unpacked folder."""
     source = tmp_path_factory.mktemp("source")
-    shutil.copytree(ROOT / "mrt_plugin", source / "mrt_plugin", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    code = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, source)
+    name = build("sdist", source)
+    with tarfile.open(source / name) as packed:
+        packed.extractall(source / "unpacked", filter="data")
+    return source / "unpacked" / name.removesuffix(".tar.gz")
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path) -> zipfile.ZipFile:
+    """Build the wheel from the source distribution, as `python -m build` does, in a copy."""
+    source = shutil.copytree(sdist, sdist.with_name("for the wheel"))
+    return zipfile.ZipFile(source / build("wheel", source))
+
+
+def build(kind: str, source: Path) -> str:
+    code = f"from setuptools.build_meta import build_{kind}; print(build_{kind}('.'))"
     done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=True)
-    return zipfile.ZipFile(source / done.stdout.splitlines()[-1])
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.processes
+def test_the_source_distribution_has_everything_that_its_tests_need(sdist: Path) -> None:
+    there = {path.relative_to(sdist).as_posix() for path in sdist.rglob("*") if path.is_file()}
+    assert set().union(*map(files_of, FOLDERS)) <= there
+    assert {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "constraints.txt"} <= there
+    folders = {name.partition("/")[0] for name in there if "/" in name}
+    assert folders == {*FOLDERS, "mrt_plugin.egg-info"}
 
 
 class TestWheel:
     @pytest.mark.processes
     def test_holds_every_module_and_nothing_else(self, wheel: zipfile.ZipFile) -> None:
         packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-        there = {
-            path.relative_to(ROOT).as_posix()
-            for path in (ROOT / "mrt_plugin").rglob("*")
-            if path.is_file() and "__pycache__" not in path.parts
-        }
-        assert packed == there
+        assert packed == files_of("mrt_plugin")
         assert "mrt_plugin/py.typed" in packed
 
     @pytest.mark.processes
@@ -88,9 +121,22 @@ class TestWheel:
             assert f"Provides-Extra: {extra}" in text
         assert any(entry.endswith("licenses/LICENSE") for entry in wheel.namelist())
 
+    @pytest.mark.processes
+    def test_entry_points_name_what_is_there(self, wheel: zipfile.ZipFile) -> None:
+        (name,) = [name for name in wheel.namelist() if name.endswith("entry_points.txt")]
+        groups = configparser.ConfigParser()
+        groups.read_string(wheel.read(name).decode())
+        assert groups.sections() == ["axolotl.cli_commands", "axolotl.plugins", "console_scripts"]
+        for entry in (value for group in groups.values() for value in group.values()):
+            path = Path(*entry.partition(":")[0].split("."))
+            assert {path.with_suffix(".py").as_posix(), (path / "__init__.py").as_posix()} & {*wheel.namelist()}
+
 
 def test_version_is_one() -> None:
     assert metadata.version("mrt-plugin") == mrt_plugin.__version__
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert cited is not None
+    assert cited[1] == mrt_plugin.__version__
     assert CliRunner().invoke(app, ["--version"]).output == f"mrt-plugin {mrt_plugin.__version__}\n"
 
 

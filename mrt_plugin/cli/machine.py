@@ -316,11 +316,11 @@ def demo(given: DemoOptions) -> None:
     measured.append(("the truth", results.truth, ""))
     rows = [(name, *(f"{value:.3f}" for value in astuple(found)), steps) for name, found, steps in measured]
     table(("", "held-out NLL", "KL to truth", "coverage", "elsewhere", "steps"), rows)
-    say("NLL in nats per token, KL in nats per response; coverage: the true probability on modes that the model")
-    say("gives at least half of theirs; elsewhere: the model's probability of an answer that is no mode.")
-    say("The short form: these numbers mean nothing." if given.quick else results.sentence)
-    seconds = f"{results.seconds:.0f} s in all"
-    say(f"Recipes, data, logs, results.json and results.png are in {given.output}/ ({seconds}).")
+    say("NLL is in nats per token, KL in nats per response. Coverage is the true probability of the answers to which")
+    say("the model gives at least half of theirs. Elsewhere is its probability of an answer that is not right.\n")
+    say("This was the short form: its numbers mean nothing." if given.quick else results.sentence)
+    say(f"The picture is {given.output / 'results.png'}. Recipes, data and logs are beside it.")
+    say(f"All of it took {results.seconds:.0f} seconds.")
     say(f"Next: {command_line('mrt plan', given.output / 'pool.jsonl', model=given.output / 'model')}")
 
 

@@ -137,6 +137,13 @@ class DemoResults:
 def run_demo(folder: Path, settings: DemoSettings | None = None, progress: Progress = lambda *_: None) -> DemoResults:
     """Run the demo, and write all its files into `folder`."""
     import_module("matplotlib")  # fails before the work if it is missing
+    try:
+        import_module("axolotl")
+    except ModuleNotFoundError as missing:
+        raise ValueError(
+            "The demo trains with Axolotl, which is not installed: pip install 'mrt-plugin[axolotl,qlora,plots]'. "
+            "With TRL alone: mrt init --demo --trl --gpu cpu --output train.py"
+        ) from missing
 
     settings = settings or DemoSettings()
     with whole_folder(folder, marker=TRUTH) as work:
@@ -193,14 +200,14 @@ def run_demo(folder: Path, settings: DemoSettings | None = None, progress: Progr
 
 
 def describe(first: DemoRun, last: DemoRun) -> str:
-    """Compare two training runs in one sentence."""
+    """Compare two training runs in sentences that can be read aloud."""
     before, after = first.held_out.kl, last.held_out.kl
     change = (after - before) / before
-    verb = "closer to" if change < 0 else "further from"
+    way = "closer to" if change < 0 else "further from"
     return (
-        f"On prompts it was not trained on, {last.k} responses per prompt instead of {first.k} brought the "
-        f"model {verb} the truth by {abs(change):.0%} (KL {before:.3f} to {after:.3f} nats), in as "
-        "many optimizer steps."
+        f"On prompts it was not trained on, {last.k} responses per prompt instead of {first.k} brought the model "
+        f"{abs(change):.0%} {way} the truth. Its KL from the truth is {after:.3f} instead of {before:.3f} nats. "
+        "Both runs took the same number of optimizer steps."
     )
 
 
