@@ -2,11 +2,13 @@
 
 import json
 import re
+from importlib.util import find_spec
 
 import pytest
 import yaml
 from helpers import axolotl_recipe
 from helpers.axolotl_runs import axolotl
+from helpers.wandb_run import read_run
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
@@ -48,8 +50,12 @@ def run(tmp_path_factory, tiny_model_dir):
         "output_dir": str(folder / "resumed"),
         "resume_from_checkpoint": str(folder / "out" / "checkpoint-2"),
         "use_tensorboard": False,
+        "use_wandb": find_spec("wandb") is not None,
+        "wandb_project": "groups",
+        "wandb_mode": "offline",
     }
-    axolotl("train", axolotl_recipe.write(folder, again, "again.yaml"), "--launcher", "python", folder=folder)
+    recipe = axolotl_recipe.write(folder, again, "again.yaml")
+    axolotl("train", recipe, "--launcher", "python", folder=folder, WANDB_DIR=str(folder))
     return folder
 
 
@@ -96,6 +102,16 @@ def test_trackers_get_the_facts_and_the_metrics_of_the_tables(run):
     theirs = {one.name for one in ELSEWHERE if one.library == "Axolotl" and not one.here.startswith("Not logged")}
     assert names - known == theirs
     assert {"ppl", "eval_ppl", "eval_train_gap", "pairs_per_second"} <= names
+
+
+def test_weights_and_biases_gets_the_facts_too(run):
+    if find_spec("wandb") is None:
+        pytest.skip("needs Weights & Biases (pip install wandb)")
+    settings, metrics = read_run(run)
+    expected = {"mrt/selector": "best_k", "selector": "best_k", "mrt/k_of_n": "2 of 5", "mrt/layout": "shared_prefix"}
+    assert {name: settings[name] for name in expected} == expected
+    assert settings["mrt/data_sha256"] == sha256_of(run / "pool.jsonl")
+    assert "train/pairs_per_second" in metrics
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(run):
