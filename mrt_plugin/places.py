@@ -10,6 +10,9 @@ logger = logging.getLogger(__name__)
 DATA_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".txt", ".csv", ".tsv", ".arrow")
 """A name with one of these endings is a file name, never a hub id."""
 
+_IN_FOLDERS = (*DATA_ENDINGS, ".gz", ".zst", ".zip", ".bz2", ".xz")
+"""Endings of what `datasets` reads in a folder."""
+
 
 def check_file(name: str | Path) -> None:
     """Raise ValueError unless the file exists. The message suggests a similar name."""
@@ -32,6 +35,8 @@ def check_data(name: str | Path) -> None:
     path = Path(name).expanduser()
     if not path.exists() and (path.suffix.lower() in DATA_ENDINGS or _is_path(name)):
         raise ValueError(f"there is no such file: {name}{meant(path)}")
+    if path.is_dir() and all(file.suffix.lower() not in _IN_FOLDERS for file in path.rglob("*")):
+        raise ValueError(f"{name} is a folder without data: give a file.")
 
 
 def check_model(name: str | Path, holds: str | None = "config.json") -> None:
@@ -42,6 +47,8 @@ def check_model(name: str | Path, holds: str | None = "config.json") -> None:
             raise ValueError(f"there is no folder {name}{meant(path)}")
         if meant(path) != ".":
             logger.warning("%s is looked up on the hub, since there is no such folder here%s", name, meant(path))
+    if path.is_file():
+        raise ValueError(f"{name} is a file: give the folder that the model was saved to.")
     if path.is_dir() and holds is not None and not (path / holds).is_file():
         raise ValueError(f"the folder {name} has no {holds}: give the folder that the model was saved to.")
 

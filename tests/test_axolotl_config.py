@@ -107,7 +107,7 @@ def test_a_wrong_type_lists_the_right_ones(read):
             "datasets[0]",
             kind,
             "mrt_plugin.axolotl.random_k",
-            "mrt_plugin.axolotl.all",
+            "filter_then_spread, all.",
             datasets=[{"path": "pool.jsonl", "type": kind}],
         )
     refused(read, "datasets[0]", "no type", datasets=[{"path": "pool.jsonl"}])
@@ -238,7 +238,7 @@ def test_the_documentation_names_every_refused_option():
 
     from mrt_plugin.axolotl import checks
 
-    page = (Path(__file__).parent.parent / "docs" / "axolotl.md").read_text()
+    page = (Path(__file__).parent.parent / "docs" / "axolotl-reference.md").read_text()
     assert not [key for key, _, _ in checks.REFUSED if f"`{key}" not in page]
 
 

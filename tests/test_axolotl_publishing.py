@@ -48,14 +48,14 @@ def run(tmp_path_factory, tiny_model_dir):
     axolotl("train", recipe, "--launcher", "python", folder=folder, TENSORBOARD_LOGGING_DIR=str(folder / "events"))
     again = settings | {
         "output_dir": str(folder / "resumed"),
-        "resume_from_checkpoint": str(folder / "out" / "checkpoint-2"),
         "use_tensorboard": False,
         "use_wandb": find_spec("wandb") is not None,
         "wandb_project": "groups",
         "wandb_mode": "offline",
     }
     recipe = axolotl_recipe.write(folder, again, "again.yaml")
-    axolotl("train", recipe, "--launcher", "python", folder=folder, WANDB_DIR=str(folder))
+    resume = ("--resume-from-checkpoint", str(folder / "out" / "checkpoint-2"))
+    axolotl("train", recipe, "--launcher", "python", *resume, folder=folder, WANDB_DIR=str(folder))
     return folder
 
 

@@ -36,7 +36,7 @@ def test_a_run_is_watched_stops_early_and_fails_its_smoke_test(tmp_path, tiny_mo
     assert f"Stopped at step {stopped}: eval_loss has not improved on" in printed
     # saved at every evaluation, as the best one has to be there
     assert (tmp_path / "out" / f"checkpoint-{stopped}").is_dir()
-    assert f"SmokeTestFailed: Smoke test failed after {stopped} steps." in printed
+    assert f"error: Smoke test failed after {stopped} steps." in printed
     assert "ok: the longest rows fit" in printed
     assert "FAILED: 0 of" in printed
     assert "did not end within 8 tokens" in printed

@@ -1,5 +1,6 @@
 """The schema of a recipe's `mrt:` block, derived from `mrt_plugin.options`."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from difflib import get_close_matches
 from typing import Any, get_type_hints
@@ -57,7 +58,7 @@ def parse_block(block: Any) -> dict[str, Any]:
     try:
         parsed = MrtBlock.model_validate(plain(block))
     except ValidationError as error:
-        raise ValueError("The mrt: block of the recipe:\n" + "\n".join(map(_readable, error.errors()))) from None
+        raise ValueError(listed("The mrt: block of the recipe:", map(_readable, error.errors()))) from None
     options = parsed.model_dump(exclude_none=True)
     for holder in (options, *options.get("datasets", [])):
         if "source" in holder:
@@ -80,8 +81,14 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
+def listed(head: str, problems: Iterable[str]) -> str:
+    """Return one problem as it is, and several as a list below `head`."""
+    first, *others = problems
+    return "\n  ".join([head, first, *others]) if others else first
+
+
 def _readable(error: Any) -> str:
-    place = "  mrt." + ".".join(str(part) for part in error["loc"])
+    place = "mrt." + ".".join(str(part) for part in error["loc"])
     if error["type"] != "extra_forbidden":
         return f"{place}: {error['msg']} (found {error['input']!r})."
     name = str(error["loc"][-1])

@@ -10,7 +10,7 @@ from axolotl.integrations.base import load_plugin
 from axolotl.utils.schemas.config import AxolotlInputConfig
 from pydantic import BaseModel
 
-from mrt_plugin.axolotl.args import MrtBlock
+from mrt_plugin.axolotl.args import MrtBlock, listed
 from mrt_plugin.places import check_model
 
 _PACKS = "Groups are packed by sample_packing, or by mrt.row_packing without it."
@@ -84,17 +84,17 @@ REFUSED_PLUGINS = {
 
 def refuse_options(cfg: Any) -> None:
     found = [
-        f"  {key}: {cfg.get(key)!r} cannot be combined with mrt_plugin.axolotl.MultiResponsePlugin. {remedy}"
+        f"{key}: {cfg.get(key)!r} cannot be combined with mrt_plugin.axolotl.MultiResponsePlugin. {remedy}"
         for key, refused, remedy in REFUSED
         if cfg.get(key) is not None and refused(cfg.get(key))
     ]
     for plugin in cfg.get("plugins") or []:
         remedy = REFUSED_PLUGINS.get(str(plugin).rsplit(".", 1)[-1])
         if remedy:
-            found.append(f"  plugins: {plugin} cannot be combined with this plugin. {remedy}")
-    found += [f"  {problem}" for problem in (*_slips(cfg), *output_slips(cfg))]
+            found.append(f"plugins: {plugin} cannot be combined with this plugin. {remedy}")
+    found += [*_slips(cfg), *output_slips(cfg)]
     if found:
-        raise ValueError("Options of the recipe that grouped training cannot honour:\n" + "\n".join(found))
+        raise ValueError(listed("Options of the recipe that grouped training cannot honour:", found))
 
 
 def schemas(plugins: Iterable[Any]) -> list[type[BaseModel]]:

@@ -140,7 +140,7 @@ def _entry_problems(keys: dict[str, Any], selector: str | None) -> Iterator[str]
     if kind == "_synthetic":
         yield "synthetic data cannot be mixed with groups."
     if isinstance(kind, str) and "mrt_plugin" in kind and selector not in (*SELECTORS, OUTSIDE):
-        yield f"type {kind!r} is unknown. Known: {', '.join(PREFIX + name for name in SELECTORS)}."
+        yield f"type {kind!r} is unknown.{meant(kind)} After {PREFIX} stands one of {', '.join(SELECTORS)}."
     if keys.get("conversation"):
         yield "the key conversation is used by this plugin; remove it."
     if selector is None:

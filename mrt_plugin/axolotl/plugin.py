@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -14,9 +15,11 @@ from transformers import set_seed
 from mrt_plugin.axolotl.args import options_of, parse_block
 from mrt_plugin.axolotl.checks import check_lengths, refuse_options
 from mrt_plugin.axolotl.dataset_types import PREFIX
-from mrt_plugin.axolotl.entries import mark_entries
+from mrt_plugin.axolotl.entries import Mark, mark_entries
 from mrt_plugin.axolotl.fingerprint import recipe_fingerprint
+from mrt_plugin.axolotl.strategy import held_out_file
 from mrt_plugin.layout.collator import GroupedResponseCollator
+from mrt_plugin.mistakes import show_mistakes_plainly
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
 
 logger = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         self.wanted = is_wanted(cfg)
         if not self.wanted:
             return
+        show_mistakes_plainly()
         show_messages()
         block = parse_block(cfg.get("mrt"))
         refuse_options(cfg)
@@ -142,9 +146,14 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
     @_if_wanted
     def post_train_unload(self, cfg: Any) -> None:
         trained = f"{cfg.base_model}+{cfg.output_dir}" if cfg.adapter else cfg.output_dir
-        models = f"--model {cfg.base_model} --model {trained}{' --load-in-4bit' if cfg.load_in_4bit else ''}"
-        data = self.held_out or "HELD_OUT.jsonl (prompts not trained on: mrt select --held-out sets some aside)"
-        logger.info("Next: mrt evaluate %s --data %s --report evaluation.html", models, data)
+        line = ["mrt", "evaluate", "--model", cfg.base_model, "--model", trained]
+        line += ["--load-in-4bit"] if cfg.load_in_4bit else []
+        marks = [(entry, Mark.of(entry)) for entry in cfg.test_datasets or []]
+        files = [held_out_file(cfg, entry["path"], mark) for entry, mark in marks if mark and mark.part == "held_out"]
+        held_out = self.held_out or next((str(file) for file in files if file.is_file()), None)
+        line += ["--data", held_out or "HELD_OUT.jsonl", "--report", "evaluation.html"]
+        where = "" if held_out else " on prompts not trained on (mrt select --held-out sets some aside)"
+        logger.info("Next: evaluate%s: %s", where, shlex.join(line))
 
 
 class _Console(logging.Handler):

@@ -23,8 +23,9 @@ from mrt_plugin.curation.ledger import Ledger
 from mrt_plugin.encoding import Pair, prepare_tokenizer
 from mrt_plugin.groups import held_out, load_groups
 from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
-from mrt_plugin.groups.write import whole_file
+from mrt_plugin.groups.write import whole_file, write_groups
 from mrt_plugin.layout.group_row import SCORES, build_group_row
+from mrt_plugin.mistakes import show_mistakes_plainly
 from mrt_plugin.options import ranks
 from mrt_plugin.trainer.prepare import prepare_groups
 from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE, ROW_FEATURE
@@ -42,12 +43,18 @@ _FEATURES = {
 """Columns of a prepared dataset. Axolotl removes `attention_mask` for some models, and fails if it is missing."""
 
 
+def held_out_file(cfg: Any, path: str, mark: Mark) -> Path:
+    """Return the file of the groups that `val_set_size` holds out. A run that reads prepared rows writes none."""
+    return Path(cfg.output_dir or "model-out") / "mrt_held_out" / f"{Path(path).stem}-{mark.fingerprint[:8]}.jsonl"
+
+
 def loader(kind: str) -> Callable[..., "MarkedDataset"]:
     """Return the `load` that Axolotl calls for `type: mrt_plugin.axolotl.<kind>`: a selector, or `ordinary`."""
 
     def load(tokenizer: Any, cfg: Any, ds_cfg: Any) -> MarkedDataset:
         mark = Mark.of(ds_cfg)
         if mark is None:
+            show_mistakes_plainly()
             raise ImportError(  # Axolotl shows this class of error
                 f"type: {PREFIX}{kind} needs the plugin, and the recipe does not load it. Add\n"
                 "plugins:\n  - mrt_plugin.axolotl.MultiResponsePlugin"
@@ -118,9 +125,16 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
         )
 
     def _part(self, groups: Dataset, *, curated: bool) -> Dataset:
-        share, seed = self._mark.share, self._cfg.seed
-        if not share:
+        """Return the groups of this part. Write those that are held out to the run's folder, to evaluate on."""
+        if not self._mark.share:
             return groups
+        found = self._split(groups, curated=curated)
+        if self._held_out:
+            write_groups(found, held_out_file(self._cfg, self._path, self._mark))
+        return found
+
+    def _split(self, groups: Dataset, *, curated: bool) -> Dataset:
+        share, seed = self._mark.share, self._cfg.seed
         threshold = self._cfg.mrt.held_out_threshold or (0.8 if curated else None)
         if threshold is not None:
             train, aside, report = split_held_out(groups, share, seed=seed, threshold=threshold)

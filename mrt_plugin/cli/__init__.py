@@ -11,12 +11,18 @@ from mrt_plugin.cli.drawing import evaluate, sample
 from mrt_plugin.cli.grid import grid
 from mrt_plugin.cli.init import init
 from mrt_plugin.cli.machine import bench, demo, doctor, simulate
-from mrt_plugin.cli.option import CheckedCommand
+from mrt_plugin.cli.option import CheckedCommand, CheckedGroup
 from mrt_plugin.cli.planning import audit, plan
 from mrt_plugin.cli.reward import reward_model
 from mrt_plugin.cli.select import select
 
-app = typer.Typer(name="mrt", no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_show_locals=False)
+app = typer.Typer(
+    name="mrt",
+    cls=CheckedGroup,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
 COMMANDS = (
     init,
     demo,
@@ -49,7 +55,8 @@ def main(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show what other libraries say at their start, too.")
+        bool,
+        typer.Option("--verbose", help="Show what other libraries say at their start, and the traceback of an error."),
     ] = False,
 ) -> None:
     """Multi-response training: keep K of N responses per prompt, pay for the prompt once."""

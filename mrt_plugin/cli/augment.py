@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import mrt_plugin
 from mrt_plugin.cli.drawing import open_sampler
 from mrt_plugin.cli.option import argument, command, flag, numbers, part_of, switch
-from mrt_plugin.cli.show import finish, json_ready, say, stages, table
+from mrt_plugin.cli.progress import stages
+from mrt_plugin.cli.show import command_line, finish, json_ready, say, table
 from mrt_plugin.sampling.options import EndpointOptions, LocalOptions, SamplingSettings
 
 if TYPE_CHECKING:
@@ -68,17 +69,21 @@ def augment(given: AugmentOptions, **options: Any) -> None:
 
         how["tokenize"] = token_ids(AutoTokenizer.from_pretrained(given.tokenizer))
     if source is not None:
-        found = augment_file(source, mrt_plugin.load_groups(given.data, source=given.source), output, **how)
+        with stages() as progress:
+            progress("filtering the candidates")
+            found = augment_file(source, mrt_plugin.load_groups(given.data, source=given.source), output, **how)
         return finish(given, found, _filtered_document, lambda found: _show_filtered(found, given))
     from mrt_plugin.pipeline.augment import PROMPT_FILE, AugmentSettings, as_document, generate_prompts
 
     counts = tuple(numbers(given.supports, f"--supports {given.supports}: write whole numbers from 1, as in 1,2,4."))
     settings = AugmentSettings(counts, given.per_step, given.steps, **how)
-    sampler = open_sampler(options | vars(given))
     options |= {"max_tokens": given.max_tokens or None, "stop": tuple(given.stop or ())}
     sampling = SamplingSettings(**part_of(SamplingSettings, options))
-    groups = mrt_plugin.load_groups(given.data, source=given.source)
     with stages() as progress:
+        progress(f"opening {given.model or given.endpoint}")
+        sampler = open_sampler(options | vars(given))
+        progress(f"reading {given.data}")
+        groups = mrt_plugin.load_groups(given.data, source=given.source)
         made = generate_prompts(
             groups,
             sampler,
@@ -131,4 +136,8 @@ def _show_end(kept: int, dropped: "list[Novelty]", given: AugmentOptions) -> Non
     for item in dropped[:3]:
         say(f"  {item.overlap:.2f}  {item.prompt[:80]!r}  like  {(item.nearest or '')[:80]!r}")
     if kept:
-        say(f"Next: mrt sample {given.output} --help")
+        pool = given.output.with_name(f"{given.output.stem}_pool.jsonl")
+        who = {"endpoint": given.endpoint, "model": given.model, "adapter": given.adapter}
+        if not (given.endpoint or given.model):
+            who["model"] = "MODEL"
+        say(f"Next: {command_line('mrt sample', given.output, **who, output=pool)}")

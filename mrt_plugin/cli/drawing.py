@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mrt_plugin
-from mrt_plugin.cli.option import argument, command, flag, numbers, part_of, switch
-from mrt_plugin.cli.show import as_json, finish, say, stages, table
+from mrt_plugin.cli.option import again, argument, command, flag, numbers, part_of, switch
+from mrt_plugin.cli.progress import stages
+from mrt_plugin.cli.show import as_json, command_line, finish, say, table
 from mrt_plugin.models.named_model import add_pools, check_folders, parse_models
 from mrt_plugin.places import check_file
 from mrt_plugin.sampling.options import EndpointOptions, LocalOptions, SamplingSettings
@@ -51,22 +52,40 @@ def sample(given: SampleOptions, **options: Any) -> None:
     if (given.extend is None) != (given.to is None):
         raise ValueError("--extend POOL and --to N go together.")
     options |= vars(given) | {"max_tokens": given.max_tokens or None, "stop": tuple(given.stop or ())}
-    sampler = open_sampler(options)
-    from mrt_plugin.sampling import sample_pool
-
     settings = SamplingSettings(**part_of(SamplingSettings, options))
     how = {name: options[name] for name in ("source", "keep_cut_off", "partial")}
     how |= {"n": given.to or given.n, "extend": given.extend is not None, "settings": settings}
+    from mrt_plugin.endpoint.journal import journal_path
+    from mrt_plugin.groups.paths import check_paths
+
+    if given.output != Path(given.extend or ""):  # a pool may be filled up in place
+        written = [("--output", given.output), ("its journal", journal_path(given.output))]
+        check_paths(written, [("the prompts", given.prompts or given.extend)])
     with stages() as progress:
+        progress(f"opening {given.model or given.endpoint or 'a model'}")
+        sampler = open_sampler(options)
+        from mrt_plugin.sampling import sample_pool
+
+        progress(f"reading {given.extend or given.prompts}")
         draws = partial(progress, "draws")
         report = sample_pool(given.extend or given.prompts, sampler, given.output, progress=draws, **how)
     if given.json:
         return as_json(asdict(report))
-    cut_off = f", and {report.cut_off:,} cut off" if report.cut_off else ""
+    drawn = report.whole + report.unknown + report.cut_off
+    cut_off = f", and {report.cut_off:,} of {drawn:,} draws cut off" if report.cut_off else ""
     rejected = f"; {report.rejected:,} prompts were rejected" if report.rejected else ""
     responses, answered = report.whole + report.unknown, report.prompts - report.rejected
     say(f"{given.output}: {responses:,} responses for {answered:,} prompts{cut_off}{rejected}.")
-    say(f"Next: mrt select {given.output} --output chosen.jsonl")
+    if report.cut_off > MANY_CUT_OFF * drawn:
+        longer = given.output.with_name(f"{given.output.stem}_longer.jsonl")
+        more = again(max_tokens=4 * given.max_tokens, output=longer)
+        say(f"Next: draw again, with more than {given.max_tokens:,} tokens for a response: {more}")
+    else:
+        say(f"Next: {command_line('mrt select', given.output, output=given.output.with_name('chosen.jsonl'))}")
+
+
+MANY_CUT_OFF = 0.1
+"""Share of cut-off draws above which more tokens come before the selection."""
 
 
 def open_sampler(options: dict[str, Any]) -> Any:
@@ -114,6 +133,7 @@ class EvaluateOptions:
     max_calls: int | None = flag(None, "The most requests to a judge, retries included.", min=1)
     dry_run: bool = switch("Say what judging would cost at most, and stop.")
     checker: str | None = flag(None, "For pass@M: exact, numeric, module:function or file.py:function.")
+    truth: Path | None = flag(None, "All right responses with their probabilities: exact KL and coverage.", "file")
     probe: bool = flag(True, "Measure the general probe before and after fine-tuning.")
     lm_eval: str | None = flag(None, "Tasks of the lm-evaluation-harness, or abilities, with commas.")
     lm_eval_include: Path | None = flag(None, "A folder with your own task files.", "folder")
@@ -144,6 +164,7 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
     counts = None if given.at is None else numbers(given.at, refusal)
     serve, url = None, given.endpoint
     if url is not None:
+        from mrt_plugin.endpoint.masking import mask_typed
         from mrt_plugin.sampling import Endpoint
 
         def serve(name: str | None) -> Any:
@@ -157,8 +178,9 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         raise ValueError("Name what to evaluate: --model PATH, or --pool FILE with its samples.")
     if serve is None:
         check_folders(models)
-    for pool in [one.pool for one in models if one.pool is not None]:
-        check_file(pool)
+    for file in [*(one.pool for one in models), given.truth]:
+        if file is not None:
+            check_file(file)
     from mrt_plugin.endpoint.journal import journal_path
     from mrt_plugin.groups.paths import Named, check_paths
     from mrt_plugin.scoring.cache import cache_file
@@ -169,6 +191,7 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         written += [(f"the samples of {one.name}", path) for path in (samples, journal_path(samples))]
     inputs: list[Named] = [("--data", given.data), *(("--pool", one.pool) for one in models)]
     inputs += [("--scorer", given.scorer), ("--checker", given.checker), ("--lm-eval-include", given.lm_eval_include)]
+    inputs.append(("--truth", given.truth))
     from mrt_plugin.scoring.judge import journal_file, judge_files, parse_judge
     from mrt_plugin.scoring.scores import judges_of
 
@@ -194,6 +217,7 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         "at": counts,
         "settings": SamplingSettings(**part_of(SamplingSettings, options)),
         "endpoint": serve,
+        "address": None if url is None else mask_typed(url),
         "embedder": None if given.embedder == "none" else load_embedder(given.embedder, score_cache=given.score_cache),
         "checker": None if given.checker is None else load_checker(given.checker),
         "judge": judge,
@@ -206,11 +230,13 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         "task_code": given.lm_eval_run_code,
     }
     how = How(**part_of(How, options))
-    cases = read_cases(given.data, source=given.source, max_prompts=given.max_prompts, seed=given.seed)
-    if given.dry_run:
-        return _show_costs(how, cases, models, given)
     shown = {name: options[name] for name in ("baseline", "outputs", "seed", "data")}
     with stages() as progress:
+        progress(f"reading {given.data}")
+        cases = read_cases(given.data, source=given.source, max_prompts=given.max_prompts, seed=given.seed)
+        if given.dry_run:
+            return _show_costs(how, cases, models, given)
+        progress(f"opening {models[0].name}")
         result = mrt_plugin.evaluate(cases, models, how, progress=progress, **shown)
     finish(given, result, type(result).as_dict, _show, evaluation_report, " and outputs to read")
     if not given.json:
@@ -240,12 +266,15 @@ def _show(result: "Evaluation") -> None:
     from mrt_plugin.evaluation.evaluate_report import (
         curve_rows,
         difference_rows,
+        example_rows,
         forgetting_rows,
         judged_rows,
         measure_rows,
         reward_rows,
     )
+    from mrt_plugin.evaluation.findings import headline
 
+    say(*headline(result), "")
     say(f"{result.data.name}: {result.data.prompts:,} prompts, {result.data.with_references:,} with references.")
     few = len(result.models) <= 2  # with more, intervals would not fit beside each other
     title = f"{result.intervals['level']:.0%} intervals, by a bootstrap over prompts" if few else None
@@ -258,6 +287,8 @@ def _show(result: "Evaluation") -> None:
     for columns, rows in (judged_rows(result), reward_rows(result)):
         if rows:
             table(columns, rows)
+    if result.example is not None:
+        table(*example_rows(result))
     for row in result.forgetting:
         table(*forgetting_rows(row))
     say("", *result.notes)

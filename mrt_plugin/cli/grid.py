@@ -1,14 +1,15 @@
 """`mrt grid`: lay out training runs that can be compared, and summarise their results."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mrt_plugin
-from mrt_plugin.cli.option import argument, command, flag, numbers, switch
+from mrt_plugin.cli.option import again, argument, command, flag, numbers, switch
 from mrt_plugin.cli.planning import CostOptions
-from mrt_plugin.cli.show import as_json, json_ready, say, show_fits, table, with_error
+from mrt_plugin.cli.show import as_json, command_line, json_ready, say, show_fits, table, with_error
 
 if TYPE_CHECKING:
     from mrt_plugin.planning.budget import Costs
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 @dataclass(kw_only=True)
 class GridOptions(CostOptions):
     data: str | None = argument(None, "The pools: a file or a hub id. Not with --recipe.", "data")
-    recipe: Path | None = flag(None, "An Axolotl recipe; one is written per run.", "file")
+    recipe: Path | None = flag(None, "An Axolotl recipe; one is written per run.", "recipe")
     output: Path | None = flag(None, "Folder for runs.jsonl and, with --recipe, the recipes.")
     k: str | None = flag(None, "Values of K; by default 1,2,4,8, and 2,3,4 with --annotations.")
     axis: list[str] | None = flag(None, "NAME=VALUE,VALUE: any option of a run, such as selector, alpha or layout.")
@@ -112,17 +113,20 @@ def grid(given: GridOptions) -> None:
     table(("arm", "K", "prompts n", "pairs", "cost of an epoch"), rows, title=f"{title} ({costs.layout})")
     say(*(f"Left out: {line}" for line in found.left_out))
     if output is None:
-        return say(
-            "Next: add --output grid to write the list of runs, and --recipe recipe.yaml for a recipe for each."
-        )
+        return say(f"Next: write the list of runs, and a recipe for each with --recipe: {again(output='grid')}")
     if base is not None:
         count = len({line["recipe"] for line in lines})
         say(f"{count} recipes and {output / RUNS}. What two arms have in common is trained once.")
-        say(f'Next: for recipe in {output}/*.yaml; do axolotl train "$recipe"; done')
+        say(f"Next: {train_all(output)}")
     else:
         say("Next: train each with k=K on n prompts, load_groups(...).shuffle(seed=0).select(range(n)), and write its")
         say(f"held-out loss into {output / RUNS}")
-    say(f"then: mrt grid --results {output / RUNS}")
+    say(f"then: {command_line('mrt grid', results=output / RUNS)}")
+
+
+def train_all(folder: Path) -> str:
+    """Return the line of a shell that trains every recipe of a folder."""
+    return f'for recipe in {shlex.quote(str(folder))}/*.yaml; do axolotl train "$recipe"; done'
 
 
 def _budgets(given: GridOptions) -> tuple[list[int], list[Any]]:
@@ -178,18 +182,16 @@ def _write_scaling(
     table(("", "annotations", "K", "prompts n", "steps"), rows, title=f"{len(groups):,} prompts")
     say(*(f"Left out: {line}" for line in found.left_out))
     if given.output is None:
-        return say(
-            "Next: add --output grid to write the list of runs, and --recipe recipe.yaml for a recipe for each."
-        )
+        return say(f"Next: write the list of runs, and a recipe for each with --recipe: {again(output='grid')}")
     listing = given.output / RUNS
     if base is not None:
-        say(f'Next: for recipe in {given.output}/*.yaml; do axolotl train "$recipe"; done')
+        say(f"Next: {train_all(given.output)}")
         say(f"The held-out loss is read from each run. Or write a `score` of your own into each line of {listing},")
     else:
         rule = '[{"sample": {"groups": n, "seed": repeat}}]'
         say(f"Next: train each with k=K on mrt_plugin.curation.curate(groups, {rule}).groups,")
         say(f"and write its `score` into {listing},")
-    say(f"then: mrt grid --results {listing}")
+    say(f"then: {command_line('mrt grid', results=listing)}")
 
 
 def _show_scaling(path: Path, as_document: bool) -> None:

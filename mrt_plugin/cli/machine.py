@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from mrt_plugin.cli.option import argument, command, flag, part_of, switch
-from mrt_plugin.cli.show import as_json, finish, json_ready, say, show_fits, stages, table
+from mrt_plugin.cli.progress import Report, stages
+from mrt_plugin.cli.show import as_json, command_line, finish, json_ready, say, show_fits, table
 from mrt_plugin.options import PREFIX_BACKENDS, ObjectiveName
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class DoctorOptions:
-    recipe: Path | None = argument(None, "An Axolotl recipe to check, with its data.", "file")
+    recipe: Path | None = argument(None, "An Axolotl recipe to check, with its data.", "recipe")
     measure: bool = switch("Also train the longest rows for a step, in another process: its peak memory and time.")
     json: bool = switch("Print everything as JSON.")
 
@@ -39,13 +40,12 @@ def doctor(given: DoctorOptions) -> None:
     """
     if given.measure and given.recipe is None:
         raise ValueError("--measure trains a step of a recipe: name one, mrt doctor recipe.yaml --measure.")
-    from mrt_plugin.doctor.machine import inspect_machine
+    with stages() as progress:
+        progress("looking at this machine")
+        from mrt_plugin.doctor.machine import inspect_machine
 
-    machine, report = inspect_machine(), None
-    if given.recipe is not None:
-        from mrt_plugin.doctor.recipe import inspect_recipe
-
-        report = _inspect(given.recipe) if given.measure else inspect_recipe(given.recipe)
+        machine = inspect_machine()
+        report = None if given.recipe is None else _inspect(given.recipe, given.measure, progress)
     problems = machine.problems + (report.problems if report else [])
     if given.json:
         as_json({"machine": machine.as_dict(), "recipe": report and report.as_dict()})
@@ -54,28 +54,17 @@ def doctor(given: DoctorOptions) -> None:
         if report is not None:
             _show_recipe(report)
         elif not problems:
-            say("Next: mrt doctor recipe.yaml, or mrt demo")
+            say("Next: mrt init", "It asks for your model and data, and writes a recipe. mrt demo needs neither.")
     if problems:
         raise typer.Exit(1)
 
 
-def _inspect(recipe: Path) -> "RecipeReport":
-    """Inspect and measure a recipe, with a line of progress for each stage of the measuring process."""
+def _inspect(recipe: Path, measure: bool, progress: Report) -> "RecipeReport":
+    """Inspect a recipe, and measure it if asked to, which has stages of its own."""
+    progress(f"reading {recipe} and its data")
     from mrt_plugin.doctor.recipe import inspect_recipe
 
-    begun: list[str] = []
-    with stages() as progress:
-
-        def say(stage: str) -> None:
-            for earlier in begun[-1:]:
-                progress(earlier, 1, 1)
-            begun.append(stage)
-            progress(stage, 0, 1)
-
-        report = inspect_recipe(recipe, measure=True, say=say)
-        if report.measured is not None:
-            progress(begun[-1], 1, 1)
-    return report
+    return inspect_recipe(recipe, measure=True, say=progress) if measure else inspect_recipe(recipe)
 
 
 def _show_machine(machine: "Machine") -> None:
@@ -120,10 +109,12 @@ def _show_recipe(report: "RecipeReport") -> None:
         _show_measured(report, report.measured)
     say(*(f"note: {note}" for note in report.notes), *(f"problem: {problem}" for problem in report.problems))
     if report.problems:
-        say(f"Next: fix {'this' if len(report.problems) == 1 else 'these'}, then mrt doctor {report.recipe}")
+        these = "this" if len(report.problems) == 1 else "these"
+        say(f"Next: fix {these}, then {command_line('mrt doctor', report.recipe)}")
     else:
         on_cpu = report.device is not None and report.device.kind == "cpu"
-        say(f"No problem found.\nNext: axolotl train {report.recipe}{' --launcher python' if on_cpu else ''}")
+        train = command_line("axolotl train", report.recipe, launcher="python" if on_cpu else None)
+        say(f"No problem found.\nNext: {train}")
 
 
 LEVELS = {
@@ -156,7 +147,7 @@ def _show_memory(report: "RecipeReport") -> None:
     columns = ("layout", "rows x tokens", "weights", "state", "activations", "logits", "dequant", "total GiB")
     table(columns, rows, title="Peak memory of the largest step: an estimate from shapes, not measured")
     first = next(iter(report.memory.values()))
-    say(f"{first.parameters:,} parameters, {first.trained_parameters:,} trained. The formula is in docs/doctor.md.")
+    say(f"{first.parameters:,} parameters, {first.trained_parameters:,} trained. Formula: docs/doctor-reference.md.")
     available = report.device and report.device.memory_gib
     if report.device is not None and available and report.layout is not None:
         total = report.memory[report.layout].total
@@ -178,7 +169,7 @@ def _show_measured(report: "RecipeReport", step: "MeasuredStep") -> None:
     columns = ("layout", "rows x tokens", "seconds", "at rest", "peak", "process GiB", "estimate GiB")
     table(columns, [row], title=f"Measured: an optimizer step of the longest rows, on {step.device}")
     batches = "1 micro-batch" if step.micro_batches == 1 else f"{step.micro_batches} micro-batches"
-    say(f"The step had {batches}, with the backend {step.backend}. What is measured: docs/doctor.md.")
+    say(f"The step had {batches}, with the backend {step.backend}. What is measured: docs/doctor-reference.md.")
 
 
 BACKENDS = f"auto, {', '.join(PREFIX_BACKENDS)}, or your own file.py:class. Repeat for several."
@@ -250,6 +241,7 @@ def bench(given: BenchOptions) -> None:
         "prefix_backends": given.prefix_backend or ["auto"],
     }
     with stages() as progress:
+        progress("building the model")
         result = run_bench(BenchSettings(**part_of(BenchSettings, options)), progress)
     if given.plot is not None:
         from mrt_plugin.bench.plot import plot as draw
@@ -259,6 +251,9 @@ def bench(given: BenchOptions) -> None:
 
 
 def _show_bench(result: "BenchResult") -> None:
+    from mrt_plugin.bench.plot import headline
+
+    say(headline(result), "")
     say(
         "{device}, {cores} cores, {threads} threads, load {load} before; torch {torch}, transformers {transformers}, "
         "trl {trl}.".format_map(result.machine)
@@ -313,6 +308,7 @@ def demo(given: DemoOptions) -> None:
 
     settings = replace(QUICK if given.quick else DemoSettings(), seed=given.seed)
     with stages() as progress:
+        progress("drawing the data")
         results = run_demo(given.output, settings, progress)
     if given.json:
         return as_json(results.as_json())
@@ -325,6 +321,7 @@ def demo(given: DemoOptions) -> None:
     say("The short form: these numbers mean nothing." if given.quick else results.sentence)
     seconds = f"{results.seconds:.0f} s in all"
     say(f"Recipes, data, logs, results.json and results.png are in {given.output}/ ({seconds}).")
+    say(f"Next: {command_line('mrt plan', given.output / 'pool.jsonl', model=given.output / 'model')}")
 
 
 @dataclass(kw_only=True)
@@ -352,7 +349,14 @@ def simulate(given: SimulateOptions) -> None:
 
         return finish(given, fit_runs(read_runs(given.fit)), json_ready, show_fits)
     from mrt_plugin.groups.paths import check_paths
-    from mrt_plugin.simulation.run import COLUMNS, EXPERIMENTS, run_experiments, write_report
+    from mrt_plugin.simulation.run import (
+        COLUMNS,
+        EXPERIMENTS,
+        next_step,
+        run_experiments,
+        say_takeaways,
+        write_report,
+    )
 
     output, seed = given.output, given.seed
     check_paths(("--output", output / name) for name in ("results.json", "report.html"))
@@ -361,7 +365,10 @@ def simulate(given: SimulateOptions) -> None:
         results = run_experiments(names, seed=seed, progress=progress, publish=lambda it: write_report(it, output))
     if given.json:
         return as_json(results.as_json())
+    for name, takeaway in say_takeaways(results).items():
+        say(f"{name}: {takeaway}")
     if results.published:
         table(COLUMNS[:4], [astuple(row)[:4] for row in results.published])
     seconds = sum(finished.seconds for finished in results.experiments.values())
     say(f"Why some differ, and the pictures: {output}/report.html ({seconds:.0f} s; numbers in results.json).")
+    say(str(next_step(results, output)))

@@ -1,7 +1,9 @@
 """Define the options of commands, and check their values before a command starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, field, fields
+from difflib import get_close_matches
 from functools import partial, wraps
 from importlib.util import find_spec
 from inspect import Parameter, Signature
@@ -9,10 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, get_type_hints
 
+import click
 import typer
-from typer.core import TyperCommand
+from click.core import ParameterSource
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from mrt_plugin.cli.show import log_to_stderr, plain_errors, raise_plainly, silence_libraries
+from mrt_plugin.cli.progress import lines_in_logs
+from mrt_plugin.cli.show import command_line, log_to_stderr, plain_errors, raise_plainly, silence_libraries
 from mrt_plugin.extension import is_extension
 from mrt_plugin.models.named_model import check_folders, parse_models
 from mrt_plugin.options import NEEDS, Bounds, MultiResponseOptions, Need, check_prefix_backend, names_of, reads
@@ -39,6 +44,64 @@ def training(name: str) -> Any:
     return field(default=item.default, metadata=item.metadata)
 
 
+FIRST = {
+    "card": ("evaluation", "model", "license"),
+    "init": ("model", "data", "gpu", "output", "yes"),
+    "demo": ("output", "quick", "seed", "json"),
+    "sample": ("model", "endpoint", "n", "max_tokens", "output"),
+    "select": ("selector", "k", "held_out", "curation", "output"),
+    "doctor": ("measure", "json"),
+    "bench": ("shape", "model", "load_in_4bit", "objective", "plot"),
+    "plan": ("model", "load_in_4bit", "budget", "max_prompts", "report"),
+    "simulate": ("output", "only", "seed", "fit", "json"),
+    "audit": ("pool", "model", "load_in_4bit", "selector", "report"),
+    "augment": ("data", "model", "endpoint", "supports", "output"),
+    "evaluate": ("data", "model", "m", "load_in_4bit", "report"),
+    "grid": ("recipe", "k", "budget", "repeats", "output"),
+    "reward-model": ("model", "output", "held_out_output", "epochs", "max_length"),
+}
+"""For each command: the options that most people need first, at most five. They stand above the panels."""
+
+_PANELS = {
+    "What it works on": """
+        adapter baseline data demo evaluation extend fit from_manifest hybrid instruction lm_eval lm_eval_include mixed
+        model plan pool
+        prompt_format recipe results shape size source split subset tiny tokenizer truth
+    """,
+    "Which way": """
+        allocation allocation_score alpha arm axis breakdown checker curation dry_run dtype duration embedder extra
+        gradient_checkpointing judge keep_cut_off layout license lm_eval_chat lm_eval_run_code load_in_4bit logprobs
+        lora loss_aggregation measure objective only partial prefix_backend probe quick scorer seed selector similarity
+        stats stop temperature top_p trl weights yes
+    """,
+    "Where it runs and writes": """
+        api api_key_env cpu decisions endpoint engine export gpu held_out_output json num_proc output overwrite plot
+        report score_cache threads
+    """,
+    "How much": """
+        annotations at backoff batch_size budget concurrency cost_prompt cost_response epochs gradient_prompts groups
+        held_out held_out_threshold judge_samples k layers learning_rate lm_eval_limit lora_r m max_calls max_k
+        max_length max_pairs max_prompts max_repeats max_tokens mean_k min_k n ngram outputs p pairs per_request
+        per_step prompts proportion repeats requests_per_minute retries rounds share splits steps supports target_total
+        threshold time_limit timeout to total vocabulary weight_temperature
+    """,
+}
+PANELS = {name: panel for panel, names in _PANELS.items() for name in names.split()}
+"""For each option: the part of the help that it stands in, in this order, where it is not one of the first."""
+
+
+def _panel(name: str, command: str) -> str | None:
+    return None if name in FIRST[command] else PANELS[name]
+
+
+def _rank(name: str, kind: str | None, command: str) -> int:
+    """Return the place of an option in the help."""
+    if kind == "argument":
+        return 0
+    first = FIRST[command]
+    return 1 + first.index(name) if name in first else 10 + [*_PANELS].index(PANELS[name])
+
+
 def command(own: type, *parts: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give Typer the options `own` of a function, and as its keyword arguments what `parts` define besides."""
 
@@ -48,22 +111,24 @@ def command(own: type, *parts: type) -> Callable[[Callable[..., None]], Callable
             mine = {item.name: given.pop(item.name) for item in fields(own)}
             function(own(**mine), **given)
 
-        found: dict[str, Parameter] = {}
+        title, found = function.__name__.replace("_", "-"), dict[str, Parameter]()
+        ranks: dict[str, int] = {}
         for part in (own, *parts):
             hints = get_type_hints(part)
             for item in fields(part):
                 if "bounds" in item.metadata and item.name not in found:
-                    hint: Any = Annotated[hints[item.name], _typer(item)]  # type: ignore[valid-type,name-defined]
+                    hint: Any = Annotated[hints[item.name], _typer(item, title)]  # type: ignore[valid-type,name-defined]
                     default = Parameter.empty if item.default is MISSING else item.default
                     found[item.name] = Parameter(item.name, Parameter.KEYWORD_ONLY, default=default, annotation=hint)
-        run.__signature__ = Signature(list(found.values()))  # type: ignore[attr-defined]
+                    ranks[item.name] = _rank(item.name, item.metadata.get("kind"), title)
+        run.__signature__ = Signature(sorted(found.values(), key=lambda one: ranks[one.name]))  # type: ignore[attr-defined]
         run.__annotations__ = {name: parameter.annotation for name, parameter in found.items()}
         return run
 
     return decorate
 
 
-def _typer(item: Field[Any]) -> Any:
+def _typer(item: Field[Any], command: str) -> Any:
     """Return the `typer.Option` of a `flag`, or of an `option` of another room, which is checked by its name."""
     said = {"check": item.name, "names": (), "min": None, **item.metadata}
     kind = said.get("kind", "switch" if item.type is bool else "option")
@@ -71,7 +136,8 @@ def _typer(item: Field[Any]) -> Any:
     if kind == "argument":
         return typer.Argument(help=said["help"], callback=callback)
     names = [_flag(item.name)] if kind == "switch" else said["names"]
-    return typer.Option(*names, help=said["help"], callback=callback, min=said["min"])
+    panel = _panel(item.name, command)
+    return typer.Option(*names, help=said["help"], callback=callback, min=said["min"], rich_help_panel=panel)
 
 
 def part_of(part: type, options: dict[str, Any]) -> dict[str, Any]:
@@ -142,17 +208,36 @@ def _check_picture(path: Path, endings: tuple[str, ...] = (".png", ".svg", ".pdf
 
 PROVIDED = ("lexical", "sentence-transformers", "none")
 
+
+def _check_rules(text: str) -> None:
+    """Check what is given for --curation, as far as it can be told from a file of rules, a name or YAML."""
+    if Path(text).suffix in (".yaml", ".yml"):
+        return check_file(text)
+    if Path(text).is_dir():
+        raise ValueError(f"{text} is a folder: give a .yaml file, or `default`.")
+    if text != "default" and get_close_matches(text, ["default"], cutoff=0.7):
+        raise ValueError(f"there are no rules {text}; did you mean default?")
+
+
+def _check_recipe(path: Path) -> None:
+    check_file(path)
+    if path.suffix not in (".yaml", ".yml"):
+        raise ValueError(f"{path} is no recipe: give a .yaml file.")
+
+
 CHECKS: dict[str, Callable[[Any], None]] = {
     "adapter": lambda name: check_model(name, "adapter_config.json"),
     "backend": check_prefix_backend,
     "base": check_model,
     "budget": _check_budget,
+    "curation": _check_rules,
     "data": check_data,
     "embedder": lambda name: None if name in PROVIDED else check_model(name, None),
     "file": check_file,
     "folder": check_folder,
     "model": lambda text: check_folders(parse_models([text])),
     "picture": _check_picture,
+    "recipe": _check_recipe,
     "report": lambda path: _check_picture(path, ()),
     "judge": lambda name: _check_judge(f"judge:{name.removeprefix('judge:')}"),
     "scorer": _check_scorer,
@@ -254,15 +339,74 @@ ALONE = {
 LOGGING = ("sample", "select", "augment", "plan", "audit", "evaluate", "grid", "reward-model")
 """The commands that show the package's log messages."""
 
+SHOWN = {"select": ("mrt_plugin.curation.run", "mrt_plugin.selection.run")}
+"""For a command: the loggers whose messages are among its results."""
+
+
+def again(**changes: Any) -> str:
+    """Return the command line that is running, with the options that were given and these changes."""
+    context = click.get_current_context()
+    given = {
+        str(item.name): context.params[str(item.name)]
+        for item in context.command.params
+        if context.get_parameter_source(str(item.name)) is ParameterSource.COMMANDLINE
+    } | changes
+    places = [item for item in context.command.params if item.param_type_name == "argument" and item.name in given]
+    arguments = [given.pop(str(item.name)) for item in places]
+    names = {str(item.name): item.opts[0].removeprefix("--") for item in context.command.params}
+    flat = [one for value in arguments for one in (value if isinstance(value, list | tuple) else [value])]
+    return command_line(f"mrt {context.info_name}", *flat, **{names[name]: value for name, value in given.items()})
+
+
+@contextmanager
+def _plain_usage() -> Iterator[None]:
+    """Show what is wrong with a command line as one line."""
+    try:
+        yield
+    except click.NoSuchOption as problem:
+        near = [name for name in problem.possibilities or () if name != problem.option_name]
+        raise_plainly(f"there is no option {problem.option_name}{meant_names(near)}")
+    except click.MissingParameter as problem:
+        example = f" mrt {problem.ctx.info_name} --help has an example." if problem.ctx else ""
+        raise_plainly(f"{problem.format_message()}{example}")
+    except click.UsageError as problem:
+        raise_plainly(problem.format_message())
+
+
+def meant_names(near: list[str]) -> str:
+    """Return the end of a message: `; did you mean NAME?`, or a full stop if no name is near."""
+    return f"; did you mean {' or '.join(near[:2])}?" if near else "."
+
+
+class CheckedGroup(TyperGroup):
+    """The group of all commands. What is wrong with a command line is one line, with exit status 1."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args:
+            return super().parse_args(ctx, args)  # shows the help
+        with _plain_usage():
+            return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            near = get_close_matches(name, self.list_commands(ctx), n=1)
+            raise_plainly(f"there is no command {name}{meant_names(near)} mrt --help lists the commands.")
+        return super().resolve_command(ctx, args)
+
 
 class CheckedCommand(TyperCommand):
     """Refuse options that were given and have no effect. What the user can fix is one line, with exit status 1."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for item in self.params:
+            if isinstance(item, TyperArgument):  # typer 0.25 loses its help with click 8.5
+                item.help = self.callback.__annotations__[item.name].__metadata__[0].help
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        try:
+        with _plain_usage():
             return super().parse_args(ctx, args)
-        except typer.BadParameter as problem:
-            raise_plainly(problem.format_message())
 
     def invoke(self, ctx: Any) -> Any:
         command, values = str(ctx.info_name), SimpleNamespace(**{**vars(MultiResponseOptions()), **ctx.params})
@@ -278,9 +422,10 @@ class CheckedCommand(TyperCommand):
                 value = ctx.params[idle.name]
                 shown = idle.opts[0] if value is True else f"{idle.opts[0]} {value}"
                 raise_plainly(f"{shown} changes nothing here: it needs {need.words}.")
-        if not ctx.find_root().params.get("verbose"):
+        verbose = bool(ctx.parent and ctx.parent.params.get("verbose"))
+        if not verbose:
             silence_libraries()
         if command in LOGGING:
-            log_to_stderr()
-        with plain_errors():
+            log_to_stderr(SHOWN.get(command, ()))
+        with lines_in_logs(), plain_errors(traceback=verbose):
             return super().invoke(ctx)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import mrt_plugin
 from mrt_plugin.cli.option import argument, command, flag, switch
-from mrt_plugin.cli.show import finish, json_ready, say, stages, table
+from mrt_plugin.cli.progress import stages
+from mrt_plugin.cli.show import command_line, finish, json_ready, say, table
 from mrt_plugin.trainer.reward_options import RewardOptions
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ def reward_model(given: RewardModelOptions, **options: Any) -> None:
     written: list[Any] = [("--held-out-output", aside), ("the score cache", cache_file(given.score_cache))]
     written.append(("the reward model", given.output / "config.json"))
     check_paths(written, [("the data", given.data)], [given.model])
-    groups = mrt_plugin.load_groups(given.data, source=given.source)
     training = RewardOptions(**options)
     with stages() as progress:
+        progress(f"reading {given.data}")
+        groups = mrt_plugin.load_groups(given.data, source=given.source)
         how: dict[str, Any] = {"score_cache": given.score_cache, "progress": progress}
         found = train_reward_model(groups, given.model, given.output, training, **how)
     if aside is not None:
@@ -64,7 +66,9 @@ def reward_model(given: RewardModelOptions, **options: Any) -> None:
         interval = found.held_out.interval
         if interval is not None and interval[0] <= 0.5:
             say("WARNING: on held-out prompts it may be no better than chance: train on more prompts, or longer.")
-        rest = aside or "OTHER_PROMPTS"
-        say(f"Next: mrt select {rest} --scorer {found.output} --selector best_k --output chosen.jsonl")
+        pool = aside or given.data
+        how: dict[str, Any] = {"scorer": found.output, "selector": "best_k", "output": "chosen.jsonl"}
+        how |= {"source": given.source} if aside is None else {}
+        say(f"Next: {command_line('mrt select', pool, **how)}")
 
     finish(given, found, json_ready, show)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrt_plugin.cli.option import argument, command, flag, switch
-from mrt_plugin.cli.show import as_json, finish, json_ready, say, table
+from mrt_plugin.cli.progress import stages
+from mrt_plugin.cli.show import as_json, command_line, finish, json_ready, say, table
 from mrt_plugin.pipeline.job import PoolFile, SelectJob
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ class SelectOptions:
     source: list[str] | None = flag(None, "The public format of the pools, by name. Give it once, or once per pool.")
     split: list[str] | None = flag(None, "The split of pools on the hub. Give it once, or once per pool.")
     subset: list[str] | None = flag(None, "The subset of pools on the hub. Give it once, or once per pool.")
-    curation: str | None = flag(None, "Rules: `default`, a .yaml file (a list, or a recipe's mrt.curation), or YAML.")
+    curation: str | None = flag(
+        None, "Rules: `default`, a .yaml file (a list, or a recipe's mrt.curation), or YAML.", "curation"
+    )
     tokenizer: str | None = flag(None, "Counts tokens in rules and statistics. Estimated by default.", "tokenizer")
     proportion: list[str] | None = flag(None, "NAME=SHARE for each pool. NAME is the file's name without its ending.")
     export: list[str] | None = flag(None, "Also write sft=, dpo= or divpo=FILE.jsonl; divpo pairs the complete pools.")
@@ -47,14 +50,14 @@ def select(given: SelectOptions, **options: Any) -> None:
         from mrt_plugin.pipeline.files import remake
 
         aside, pools = options["held_out_output"], given.data or []
-        files = remake(given.from_manifest, given.output, held_out_output=aside, pools=pools)
+        with stages() as progress:
+            progress(f"making {given.output} again")
+            files = remake(given.from_manifest, given.output, held_out_output=aside, pools=pools)
         lines = [f"{one.path}: {one.groups:,} groups, {one.responses:,} responses" for one in files]
         again = [f"{line}, the same bytes as before." for line in lines]
         return finish(given, {"files": files}, json_ready, lambda found: say(*again))
     if not given.data:
         raise ValueError("say what to select from: a pool's file, or --from-manifest.")
-    from mrt_plugin.pipeline.files import check_job_paths, select_file
-
     job = SelectJob(
         pools=_pools(given.data, given),
         output=given.output,
@@ -63,20 +66,25 @@ def select(given: SelectOptions, **options: Any) -> None:
         also_read=[path for path in (given.curation, given.tokenizer) if path is not None],
         **options,
     )
-    check_job_paths(job)
-    job = replace(job, curation=_rules(given.curation))
-    if job.scorer is not None:
-        from mrt_plugin.scoring.scores import judges_of
+    with stages() as progress:
+        progress("reading the pools")
+        from mrt_plugin.pipeline.files import check_job_paths, select_file
 
-        scorers: Any = judges_of(job.scorer, max_calls=given.max_calls)
-        if given.dry_run:
-            return _show_costs(job, scorers, given.json)
-        job.scorer = scorers
-    if given.tokenizer is not None:
-        from transformers import AutoTokenizer
+        check_job_paths(job)
+        job = replace(job, curation=_rules(given.curation))
+        if job.scorer is not None:
+            from mrt_plugin.scoring.scores import judges_of
 
-        job.tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
-    finish(given, select_file(job), _as_dict, _show)
+            scorers: Any = judges_of(job.scorer, max_calls=given.max_calls)
+            if given.dry_run:
+                return _show_costs(job, scorers, given.json)
+            job.scorer = scorers
+        if given.tokenizer is not None:
+            from transformers import AutoTokenizer
+
+            job.tokenizer = AutoTokenizer.from_pretrained(given.tokenizer)
+        found = select_file(job, progress)
+    finish(given, found, _as_dict, lambda found: _show(found, job))
 
 
 def _show_costs(job: SelectJob, scorers: list[Any], as_document: bool) -> None:
@@ -140,9 +148,14 @@ def _as_dict(result: "SelectResult") -> dict[str, Any]:
     return found | {name: getattr(result.output, name) for name in ("groups", "responses", "sha256")}
 
 
-def _show(result: "SelectResult") -> None:
-    table(*result.ledger.table())
-    notes = [f"{entry.rule}: {note}." for entry in result.ledger.entries for note in entry.notes]
+def _show(result: "SelectResult", job: SelectJob) -> None:
+    table(*result.ledger.table(), zeros=False)
+    notes = []
+    for entry in result.ledger.entries:
+        reasons = [f"{reason} {count:,}" for reason, count in sorted(entry.reasons.items())]
+        if reasons and entry.rule not in ("held out", "selection"):  # which have one, and it is their name
+            notes.append(f"{entry.rule}: {', '.join(reasons)}.")
+        notes += [f"{entry.rule}: {note}." for note in entry.notes]
     say(*notes, result.ledger.lines()[-1], *result.summary)
     if result.statistics:
         _show_statistics(result.statistics)
@@ -154,9 +167,12 @@ def _show(result: "SelectResult") -> None:
     written = result.output
     say(
         f"{written.path}: {written.groups:,} groups, {written.responses:,} responses. Manifest: {result.manifest}",
-        f"Next: mrt audit {written.path} --pool YOUR_POOL shows what the selection changed; or train on it, with "
-        'type: mrt_plugin.axolotl.all in a recipe, selector="all" in Python.',
+        'To train on it: type: mrt_plugin.axolotl.all in a recipe, selector="all" in Python.',
     )
+    pool = job.pools[0]  # `mrt audit` reads one, of the usual format
+    if job.pools != [PoolFile(pool.path)]:
+        return say(f"Next: {command_line('mrt init', data=written.path)}")
+    say(f"Next: {command_line('mrt audit', written.path, pool=pool.path)}")
 
 
 def _show_statistics(found: dict[str, Any]) -> None:

@@ -1,10 +1,10 @@
 """Show results on stdout, and progress and errors on stderr."""
 
-import errno
 import json
 import logging
 import math
 import os
+import shlex
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 from pydantic_core import to_jsonable_python
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from mrt_plugin.mistakes import MENDABLE, message_of, wants_traceback
 
 if TYPE_CHECKING:
     from mrt_plugin.planning.fit import InverseFit
@@ -33,12 +34,33 @@ def say(*lines: str) -> None:
         console.print(line)
 
 
-def log_to_stderr() -> None:
-    """Show the package's own log messages, which report counts and decisions."""
+def command_line(command: str, *arguments: Any, **options: Any) -> str:
+    """Return a command that can be pasted into a shell. True is a switch; None and False are left out.
+
+    Example:
+
+    >>> command_line("mrt audit", "my chosen.jsonl", pool="pool.jsonl", load_in_4bit=True)
+    "mrt audit 'my chosen.jsonl' --pool pool.jsonl --load-in-4bit"
+    """
+    parts = [command, *(shlex.quote(str(argument)) for argument in arguments if argument is not None)]
+    for name, value in options.items():
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if one is not None and one is not False:
+                parts.append(f"--{name.replace('_', '-')}")
+                parts += [] if one is True else [shlex.quote(str(one))]
+    return " ".join(parts)
+
+
+def log_to_stderr(without: Sequence[str] = ()) -> None:
+    """Show the package's own log messages, which report counts and decisions.
+
+    Of the loggers in `without` only warnings: the command shows the rest as its result.
+    """
     ours = logging.getLogger("mrt_plugin")
     if not ours.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        handler.addFilter(lambda record: record.levelno > logging.INFO or record.name not in without)
         ours.addHandler(handler)
         ours.setLevel(logging.INFO)
 
@@ -46,6 +68,7 @@ def log_to_stderr() -> None:
 def silence_libraries() -> None:
     """Hide what other libraries say when they start: kernels that they miss, files that they look for on a hub."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
@@ -60,8 +83,14 @@ json_ready = partial(to_jsonable_python, inf_nan_mode="null")
 """Return dataclasses as dictionaries, tuples as lists and paths as strings. Infinity and NaN become None."""
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Write a table with the first column left-aligned and the others right-aligned."""
+def table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, *, zeros: bool = True
+) -> None:
+    """Write a table with the first column left-aligned and the others right-aligned. Without `zeros`, leave out
+    columns in which every cell is 0."""
+    if not zeros:
+        some = [place for place in range(len(columns)) if any(row[place] != "0" for row in rows)]
+        columns, rows = [columns[place] for place in some], [[row[place] for place in some] for row in rows]
     shown = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         shown.add_column(column, justify="left" if number == 0 else "right")
@@ -103,41 +132,19 @@ def finish(given: Any, found: Any, document: Made, show: Made, page: Made | None
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors(traceback: bool = False) -> Iterator[None]:
     """Turn an error that the user can fix into one message and exit status 1. Others keep their traceback."""
     try:
         yield
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        message, full = str(error), (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if isinstance(error, OSError) and (error.errno in full or "No space left" in message):
-            import datasets
-
-            message += (
-                ". Free some space and run the same command again: finished work is kept. Besides its results, a "
-                f"command writes to {datasets.config.HF_DATASETS_CACHE} (HF_DATASETS_CACHE), to the cache of scores "
-                "(MRT_CACHE) and to the folder for temporary files (TMPDIR)."
-            )
-        raise_plainly(message, error)
+    except MENDABLE as error:
+        if traceback or wants_traceback():
+            raise
+        raise_plainly(message_of(error), error)
 
 
 def raise_plainly(message: str, cause: Exception | None = None) -> NoReturn:
     """Write one error message and exit with status 1."""
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(f"error: {message}")
     raise typer.Exit(1) from cause
-
-
-@contextmanager
-def stages() -> Iterator[Callable[[str, int, int], None]]:
-    """Show a progress bar per stage on stderr. The block gets a function of (stage, done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as progress:
-        tasks: dict[str, Any] = {}
-
-        def update(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done, total=total)
-
-        yield update

@@ -81,4 +81,8 @@ def _another_format(adapter: Adapter, place: str, row: dict[str, Any], mismatch:
     found = ", ".join(f"`{name}`" for name in row) or "none"
     expected = f"expects the fields {field_names(adapter.row)}" if adapter.row else "reads other fields"
     why = f"`{mismatch.name}`: {mismatch.what}{guess_source(row)}"
+    if adapter.row and adapter.row.__required_keys__ <= row.keys():
+        return f"source {adapter.name!r}, {place}: {why}"
+    if {"prompt", "responses"} <= row.keys():
+        return f"{place} has {found}, which need no source: leave out source={adapter.name!r}."
     return f"source {adapter.name!r} {expected}; {place} has {found}. {why}"

@@ -65,7 +65,7 @@ def read_raw_groups(
     if shape is None:
         wanted = "the columns `prompt` and `responses`, or `prompt` and `completion`, or `messages`"
         names = ", ".join(f"`{name}`" for name in found) or "none"
-        problems.fail(f"it needs {wanted}; it has {names}. Rename the columns.{guess_source(first[1])}")
+        problems.fail(f"it needs {wanted}; it has {names}.{guess_source(first[1]) or ' Rename the columns.'}")
     unused = Unused(shape.values(), problems, report)
     report.regrouped = shape is not SHAPES[0]
     columns = {**SHAPES[0], **parse_source(source)[0].columns} if source else shape

@@ -1,6 +1,7 @@
 """Write the chosen values as an Axolotl recipe or as a TRL script, with a comment on each."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,14 +32,14 @@ class Request:
 
 def axolotl_recipe(asked: Request, chosen: Choice) -> str:
     """Return the recipe in YAML."""
-    on_cpu = asked.card.is_cpu
+    on_cpu, recipe = asked.card.is_cpu, shlex.quote(str(asked.output))
     launch = " --launcher python" if on_cpu else ""
     lines = [
         f"# {asked.model} on several responses per prompt, {asked.card.name}.",
         "#",
-        f"#   mrt doctor {asked.output}",
-        f"#   axolotl train {asked.output}{launch}",
-        f"#   axolotl merge-lora {asked.output}",
+        f"#   mrt doctor {recipe}",
+        f"#   axolotl train {recipe}{launch}",
+        f"#   axolotl merge-lora {recipe}",
         "#",
         f"# Memory: {chosen.memory}.",
         "",
@@ -136,16 +137,22 @@ def trl_script(asked: Request, chosen: Choice) -> str:
         "seed=42,  # also draws the responses",
         f'model_init_kwargs={{"dtype": torch.{dtype}}},',
     ]
+    loading = ["--load-in-4bit"] if four else []
+    models = ["--model", asked.model, "--model", f"{asked.model}+{asked.run}", *loading]
+    evaluation = "Next: " + shlex.join(["mrt", "evaluate", *models, "--data", f"{asked.run}/held_out.jsonl"])
     return f'''"""{asked.model} on several responses per prompt, {asked.card.name}: python {asked.output}
 
 Memory: {chosen.memory}.
 """
+
+from pathlib import Path
 
 import torch
 from peft import LoraConfig
 {"from transformers import BitsAndBytesConfig" + chr(10) if four else ""}
 from mrt_plugin import MultiResponseSFTConfig, MultiResponseSFTTrainer, load_groups
 from mrt_plugin.groups import held_out
+from mrt_plugin.groups.write import write_groups
 
 
 def main() -> None:
@@ -166,6 +173,9 @@ def main() -> None:
 {quantized if four else ""}    )
     trainer.train()
     trainer.save_model()
+    if len(test):
+        write_groups(test, Path(args.output_dir, "held_out.jsonl"))
+        print({json.dumps(evaluation)})
 
 
 if __name__ == "__main__":

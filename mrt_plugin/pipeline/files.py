@@ -1,7 +1,7 @@
 """Select from pool files, write a file that is ready to train on and its manifest, and make it again from that."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -102,11 +102,11 @@ class SelectResult:
     statistics: dict[str, Any] | None
 
 
-def select_file(job: SelectJob) -> SelectResult:
+def select_file(job: SelectJob, progress: Callable[[str], object] = lambda stage: None) -> SelectResult:
     """Read pools, hold prompts out, curate, mix, select, and write the result with its manifest.
 
     Every file appears complete or not at all, the manifest last. The same job gives the same bytes with any number of
-    processes, on Ray, and when repeated after a kill at any point.
+    processes, on Ray, and when repeated after a kill at any point. `progress` is called with the name of each stage.
 
     Raises:
         DataError, ValueError: name the problem and the remedy.
@@ -125,7 +125,7 @@ def select_file(job: SelectJob) -> SelectResult:
     ```
     """
     _check(job)
-    return _Execution(job).write()
+    return _Execution(job, progress).write()
 
 
 @dataclass(frozen=True)
@@ -162,12 +162,15 @@ class _Execution:
     held_out: Dataset | None = None
     split: SplitReport | None = None
 
-    def __init__(self, job: SelectJob) -> None:
+    def __init__(self, job: SelectJob, progress: Callable[[str], object]) -> None:
+        self.progress = progress
+        progress("reading the pools")
         self.job, self.rules, self.pools = job, parse_rules(job.curation), read_pools(job.pools)
         pools, ledger = self.pools, Ledger([reading_entry(*self.pools.reports)])
         workers: dict[str, Any] = {"num_proc": job.num_proc, "engine": job.engine}
         self.train = pools.groups
         if job.held_out is not None:
+            progress("holding prompts out")
             self.train, self.held_out, self.split = split_held_out(
                 pools.groups, job.held_out, seed=job.seed, threshold=job.held_out_threshold, num_proc=job.num_proc
             )
@@ -179,7 +182,9 @@ class _Execution:
         if job.proportions is not None:
             owners = {name: job.pools[owner].name for name, owner in zip(pools.groups["id"], pools.owner, strict=True)}
             rules.append(Mix(owners=owners, proportions=job.proportions, total=job.total, max_repeats=job.max_repeats))
+        progress("curating")
         self.curated = curate(self.train, rules, tokenizer=job.tokenizer, seed=job.seed, ledger=ledger, **workers)
+        progress("selecting")
         self.chosen = run_selection(self.curated.groups, job, seed=job.seed, **workers)
         self.chosen.report.log()
         self.selected = self.chosen.apply()
@@ -199,6 +204,7 @@ class _Execution:
             check_scores(self.selected.features)
         summary = [self.chosen.report.summary(), *self.chosen.report.remarks]
         if self.held_out is not None and self.split is not None:
+            self.progress("looking for held-out prompts among the others")
             threshold, num_proc = job.held_out_threshold, job.num_proc
             leakage = measure_leakage(self.curated.groups, self.held_out, threshold=threshold, num_proc=num_proc)
             summary += [self.split.summary(), leakage.summary()]
@@ -212,6 +218,7 @@ class _Execution:
             for path in stale.exports
             if not job.overwrite
         ]
+        self.progress("writing")
         output = write_groups(self.selected, job.output)
         embedder = load_embedder(job.embedder, score_cache=job.score_cache) if "divpo" in job.exports else None
         # What is rare is a question about the complete pool.

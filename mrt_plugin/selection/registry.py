@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from mrt_plugin.extension import is_extension, load_extension
 from mrt_plugin.options import SelectionOptions
@@ -21,7 +22,8 @@ def get_selector(name: str) -> Selector:
     """Return a selector of this package, or a `Selector` or function of (pool, k) from outside, by its place."""
     if name not in SELECTORS and not is_extension(name):
         own = "your own as package.module:function or file.py:function"
-        raise ValueError(f"selector={name!r} is unknown: choose one of {', '.join(SELECTORS)}, or {own}.")
+        guess = "".join(f" Did you mean {near}?" for near in get_close_matches(name, SELECTORS, n=1))
+        raise ValueError(f"selector={name!r} is unknown: choose one of {', '.join(SELECTORS)}, or {own}.{guess}")
     found = load_extension(SELECTORS.get(name, name))
     if isinstance(found, Selector):
         return found

@@ -73,8 +73,8 @@ class MultiResponseTrainerMixin(DescribesRun, Trainer):
 
     The loss of a step is sum(c · nll) divided by the units of the step, over all its micro-batches and processes. nll
     is a token's negative log-likelihood in nats, c its coefficient (`docs/loss.md`). With an objective that ranks
-    responses, it is the mean over the step's groups (`docs/objectives.md`). Evaluation returns the mean NLL over all
-    held-out tokens.
+    responses, it is the mean over the step's groups (`docs/objectives-reference.md`). Evaluation returns the mean NLL
+    over all held-out tokens.
 
     Example:
 

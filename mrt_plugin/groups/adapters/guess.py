@@ -29,7 +29,7 @@ def guess_source(row: dict[str, Any]) -> str:
     if names:
         return f" It has the fields of source {' or '.join(names)}."
     fields = guess_fields(row)
-    return f" Or read it with source={fields!r}." if fields else ""
+    return f" Read it with source={fields!r}." if fields else ""
 
 
 def guess_prompt(row: dict[str, Any]) -> str | None:
