@@ -4,16 +4,15 @@ import inspect
 import json
 import os
 import sqlite3
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from helpers import tiny
 from helpers.training import config, make_groups
+from helpers.wandb_run import read_run
 from transformers import TrainerCallback
 
 from mrt_plugin import MultiResponseSFTTrainer, load_groups
@@ -92,35 +91,10 @@ def test_tensorboard(run):
     assert [point.value for point in events.Scalars("eval/loss")] == pytest.approx(logged(run, "eval_loss"), rel=1e-6)
 
 
-def records(log: bytes) -> Iterator[bytes]:
-    """The records of a LevelDB log with a header of 7 bytes, which is what Weights & Biases writes offline."""
-    size, place, whole = 32768, 7, b""
-    while place + 7 <= len(log):
-        if size - place % size < 7:  # no record begins in the last bytes of a block
-            place += size - place % size
-            continue
-        _, length, kind = struct.unpack_from("<IHB", log, place)
-        whole += log[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            yield whole
-            whole = b""
-
-
 def test_weights_and_biases(run):
     if why := missing("wandb"):
         pytest.skip(why)
-    from wandb.proto import wandb_internal_pb2
-
-    [file] = run.glob("wandb/offline-run-*/*.wandb")
-    settings, metrics = {}, {}
-    for data in records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        for item in record.config.update:
-            settings[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
-        for item in record.history.item:
-            metrics[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    settings, metrics = read_run(run)
     check_facts(settings, run)
     assert "train/pairs_per_second" in metrics
     assert metrics["eval/loss"] == logged(run, "eval_loss")[-1]

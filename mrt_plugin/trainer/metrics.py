@@ -150,8 +150,12 @@ ELSEWHERE = (
     Elsewhere("aux_loss", "TRL", "Not logged: a run with the router's loss of a mixture of experts is refused."),
     Elsewhere("ppl", "Axolotl", "e^`loss`. It is a perplexity for `objective: nll` alone."),
     Elsewhere("eval_ppl", "Axolotl", "e^`eval_loss`: the held-out perplexity."),
-    Elsewhere("memory/max_active (GiB)", "Axolotl", "Logged on a GPU, as are the other two `memory/` metrics."),
-    Elsewhere("tokens/train_per_sec_per_gpu", "Axolotl", "Not logged, nor `tokens/total` and `tokens/trainable`."),
+    Elsewhere("memory/max_active (GiB)", "Axolotl", "As Axolotl logs it: memory of the device."),
+    Elsewhere("memory/max_allocated (GiB)", "Axolotl", "Likewise."),
+    Elsewhere("memory/device_reserved (GiB)", "Axolotl", "Likewise."),
+    Elsewhere("tokens/train_per_sec_per_gpu", "Axolotl", "Not logged: see `tokens_per_second`, of all processes."),
+    Elsewhere("tokens/trainable", "Axolotl", "Not logged."),
+    Elsewhere("tokens/total", "Axolotl", "Not logged: see `total_flos`."),
 )
 
 
