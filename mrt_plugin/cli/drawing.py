@@ -78,8 +78,8 @@ def sample(given: SampleOptions, **options: Any) -> None:
     say(f"{given.output}: {responses:,} responses for {answered:,} prompts{cut_off}{rejected}.")
     if report.cut_off > MANY_CUT_OFF * drawn:
         longer = given.output.with_name(f"{given.output.stem}_longer.jsonl")
-        more = again(max_tokens=4 * given.max_tokens, output=longer)
-        say(f"Next: draw again, with more than {given.max_tokens:,} tokens for a response: {more}")
+        more = again(max_tokens=4 * given.max_tokens or 4096, output=longer)
+        say(f"Next: {more}")
     else:
         say(f"Next: {command_line('mrt select', given.output, output=given.output.with_name('chosen.jsonl'))}")
 

@@ -336,7 +336,10 @@ ALONE = {
 LOGGING = ("sample", "select", "augment", "plan", "audit", "evaluate", "grid", "reward-model")
 """The commands that show the package's log messages."""
 
-SHOWN = {"select": ("mrt_plugin.curation.run", "mrt_plugin.selection.run")}
+SHOWN = {
+    "select": ("mrt_plugin.curation.run", "mrt_plugin.selection.run"),
+    "sample": ("mrt_plugin.sampling.run",),
+}
 """For a command: the loggers whose messages are among its results."""
 
 

@@ -112,6 +112,7 @@ class _Lines:
             due = self._shown + max(EVERY, taken / 10) if self._shown else FIRST
             if not self._total and isinstance(sys.stderr, _WithoutReturns):
                 due = max(due, sys.stderr.written + EVERY - self._begun)  # somebody else just told what is done
+            due += EVERY if self._done >= self._total > 0 else 0  # its end comes next
             if self._stage and taken >= due:
                 self._shown = taken
                 self._write(self._line(taken))
