@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import typer
 from helpers.cli import CliRunner
-from helpers.endpoint_server import Server, serve
+from helpers.endpoint_server import Server, answer, serve
 
 from mrt_plugin.cli import app
 from mrt_plugin.cli.show import command_line
@@ -83,7 +83,14 @@ def test_sample_suggests_more_tokens_where_most_was_cut_off(tiny_model_dir: str)
     run(command)
 
 
-def test_sample_suggests_a_selection(server: Server) -> None:
+def test_sample_suggests_a_selection(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server cuts one answer in five off; here none."""
+
+    def whole(body: dict[str, Any]) -> dict[str, Any]:
+        found = answer(body)
+        return {**found, "choices": [{**choice, "finish_reason": "stop"} for choice in found["choices"]]}
+
+    monkeypatch.setattr("helpers.endpoint_server.answer", whole)
     Path("two.txt").write_text("Name a number.\nName a fruit.\n")
     command = next_of(run(f"sample two.txt --endpoint {server.url} --model tiny --n 3 --output 'a pool.jsonl'"))
     assert command == "select 'a pool.jsonl' --output chosen.jsonl"
