@@ -1,4 +1,4 @@
-"""What other libraries say at their start reaches no terminal: commands in processes of their own, without --verbose."""
+"""What other libraries say at their start reaches no terminal: real processes, without --verbose."""
 
 import json
 import re
