@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mrt_plugin
-from mrt_plugin.cli.drawing import open_sampler
+from mrt_plugin.cli.drawing import check_sampler, open_sampler
 from mrt_plugin.cli.option import argument, command, flag, numbers, part_of, switch
 from mrt_plugin.cli.progress import stages
 from mrt_plugin.cli.show import command_line, finish, json_ready, say, table
@@ -77,11 +77,13 @@ def augment(given: AugmentOptions, **options: Any) -> None:
 
     counts = tuple(numbers(given.supports, f"--supports {given.supports}: write whole numbers from 1, as in 1,2,4."))
     settings = AugmentSettings(counts, given.per_step, given.steps, **how)
+    checked = options | vars(given)
+    check_sampler(checked)
     options |= {"max_tokens": given.max_tokens or None, "stop": tuple(given.stop or ())}
     sampling = SamplingSettings(**part_of(SamplingSettings, options))
     with stages() as progress:
         progress(f"opening {given.model or given.endpoint}")
-        sampler = open_sampler(options | vars(given))
+        sampler = open_sampler(checked)
         progress(f"reading {given.data}")
         groups = mrt_plugin.load_groups(given.data, source=given.source)
         made = generate_prompts(

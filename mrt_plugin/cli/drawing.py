@@ -55,6 +55,7 @@ def sample(given: SampleOptions, **options: Any) -> None:
     settings = SamplingSettings(**part_of(SamplingSettings, options))
     how = {name: options[name] for name in ("source", "keep_cut_off", "partial")}
     how |= {"n": given.to or given.n, "extend": given.extend is not None, "settings": settings}
+    check_sampler(options)
     from mrt_plugin.endpoint.journal import journal_path
     from mrt_plugin.groups.paths import check_paths
 
@@ -62,7 +63,7 @@ def sample(given: SampleOptions, **options: Any) -> None:
         written = [("--output", given.output), ("its journal", journal_path(given.output))]
         check_paths(written, [("the prompts", given.prompts or given.extend)])
     with stages() as progress:
-        progress(f"opening {given.model or given.endpoint or 'a model'}")
+        progress(f"opening {given.model or given.endpoint}")
         sampler = open_sampler(options)
         from mrt_plugin.sampling import sample_pool
 
@@ -88,8 +89,8 @@ MANY_CUT_OFF = 0.1
 """Share of cut-off draws above which more tokens come before the selection."""
 
 
-def open_sampler(options: dict[str, Any]) -> Any:
-    """Return the endpoint or the local model that the options of a command name. `extra` is a text."""
+def check_sampler(options: dict[str, Any]) -> None:
+    """Check what responses are drawn from, before anything is imported for it. Parse `extra`, which is a text."""
     try:
         options["extra"] = json.loads(given := options["extra"])
     except ValueError:
@@ -100,15 +101,19 @@ def open_sampler(options: dict[str, Any]) -> Any:
         raise ValueError(f'--extra {mask_typed(given)!r} is not JSON as in {{"top_k": 20}}.')
     if options["model"] is not None and options["endpoint"] is None:
         check_folders(parse_models([options["model"]]))
+    if not (options["endpoint"] or options["model"]):
+        raise ValueError("Nothing to draw from: give --endpoint URL, or --model PATH for a local model.")
+
+
+def open_sampler(options: dict[str, Any]) -> Any:
+    """Return the endpoint or the local model that the checked options of a command name."""
     if options["endpoint"]:
         from mrt_plugin.sampling import Endpoint
 
         return Endpoint(options["endpoint"], options["model"], **part_of(EndpointOptions, options))
-    if options["model"]:
-        from mrt_plugin.sampling import LocalModel
+    from mrt_plugin.sampling import LocalModel
 
-        return LocalModel(options["model"], options["adapter"], **part_of(LocalOptions, options))
-    raise ValueError("Nothing to draw from: give --endpoint URL, or --model PATH for a local model.")
+    return LocalModel(options["model"], options["adapter"], **part_of(LocalOptions, options))
 
 
 @dataclass(kw_only=True)
