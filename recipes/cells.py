@@ -52,6 +52,10 @@ class Cell:
         return f"{self.launch} | {self.tuning} | {'checkpointing' if self.checkpointing else 'plain'} | {self.family}"
 
 
+# Not every parameter of these takes part in a step; transformers has DDP look for such only without checkpointing.
+SOME_UNUSED = ("deepseek_v32", "gemma3n", "jamba", "zamba2")
+
+
 def families() -> list[str]:
     """Return the families of the tests, those that differ most first."""
     from helpers.families import FAMILIES, OWN_STATES, STATEFUL, UNFORKABLE
@@ -135,7 +139,9 @@ def make_trainer(cell: Cell, path: str, folder: Path, dataset: Any, **settings: 
         PartialState(backend="gloo")
         settings |= {"deepspeed": ZERO_3, "use_cpu": False, "accelerator_config": {"use_configured_state": True}}
     elif LAUNCHES[cell.launch] > 1:
-        settings["ddp_find_unused_parameters"] = cell.launch == "DDP" and not cell.checkpointing
+        settings["ddp_find_unused_parameters"] = cell.launch == "DDP" and (
+            not cell.checkpointing or cell.family in SOME_UNUSED
+        )
     set_seed(0)
     if cell.checkpointing:
         settings |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
@@ -157,7 +163,8 @@ def make_trainer(cell: Cell, path: str, folder: Path, dataset: Any, **settings: 
         )
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, quantization_config=quantization)
     targets = ["in_proj"] if cell.family in MAMBA else "all-linear"
-    lora = LoraConfig(target_modules=targets, r=4) if cell.tuning != "full" else None
+    # The router of Llama 4 returns a pair, which PEFT's layers do not take.
+    lora = LoraConfig(target_modules=targets, exclude_modules=["router"], r=4) if cell.tuning != "full" else None
     kind = MultiResponseSFTTrainer
     if cell.launch == "FSDP 2":
         inside = {type(module).__name__ for module in model.modules()}
@@ -348,12 +355,14 @@ def write_page(results: Path) -> None:
             counts[text] = counts.get(text, 0) + 1
             if why:
                 why = why.replace(family, "FAMILY") if "cannot continue" not in why else why
+                why += "".join(f" - {remedy}" for message, remedy in REMEDIES.items() if message in why)
                 number = reasons.setdefault(shorten(why), len(reasons) + 1)
                 text += f" [{number}]"
             texts.append(text)
         rows.setdefault(tuple(texts), []).append(f"{family}{' +' if checkpointing else ''}")
     lines = HEAD.format(
         tolerance=TOLERANCE,
+        unused=", ".join(SOME_UNUSED),
         date=datetime.now(UTC).date(),
         versions=", ".join(f"{name} {version(name)}" for name in PACKAGES),
         counts=", ".join(f"{count} {text}" for text, count in sorted(counts.items(), key=lambda item: -item[1])),
@@ -369,6 +378,18 @@ def write_page(results: Path) -> None:
     PAGE.write_text("\n".join(lines) + "\n")
     print(f"{PAGE}: {counts}")
 
+
+REMEDIES = {
+    "tuple index out of range": "ZeRO-3 leaves empty tensors where PEFT, for experts, and RWKV, for its first "
+    "weights, read a shape. Use FSDP 2.",
+    "managed by another FSDP group": "Layers that share weights cannot be sharded apart. Use ZeRO-3.",
+    "can't be cast to the desired output type unsigned char": "The model clamps 4-bit weights. Use LoRA.",
+    "mat1 and mat2 shapes cannot be multiplied": "The model multiplies by 4-bit weights itself. Use LoRA.",
+    "must match the size of tensor b": "The model writes to weights that ZeRO-3 has taken away. Use FSDP 2.",
+    "vec (0)": "The model reads weights that ZeRO-3 has taken away. Use FSDP 2.",
+    "first two dimensions of batch2": "The model's scan reads 4-bit weights itself. Use LoRA.",
+}
+"""What to use instead, by a part of another library's message: a cell of the same family that runs."""
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes", "deepspeed")
 
@@ -397,13 +418,14 @@ Where the prompt is shared, the loss of the first step equals that of an `expand
 
 Settings that other libraries need: `router_aux_loss_coef=0` for mixtures of experts (TRL's default is refused, with
 that remedy); 4-bit weights stored as float32 under FSDP 2 and ZeRO-3, which shard floating-point numbers only; LoRA on
-`in_proj` for Mamba, where PEFT refuses other layers.
+`in_proj` for Mamba, where PEFT refuses other layers, and not on Llama 4's router; `ddp_find_unused_parameters: true`
+under DDP, with checkpointing too for {unused}.
 
 - **shared**: the prompt is computed once, without any option. **Not compared**: its `expanded` run is missing.
 - **expanded**: the prompt is copied for every response, for the reason given.
 - **refused**: the run stops with the message given.
-- **failed**: another library stops the run; its message is given. On one process, `expanded` with QLoRA stops with the
-  same message; under several processes it was not tried.
+- **failed**: another library stops the run; its message is given, and what to use instead. `expanded` was
+  tried for one cell of each message, and stops alike.
 - **not run**: the run was cut short before it; nothing is claimed. The same command continues it.
 
 Cells: {counts}."""

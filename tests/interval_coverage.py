@@ -1,7 +1,7 @@
 """How often the intervals of `mrt audit` and `mrt plan` hold the truth, and a null evaluation shows a verdict.
 
-The figures of docs/planning.md and docs/evaluation.md: `PYTHONPATH=. python tests/interval_coverage.py`. The tests run
-the same with fewer repetitions.
+The figures of docs/planning-explained.md and docs/evaluation-reference.md:
+`PYTHONPATH=. python tests/interval_coverage.py`. The tests run the same with fewer repetitions.
 """
 
 import numpy as np

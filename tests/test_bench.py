@@ -17,7 +17,7 @@ from helpers.trees import visible_by_definition
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mrt_plugin.bench.model import SIZES, BenchModel, ModelChoice, load_model, sized_config
-from mrt_plugin.bench.plot import plot
+from mrt_plugin.bench.plot import headline, picture, plot
 from mrt_plugin.bench.probes import (
     ATTENTION,
     HEAD,
@@ -392,7 +392,7 @@ def test_the_table_and_the_errors_of_the_command():
     runner = CliRunner()
     table = runner.invoke(app, ["bench", "--shape", "8,4,1", "--groups", "1", "--steps", "1", "--rounds", "1"])
     assert table.exit_code == 0, table.output
-    assert "mrt shared sdpa" in table.stdout
+    assert table.stdout.startswith("mrt shared sdpa trains ")
     assert "token ratio 1.00" in table.stdout
     for shape, title in (("20,8,4,1", "S 20, P 8, R 4, K 1"), ("2x8,4,2", "T 2, U 8, H 4, A 2")):
         found = runner.invoke(app, ["bench", "--shape", shape, "--groups", "2", "--steps", "1", "--rounds", "1"])
@@ -440,6 +440,54 @@ def test_a_plot_of_arms_that_could_not_run(tmp_path):
     shape = ShapeResult(Shape(8, 4, 2), 1.3, arms, None)
     plot(BenchResult({"device": "test"}, {"objective": "nll"}, [shape]), tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").stat().st_size > 5000
+
+
+def result_of(*shapes):
+    """A result with made-up speed-ups: the shape, its token ratio, and the speed-up of each arm."""
+    names = ("trl nll", "trl packed", "mrt expanded", "mrt shared sdpa", "mrt shared fork")
+    made = []
+    for text, ratio, speedups in shapes:
+        arms = [
+            ArmResult(name, name.startswith("trl"), speedup=speedup, error=None if speedup else "no")
+            for name, speedup in zip(names, speedups, strict=True)
+        ]
+        made.append(ShapeResult(parse_shape(text), ratio, arms, None))
+    return BenchResult({"device": "test"}, {"objective": "nll"}, made)
+
+
+FAST = ("1024,64,8", 6.1, (1.0, 0.9, 0.95, 5.4, 5.2))
+SLOW = ("256,128,1", 1.0, (1.0, 0.9, 0.95, 0.97, None))
+
+
+def test_the_headline_of_a_benchmark_names_the_best_shape_and_counts_the_slow_ones():
+    best = "mrt shared sdpa trains 5.4 times as many pairs per second as TRL's fastest mode at P 1024, R 64, K 8"
+    assert headline(result_of(FAST)) == f"{best}."
+    assert headline(result_of(FAST, FAST)) == f"{best}, its best of 2 shapes."
+    assert headline(result_of(FAST, SLOW)) == f"{best}, its best of 2 shapes, and is slower at 1 of them."
+    assert headline(result_of(SLOW)).startswith("mrt shared sdpa trains 0.97 times as many")
+    none = ("8,4,2", 1.3, (1.0, None, 0.9, None, None))
+    assert headline(result_of(none)).startswith("No shared prompt ran")
+    other = replace(result_of(FAST), settings={"objective": "gem"})
+    assert "as the expanded layout at" in headline(other)
+
+
+@pytest.mark.parametrize("shapes", [[FAST], [SLOW], [FAST, SLOW] * 3])
+def test_the_legend_and_the_texts_of_the_picture_are_clear_of_its_lines(shapes):
+    made = picture(result_of(*shapes))
+    made.draw_without_rendering()
+    (axis,), (legend,) = made.axes, made.legends
+    ratios = [collection.get_paths()[0].get_extents(axis.transData) for collection in axis.collections]
+    bars = [bar.get_window_extent() for bar in axis.patches]
+    lines = [line.get_path().get_extents(line.get_transform()) for line in axis.lines]
+    assert len(ratios) == len(shapes)
+    assert len(lines) == 1
+    texts = [*axis.texts, *axis.get_yticklabels(), made._suptitle, axis.xaxis.label]
+    boxes = [legend.get_window_extent(), *(text.get_window_extent() for text in texts)]
+    for box in boxes:
+        assert not any(box.overlaps(drawn) for drawn in (*ratios, *bars, *lines))
+        assert made.bbox.x0 <= box.x0 <= box.x1 <= made.bbox.x1
+        assert made.bbox.y0 <= box.y0 <= box.y1 <= made.bbox.y1
+    assert {text.get_text() for text in axis.texts} >= {"0.97" if shapes == [SLOW] else "5.40"}
 
 
 @pytest.mark.slow

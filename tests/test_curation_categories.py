@@ -27,7 +27,7 @@ from mrt_plugin.curation.categories import (
 )
 from mrt_plugin.curation.config import parse_rules
 from mrt_plugin.groups import DataError
-from mrt_plugin.pipeline.manifest import manifest_path
+from mrt_plugin.groups.manifest import manifest_path
 from mrt_plugin.sampling import Endpoint, sample_pool
 
 PROMPTS = {

@@ -433,7 +433,7 @@ class TestConfig:
             assert all(field.description for field in kind.model_fields.values())
 
     def test_the_page_is_that_of_the_code(self) -> None:
-        page = (Path(__file__).parent.parent / "docs" / "curation.md").read_text()
+        page = (Path(__file__).parent.parent / "docs" / "curation-reference.md").read_text()
         _, *entries = page.split("\n### ")
         assert entries
         for entry in entries:

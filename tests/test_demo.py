@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from helpers import tiny
 from helpers.processes import run_python
 from peft import LoraConfig, get_peft_model
 
-from mrt_plugin.demo.modes import distance_of, draw_groups, mode_prompts, split_prompts, truth_distance
+from mrt_plugin.demo.modes import draw_groups, mode_prompts, split_prompts
 from mrt_plugin.demo.run import RESULTS, whole_folder
 from mrt_plugin.demo.training import axolotl_train
 from mrt_plugin.encoding import Encoder
@@ -125,50 +124,6 @@ class TestHeldOut:
     def test_nothing_to_evaluate(self, model: torch.nn.Module, encoder: Encoder) -> None:
         with pytest.raises(ValueError, match="no groups"):
             held_out_nll(model, encoder, [])
-
-
-@dataclass(frozen=True)
-class Truth:
-    prompt: str
-    modes: tuple[str, ...]
-    probabilities: tuple[float, ...]
-
-
-class TestDistance:
-    def test_of_known_distributions(self) -> None:
-        truth = Truth("", ("a", "b", "c", "d"), (0.4, 0.3, 0.2, 0.1))
-        p = np.array(truth.probabilities)
-        entropy = -(p * np.log(p)).sum()
-        uniform = distance_of([np.log(np.full(4, 0.25))], [truth])
-        assert uniform.kl == pytest.approx(np.log(4) - entropy)
-        assert uniform.elsewhere == pytest.approx(0)
-        assert uniform.coverage == pytest.approx(1)
-        halved = distance_of([np.log(p * 0.499)], [truth])
-        assert halved.kl == pytest.approx(-np.log(0.499))
-        assert halved.elsewhere == pytest.approx(0.501)
-        assert halved.coverage == 0
-        lottery = distance_of([np.log([0.97, 0.01, 0.01, 0.01])], [truth])
-        assert lottery.coverage == pytest.approx(0.4)
-        assert lottery.kl > uniform.kl
-
-    def test_a_mode_that_the_truth_excludes_costs_nothing(self) -> None:
-        truth = Truth("", ("a", "b"), (1.0, 0.0))
-        assert distance_of([np.array([0.0, -np.inf])], [truth]).kl == 0
-
-    def test_is_the_mean_over_prompts(self, model: torch.nn.Module, encoder: Encoder) -> None:
-        truths = [
-            Truth(PROMPT, ("An apple.", "A pear."), (0.7, 0.3)),
-            Truth("What is the capital of Italy?", ("Rome", "It is Rome.", "Paris"), (0.5, 0.5, 0.0)),
-        ]
-        both = truth_distance(model, encoder, truths)
-        single = [truth_distance(model, encoder, [truth]) for truth in truths]
-        assert both.kl == pytest.approx((single[0].kl + single[1].kl) / 2, rel=1e-5)
-        by_hand = sum(
-            p * (np.log(p) - log_likelihoods(model, [encoder.encode(PROMPT, mode)])[0])
-            for mode, p in zip(truths[0].modes, truths[0].probabilities, strict=True)
-        )
-        assert single[0].kl == pytest.approx(by_hand, rel=1e-5)
-        assert 0 < both.elsewhere < 1
 
 
 class TestTinyModel:

@@ -155,7 +155,7 @@ class TestSideBySide:
 
     def test_the_page_is_complete_and_works_offline(self, evaluation: Evaluation, result: dict[str, Any]) -> None:
         page = evaluation_report(evaluation)
-        assert page.count("<svg") == 3
+        assert page.count("<svg") == 2
         assert not re.search(r"<script|<link|@import|(?:src|href)=\"(?:https?:)?//", page)
         assert page.count("<section>") == len(result["outputs"]) == 4
         for line in result["notes"]:

@@ -17,6 +17,7 @@ from transformers import Qwen3Config
 
 from mrt_plugin import load_groups
 from mrt_plugin.cli import app
+from mrt_plugin.demo.run import DemoSettings
 from mrt_plugin.doctor.memory import Method, estimate_memory
 from mrt_plugin.init.choose import FREE, Card, choose, parse_card
 from mrt_plugin.init.look import DataFacts, look_at
@@ -116,6 +117,12 @@ class TestChoice:
         assert choose(facts(groups=39), BIG, Card("CPU", None)).held_out.value == 0
         assert choose(facts(groups=100), BIG, Card("CPU", None)).held_out.value == 0.2
         assert choose(facts(groups=100_000), BIG, Card("CPU", None)).held_out.value == 0.005
+
+    def test_a_tiny_model_has_the_rate_and_the_epochs_of_the_demo(self) -> None:
+        tiny = Qwen3Config(vocab_size=500, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
+        chosen, usual = (choose(facts(), config, Card("CPU", None)) for config in (tiny, BIG))
+        assert (chosen.learning_rate.value, chosen.epochs.value) == (0.002, DemoSettings().epochs)
+        assert (usual.learning_rate.value, usual.epochs.value) == (0.0002, 2)
 
     @pytest.mark.parametrize(
         ("text", "memory"), [("12gb", 12), ("24 GB", 24), ("8", 8), ("7.5GiB", 7.5), ("CPU", None)]
@@ -243,6 +250,9 @@ class TestCommand:
             (["--yes", "--data", "POOL", "--model", "MODEL", "--gpu", "big"], "is no card"),
             (["--yes", "--data", "POOL", "--model", "MODEL", "--output", "POOL"], "exists: choose another"),
             (["--yes", "--data", "nothing.jsonl", "--tiny"], "there is no such file"),
+            (["--demo", "--data", "POOL"], "--demo brings its own model and data"),
+            (["--demo", "--tiny"], "leave out --model, --tiny and --data"),
+            (["--demo", "--gpu", "cpu", "--output", "POOL"], "choose an --output in another folder"),
         ],
     )
     def test_refusals(self, arguments: list[str], message: str, pool: Path, model: str) -> None:

@@ -29,7 +29,7 @@ from mrt_plugin.planning.audit import (
     match,
     mean_interval,
 )
-from mrt_plugin.planning.audit_report import audit_report, notes, warnings
+from mrt_plugin.planning.audit_report import audit_report, headline, next_step, notes, strips, warnings
 from mrt_plugin.planning.measure import cosine, gradient_products
 from mrt_plugin.planning.variance import Interval
 
@@ -131,7 +131,7 @@ def test_length_and_coverage_beside_random_k(pool):
     turned = pool.map(lambda row: {"scores": [-score for score in row["scores"]]})
     common = make_audit(select(turned, "best_k", k=2), turned)
     assert common.coverage.clusters_covered < common.coverage.random_k
-    assert any("kinds of answers are missing" in line for line in warnings(common))
+    assert any("lack kinds of answers" in line for line in warnings(common))
     spread = make_audit(select(pool, "diverse_k", k=2, similarity="rescaled"), pool)
     assert spread.coverage.clusters_covered > common.coverage.clusters_covered
     # What random_k covers on average is what is written down for it.
@@ -193,7 +193,7 @@ def test_error_of_the_loss_against_known_values():
 
 @pytest.mark.slow
 def test_intervals_of_few_prompts_cover_more_than_plain_percentiles():
-    """Nominal 90 %; docs/planning.md has 4,000 repetitions."""
+    """Nominal 90 %; docs/planning-explained.md has 4,000 repetitions."""
     for prompts in (5, 8, 10, 20):
         for plain, used in audit_coverage(prompts, 300).values():
             assert plain < used
@@ -296,7 +296,61 @@ def test_the_page_is_whole_and_offline(audit):
     page = audit_report(audit)
     assert page.count("<svg") == 2
     assert not re.search(r"<script|<link|@import|(?:src|href)=\"(?:https?:)?//", page)
-    assert warnings(audit)[0][:60] in page.replace("&#x27;", "'")
+    assert f'<p class="headline">{headline(audit)[0]}</p>' in page.replace("&#x27;", "'")
+    last = page.replace("&#x27;", "'").replace("\\\n  ", "").rstrip()
+    assert last.endswith(f"<pre>{next_step(audit).command}</pre></div>\n</body></html>")
+
+
+def test_the_headline_is_the_largest_tilt_and_then_comes_the_loss(audit):
+    """Twice as long is more than a quarter fewer kinds; both come before the loss and the gradient."""
+    length = replace(audit.length, kept=14.0, pool=7.0, ratio=2.0, random_k_interval=Interval(6.5, 7.5))
+    fewer = {"clusters_covered": 0.3, "random_k": 0.4, "difference_interval": Interval(-0.12, -0.08)}
+    tilted = replace(audit, length=length, coverage=replace(audit.coverage, **fewer))
+    first, second, third, *_, how = headline(tilted)
+    assert first == "Kept answers are 100% longer than their pools': 14 words, not 7 (by chance 6.5 to 7.5)."
+    assert second == "Kept answers lack kinds of answers: they cover 30% of their pools' clusters, random_k 40%."
+    assert third.startswith("The loss of the kept answers")
+    assert how == (
+        "Judged on 20 pools of 8 responses (median) with 2 kept of each, against random_k at the same K, by 90% "
+        "intervals."
+    )
+    slight = replace(tilted, length=replace(length, kept=8.0, ratio=8 / 7))
+    assert "lack kinds of answers" in headline(slight)[0]
+    assert "14% longer" in headline(slight)[1]
+
+
+def test_without_a_tilt_the_headline_says_so_and_how_that_was_judged(audit):
+    length = replace(audit.length, kept=7.0, pool=7.1, ratio=7 / 7.1, random_k_interval=Interval(6.5, 7.5))
+    same = {"clusters_covered": 0.41, "random_k": 0.4, "difference_interval": Interval(-0.02, 0.04)}
+    plain = replace(
+        audit,
+        length=length,
+        coverage=replace(audit.coverage, **same),
+        loss=None,
+        gradient=None,
+        splits=None,
+        with_model=False,
+        name="a b.jsonl",
+    )
+    first, how = headline(plain)
+    assert first == (
+        "No tilt was found in a b.jsonl: kept answers have 7 words, their pools' 7.1 (by chance 6.5 to 7.5); they "
+        "cover 41% of the kinds of answers (random_k 40%)."
+    )
+    assert how.endswith("Loss and gradient were not measured: no model was given.")
+    assert next_step(plain).command == "mrt audit 'a b.jsonl' --pool POOL --model MODEL"
+    few = replace(plain, groups=replace(audit.groups, audited=3))
+    assert headline(few)[0].startswith("3 prompts are too few to find a tilt: ")
+
+
+def test_strips_turn_the_error_round_so_that_better_is_right(audit):
+    rows = {row.name: row for row in strips(audit)}
+    assert audit.loss.emse > audit.loss.random_k_emse
+    assert rows["error of the prompt's loss"].value == audit.loss.random_k_emse - audit.loss.emse
+    assert rows["error of the prompt's loss"].interval[1] == -audit.loss.emse_difference_interval.low
+    assert rows["gradient"].value < 0
+    assert (rows["gradient"].verdict, rows["length"].verdict) == ("worse", "longer")
+    assert rows["length"].usual[0] == audit.length.random_k_interval.low - audit.length.pool
 
 
 @pytest.mark.slow
@@ -311,7 +365,12 @@ def test_on_the_command_line_with_the_manifest(tmp_path, pool):
     arguments += ["--gradient-prompts", "5"]
     shown = run.invoke(app, [*arguments, "--report", str(tmp_path / "audit.html")])
     assert shown.exit_code == 0, shown.output
-    assert "WARNING: " in shown.output
+    lines = [line for line in shown.stdout.splitlines() if line]
+    assert lines[0].startswith("Kept answers are 47% longer than their pools': 7 words, not 4.75 (by chance ")
+    again = f"mrt select {data} --selector random_k --k 2 --output {tmp_path / 'chosen_random_k.jsonl'}"
+    assert lines[-1].startswith("Next: ")
+    assert lines[-1].endswith(again)
+    assert run.invoke(app, again.split()[1:]).exit_code == 0
     assert "best_k" in shown.output
     found = json.loads(run.invoke(app, [*arguments, "--json"]).stdout)
     assert found["splits"]["selector"] == "best_k"

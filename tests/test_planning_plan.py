@@ -19,7 +19,15 @@ from mrt_plugin.encoding import Encoder
 from mrt_plugin.planning.budget import parse_budget
 from mrt_plugin.planning.measure import MeasuredGroup, Measurement, measure, token_costs
 from mrt_plugin.planning.plan import compare_single, estimate_adaptive, make_plan
-from mrt_plugin.planning.plan_report import advise, cannot_know, plan_report
+from mrt_plugin.planning.plan_report import (
+    advise,
+    cannot_know,
+    choice_rows,
+    choices_figure,
+    plan_report,
+    table_ks,
+    variance_rows,
+)
 from mrt_plugin.planning.variance import Interval, estimate_components
 
 FRUIT = "apple pear plum cherry dog river moon water red green blue story sea sky".split()
@@ -135,7 +143,7 @@ def test_the_plan_is_json_and_hangs_together(plan, groups, model, tokenizer):
         assert one["prompts"] >= two["prompts"]
     assert rows[0] == found["choices"]["expanded"][0]
     assert len(found["per_prompt"]) == len(groups)
-    assert f"keep {best['k']} response" in plan["advice"][0]
+    assert plan["advice"][0].startswith(f"Keep {best['k']} response")
     assert f"  k: {best['k']}\n" in plan["yaml"]
 
 
@@ -152,11 +160,55 @@ def test_the_recipe_block_is_valid_yaml_with_known_options(plan):
 
 def test_the_page_is_whole_and_offline(made, plan):
     page = plan_report(made)
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 2
+    assert page.index("<svg") < page.index("<table")
+    assert page.index('class="headline"') < page.index("<svg")
+    assert page.index("mrt select pool.jsonl") > page.index("What this cannot know")
     assert not re.search(r"<script|<link|@import|url\(http|(?:src|href)=\"(?:https?:)?//", page)
-    assert plan["advice"][0].split(",")[0] in page
-    colours = {value.lower() for value in re.findall(r"#[0-9a-fA-F]{6}\b", page)}
+    assert plan["advice"][0] in page
+    colours = {value.lower() for value in re.findall(r"#[0-9a-fA-F]{6}\b", page[page.index("<svg") :])}
     assert all(value[1:3] == value[3:5] == value[5:7] for value in colours), f"not grey: {colours}"
+
+
+def test_the_shares_are_those_of_the_components(made):
+    parts = [made.model.v_yx, max(made.model.v_x, 0.0)]
+    within, between = (f"{part / sum(parts):.0%}" for part in parts)
+    headline, _, shares, *_ = advise(made)
+    assert headline.endswith(f": {within} of the spread in loss is between answers to one prompt.")
+    assert f"{within} is between responses to one prompt (V_{{y|x}}, 90% interval " in shares
+    assert f"and {between} between prompts (V_x)" in shares
+    assert [row[3] for row in variance_rows(made.model)[:2]] == [between, within]
+    none = advise(changed(made, v_x=-0.01, rho=0.0, rho_interval=Interval(0.0, 0.4)))[2]
+    assert "100% is between responses to one prompt (V_{y|x}, 90% interval 60 to 100%), and 0% between" in none
+
+
+def test_the_headline_gives_the_reason_for_one_response(made):
+    one = replace(made.model.best, k=1, k_interval=(1, 1))
+    assert advise(changed(made, best=one))[0].endswith("at this cost, more prompts tell more than more responses.")
+    assert advise(changed(made, best=one, layout="expanded"))[0].endswith("each response pays for its prompt again.")
+
+
+@pytest.mark.parametrize(("most", "best"), [(1, 1), (2, 2), (6, 3), (14, 5), (14, 14), (32, 4), (64, 50), (200, 2)])
+def test_a_table_has_at_most_ten_values_of_k_with_the_best(made, most, best):
+    row = made.model.choices["shared_prefix"][0]
+    rows = [replace(row, k=k, variance=1 + abs(k - best)) for k in range(1, most + 1)]
+    choices = {"shared_prefix": rows, "expanded": rows}
+    plan = changed(made, choices=choices, best=replace(made.model.best, k=best, variance=1.0, k_interval=None))
+    ks = table_ks(plan.model)
+    assert len(ks) <= 10
+    assert {1, best, most} <= set(ks) <= set(range(1, most + 1))
+    assert ks == sorted(ks)
+    shown = choice_rows(plan.model)
+    assert [int(k) for k, *_ in shown] == ks
+    assert [float(row[2]) for row in shown] == [1 + abs(k - best) for k in ks]
+    page = plan_report(plan)
+    (marked,) = re.findall(r'<tr class="mark"><td class="text">(\d+)</td>', page)
+    assert int(marked) == best
+    if most > 1:
+        (axis,) = choices_figure(plan.model).axes
+        assert axis.get_xscale() == "log"
+        (star,) = (line for line in axis.lines if line.get_marker() == "*")
+        assert star.get_xdata() == [best]
 
 
 def test_without_a_model_there_is_no_k(groups):
@@ -286,10 +338,11 @@ def test_on_the_command_line(tmp_path):
     arguments = ["plan", str(pool), "--model", str(model), "--budget", "3x"]
     shown = run.invoke(app, [*arguments, "--report", str(page)])
     assert shown.exit_code == 0, shown.output
-    assert "V_x, between prompts" in shown.output
-    assert "Next: mrt select" in shown.output
-    assert page.read_text().startswith("<!DOCTYPE html>")
     found = json.loads(run.invoke(app, [*arguments, "--json"]).stdout)
+    assert shown.stdout.splitlines()[0] == found["advice"][0]
+    assert "between prompts: V_x" in shown.output
+    assert f": mrt select {pool} --selector random_k --k {found['model']['best']['k']} " in shown.output
+    assert page.read_text().startswith("<!DOCTYPE html>")
     assert found["model"]["budget"] == pytest.approx(3 * found["model"]["ordinary_epoch"])
     plain = run.invoke(app, ["plan", str(pool)])
     assert plain.exit_code == 0
@@ -322,8 +375,11 @@ def test_where_responses_do_not_differ_one_is_kept_and_the_reason_given(differin
     found = plan["model"]
     assert (found["v_yx"], found["ratio"], found["ratio_interval"], found["best"]["k"]) == (0.0, None, None, 1)
     assert found["v_x"] > 0
-    assert "keep 1 response for each of your 12 prompts (no interval:" in plan["advice"][0]
-    assert ("do not differ in loss", "One prompt is no estimate of V_{y|x}")[differing] in plan["advice"][1]
+    why = ("answers to one prompt do not differ in loss", "only one prompt has answers that differ in loss")[differing]
+    assert plan["advice"][0] == f"Keep 1 response for each of your 12 prompts: {why}."
+    assert "No interval:" in plan["advice"][1]
+    assert "0% is between responses to one prompt (V_{y|x}), and 100% between prompts (V_x)" in plan["advice"][2]
+    assert ("do not differ in loss", "One prompt is no estimate of V_{y|x}")[differing] in plan["advice"][3]
     assert not any("bottleneck" in line or "cannot use up" in line for line in plan["advice"])
     assert "  k: 1\n" in plan["yaml"]
 
@@ -334,7 +390,7 @@ def test_fewer_than_five_prompts_have_no_interval(model, tokenizer):
         intervals = [plan["model"][f"{name}_interval"] for name in ("v_x", "v_yx", "ratio", "rho", "k_star")]
         intervals += [row["k_interval"] for row in [plan["model"]["best"], *plan["model"]["outlook"]]]
         assert all((interval is None) == (prompts < 5) for interval in intervals)
-        assert ("no interval: only 4 prompts have responses that differ" in plan["advice"][0]) == (prompts < 5)
+        assert ("No interval: only 4 prompts have responses that differ" in plan["advice"][1]) == (prompts < 5)
 
 
 def test_each_sentence_on_an_interval_comes_from_that_interval(made):

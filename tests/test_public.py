@@ -19,7 +19,7 @@ import mrt_plugin
 
 NAMES = {
     "mrt_plugin": mrt_plugin.__all__,
-    "mrt_plugin.curation": ["curate"],
+    "mrt_plugin.curation": ["curate", "mix"],
     "mrt_plugin.encoding": ["Encoder"],
     "mrt_plugin.evaluation": ["How", "evaluation_report", "load_checker", "read_cases"],
     "mrt_plugin.models": ["parse_models"],
@@ -94,6 +94,12 @@ def test_the_example_runs(
             server.models = ["tiny"]
             code = code.replace("localhost:8000", f"127.0.0.1:{server.server_address[1]}")
             exec(code, {"model": tiny.llama(), "tokenizer": tiny.tokenizer()})
+
+
+def test_the_page_of_the_api_has_every_public_name() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    named = [f"{package}.{name}" for package, names in NAMES.items() for name in names]
+    assert sorted(re.findall(r"^::: (\S+)$", page, re.MULTILINE)) == sorted(named)
 
 
 def test_the_pages_import_public_names_alone() -> None:

@@ -1,5 +1,9 @@
 """The experiments of `recipes/objectives` and `recipes/alignment`: exact measures, and runs as they are planned."""
 
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +13,7 @@ import torch
 
 from mrt_plugin.demo.run import DemoSettings, make_model
 from recipes.alignment import plans
+from recipes.alignment.__main__ import main as alignment
 from recipes.objectives import report, train
 from recipes.objectives.train import Run
 from recipes.objectives.tuning import tuned
@@ -106,3 +111,27 @@ def test_differences_are_of_the_same_seeds() -> None:
     mean, half = report.difference(one, other)
     assert mean == pytest.approx(1.5)
     assert half == pytest.approx(12.706 * np.std([1, 2], ddof=1) / np.sqrt(2), rel=1e-4)
+
+
+def test_the_report_of_the_alignment_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Known scores by run come back as the means, differences and lines of the page."""
+
+    def write(name: str, runs: list[Run], score: Callable[[Run], float]) -> None:
+        found = {"kl": 1.0, "coverage": 0.5, "entropy": 2.0, "elsewhere": 0.1, "nll": 1.0}
+        rows = [{**asdict(run), **found, "reward": score(run) + 0.01 * run.seed} for run in runs]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("tuning", plans.tuning(), lambda run: run.learning_rate)
+    rates = {"nll": max(plans.RATES), "pro": max(plans.RATES)}
+    write("responses", plans.responses(rates), lambda run: 0.1 * run.n if run.objective == "pro" else 0.2)
+    write("prompts", plans.prompts(rates), lambda run: 0.1 * run.k)
+    write("law", plans.law(rates), lambda run: 0.3 if run.prompts > 100 else 0.1)
+    assert alignment(["report", "--output", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "SFT 0.008, PRO 0.008" in text
+    assert "| 4 | 0.200 ± 0.000 |" in text  # PRO 0.4 less SFT on the best 0.2, seed by seed
+    assert "| PRO on all n | 3 | 0.320 ± 0.020 |" in text  # seeds 0 to 4: 0.3 + 0.02, t interval of 0, 0.01, ..., 0.04
+    assert text.count("| 0.200 ± 0.000 | 0.000 ± 0.000 |") == 2  # 120 x 4 less 240 x 2, at equal steps and epochs
+    (slope,) = re.findall(r"\| 2 \| 1 \| (\S+) \|", text)
+    assert float(slope) > 0  # more prompts have more bigrams and, here, a higher score
+    assert all((tmp_path / f"{name}.png").is_file() for name in ("responses", "prompts", "law"))

@@ -23,11 +23,11 @@ from helpers.selecting import job, write_lines
 from mrt_plugin import load_groups
 from mrt_plugin import select as select_groups
 from mrt_plugin.cli import app
+from mrt_plugin.groups.manifest import manifest_path, read_manifest
 from mrt_plugin.groups.write import sha256_of, whole_file, write_groups
 from mrt_plugin.options import SelectionOptions
 from mrt_plugin.pipeline.exports import export, find_rare_pair
 from mrt_plugin.pipeline.files import remake, select_file
-from mrt_plugin.pipeline.manifest import manifest_path, read_manifest
 
 
 @pytest.fixture

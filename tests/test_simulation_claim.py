@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import set_seed
 
-from mrt_plugin.demo.modes import truth_distance
+from mrt_plugin.evaluation.truth import truth_distance
 from recipes.claim import run as runs
 from recipes.claim.analysis import analyse
 from recipes.claim.arms import ARMS, arm_groups, responses_drawn

@@ -16,7 +16,7 @@ from helpers.cli import CliRunner
 
 from mrt_plugin.cli import app
 from mrt_plugin.groups import DataError, load_groups, read_groups
-from mrt_plugin.pipeline.manifest import manifest_path
+from mrt_plugin.groups.manifest import manifest_path
 
 TEXT, NUMBER, INTEGER, TRUTH = Value("string"), Value("float64"), Value("int64"), Value("bool")
 MESSAGES = List({"content": TEXT, "role": TEXT})

@@ -109,7 +109,7 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
 
     @_if_wanted
     def get_training_args_mixin(self) -> str:
-        return "mrt_plugin.options.MultiResponseOptions"
+        return "mrt_plugin.axolotl.facts.MultiResponseTrainingArguments"
 
     @_if_wanted
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
@@ -139,6 +139,9 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
             raise ValueError(
                 f"{name} is another plugin's trainer: list MultiResponsePlugin first, or remove the other."
             )
+        from mrt_plugin.axolotl.facts import read_facts
+
+        trainer.know_data(read_facts(cfg))
 
     @_if_wanted
     def post_train_unload(self, cfg: Any) -> None:

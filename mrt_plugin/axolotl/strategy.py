@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from mrt_plugin.axolotl.args import options_of, plain
 from mrt_plugin.axolotl.checks import check_lengths
 from mrt_plugin.axolotl.dataset_types import PREFIX
 from mrt_plugin.axolotl.entries import ORDINARY, Mark
+from mrt_plugin.axolotl.facts import write_facts
 from mrt_plugin.curation import curate, parse_rules, split_held_out
+from mrt_plugin.curation.ledger import Ledger
 from mrt_plugin.encoding import Pair, prepare_tokenizer
 from mrt_plugin.groups import held_out, load_groups
 from mrt_plugin.groups.overlap import PROMPT_NAME, prompt_name
@@ -26,6 +29,7 @@ from mrt_plugin.mistakes import show_mistakes_plainly
 from mrt_plugin.options import ranks
 from mrt_plugin.trainer.prepare import prepare_groups
 from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE, ROW_FEATURE
+from mrt_plugin.trainer.run_facts import DataFacts, Step, public
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +85,10 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
         options = options_of(own, selector=self._kind, row_length=self._row_length)
         rules = parse_rules(plain(own.get("curation")))
         groups = self._part(load_groups(self._mark.file or dataset, source=options.source), curated=bool(rules))
+        steps: list[Step] = []
         if rules and self._mark.part == "train":
-            groups = self._curate(groups, rules, process_count)
+            groups, ledger = self._curate(groups, rules, process_count)
+            steps = [Step.of(entry.as_dict()) for entry in ledger.entries]
         limit = "mrt.max_length" if self._cfg.mrt.max_length else "sequence_len"
         prepared, report = prepare_groups(
             groups,
@@ -103,6 +109,8 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
                 f"Pairs longer than {self._max_length} tokens: {report.dropped_pairs}. Raise {limit}, or set "
                 "excess_length_strategy: drop."
             )
+        if report.data is not None:
+            write_facts(self._cfg, self._mark, replace(report.data, name=self._name, curation=steps))
         if report.rows > report.groups:
             split = f"Groups longer than {options.row_length} tokens were split: {report.groups} groups are"
             logger.info(f"{split} {report.rows} rows, and micro_batch_size counts rows.")
@@ -142,7 +150,11 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
         logger.info("%s: %d of %d prompts.", self._mark.part, len(chosen), len(groups))
         return groups.select(chosen)
 
-    def _curate(self, groups: Dataset, rules: Any, process_count: int | None) -> Dataset:
+    @property
+    def _name(self) -> str:
+        return str(public(self._path))
+
+    def _curate(self, groups: Dataset, rules: Any, process_count: int | None) -> tuple[Dataset, Ledger]:
         """Apply the curation rules, and write their ledger (what they did) to the run's folder."""
         curated = curate(groups, rules, tokenizer=self._tokenizer, seed=self._cfg.seed, num_proc=process_count)
         name = f"{Path(self._path).stem}-{self._mark.fingerprint[:8]}.json"
@@ -150,7 +162,7 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
         with whole_file(ledger) as file:
             file.write(json.dumps({"dataset": self._path, **curated.ledger.as_dict()}, indent=2).encode())
         logger.info("Curation of %s: %s The ledger is %s.", self._path, curated.ledger.lines()[-1], ledger)
-        return curated.groups
+        return curated.groups, curated.ledger
 
     def _ordinary(self, dataset: Dataset, process_count: int | None) -> Dataset:
         """Let Axolotl tokenize the rows, and make each a group of one response. Drop and count unusable rows."""
@@ -193,6 +205,17 @@ class MarkedDataset(DatasetWrappingStrategy):  # type: ignore[misc]
             desc="Making groups of one",
         )
         dropped = f"{len(part) - len(prepared)} dropped, over {self._max_length} tokens or with nothing to train"
+        if self._mark.part == "train":
+            counts: dict[str, Any] = {
+                "groups": len(part),
+                "responses": len(part),
+                "least": 1,
+                "median": 1.0,
+                "most": 1,
+                "k": 1,
+            }
+            trained: dict[str, Any] = {"trained_groups": len(prepared), "pairs": len(prepared), "curation": []}
+            write_facts(self._cfg, self._mark, DataFacts(self._name, **counts, **trained))
         logger.info(
             f"{entry.path} ({entry.type}), {self._mark.part} part: {len(prepared)} groups of one response; {dropped}."
         )

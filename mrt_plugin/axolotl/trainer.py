@@ -6,8 +6,10 @@ function of the seed and the epoch, as Axolotl's packing drops rows.
 
 import logging
 import math
+import shlex
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -207,6 +209,11 @@ class MultiResponseAxolotlTrainer(MultiResponseTrainerMixin, AxolotlTrainer):  #
         self._packing: EpochPacking | None = None
         rows: Any = self.train_dataset
         self.add_callback(Announcement(len(rows), lambda: self._packing))
+
+    def how_it_ran(self) -> dict[str, Any]:
+        cfg: Any = self.axolotl_cfg
+        recipe = Path(cfg.axolotl_config_path).name if cfg.axolotl_config_path else "recipe.yaml"
+        return {"command": f"axolotl train {shlex.quote(recipe)}", "tool": "axolotl"}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         cfg: Any = self.axolotl_cfg

@@ -6,6 +6,7 @@ import typer
 
 import mrt_plugin
 from mrt_plugin.cli.augment import augment
+from mrt_plugin.cli.card import card
 from mrt_plugin.cli.drawing import evaluate, sample
 from mrt_plugin.cli.grid import grid
 from mrt_plugin.cli.init import init
@@ -22,7 +23,22 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-COMMANDS = (init, demo, sample, select, doctor, bench, plan, simulate, audit, augment, evaluate, grid, reward_model)
+COMMANDS = (
+    init,
+    demo,
+    sample,
+    select,
+    doctor,
+    bench,
+    plan,
+    simulate,
+    audit,
+    augment,
+    evaluate,
+    card,
+    grid,
+    reward_model,
+)
 for command in COMMANDS:
     app.command(cls=CheckedCommand)(command)
 

@@ -138,6 +138,7 @@ class EvaluateOptions:
     max_calls: int | None = flag(None, "The most requests to a judge, retries included.", min=1)
     dry_run: bool = switch("Say what judging would cost at most, and stop.")
     checker: str | None = flag(None, "For pass@M: exact, numeric, module:function or file.py:function.")
+    truth: Path | None = flag(None, "All right responses with their probabilities: exact KL and coverage.", "file")
     probe: bool = flag(True, "Measure the general probe before and after fine-tuning.")
     lm_eval: str | None = flag(None, "Tasks of the lm-evaluation-harness, or abilities, with commas.")
     lm_eval_include: Path | None = flag(None, "A folder with your own task files.", "folder")
@@ -168,6 +169,7 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
     counts = None if given.at is None else numbers(given.at, refusal)
     serve, url = None, given.endpoint
     if url is not None:
+        from mrt_plugin.endpoint.masking import mask_typed
         from mrt_plugin.sampling import Endpoint
 
         def serve(name: str | None) -> Any:
@@ -181,8 +183,9 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         raise ValueError("Name what to evaluate: --model PATH, or --pool FILE with its samples.")
     if serve is None:
         check_folders(models)
-    for pool in [one.pool for one in models if one.pool is not None]:
-        check_file(pool)
+    for file in [*(one.pool for one in models), given.truth]:
+        if file is not None:
+            check_file(file)
     from mrt_plugin.endpoint.journal import journal_path
     from mrt_plugin.groups.paths import Named, check_paths
     from mrt_plugin.scoring.cache import cache_file
@@ -193,6 +196,7 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         written += [(f"the samples of {one.name}", path) for path in (samples, journal_path(samples))]
     inputs: list[Named] = [("--data", given.data), *(("--pool", one.pool) for one in models)]
     inputs += [("--scorer", given.scorer), ("--checker", given.checker), ("--lm-eval-include", given.lm_eval_include)]
+    inputs.append(("--truth", given.truth))
     from mrt_plugin.scoring.judge import journal_file, judge_files, parse_judge
     from mrt_plugin.scoring.scores import judges_of
 
@@ -218,6 +222,7 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
         "at": counts,
         "settings": SamplingSettings(**part_of(SamplingSettings, options)),
         "endpoint": serve,
+        "address": None if url is None else mask_typed(url),
         "embedder": None if given.embedder == "none" else load_embedder(given.embedder, score_cache=given.score_cache),
         "checker": None if given.checker is None else load_checker(given.checker),
         "judge": judge,
@@ -266,12 +271,15 @@ def _show(result: "Evaluation") -> None:
     from mrt_plugin.evaluation.evaluate_report import (
         curve_rows,
         difference_rows,
+        example_rows,
         forgetting_rows,
         judged_rows,
         measure_rows,
         reward_rows,
     )
+    from mrt_plugin.evaluation.findings import headline
 
+    say(*headline(result), "")
     say(f"{result.data.name}: {result.data.prompts:,} prompts, {result.data.with_references:,} with references.")
     few = len(result.models) <= 2  # with more, intervals would not fit beside each other
     title = f"{result.intervals['level']:.0%} intervals, by a bootstrap over prompts" if few else None
@@ -284,6 +292,8 @@ def _show(result: "Evaluation") -> None:
     for columns, rows in (judged_rows(result), reward_rows(result)):
         if rows:
             table(columns, rows)
+    if result.example is not None:
+        table(*example_rows(result))
     for row in result.forgetting:
         table(*forgetting_rows(row))
     say("", *result.notes)

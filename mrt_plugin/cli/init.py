@@ -26,6 +26,7 @@ class InitOptions:
     tiny: bool = switch(
         "Build a tiny model from the data, beside the recipe: to try the whole way without a real one."
     )
+    demo: bool = switch("Write the demo's data, truth and pretrained model beside the recipe, and take them.")
     source: str | None = flag(None, "The public format of the data, by name (docs/sources.md).")
     yes: bool = switch("Ask nothing: take the defaults for what is not given.")
     json: bool = switch("Print the values and the facts of the data as JSON.")
@@ -40,23 +41,32 @@ def init(given: InitOptions) -> None:
     Example: `mrt init --model Qwen/Qwen3-4B --data pool.jsonl --gpu 12gb --output recipe.yaml --yes`
 
     Without a model at hand: `mrt init --tiny --data pool.jsonl --gpu cpu --output try.yaml --yes`
+
+    Without data either: `mrt init --demo --gpu cpu --output recipe.yaml`
     """
     if given.tiny and given.model is not None:
         raise ValueError("--tiny builds a model, and --model names one: give one of them.")
-    data = given.data or _ask(given, "--data", "The pool (a file, or a hub id)")
-    model = (
-        None if given.tiny else given.model or _ask(given, "--model, or --tiny", "The model (a folder, or a hub id)")
-    )
+    if given.demo and (given.tiny or given.model is not None or given.data is not None):
+        raise ValueError("--demo brings its own model and data: leave out --model, --tiny and --data.")
+    data = "" if given.demo else given.data or _ask(given, "--data", "The pool (a file, or a hub id)")
+    model = given.model
+    if model is None and not (given.tiny or given.demo):
+        model = _ask(given, "--model, or --tiny", "The model (a folder, or a hub id)")
     gpu = given.gpu
     if gpu is None and not given.yes:
         gpu = typer.prompt("The card (12gb, 24gb, ... or cpu; empty: this machine's)", default="", show_default=False)
     name = "train.py" if given.trl else "recipe.yaml"
     output = given.output or Path(name if given.yes else typer.prompt("The file to write", default=name))
-    with stages() as progress:
-        progress(f"looking at {data}")
-        from mrt_plugin.init.run import write_recipe
 
-        found = write_recipe(model, data, output, gpu=gpu or None, trl=given.trl, source=given.source)
+    with stages() as progress:
+        progress("making the demo's data" if given.demo else f"looking at {data}")
+        from mrt_plugin.init.run import write_demo, write_recipe
+
+        demo = None
+        if given.demo:
+            demo = write_demo(output, progress)
+            model, data = demo.model, demo.pool
+        found = write_recipe(model, data, output, gpu=gpu or None, trl=given.trl, source=given.source, demo=demo)
     finish(given, found, _as_json, _show)
 
 

@@ -147,7 +147,7 @@ def _show_memory(report: "RecipeReport") -> None:
     columns = ("layout", "rows x tokens", "weights", "state", "activations", "logits", "dequant", "total GiB")
     table(columns, rows, title="Peak memory of the largest step: an estimate from shapes, not measured")
     first = next(iter(report.memory.values()))
-    say(f"{first.parameters:,} parameters, {first.trained_parameters:,} trained. The formula is in docs/doctor.md.")
+    say(f"{first.parameters:,} parameters, {first.trained_parameters:,} trained. Formula: docs/doctor-reference.md.")
     available = report.device and report.device.memory_gib
     if report.device is not None and available and report.layout is not None:
         total = report.memory[report.layout].total
@@ -169,7 +169,7 @@ def _show_measured(report: "RecipeReport", step: "MeasuredStep") -> None:
     columns = ("layout", "rows x tokens", "seconds", "at rest", "peak", "process GiB", "estimate GiB")
     table(columns, [row], title=f"Measured: an optimizer step of the longest rows, on {step.device}")
     batches = "1 micro-batch" if step.micro_batches == 1 else f"{step.micro_batches} micro-batches"
-    say(f"The step had {batches}, with the backend {step.backend}. What is measured: docs/doctor.md.")
+    say(f"The step had {batches}, with the backend {step.backend}. What is measured: docs/doctor-reference.md.")
 
 
 BACKENDS = f"auto, {', '.join(PREFIX_BACKENDS)}, or your own file.py:class. Repeat for several."
@@ -251,6 +251,9 @@ def bench(given: BenchOptions) -> None:
 
 
 def _show_bench(result: "BenchResult") -> None:
+    from mrt_plugin.bench.plot import headline
+
+    say(headline(result), "")
     say(
         "{device}, {cores} cores, {threads} threads, load {load} before; torch {torch}, transformers {transformers}, "
         "trl {trl}.".format_map(result.machine)
@@ -346,7 +349,14 @@ def simulate(given: SimulateOptions) -> None:
 
         return finish(given, fit_runs(read_runs(given.fit)), json_ready, show_fits)
     from mrt_plugin.groups.paths import check_paths
-    from mrt_plugin.simulation.run import COLUMNS, EXPERIMENTS, run_experiments, write_report
+    from mrt_plugin.simulation.run import (
+        COLUMNS,
+        EXPERIMENTS,
+        next_step,
+        run_experiments,
+        say_takeaways,
+        write_report,
+    )
 
     output, seed = given.output, given.seed
     check_paths(("--output", output / name) for name in ("results.json", "report.html"))
@@ -355,7 +365,10 @@ def simulate(given: SimulateOptions) -> None:
         results = run_experiments(names, seed=seed, progress=progress, publish=lambda it: write_report(it, output))
     if given.json:
         return as_json(results.as_json())
+    for name, takeaway in say_takeaways(results).items():
+        say(f"{name}: {takeaway}")
     if results.published:
         table(COLUMNS[:4], [astuple(row)[:4] for row in results.published])
     seconds = sum(finished.seconds for finished in results.experiments.values())
     say(f"Why some differ, and the pictures: {output}/report.html ({seconds:.0f} s; numbers in results.json).")
+    say(str(next_step(results, output)))

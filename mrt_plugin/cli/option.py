@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import click
 import typer
 from click.core import ParameterSource
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from mrt_plugin.cli.progress import lines_in_logs
 from mrt_plugin.cli.show import command_line, log_to_stderr, plain_errors, raise_plainly, silence_libraries
@@ -45,6 +45,7 @@ def training(name: str) -> Any:
 
 
 FIRST = {
+    "card": ("evaluation", "model", "license"),
     "init": ("model", "data", "gpu", "output", "yes"),
     "demo": ("output", "quick", "seed", "json"),
     "sample": ("model", "endpoint", "n", "max_tokens", "output"),
@@ -63,13 +64,14 @@ FIRST = {
 
 _PANELS = {
     "What it works on": """
-        adapter baseline data extend fit from_manifest hybrid instruction lm_eval lm_eval_include mixed model plan pool
-        prompt_format recipe results shape size source split subset tiny tokenizer
+        adapter baseline data demo evaluation extend fit from_manifest hybrid instruction lm_eval lm_eval_include mixed
+        model plan pool
+        prompt_format recipe results shape size source split subset tiny tokenizer truth
     """,
     "Which way": """
         allocation allocation_score alpha arm axis breakdown checker curation dry_run dtype duration embedder extra
-        gradient_checkpointing judge keep_cut_off layout lm_eval_chat lm_eval_run_code load_in_4bit logprobs lora
-        loss_aggregation measure objective only partial prefix_backend probe quick scorer seed selector similarity
+        gradient_checkpointing judge keep_cut_off layout license lm_eval_chat lm_eval_run_code load_in_4bit logprobs
+        lora loss_aggregation measure objective only partial prefix_backend probe quick scorer seed selector similarity
         stats stop temperature top_p trl weights yes
     """,
     "Where it runs and writes": """
@@ -322,6 +324,7 @@ COMMANDS: dict[str, tuple[Need, ...]] = {
         _arm("budget", "equal cost"),
         _with(("repeats",), "output"),
     ),
+    "card": (_with(("model",), "evaluation"),),
     "bench": (_without(("hybrid", "vocabulary"), "model"),),
 }
 """For each command: options that have no effect without others."""
@@ -397,6 +400,12 @@ class CheckedGroup(TyperGroup):
 
 class CheckedCommand(TyperCommand):
     """Refuse options that were given and have no effect. What the user can fix is one line, with exit status 1."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for item in self.params:
+            if isinstance(item, TyperArgument):  # typer 0.25 loses its help with click 8.5
+                item.help = self.callback.__annotations__[item.name].__metadata__[0].help
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with _plain_usage():

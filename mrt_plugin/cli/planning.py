@@ -113,24 +113,23 @@ def plan_json(found: "Plan") -> dict[str, Any]:
 def _show_plan(found: "Plan") -> None:
     from mrt_plugin.planning import plan_report as tell
 
-    table(("the data", ""), tell.data_rows(found))
-    model, name = found.model, found.data.name
+    say(*tell.advise(found), "")
+    model = found.model
     if model is not None:
-        table(("the model's loss", "estimate", f"{model.level:.0%} interval"), tell.variance_rows(model))
+        table(tell.variance_columns(model), tell.variance_rows(model))
+        say(tell.SYMBOLS, "")
         rows = [(f"{k} *" if int(k) == model.best.k else k, *rest) for k, *rest in tell.choice_rows(model)]
-        columns = ("K", "prompts (shared)", "variance", "prompts (copied)", "variance")
-        table(columns, rows, title=f"What {model.budget:,.0f} {model.cost_unit} an epoch buy")
+        table(tell.CHOICE_COLUMNS, rows, title=f"What {model.budget:,.0f} {model.cost_unit} an epoch buy (* best)")
         table(tell.OUTLOOK_COLUMNS, tell.outlook_rows(model), title="The best K by budget")
         if model.documents is not None:
             table(("documents", "estimate", f"{model.level:.0%} interval"), tell.document_rows(model))
             title = "What the same budget buys if a document is computed once (group_by_prefix)"
             table(tell.DOCUMENT_COLUMNS, tell.document_choices(model), title=title)
-    say("", *tell.advise(found), "\nWhat this cannot know:", *(f"- {line}" for line in tell.cannot_know(found)))
-    if model is None:
-        return say(f"\nNext: mrt plan {name} --model path/or/name")
-    say("\nFor your recipe:\n", tell.yaml_block(found) or "")
-    again = f"mrt select {name} --selector random_k --k {model.best.k} --held-out 0.1 --output chosen.jsonl"
-    say(f"Next: {again}, or train on this recipe.")
+    table(("the data", ""), tell.data_rows(found))
+    say("\nWhat this cannot know:", *(f"- {line}" for line in tell.cannot_know(found)))
+    if model is not None:
+        say("\nFor your recipe:\n", (tell.yaml_block(found) or "").rstrip())
+    say("", str(tell.next_step(found)))
 
 
 @dataclass(kw_only=True)
@@ -156,15 +155,15 @@ def audit(given: AuditOptions) -> None:
 
     Example: `mrt audit chosen.jsonl --pool pool.jsonl --model path/or/name --report audit.html`
     """
+    from mrt_plugin.groups.manifest import manifest_path
     from mrt_plugin.groups.paths import check_paths
-    from mrt_plugin.pipeline.manifest import manifest_path
     from mrt_plugin.planning.audit import make_audit
-    from mrt_plugin.planning.audit_report import audit_report
+    from mrt_plugin.planning.audit_report import audit_report, next_step
 
     selection, manifest = given.selection, manifest_path(given.selection)
     inputs: list[tuple[str, Any]] = [("the selection", selection), ("its manifest", manifest), ("--pool", given.pool)]
     check_paths([("--report", given.report)], inputs, given.folders())
-    options: dict[str, Any] = {"rule": _selector_call(given, manifest), "name": selection}
+    options: dict[str, Any] = {"rule": _selector_call(given, manifest), "name": selection, "pool_name": given.pool}
     options |= {"gradient_prompts": given.gradient_prompts, "splits": given.splits}
     with stages() as progress:
         progress("reading the groups")
@@ -172,11 +171,13 @@ def audit(given: AuditOptions) -> None:
         options |= given.measuring(progress)
         found = make_audit(chosen, pool, progress=progress, **options)
     finish(given, found, audit_json, _show_audit, audit_report)
+    if not given.json:
+        say(str(next_step(found)))
 
 
 def _selector_call(given: AuditOptions, manifest: Path) -> "SelectorCall | None":
     """Return how the selection was made, from the options or from its manifest."""
-    from mrt_plugin.pipeline.manifest import read_manifest
+    from mrt_plugin.groups.manifest import read_manifest
     from mrt_plugin.planning.audit import SelectorCall
     from mrt_plugin.selection import get_selector
 
@@ -203,14 +204,9 @@ def audit_json(found: "Audit") -> dict[str, Any]:
 def _show_audit(found: "Audit") -> None:
     from mrt_plugin.planning import audit_report as tell
 
+    first, *rest = tell.headline(found)
+    say(first, "")
     table(tell.COLUMNS, tell.audit_rows(found))
     if found.splits is not None:
         table(("on halves of the pools", found.splits.selector, "random_k"), tell.split_rows(found.splits))
-    warnings = tell.warnings(found)
-    say("", *([f"WARNING: {line}" for line in warnings] or [tell.CALM]), *tell.notes(found))
-    if found.loss is None:
-        say(f"Next: mrt audit {found.name} --pool ... --model path/or/name")
-    elif warnings:
-        say("Next: select again, with random_k or a lower alpha, and audit that; or train on both and compare them.")
-    else:
-        say(f"Next: train on {found.name}, with type: mrt_plugin.axolotl.all in a recipe.")
+    say("", *rest, *tell.notes(found))

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 FIRST = 2.0
 """Seconds after which a log gets the first line on a stage."""
@@ -44,7 +44,8 @@ class _Bars:
         columns = (TextColumn("{task.description}"), BarColumn(), counts, TimeElapsedColumn())
         self._progress = Progress(*columns, console=Console(stderr=True))
         self._tasks: dict[str, Any] = {}
-        self._open, self._inner = "", None
+        self._open = ""
+        self._inner: TaskID | None = None
         self._started, self._below = False, sys.stderr
 
     def report(self, stage: str, done: int = 0, total: int = 0) -> None:

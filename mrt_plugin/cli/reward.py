@@ -67,7 +67,7 @@ def reward_model(given: RewardModelOptions, **options: Any) -> None:
         if interval is not None and interval[0] <= 0.5:
             say("WARNING: on held-out prompts it may be no better than chance: train on more prompts, or longer.")
         pool = aside or given.data
-        how = {"scorer": found.output, "selector": "best_k", "output": "chosen.jsonl"}
+        how: dict[str, Any] = {"scorer": found.output, "selector": "best_k", "output": "chosen.jsonl"}
         how |= {"source": given.source} if aside is None else {}
         say(f"Next: {command_line('mrt select', pool, **how)}")
 

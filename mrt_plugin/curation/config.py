@@ -81,7 +81,7 @@ def _parse(spec: Any, place: int) -> CurationRule:
 
 
 def markdown(name: str) -> str:
-    """Return the entry of a rule in `docs/curation.md`."""
+    """Return the entry of a rule in `docs/curation-reference.md`."""
     kind = rule_class(name)
     lines = [f"### `{name}`", "", " ".join((kind.__doc__ or "").split()), ""]
     for option, item in kind.model_fields.items():

@@ -171,6 +171,25 @@ def mix(
 
     The copies of a group have their own ids (`#2`, `#3`, ...), so that a random selector keeps other responses in
     each. The draw depends on the seed and the ids, not on the order of the rows.
+
+    Args:
+        datasets: groups by name.
+        proportions: the share of each in the groups of the result; only ratios count.
+        total: groups of the result, by default as many as possible.
+        max_repeats: how often a group may be in the result.
+        seed: of the draw.
+
+    Raises:
+        ValueError: if names differ, or `total` needs more repeats; it says how many groups are possible.
+
+    Example:
+
+    ```python
+    from mrt_plugin import load_groups
+    from mrt_plugin.curation import mix
+
+    mixed = mix({"chat": load_groups("pool.jsonl"), "code": load_groups("held_out.jsonl")}, {"chat": 0.7, "code": 0.3})
+    ```
     """
     sizes = {name: len(one) for name, one in datasets.items()}
     takes = plan_mix(sizes, proportions, total=total, max_repeats=max_repeats)

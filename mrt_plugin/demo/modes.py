@@ -7,13 +7,11 @@ latent vectors drawn once per world, so one prompt carries information about the
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from mrt_plugin.encoding import Encoder
 from mrt_plugin.groups.keys import digest
-from mrt_plugin.models.log_likelihood import Model, log_likelihoods
 
 SUBJECTS = {
     "drink": ("black tea", "iced lemonade", "hot chocolate", "tomato juice", "strong coffee", "cold milk"),
@@ -93,45 +91,3 @@ def draw_groups(prompts: Sequence[ModePrompt], n: int, seed: int) -> list[dict[s
         drawn = random.choice(len(item.modes), size=n, p=item.probabilities)
         groups.append({"id": item.id, "prompt": item.prompt, "responses": [item.modes[mode] for mode in drawn]})
     return groups
-
-
-class KnownTruth(Protocol):
-    """A prompt, all its right responses (modes), and their probabilities, which sum to 1."""
-
-    @property
-    def prompt(self) -> Any: ...
-    @property
-    def modes(self) -> Sequence[Any]: ...
-    @property
-    def probabilities(self) -> Sequence[float]: ...
-
-
-@dataclass(frozen=True)
-class TruthDistance:
-    """Distances between a model's distribution q of complete responses and the true p: means over prompts."""
-
-    kl: float
-    """KL(p || q) over the modes, in nats."""
-    elsewhere: float
-    """The model's probability of a response that is not a mode."""
-    coverage: float
-    """The sum of p over the modes to which the model gives at least half of their true probability."""
-
-
-def truth_distance(model: Model, encoder: Encoder, truths: Sequence[KnownTruth], **how: Any) -> TruthDistance:
-    """Compare a model with a known truth by scoring every mode of every prompt. `how` is for `log_likelihoods`."""
-    pairs = [pair for truth in truths for pair in encoder.encode_group(truth.prompt, truth.modes)]
-    scores = log_likelihoods(model, pairs, **how)
-    stops = np.cumsum([len(truth.modes) for truth in truths])
-    return distance_of(np.split(scores, stops[:-1]), truths)
-
-
-def distance_of(scores: Sequence[np.ndarray], truths: Sequence[KnownTruth]) -> TruthDistance:
-    """Return the distance of a model that gives mode j of prompt i the log-probability `scores[i][j]`, in nats."""
-    rows = []
-    for log_q, truth in zip(scores, truths, strict=True):
-        p, q = np.array(truth.probabilities), np.exp(log_q)
-        known = p > 0
-        kl = (p[known] * (np.log(p[known]) - log_q[known])).sum()
-        rows.append((kl, 1 - q.sum(), p[q >= p / 2].sum()))
-    return TruthDistance(*np.mean(rows, axis=0).tolist())

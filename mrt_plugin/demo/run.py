@@ -20,16 +20,19 @@ import numpy as np
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from mrt_plugin.demo.modes import ModePrompt, draw_groups, mode_prompts, split_prompts, truth_distance
+from mrt_plugin.demo.modes import ModePrompt, draw_groups, mode_prompts, split_prompts
 from mrt_plugin.demo.training import TrainingTime, axolotl_train
 from mrt_plugin.encoding import Encoder, Pair
 from mrt_plugin.evaluation.held_out import held_out_nll
+from mrt_plugin.evaluation.truth import truth_distance
+from mrt_plugin.groups.write import write_text
 from mrt_plugin.models.load import load_model
 from mrt_plugin.models.tiny_model import build_llama, build_tokenizer, pretrain, save
 from mrt_plugin.planning.progress import Progress
 from mrt_plugin.report import figure
 
 RESULTS = "results.json"
+POOL, HELD_OUT, MODEL = "pool.jsonl", "held_out.jsonl", "model"
 TRUTH = "truth.jsonl"
 """Marks a folder as written by the demo, so that the next demo may replace it."""
 
@@ -119,13 +122,7 @@ def run_demo(folder: Path, settings: DemoSettings | None = None, progress: Progr
     settings = settings or DemoSettings()
     with whole_folder(folder, marker=TRUTH) as work:
         started = time.perf_counter()
-        train, rest = split_prompts(mode_prompts(settings.seed), settings.train_prompts, settings.seed)
-        held_out = rest[: settings.held_out_prompts]
-        pool, groups = (draw_groups(prompts, settings.pool, settings.seed) for prompts in (train, held_out))
-        truth = [asdict(item) for item in train + held_out]
-        for name, rows in (("pool.jsonl", pool), ("held_out.jsonl", groups), (TRUTH, truth)):
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (work / name).write_text(text, encoding="utf-8")
+        train, held_out, groups = write_data(work, settings)
         encoder = make_model(work, settings, lambda step: progress("base model", step, settings.pretraining_steps))
         trained: list[tuple[int, TrainingTime]] = []
         steps = settings.epochs * math.ceil(settings.train_prompts / 8)
@@ -141,7 +138,7 @@ def run_demo(folder: Path, settings: DemoSettings | None = None, progress: Progr
         evaluated: list[tuple[int | None, TrainingTime | None]] = [(None, None), *trained]
         for kept, seconds in evaluated:
             adapter = None if kept is None else f"k{kept}"
-            model = load_model(work / "model", adapter and work / adapter, load_in_4bit=True)
+            model = load_model(work / MODEL, adapter and work / adapter, load_in_4bit=True)
             per_token, per_response = held_out_nll(model, encoder, groups)
             assert per_token.value is not None, "every held-out prompt has responses"
             assert per_response.value is not None, "every held-out prompt has responses"
@@ -179,8 +176,23 @@ def describe(first: DemoRun, last: DemoRun) -> str:
     )
 
 
+def write_data(work: Path, settings: DemoSettings) -> tuple[list[ModePrompt], list[ModePrompt], list[dict[str, Any]]]:
+    """Write the pool, the held-out groups and the truth of both into `work`.
+
+    Returns:
+        The training prompts, the held-out prompts, and the groups of the held-out prompts.
+    """
+    train, rest = split_prompts(mode_prompts(settings.seed), settings.train_prompts, settings.seed)
+    held_out = rest[: settings.held_out_prompts]
+    pool, groups = (draw_groups(prompts, settings.pool, settings.seed) for prompts in (train, held_out))
+    truth = [asdict(item) for item in train + held_out]
+    for name, rows in ((POOL, pool), (HELD_OUT, groups), (TRUTH, truth)):
+        write_text(work / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return train, held_out, groups
+
+
 def make_model(work: Path, settings: DemoSettings, progress: Callable[[int], None]) -> Encoder:
-    """Pretrain the base model on another world, save it as `model` in the folder `work`, and return its encoder."""
+    """Pretrain the base model on another world, save it as `MODEL` in the folder `work`, and return its encoder."""
     other_world = mode_prompts(settings.seed + 1000, sharpness=1.0)
     tokenizer = build_tokenizer([text for item in other_world for text in (item.prompt, *item.modes)])
     encoder = Encoder(tokenizer)
@@ -192,8 +204,8 @@ def make_model(work: Path, settings: DemoSettings, progress: Callable[[int], Non
 
     model = build_llama(tokenizer, settings.seed)
     pretrain(model, draw, steps=settings.pretraining_steps, progress=progress)
-    save(model, tokenizer, work / "model")
-    return Encoder(AutoTokenizer.from_pretrained(work / "model"))
+    save(model, tokenizer, work / MODEL)
+    return Encoder(AutoTokenizer.from_pretrained(work / MODEL))
 
 
 def _measure_truth(groups: list[dict[str, Any]], held_out: list[ModePrompt], tokens: int) -> Measures:

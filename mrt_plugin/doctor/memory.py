@@ -1,4 +1,4 @@
-"""Estimate the peak memory of a training step from shapes alone. `docs/doctor.md` explains each part."""
+"""Estimate the peak memory of a training step from shapes alone. `docs/doctor-reference.md` explains each part."""
 
 import copy
 from collections.abc import Sequence

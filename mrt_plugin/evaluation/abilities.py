@@ -24,7 +24,7 @@ ABILITIES = {
     "knowledge": Ability("mmlu"),
     "code": Ability("humaneval", ("evaluate",), "evaluate", runs_code=True),
 }
-"""The preset, by ability. docs/evaluation.md says what each downloads."""
+"""The preset, by ability. docs/evaluation-reference.md says what each downloads."""
 
 
 def ability_of(task: str) -> str | None:

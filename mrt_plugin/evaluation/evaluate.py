@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mrt_plugin.evaluation.cases import Case
+from mrt_plugin.evaluation.findings import FEW, beyond_chance, next_step
 from mrt_plugin.evaluation.forgetting import FLAGGED, SIGNIFICANT, compare_probe, compare_tasks
 from mrt_plugin.evaluation.judging import judge_subjects, opponents
 from mrt_plugin.evaluation.result import (
@@ -19,8 +20,10 @@ from mrt_plugin.evaluation.result import (
     ModelResult,
     Outputs,
     ProbeChange,
+    RightAnswer,
     SampleCounts,
     TaskChange,
+    TruthExample,
     Value,
     WinRate,
     label,
@@ -28,17 +31,16 @@ from mrt_plugin.evaluation.result import (
     outcome,
 )
 from mrt_plugin.evaluation.subject import How, Subject, measure_subject, reference_means, same_tokens, share_references
+from mrt_plugin.evaluation.truth import Truth, read_truth
 from mrt_plugin.extension import load_function
 from mrt_plugin.groups.keys import digest
-from mrt_plugin.groups.messages import prompt_text
+from mrt_plugin.groups.messages import prompt_text, response_text
 from mrt_plugin.models.named_model import NamedModel, check_names
 from mrt_plugin.planning.paired import DRAWS, FEWEST, LEVEL, Bootstrap, holm
 from mrt_plugin.planning.progress import Progress
 from mrt_plugin.scoring.judge import is_judge
 from mrt_plugin.scoring.scores import scorer_name
 
-FEW = 30
-"""Number of prompts below which intervals are too wide to decide much."""
 REFERENCES_SHOWN = 3
 """Number of references shown next to a prompt's outputs."""
 
@@ -92,13 +94,16 @@ def evaluate(
         raise ValueError(f"baseline={baseline!r} is none of the models: {', '.join(names)}.")
     if how.tasks and (how.endpoint is not None or not any(model.path for model in models)):
         raise ValueError("Tasks need a model on this machine: not an endpoint, nor only a file of samples.")
+    if how.truth is not None and (how.endpoint is not None or not any(model.path for model in models)):
+        raise ValueError("A truth needs a model's probabilities: not an endpoint, nor only a file of samples.")
     if (how.scorer or how.checker or how.judge) and not how.m and not any(model.pool for model in models):
         raise ValueError("A scorer, a checker or a judge needs samples: ask for some (--m), or give a file of them.")
     if how.judge is not None and len(models) == 1:
         opponents(cases, {names[0]: []}, names[0])  # fail before drawing samples
     if isinstance(how.scorer, str) and ":" in how.scorer and not is_judge(how.scorer):
         load_function(how.scorer)  # fail on a wrong name before drawing samples
-    subjects = [measure_subject(model, cases, how, progress) for model in models]
+    truths = [] if how.truth is None else read_truth(how.truth, [case.prompt for case in cases])
+    subjects = [measure_subject(model, cases, how, progress, truths) for model in models]
     left_out = share_references(subjects)
     if not any(subject.measured or subject.general.probe or subject.general.tasks for subject in subjects):
         raise ValueError("There is nothing to measure: ask for samples (--m), or give data with references.")
@@ -118,6 +123,7 @@ def evaluate(
         differences=differences(subjects, base, boot),
         forgetting=[row for subject in subjects if (row := _forgetting(subject, base, seed)) is not None],
         outputs=choose_outputs(cases, subjects, outputs, seed),
+        example=choose_example(truths, subjects, base),
         per_prompt=[
             {
                 "id": case.id,
@@ -131,16 +137,19 @@ def evaluate(
         points={"flagged": FLAGGED, "significant": SIGNIFICANT},
         how={
             "m": how.m,
+            "folder": str(how.folder),
+            "endpoint": how.address,
             "settings": how.settings.as_dict(),
             "embedder": how.embedder and how.embedder.name,
             "scorer": how.scorer and scorer_name(how.scorer),
             "checker": how.checker and how.checker.name,
             "judge": how.judge and {"name": how.judge.name, "samples": how.judge_samples},
+            "truth": how.truth and str(how.truth),
             "load_in_4bit": how.local.load_in_4bit,
         },
     )
     result.notes = list(notes(cases, subjects, base, result))
-    result.next = next_step(result)
+    result.next = str(next_step(result))
     return result
 
 
@@ -225,6 +234,28 @@ def choose_outputs(cases: Sequence[Case], subjects: Sequence[Subject], outputs: 
     return found
 
 
+def choose_example(truths: Sequence[Truth], subjects: Sequence[Subject], base: Subject) -> TruthExample | None:
+    """Choose the prompt in the middle: its KL of the last model minus that of the baseline is the median."""
+    known = [(subject, subject.modes) for subject in subjects if subject.modes is not None]
+    if not known:
+        return None
+    last, first = known[-1][0].measured["truth_kl", None], base.measured.get(("truth_kl", None))
+    change = last.values - (0 if first is None else first.values)
+    middle = int(np.argsort(change, kind="stable")[len(truths) // 2])
+    truth = truths[middle]
+    answers = []
+    for place in np.argsort(-np.array(truth.probabilities), kind="stable"):
+        text = response_text(truth.modes[place])
+        chances = {subject.model.name: float(np.exp(scores[middle][place])) for subject, scores in known}
+        draws = {
+            subject.model.name: sum(one.text == text for one in subject.samples[middle])
+            for subject, _ in known
+            if subject.samples is not None
+        }
+        answers.append(RightAnswer(text, truth.probabilities[place], chances, draws))
+    return TruthExample(prompt_text(truth.prompt), answers)
+
+
 def notes(cases: Sequence[Case], subjects: Sequence[Subject], base: Subject, result: Evaluation) -> Iterator[str]:
     """Yield notes that are needed to read the numbers correctly, starting with what was forgotten."""
     yield from (_dropped(row.model, row.before, part) for row in result.forgetting for part in row.losses)
@@ -299,34 +330,8 @@ def _about_model(subject: Subject, base: Subject, references: bool) -> Iterator[
         yield f"{name} has another tokenizer than {other}: no before and after on the probe."
 
 
-def _beyond_chance(part: ProbeChange | TaskChange) -> bool:
-    return part.interval is None or part.interval[0] > 0
-
-
 def _dropped(model: str, before: str | None, part: ProbeChange | TaskChange) -> str:
     where = "the general probe" if isinstance(part, ProbeChange) else f"{part.task} ({part.metric})"
     word = "a significant drop" if part.verdict == "significant" else "a drop"
-    chance = "" if _beyond_chance(part) else " It may be chance: the interval holds 0."
+    chance = "" if beyond_chance(part) else " It may be chance: the interval holds 0."
     return f"{model}: {word} of {part.points:.1f} points on {where}, against {before}.{chance}"
-
-
-def next_step(result: Evaluation) -> str:
-    """Return the recommended next step."""
-    data, model = result.data, result.models[0]
-    lost = next((row.model for row in result.forgetting if any(map(_beyond_chance, row.losses))), None)
-    worse = [row.model for row in result.differences if row.outcome == "worse" and row.measure == "coverage"]
-    if lost is not None:
-        remedy = "mix 5 to 10 % general data into its training (mrt select --proportion), or train fewer steps"
-        return f"Next: {lost} lost general ability: {remedy}, and evaluate again."
-    if len(result.models) == 1:
-        base = model.path if model.adapter else "BASE"
-        itself = "+".join(part for part in (model.path, model.adapter) if part)
-        given = f"--model {itself}" if itself else f"--pool {model.name}={model.pool}"
-        again = f"mrt evaluate --model {base} {given} --data {data.name}"
-        return f"Next: compare it with the model before training: {again}"
-    if data.prompts < FEW:
-        return f"Next: evaluate on more held-out prompts: {data.prompts} decide little."
-    if worse:
-        ask = f"ask whether more responses per prompt would pay: mrt plan POOL --model {model.path or 'PATH'}"
-        return f"Next: {worse[0]} covers the references less than {result.baseline}: {ask}"
-    return "Next: read the outputs beside their references before you trust the numbers: --report evaluation.html"

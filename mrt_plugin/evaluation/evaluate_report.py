@@ -1,22 +1,35 @@
 """Show an evaluation as tables, plots and an HTML page."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mrt_plugin.evaluation.abilities import ability_of
+from mrt_plugin.evaluation.findings import (
+    headline,
+    interval_text,
+    next_step,
+    number,
+    points_interval,
+    points_text,
+    share,
+    strips,
+    verdict_text,
+)
 from mrt_plugin.evaluation.result import (
     CURVES,
-    MEASURES,
     Evaluation,
     Forgetting,
     Interval,
     ModelResult,
     Outputs,
     ProbeChange,
+    RightAnswer,
+    Sample,
     TaskChange,
     Value,
     label,
 )
+from mrt_plugin.groups.problems import plural
 from mrt_plugin.report import Report, figure, shown
 
 if TYPE_CHECKING:
@@ -25,9 +38,17 @@ if TYPE_CHECKING:
 Table = tuple[list[str], list[list[str]]]
 """Columns and rows."""
 
+STRIPS = (
+    "Each row has its own scale with no difference in the middle, and better on the right. A line is the interval of "
+    "a comparison alone. A filled mark is a difference beyond chance, corrected for the number of comparisons. "
+    "Points of general ability are not corrected."
+)
+UNFOLDED = 3
+"""Number of prompts whose outputs are not folded."""
 STYLES = (("o", "-", "black"), ("s", "--", "0.4"), ("^", "-.", "0.2"), ("D", ":", "0.5"), ("v", "-", "0.6"))
 """Marker, line style and shade of each model, in order, so that plots are readable without colour."""
-ARROWS = {"higher": " (right is better)", "lower": " (left is better)", "neither": ""}
+ANSWERS_SHOWN = 6
+"""Number of right answers to one prompt that are shown one by one."""
 
 
 def measure_rows(result: Evaluation, *, intervals: bool = True) -> Table:
@@ -36,7 +57,7 @@ def measure_rows(result: Evaluation, *, intervals: bool = True) -> Table:
     def cell(row: Value | None) -> str:
         if row is None or row.value is None:
             return "-"
-        return number(row.value) + (f" ({_interval(row.interval, number)})" if row.interval and intervals else "")
+        return number(row.value) + (f" ({interval_text(row.interval, number)})" if row.interval and intervals else "")
 
     keys = [(name, m) for name, m in result.keys if m in result.ends(name)]
     rows = [[label(*key), *(cell(model.value(*key)) for model in result.models)] for key in keys]
@@ -62,7 +83,7 @@ def curve_rows(result: Evaluation) -> Table:
 
 def difference_rows(result: Evaluation, model: str) -> Table:
     rows = [
-        [label(row.measure, row.m), signed(row.difference), _interval(row.interval, signed), row.outcome]
+        [label(row.measure, row.m), signed(row.difference), interval_text(row.interval, signed), row.outcome]
         for row in result.differences
         if row.model == model and row.m in result.ends(row.measure)
     ]
@@ -73,11 +94,11 @@ def judged_rows(result: Evaluation) -> Table:
     """Build a table with a row per model that a judge compared."""
     rows = []
     for row in result.judged:
-        rate = "" if row.rate is None else f"{_share(row.rate)} ({_interval(row.interval, _share)})"
-        ends = _interval(row.length_controlled_interval, _share)
-        controlled = _share(row.length_controlled) + (f" ({ends})" if ends else "")
+        rate = "" if row.rate is None else f"{share(row.rate)} ({interval_text(row.interval, share)})"
+        ends = interval_text(row.length_controlled_interval, share)
+        controlled = share(row.length_controlled) + (f" ({ends})" if ends else "")
         counts = f"{row.wins:,} / {row.ties:,} / {row.losses:,}"
-        bias = "" if row.first_shown is None else f"{_share(row.first_shown)}, {_share(row.consistent)}"
+        bias = "" if row.first_shown is None else f"{share(row.first_shown)}, {share(row.consistent)}"
         rows.append([row.model, rate, controlled, counts, bias, row.outcome])
     columns = ["won / tied / lost", "for the first shown, same in both orders", ""]
     against = result.judged[0].against if result.judged else ""
@@ -88,7 +109,7 @@ def reward_rows(result: Evaluation) -> Table:
     """Build a table of how the judge agrees with the scorer."""
     found = [(row.model, row.reward) for row in result.judged if row.reward is not None]
     rows = [
-        [name, f"{one.decided:,}", _share(one.accuracy), number(one.kendall), number(one.spearman)]
+        [name, f"{one.decided:,}", share(one.accuracy), number(one.kendall), number(one.spearman)]
         for name, one in found
     ]
     return ["the judge and the rewards", "pairs", "same order", "Kendall", "Spearman"], rows
@@ -103,9 +124,39 @@ def forgetting_rows(row: Forgetting) -> Table:
         named.append((f"{ability}: {one.task}, {one.metric}" if ability else f"{one.task}, {one.metric}", one))
     rows = []
     for name, part in named:
-        numbers = [number(part.before), number(part.after), signed(part.points)]
-        rows.append([name, *numbers, _interval(part.interval, signed), part.verdict or ""])
-    return [f"{row.model} against {row.before}", "before", "after", "points lost", "interval", ""], rows
+        numbers = [number(part.before), number(part.after)]
+        change = [points_text(part.points), points_interval(part.interval)]
+        rows.append([name, *numbers, *change, verdict_text(part)])
+    return [f"{row.model} against {row.before}", "before", "after", "change", "interval", ""], rows
+
+
+def example_rows(result: Evaluation) -> Table:
+    """Build a table of the likeliest right answers to one prompt: true probability, each model's, and its draws."""
+    if result.example is None:
+        return [""], []
+    answers = result.example.answers
+    names = list(answers[0].models)
+    listed, rest = answers[:ANSWERS_SHOWN], answers[ANSWERS_SHOWN:]
+    if rest:
+        listed.append(_together(rest))
+    rows = [[one.text, f"{one.probability:.0%}", *(_answer(one, name) for name in names)] for one in listed]
+    return [result.example.prompt, "truth", *names], rows
+
+
+def _together(answers: Sequence[RightAnswer]) -> RightAnswer:
+    """Return the answers as one, with their probabilities and draws added up."""
+    first = answers[0]
+    return RightAnswer(
+        f"{len(answers)} other right answers",
+        sum(one.probability for one in answers),
+        {name: sum(one.models[name] for one in answers) for name in first.models},
+        {name: sum(one.draws[name] for one in answers) for name in first.draws},
+    )
+
+
+def _answer(answer: RightAnswer, model: str) -> str:
+    """Return a model's probability of an answer, and how often it drew it."""
+    return f"{answer.models[model]:.0%}" + (f" ({answer.draws[model]} drawn)" if model in answer.draws else "")
 
 
 def evaluation_report(result: Evaluation) -> str:
@@ -125,109 +176,117 @@ def evaluation_report(result: Evaluation) -> str:
     ```
     """
     report = Report(f"Evaluation on {result.data.name}")
-    report.text(_summary(result), lead=True)
+    report.headline(*headline(result))
+    drawn = [name for name in CURVES if any(model.curve(name) for model in result.models)]
+    compared = strips(result)
+    if compared:
+        report.strips(compared, STRIPS)
+    if drawn and not result.others:
+        _add_curves(report, result, drawn)
+    if result.example is not None:
+        report.heading("Right answers to one prompt")
+        report.text("The prompt in the middle: half of all prompts gain more in KL, half less.")
+        report.table(*example_rows(result))
+    if result.outputs:
+        _add_outputs(report, result.outputs)
+    report.heading("All numbers")
+    with report.folded("Every measure"):
+        report.table(*measure_rows(result))
+        report.text(_samples(result))
+    if result.others:
+        with report.folded(f"Differences from {result.baseline}"):
+            for name in result.others:
+                report.table(*difference_rows(result, name), text_columns=(0, 3))
+    if drawn and result.others:
+        with report.folded("What more samples bring"):
+            _add_curves(report, result, drawn)
+    if result.judged:
+        with report.folded("What a judge prefers"):
+            _add_judged(report, result)
+    if result.forgetting:
+        with report.folded("General ability before and after"):
+            _add_forgetting(report, result)
     if result.notes:
+        report.heading("What this rests on")
         report.list(result.notes)
-    report.text(f"{result.data.prompts:,} prompts, {result.data.with_references:,} with references. {result.next}")
-    report.heading("The models")
-    report.table(*measure_rows(result))
+    report.next_step(next_step(result))
+    return report.html()
+
+
+def _samples(result: Evaluation) -> str:
     how, settings = result.how, result.how["settings"]
     parts = [f"temperature {settings['temperature']:g}, top_p {settings['top_p']:g}, seed {settings['seed']}"]
     parts.append(f"at most {settings['max_tokens']} tokens")
     parts += [f"{name} {how[name]}" for name in ("embedder", "scorer", "checker") if how[name] is not None]
+    counts = f"{result.data.prompts:,} prompts, {result.data.with_references:,} with references."
     level = f"Intervals are {result.intervals['level']:.0%}, by a bootstrap over prompts."
-    report.text(f"Samples: {'; '.join(parts)}. {level}")
-    drawn = [name for name in CURVES if any(model.curve(name) for model in result.models)]
-    if drawn:
-        report.heading("What more samples bring")
-        caption = "Measures by the number of samples M. Bars are intervals over prompts."
-        report.figure(curves_figure(result.models, drawn), caption)
-        report.table(*curve_rows(result))
-    if result.others:
-        report.heading(f"Compared with {result.baseline}")
-        report.figure(
-            difference_figure(result),
-            "Differences on the same prompts in units of half their interval. A filled mark is a difference that "
-            "chance does not explain, corrected for the number of comparisons. The table has the numbers themselves.",
-        )
-        for name in result.others:
-            report.table(*difference_rows(result, name), text_columns=(0, 3))
-    if result.judged:
-        report.heading("What a judge prefers")
-        report.table(*judged_rows(result), text_columns=(0, 5))
-        report.text(
-            f"The judge is {how['judge']['name']}. Each pair is shown in both orders. Intervals of the win rate are "
-            "Wilson's with the number of prompts; that at equal lengths has a bootstrap over prompts."
-        )
-        if reward_rows(result)[1]:
-            report.table(*reward_rows(result))
-    if result.forgetting:
-        report.heading("What was forgotten")
-        report.text(
-            f"A loss of {result.points['flagged']:g} points is flagged, one of {result.points['significant']:g} is "
-            "called significant. A point of the probe is one per cent of the probability that the model gives to a "
-            "token (geometric mean). A point of a task is one hundredth of its score."
-        )
-        for row in result.forgetting:
-            report.table(*forgetting_rows(row), text_columns=(0, 5))
-        probed = [row for row in result.forgetting if row.probe]
-        if probed:
-            caption = "Points lost on the general probe, by kind of text."
-            report.figure(forgetting_figure(probed, result.points), caption)
-    if result.outputs:
-        report.heading("Outputs to read")
-        report.text("The first draws of each model on prompts that a hash chose: none was picked.")
-        for outputs in result.outputs:
-            report.side_by_side(outputs.prompt, _panels(outputs))
-    return report.html()
+    return f"{counts} Samples: {'; '.join(parts)}. {level}"
 
 
-def _panels(outputs: Outputs) -> list[tuple[str, str]]:
-    panels = [(f"reference {place}", text) for place, text in enumerate(outputs.references, start=1)]
-    if outputs.more_references:
-        panels[-1] = (f"{panels[-1][0]} (and {outputs.more_references} more)", panels[-1][1])
-    panels = panels or [("no reference", "")]
-    for name, one in ((name, one) for name, samples in outputs.models.items() for one in samples):
-        marks = ["cut off"] if one.cut_off else []
-        marks += [] if one.right is None else ["right" if one.right else "wrong"]
-        marks += [] if one.reward is None else [f"reward {number(one.reward)}"]
-        panels.append((f"{name} ({', '.join(marks)})" if marks else name, one.text or "(nothing)"))
-    return panels
+def _add_curves(report: Report, result: Evaluation, drawn: list[str]) -> None:
+    caption = "Measures by the number of samples M. Bars are intervals over prompts."
+    report.figure(curves_figure(result.models, drawn), caption)
+    report.table(*curve_rows(result))
 
 
-def number(value: float | None) -> str:
-    """Format a number with three significant digits, four from 1 upwards, and one decimal from 100 upwards."""
-    if value is None:
-        return ""
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}" if abs(value) >= 1 else f"{value:.3g}"
+def _add_judged(report: Report, result: Evaluation) -> None:
+    report.table(*judged_rows(result), text_columns=(0, 5))
+    report.text(
+        f"The judge is {result.how['judge']['name']}. Each pair is shown in both orders. Intervals of the win rate "
+        "are Wilson's with the number of prompts; that at equal lengths has a bootstrap over prompts."
+    )
+    if reward_rows(result)[1]:
+        report.table(*reward_rows(result))
+
+
+def _add_forgetting(report: Report, result: Evaluation) -> None:
+    report.text(
+        f"A loss of {result.points['flagged']:g} points is flagged, one of {result.points['significant']:g} is "
+        "called significant. A point of the probe is one per cent of the probability that the model gives to a "
+        "token (geometric mean). A point of a task is one hundredth of its score."
+    )
+    for row in result.forgetting:
+        report.table(*forgetting_rows(row), text_columns=(0, 5))
+    probed = [row for row in result.forgetting if row.probe]
+    if probed:
+        caption = "Points gained (up) and lost (down) on the general probe, by kind of text."
+        report.figure(forgetting_figure(probed, result.points), caption)
+
+
+def _add_outputs(report: Report, outputs: Sequence[Outputs]) -> None:
+    report.heading("Answers to read")
+    report.text("The first draws of each model on prompts that a hash chose: none was picked.")
+    for one in outputs[:UNFOLDED]:
+        report.side_by_side(one.prompt, _columns(one), "References", _references(one))
+    if outputs[UNFOLDED:]:
+        with report.folded(f"{plural(len(outputs) - UNFOLDED, 'more prompt')}"):
+            for one in outputs[UNFOLDED:]:
+                report.side_by_side(one.prompt, _columns(one), "References", _references(one))
+
+
+def _columns(outputs: Outputs) -> list[tuple[str, list[str]]]:
+    """Return a column of samples per model."""
+    return [(name, [_sample(one) for one in samples]) for name, samples in outputs.models.items()]
+
+
+def _sample(one: Sample) -> str:
+    marks = ["cut off"] if one.cut_off else []
+    marks += [] if one.right is None else ["right" if one.right else "wrong"]
+    marks += [] if one.reward is None else [f"reward {number(one.reward)}"]
+    return (one.text or "(nothing)") + (f" [{', '.join(marks)}]" if marks else "")
+
+
+def _references(outputs: Outputs) -> list[tuple[str, list[str]]]:
+    more = f" (and {outputs.more_references} more)" if outputs.more_references else ""
+    last = len(outputs.references)
+    return [
+        (f"reference {place}{more if place == last else ''}", [text])
+        for place, text in enumerate(outputs.references, start=1)
+    ]
 
 
 def signed(value: float | None) -> str:
     return f"+{number(value)}" if value is not None and value > 0 else number(value)
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
-
-
-def _interval(ends: Interval, form: Callable[[float], str]) -> str:
-    return "" if ends is None else f"{form(ends[0])} to {form(ends[1])}"
-
-
-def _summary(result: Evaluation) -> str:
-    """Summarise the clear differences in one sentence per model."""
-    if not result.others:
-        return f"{result.baseline} on {result.data.prompts:,} prompts. {result.next}"
-    sentences = []
-    for name in result.others:
-        clear: dict[str, list[str]] = {"better": [], "worse": []}
-        for row in result.differences:
-            if row.model == name and row.outcome in clear and row.m == result.ends(row.measure)[-1]:
-                clear[row.outcome].append(label(row.measure, row.m))
-        parts = [f"{outcome} in {', '.join(measures)}" for outcome, measures in clear.items() if measures]
-        found = "; ".join(parts) or "no clear difference on these prompts"
-        sentences.append(f"{name} against {result.baseline}: {found}.")
-    return " ".join(sentences)
 
 
 def curves_figure(models: Sequence[ModelResult], names: Sequence[str]) -> "Figure":
@@ -253,44 +312,22 @@ def curves_figure(models: Sequence[ModelResult], names: Sequence[str]) -> "Figur
     return made
 
 
-def difference_figure(result: Evaluation) -> "Figure":
-    """Plot every difference with its interval, scaled to fit one axis."""
-    others = result.others
-    rows = [row for row in result.differences if row.scaled is not None and row.m in result.ends(row.measure)]
-    keys = list(dict.fromkeys((row.measure, row.m) for row in rows))
-    made, (axis,) = figure(width=7, height=1.2 + 0.32 * len(keys) * max(1, len(others)))
-    handles: dict[int, Any] = {}
-    for row in rows:
-        assert row.scaled is not None
-        turn = others.index(row.model)
-        place = keys.index((row.measure, row.m)) + (turn - (len(others) - 1) / 2) * 0.8 / len(others)
-        values, reach = _bars([(row.scaled[1], row.scaled[::2])])
-        marks = axis.errorbar(values, place, xerr=reach, **_style(turn + 1, row.model, row.outcome == "unclear"))
-        handles.setdefault(turn, marks)
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(keys)), [label(*key) + ARROWS[MEASURES[key[0]][1]] for key in keys])
-    axis.set_ylim(len(keys) - 0.5, -0.5)
-    axis.set_xlabel("difference, in half intervals (filled: beyond chance)")
-    if len(others) > 1:
-        axis.legend(handles=[handles[turn] for turn in sorted(handles)])
-    return made
-
-
 def forgetting_figure(rows: Sequence[Forgetting], points: dict[str, float]) -> "Figure":
-    """Plot the points lost by kind of text, with the two thresholds."""
+    """Plot the points gained and lost by kind of text, with the two thresholds of a loss."""
     kinds = [part.kind for part in rows[0].probe or []]
     made, (axis,) = figure(height=3.4)
     for turn, row in enumerate(rows):
         places = [place + (turn - (len(rows) - 1) / 2) * 0.6 / len(rows) for place in range(len(kinds))]
-        values, reach = _bars([(part.points, part.interval) for part in row.probe or []])
+        gained = [(-part.points, part.interval and [-end for end in part.interval[::-1]]) for part in row.probe or []]
+        values, reach = _bars(gained)
         axis.errorbar(places, values, yerr=reach, **_style(turn, row.model, turn % 2 == 1))
     axis.axhline(0, color="black", linewidth=0.8)
     for name, line in (("flagged", ":"), ("significant", "--")):
-        axis.axhline(points[name], color="0.4", linewidth=0.8, linestyle=line)
-        axis.annotate(name, (1, points[name]), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        axis.axhline(-points[name], color="0.4", linewidth=0.8, linestyle=line)
+        axis.annotate(name, (1, -points[name]), xycoords=("axes fraction", "data"), ha="right", va="top", fontsize=8)
     axis.set_xticks(range(len(kinds)), kinds)
     axis.set_xlim(-0.5, len(kinds) + 0.2)  # room for the labels of the lines
-    axis.set_ylabel("points lost")
+    axis.set_ylabel("points lost (below 0) or gained")
     if len(rows) > 1:
         axis.legend(frameon=False)
     return made

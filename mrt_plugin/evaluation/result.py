@@ -11,6 +11,9 @@ Interval = list[float] | None
 """Low and high end; None with fewer than 5 prompts."""
 
 MEASURES: dict[str, tuple[str, Literal["lower", "higher", "neither"]]] = {
+    "truth_kl": ("KL to the truth, nats", "lower"),
+    "truth_coverage": ("right answers covered", "higher"),
+    "truth_elsewhere": ("probability of no right answer", "lower"),
     "nll_per_token": ("held-out NLL per token, nats", "lower"),
     "nll_per_response": ("held-out NLL per response, nats", "lower"),
     "coverage": ("coverage of M", "higher"),
@@ -195,6 +198,24 @@ class Outputs:
 
 
 @dataclass(frozen=True)
+class RightAnswer:
+    """A right response to a prompt: its true probability, and by model its probability and its number of draws."""
+
+    text: str
+    probability: float
+    models: dict[str, float]
+    draws: dict[str, int]
+
+
+@dataclass(frozen=True)
+class TruthExample:
+    """All right responses to one prompt, the likeliest first."""
+
+    prompt: str
+    answers: list[RightAnswer]
+
+
+@dataclass(frozen=True)
 class CaseCounts:
     """The name of the data, and counts of its prompts and references; those left out are too long for some model."""
 
@@ -232,6 +253,8 @@ class Evaluation:
     points: dict[str, float]
     """The points lost from which a drop is called flagged and significant."""
     how: dict[str, Any]
+    example: TruthExample | None = None
+    """With a known truth: the prompt whose KL of the last model minus that of the baseline is the median."""
     judged: list[WinRate] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     next: str = ""

@@ -3,7 +3,7 @@
 import gc
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from mrt_plugin.evaluation.cases import Case, Checker
 from mrt_plugin.evaluation.forgetting import Scores, probe_nll, run_tasks
 from mrt_plugin.evaluation.held_out import ResponseNLL, response_nll
 from mrt_plugin.evaluation.result import Key, ReferenceMeans, Sample, order
+from mrt_plugin.evaluation.truth import Truth, TruthDistance, distances, mode_scores
 from mrt_plugin.groups import prompt_key
 from mrt_plugin.groups.messages import response_text, units
 from mrt_plugin.groups.sources import open_source
@@ -62,6 +63,8 @@ class How:
     settings: SamplingSettings = field(default_factory=SamplingSettings)
     endpoint: Callable[[str], Sampler] | None = None
     """Function from a model's name to the endpoint that serves it; None for local models."""
+    address: str | None = None
+    """Address of the endpoint, for the command that is suggested next."""
     partial: bool = False
     """Continue with the available draws if some failed."""
     embedder: Embedder | None = None
@@ -77,6 +80,8 @@ class How:
     tokenizer: str | None = None
     max_length: int | None = None
     """Maximum tokens of a prompt with one reference in the held-out NLL; by default the model's positions."""
+    truth: str | Path | None = None
+    """File with all right responses to each prompt and their probabilities, as `read_truth` reads it."""
     probe: bool = True
     """Whether to measure the probe of general texts."""
     tasks: Sequence[str] = ()
@@ -103,6 +108,8 @@ class Subject:
     model: NamedModel
     measured: dict[Key, Measured] = field(default_factory=dict)
     references: ResponseNLL | None = None
+    modes: list[np.ndarray] | None = None
+    """Log-probability of each right response of each prompt, if the truth is known."""
     samples: list[list[Sample]] | None = None
     general: General = field(default_factory=General)
     before: General | None = None
@@ -114,8 +121,10 @@ class Subject:
         return sorted(self.measured.items(), key=lambda item: order(item[0]))
 
 
-def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress: Progress) -> Subject:
-    """Measure one model. It is loaded once and released at the end."""
+def measure_subject(
+    model: NamedModel, cases: Sequence[Case], how: How, progress: Progress, truths: Sequence[Truth] = ()
+) -> Subject:
+    """Measure one model. It is loaded once and released at the end. `truths` are those of the cases, or none."""
     subject = Subject(model)
     sampler: Sampler | None = None
     local = None
@@ -125,6 +134,8 @@ def measure_subject(model: NamedModel, cases: Sequence[Case], how: How, progress
         sampler = local = LocalModel(model.path, model.adapter, tokenizer=how.tokenizer, **asdict(how.local))
         local.loaded = local.load()
         _measure_likelihoods(subject, *local.loaded, cases, how, progress)
+        if truths:
+            _measure_truth(subject, *local.loaded, truths, progress)
     if model.pool is not None:
         subject.samples = read_samples(model.pool, cases)
     elif how.m and sampler is not None:
@@ -211,6 +222,18 @@ def _measure_likelihoods(
     for stage, measured in (("general probe", how.probe), ("tasks", how.tasks)):
         if measured:
             progress(f"{name}: {stage}", 1, 1)
+
+
+def _measure_truth(
+    subject: Subject, model: Model, encoder: Encoder, truths: Sequence[Truth], progress: Progress
+) -> None:
+    """Measure the exact distance of a model to the truth of each prompt."""
+    total = sum(len(truth.modes) for truth in truths)
+    advance = counting(progress, f"{subject.model.name}: truth", total)
+    subject.modes = mode_scores(model, encoder, truths, progress=advance)
+    found = distances(subject.modes, truths)
+    for column, field_ in enumerate(fields(TruthDistance)):
+        subject.measured[f"truth_{field_.name}", None] = Measured.mean(found[:, column])
 
 
 def read_samples(pool: Any, cases: Sequence[Case]) -> list[list[Sample]]:

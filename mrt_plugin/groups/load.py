@@ -14,6 +14,7 @@ from datasets import Dataset, Features, Json, List, Value
 
 from mrt_plugin.groups.adapters import native_source, parse_source
 from mrt_plugin.groups.batches import chunked
+from mrt_plugin.groups.origin import remember_origin
 from mrt_plugin.groups.problems import GroupReport, Problems
 from mrt_plugin.groups.regroup import scratch_folder
 from mrt_plugin.groups.shapes import GroupChecker, read_raw_groups
@@ -84,7 +85,9 @@ def read_groups(
     logger.info(report.summary())
     for line in report.notes():
         logger.warning(line)
-    return Dataset.from_file(str(path)), report
+    groups = Dataset.from_file(str(path))
+    remember_origin(groups, data)
+    return groups, report
 
 
 def _store(groups: Iterator[dict[str, Any]], problems: Problems) -> Path | None:

@@ -126,13 +126,24 @@ def write_rows(
                     writer.write_table(arrow_table(chunk, features))
                     continue
                 for row in chunk:
-                    line = json.dumps({name: row[name] for name in features}, ensure_ascii=False)
-                    file.write(line.encode() + b"\n")
+                    file.write(_line({name: row[name] for name in features}))
         file.flush()
         size, found = file.tell(), sha256_of(file.name)
         if sha256 not in (None, found):
             raise ValueError(f"{path} would not be the file that was asked for: its SHA-256 is {found}, not {sha256}.")
     return Written(path, len(sizes), sum(sizes), size, found)
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def content_sha256(groups: Dataset) -> str:
+    """Return the SHA-256 of the JSON lines that `write_groups` would write."""
+    state = hashlib.sha256()
+    for row in rows_of(groups):
+        state.update(_line(row))
+    return state.hexdigest()
 
 
 def check_name(path: str | Path) -> None:

@@ -17,6 +17,8 @@ FREE = 0.85
 """Share of the card that the estimate may fill. The rest is for CUDA and fragments."""
 LONG_ROW = 8192
 """The most tokens of a row, even where more fit: longer rows are slower per token."""
+TINY = 10_000_000
+"""Parameters below which a model trains with the demo's learning rate and epochs."""
 CHECKED = 20
 """The fewest held-out prompts that are worth an evaluation."""
 
@@ -100,7 +102,13 @@ def choose(facts: DataFacts, config: PretrainedConfig, card: Card) -> Choice:
         checkpointing = Value(False, "the CPU has memory enough, and recomputing costs a third more time")
     bits, batch, row, memory = _fit(facts, config, card, row, int(max_length.value), step, bool(checkpointing.value))
     share = _held_out(facts.groups)
-    rank = 8 if _parameters(config) < 1.5e9 else 16
+    size = _parameters(config)
+    rank = 8 if size < 1.5e9 else 16
+    epochs = Value(2, "every epoch shows all k responses of a prompt")
+    rate = Value(2e-4, "usual for LoRA; ten times that of full fine-tuning")
+    if size < TINY:
+        epochs = Value(8, "the model is tiny, and learns little in the usual 2")
+        rate = Value(2e-3, "ten times the usual 2e-4: the model is tiny")
     return Choice(
         selector=_choose_selector(facts),
         k=k,
@@ -110,8 +118,8 @@ def choose(facts: DataFacts, config: PretrainedConfig, card: Card) -> Choice:
         lora_r=Value(rank, "8 suits models below 1.5B parameters, 16 those up to 10B"),
         micro_batch=batch,
         accumulation=Value(math.ceil(step / int(batch.value)), f"a step is {step} prompts x {k.value} responses"),
-        epochs=Value(2, "every epoch shows all k responses of a prompt"),
-        learning_rate=Value(2e-4, "usual for LoRA; ten times that of full fine-tuning"),
+        epochs=epochs,
+        learning_rate=rate,
         held_out=share,
         gradient_checkpointing=checkpointing,
         memory=memory,

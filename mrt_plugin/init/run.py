@@ -2,21 +2,31 @@
 
 import json
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
+from mrt_plugin.demo.run import HELD_OUT, MODEL, POOL, TRUTH, DemoSettings, make_model, write_data
 from mrt_plugin.doctor.machine import find_device
 from mrt_plugin.encoding.encoder import prepare_tokenizer
 from mrt_plugin.groups.load import load_groups
 from mrt_plugin.groups.write import write_text
-from mrt_plugin.init.choose import Card, Choice, choose, parse_card
+from mrt_plugin.init.choose import Card, Choice, Value, choose, parse_card
 from mrt_plugin.init.look import DataFacts, look_at
 from mrt_plugin.init.write import Request, axolotl_recipe, trl_script
 from mrt_plugin.models.tiny_model import build_llama, build_tokenizer, save
-from mrt_plugin.planning.progress import quiet
+from mrt_plugin.planning.progress import Progress, quiet
+
+
+@dataclass(frozen=True)
+class DemoFiles:
+    """Paths of the demo's model and data."""
+
+    model: str
+    pool: str
+    held_out: str
 
 
 @dataclass(frozen=True)
@@ -27,16 +37,27 @@ class FirstRecipe:
     facts: DataFacts
     choice: Choice
     trl: bool
+    demo: bool = False
 
     @property
     def next_command(self) -> str:
         """Return the command to run next."""
+        if self.demo:
+            words = ["mrt", "plan", str(self.request.data), "--model", self.request.model, "--budget", "2x"]
+            return shlex.join(words)
         output = shlex.quote(str(self.request.output))
         return f"python {output}" if self.trl else f"mrt doctor {output}"
 
 
 def write_recipe(
-    model: str | None, data: str, output: Path, *, gpu: str | None = None, trl: bool = False, source: str | None = None
+    model: str | None,
+    data: str,
+    output: Path,
+    *,
+    gpu: str | None = None,
+    trl: bool = False,
+    source: str | None = None,
+    demo: DemoFiles | None = None,
 ) -> FirstRecipe:
     """Look at the data and the model, choose values, and write a recipe for Axolotl, or a script for TRL.
 
@@ -47,6 +68,7 @@ def write_recipe(
         gpu: memory of the card, such as `12gb`, or `cpu`. By default the first GPU of this machine, or the CPU.
         trl: write a TRL script in place of a recipe.
         source: public format of the data.
+        demo: the demo's files, if these are the model and the data.
 
     Raises:
         FileExistsError: if the file exists.
@@ -61,9 +83,28 @@ def write_recipe(
         config, tokenizer = _open(model)
         facts = look_at(data, tokenizer, source)
     chosen = choose(facts, config, card)
+    if demo is not None:
+        chosen = replace(chosen, held_out=Value(0, f"{demo.held_out} has other prompts, for mrt evaluate"))
     asked = Request(model, data, source, card, output)
     write_text(output, trl_script(asked, chosen) if trl else axolotl_recipe(asked, chosen))
-    return FirstRecipe(asked, facts, chosen, trl)
+    return FirstRecipe(asked, facts, chosen, trl, demo is not None)
+
+
+def write_demo(output: Path, progress: Progress = lambda *_: None) -> DemoFiles:
+    """Write the demo's data and its pretrained model beside the recipe `output`.
+
+    The data is `pool.jsonl`, `held_out.jsonl` of other prompts, and `truth.jsonl` with all right responses of both.
+
+    Raises:
+        FileExistsError: if the recipe or one of these exists.
+    """
+    folder, settings = output.parent, DemoSettings()
+    for path in (output, *(folder / name for name in (POOL, HELD_OUT, TRUTH, MODEL))):
+        if path.exists():
+            raise FileExistsError(f"{path} exists: choose an --output in another folder, or remove it.")
+    write_data(folder, settings)
+    make_model(folder, settings, lambda step: progress("base model", step, settings.pretraining_steps))
+    return DemoFiles(*(str(folder / name) for name in (MODEL, POOL, HELD_OUT)))
 
 
 def build_tiny_model(data: str, folder: Path, source: str | None = None) -> Path:

@@ -20,13 +20,14 @@ from mrt_plugin.extension import load_function
 from mrt_plugin.groups import GroupReport, read_groups
 from mrt_plugin.groups.adapters import parse_source, source_files
 from mrt_plugin.groups.batches import batch_size, pool_sizes
+from mrt_plugin.groups.manifest import manifest_path, read_manifest, write_manifest
 from mrt_plugin.groups.paths import Named, check_paths
 from mrt_plugin.groups.rows import PER_RESPONSE
 from mrt_plugin.groups.write import Written, check_ending, rows_of, sha256_of, write_groups, write_rows
 from mrt_plugin.options import SelectionOptions, check_options, names_of
 from mrt_plugin.pipeline.exports import RANKED, Exported, check_export, check_scores, export
 from mrt_plugin.pipeline.job import PoolFile, SelectJob
-from mrt_plugin.pipeline.manifest import file_entry, left_over, manifest_path, read_manifest, write_manifest
+from mrt_plugin.pipeline.manifest import file_entry, left_over
 from mrt_plugin.scoring.cache import cache_file
 from mrt_plugin.scoring.embedders import load_embedder
 from mrt_plugin.scoring.judge import is_judge, judge_files, parse_judge

@@ -136,6 +136,8 @@ class Audit:
     length: LengthAudit
     coverage: CoverageAudit
     with_model: bool
+    pool: str = "POOL"
+    """Name of the pool, for the command that is suggested next."""
     loss: LossAudit | None = None
     gradient: GradientAudit | None = None
     splits: SplitAudit | None = None
@@ -174,6 +176,7 @@ def make_audit(
     splits: int = 20,
     seed: int = 0,
     name: str = "the selection",
+    pool_name: str = "POOL",
     progress: Progress = lambda stage, done, total: None,
 ) -> Audit:
     """Audit a selection against the pool it was made from.
@@ -195,6 +198,7 @@ def make_audit(
         AuditCounts(len(matched), whole, len(chosen), len(pool), min(ks), max(ks), median),
         *audit_texts(chosen, pool, embedder, progress),
         with_model=model is not None,
+        pool=pool_name,
     )
     if model is None:
         return audit

@@ -1,30 +1,48 @@
 """Show a plan: as sentences, as tables and as an HTML page."""
 
 import math
-from typing import Any
+from shlex import quote
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mrt_plugin.groups.problems import plural
+from mrt_plugin.options import PaidLayout
 from mrt_plugin.planning.documents import DocumentPlan
 from mrt_plugin.planning.paired import FEWEST
 from mrt_plugin.planning.plan import BestRow, ModelPlan, Plan
-from mrt_plugin.report import Report, figure
+from mrt_plugin.report import PHONE, NextStep, Report, figure, legible
 
-LINES: dict[str, dict[str, Any]] = {
-    "shared_prefix": {"marker": "o", "linestyle": "-", "color": "black", "label": "prompt shared (shared_prefix)"},
-    "expanded": {"marker": "s", "linestyle": "--", "color": "0.45", "label": "prompt copied (expanded)"},
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LINES: dict[PaidLayout, dict[str, Any]] = {
+    "shared_prefix": {"marker": "o", "linestyle": "-", "color": "black", "label": "prompt shared"},
+    "expanded": {"marker": "s", "linestyle": "--", "color": "0.45", "label": "prompt copied"},
 }
 
 DOCUMENT_COLUMNS = ("m, prompts of a document", "K", "documents", "prompts", "variance")
 
+CHOICE_COLUMNS = ("K", "prompts, prompt shared", "variance", "prompts, prompt copied", "variance")
+
+ROUND_KS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+MOST_ROWS = 10
+"""Most values of K in a table."""
+
 OUTLOOK_COLUMNS = ("budget, in ordinary epochs", "K", "interval", "prompts", "variance")
+
+
+SYMBOLS = (
+    "V_x is the variance of the prompts' mean losses, V_{y|x} that of the losses of responses to one prompt, averaged "
+    "over prompts. A loss estimated on n prompts with K responses each has the variance V_x/n + V_{y|x}/(n·K)."
+)
 
 
 def advise(plan: Plan) -> list[str]:
     """Return the advice of a plan, followed by its qualifications, with one or two sentences per line.
 
-    The first line names the K to keep, its interval and the cost. Without a model there is one line, and no K.
+    The first line names the K to keep and why, the second the cost and the interval of K, the third where the spread
+    of the loss is. Without a model there is one line, and no K.
 
     Example:
 
@@ -39,11 +57,11 @@ def advise(plan: Plan) -> list[str]:
     found = plan.model
     if found is None:
         return [
-            "Without a model, the number of responses to keep is unknown: add --model. What is above describes the "
-            "data, and topic spread is not loss variance."
+            "Without a model, the number of responses to keep is unknown: add --model. The tables describe the data, "
+            "and topic spread is not loss variance."
         ]
     best, prompts = found.best, plan.data.prompts
-    lines = [_headline(found, prompts)]
+    lines = [_headline(found, prompts), _cost(found), _shares(found)]
     if found.v_yx == 0:
         lines.append(
             "Only one prompt has responses that differ in loss. One prompt is no estimate of V_{y|x}, so it is taken "
@@ -136,17 +154,41 @@ def _documents(third: DocumentPlan, level: float) -> list[str]:
 
 
 def _headline(found: ModelPlan, prompts: int) -> str:
+    between, why = 1 - found.rho, "at this cost, more prompts tell more than more responses"
+    if found.v_yx == 0:
+        why = "answers to one prompt do not differ in loss"
+        if found.prompts_differing:
+            why = "only one prompt has answers that differ in loss"
+    elif found.best.k > 1:
+        why = f"{between:.0%} of the spread in loss is between answers to one prompt"
+    elif found.layout == "expanded":
+        why = "in the expanded layout, each response pays for its prompt again"
+    keep = _keep(found.best, prompts)
+    return f"{keep[0].upper()}{keep[1:]}: {why}."
+
+
+def _cost(found: ModelPlan) -> str:
     times, best, count = found.budget / found.ordinary_epoch, found.best, found.prompts_differing
-    cost = f"For {times:.3g} times the cost of an ordinary epoch"
-    if abs(times - 1) < 1e-9:
-        cost = "For the cost of an ordinary epoch, every prompt with one response"
+    cost = "the cost" if abs(times - 1) < 1e-9 else f"{times:.3g} times the cost"
     amount = f"{found.budget:,.0f} {'tokens' if found.cost_unit == 'tokens' else 'units of cost'}"
     what = {0: "no prompt has", 1: "1 prompt has"}.get(count, f"only {count} prompts have")
-    sure = f"no interval: {what} responses that differ in loss, and an interval takes {FEWEST}"
+    sure = f"No interval: {what} responses that differ in loss, and an interval takes {FEWEST}"
     if best.k_interval is not None:
         low, high = best.k_interval
         sure = f"{found.level:.0%} interval of K: {low}" + (f" to {high}" if high > low else "")
-    return f"{cost} ({amount}), {_keep(best, prompts)} ({sure})."
+    return f"This is for {cost} of an ordinary epoch, every prompt with one response ({amount}). {sure}."
+
+
+def _shares(found: ModelPlan) -> str:
+    """Say which share of the variance is V_x and which V_{y|x}, and what the symbols are."""
+    within, sure = 1 - found.rho, ""
+    if found.rho_interval is not None:
+        low, high = (1 - end for end in found.rho_interval[::-1])
+        sure = f", {found.level:.0%} interval {100 * low:.0f} to {high:.0%}"
+    return (
+        f"Of the variance of the loss, {within:.0%} is between responses to one prompt (V_{{y|x}}{sure}), and "
+        f"{found.rho:.0%} between prompts (V_x)."
+    )
 
 
 def _keep(best: BestRow, prompts: int) -> str:
@@ -230,46 +272,62 @@ def yaml_block(plan: Plan) -> str | None:
     )
 
 
+def next_step(plan: Plan) -> NextStep:
+    """Return what to do with the plan, as a command."""
+    name, found = quote(plan.data.name), plan.model
+    if found is None:
+        return NextStep("measure the loss with the model to fine-tune", f"mrt plan {name} --model path/or/name")
+    output = f"--k {found.best.k} --held-out 0.1 --output chosen.jsonl"
+    why = "keep these responses and set prompts aside for evaluation, or train on this recipe"
+    return NextStep(why, f"mrt select {name} --selector random_k {output}")
+
+
 def plan_report(plan: Plan) -> str:
     """Build the HTML page of a plan from `make_plan`."""
     report = Report(f"How many responses to keep: {plan.data.name}")
-    first, *rest = advise(plan)
-    report.text(first, lead=True)
-    if rest:
-        report.list(rest)
-    found = plan.model
+    found, (first, *rest) = plan.model, advise(plan)
+    report.headline(first, *rest[:2])
     if found is not None:
+        report.figure(
+            choices_figure(found),
+            "Shared: a group pays for its prompt once. Copied: once per response. Where a line rises, the prompts "
+            "given up cost more than the responses bring.",
+        )
+        if rest[2:]:
+            report.list(rest[2:])
         report.heading("For the recipe")
         report.code(yaml_block(plan) or "")
-        report.heading("Where the variance comes from")
-        report.table(("", "estimate", f"{found.level:.0%} interval"), variance_rows(found))
-        _spread_figure(report, found)
-        report.heading("What each K buys for the same cost")
-        _choices_figure(report, found)
-        columns = ("K", "prompts, prompt shared", "variance", "prompts, prompt copied", "variance")
-        report.table(columns, choice_rows(found), marked=[found.best.k - 1])
-        report.heading("With more to spend")
-        _outlook_figure(report, found)
-        report.table(OUTLOOK_COLUMNS, outlook_rows(found))
+        with report.folded(f"What {found.budget:,.0f} {found.cost_unit} an epoch buy, for each K"):
+            ks = table_ks(found)
+            report.table(CHOICE_COLUMNS, choice_rows(found), marked=[ks.index(found.best.k)])
+        with report.folded("Where the variance comes from"):
+            report.text(SYMBOLS)
+            report.table(variance_columns(found), variance_rows(found))
+            report.figure(
+                _spread_figure(found), "One mark per prompt: its mean loss, and the variance of its responses."
+            )
+        with report.folded("The best K with more to spend"):
+            report.table(OUTLOOK_COLUMNS, outlook_rows(found))
         adaptive = found.adaptive
         if adaptive is not None:
             counts = np.bincount(list(adaptive.allocation.values()))
-            report.heading("Adaptive allocation")
-            report.text(
-                f"The same {adaptive.total:,} responses (mean K = {adaptive.mean_k}), more of them where losses vary "
-                f"more. Their part of the variance is {number(adaptive.response_variance_ratio)} of that of a fixed K "
-                f"(cross-fitted). {adaptive.at_lower_limit:,} prompts are at the lower limit of 1, "
-                f"{adaptive.at_upper_limit:,} at the size of their pool."
-            )
-            report.table(("K", "prompts"), [(str(k), f"{count:,}") for k, count in enumerate(counts) if count])
+            with report.folded("More responses for prompts that vary more"):
+                report.text(
+                    f"The same {adaptive.total:,} responses (mean K = {adaptive.mean_k}), more of them where losses "
+                    f"vary more. Their part of the variance is {number(adaptive.response_variance_ratio)} of that of "
+                    f"a fixed K (cross-fitted). {adaptive.at_lower_limit:,} prompts are at the lower limit of 1, "
+                    f"{adaptive.at_upper_limit:,} at the size of their pool."
+                )
+                report.table(("K", "prompts"), [(str(k), f"{count:,}") for k, count in enumerate(counts) if count])
         if found.documents is not None:
-            report.heading("Documents, prompts and responses")
-            report.table(("", "estimate", f"{found.level:.0%} interval"), document_rows(found))
-            report.table(DOCUMENT_COLUMNS, document_choices(found))
-    report.heading("The data")
-    report.table(("", ""), data_rows(plan))
+            with report.folded("Documents, prompts and responses"):
+                report.table(("", "estimate", f"{found.level:.0%} interval"), document_rows(found))
+                report.table(DOCUMENT_COLUMNS, document_choices(found))
+    with report.folded("The data"):
+        report.table(("", ""), data_rows(plan))
     report.heading("What this cannot know")
     report.list(cannot_know(plan))
+    report.next_step(next_step(plan))
     return report.html()
 
 
@@ -296,23 +354,36 @@ def data_rows(plan: Plan) -> list[tuple[str, str]]:
     return [*rows, ("embedder", found.embedder)]
 
 
-def variance_rows(found: ModelPlan) -> list[tuple[str, str, str]]:
+def variance_columns(found: ModelPlan) -> tuple[str, ...]:
+    return ("", "estimate", f"{found.level:.0%} interval", "share of the variance")
+
+
+def variance_rows(found: ModelPlan) -> list[tuple[str, ...]]:
     unit = ", tokens of a" if found.cost_unit == "tokens" else ""
     rows = (
-        ("V_x, between prompts", found.v_x, found.v_x_interval),
-        ("V_{y|x}, between responses to a prompt", found.v_yx, found.v_yx_interval),
-        ("rho, correlation of two responses to a prompt", found.rho, found.rho_interval),
-        ("k*, the formula's best K", found.k_star, found.k_star_interval),
-        (f"C_p{unit and f'{unit} prompt'}", found.costs.prompt, None),
-        (f"C_r{unit and f'{unit} response'}", found.costs.response, None),
+        ("between prompts: V_x", found.v_x, found.v_x_interval, f"{found.rho:.0%}"),
+        ("between responses to one prompt: V_{y|x}", found.v_yx, found.v_yx_interval, f"{1 - found.rho:.0%}"),
+        ("correlation of two responses to a prompt: rho", found.rho, found.rho_interval, ""),
+        ("the formula's best K: k*", found.k_star, found.k_star_interval, ""),
+        (f"C_p{unit and f'{unit} prompt'}", found.costs.prompt, None, ""),
+        (f"C_r{unit and f'{unit} response'}", found.costs.response, None, ""),
     )
-    return [(name, number(value), interval_text(ends)) for name, value, ends in rows]
+    return [(name, number(value), interval_text(ends), share) for name, value, ends, share in rows]
+
+
+def table_ks(found: ModelPlan) -> list[int]:
+    """Return the values of K for a table: round numbers, the best and the largest, at most `MOST_ROWS`."""
+    ends = {found.best.k, len(found.choices[found.layout])}
+    between = [k for k in ROUND_KS if k < max(ends) and k not in ends]
+    return sorted({*between[: MOST_ROWS - len(ends)], *ends})
 
 
 def choice_rows(found: ModelPlan) -> list[tuple[str, ...]]:
+    """Return what the budget buys in either layout, for the values of K of `table_ks`."""
+    pairs = [[found.choices[name][k - 1] for name in LINES] for k in table_ks(found)]
     return [
         (str(one.k), f"{one.prompts:,}", number(one.variance), f"{two.prompts:,}", number(two.variance))
-        for one, two in zip(found.choices["shared_prefix"], found.choices["expanded"], strict=True)
+        for one, two in pairs
     ]
 
 
@@ -368,39 +439,35 @@ def interval_text(ends: tuple[float, float] | None) -> str:
     return "" if ends is None else f"{number(ends[0])} to {number(ends[1])}"
 
 
-def _choices_figure(report: Report, found: ModelPlan) -> None:
-    made, (axis,) = figure()
+@legible()
+def choices_figure(found: ModelPlan) -> "Figure":
+    """Draw the predicted variance at each K, relative to that of K = 1, in either layout."""
+    made, (axis,) = figure(PHONE, 3.8)
+    one, best = found.choices[found.layout][0].variance, found.best
+    if best.k_interval is not None:
+        low, high = best.k_interval
+        axis.axvspan(low / 1.08, high * 1.08, color="0.9", label=f"{found.level:.0%} interval of K")
     for name, rows in found.choices.items():
-        known = [(row.k, row.variance) for row in rows if math.isfinite(row.variance)]
+        known = [(row.k, 100 * row.variance / one) for row in rows if math.isfinite(row.variance)]
         axis.plot(*np.reshape(known, (-1, 2)).T, **LINES[name])
-    star = {"markersize": 18, "markerfacecolor": "white", "markeredgecolor": "black", "zorder": 3}
-    axis.plot(found.best.k, found.best.variance, "*", label=f"best: K = {found.best.k}", **star)
-    axis.set(xlabel="K, responses per prompt", ylabel="predicted variance", ylim=(0, None))
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.legend(frameon=False)
-    report.figure(made, "Where a line rises, the prompts given up cost more than the responses bring.")
+    star = {"markersize": 20, "markerfacecolor": "white", "markeredgecolor": "black", "zorder": 3}
+    axis.plot(best.k, 100 * best.variance / one, "*", label=f"best: K = {best.k}", **star)
+    axis.set_xscale("log", base=2)
+    ks = [k for k in table_ks(found) if k in ROUND_KS or k == best.k]
+    axis.set_xticks(ks, [str(k) for k in ks])
+    axis.set(xlabel="K, responses per prompt", ylabel="variance, % of that at K = 1", ylim=(0, None))
+    than = f"{best.saves:.0%} below K = 1" if best.k > 1 else "with the most prompts"
+    axis.set_title(f"Least variance at K = {best.k}, {than}")
+    made.legend(loc="outside lower center", ncols=2, frameon=False)
+    return made
 
 
-def _outlook_figure(report: Report, found: ModelPlan) -> None:
-    rows = found.outlook
-    made, (axis,) = figure(height=3)
-    ks = np.array([row.k for row in rows])
-    ends = np.array([row.k_interval or (row.k, row.k) for row in rows]).T
-    errors = np.maximum([ks - ends[0], ends[1] - ks], 0)
-    axis.errorbar(range(len(rows)), ks, errors, marker="o", linestyle="none", color="black", capsize=5)
-    axis.set_xticks(range(len(rows)), [f"{row.times}x" for row in rows])
-    axis.set(xlabel="budget, in ordinary epochs (every prompt with one response)", ylabel="best K", ylim=(0, None))
-    axis.yaxis.get_major_locator().set_params(integer=True)
-    axis.margins(x=0.15)
-    report.figure(made, "The best K by budget, with its interval.")
-
-
-def _spread_figure(report: Report, found: ModelPlan) -> None:
-    made, (axis,) = figure(height=3.5)
+@legible()
+def _spread_figure(found: ModelPlan) -> "Figure":
+    made, (axis,) = figure(PHONE, 3.5)
     rows = [(row.mean, row.variance) for row in found.per_prompt if row.variance is not None]
     axis.plot(*np.transpose(rows), "o", markersize=4, color="black", markerfacecolor="none", alpha=0.7)
     axis.axhline(found.v_yx, linestyle="--", color="black", linewidth=1)
     axis.annotate("V_{y|x}", (1, found.v_yx), xycoords=("axes fraction", "data"), ha="right", va="bottom")
-    label = f"mean loss of a prompt's responses ({found.loss_aggregation} aggregation)"
-    axis.set(xlabel=label, ylabel="variance between them")
-    report.figure(made, "One mark per prompt: its mean loss, and the variance between its responses.")
+    axis.set(xlabel=f"mean loss of a prompt's responses ({found.loss_aggregation})", ylabel="variance between them")
+    return made

@@ -7,14 +7,16 @@ from dataclasses import astuple, dataclass, fields
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any
+from shlex import quote
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mrt_plugin.groups.write import whole_file, write_text
 from mrt_plugin.planning.progress import Progress
-from mrt_plugin.report import Report
-from mrt_plugin.simulation import experiments, figures
+from mrt_plugin.report import NextStep, Report, legible
+from mrt_plugin.simulation import experiments, figures, takeaways
 from mrt_plugin.simulation.results import (
     BudgetFound,
     Comparison,
@@ -26,6 +28,9 @@ from mrt_plugin.simulation.results import (
 )
 from mrt_plugin.simulation.tokens import tokens
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 COLUMNS = tuple(field.name for field in fields(Comparison))
 
 
@@ -34,50 +39,61 @@ class Experiment:
     title: str
     run: Callable[..., Found]
     draw: Callable[[Any], Any]
+    takeaway: Callable[[Any], str]
     caption: str
 
+
+LEAD = "lottery"
+"""The experiment that a page of several begins with."""
 
 EXPERIMENTS = {
     "variance": Experiment(
         "variance of the loss estimate against K",
         experiments.variance,
         figures.variance,
+        takeaways.variance,
         "Marks: measured. Line: V_x/n + V_{y|x}/(n·K) with the true components. Broken: the limit of many responses.",
     ),
     "budget": Experiment(
         "one budget, prompts or responses",
         experiments.budget,
         figures.budget,
+        takeaways.budget,
         "Left: NLL. Middle: how often each K is best in bootstrap draws of the repeats. Right: what k* minimises.",
     ),
     "lottery": Experiment(
         "the mode lottery",
         experiments.lottery,
         figures.lottery,
+        takeaways.lottery,
         "Mark: a run on its own random K of 32 answers. Bar: mean. Left: NLL. Right: probability on the wrong mode.",
     ),
     "by_selector": Experiment(
         "learning a distribution, by selector",
         experiments.by_selector,
         figures.by_selector,
+        takeaways.by_selector,
         "Left: NLL on fresh answers, logarithmic. Right: the share of probability on the wrong mode.",
     ),
     "gradients": Experiment(
         "bias, variance and gradient direction",
         experiments.gradients,
         figures.gradients,
+        takeaways.gradients,
         "Left: bias² (grey) and variance (hatched) of the loss. Right: cosine with the true gradient. x: published.",
     ),
     "bridge": Experiment(
         "similar answers, similar gradients",
         experiments.bridge,
         figures.bridge,
+        takeaways.bridge,
         "Left: pairs of answers to one prompt; the line joins bin means. Right: the heuristic k_eff of those kept.",
     ),
     "tokens": Experiment(
         "a transformer on discrete tokens, by this package's trainer",
         tokens,
         figures.tokens,
+        takeaways.tokens,
         "Left: KL from the true modes to the model's on new prompts. Right: modes kept at the second and last K.",
     ),
 }
@@ -109,20 +125,45 @@ def run_experiments(
     return results
 
 
+@legible()
+def draw(name: str, found: Found, title: str | None = None) -> "Figure":
+    made: Figure = EXPERIMENTS[name].draw(found)
+    if title is not None:
+        made.suptitle(fill(title, int(9.5 * made.get_figwidth())), fontsize=13)
+    return made
+
+
+def say_takeaways(results: SimulationResults) -> dict[str, str]:
+    """Return what each experiment found, in one sentence each. The first is the headline."""
+    names = sorted(results.experiments, key=lambda name: name != LEAD)
+    return {name: EXPERIMENTS[name].takeaway(results.experiments[name].found) for name in names}
+
+
+def next_step(results: SimulationResults, folder: Path) -> NextStep:
+    only = "" if set(results.experiments) == set(EXPERIMENTS) else f" --only {','.join(results.experiments)}"
+    other = f"{str(folder).removesuffix(f'_seed{results.seed}')}_seed{results.seed + 1}"
+    command = f"mrt simulate{only} --seed {results.seed + 1} --output {quote(other)}"
+    return NextStep("see how far these figures move with another seed", command)
+
+
 def write_report(results: SimulationResults, folder: Path) -> None:
     """Write `results.json`, `report.html` and `<experiment>.png` into `folder`, each atomically."""
     page = Report("Controlled experiments of arXiv 2606.00544")
     lead = "Small worlds in which the truth is known, with this package's selectors and, in the last one, its trainer."
-    page.text(lead, lead=True)
-    page.heading("Published figures beside ours")
-    page.table(COLUMNS, [astuple(row) for row in results.published], text_columns=(0, 1, 4))
-    for name, finished in results.experiments.items():
-        picture = EXPERIMENTS[name].draw(finished.found)
+    for number, (name, takeaway) in enumerate(say_takeaways(results).items()):
+        found = results.experiments[name].found
         with whole_file(folder / f"{name}.png") as file:
-            picture.savefig(file, dpi=110, format="png")
-        page.heading(EXPERIMENTS[name].title)
-        page.figure(picture, EXPERIMENTS[name].caption)
+            draw(name, found, takeaway).savefig(file, dpi=110, format="png")
+        if number == 0:
+            page.headline(takeaway, lead)
+        else:
+            page.heading(takeaway)
+        page.figure(draw(name, found), f"{name}: {EXPERIMENTS[name].title}. {EXPERIMENTS[name].caption}")
+    if results.published:
+        with page.folded("Published figures beside ours, and why some differ"):
+            page.table(COLUMNS, [astuple(row) for row in results.published], text_columns=(0, 1, 4))
     page.text(f"Seed {results.seed}. All numbers of the pictures are in results.json.")
+    page.next_step(next_step(results, folder))
     write_text(folder / "results.json", json.dumps(results.as_json(), indent=1, allow_nan=False))
     write_text(folder / "report.html", page.html())
 

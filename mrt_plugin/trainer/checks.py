@@ -5,6 +5,7 @@ from typing import Any
 from peft import PeftModel
 from torch.distributed.fsdp import StateDictType
 from transformers import Trainer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from mrt_plugin.attention.family import refuse_prompt_learning
 from mrt_plugin.models.load import keep_trainable
@@ -22,9 +23,15 @@ def check_model(model: Any, args: Any) -> None:
     # Such layers pass keys and values on next to their outputs, and reentrant checkpointing loses their gradient.
     reuses = config.get("num_kv_shared_layers")
     if reuses and args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        forced = is_deepspeed_zero3_enabled() and isinstance(model, PeftModel)  # type: ignore[no-untyped-call]
+        remedy = (
+            "TRL makes it reentrant for adapters under ZeRO-3: set gradient_checkpointing: false, or use FSDP 2."
+            if forced
+            else "Set gradient_checkpointing_kwargs: {use_reentrant: false}."
+        )
         raise ValueError(
             f"{model.config.model_type} reuses keys and values in its last {reuses} layers, and reentrant gradient "
-            "checkpointing loses their gradient. Set gradient_checkpointing_kwargs: {use_reentrant: false}."
+            f"checkpointing loses their gradient. {remedy}"
         )
 
 

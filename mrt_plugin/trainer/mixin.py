@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,13 @@ from mrt_plugin.trainer import processes
 from mrt_plugin.trainer.callbacks.resuming import SameTrainingData
 from mrt_plugin.trainer.callbacks.watch import TRAIN_ROWS, watch
 from mrt_plugin.trainer.checks import check_model, refuse_half_an_adapter, refuse_parallelism
+from mrt_plugin.trainer.describing import DescribesRun, count_prompts
 from mrt_plugin.trainer.layout_choice import MANY_FORWARDS, RunSetup, announce_grouping, choose_layout
 from mrt_plugin.trainer.prefix_order import PrefixSampler, PrefixTree
 from mrt_plugin.trainer.prepare import beginnings_of, is_prepared, row_tokens
 from mrt_plugin.trainer.redraw import DRAW, EpochDraws, epoch_begun
 from mrt_plugin.trainer.reference import attach_references
+from mrt_plugin.trainer.run_facts import RunFacts
 from mrt_plugin.versions import warn_of_untested
 
 logger = logging.getLogger(__name__)
@@ -62,7 +65,7 @@ def out_of_memory_advice() -> Iterator[None]:
         raise
 
 
-class MultiResponseTrainerMixin(Trainer):
+class MultiResponseTrainerMixin(DescribesRun, Trainer):
     """Trains any `transformers.Trainer` on groups, with the prompt computed once for its responses.
 
     Put it before a trainer class, and call `set_up_groups` at the end of `__init__`. The training data are rows as
@@ -70,8 +73,8 @@ class MultiResponseTrainerMixin(Trainer):
 
     The loss of a step is sum(c · nll) divided by the units of the step, over all its micro-batches and processes. nll
     is a token's negative log-likelihood in nats, c its coefficient (`docs/loss.md`). With an objective that ranks
-    responses, it is the mean over the step's groups (`docs/objectives.md`). Evaluation returns the mean NLL over all
-    held-out tokens.
+    responses, it is the mean over the step's groups (`docs/objectives-reference.md`). Evaluation returns the mean NLL
+    over all held-out tokens.
 
     Example:
 
@@ -181,6 +184,17 @@ class MultiResponseTrainerMixin(Trainer):
         with self._token_nll.judging(), processes.complete_models():
             choice = choose_layout(setup, _as_trained(rows))
         self.layout, self._backend, self._unproved = choice.layout, choice.backend, choice.unproved
+        reason = f"{choice.reason}; proved in the first step" if choice.unproved is not None else choice.reason
+        self.describe_run(
+            RunFacts(
+                objective=options.objective,
+                loss_aggregation=options.loss_aggregation,
+                layout=choice.layout,
+                layout_reason=reason,
+                backend=choice.backend.name,
+                held_out_groups=count_prompts(self.eval_dataset),
+            )
+        )
         self._setup, self._grouped_collators = setup, collators
         if self._prefix_tree is not None:
             announce_grouping(_as_trained(rows), options, setup.groups_per_batch, self._prefix_tree, choice.layout)
@@ -310,6 +324,8 @@ class MultiResponseTrainerMixin(Trainer):
         logger.warning("The prompt is copied for every response (layout expanded): %s", refusal)
         # Data workers may have collated rows already; this backend takes both kinds.
         self.layout, self._backend = "expanded", UnsharedBackend()
+        now = replace(self.facts, layout="expanded", layout_reason=refusal, backend=self._backend.name)
+        self.describe_run(now)
         self._backend.prepare_model(inner)
         for collator in self._grouped_collators:
             collator.layout, collator.packing = "expanded", False

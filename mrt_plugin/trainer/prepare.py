@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from mrt_plugin.scoring import softmax_weights
 from mrt_plugin.selection.pool import candidates_of
 from mrt_plugin.selection.run import run_selection
 from mrt_plugin.trainer.redraw import DRAW, DRAW_FEATURE, ROW_FEATURE, RowDraw, rows_to_draw
+from mrt_plugin.trainer.run_facts import DataFacts, describe_data
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class PrepareReport:
     tokens_shared: int
     unranked: "Unranked | None" = None
     """For an objective that ranks responses: what its scores leave out."""
+    data: DataFacts | None = None
+    """What is known of training groups, for trackers and the model card; None for held-out groups."""
 
     @property
     def token_ratio(self) -> float:
@@ -147,6 +150,7 @@ def prepare_groups(
     check_options(options)
     if options.selection_seed is not None:
         seed = options.selection_seed
+    data = None if held_out else describe_data(groups, options, seed)
     if options.redraw == "epoch":
         names = [name for name in ("id", "responses", "scores", "weights") if name in groups.column_names]
         pools = groups.select_columns(names)
@@ -182,7 +186,10 @@ def prepare_groups(
     sums = {name: sum(counts[name]) for name in _SUMS}
     kept_groups = len(set(counts["group"]))
     dropped = sum(map(len, chosen)) - sums["pairs"]
-    report = PrepareReport(kept_groups, len(prepared), dropped, len(groups) - kept_groups, **sums, unranked=unranked)
+    gone = {"dropped_pairs": dropped, "dropped_groups": len(groups) - kept_groups}
+    if data is not None:
+        data = replace(data, trained_groups=kept_groups, pairs=sums["pairs"], **gone)
+    report = PrepareReport(kept_groups, len(prepared), **gone, **sums, unranked=unranked, data=data)
     if ranks(options) and split_rows and options.row_length is not None:
         _refuse_split(prepared, options.row_length, options.objective, description)
     _announce(report, options, f"{length_option}={max_length}", description)

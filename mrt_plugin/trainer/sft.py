@@ -1,8 +1,11 @@
 """Multi-response training with TRL's `SFTTrainer`: its configuration and the trainer."""
 
 import logging
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -15,8 +18,10 @@ from mrt_plugin.groups.overlap import refuse_overlap
 from mrt_plugin.layout.collator import GroupedResponseCollator
 from mrt_plugin.options import MultiResponseOptions, check_options, unused_options
 from mrt_plugin.selection import get_selector
+from mrt_plugin.trainer.card import simple
 from mrt_plugin.trainer.mixin import MultiResponseTrainerMixin
 from mrt_plugin.trainer.prepare import PrepareReport, is_prepared, prepare_groups
+from mrt_plugin.trainer.run_facts import LoggedArguments, public
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +58,7 @@ def refused_options(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 @dataclass
-class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
+class MultiResponseSFTConfig(LoggedArguments, MultiResponseOptions, SFTConfig):
     """`trl.SFTConfig` with the options of `mrt_plugin.options.MultiResponseOptions`.
 
     Batch sizes count groups. `max_length` limits one prompt with one response. A longer pair is dropped, counted and
@@ -103,6 +108,26 @@ class MultiResponseSFTConfig(MultiResponseOptions, SFTConfig):
         if self.use_liger_kernel:
             # Liger's fused loss is on by default and replaces the model's forward. Its layer kernels stay on.
             self.liger_kernel_config = {**kernels, **without}
+
+
+NOT_PUBLISHED = re.compile(
+    "output_dir|logging_dir|run_name|project|report_to|disable_tqdm|resume_from_checkpoint|score_cache|local_rank|"
+    "log_level.*|hub_.*|push_to_hub.*|trackio_.*|deepspeed|fsdp.*|accelerator_config|ddp_.*|.*token|"
+    "debug|do_eval|loss_type|dataloader_pin_memory"  # derived from others
+)
+"""Arguments of the machine, the place and the account of a run, which a model card leaves out."""
+
+
+def changed_settings(args: Any) -> dict[str, Any]:
+    """Return the arguments that differ from their defaults and can be published, as they would be written."""
+    found, values = {}, args.to_dict()
+    for item in fields(args):
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        default = default.value if isinstance(default, Enum) else default
+        value = public(values[item.name])
+        if value != default and simple(value) and not NOT_PUBLISHED.fullmatch(item.name):
+            found[item.name] = value
+    return found
 
 
 class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
@@ -175,6 +200,18 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
             pad_to_multiple_of=args.pad_to_multiple_of,
         )
         self.set_up_groups(args, [self.data_collator])
+        prepared = self.prepare_reports.get("train")  # missing if the rows were prepared before
+        self.know_data([prepared.data] if prepared is not None and prepared.data is not None else [])
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save as `SFTTrainer` does, and the model card, which TRL writes with checkpoints and pushes alone."""
+        super().save_model(output_dir, _internal_call)
+        folder, pushed = Path(self.args.output_dir or "."), self.args.push_to_hub and not _internal_call
+        if not _internal_call and not pushed and (output_dir is None or Path(output_dir) == folder):
+            self.create_model_card(model_name=folder.resolve().name)
+
+    def how_it_ran(self) -> dict[str, Any]:
+        return {**super().how_it_ran(), "settings": changed_settings(self.args)}
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
         """Compute the loss on groups, as `evaluate` takes them. There are no predictions."""

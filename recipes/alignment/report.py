@@ -59,8 +59,9 @@ def _responses(records: Sequence[Record], picture: Path) -> str:
             means.append(mean_interval(list(found["reward"].values())))
         lines.append((label, means))
     made, (axis,) = figure(width=6, height=3.6)
-    for (label, means), marker in zip(lines, "os^", strict=True):
-        axis.errorbar(RESPONSES, [m for m, _ in means], [h for _, h in means], marker=marker, capsize=3, label=label)
+    for place, ((label, means), marker) in enumerate(zip(lines, "os^", strict=True)):
+        beside = [n + 0.06 * (place - 1) for n in RESPONSES]  # so that no interval hides another
+        axis.errorbar(beside, [m for m, _ in means], [h for _, h in means], marker=marker, capsize=3, label=label)
     axis.set(xlabel="responses per prompt, n", ylabel="expected score", xticks=RESPONSES)
     axis.legend(frameon=False)
     made.savefig(picture, dpi=100)
@@ -81,7 +82,7 @@ def _responses(records: Sequence[Record], picture: Path) -> str:
 
 
 def _prompts(records: Sequence[Record], picture: Path) -> str:
-    rows, lines = [], {}
+    rows, lines, apart = [], {}, []
     for title, steps in (("120 steps", lambda count: 120), ("6 epochs", lambda count: 6 * count // 8)):
         means = []
         for k, count in SHARES.items():
@@ -92,16 +93,25 @@ def _prompts(records: Sequence[Record], picture: Path) -> str:
             )
             means.append(mean_interval(list(found["reward"].values())))
         lines[title] = means
-    made, (axis,) = figure(width=6, height=3.6)
-    for (title, means), marker in zip(lines.items(), "os", strict=True):
-        axis.errorbar(
-            list(SHARES), [m for m, _ in means], [h for _, h in means], marker=marker, capsize=3, label=title
+        few, many = (
+            {name: _seeds(records, name, k=k, steps=steps(SHARES[k])) for name in ("reward", "kl")} for k in (4, 2)
         )
+        apart.append([title, *(shown(difference(few[name], many[name])) for name in few)])
+    made, (axis,) = figure(width=6, height=3.6)
+    for place, ((title, means), marker) in enumerate(zip(lines.items(), "os", strict=True)):
+        beside = [k + 0.06 * (place - 0.5) for k in SHARES]
+        axis.errorbar(beside, [m for m, _ in means], [h for _, h in means], marker=marker, capsize=3, label=title)
     axis.set(ylabel="expected score")
     axis.set_xticks(list(SHARES), [f"{count} prompts\nx {k} responses" for k, count in SHARES.items()])
     axis.legend(frameon=False)
     made.savefig(picture, dpi=100)
-    return markdown(["at equal", "prompts x responses", "expected score", "KL to the truth", "coverage"], rows)
+    return "\n".join(
+        (
+            markdown(["at equal", "prompts x responses", "expected score", "KL to the truth", "coverage"], rows),
+            "120 x 4 less 240 x 2, seed by seed:\n",
+            markdown(["at equal", "expected score", "KL to the truth"], apart),
+        )
+    )
 
 
 def _law(records: Sequence[Record], picture: Path) -> str:
@@ -134,7 +144,7 @@ def _law(records: Sequence[Record], picture: Path) -> str:
 def _augment(records: Sequence[Record], picture: Path) -> str:
     """Return the tables of the augmentation. There is no picture."""
     found = [json.loads(path.read_text()) for path in sorted((picture.parent / "augment").glob("[0-9].json"))]
-    rows = []
+    rows, scores = [], {}
     for label, subset in (
         ("60 prompts", ""),
         ("+ generated, kept by the filter", "filtered"),
@@ -144,6 +154,11 @@ def _augment(records: Sequence[Record], picture: Path) -> str:
         own = [record for record in records if _arm(record) == subset]
         measures = ("reward", "kl", "coverage")
         rows.append([label, *(shown(mean_interval([record[name] for record in own])) for name in measures)])
+        scores[subset] = {record["seed"]: record["reward"] for record in own}
+    pairs = (("filtered", ""), ("dropped", ""), ("real", ""), ("filtered", "dropped"))
+    apart = [
+        [f"{one} - {other or '60 prompts'}", shown(difference(scores[one], scores[other]))] for one, other in pairs
+    ]
     gains = [
         [str(supports), *(f"{np.mean([_gain(one, supports)[name] for one in found]):.3f}" for name in GAINS)]
         for supports in SUPPORTS
@@ -164,6 +179,8 @@ def _augment(records: Sequence[Record], picture: Path) -> str:
     return "\n".join(
         (
             markdown(["", "expected score", "KL to the truth", "coverage"], rows),
+            "Seed by seed:\n",
+            markdown(["", "expected score"], apart),
             f"Means over seeds: {counts}.\n",
             markdown(["supports n", *GAINS.values()], gains),
         )
@@ -196,11 +213,12 @@ def _diversity(records: Sequence[Record], subset: str, prompts: int, order: int)
 
 
 def _draw_law(found: Sequence[PromptDiversity], scores: Sequence[tuple[float, float]], picture: Path) -> None:
-    made, (axis,) = figure(width=6, height=3.6)
-    d = np.array([one.r * one.prompts**0.5 for one in found])
-    axis.errorbar(d, [mean for mean, _ in scores], [half for _, half in scores], fmt="o", capsize=3)
-    line = fit_diversity(found, [mean for mean, _ in scores], powers=(0.5,))
-    ends = np.array([d.min(), d.max()])
-    axis.plot(ends, line.slope * ends + line.intercept, color="black", linewidth=1)
-    axis.set(xlabel="d = r · n^0.5 of the prompts, bigrams of words", ylabel="expected score")
+    made, axes = figure(width=8, height=3.6, columns=2)
+    for axis, p in zip(axes, (0.5, 1.0), strict=True):
+        d = np.array([one.r * one.prompts**p for one in found])
+        axis.errorbar(d, [mean for mean, _ in scores], [half for _, half in scores], fmt="o", capsize=3)
+        line = fit_diversity(found, [mean for mean, _ in scores], powers=(p,))
+        ends = np.array([d.min(), d.max()])
+        axis.plot(ends, line.slope * ends + line.intercept, color="black", linewidth=1)
+        axis.set(xlabel=f"d = r · n^{p:g} of the prompts, bigrams of words", ylabel="expected score")
     made.savefig(picture, dpi=100)

@@ -3,7 +3,7 @@
 A small Llama is trained on questions about generated documents. Then steps of `--prompts` prompts are drawn from
 fresh documents, with 1, 2, 4 and 8 prompts of each document. The variance of their loss and of their gradient is
 compared with V_d/n + V_p/(n·m) + V_r/(n·m·K). `python -m recipes.benchmarks.documents` prints the table of
-docs/planning.md.
+docs/planning-explained.md.
 """
 
 import argparse

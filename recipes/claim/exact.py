@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from mrt_plugin.attention.two_part import TwoPartBackend
-from mrt_plugin.demo.modes import TruthDistance, distance_of
 from mrt_plugin.encoding import Encoder
+from mrt_plugin.evaluation.truth import TruthDistance, distance_of
 from mrt_plugin.layout.group_row import build_group_row, sequences_of
 from mrt_plugin.layout.rows import stack
 from mrt_plugin.layout.tree import build_tree
@@ -20,7 +20,7 @@ ROW_BATCH = 16
 
 
 class ExactDistance:
-    """A version of `mrt_plugin.demo.modes.truth_distance` for prompts of one length, several times as fast.
+    """A version of `mrt_plugin.evaluation.truth.truth_distance` for prompts of one length, several times as fast.
 
     Example:
 

@@ -10,7 +10,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PrinterCallback, TrainerCallback
 
-from mrt_plugin.demo.modes import TruthDistance
+from mrt_plugin.evaluation.truth import TruthDistance
 from mrt_plugin.groups import load_groups
 from mrt_plugin.options import Layout
 from mrt_plugin.planning.progress import quiet

@@ -48,7 +48,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt with its right answers. It is a `mrt_plugin.demo.modes.KnownTruth`."""
+    """A prompt with its right answers. It is a `mrt_plugin.evaluation.truth.KnownTruth`."""
 
     id: str
     prompt: str

@@ -1,4 +1,4 @@
-"""NLL, DFT, GEM and PRO on the known truth of the demo, over ten seeds: the experiment of docs/objectives.md."""
+"""NLL, DFT, GEM and PRO on the known truth of the demo, over ten seeds, for docs/objectives-measured.md."""
 
 import argparse
 import sys

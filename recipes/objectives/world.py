@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from mrt_plugin.demo.modes import ModePrompt, distance_of, draw_groups, mode_prompts, split_prompts
+from mrt_plugin.demo.modes import ModePrompt, draw_groups, mode_prompts, split_prompts
 from mrt_plugin.demo.run import DemoSettings, make_model
 from mrt_plugin.encoding import Encoder
+from mrt_plugin.evaluation.truth import distance_of
 from mrt_plugin.models.log_likelihood import Model, log_likelihoods
 
 POOL = 8
