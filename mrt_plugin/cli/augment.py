@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import mrt_plugin
 from mrt_plugin.cli.drawing import check_sampler, open_sampler
 from mrt_plugin.cli.option import argument, command, flag, numbers, part_of, switch
-from mrt_plugin.cli.progress import stages
+from mrt_plugin.cli.progress import loading, stages
 from mrt_plugin.cli.show import command_line, finish, json_ready, say, table
 from mrt_plugin.sampling.options import EndpointOptions, LocalOptions, SamplingSettings
 
@@ -55,8 +55,9 @@ def augment(given: AugmentOptions, **options: Any) -> None:
 
     Example: `mrt augment generated.jsonl --data pool.jsonl --output new_prompts.jsonl`
     """
-    from mrt_plugin.groups.paths import check_paths
-    from mrt_plugin.planning.diversity import augment_file, token_ids
+    with loading():
+        from mrt_plugin.groups.paths import check_paths
+        from mrt_plugin.planning.diversity import augment_file, token_ids
 
     source, output = given.candidates, given.output
     if source is None and not (given.endpoint or given.model):

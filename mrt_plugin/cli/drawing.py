@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import mrt_plugin
 from mrt_plugin.cli.option import again, argument, command, flag, numbers, part_of, switch
-from mrt_plugin.cli.progress import stages
+from mrt_plugin.cli.progress import loading, stages
 from mrt_plugin.cli.show import as_json, command_line, finish, say, table
 from mrt_plugin.models.named_model import add_pools, check_folders, parse_models
 from mrt_plugin.places import check_file
@@ -56,8 +56,9 @@ def sample(given: SampleOptions, **options: Any) -> None:
     how = {name: options[name] for name in ("source", "keep_cut_off", "partial")}
     how |= {"n": given.to or given.n, "extend": given.extend is not None, "settings": settings}
     check_sampler(options)
-    from mrt_plugin.endpoint.journal import journal_path
-    from mrt_plugin.groups.paths import check_paths
+    with loading():
+        from mrt_plugin.endpoint.journal import journal_path
+        from mrt_plugin.groups.paths import check_paths
 
     if given.output != Path(given.extend or ""):  # a pool may be filled up in place
         written = [("--output", given.output), ("its journal", journal_path(given.output))]
@@ -186,9 +187,10 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
     for file in [*(one.pool for one in models), given.truth]:
         if file is not None:
             check_file(file)
-    from mrt_plugin.endpoint.journal import journal_path
-    from mrt_plugin.groups.paths import Named, check_paths
-    from mrt_plugin.scoring.cache import cache_file
+    with loading():
+        from mrt_plugin.endpoint.journal import journal_path
+        from mrt_plugin.groups.paths import Named, check_paths
+        from mrt_plugin.scoring.cache import cache_file
 
     written: list[Named] = []
     for one in [one for one in models if given.m and one.path is not None and one.pool is None]:
@@ -209,10 +211,11 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
     folders = [given.tokenizer, given.embedder, *(path for one in models for path in (one.path, one.adapter))]
     cache = cache_file(given.score_cache)
     check_paths([*written, ("--report", given.report), ("the score cache", cache)], inputs, folders)
-    from mrt_plugin.evaluation import How, evaluation_report, load_checker, read_cases
-    from mrt_plugin.evaluation.abilities import expand_abilities
-    from mrt_plugin.evaluation.forgetting import check_tasks
-    from mrt_plugin.scoring import load_embedder
+    with loading():
+        from mrt_plugin.evaluation import How, evaluation_report, load_checker, read_cases
+        from mrt_plugin.evaluation.abilities import expand_abilities
+        from mrt_plugin.evaluation.forgetting import check_tasks
+        from mrt_plugin.scoring import load_embedder
 
     options |= vars(given) | {"max_tokens": given.max_tokens or None, "stop": tuple(given.stop or ())}
     named = [name.strip() for name in (given.lm_eval or "").split(",") if name.strip()]

@@ -33,6 +33,14 @@ def stages() -> Iterator[Report]:
     shown.stop()
 
 
+@contextmanager
+def loading() -> Iterator[None]:
+    """Show that imports are under way, which take seconds."""
+    with stages() as report:
+        report("loading libraries")
+        yield
+
+
 def _on_screen() -> bool:
     """Return whether stderr can show a bar that changes."""
     return sys.stderr.isatty() and not Console(stderr=True).is_dumb_terminal
