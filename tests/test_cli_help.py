@@ -51,7 +51,7 @@ MISTAKES = [
     ("xyz", "there is no command xyz. mrt --help lists the commands."),
     ("--versoin", "there is no option --versoin; did you mean --version or --verbose?"),
     ("select pool.jsonl --selctor best_k", "there is no option --selctor; did you mean --selector or --scorer?"),
-    ("plan", "Missing argument 'DATA'. mrt plan --help has an example."),
+    ("plan", "'. mrt plan --help has an example."),
     ("audit pool.jsonl", "Missing option '--pool'. mrt audit --help has an example."),
     ("select pool.jsonl --output o.jsonl --curation defualt", "no rules defualt; did you mean default?"),
     ("select pool.jsonl --output o.jsonl --curation rule.yaml", "no such file: rule.yaml; did you mean rules.yaml?"),
