@@ -1,11 +1,16 @@
 """Axolotl's own commands on a real QLoRA recipe with the plugin, as a user types them."""
 
 import csv
+import shlex
 
 import pytest
 import torch
+import typer
 from helpers import axolotl_recipe
 from helpers.axolotl_runs import axolotl, logged
+
+from mrt_plugin.cli import app
+from mrt_plugin.groups import held_out, load_groups
 
 pytest.importorskip("axolotl")
 pytest.importorskip("bitsandbytes")
@@ -58,8 +63,22 @@ def test_training_learns_and_says_what_it_does(run):
     assert "Layout shared_prefix" in printed["train"]
     assert set(logged(printed["train"], "responses_per_prompt")) == {3.0}
     assert min(logged(printed["train"], "pairs_per_second")) > 0
-    assert "Next: mrt evaluate --model" in printed["train"]
     assert "gemv_4bit" not in printed["train"], "training after an evaluation would lose gradients"
+
+
+def test_training_ends_with_a_command_that_can_be_pasted(run):
+    """Its data are the held-out prompts, with all their responses, which the run has written."""
+    folder, settings, printed = run
+    program, name, *arguments = shlex.split(printed["train"].rpartition("Next: ")[2].splitlines()[0])
+    assert (program, name) == ("mrt", "evaluate")
+    given = typer.main.get_command(app).commands[name].make_context(name, list(arguments)).params
+    assert given["model"] == [settings["base_model"], f"{settings['base_model']}+{folder / 'out'}"]
+    assert given["load_in_4bit"] is True
+    aside, pool = load_groups(given["data"]), load_groups(str(folder / "pool.jsonl"))
+    assert 0 < len(aside) < len(pool)
+    assert sum(map(len, aside["responses"])) == 5 * len(aside)
+    sides = [held_out(prompt, 0.3, settings["seed"]) for prompt in pool["prompt"]]
+    assert set(aside["prompt"]) == {prompt for prompt, side in zip(pool["prompt"], sides, strict=True) if side}
 
 
 def test_evaluate_measures_the_same_held_out_prompts(run):

@@ -1,6 +1,7 @@
 """`mrt init`: a recipe and a script that start as they are, with values that follow from data, model and card."""
 
 import json
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 import yaml
 from helpers.cli import CliRunner
 from transformers import Qwen3Config
 
+from mrt_plugin import load_groups
 from mrt_plugin.cli import app
 from mrt_plugin.demo.run import DemoSettings
 from mrt_plugin.doctor.memory import Method, estimate_memory
@@ -176,10 +179,19 @@ class TestFiles:
 
     @pytest.mark.processes
     @pytest.mark.slow
-    def test_the_script_trains_as_it_is(self, pool: Path, model: str, tmp_path: Path) -> None:
+    def test_the_script_trains_as_it_is(
+        self, pool: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         write_recipe(model, str(pool), tmp_path / "train.py", gpu="cpu", trl=True)
         done = subprocess.run([sys.executable, "train.py"], cwd=tmp_path, capture_output=True, text=True)
         assert (tmp_path / "outputs/train/adapter_model.safetensors").is_file(), done.stderr[-3000:]
+        following = shlex.split(done.stdout.splitlines()[-1])
+        assert following[:3] == ["Next:", "mrt", "evaluate"]
+        evaluate = typer.main.get_command(app).commands["evaluate"]  # type: ignore[attr-defined]
+        monkeypatch.chdir(tmp_path)
+        given = evaluate.make_context("evaluate", following[3:]).params
+        assert given["model"] == [model, f"{model}+outputs/train"]
+        assert len(load_groups(given["data"])) > 10
 
     def test_both_forms_have_the_same_values(self, pool: Path, model: str, tmp_path: Path) -> None:
         for form, name in ((False, "recipe.yaml"), (True, "train.py")):

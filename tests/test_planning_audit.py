@@ -18,6 +18,8 @@ from mrt_plugin.cli import app
 from mrt_plugin.cli.planning import audit_json
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.groups import DataError
+from mrt_plugin.models.load import open_model
+from mrt_plugin.models.named_model import parse_models
 from mrt_plugin.planning.audit import (
     AuditedGroup,
     SelectorCall,
@@ -386,6 +388,16 @@ def test_on_the_command_line_with_the_manifest(tmp_path, pool):
     failed = run.invoke(app, arguments)
     assert failed.exit_code == 1
     assert "no group of the pool" in failed.output
+
+
+def test_a_4_bit_model_on_a_cpu_keeps_its_gradients(pool, tmp_path, recwarn):
+    """On CPUs with AVX512-BF16, layers that ran in evaluation mode pass no gradient on, which torch warns of."""
+    pytest.importorskip("bitsandbytes")
+    path = tiny.model_dir(tmp_path / "model")
+    model, encoder = open_model(parse_models([path])[0], load_in_4bit=True)
+    found = make_audit(select(pool, "best_k", k=2), pool, model=model, encoder=encoder, gradient_prompts=3)
+    assert found.gradient is not None
+    assert not [one for one in recwarn if "gemv_4bit" in str(one.message)]
 
 
 def test_augment_on_the_command_line(tmp_path, pool):

@@ -152,8 +152,8 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         files = [held_out_file(cfg, entry["path"], mark) for entry, mark in marks if mark and mark.part == "held_out"]
         held_out = self.held_out or next((str(file) for file in files if file.is_file()), None)
         line += ["--data", held_out or "HELD_OUT.jsonl", "--report", "evaluation.html"]
-        where = "" if held_out else " on prompts not trained on (mrt select --held-out sets some aside)"
-        logger.info("Next: evaluate%s: %s", where, shlex.join(line))
+        where = "" if held_out else "on prompts not trained on, which mrt select --held-out sets aside: "
+        logger.info("Next: %s%s", where, shlex.join(line))
 
 
 class _Console(logging.Handler):

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mrt_plugin
-from mrt_plugin.cli.drawing import open_sampler
+from mrt_plugin.cli.drawing import check_sampler, open_sampler
 from mrt_plugin.cli.option import argument, command, flag, numbers, part_of, switch
-from mrt_plugin.cli.progress import stages
+from mrt_plugin.cli.progress import loading, stages
 from mrt_plugin.cli.show import command_line, finish, json_ready, say, table
 from mrt_plugin.sampling.options import EndpointOptions, LocalOptions, SamplingSettings
 
@@ -55,8 +55,9 @@ def augment(given: AugmentOptions, **options: Any) -> None:
 
     Example: `mrt augment generated.jsonl --data pool.jsonl --output new_prompts.jsonl`
     """
-    from mrt_plugin.groups.paths import check_paths
-    from mrt_plugin.planning.diversity import augment_file, token_ids
+    with loading():
+        from mrt_plugin.groups.paths import check_paths
+        from mrt_plugin.planning.diversity import augment_file, token_ids
 
     source, output = given.candidates, given.output
     if source is None and not (given.endpoint or given.model):
@@ -77,11 +78,13 @@ def augment(given: AugmentOptions, **options: Any) -> None:
 
     counts = tuple(numbers(given.supports, f"--supports {given.supports}: write whole numbers from 1, as in 1,2,4."))
     settings = AugmentSettings(counts, given.per_step, given.steps, **how)
+    checked = options | vars(given)
+    check_sampler(checked)
     options |= {"max_tokens": given.max_tokens or None, "stop": tuple(given.stop or ())}
     sampling = SamplingSettings(**part_of(SamplingSettings, options))
     with stages() as progress:
         progress(f"opening {given.model or given.endpoint}")
-        sampler = open_sampler(options | vars(given))
+        sampler = open_sampler(checked)
         progress(f"reading {given.data}")
         groups = mrt_plugin.load_groups(given.data, source=given.source)
         made = generate_prompts(

@@ -1,9 +1,11 @@
 """`mrt card`: complete the model card of a finished run."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from mrt_plugin.cli.option import argument, command, flag
+from mrt_plugin.cli.progress import stages
 from mrt_plugin.cli.show import say
 
 
@@ -23,22 +25,24 @@ def card(given: CardOptions) -> None:
 
     Example: `mrt card outputs/run --evaluation result.json --license apache-2.0`
     """
-    from mrt_plugin.trainer.card import FILE, add_to_card, has_evaluation
+    with stages() as progress:
+        progress(f"reading {given.output}")
+        from mrt_plugin.trainer.card import FILE, add_to_card, has_evaluation
 
-    section = None
-    if given.evaluation is not None:
-        from mrt_plugin.evaluation.model_card import card_section, model_of, read_evaluation
+        section = None
+        if given.evaluation is not None:
+            from mrt_plugin.evaluation.model_card import card_section, model_of, read_evaluation
 
-        result = read_evaluation(given.evaluation)
-        section = card_section(result, model_of(result, given.output, given.model))
-        newest = max((file.stat().st_mtime for file in given.output.glob("*.safetensors")), default=0.0)
-        if newest > given.evaluation.stat().st_mtime:
-            say(f"WARNING: the weights in {given.output} are newer than {given.evaluation}: was this model evaluated?")
-    found = add_to_card(given.output, evaluation=section, license=given.license)
+            result = read_evaluation(given.evaluation)
+            section = card_section(result, model_of(result, given.output, given.model))
+            newest = max((file.stat().st_mtime for file in given.output.glob("*.safetensors")), default=0.0)
+            if newest > given.evaluation.stat().st_mtime:
+                say(f"WARNING: {given.output} has weights newer than {given.evaluation}: was this model evaluated?")
+        found = add_to_card(given.output, evaluation=section, license=given.license)
     missing = {
         "license (--license NAME)": not found.data.get("license"),
         "base model's name on the hub (base_model: in the card's first lines)": not found.data.get("base_model"),
         "evaluation (mrt evaluate ... --json > result.json, then --evaluation result.json)": not has_evaluation(found),
     }
     say(f"{given.output / FILE}", *(f"It has no {what}." for what, lacks in missing.items() if lacks))
-    say(f"Next: read it, then hf upload USER/NAME {given.output} --exclude 'checkpoint-*/*'")
+    say(f"Next: read it, then hf upload USER/NAME {shlex.quote(str(given.output))} --exclude 'checkpoint-*/*'")

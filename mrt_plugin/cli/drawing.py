@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import mrt_plugin
 from mrt_plugin.cli.option import again, argument, command, flag, numbers, part_of, switch
-from mrt_plugin.cli.progress import stages
+from mrt_plugin.cli.progress import loading, stages
 from mrt_plugin.cli.show import as_json, command_line, finish, say, table
 from mrt_plugin.models.named_model import add_pools, check_folders, parse_models
 from mrt_plugin.places import check_file
@@ -55,14 +55,16 @@ def sample(given: SampleOptions, **options: Any) -> None:
     settings = SamplingSettings(**part_of(SamplingSettings, options))
     how = {name: options[name] for name in ("source", "keep_cut_off", "partial")}
     how |= {"n": given.to or given.n, "extend": given.extend is not None, "settings": settings}
-    from mrt_plugin.endpoint.journal import journal_path
-    from mrt_plugin.groups.paths import check_paths
+    check_sampler(options)
+    with loading():
+        from mrt_plugin.endpoint.journal import journal_path
+        from mrt_plugin.groups.paths import check_paths
 
     if given.output != Path(given.extend or ""):  # a pool may be filled up in place
         written = [("--output", given.output), ("its journal", journal_path(given.output))]
         check_paths(written, [("the prompts", given.prompts or given.extend)])
     with stages() as progress:
-        progress(f"opening {given.model or given.endpoint or 'a model'}")
+        progress(f"opening {given.model or given.endpoint}")
         sampler = open_sampler(options)
         from mrt_plugin.sampling import sample_pool
 
@@ -78,8 +80,8 @@ def sample(given: SampleOptions, **options: Any) -> None:
     say(f"{given.output}: {responses:,} responses for {answered:,} prompts{cut_off}{rejected}.")
     if report.cut_off > MANY_CUT_OFF * drawn:
         longer = given.output.with_name(f"{given.output.stem}_longer.jsonl")
-        more = again(max_tokens=4 * given.max_tokens, output=longer)
-        say(f"Next: draw again, with more than {given.max_tokens:,} tokens for a response: {more}")
+        more = again(max_tokens=4 * given.max_tokens or 4096, output=longer)
+        say(f"Next: {more}")
     else:
         say(f"Next: {command_line('mrt select', given.output, output=given.output.with_name('chosen.jsonl'))}")
 
@@ -88,8 +90,8 @@ MANY_CUT_OFF = 0.1
 """Share of cut-off draws above which more tokens come before the selection."""
 
 
-def open_sampler(options: dict[str, Any]) -> Any:
-    """Return the endpoint or the local model that the options of a command name. `extra` is a text."""
+def check_sampler(options: dict[str, Any]) -> None:
+    """Check what responses are drawn from, before anything is imported for it. Parse `extra`, which is a text."""
     try:
         options["extra"] = json.loads(given := options["extra"])
     except ValueError:
@@ -100,15 +102,19 @@ def open_sampler(options: dict[str, Any]) -> Any:
         raise ValueError(f'--extra {mask_typed(given)!r} is not JSON as in {{"top_k": 20}}.')
     if options["model"] is not None and options["endpoint"] is None:
         check_folders(parse_models([options["model"]]))
+    if not (options["endpoint"] or options["model"]):
+        raise ValueError("Nothing to draw from: give --endpoint URL, or --model PATH for a local model.")
+
+
+def open_sampler(options: dict[str, Any]) -> Any:
+    """Return the endpoint or the local model that the checked options of a command name."""
     if options["endpoint"]:
         from mrt_plugin.sampling import Endpoint
 
         return Endpoint(options["endpoint"], options["model"], **part_of(EndpointOptions, options))
-    if options["model"]:
-        from mrt_plugin.sampling import LocalModel
+    from mrt_plugin.sampling import LocalModel
 
-        return LocalModel(options["model"], options["adapter"], **part_of(LocalOptions, options))
-    raise ValueError("Nothing to draw from: give --endpoint URL, or --model PATH for a local model.")
+    return LocalModel(options["model"], options["adapter"], **part_of(LocalOptions, options))
 
 
 @dataclass(kw_only=True)
@@ -181,9 +187,10 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
     for file in [*(one.pool for one in models), given.truth]:
         if file is not None:
             check_file(file)
-    from mrt_plugin.endpoint.journal import journal_path
-    from mrt_plugin.groups.paths import Named, check_paths
-    from mrt_plugin.scoring.cache import cache_file
+    with loading():
+        from mrt_plugin.endpoint.journal import journal_path
+        from mrt_plugin.groups.paths import Named, check_paths
+        from mrt_plugin.scoring.cache import cache_file
 
     written: list[Named] = []
     for one in [one for one in models if given.m and one.path is not None and one.pool is None]:
@@ -204,10 +211,11 @@ def evaluate(given: EvaluateOptions, **options: Any) -> None:
     folders = [given.tokenizer, given.embedder, *(path for one in models for path in (one.path, one.adapter))]
     cache = cache_file(given.score_cache)
     check_paths([*written, ("--report", given.report), ("the score cache", cache)], inputs, folders)
-    from mrt_plugin.evaluation import How, evaluation_report, load_checker, read_cases
-    from mrt_plugin.evaluation.abilities import expand_abilities
-    from mrt_plugin.evaluation.forgetting import check_tasks
-    from mrt_plugin.scoring import load_embedder
+    with loading():
+        from mrt_plugin.evaluation import How, evaluation_report, load_checker, read_cases
+        from mrt_plugin.evaluation.abilities import expand_abilities
+        from mrt_plugin.evaluation.forgetting import check_tasks
+        from mrt_plugin.scoring import load_embedder
 
     options |= vars(given) | {"max_tokens": given.max_tokens or None, "stop": tuple(given.stop or ())}
     named = [name.strip() for name in (given.lm_eval or "").split(",") if name.strip()]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import mrt_plugin
 from mrt_plugin.cli.option import again, argument, command, flag, numbers, switch
 from mrt_plugin.cli.planning import CostOptions
+from mrt_plugin.cli.progress import loading, stages
 from mrt_plugin.cli.show import as_json, command_line, json_ready, say, show_fits, table, with_error
 
 if TYPE_CHECKING:
@@ -50,21 +51,22 @@ def grid(given: GridOptions) -> None:
     """
     if given.results is not None:
         return _show_results(given.results, given.json)
-    from mrt_plugin.groups.paths import Named, check_paths
-    from mrt_plugin.planning.budget import parse_budget
-    from mrt_plugin.planning.grid import (
-        ARMS,
-        RUNS,
-        TYPE,
-        combine_axes,
-        describe,
-        make_grid,
-        parse_axes,
-        read_recipe,
-        training_groups,
-        write_grid,
-    )
-    from mrt_plugin.planning.scaling import make_scaling
+    with loading():
+        from mrt_plugin.groups.paths import Named, check_paths
+        from mrt_plugin.planning.budget import parse_budget
+        from mrt_plugin.planning.grid import (
+            ARMS,
+            RUNS,
+            TYPE,
+            combine_axes,
+            describe,
+            make_grid,
+            parse_axes,
+            read_recipe,
+            training_groups,
+            write_grid,
+        )
+        from mrt_plugin.planning.scaling import make_scaling
 
     if (given.data is None) == (given.recipe is None):
         raise ValueError("Give the data, or a --recipe whose dataset is taken, or the --results of runs.")
@@ -80,11 +82,14 @@ def grid(given: GridOptions) -> None:
     if output is not None:
         check_paths([("the list of runs", output / RUNS)], inputs, [given.tokenizer])
     base = None if given.recipe is None else read_recipe(given.recipe)
-    if base is None:
-        groups = mrt_plugin.load_groups(given.data)
-    else:
-        block = base.get("mrt") or {}
-        groups = training_groups(mrt_plugin.load_groups(base["datasets"][0]["path"], source=block.get("source")), base)
+    with stages() as progress:
+        progress("reading the data")
+        if base is None:
+            groups = mrt_plugin.load_groups(given.data)
+        else:
+            block = base.get("mrt") or {}
+            groups = mrt_plugin.load_groups(base["datasets"][0]["path"], source=block.get("source"))
+            groups = training_groups(groups, base)
     block = {} if base is None else base.get("mrt") or {}
     selector = "random_k" if base is None else base["datasets"][0]["type"].removeprefix(TYPE)
     combinations, merged = combine_axes(axes, block.get("selector", selector), block)
@@ -94,7 +99,10 @@ def grid(given: GridOptions) -> None:
         found.left_out.extend(merged)
         return _write_scaling(given, groups, base, found, inputs)
     costs, budget = (stated, None) if given.plan is None else _planned(given.plan)
-    costs = costs or _token_costs(groups, base, given)
+    if costs is None:
+        with stages() as progress:
+            progress("counting tokens")
+            costs = _token_costs(groups, base, given)
     budget = budget or parse_budget(given.budget, len(groups) * costs.of_prompt(1))
     sizes = list(map(len, groups["responses"]))
     limits: dict[str, Any] = {"prompts": given.prompts, "pairs": given.pairs, "budget": budget}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from mrt_plugin.cli.option import argument, command, flag, part_of, switch
-from mrt_plugin.cli.progress import Report, stages
+from mrt_plugin.cli.progress import Report, loading, stages
 from mrt_plugin.cli.show import as_json, command_line, finish, json_ready, say, show_fits, table
 from mrt_plugin.options import PREFIX_BACKENDS, ObjectiveName
 
@@ -225,10 +225,11 @@ def bench(given: BenchOptions) -> None:
     Large models, on a GPU: `mrt bench --size llama-8b --layers 8 --load-in-4bit --gradient-checkpointing`
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's own messages
-    from mrt_plugin.bench.model import ModelChoice
-    from mrt_plugin.bench.run import BenchSettings, run_bench
-    from mrt_plugin.bench.shapes import DEFAULT_SHAPES, parse_shape
-    from mrt_plugin.groups.paths import check_paths
+    with loading():
+        from mrt_plugin.bench.model import ModelChoice
+        from mrt_plugin.bench.run import BenchSettings, run_bench
+        from mrt_plugin.bench.shapes import DEFAULT_SHAPES, parse_shape
+        from mrt_plugin.groups.paths import check_paths
 
     check_paths([("--plot", given.plot)], models=[given.model])
     if given.threads is not None:
@@ -348,15 +349,16 @@ def simulate(given: SimulateOptions) -> None:
         from mrt_plugin.planning.fit import fit_runs, read_runs
 
         return finish(given, fit_runs(read_runs(given.fit)), json_ready, show_fits)
-    from mrt_plugin.groups.paths import check_paths
-    from mrt_plugin.simulation.run import (
-        COLUMNS,
-        EXPERIMENTS,
-        next_step,
-        run_experiments,
-        say_takeaways,
-        write_report,
-    )
+    with loading():
+        from mrt_plugin.groups.paths import check_paths
+        from mrt_plugin.simulation.run import (
+            COLUMNS,
+            EXPERIMENTS,
+            next_step,
+            run_experiments,
+            say_takeaways,
+            write_report,
+        )
 
     output, seed = given.output, given.seed
     check_paths(("--output", output / name) for name in ("results.json", "report.html"))

@@ -11,9 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, get_type_hints
 
-import click
 import typer
-from click.core import ParameterSource
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from mrt_plugin.cli.progress import lines_in_logs
@@ -339,23 +337,36 @@ ALONE = {
 LOGGING = ("sample", "select", "augment", "plan", "audit", "evaluate", "grid", "reward-model")
 """The commands that show the package's log messages."""
 
-SHOWN = {"select": ("mrt_plugin.curation.run", "mrt_plugin.selection.run")}
+SHOWN = {
+    "select": ("mrt_plugin.curation.run", "mrt_plugin.selection.run"),
+    "sample": ("mrt_plugin.sampling.run",),
+}
 """For a command: the loggers whose messages are among its results."""
+
+
+_running: dict[str, Any] = {}
+"""The context of the command that is running, as `context`."""
 
 
 def again(**changes: Any) -> str:
     """Return the command line that is running, with the options that were given and these changes."""
-    context = click.get_current_context()
-    given = {
-        str(item.name): context.params[str(item.name)]
-        for item in context.command.params
-        if context.get_parameter_source(str(item.name)) is ParameterSource.COMMANDLINE
-    } | changes
-    places = [item for item in context.command.params if item.param_type_name == "argument" and item.name in given]
-    arguments = [given.pop(str(item.name)) for item in places]
-    names = {str(item.name): item.opts[0].removeprefix("--") for item in context.command.params}
-    flat = [one for value in arguments for one in (value if isinstance(value, list | tuple) else [value])]
-    return command_line(f"mrt {context.info_name}", *flat, **{names[name]: value for name, value in given.items()})
+    context = _running["context"]
+    items = {str(item.name): item for item in context.command.params}
+    given = {name: context.params[name] for name in items if _is_given(context, name)} | changes
+    arguments = []
+    for name in [name for name in given if items[name].param_type_name == "argument"]:
+        value = given.pop(name)
+        arguments += value if isinstance(value, list | tuple) else [value]
+    options = {items[name].opts[0].removeprefix("--"): value for name, value in given.items()}
+    return command_line(f"mrt {context.info_name}", *arguments, **options)
+
+
+def _is_given(context: Any, name: str) -> bool:
+    return str(context.get_parameter_source(name).name) != "DEFAULT"
+
+
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""The base of what a command line can have wrong. Newer releases of typer bring their own copy of click."""
 
 
 @contextmanager
@@ -363,14 +374,18 @@ def _plain_usage() -> Iterator[None]:
     """Show what is wrong with a command line as one line."""
     try:
         yield
-    except click.NoSuchOption as problem:
-        near = [name for name in problem.possibilities or () if name != problem.option_name]
-        raise_plainly(f"there is no option {problem.option_name}{meant_names(near)}")
-    except click.MissingParameter as problem:
-        example = f" mrt {problem.ctx.info_name} --help has an example." if problem.ctx else ""
-        raise_plainly(f"{problem.format_message()}{example}")
-    except click.UsageError as problem:
-        raise_plainly(problem.format_message())
+    except _UsageError as found:
+        problem: Any = found
+        kind = type(problem).__name__
+        if kind == "NoSuchOption":
+            near = [name for name in problem.possibilities or () if name != problem.option_name]
+            raise_plainly(f"there is no option {problem.option_name}{meant_names(near)}")
+        missing = kind == "MissingParameter" and problem.ctx is not None
+        raise_plainly(problem.format_message() + (f" {_help_of(problem.ctx)} has an example." if missing else ""))
+
+
+def _help_of(context: Any) -> str:
+    return f"mrt {context.info_name} --help"
 
 
 def meant_names(near: list[str]) -> str:
@@ -410,7 +425,7 @@ class CheckedCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         command, values = str(ctx.info_name), SimpleNamespace(**{**vars(MultiResponseOptions()), **ctx.params})
-        given = [item for item in self.params if ctx.get_parameter_source(item.name).name != "DEFAULT"]
+        given = [item for item in self.params if _is_given(ctx, str(item.name))]
         alone, beside = ALONE.get(command, ("", ()))
         needs = list(COMMANDS.get(command, ()))
         if any(item.name == alone for item in given):
@@ -427,5 +442,6 @@ class CheckedCommand(TyperCommand):
             silence_libraries()
         if command in LOGGING:
             log_to_stderr(SHOWN.get(command, ()))
+        _running["context"] = ctx
         with lines_in_logs(), plain_errors(traceback=verbose):
             return super().invoke(ctx)

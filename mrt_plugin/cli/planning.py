@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import mrt_plugin
 from mrt_plugin.cli.option import argument, command, flag, switch, training
-from mrt_plugin.cli.progress import Report, stages
+from mrt_plugin.cli.progress import Report, loading, stages
 from mrt_plugin.cli.show import finish, json_ready, say, table
 from mrt_plugin.models.named_model import parse_models
 from mrt_plugin.options import LossAggregation, PaidLayout, PromptFormat, Similarity
@@ -84,8 +84,9 @@ def plan(given: PlanOptions) -> None:
 
     Example: `mrt plan pool.jsonl --model path/or/name --budget 2x --report plan.html`
     """
-    from mrt_plugin.groups.paths import check_paths
-    from mrt_plugin.planning.plan_report import plan_report
+    with loading():
+        from mrt_plugin.groups.paths import check_paths
+        from mrt_plugin.planning.plan_report import plan_report
 
     options: dict[str, Any] = {"costs": given.costs(), "order": given.ngram}
     options |= {name: vars(given)[name] for name in ("budget", "layout", "p", "data")}
@@ -155,10 +156,11 @@ def audit(given: AuditOptions) -> None:
 
     Example: `mrt audit chosen.jsonl --pool pool.jsonl --model path/or/name --report audit.html`
     """
-    from mrt_plugin.groups.manifest import manifest_path
-    from mrt_plugin.groups.paths import check_paths
-    from mrt_plugin.planning.audit import make_audit
-    from mrt_plugin.planning.audit_report import audit_report, next_step
+    with loading():
+        from mrt_plugin.groups.manifest import manifest_path
+        from mrt_plugin.groups.paths import check_paths
+        from mrt_plugin.planning.audit import make_audit
+        from mrt_plugin.planning.audit_report import audit_report, next_step
 
     selection, manifest = given.selection, manifest_path(given.selection)
     inputs: list[tuple[str, Any]] = [("the selection", selection), ("its manifest", manifest), ("--pool", given.pool)]

@@ -33,6 +33,14 @@ def stages() -> Iterator[Report]:
     shown.stop()
 
 
+@contextmanager
+def loading() -> Iterator[None]:
+    """Show that imports are under way, which take seconds."""
+    with stages() as report:
+        report("loading libraries")
+        yield
+
+
 def _on_screen() -> bool:
     """Return whether stderr can show a bar that changes."""
     return sys.stderr.isatty() and not Console(stderr=True).is_dumb_terminal
@@ -113,6 +121,7 @@ class _Lines:
             due = self._shown + max(EVERY, taken / 10) if self._shown else FIRST
             if not self._total and isinstance(sys.stderr, _WithoutReturns):
                 due = max(due, sys.stderr.written + EVERY - self._begun)  # somebody else just told what is done
+            due += EVERY if self._done >= self._total > 0 else 0  # its end comes next
             if self._stage and taken >= due:
                 self._shown = taken
                 self._write(self._line(taken))

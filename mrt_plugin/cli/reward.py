@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import mrt_plugin
 from mrt_plugin.cli.option import argument, command, flag, switch
-from mrt_plugin.cli.progress import stages
+from mrt_plugin.cli.progress import loading, stages
 from mrt_plugin.cli.show import command_line, finish, json_ready, say, table
 from mrt_plugin.trainer.reward_options import RewardOptions
 
@@ -31,10 +31,11 @@ def reward_model(given: RewardModelOptions, **options: Any) -> None:
 
     Example: `mrt reward-model pool.jsonl --model path/or/name --output reward --held-out-output rest.jsonl`
     """
-    from mrt_plugin.groups.paths import check_paths
-    from mrt_plugin.groups.write import check_ending, write_groups
-    from mrt_plugin.scoring.cache import cache_file
-    from mrt_plugin.trainer.reward_model import split_prompts, train_reward_model
+    with loading():
+        from mrt_plugin.groups.paths import check_paths
+        from mrt_plugin.groups.write import check_ending, write_groups
+        from mrt_plugin.scoring.cache import cache_file
+        from mrt_plugin.trainer.reward_model import split_prompts, train_reward_model
 
     aside = given.held_out_output
     if aside is not None:

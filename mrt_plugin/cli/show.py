@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shlex
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,14 @@ def command_line(command: str, *arguments: Any, **options: Any) -> str:
     return " ".join(parts)
 
 
+class _ToStderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to stderr as it is then: a display of progress may stand in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def log_to_stderr(without: Sequence[str] = ()) -> None:
     """Show the package's own log messages, which report counts and decisions.
 
@@ -58,7 +67,7 @@ def log_to_stderr(without: Sequence[str] = ()) -> None:
     """
     ours = logging.getLogger("mrt_plugin")
     if not ours.handlers:
-        handler = logging.StreamHandler()
+        handler = _ToStderr()
         handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
         handler.addFilter(lambda record: record.levelno > logging.INFO or record.name not in without)
         ours.addHandler(handler)

@@ -1,5 +1,6 @@
 """Open a model for measuring or sampling, with its tokenizer, optionally with an adapter or in 4 bit."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,20 @@ def _with_adapter(base: Model, adapter: str | Path, model: str | Path) -> PeftMo
             what = f"{len(saved - placed)} of its weights find no place there, {len(placed - saved)} are missing"
             raise misfit(f"{what}, {min(saved ^ placed)} for example")
     return loaded
+
+
+def keep_trainable(model: Any) -> None:
+    """Stop bitsandbytes from repacking a model's 4-bit weights for inference."""
+    # On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a 4-bit layer's weights when the layer first runs in
+    # evaluation mode. From then on its output has no gradient with respect to its input, in training too.
+    bitsandbytes = sys.modules.get("bitsandbytes")
+    if bitsandbytes is None:
+        return
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit) and module.weight.device.type == "cpu":
+            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
+                raise ValueError(
+                    "This 4-bit model has run in evaluation mode on CPU, so bitsandbytes repacked its weights and its "
+                    "gradients would be wrong. Load the model again and train it before anything else."
+                )
+            module.support_avx512bf16_for_cpu = False

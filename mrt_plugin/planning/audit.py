@@ -203,6 +203,7 @@ def make_audit(
     if model is None:
         return audit
 
+    from mrt_plugin.models.load import keep_trainable
     from mrt_plugin.planning.measure import gradient_products, measure
 
     assert encoder is not None, "a model needs its encoder"
@@ -211,6 +212,8 @@ def make_audit(
         drawn = sample_rows([names[kept.row] for kept in chosen], max_prompts, seed, b"audit")
         chosen = sorted((chosen[at] for at in drawn), key=lambda kept: kept.row)
     rows = pool.select([kept.row for kept in chosen])
+    if gradient_prompts:
+        keep_trainable(model)  # before the losses: they are measured in evaluation mode
     found = measure(model, encoder, rows, max_length=max_length, progress=progress)
     row_of, groups, measured = {name: number for number, name in enumerate(rows["id"])}, [], []
     for one, losses in zip(found.groups, found.losses(loss_aggregation), strict=True):

@@ -1,6 +1,5 @@
 """Refuse models and kinds of parallelism whose loss or gradients would be wrong, before training."""
 
-import sys
 from typing import Any
 
 from peft import PeftModel
@@ -9,6 +8,7 @@ from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from mrt_plugin.attention.family import refuse_prompt_learning
+from mrt_plugin.models.load import keep_trainable
 
 
 def check_model(model: Any, args: Any) -> None:
@@ -33,23 +33,6 @@ def check_model(model: Any, args: Any) -> None:
             f"{model.config.model_type} reuses keys and values in its last {reuses} layers, and reentrant gradient "
             f"checkpointing loses their gradient. {remedy}"
         )
-
-
-def keep_trainable(model: Any) -> None:
-    """Stop bitsandbytes from repacking a model's 4-bit weights for inference."""
-    # On CPUs with AVX512-BF16, bitsandbytes (0.50.2) repacks a 4-bit layer's weights when the layer first runs in
-    # evaluation mode. From then on its output has no gradient with respect to its input, in training too.
-    bitsandbytes = sys.modules.get("bitsandbytes")
-    if bitsandbytes is None:
-        return
-    for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit) and module.weight.device.type == "cpu":
-            if getattr(module.weight.quant_state, "packing_format_for_cpu", False):
-                raise ValueError(
-                    "This 4-bit model has run in evaluation mode on CPU, so bitsandbytes repacked its weights and its "
-                    "gradients would be wrong. Load the model again and train it before anything else."
-                )
-            module.support_avx512bf16_for_cpu = False
 
 
 def refuse_half_an_adapter(trainer: Trainer) -> None:
