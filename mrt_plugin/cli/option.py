@@ -353,7 +353,7 @@ def again(**changes: Any) -> str:
     context = _running["context"]
     items = {str(item.name): item for item in context.command.params}
     given = {name: context.params[name] for name in items if _is_given(context, name)} | changes
-    arguments = []
+    arguments: list[Any] = []
     for name in [name for name in given if items[name].param_type_name == "argument"]:
         value = given.pop(name)
         arguments += value if isinstance(value, list | tuple) else [value]

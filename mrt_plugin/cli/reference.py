@@ -15,9 +15,9 @@ from mrt_plugin.cli import app
 from mrt_plugin.options import MultiResponseOptions
 
 PAGES = {
-    "commands.md": ("Commands", ("init", "demo", "doctor", "bench", "simulate")),
+    "commands.md": ("Commands", ("init", "demo", "doctor", "bench", "card", "simulate")),
     "commands-data.md": ("Commands that make and choose data", ("sample", "augment", "reward-model", "select")),
-    "commands-results.md": ("Commands that plan and compare runs", ("plan", "audit", "grid", "evaluate", "card")),
+    "commands-results.md": ("Commands that plan and compare runs", ("plan", "audit", "grid", "evaluate")),
 }
 """The file, title and commands of each page."""
 MADE = "Made by `python -m mrt_plugin.cli.reference docs`."
