@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,17 @@ from helpers.processes import run_python
 from peft import LoraConfig, get_peft_model
 
 from mrt_plugin.demo.modes import draw_groups, mode_prompts, split_prompts
-from mrt_plugin.demo.run import RESULTS, whole_folder
+from mrt_plugin.demo.run import (
+    RESULTS,
+    DemoResults,
+    DemoRun,
+    DemoSettings,
+    Intervals,
+    Measures,
+    picture,
+    takeaway,
+    whole_folder,
+)
 from mrt_plugin.demo.training import axolotl_train
 from mrt_plugin.encoding import Encoder
 from mrt_plugin.evaluation.held_out import held_out_nll
@@ -180,6 +192,47 @@ class TestWholeFolder:
         assert (tmp_path / "out/thesis.tex").read_text() == "years of work"
 
 
+def run_of(name: str, kl: float) -> DemoRun:
+    near = Intervals([0.31, 0.35], [kl - 0.1, kl + 0.1], [0.42, 0.5])
+    held_out = Measures(0.33, kl, 0.46, 0.1)
+    k = int(name[4:]) if name.startswith("K") else None
+    return DemoRun(name, k, None, None, held_out, near, 2.0, 900, 0.5, 0.5)
+
+
+RUNS = [run_of("base model", 1.8), run_of("K = 1", 0.858), run_of("K = 4", 0.7)]
+FOUND = DemoResults(DemoSettings(), RUNS, Measures(0.29, 0.0, 1.0, 0.0), -0.158, [-0.2, -0.11], 60.0)
+
+
+class TestPicture:
+    def test_the_takeaway_has_the_interval_of_the_difference(self) -> None:
+        said = "K = 4 ends 18% closer to the truth than K = 1 (KL −0.158 nats, 95% interval −0.200 to −0.110)"
+        assert takeaway(FOUND) == said
+        worse = replace(FOUND, kl_difference=0.1, kl_difference_interval=[0.05, 0.15])
+        assert "12% further from the truth than K = 1 (KL +0.100" in takeaway(worse)
+        for ends in ([-0.3, 0.01], None):
+            assert "not clearly closer to the truth" in takeaway(replace(FOUND, kl_difference_interval=ends))
+
+    def test_it_has_the_truth_as_a_line_and_the_intervals_as_error_bars(self) -> None:
+        made = picture(FOUND)
+        made.draw_without_rendering()
+        for axis, name in zip(made.axes, ("held_out_nll", "kl", "coverage"), strict=True):
+            (line,) = axis.lines
+            assert set(line.get_ydata()) == {getattr(FOUND.truth, name)}
+            bars = [part.get_segments()[0] for part in axis.collections if len(part.get_segments()) == 1]
+            drawn = [[low[1], high[1]] for low, high in bars]
+            assert drawn == [getattr(run.intervals, name) for run in RUNS]
+            boxes = [text.get_window_extent() for text in axis.texts]
+            assert not any(box.overlaps(other) for box, other in combinations(boxes, 2))
+        for text in (made._suptitle, made._supxlabel):  # type: ignore[attr-defined]
+            box = text.get_window_extent()
+            assert made.bbox.x0 <= box.x0 < box.x1 <= made.bbox.x1
+        assert "95% intervals over the 160 held-out prompts, one seed" in made.get_supxlabel()
+
+    def test_few_prompts_have_no_error_bars(self) -> None:
+        none = [replace(run, intervals=Intervals(None, None, None)) for run in RUNS]
+        assert not any(axis.collections for axis in picture(replace(FOUND, runs=none)).axes)
+
+
 @pytest.mark.axolotl
 class TestDemo:
     """`mrt demo --quick`, as `make demo` runs it but for its size."""
@@ -194,6 +247,12 @@ class TestDemo:
             assert 0 <= run["elsewhere"] <= 1
             assert run["kl"] > 0
             assert run["held_out_nll"] > printed["truth"]["held_out_nll"]
+            for name, (low, high) in run["intervals"].items():
+                assert low <= run[name] <= high
+        kls = [run["kl"] for run in printed["runs"]]
+        assert printed["kl_difference"] == pytest.approx(kls[2] - kls[1])
+        low, high = printed["kl_difference_interval"]
+        assert low < printed["kl_difference"] < high
         assert printed["runs"][1]["kl"] != printed["runs"][0]["kl"]
         assert printed["sentence"].startswith("On prompts it was not trained on, 4 responses")
         with (folder / "results.png").open("rb") as image:

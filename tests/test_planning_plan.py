@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from helpers import tiny
 from helpers.cli import CliRunner
+from helpers.page import check_page
 
 from mrt_plugin import load_groups
 from mrt_plugin.cli import app
@@ -168,6 +169,10 @@ def test_the_page_is_whole_and_offline(made, plan):
     assert plan["advice"][0] in page
     colours = {value.lower() for value in re.findall(r"#[0-9a-fA-F]{6}\b", page[page.index("<svg") :])}
     assert all(value[1:3] == value[3:5] == value[5:7] for value in colours), f"not grey: {colours}"
+
+
+def test_the_page_in_chromium(made, chromium):
+    check_page(chromium, plan_report(made), advise(made)[0], pictures_fit_a_phone=True)
 
 
 def test_the_shares_are_those_of_the_components(made):
@@ -340,7 +345,7 @@ def test_on_the_command_line(tmp_path):
     assert shown.exit_code == 0, shown.output
     found = json.loads(run.invoke(app, [*arguments, "--json"]).stdout)
     assert shown.stdout.splitlines()[0] == found["advice"][0]
-    assert "between prompts: V_x" in shown.output
+    assert "V_x: between prompts" in shown.output
     assert f": mrt select {pool} --selector random_k --k {found['model']['best']['k']} " in shown.output
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert found["model"]["budget"] == pytest.approx(3 * found["model"]["ordinary_epoch"])

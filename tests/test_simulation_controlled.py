@@ -214,7 +214,9 @@ def test_on_the_command_line(tmp_path):
     run = CliRunner()
     shown = run.invoke(app, ["simulate", "--only", "bridge", "--output", str(tmp_path / "out")])
     assert shown.exit_code == 0, shown.output
+    assert "bridge: Similar answers have similar gradients: cosine 0." in shown.output
     assert "report.html" in shown.output
+    assert f"mrt simulate --only bridge --seed 1 --output {tmp_path / 'out'}_seed1" in shown.output
     runs = tmp_path / "runs.jsonl"
     runs.write_text(
         "".join(json.dumps({"k": k, "loss": 1.2 + 0.4 / k, "arm": arm}) + "\n" for arm in "ab" for k in (1, 2, 4))

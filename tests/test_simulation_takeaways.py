@@ -1,17 +1,21 @@
 """The sentence on each picture of `mrt simulate` follows from the numbers, also where a claim does not hold."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from helpers.page import check_page
 
 from mrt_plugin.planning.budget import Costs
-from mrt_plugin.report import continued
 from mrt_plugin.simulation import takeaways
 from mrt_plugin.simulation.results import (
     AtStep,
     BridgeFound,
     BudgetFound,
     BySelectorFound,
+    Comparison,
     Components,
     Finished,
     GradientsFound,
@@ -24,6 +28,9 @@ from mrt_plugin.simulation.results import (
     VarianceFound,
 )
 from mrt_plugin.simulation.run import EXPERIMENTS, draw, next_step, say_takeaways, write_report
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 VARIANCE = VarianceFound(
     prompts=100,
@@ -84,7 +91,7 @@ SELECTED = BySelectorFound(
 
 
 def direction(cosine: float, error: float = 0.005) -> SelectorGradients:
-    return SelectorGradients(0.0, 0.1, 0.1, cosine, error, None, (0.1, 0.2), (0.1, 0.2))
+    return SelectorGradients(0.0, 0.1, 0.1, cosine, error, None, (0.1, 0.2), (-0.26, 0.08))
 
 
 GRADIENTS = GradientsFound(400, 8, 4, 32, 30, {"random_k": direction(0.66), "best_k": direction(-0.12)})
@@ -147,7 +154,7 @@ def test_by_selector() -> None:
 @pytest.mark.parametrize(
     ("best", "said"),
     [
-        (direction(-0.12), "goes against the true gradient (cosine −0.12, with random answers 0.66)"),
+        (direction(-0.12), "goes against the true gradient (cosine −0.12, with random answers 0.66; on other"),
         (direction(-0.12, 0.1), "follows the true gradient less than random answers do"),
         (direction(0.3), "follows the true gradient less than random answers do"),
         (direction(0.65), "follows the true gradient no less than random answers do"),
@@ -156,6 +163,7 @@ def test_by_selector() -> None:
 def test_gradients(best: SelectorGradients, said: str) -> None:
     found = replace(GRADIENTS, selectors={**GRADIENTS.selectors, "best_k": best})
     assert said in takeaways.gradients(found)
+    assert takeaways.gradients(found).endswith("; on other networks −0.26 to 0.08).")
 
 
 def test_bridge() -> None:
@@ -188,7 +196,7 @@ def test_a_picture_has_its_takeaway_as_the_title_and_its_legend_clear_of_the_axe
         assert all(made.bbox.x0 <= box.x0 and box.x1 <= made.bbox.x1 for box in boxes)
 
 
-def test_the_page_begins_with_the_lottery_and_ends_with_another_seed(tmp_path) -> None:
+def test_the_page_begins_with_the_lottery_and_ends_with_another_seed(tmp_path: Path) -> None:
     found = {"variance": VARIANCE, "lottery": LOTTERY}
     results = SimulationResults(3, {name: Finished(one, 1.0) for name, one in found.items()}, [])
     assert list(say_takeaways(results)) == ["lottery", "variance"]
@@ -199,4 +207,12 @@ def test_the_page_begins_with_the_lottery_and_ends_with_another_seed(tmp_path) -
     assert f"<h2>{other}</h2>" in page
     command = next_step(results, tmp_path).command
     assert command == f"mrt simulate --only variance,lottery --seed 4 --output {tmp_path}_seed4"
-    assert page.rindex(continued(command)) > page.rindex("<svg")
+    assert command in re.sub(r" \\\n +", " ", page[page.rindex("<svg") :])
+
+
+def test_the_page_in_chromium(chromium: "Browser", tmp_path: Path) -> None:
+    found = {"variance": VARIANCE, "lottery": LOTTERY, "tokens": TOKENS}
+    rows = [Comparison("variance against K", "variance at K = 1", "0.0675", "0.0702 ± 0.001", "A remark. " * 20)]
+    write_report(SimulationResults(0, {name: Finished(one, 1.0) for name, one in found.items()}, rows), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    check_page(chromium, page, takeaways.lottery(LOTTERY), pictures_fit_a_phone=False)

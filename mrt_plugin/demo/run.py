@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from transformers import AutoTokenizer
@@ -24,12 +24,16 @@ from mrt_plugin.demo.modes import ModePrompt, draw_groups, mode_prompts, split_p
 from mrt_plugin.demo.training import TrainingTime, axolotl_train
 from mrt_plugin.encoding import Encoder, Pair
 from mrt_plugin.evaluation.held_out import held_out_nll
-from mrt_plugin.evaluation.truth import truth_distance
+from mrt_plugin.evaluation.truth import TruthDistance, distances, mode_scores, truth_distance
 from mrt_plugin.groups.write import write_text
 from mrt_plugin.models.load import load_model
 from mrt_plugin.models.tiny_model import build_llama, build_tokenizer, pretrain, save
+from mrt_plugin.planning.paired import LEVEL, Bootstrap, Measured
 from mrt_plugin.planning.progress import Progress
-from mrt_plugin.report import figure
+from mrt_plugin.report import figure, legible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = "results.json"
 POOL, HELD_OUT, MODEL = "pool.jsonl", "held_out.jsonl", "model"
@@ -72,6 +76,15 @@ class Measures:
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """95% intervals of measures: a bootstrap over the held-out prompts. They leave out how much seeds differ."""
+
+    held_out_nll: list[float] | None
+    kl: list[float] | None
+    coverage: list[float] | None
+
+
+@dataclass(frozen=True)
 class DemoRun:
     """The base model, or what one training run made of it, with its measures."""
 
@@ -80,6 +93,7 @@ class DemoRun:
     adapter: str | None
     seconds: TrainingTime | None
     held_out: Measures
+    intervals: Intervals
     held_out_nll_per_response: float
     held_out_tokens: int
     kl_on_training_prompts: float
@@ -99,6 +113,9 @@ class DemoResults:
     settings: DemoSettings
     runs: list[DemoRun]
     truth: Measures
+    kl_difference: float
+    """KL of the last run minus that of the first trained one, on the same prompts."""
+    kl_difference_interval: list[float] | None
     seconds: float
 
     @property
@@ -110,6 +127,8 @@ class DemoResults:
             "settings": asdict(self.settings),
             "runs": [run.as_json() for run in self.runs],
             "truth": asdict(self.truth),
+            "kl_difference": self.kl_difference,
+            "kl_difference_interval": self.kl_difference_interval,
             "sentence": self.sentence,
             "seconds": self.seconds,
         }
@@ -135,6 +154,7 @@ def run_demo(folder: Path, settings: DemoSettings | None = None, progress: Progr
             forward(steps)
         transformers_logging.disable_progress_bar()
         runs: list[DemoRun] = []
+        boot, kls = Bootstrap(len(held_out), settings.seed, LEVEL), list[Measured]()
         evaluated: list[tuple[int | None, TrainingTime | None]] = [(None, None), *trained]
         for kept, seconds in evaluated:
             adapter = None if kept is None else f"k{kept}"
@@ -142,13 +162,19 @@ def run_demo(folder: Path, settings: DemoSettings | None = None, progress: Progr
             per_token, per_response = held_out_nll(model, encoder, groups)
             assert per_token.value is not None, "every held-out prompt has responses"
             assert per_response.value is not None, "every held-out prompt has responses"
-            distance, seen = truth_distance(model, encoder, held_out), truth_distance(model, encoder, train)
+            seen, rows = (
+                truth_distance(model, encoder, train),
+                distances(mode_scores(model, encoder, held_out), held_out),
+            )
+            distance, (kl, _, coverage) = TruthDistance(*rows.mean(axis=0).tolist()), map(Measured.mean, rows.T)
+            kls.append(kl)
             run = DemoRun(
                 name="base model" if kept is None else f"K = {kept}",
                 k=kept,
                 adapter=adapter,
                 seconds=seconds,
                 held_out=Measures(per_token.value, distance.kl, distance.coverage, distance.elsewhere),
+                intervals=Intervals(*map(boot.interval, (per_token, kl, coverage))),
                 held_out_nll_per_response=per_response.value,
                 held_out_tokens=int(per_token.weights.sum()),
                 kl_on_training_prompts=seen.kl,
@@ -157,7 +183,9 @@ def run_demo(folder: Path, settings: DemoSettings | None = None, progress: Progr
             runs.append(run)
             progress("evaluation", len(runs), len(evaluated))
         ideal = _measure_truth(groups, held_out, runs[0].held_out_tokens)
-        results = DemoResults(settings, runs, ideal, time.perf_counter() - started)
+        gap, ends, _ = boot.difference(kls[-1], kls[1])
+        assert gap is not None, "every held-out prompt has a KL"
+        results = DemoResults(settings, runs, ideal, gap, ends, time.perf_counter() - started)
         plot(results, work / "results.png")
         shutil.rmtree(work / "prepared", ignore_errors=True)
         (work / RESULTS).write_text(json.dumps(results.as_json(), indent=2) + "\n", encoding="utf-8")
@@ -234,23 +262,54 @@ def whole_folder(folder: Path, marker: str) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def plot(results: DemoResults, path: Path) -> None:
-    """Write the figure of `run_demo`'s results as PNG, readable in black and white."""
-    settings = results.settings
-    measures = [run.held_out for run in results.runs]
-    panels = (
-        ("held-out NLL\n(nats per token, lower is better)", [one.held_out_nll for one in measures]),
-        ("KL(truth || model)\n(nats, lower is better)", [one.kl for one in measures]),
-        ("mode coverage\n(share of the truth, higher is better)", [one.coverage for one in measures]),
+def takeaway(results: DemoResults) -> str:
+    """Compare the last training run with the first in one sentence, with the interval of the difference."""
+    first, last = results.runs[1], results.runs[-1]
+    gap, ends = results.kl_difference, results.kl_difference_interval
+    sure = "" if ends is None else f", {LEVEL:.0%} interval {ends[0]:+.3f} to {ends[1]:+.3f}"
+    side = (
+        f"{abs(gap) / first.held_out.kl:.0%} {'closer to' if gap < 0 else 'further from'} the truth than {first.name}"
     )
-    made, axes = figure(width=10, height=3.4, columns=len(panels))
-    for axis, (title, values) in zip(axes, panels, strict=True):
-        for place, value in enumerate(values):
-            shade = str(0.85 - 0.25 * place)
-            bar = axis.bar(place, value, color=shade, edgecolor="black", hatch=HATCHES[place % len(HATCHES)])
-            axis.bar_label(bar, fmt="%.3f", padding=2)
-        axis.set_xticks(range(len(values)), [run.name for run in results.runs])
-        axis.set_title(title, fontsize=10)
+    if ends is None or ends[0] <= 0 <= ends[1]:
+        side = f"not clearly closer to the truth than {first.name}"
+    return f"{last.name} ends {side} (KL {gap:+.3f} nats{sure})".replace("-", "−")
+
+
+def plot(results: DemoResults, path: Path) -> None:
+    """Write the picture of `run_demo`'s results as PNG, readable in black and white."""
+    picture(results).savefig(path, dpi=120)
+
+
+@legible()
+def picture(results: DemoResults) -> "Figure":
+    """Draw the measures of each run with their intervals, and those of the truth as a line."""
+    settings = results.settings
+    panels = (
+        ("held_out_nll", "held-out NLL\n(nats per token, lower is better)"),
+        ("kl", "KL(truth || model)\n(nats, lower is better)"),
+        ("coverage", "mode coverage\n(share of the truth, higher is better)"),
+    )
+    made, axes = figure(width=10, height=4.6, columns=len(panels))
+    for axis, (name, title) in zip(axes, panels, strict=True):
+        for place, run in enumerate(results.runs):
+            value, ends = getattr(run.held_out, name), getattr(run.intervals, name)
+            shade, hatch = str(0.9 - 0.2 * place), HATCHES[place % len(HATCHES)]
+            axis.bar(place, value, color=shade, edgecolor="black", hatch=hatch)
+            if ends is not None:
+                axis.vlines(place, *ends, color="black", linewidth=2.5)
+                axis.hlines(ends, place - 0.12, place + 0.12, color="black", linewidth=2.5)
+            above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "va": "bottom", "zorder": 4}
+            top = max([value, *(ends or ())])
+            axis.annotate(f"{value:.3f}", (place, top), bbox={"color": "white", "pad": 0.6}, **above)
+        axis.axhline(getattr(results.truth, name), color="black", linestyle="--", linewidth=2, clip_on=False, zorder=3)
+        axis.set_xticks(range(len(results.runs)), [run.name for run in results.runs])
+        axis.set_title(title, fontsize=12)
         axis.margins(y=0.15)
-    made.suptitle(f"QLoRA on {settings.train_prompts} prompts, measured on {settings.held_out_prompts} others")
-    made.savefig(path, dpi=120)
+        axis.set_ylim(bottom=0)
+    made.suptitle(takeaway(results), fontsize=14)
+    made.supxlabel(
+        f"Dashed: the truth. Error bars: {LEVEL:.0%} intervals over the {settings.held_out_prompts} held-out prompts, "
+        f"one seed.\nQLoRA on {settings.train_prompts} other prompts.",
+        fontsize=12,
+    )
+    return made

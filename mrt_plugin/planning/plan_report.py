@@ -34,7 +34,8 @@ OUTLOOK_COLUMNS = ("budget, in ordinary epochs", "K", "interval", "prompts", "va
 
 SYMBOLS = (
     "V_x is the variance of the prompts' mean losses, V_{y|x} that of the losses of responses to one prompt, averaged "
-    "over prompts. A loss estimated on n prompts with K responses each has the variance V_x/n + V_{y|x}/(n·K)."
+    "over prompts, and rho the correlation of the losses of two responses to a prompt. A loss estimated on n prompts "
+    "with K responses each has the variance V_x/n + V_{y|x}/(n·K)."
 )
 
 
@@ -355,16 +356,16 @@ def data_rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def variance_columns(found: ModelPlan) -> tuple[str, ...]:
-    return ("", "estimate", f"{found.level:.0%} interval", "share of the variance")
+    return ("", "estimate", f"{found.level:.0%} interval", "share")
 
 
 def variance_rows(found: ModelPlan) -> list[tuple[str, ...]]:
-    unit = ", tokens of a" if found.cost_unit == "tokens" else ""
+    unit = ": tokens of a" if found.cost_unit == "tokens" else ""
     rows = (
-        ("between prompts: V_x", found.v_x, found.v_x_interval, f"{found.rho:.0%}"),
-        ("between responses to one prompt: V_{y|x}", found.v_yx, found.v_yx_interval, f"{1 - found.rho:.0%}"),
-        ("correlation of two responses to a prompt: rho", found.rho, found.rho_interval, ""),
-        ("the formula's best K: k*", found.k_star, found.k_star_interval, ""),
+        ("V_x: between prompts", found.v_x, found.v_x_interval, f"{found.rho:.0%}"),
+        ("V_{y|x}: between responses", found.v_yx, found.v_yx_interval, f"{1 - found.rho:.0%}"),
+        ("rho: correlation of responses", found.rho, found.rho_interval, ""),
+        ("k*: the formula's best K", found.k_star, found.k_star_interval, ""),
         (f"C_p{unit and f'{unit} prompt'}", found.costs.prompt, None, ""),
         (f"C_r{unit and f'{unit} response'}", found.costs.response, None, ""),
     )

@@ -56,14 +56,17 @@ def _in_two_lines(name: str) -> str:
 
 
 def variance(found: VarianceFound) -> "Figure":
+    from matplotlib.ticker import LogLocator, NullLocator
+
     made, (axis,) = figure(6, 4.2)
     error = found.variance_error
     axis.errorbar(found.k, found.variance, yerr=error, fmt="o", color="black", capsize=4, label="measured")
     axis.plot(found.k, found.predicted, "-", color="black", label="predicted")
     axis.axhline(found.v_x / found.prompts, linestyle="--", color="0.4", label="V_x/n")
     _k_axis(axis, found.k, logarithmic=True, yscale="log", ylabel="variance of the loss estimate")
-    for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        formatter(lambda value, place: f"{value:g}")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
+    axis.yaxis.set_minor_locator(NullLocator())
     _legend(made, axis, 3)
     return made
 

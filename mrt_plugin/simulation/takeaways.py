@@ -77,7 +77,9 @@ def by_selector(found: BySelectorFound) -> str:
 
 def gradients(found: GradientsFound) -> str:
     best, random = found.selectors["best_k"], found.selectors["random_k"]
-    numbers = f"(cosine {best.cosine:.2f}, with random answers {random.cosine:.2f})".replace("-", "−")
+    low, high = best.cosine_other_networks
+    numbers = f"(cosine {best.cosine:.2f}, with random answers {random.cosine:.2f}; on other networks {low:.2f} to "
+    numbers = f"{numbers}{high:.2f})".replace("-", "−")
     if best.cosine + 2 * best.cosine_error < 0:
         return f"Training on the highest rewards goes against the true gradient {numbers}."
     less = best.cosine + 2 * best.cosine_error < random.cosine - 2 * random.cosine_error
