@@ -1,6 +1,7 @@
 """What other libraries say at their start reaches no terminal: real processes, without --verbose."""
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -19,9 +20,11 @@ OURS = re.compile(
 
 def test_no_command_shows_what_libraries_say(tmp_path: Path, tiny_model_dir: str) -> None:
     pytest.importorskip("bitsandbytes")
-    rows = [
-        {"prompt": f"Name a number near {n}.", "responses": [f"{n + d} is near." for d in range(5)]} for n in range(24)
-    ]
+    letters = "bcdfghjklmnpqrstvwxz"
+    rows = []
+    for number in range(24):  # prompts that are not near each other
+        name = "".join(random.Random(number).choices(letters, k=24))
+        rows.append({"prompt": f"{name}?", "responses": [f"{name[start:]} is it." for start in range(5)]})
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = f"--model {tiny_model_dir}"
     commands = [
