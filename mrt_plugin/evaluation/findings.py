@@ -21,7 +21,7 @@ from mrt_plugin.report import NextStep, Strip
 
 FEW = 30
 """Number of prompts below which intervals are too wide to decide much."""
-FIRST = ("pass", "nll_per_token", "nll_per_response", "coverage", "best_reward", "reward", "alignment")
+FIRST = ("truth_kl", "pass", "nll_per_token", "nll_per_response", "coverage", "best_reward", "reward", "alignment")
 """Measures in the order in which a headline prefers them."""
 WORDS = {"length": ("shorter", "longer"), "diversity": ("less", "more")}
 """What lies left and right of zero for measures that are neither better nor worse."""
