@@ -1,5 +1,6 @@
 """`mrt init`: write a first recipe."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,6 +61,8 @@ def init(given: InitOptions) -> None:
 
     with stages() as progress:
         progress("making the demo's data" if given.demo else f"looking at {data}")
+        if given.demo:  # before torch is imported, as in `mrt demo`: waiting threads would spin
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from mrt_plugin.init.run import write_demo, write_recipe
 
         demo = None
