@@ -55,13 +55,15 @@ def on_page_content(html: str, *, page: Any, **_: Any) -> None:
 
 
 def nested_by_four(markdown: str) -> str:
-    """Indent what belongs to a list item by four spaces a level, and put an empty line before a list.
+    """Indent what belongs to a list item by four spaces a level. Put an empty line before a list, and after an item
+    with several paragraphs.
 
-    GitHub counts from the item's first letter, and needs no empty line.
+    GitHub counts from the item's first letter, and needs no empty lines.
     """
     found: list[str] = []
     inside: list[int] = []  # the columns at which the items around a line begin
     fence = ""
+    paragraphs = False  # the last item has an empty line in it
     for line in markdown.split("\n"):
         text = line.lstrip(" ")
         column = len(line) - len(text)
@@ -71,12 +73,15 @@ def nested_by_four(markdown: str) -> str:
             while inside and column < inside[-1]:
                 inside.pop()
         if item and not fence:
-            if not inside and not after_empty and not ITEM.match(found[-1].lstrip()) and not found[-1].startswith(" "):
+            first = not inside and not ITEM.match(found[-1].lstrip() if found else "")
+            if not after_empty and (paragraphs or (first and not found[-1].startswith(" "))):
                 found.append("")
+            paragraphs = False
             shift = 4 * len(inside) - (inside[-1] if inside else 0)
             inside.append(column + item.end())
         else:
             shift = 4 * len(inside) - inside[-1] if inside and column >= inside[-1] else 0
+            paragraphs = paragraphs or bool(inside and not text)
         found.append(" " * (column + shift) + text if text else "")
         mark = FENCE.match(line)
         if mark and not fence:
