@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 gc.set_threshold(100_000, 20, 100)  # the default spends a quarter of the time of imports on collections
 
-LONGEST = "ray guides axolotl_commands demo distributed doctor package contributing trainer selection".split()
+LONGEST = (
+    "walkthrough ray guides axolotl_commands demo distributed doctor package contributing trainer selection".split()
+)
 """The test files that take longest."""
 
 
