@@ -103,7 +103,7 @@ test-installs:
 # Axolotl's newest release: its commands, recipes, prepared data and steps.
 test-axolotl: $(AXOLOTL_INSTALLED)
 	$(TESTING) $(AXOLOTL)/bin/python $(PYTEST) -p no:cacheprovider \
-		$(foreach part,commands config data steps,tests/test_axolotl_$(part).py)
+		$(foreach part,commands config data steps mistakes publishing,tests/test_axolotl_$(part).py)
 
 test-fast: $(INSTALLED)
 	$(TESTING) $(VENV)/bin/python $(PYTEST) -m 'not axolotl and not processes and not slow'
