@@ -50,11 +50,14 @@ def doctor(given: DoctorOptions) -> None:
     if given.json:
         as_json({"machine": machine.as_dict(), "recipe": report and report.as_dict()})
     else:
-        _show_machine(machine)
+        _show_machine(machine, brief=report is not None)
         if report is not None:
             _show_recipe(report)
         elif not problems:
-            say("Next: mrt init", "It asks for your model and data, and writes a recipe. mrt demo needs neither.")
+            say(
+                "Next: mrt init",
+                "It asks for your model and data, and writes a recipe. mrt init --demo needs neither.",
+            )
     if problems:
         raise typer.Exit(1)
 
@@ -67,7 +70,8 @@ def _inspect(recipe: Path, measure: bool, progress: Report) -> "RecipeReport":
     return inspect_recipe(recipe, measure=True, say=progress) if measure else inspect_recipe(recipe)
 
 
-def _show_machine(machine: "Machine") -> None:
+def _show_machine(machine: "Machine", *, brief: bool) -> None:
+    """Write what was found. `brief`: of the libraries those alone that are not as tested."""
     from mrt_plugin.versions import TESTED
 
     rows = []
@@ -75,8 +79,14 @@ def _show_machine(machine: "Machine") -> None:
         verdict = "ok" if library.in_range else "not installed" if library.ok else "NOT SUPPORTED"
         if library.in_range and library.untested:
             verdict = f"newer than tested ({TESTED[library.name]})"
-        rows.append((library.name, library.found or "-", library.supported or "any", library.extra or "core", verdict))
-    table(("library", "found", "supported", "for", ""), rows)
+        if not brief or verdict not in ("ok", "not installed"):
+            place = (library.supported or "any", library.extra or "core")
+            rows.append((library.name, library.found or "-", *place, verdict))
+    if rows:
+        table(("library", "found", "supported", "for", ""), rows)
+    else:
+        found = sum(library.in_range for library in machine.libraries)
+        say(f"{found} libraries, all supported (mrt doctor lists them).")
     device = machine.device
     memory = "" if device.memory_gib is None else f", {device.memory_gib:.0f} GiB"
     say(f"Python {machine.python}. Device: {device.kind} ({device.name}{memory}).")
@@ -128,7 +138,9 @@ LEVELS = {
 
 def _show_sharing(sharing: "Sharing") -> None:
     rows = [
-        (LEVELS[level], f"{saved:,}", f"{100 * sharing.shares[level]:.1f} %") for level, saved in sharing.saved.items()
+        (LEVELS[level], f"{saved:,}", f"{100 * sharing.shares[level]:.1f} %")
+        for level, saved in sharing.saved.items()
+        if saved
     ]
     everything = sharing.expanded - sharing.shared
     rows.append(("all", f"{everything:,}", f"{100 * everything / max(sharing.expanded, 1):.1f} %"))
@@ -139,13 +151,15 @@ def _show_sharing(sharing: "Sharing") -> None:
 def _show_memory(report: "RecipeReport") -> None:
     if not report.memory:
         return
-    rows = []
-    for layout, found in report.memory.items():
-        batch, length = report.batch[layout]
-        parts = [found.weights, found.training_state, found.activations, found.logits, found.dequantised, found.total]
-        rows.append((layout, f"{batch} x {length:,}", *(f"{part:.2f}" for part in parts)))
-    columns = ("layout", "rows x tokens", "weights", "state", "activations", "logits", "dequant", "total GiB")
-    table(columns, rows, title="Peak memory of the largest step: an estimate from shapes, not measured")
+    sizes = [f"{batch} x {length:,}" for batch, length in (report.batch[layout] for layout in report.memory)]
+    rows = [("rows x tokens", *sizes)]
+    for name in ("weights", "training_state", "activations", "logits", "dequantised", "total"):
+        cells = [f"{getattr(found, name):.2f}" for found in report.memory.values()]
+        if any(cell != "0.00" for cell in cells):
+            rows.append((name.replace("_", " "), *cells))
+    table(
+        ("GiB", *report.memory), rows, title="Peak memory of the largest step: an estimate from shapes, not measured"
+    )
     first = next(iter(report.memory.values()))
     say(f"{first.parameters:,} parameters, {first.trained_parameters:,} trained. Formula: docs/doctor-reference.md.")
     available = report.device and report.device.memory_gib
