@@ -120,8 +120,10 @@ class TestChoice:
 
     def test_a_tiny_model_has_the_rate_and_the_epochs_of_the_demo(self) -> None:
         tiny = Qwen3Config(vocab_size=500, hidden_size=64, intermediate_size=128, num_hidden_layers=2)
-        chosen, usual = (choose(facts(), config, Card("CPU", None)) for config in (tiny, BIG))
+        few, many = facts(groups=20), facts(groups=5_000)
+        chosen, usual = (choose(few, config, Card("CPU", None)) for config in (tiny, BIG))
         assert (chosen.learning_rate.value, chosen.epochs.value) == (0.002, DemoSettings().epochs)
+        assert choose(many, tiny, Card("CPU", None)).epochs.value == 2
         assert (usual.learning_rate.value, usual.epochs.value) == (0.0002, 2)
 
     @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ FREE = 0.85
 LONG_ROW = 8192
 """The most tokens of a row, even where more fit: longer rows are slower per token."""
 TINY = 10_000_000
-"""Parameters below which a model trains with the demo's learning rate and epochs."""
+"""Parameters below which a model trains with the demo's learning rate, and on little data with its epochs."""
+LITTLE = 100_000
+"""Tokens of an epoch up to which several more of them take a laptop minutes."""
 CHECKED = 20
 """The fewest held-out prompts that are worth an evaluation."""
 
@@ -107,7 +109,8 @@ def choose(facts: DataFacts, config: PretrainedConfig, card: Card) -> Choice:
     epochs = Value(2, "every epoch shows all k responses of a prompt")
     rate = Value(2e-4, "usual for LoRA; ten times that of full fine-tuning")
     if size < TINY:
-        epochs = Value(8, "the model is tiny, and learns little in the usual 2")
+        if facts.groups * int(k.value) * facts.pairs.mean() < LITTLE:
+            epochs = Value(8, "the model is tiny, and learns little in the usual 2")
         rate = Value(2e-3, "ten times the usual 2e-4: the model is tiny")
     return Choice(
         selector=_choose_selector(facts),
