@@ -9,6 +9,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from textwrap import dedent
 from types import SimpleNamespace
 from typing import Any
 
@@ -487,6 +488,7 @@ LIMITED = """
 import json, resource, sys
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import dedent
 from mrt_plugin.doctor.measure import measure_recipe
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_DATA, (5 * 2**30,) * 2)
@@ -501,11 +503,16 @@ class TestMeasure:
     @pytest.mark.processes
     def test_a_step_of_the_longest_rows_is_measured(self, folder: Path) -> None:
         before = {path.name for path in folder.iterdir()}
-        done = run_in(
-            folder, "-c", "from mrt_plugin.cli import app; app()", "doctor", "good.yaml", "--measure", "--json"
-        )
+        code = """
+            import json, sys
+            from mrt_plugin.doctor.recipe import inspect_recipe
+
+            found = inspect_recipe("good.yaml", measure=True, say=lambda stage: print(stage, file=sys.stderr))
+            print(json.dumps(found.as_dict()))
+        """
+        done = run_in(folder, "-c", dedent(code))
         assert done.returncode == 0, done.stderr[-3000:]
-        report = json.loads(done.stdout)["recipe"]
+        report = json.loads(done.stdout)
         step, estimate = report["measured"], report["memory"]["shared_prefix"]
         assert (step["layout"], step["backend"], step["micro_batches"]) == ("shared_prefix", "sdpa", 3)
         rows, tokens = report["batch"]["shared_prefix"]
