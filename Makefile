@@ -88,7 +88,7 @@ test-oldest: $(INSTALLED)
 
 # What is the same on both ends (numbers, files, commands) is tested once, on the oldest.
 ONCE := walkthrough planning simulation curation sampling select_cli ray demo doctor readme evaluation_measures \
-	evaluation_command judge evaluation_judge sources augment init gpu_run gpu_wheels pages guides
+	evaluation_command judge evaluation_judge sources augment init gpu_run gpu_wheels pages guides contributing
 NOT_ONCE := $(PYTEST) -m 'not axolotl' -p no:cacheprovider $(foreach room,$(ONCE),--ignore-glob='tests/test_$(room)*')
 test-newest: $(NEWEST_INSTALLED)
 	$(TESTING) $(NEWEST)/bin/python $(NOT_ONCE)

@@ -81,6 +81,8 @@ def silence_libraries() -> None:
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+    # Names that transformers has deprecated, and that libraries above it still use.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
 
 
 def as_json(result: Any) -> None:

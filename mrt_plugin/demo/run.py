@@ -137,16 +137,15 @@ class DemoResults:
 def run_demo(folder: Path, settings: DemoSettings | None = None, progress: Progress = lambda *_: None) -> DemoResults:
     """Run the demo, and write all its files into `folder`."""
     import_module("matplotlib")  # fails before the work if it is missing
-    try:
-        import_module("axolotl")
-    except ModuleNotFoundError as missing:
-        raise ValueError(
-            "The demo trains with Axolotl, which is not installed: pip install 'mrt-plugin[axolotl,qlora,plots]'. "
-            "With TRL alone: mrt init --demo --trl --gpu cpu --output train.py"
-        ) from missing
-
     settings = settings or DemoSettings()
     with whole_folder(folder, marker=TRUTH) as work:
+        try:
+            import_module("axolotl")
+        except ModuleNotFoundError as missing:
+            raise ValueError(
+                "The demo trains with Axolotl, which is not installed: pip install 'mrt-plugin[axolotl,qlora,plots]'. "
+                "With TRL alone: mrt init --demo --trl --gpu cpu --output train.py"
+            ) from missing
         started = time.perf_counter()
         train, held_out, groups = write_data(work, settings)
         encoder = make_model(work, settings, lambda step: progress("base model", step, settings.pretraining_steps))
