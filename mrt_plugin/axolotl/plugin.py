@@ -5,6 +5,7 @@ import os
 import shlex
 from collections.abc import Callable
 from functools import wraps
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -151,7 +152,9 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
         marks = [(entry, Mark.of(entry)) for entry in cfg.test_datasets or []]
         files = [held_out_file(cfg, entry["path"], mark) for entry, mark in marks if mark and mark.part == "held_out"]
         held_out = self.held_out or next((str(file) for file in files if file.is_file()), None)
-        line += ["--data", held_out or "HELD_OUT.jsonl", "--report", "evaluation.html"]
+        line += ["--data", held_out or "HELD_OUT.jsonl"]
+        if find_spec("matplotlib") is not None:  # which the pictures of a report need
+            line += ["--report", "evaluation.html"]
         where = "" if held_out else "on prompts not trained on, which mrt select --held-out sets aside: "
         logger.info("Next: %s%s", where, shlex.join(line))
 
