@@ -425,7 +425,7 @@ under DDP, with checkpointing too for {unused}.
 - **expanded**: the prompt is copied for every response, for the reason given.
 - **refused**: the run stops with the message given.
 - **failed**: another library stops the run; its message is given, and what to use instead. `expanded` was
-  tried for one cell of each message, and stops alike.
+  tried for one cell of each kind of message, and stops with the same message.
 - **not run**: the run was cut short before it; nothing is claimed. The same command continues it.
 
 Cells: {counts}."""
