@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,22 @@ class TestCost:
             with pytest.raises(EndpointError, match="30 requests were made, which is the limit"):
                 score_groups(groups(), judge_of(server, max_calls=30), score_cache=tmp_path)
             assert len(server.asked) == 30
+
+    def test_what_was_asked_before_the_limit_is_kept(self, tmp_path: Path) -> None:
+        def behave(number: int, body: dict[str, Any]) -> str:
+            """Keep three of the first four requests waiting until the others are done."""
+            if number in (0, 1, 2):
+                time.sleep(0.5)
+            return "500" if number == 3 else "ok"
+
+        with serve_judge(by_length) as server:
+            server.behave = behave
+            with pytest.raises(EndpointError, match="24 requests were made, which is the limit"):
+                score_groups(groups(), judge_of(server, max_calls=24), score_cache=tmp_path)
+            assert len(server.asked) == 24
+        with serve_judge(by_length) as server:
+            score_groups(groups(), judge_of(server), score_cache=tmp_path)
+            assert len(server.asked) == 1  # the one that was left
 
     def test_equal_questions_are_asked_once(self, tmp_path: Path) -> None:
         with serve_judge(by_length) as server:

@@ -49,6 +49,10 @@ class EndpointError(RuntimeError):
     """The endpoint cannot be used as configured. The message gives the cause and the remedy."""
 
 
+class _LimitReached(EndpointError):
+    """No more requests may be made."""
+
+
 class _Failed(Exception):
     """A request failed after all retries."""
 
@@ -134,6 +138,7 @@ class _Requests:
         self.failures = 0  # in a row
         self.gap = 60 / endpoint.requests_per_minute if endpoint.requests_per_minute else 0.0
         self.next_start = self.held_until = 0.0
+        self.limit: _LimitReached | None = None
 
     async def draw_all(self, task: SamplingTask) -> None:
         todo = iter([job for job in task.jobs if job.have < job.wanted])
@@ -144,6 +149,8 @@ class _Requests:
                     workers.create_task(self._work(todo, client, task))
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the first is the cause
+        if self.limit:
+            raise self.limit
 
     async def only_model(self) -> str:
         try:
@@ -182,6 +189,9 @@ class _Requests:
                     self.succeeded, self.failures = True, 0
                     task.record([Reply(job.key, start, draws, model)])
                     start += len(draws)
+            except _LimitReached as problem:
+                self.limit = problem  # raised at the end: what the others have asked for is paid, so it is kept
+                return
             except _Failed as problem:
                 if isinstance(problem, _Rejected) and self.succeeded:
                     task.record([Reply(job.key, start, rejected=str(problem))])
@@ -222,12 +232,7 @@ class _Requests:
         url = endpoint._base.copy_with(path=endpoint._base.path + path)
         for attempt in range(endpoint.retries + 1):
             await self._turn()
-            most = endpoint.max_requests
-            if most is not None and self.report.requests >= most:
-                what = f"{most:,} requests were made, which is the limit that was set"
-                raise EndpointError(
-                    f"{endpoint.shown}: {what}. Answers are kept: raise it, and the same command goes on."
-                )
+            self._check_limit()
             self.report.requests += 1
             self.report.retries += attempt > 0
             wait = None
@@ -254,10 +259,19 @@ class _Requests:
                 begins = _shown(endpoint._clean(response.content))
                 why = f"a reply that makes no sense: {problem}; it begins {begins}."
             if attempt < endpoint.retries:
+                self._check_limit()
                 # Random, so that requests that failed together are not retried together.
                 backoff = min(endpoint.backoff * 2.0**attempt, 60.0) * random.uniform(0.5, 1.0)
                 await asyncio.sleep(max(wait or 0.0, backoff))
         raise _Failed(mask(f"after {attempt + 1} tries: {why}", endpoint._secrets))
+
+    def _check_limit(self) -> None:
+        most = self.endpoint.max_requests
+        if most is not None and self.report.requests >= most:
+            what = f"{most:,} requests were made, which is the limit that was set"
+            raise _LimitReached(
+                f"{self.endpoint.shown}: {what}. Answers are kept: raise it, and the same command goes on."
+            )
 
     async def _turn(self) -> None:
         """Wait until a request may start: evenly spaced, and not while the server asks to wait."""
