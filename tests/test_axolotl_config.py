@@ -27,6 +27,19 @@ def marks(cfg, key="datasets"):
     return [json.loads(entry.conversation) for entry in cfg[key] or []]
 
 
+def test_a_run_that_held_nothing_out_says_so_and_suggests_its_card(read, caplog, tmp_path):
+    from axolotl.integrations.base import PluginManager
+
+    cfg = read(output_dir=str(tmp_path / "my run"), val_set_size=0)
+    (plugin,) = (
+        one for one in PluginManager.get_instance().plugins.values() if type(one).__name__ == "MultiResponsePlugin"
+    )
+    with caplog.at_level("INFO", logger="mrt_plugin"):
+        plugin.post_train_unload(cfg)
+    assert "val_set_size: 0.05" in caplog.text
+    assert caplog.messages[-1].endswith(f"Next: mrt card '{tmp_path / 'my run'}'")
+
+
 # ------------------------------------------------------------------ the mrt block
 
 

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import yaml
-from helpers import axolotl_recipe
+from helpers import axolotl_recipe, hub_server
 from helpers.axolotl_runs import axolotl
 from helpers.wandb_run import read_run
 from huggingface_hub import ModelCard
@@ -27,7 +27,10 @@ def repeating(rows: list[dict]) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_model_dir):
-    """A folder where a recipe was prepared, then trained on what was prepared, and trained on from its checkpoint."""
+    """A folder where a recipe was prepared, then trained on what was prepared, and trained on from its checkpoint.
+
+    The last run is pushed to a server that speaks the hub's protocol; what it got is in `pushed`.
+    """
     folder = tmp_path_factory.mktemp("published")
     axolotl_recipe.write_rows(folder / "pool.jsonl", repeating(axolotl_recipe.groups()))
     settings = axolotl_recipe.recipe(
@@ -52,10 +55,19 @@ def run(tmp_path_factory, tiny_model_dir):
         "use_wandb": find_spec("wandb") is not None,
         "wandb_project": "groups",
         "wandb_mode": "offline",
+        "hub_model_id": "someone/run",
+        "hub_strategy": "end",
     }
     recipe = axolotl_recipe.write(folder, again, "again.yaml")
     resume = ("--resume-from-checkpoint", str(folder / "out" / "checkpoint-2"))
-    axolotl("train", recipe, "--launcher", "python", *resume, folder=folder, WANDB_DIR=str(folder))
+    with hub_server.serve() as hub:
+        online = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_notatoken", "HF_HUB_DISABLE_XET": "1"}
+        online["WANDB_DIR"] = str(folder)
+        axolotl("train", recipe, "--launcher", "python", *resume, folder=folder, libraries=(), **online)
+    (folder / "pushed").mkdir()
+    for name, content in hub.repositories["someone/run"].items():
+        (folder / "pushed" / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / "pushed" / name).write_bytes(content)
     return folder
 
 
@@ -85,6 +97,18 @@ def test_the_card_has_our_section_in_axolotls_own(run):
     assert card.data.library_name == "peft"
     assert card.data.base_model is None, "a folder is no name on the hub"
     assert card.data.datasets is None, "a file is no dataset on the hub"
+
+
+def test_a_push_has_the_card(run):
+    assert {"README.md", "adapter_config.json", "adapter_model.safetensors"} <= {
+        str(file.relative_to(run / "pushed")) for file in (run / "pushed").rglob("*")
+    }
+    assert not list((run / "pushed").glob("checkpoint-*"))
+    text = (run / "pushed" / "README.md").read_text()
+    assert row(text, "Responses kept, K of N") == "**2 of 5** per prompt, by `best_k`, seed 7"
+    assert row(text, "Length").startswith("4 optimizer steps")
+    assert text.count("## Multi-response training") == 1
+    assert "hf_notatoken" not in text
 
 
 def test_trackers_get_the_facts_and_the_metrics_of_the_tables(run):

@@ -99,7 +99,8 @@ def test_sample_suggests_a_selection(server: Server, monkeypatch: pytest.MonkeyP
 
 def test_augment_suggests_responses_for_its_prompts(server: Server) -> None:
     Path("new.jsonl").write_text('{"prompt": "Which animals live in a desert?"}\n')
-    command = next_of(run("augment new.jsonl --data pool.jsonl --output kept.jsonl"))
+    shown = run("augment new.jsonl --data pool.jsonl --output kept.jsonl")
+    command = next_of(shown.replace("Next: with the model that is to answer as MODEL: ", "Next: "))
     assert command == "sample kept.jsonl --model MODEL --output kept_pool.jsonl"
     line = f"augment --data pool.jsonl --endpoint {server.url} --model tiny --per-step 6 --output made.jsonl"
     command = next_of(run(line))

@@ -286,7 +286,9 @@ def test_mrt_card_adds_an_evaluation_and_a_license(evaluated):
     assert "It has no license" not in done.stdout
     assert "It has no evaluation" not in done.stdout
     assert "It has no base model's name on the hub" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("Next: read it, then hf upload USER/NAME")
+    assert done.stdout.splitlines()[-1].endswith(
+        f"under your name as out: hf upload out {folder / 'out'} --exclude 'checkpoint-*/*'"
+    )
     card = card_of(folder / "out")
     assert card.data.license == "apache-2.0"
     result = json.loads((folder / "result.json").read_text())

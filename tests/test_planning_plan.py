@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from mrt_plugin import load_groups
 from mrt_plugin.cli import app
 from mrt_plugin.cli.planning import plan_json
 from mrt_plugin.encoding import Encoder
+from mrt_plugin.groups.write import write_groups
 from mrt_plugin.planning.budget import parse_budget
 from mrt_plugin.planning.measure import MeasuredGroup, Measurement, measure, token_costs
 from mrt_plugin.planning.plan import compare_single, estimate_adaptive, make_plan
@@ -25,9 +27,11 @@ from mrt_plugin.planning.plan_report import (
     cannot_know,
     choice_rows,
     choices_figure,
+    next_step,
     plan_report,
     table_ks,
     variance_rows,
+    yaml_block,
 )
 from mrt_plugin.planning.variance import Interval, estimate_components
 
@@ -154,6 +158,7 @@ def test_the_recipe_block_is_valid_yaml_with_known_options(plan):
     from mrt_plugin.options import MultiResponseOptions, check_options
 
     block = yaml.safe_load(plan["yaml"])
+    assert block["mrt"].pop("curation") == [{"sample": {"groups": plan["model"]["best"]["prompts"]}}]
     check_options(MultiResponseOptions(**block["mrt"]))
     assert block["datasets"][0]["path"] == "pool.jsonl"
     assert block["plugins"] == ["mrt_plugin.axolotl.MultiResponsePlugin"]
@@ -370,6 +375,24 @@ def planned(rows, model, tokenizer, **options):
     made = make_plan(load_groups(Dataset.from_list(rows)), model=model, encoder=Encoder(tokenizer), **options)
     plan_report(made)
     return as_read(made)
+
+
+def test_recipe_and_command_draw_the_advised_prompts(made, groups, tmp_path):
+    import yaml
+
+    few = replace(made, model=replace(made.model, best=replace(made.model.best, prompts=7)))
+    assert yaml.safe_load(yaml_block(few))["mrt"]["curation"] == [{"sample": {"groups": 7}}]
+    write_groups(groups, tmp_path / "pool.jsonl")
+    command = next_step(few).command.replace("pool.jsonl", str(tmp_path / "pool.jsonl"))
+    program, *arguments, output = shlex.split(command)
+    assert (program, output) == ("mrt", "chosen.jsonl")
+    done = CliRunner().invoke(app, [*arguments, str(tmp_path / output)])
+    assert done.exit_code == 0, done.output
+    assert len(load_groups(tmp_path / output)) == 7
+
+    everything = replace(made, model=replace(made.model, best=replace(made.model.best, prompts=len(groups))))
+    assert "curation" not in yaml_block(everything)
+    assert "--curation" not in next_step(everything).command
 
 
 @pytest.mark.parametrize("differing", [0, 1])

@@ -220,6 +220,26 @@ def test_lora_checkpointing_accumulation_evaluation_and_the_best_checkpoint(tmp_
     assert trainer.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-5)
 
 
+def test_an_adapter_starts_from_the_seed_of_the_run(tmp_path):
+    def start(seed):
+        trainer = MultiResponseSFTTrainer(
+            model=tiny.llama(),
+            args=config(tmp_path, seed=seed),
+            train_dataset=make_groups(4, 3),
+            processing_class=tiny.tokenizer(),
+            peft_config=LoraConfig(r=2, target_modules="all-linear"),
+        )
+        return {name: weight.clone() for name, weight in trainer.model.named_parameters() if "lora_A" in name}
+
+    once = start(3)
+    torch.rand(7)  # what a process drew before
+    again, other = start(3), start(4)
+    assert once
+    for name in once:
+        assert torch.equal(once[name], again[name])
+        assert not torch.equal(once[name], other[name])
+
+
 @pytest.mark.slow
 def test_a_resumed_run_ends_where_an_undisturbed_one_does(tmp_path):
     def build(folder, **overrides):

@@ -146,17 +146,23 @@ class MultiResponsePlugin(BasePlugin):  # type: ignore[misc]
 
     @_if_wanted
     def post_train_unload(self, cfg: Any) -> None:
-        trained = f"{cfg.base_model}+{cfg.output_dir}" if cfg.adapter else cfg.output_dir
-        line = ["mrt", "evaluate", "--model", cfg.base_model, "--model", trained]
-        line += ["--load-in-4bit"] if cfg.load_in_4bit else []
         marks = [(entry, Mark.of(entry)) for entry in cfg.test_datasets or []]
         files = [held_out_file(cfg, entry["path"], mark) for entry, mark in marks if mark and mark.part == "held_out"]
         held_out = self.held_out or next((str(file) for file in files if file.is_file()), None)
-        line += ["--data", held_out or "HELD_OUT.jsonl"]
+        if held_out is None:
+            logger.info(
+                "Nothing was held out, so the run cannot be evaluated on prompts that it was not trained on: set "
+                "val_set_size: 0.05 in the next one. Next: %s",
+                shlex.join(["mrt", "card", cfg.output_dir]),
+            )
+            return
+        trained = f"{cfg.base_model}+{cfg.output_dir}" if cfg.adapter else cfg.output_dir
+        line = ["mrt", "evaluate", "--model", cfg.base_model, "--model", trained]
+        line += ["--load-in-4bit"] if cfg.load_in_4bit else []
+        line += ["--data", held_out]
         if find_spec("matplotlib") is not None:  # which the pictures of a report need
             line += ["--report", "evaluation.html"]
-        where = "" if held_out else "on prompts not trained on, which mrt select --held-out sets aside: "
-        logger.info("Next: %s%s", where, shlex.join(line))
+        logger.info("Next: %s", shlex.join(line))
 
 
 class _Console(logging.Handler):

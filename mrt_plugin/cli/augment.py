@@ -141,6 +141,7 @@ def _show_end(kept: int, dropped: "list[Novelty]", given: AugmentOptions) -> Non
     if kept:
         pool = given.output.with_name(f"{given.output.stem}_pool.jsonl")
         who = {"endpoint": given.endpoint, "model": given.model, "adapter": given.adapter}
+        why = ""
         if not (given.endpoint or given.model):
-            who["model"] = "MODEL"
-        say(f"Next: {command_line('mrt sample', given.output, **who, output=pool)}")
+            who["model"], why = "MODEL", "with the model that is to answer as MODEL: "
+        say(f"Next: {why}{command_line('mrt sample', given.output, **who, output=pool)}")

@@ -1,5 +1,6 @@
 """`mrt card`: complete the model card of a finished run."""
 
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,4 +46,7 @@ def card(given: CardOptions) -> None:
         "evaluation (mrt evaluate ... --json > result.json, then --evaluation result.json)": not has_evaluation(found),
     }
     say(f"{given.output / FILE}", *(f"It has no {what}." for what, lacks in missing.items() if lacks))
-    say(f"Next: read it, then hf upload USER/NAME {shlex.quote(str(given.output))} --exclude 'checkpoint-*/*'")
+    # what the hub allows in a name
+    name = re.sub(r"[^A-Za-z0-9_.]+|\.{2,}", "-", given.output.resolve().name).strip("-.")[:96] or "model"
+    upload = shlex.join(["hf", "upload", name, str(given.output), "--exclude", "checkpoint-*/*"])
+    say(f"Next: read it, then publish it under your name as {name}: {upload}")

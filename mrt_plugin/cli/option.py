@@ -89,15 +89,19 @@ PANELS = {name: panel for panel, names in _PANELS.items() for name in names.spli
 
 
 def _panel(name: str, command: str) -> str | None:
-    return None if name in FIRST[command] else PANELS[name]
+    if name in FIRST.get(command, ()):
+        return None
+    if name not in PANELS:
+        raise LookupError(f"option {name!r} of `mrt {command}` stands in no panel of the help: name it in `_PANELS`.")
+    return PANELS[name]
 
 
 def _rank(name: str, kind: str | None, command: str) -> int:
     """Return the place of an option in the help."""
     if kind == "argument":
         return 0
-    first = FIRST[command]
-    return 1 + first.index(name) if name in first else 10 + [*_PANELS].index(PANELS[name])
+    panel = _panel(name, command)
+    return 1 + FIRST[command].index(name) if panel is None else 10 + [*_PANELS].index(panel)
 
 
 def command(own: type, *parts: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -1,18 +1,17 @@
 """Show an evaluation in a model card, as Markdown."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from mrt_plugin.evaluation.evaluate_report import (
-    Table,
     difference_rows,
     forgetting_rows,
     judged_rows,
     measure_rows,
 )
 from mrt_plugin.evaluation.result import Evaluation, ModelResult
+from mrt_plugin.markdown import markdown_table
 
 
 def read_evaluation(path: str | Path) -> Evaluation:
@@ -57,23 +56,13 @@ def card_section(result: Evaluation, model: ModelResult) -> str:
         f"On {data.prompts:,} held-out prompts of {Path(data.name).name}, of which {data.with_references:,} have "
         f"references, by `mrt evaluate`. This model is *{model.name}*. In parentheses are {level} intervals.",
         "",
-        *_markdown(measure_rows(result)),
+        *markdown_table(*measure_rows(result)),
     ]
     if model.name in result.others:
-        lines += ["", *_markdown(difference_rows(result, model.name))]
+        lines += ["", *markdown_table(*difference_rows(result, model.name))]
     judged = [row for row in result.judged if row.model == model.name]
     if judged:
-        lines += ["", *_markdown(judged_rows(result))]
+        lines += ["", *markdown_table(*judged_rows(result))]
     for forgot in (row for row in result.forgetting if row.model == model.name):
-        lines += ["", "What it lost of general ability, in points:", "", *_markdown(forgetting_rows(forgot))]
+        lines += ["", "What it lost of general ability, in points:", "", *markdown_table(*forgetting_rows(forgot))]
     return "\n".join([*lines, *([""] if result.notes else []), *(f"- {note}" for note in result.notes)])
-
-
-def _markdown(table: Table) -> list[str]:
-    columns, rows = table
-    lines = [_line(columns), "|---|" + "---:|" * (len(columns) - 1)]
-    return lines + [_line(row) for row in rows]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "|" + "|".join(cell.replace("|", "\\|") for cell in cells) + "|"

@@ -260,16 +260,20 @@ def yaml_block(plan: Plan) -> str | None:
     found, data = plan.model, plan.data
     if found is None:
         return None
-    kept, ending = found.best.prompts, data.name.rsplit(".", 1)[-1]
-    part = "" if kept >= data.prompts else f"   # a random {kept:,} of its {data.prompts:,} prompts"
+    ending = data.name.rsplit(".", 1)[-1]
     kind = {"json": "json", "jsonl": "json", "parquet": "parquet"}.get(ending)
     return (
         "plugins:\n  - mrt_plugin.axolotl.MultiResponsePlugin\n"
-        f"datasets:\n  - path: {data.name}{part}\n"
+        f"datasets:\n  - path: {data.name}\n"
         + (f"    ds_type: {kind}\n" if kind else "")
         + "    type: mrt_plugin.axolotl.random_k\n"
         f"mrt:\n  k: {found.best.k}\n  layout: {'auto' if found.layout == 'shared_prefix' else 'expanded'}\n"
         f"  loss_aggregation: {found.loss_aggregation}\n"
+        + (
+            f"  curation:\n    - sample: {{groups: {found.best.prompts}}}\n"
+            if found.best.prompts < data.prompts
+            else ""
+        )
     )
 
 
@@ -278,9 +282,12 @@ def next_step(plan: Plan) -> NextStep:
     name, found = quote(plan.data.name), plan.model
     if found is None:
         return NextStep("measure the loss with the model to fine-tune", f"mrt plan {name} --model path/or/name")
-    output = f"--k {found.best.k} --held-out 0.1 --output chosen.jsonl"
+    line = ["mrt select", name, "--selector random_k", f"--k {found.best.k}", "--held-out 0.1"]
+    # Holding out takes about a tenth, of which more would be drawn twice.
+    if found.best.prompts < 0.85 * plan.data.prompts:
+        line.append(f"--curation {quote(f'[{{sample: {{groups: {found.best.prompts}}}}}]')}")
     why = "keep these responses and set prompts aside for evaluation, or train on this recipe"
-    return NextStep(why, f"mrt select {name} --selector random_k {output}")
+    return NextStep(why, " ".join([*line, "--output chosen.jsonl"]))
 
 
 def plan_report(plan: Plan) -> str:

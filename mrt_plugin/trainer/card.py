@@ -18,6 +18,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from mrt_plugin.groups.write import write_text
+from mrt_plugin.markdown import markdown_table
 from mrt_plugin.trainer.run_facts import DataFacts, RunFacts, Step, joined
 from mrt_plugin.versions import libraries
 
@@ -188,7 +189,7 @@ def _run_section(facts: RunFacts, run: CardRun) -> str:
         else "This model was trained with [multi-response training](https://arxiv.org/abs/2606.00544): several "
         "responses per prompt."
     )
-    lines += ["", "| | |", "|---|---|", *(f"|{name}|{_cell(value)}|" for name, value in _rows(facts, run))]
+    lines += ["", *markdown_table((" ", " "), _rows(facts, run), numbers=False)]
     for number, data in enumerate(facts.data):
         named = f" of {data.name}" if len(facts.data) > 1 else ""
         if data.before is not None:
@@ -199,10 +200,6 @@ def _run_section(facts: RunFacts, run: CardRun) -> str:
     lines += ["", "### Reproduce", "", *_reproduce(facts, run)]
     lines += ["", "### Papers", "", *_papers(facts)]
     return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
 
 
 def _rows(facts: RunFacts, run: CardRun) -> Iterator[tuple[str, Any]]:
@@ -257,11 +254,10 @@ def _data_rows(data: DataFacts) -> Iterator[tuple[str, Any]]:
 
 
 def _steps(steps: list[Step]) -> list[str]:
-    lines = ["|step|prompts in|responses in|prompts out|responses out|", "|---|---:|---:|---:|---:|"]
-    for step in steps:
-        counts = (step.groups_in, step.responses_in, step.groups_out, step.responses_out)
-        lines.append("|".join(["", _cell(step.rule), *(f"{count:,}" for count in counts), ""]))
-    return lines
+    columns = ("step", "prompts in", "responses in", "prompts out", "responses out")
+    counts = [(step.groups_in, step.responses_in, step.groups_out, step.responses_out) for step in steps]
+    rows = [(step.rule, *(f"{count:,}" for count in row)) for step, row in zip(steps, counts, strict=True)]
+    return markdown_table(columns, rows)
 
 
 def _versions(tool: str) -> str:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mrt_plugin.markdown import markdown_table
+
 Better = Literal["lower", "higher", "neither"]
 
 
@@ -17,9 +19,9 @@ class Metric:
     needs: str = ""
     """The options without which it is not logged."""
 
-    def row(self, prefix: str = "") -> str:
+    def row(self, prefix: str = "") -> tuple[str, str, str, str]:
         needs = f" Needs {self.needs}." if self.needs else ""
-        return f"|`{prefix}{self.name}`|{self.unit}|{self.better}|{self.meaning}{needs}|"
+        return f"`{prefix}{self.name}`", self.unit, self.better, f"{self.meaning}{needs}"
 
 
 RANKING = "`objective: pro` or `plackett_luce`"
@@ -161,7 +163,7 @@ ELSEWHERE = (
 
 def tables() -> str:
     """Return the tables of `docs/metrics.md`."""
-    head = "|name|unit|better|meaning|\n|---|---|---|---|"
+    head = ("name", "unit", "better", "meaning")
     parts = (
         (
             "Training",
@@ -174,9 +176,11 @@ def tables() -> str:
     )
     lines = []
     for title, when, metrics, prefix in parts:
-        lines += [f"## {title}", "", when, "", head, *(metric.row(prefix) for metric in metrics), ""]
-    lines += ["## Metrics of TRL and Axolotl", "", "|name|from|here|", "|---|---|---|"]
-    lines += [f"|`{one.name}`|{one.library}|{one.here}|" for one in ELSEWHERE]
+        rows = [metric.row(prefix) for metric in metrics]
+        lines += [f"## {title}", "", when, "", *markdown_table(head, rows, numbers=False), ""]
+    elsewhere = [(f"`{one.name}`", one.library, one.here) for one in ELSEWHERE]
+    lines += ["## Metrics of TRL and Axolotl", ""]
+    lines += markdown_table(("name", "from", "here"), elsewhere, numbers=False)
     return "\n".join(lines) + "\n"
 
 

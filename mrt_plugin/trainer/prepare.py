@@ -385,10 +385,11 @@ def _announce(report: PrepareReport, options: MultiResponseOptions, limit: str, 
         share = report.dropped_pairs / (report.dropped_pairs + report.pairs)
         alone, others = (", or left with none to rank against", "too few") if ranks(options) else ("", "no")
         short = report.dropped_groups - (report.unranked.groups if report.unranked else 0)
+        with_them = f", and with them {short} groups that had {others} other" if short else ""
         many = f" With more than {100 * MANY_DROPPED:.0f} % gone, the longest responses are not learned."
         logger.warning(
             f"{description}: dropped {report.dropped_pairs} pairs longer than {limit}{alone} ({100 * share:.1f} % of "
-            f"those selected), and with them {short} groups that had {others} other."
+            f"those selected){with_them}."
             f"{many if share > MANY_DROPPED else ''} Raise {option} to keep them.",
             extra={"problem": share > MANY_DROPPED},  # read by `mrt doctor`
         )

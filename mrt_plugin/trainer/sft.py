@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
+from transformers import set_seed
 from transformers.trainer_utils import PredictionOutput
 from trl import SFTConfig, SFTTrainer
 
@@ -191,6 +192,7 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
             eval_dataset = self._checked(eval_dataset, args)
         refuse_overlap(train_dataset, eval_dataset)
         self._train_groups: Dataset | None = train_dataset
+        set_seed(args.seed)  # as transformers' trainer does, but only after TRL has drawn an adapter's first weights
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self._train_groups = None
         self.data_collator = GroupedResponseCollator(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
+from mrt_plugin.markdown import markdown_table
 from mrt_plugin.report import figure
 
 MEASURES = {
@@ -57,8 +58,7 @@ def shown(value: tuple[float, float], digits: int = 3) -> str:
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return "\n".join(markdown_table(columns, rows)) + "\n"
 
 
 def write_report(records: Sequence[Record], tuning: Sequence[Record], folder: Path) -> str:

@@ -8,11 +8,14 @@ from pathlib import Path
 from helpers.processes import AXOLOTL, run_python
 
 
-def axolotl(*arguments, folder, text="", status=0, **environment):
-    """Run a command to its end, check its exit status and return what it printed."""
+def axolotl(*arguments, folder, text="", status=0, libraries=AXOLOTL, **environment):
+    """Run a command to its end, check its exit status and return what it printed.
+
+    A variable that a library reads when it is imported has no effect on `libraries`, which are imported before.
+    """
     scripts = str(Path(sys.executable).parent)
     env = {**os.environ, "PATH": f"{scripts}:{os.environ['PATH']}", "COLUMNS": "200", **environment}
-    done = run_python([f"{scripts}/axolotl", *arguments], cwd=folder, input=text, env=env, libraries=AXOLOTL)
+    done = run_python([f"{scripts}/axolotl", *arguments], cwd=folder, input=text, env=env, libraries=libraries)
     assert done.returncode == status, done.stderr[-4000:]
     return done.stdout + done.stderr
 

@@ -33,6 +33,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self.path == "/api/whoami-v2":
+            return self._send({"type": "user", "name": "someone"})
         self.server.unknown.append(f"GET {self.path}")
         self._send({"error": "not found"}, 404)
 
