@@ -46,13 +46,16 @@ help:
 
 install: $(INSTALLED)
 
-# $(1): what is installed. Modules are compiled when they are first imported, which most never are.
+# Modules are compiled when they are first imported, which most never are.
+PIP_INSTALL := -m pip install -qq --no-compile
+
+# $(1): what is installed.
 define INSTALL
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "error: $$($(PYTHON) --version) is too old: Python 3.11 or newer is needed (make PYTHON=...)"; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): some hundred packages, which takes minutes"
-	@$(VENV)/bin/python -m pip install -qq --no-compile -c constraints.txt $(1)
+	@$(VENV)/bin/python $(PIP_INSTALL) -c constraints.txt $(1)
 endef
 
 # Stamps: set up again only when the requirements change.
@@ -67,26 +70,26 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(NEWEST_INSTALLED): pyproject.toml constraints-newest.txt | $(INSTALLED)
 	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
 	@echo "installing the newest supported releases into $(NEWEST)"
-	@$(NEWEST)/bin/python -m pip install -qq -c constraints-newest.txt -e '.[qlora,plots,test]'
+	@$(NEWEST)/bin/python $(PIP_INSTALL) -c constraints-newest.txt -e '.[qlora,plots,test]'
 	@touch $@
 
 $(TORCH_INSTALLED): pyproject.toml constraints-torch.txt
 	test -x $(NEWEST_TORCH)/bin/python || $(PYTHON) -m venv $(NEWEST_TORCH)
 	@echo "installing the newest supported releases with the newest torch into $(NEWEST_TORCH)"
-	@$(NEWEST_TORCH)/bin/python -m pip install -qq -c constraints-torch.txt -e '.[qlora,plots,test]'
+	@$(NEWEST_TORCH)/bin/python $(PIP_INSTALL) -c constraints-torch.txt -e '.[qlora,plots,test]'
 	@touch $@
 
 # Without its dependencies: triton, xformers and flash-linear-attention need a GPU, and its Python bound hides it on 3.11.
 $(AXOLOTL_INSTALLED): pyproject.toml requirements-axolotl.txt | $(INSTALLED)
 	test -x $(AXOLOTL)/bin/python || $(PYTHON) -m venv $(AXOLOTL)
 	@echo "installing the newest supported Axolotl into $(AXOLOTL)"
-	@$(AXOLOTL)/bin/python -m pip install -qq -r requirements-axolotl.txt -e '.[test]'
-	@$(AXOLOTL)/bin/python -m pip install -qq --no-deps --ignore-requires-python axolotl==0.21.0
+	@$(AXOLOTL)/bin/python $(PIP_INSTALL) -r requirements-axolotl.txt -e '.[test]'
+	@$(AXOLOTL)/bin/python $(PIP_INSTALL) --no-deps --ignore-requires-python axolotl==0.21.0
 	@touch $@
 
 $(DOCS_INSTALLED): docs/.site/requirements.txt
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
-	@$(DOCS)/bin/python -m pip install -qq -r $<
+	@$(DOCS)/bin/python $(PIP_INSTALL) -r $<
 	@touch $@
 
 demo: $(PACKAGE_INSTALLED)

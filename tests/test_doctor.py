@@ -457,7 +457,7 @@ class TestRecipe:
         assert reports["few_dropped"]["problems"] == []
         (note,) = reports["few_dropped"]["notes"]
         assert "dropped 1 pairs longer than mrt.max_length=120" in note
-        assert note.endswith("other. Raise mrt.max_length to keep them.")
+        assert note.endswith("% of those selected). Raise mrt.max_length to keep them.")
         unused = "mrt.alpha=0.5 changes nothing here: it needs selector='diverse_best_k'."
         assert unused in reports["dropped"]["notes"]
 
