@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -231,12 +232,17 @@ def test_a_name_on_the_hub_is_metadata_and_a_path_is_not(tmp_path, monkeypatch):
         assert hub_id(name) is None
 
 
+def online(hub) -> dict[str, str]:
+    """An environment in which libraries reach this server as the hub."""
+    switches = dict.fromkeys(("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET", "CI"), "1")
+    return {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", **switches}
+
+
 def test_push_to_hub_uploads_the_card(tmp_path):
     """To a server that speaks the hub's protocol. Checkpoints stay here, the token is not in the card."""
     with hub_server.serve() as hub:
         script = Path(__file__).parent / "helpers" / "pushed_run.py"
-        env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        env["HF_HUB_DISABLE_XET"] = env["CI"] = "1"
+        env = online(hub)
         env["PYTHONPATH"] = os.pathsep.join([str(script.parent.parent), *filter(None, [env.get("PYTHONPATH")])])
         done = subprocess.run([sys.executable, script, tmp_path], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
@@ -286,10 +292,22 @@ def test_mrt_card_adds_an_evaluation_and_a_license(evaluated):
     assert "It has no license" not in done.stdout
     assert "It has no evaluation" not in done.stdout
     assert "It has no base model's name on the hub" in done.stdout
-    assert done.stdout.splitlines()[-1].endswith(
-        f"under your name as out: hf upload out {folder / 'out'} --exclude 'checkpoint-*/*'"
-    )
+    why, line = done.stdout.splitlines()[-1].split(" as out: ")
+    assert why == "Next: read it, then publish it under your name"
     card = card_of(folder / "out")
+    (folder / "out" / "checkpoint-1").mkdir()
+    (folder / "out" / "checkpoint-1" / "optimizer.pt").touch()
+    with hub_server.serve() as hub:
+        program, *arguments = shlex.split(line)
+        command = [str(Path(sys.executable).with_name(program)), *arguments]
+        uploaded = subprocess.run(
+            command, env={**online(hub), "HF_TOKEN": "hf_notatoken"}, capture_output=True, text=True
+        )
+        assert uploaded.returncode == 0, uploaded.stderr
+        files = hub.repositories["someone/out"]
+    assert files["README.md"].decode() == card.content
+    assert "adapter_model.safetensors" in files
+    assert not any(name.startswith("checkpoint") for name in files)
     assert card.data.license == "apache-2.0"
     result = json.loads((folder / "result.json").read_text())
     [nll] = [r["value"] for r in result["models"][1]["measures"] if r["measure"] == "nll_per_token"]

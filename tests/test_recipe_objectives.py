@@ -129,9 +129,9 @@ def test_the_report_of_the_alignment_experiments(tmp_path: Path, capsys: pytest.
     assert alignment(["report", "--output", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "SFT 0.008, PRO 0.008" in text
-    assert "| 4 | 0.200 ± 0.000 |" in text  # PRO 0.4 less SFT on the best 0.2, seed by seed
-    assert "| PRO on all n | 3 | 0.320 ± 0.020 |" in text  # seeds 0 to 4: 0.3 + 0.02, t interval of 0, 0.01, ..., 0.04
-    assert text.count("| 0.200 ± 0.000 | 0.000 ± 0.000 |") == 2  # 120 x 4 less 240 x 2, at equal steps and epochs
-    (slope,) = re.findall(r"\| 2 \| 1 \| (\S+) \|", text)
+    assert "|4|0.200 ± 0.000|" in text  # PRO 0.4 less SFT on the best 0.2, seed by seed
+    assert "|PRO on all n|3|0.320 ± 0.020|" in text  # seeds 0 to 4: 0.3 + 0.02, t interval of 0, 0.01, ..., 0.04
+    assert text.count("|0.200 ± 0.000|0.000 ± 0.000|") == 2  # 120 x 4 less 240 x 2, at equal steps and epochs
+    (slope,) = re.findall(r"\|2\|1\|(.*?)\|", text)
     assert float(slope) > 0  # more prompts have more bigrams and, here, a higher score
     assert all((tmp_path / f"{name}.png").is_file() for name in ("responses", "prompts", "law"))

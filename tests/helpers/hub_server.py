@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+USER = "someone"
+"""The owner of repositories that a client gives no owner."""
+
 
 class Hub(ThreadingHTTPServer):
     """Keeps the files of every commit, by repository and path."""
@@ -34,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/api/whoami-v2":
-            return self._send({"type": "user", "name": "someone"})
+            return self._send({"type": "user", "name": USER})
         self.server.unknown.append(f"GET {self.path}")
         self._send({"error": "not found"}, 404)
 
@@ -43,7 +46,7 @@ class Handler(BaseHTTPRequestHandler):
         parts = self.path.partition("?")[0].strip("/").split("/")
         if parts == ["api", "repos", "create"]:
             asked = json.loads(body)
-            name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
+            name = f"{asked.get('organization') or USER}/{asked['name']}"
             self.server.repositories.setdefault(name, {})
             return self._send({"url": f"{self.server.url}/{name}", "name": name, "id": name})
         if parts == ["api", "validate-yaml"]:
