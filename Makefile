@@ -1,4 +1,4 @@
-# make demo   sets up what users install, in .venv, and runs the main job on generated data (demo_output/)
+# make demo   installs what users need into .venv, and runs the main job on generated data (demo_output/)
 # make test   sets everything up and runs the tests, then those that need no Axolotl on the
 #             newest releases, and those of Axolotl on its newest release
 # make test-torch PYTHON=python3.13      the tests of the newest releases, on the newest torch too (several GB)
@@ -46,7 +46,7 @@ help:
 
 install: $(INSTALLED)
 
-# Modules are compiled when they are first imported, which most never are.
+# Python compiles a module at its first import. Most modules are never imported.
 PIP_INSTALL := -m pip install -qq --no-compile
 
 # $(1): what is installed.
@@ -152,7 +152,7 @@ release-check:
 	$(RELEASE)/tools/bin/twine check --strict $(RELEASE)/dist/*
 	$(RELEASE)/tools/bin/check-wheel-contents $(RELEASE)/dist/*.whl
 	$(PYTHON) -m venv $(RELEASE)/axolotl
-	$(RELEASE)/axolotl/bin/python -m pip install -qq -c constraints.txt "$$(echo $(RELEASE)/dist/*.whl)[axolotl,qlora,plots]"
+	$(RELEASE)/axolotl/bin/python -m pip install -qq -c constraints.txt "$$(echo $(RELEASE)/dist/*.whl)[$(USED)]"
 	$(call IN_EMPTY,axolotl) && mrt --version && mrt demo --quick
 	$(PYTHON) -m venv $(RELEASE)/trl
 	$(RELEASE)/trl/bin/python -m pip install -qq -c constraints-newest.txt "$$(echo $(RELEASE)/dist/*.whl)[qlora,plots]"

@@ -61,9 +61,8 @@ def run(tmp_path_factory, tiny_model_dir):
     recipe = axolotl_recipe.write(folder, again, "again.yaml")
     resume = ("--resume-from-checkpoint", str(folder / "out" / "checkpoint-2"))
     with hub_server.serve() as hub:
-        online = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_notatoken", "HF_HUB_DISABLE_XET": "1"}
-        online["WANDB_DIR"] = str(folder)
-        axolotl("train", recipe, "--launcher", "python", *resume, folder=folder, libraries=(), **online)
+        variables = {"WANDB_DIR": str(folder), **hub.environment}
+        axolotl("train", recipe, "--launcher", "python", *resume, folder=folder, libraries=(), **variables)
     (folder / "pushed").mkdir()
     for name, content in hub.repositories["someone/run"].items():
         (folder / "pushed" / name).parent.mkdir(exist_ok=True, parents=True)

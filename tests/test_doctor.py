@@ -488,7 +488,6 @@ LIMITED = """
 import json, resource, sys
 from dataclasses import asdict
 from pathlib import Path
-from textwrap import dedent
 from mrt_plugin.doctor.measure import measure_recipe
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_DATA, (5 * 2**30,) * 2)

@@ -232,17 +232,11 @@ def test_a_name_on_the_hub_is_metadata_and_a_path_is_not(tmp_path, monkeypatch):
         assert hub_id(name) is None
 
 
-def online(hub) -> dict[str, str]:
-    """An environment in which libraries reach this server as the hub."""
-    switches = dict.fromkeys(("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET", "CI"), "1")
-    return {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", **switches}
-
-
 def test_push_to_hub_uploads_the_card(tmp_path):
     """To a server that speaks the hub's protocol. Checkpoints stay here, the token is not in the card."""
     with hub_server.serve() as hub:
         script = Path(__file__).parent / "helpers" / "pushed_run.py"
-        env = online(hub)
+        env = {**os.environ, **hub.environment}
         env["PYTHONPATH"] = os.pathsep.join([str(script.parent.parent), *filter(None, [env.get("PYTHONPATH")])])
         done = subprocess.run([sys.executable, script, tmp_path], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-4000:]
@@ -300,9 +294,7 @@ def test_mrt_card_adds_an_evaluation_and_a_license(evaluated):
     with hub_server.serve() as hub:
         program, *arguments = shlex.split(line)
         command = [str(Path(sys.executable).with_name(program)), *arguments]
-        uploaded = subprocess.run(
-            command, env={**online(hub), "HF_TOKEN": "hf_notatoken"}, capture_output=True, text=True
-        )
+        uploaded = subprocess.run(command, env={**os.environ, **hub.environment}, capture_output=True, text=True)
         assert uploaded.returncode == 0, uploaded.stderr
         files = hub.repositories["someone/out"]
     assert files["README.md"].decode() == card.content

@@ -92,7 +92,7 @@ def _panel(name: str, command: str) -> str | None:
     if name in FIRST.get(command, ()):
         return None
     if name not in PANELS:
-        raise LookupError(f"option {name!r} of `mrt {command}` stands in no panel of the help: name it in `_PANELS`.")
+        raise LookupError(f"option {name!r} of `mrt {command}` has no panel in the help: add it to `_PANELS`.")
     return PANELS[name]
 
 

@@ -190,7 +190,7 @@ class _Requests:
                     task.record([Reply(job.key, start, draws, model)])
                     start += len(draws)
             except _LimitReached as problem:
-                self.limit = problem  # raised at the end: what the others have asked for is paid, so it is kept
+                self.limit = problem  # raised when the other requests are answered: they are paid for
                 return
             except _Failed as problem:
                 if isinstance(problem, _Rejected) and self.succeeded:

@@ -269,12 +269,13 @@ def yaml_block(plan: Plan) -> str | None:
         + "    type: mrt_plugin.axolotl.random_k\n"
         f"mrt:\n  k: {found.best.k}\n  layout: {'auto' if found.layout == 'shared_prefix' else 'expanded'}\n"
         f"  loss_aggregation: {found.loss_aggregation}\n"
-        + (
-            f"  curation:\n    - sample: {{groups: {found.best.prompts}}}\n"
-            if found.best.prompts < data.prompts
-            else ""
-        )
+        + (f"  curation: {_draw(found.best.prompts)}\n" if found.best.prompts < data.prompts else "")
     )
+
+
+def _draw(prompts: int) -> str:
+    """Return the curation rules that draw this many prompts, as YAML."""
+    return f"[{{sample: {{groups: {prompts}}}}}]"
 
 
 def next_step(plan: Plan) -> NextStep:
@@ -283,9 +284,9 @@ def next_step(plan: Plan) -> NextStep:
     if found is None:
         return NextStep("measure the loss with the model to fine-tune", f"mrt plan {name} --model path/or/name")
     line = ["mrt select", name, "--selector random_k", f"--k {found.best.k}", "--held-out 0.1"]
-    # Holding out takes about a tenth, of which more would be drawn twice.
+    # `--held-out` removes about a tenth of the prompts. If fewer are left than it draws, `sample` repeats prompts.
     if found.best.prompts < 0.85 * plan.data.prompts:
-        line.append(f"--curation {quote(f'[{{sample: {{groups: {found.best.prompts}}}}}]')}")
+        line.append(f"--curation {quote(_draw(found.best.prompts))}")
     why = "keep these responses and set prompts aside for evaluation, or train on this recipe"
     return NextStep(why, " ".join([*line, "--output chosen.jsonl"]))
 

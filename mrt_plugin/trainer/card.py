@@ -255,8 +255,10 @@ def _data_rows(data: DataFacts) -> Iterator[tuple[str, Any]]:
 
 def _steps(steps: list[Step]) -> list[str]:
     columns = ("step", "prompts in", "responses in", "prompts out", "responses out")
-    counts = [(step.groups_in, step.responses_in, step.groups_out, step.responses_out) for step in steps]
-    rows = [(step.rule, *(f"{count:,}" for count in row)) for step, row in zip(steps, counts, strict=True)]
+    rows = [
+        (step.rule, f"{step.groups_in:,}", f"{step.responses_in:,}", f"{step.groups_out:,}", f"{step.responses_out:,}")
+        for step in steps
+    ]
     return markdown_table(columns, rows)
 
 

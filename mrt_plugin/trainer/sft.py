@@ -192,7 +192,7 @@ class MultiResponseSFTTrainer(MultiResponseTrainerMixin, SFTTrainer):
             eval_dataset = self._checked(eval_dataset, args)
         refuse_overlap(train_dataset, eval_dataset)
         self._train_groups: Dataset | None = train_dataset
-        set_seed(args.seed)  # as transformers' trainer does, but only after TRL has drawn an adapter's first weights
+        set_seed(args.seed)  # TRL draws an adapter's first weights before transformers' trainer sets the seed
         super().__init__(model=model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
         self._train_groups = None
         self.data_collator = GroupedResponseCollator(
